@@ -1,0 +1,106 @@
+"""The records that stages exchange: batches, features, and one dataclass per result file.
+
+Every result row is a frozen dataclass; its fields, in order, are the columns of `results/<name>.jsonl`
+and of the CSV the report writes. Accuracies are in [0, 1], times in seconds, and `gflops` counts
+floating point operations / 1e9 (not a rate).
+"""
+
+import dataclasses
+
+import jax
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. The message is one line: what, what was expected, what to do.
+
+    `main` prints it without a traceback and exits with code 2.
+    """
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """images: uint8 [b, h, w, 3]; labels: int32 [b]; mask: bool [b], False where a row is padding."""
+
+    images: jax.Array
+    labels: jax.Array
+    mask: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What a checkpoint says of a data set: features float32 [n, d], logits float32 [n, s], labels int32 [n]."""
+
+    features: jax.Array
+    logits: jax.Array
+    labels: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainRow:
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_accuracy: float
+    images_per_second: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferRow:
+    checkpoint: str
+    epoch: int
+    target: str
+    method: str
+    seed: int
+    learning_rate: float
+    accuracy: float
+    mean_class_accuracy: float
+    num_train: int
+    num_test: int
+    seconds: float
+    gflops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreRow:
+    checkpoint: str
+    epoch: int
+    target: str
+    score: str
+    value: float
+    seconds: float
+    gflops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RankingRow:
+    target: str
+    method: str
+    score: str
+    pearson: float
+    kendall: float
+    weighted_kendall: float
+    recall_at_1: float
+    recall_at_3: float
+    rel_at_1: float
+    rel_at_3: float
+    num_checkpoints: int
+
+
+# Row fields that are no Python names: the files and tables say recall@1.
+COLUMNS = {"recall_at_1": "recall@1", "recall_at_3": "recall@3", "rel_at_1": "rel@1", "rel_at_3": "rel@3"}
+
+# Result file -> its row, and the fields that identify one row among the others.
+ROWS = {
+    "pretrain": (PretrainRow, ("epoch",)),
+    "transfer": (TransferRow, ("checkpoint", "target", "method", "seed")),
+    "scores": (ScoreRow, ("checkpoint", "target", "score")),
+    "ranking": (RankingRow, ("target", "method", "score")),
+}
+
+
+def to_json_dict(row) -> dict:
+    """The row as the dictionary its JSON line holds."""
+    return {COLUMNS.get(field.name, field.name): getattr(row, field.name) for field in dataclasses.fields(row)}
