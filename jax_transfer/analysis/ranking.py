@@ -1,0 +1,134 @@
+"""How well a score ranks checkpoints: correlations, Recall@k, Rel@k and regret against the final accuracies.
+
+One target at a time: scores [k] and accuracies [k], one entry a checkpoint, higher is better in both. Each function
+returns a Python float, NaN where the quantity is undefined: fewer than two checkpoints, a constant input (correlations)
+or a value that is not finite. The paper's Recall@k over several targets is the mean of `recall_at_k` over them.
+
+Ties: a score that cannot tell two checkpoints apart is given no credit for their order in the list. Kendall's tau-b and
+the weighted tau correct for ties; Recall@k, Rel@k and regret are expectations over a uniformly random order of the tied.
+"""
+
+import math
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike
+
+from jax_transfer.records import InputError, RankingRow
+
+
+def pearson(scores: ArrayLike, accuracies: ArrayLike) -> float:
+    """Pearson's linear correlation, in [-1, 1]."""
+    scores, accuracies = _pair(scores, accuracies)
+    if not _correlation_is_defined(scores, accuracies):
+        return math.nan
+    scores, accuracies = _standardised(scores), _standardised(accuracies)
+    return float(np.clip(scores @ accuracies, -1, 1))
+
+
+def kendall(scores: ArrayLike, accuracies: ArrayLike) -> float:
+    """Kendall's tau-b, in [-1, 1]: concordant minus discordant pairs, corrected for ties (Kendall, 1945)."""
+    scores, accuracies = _pair(scores, accuracies)
+    if not _correlation_is_defined(scores, accuracies):
+        return math.nan
+    return float(scipy.stats.kendalltau(scores, accuracies, variant="b").statistic)
+
+
+def weighted_kendall(scores: ArrayLike, accuracies: ArrayLike) -> float:
+    """Weighted Kendall tau, in [-1, 1]: errors among the best checkpoints cost more (Vigna, WWW 2015).
+
+    A pair weighs 1 / (r + 1) + 1 / (q + 1), r and q its ranks from 0 (best). As in `scipy.stats.weightedtau` the result
+    is the mean of two values: ranks by decreasing score, ties broken by accuracy; and by decreasing accuracy, ties
+    broken by score. It is thus symmetric in its arguments; it does not depend on the order of the list.
+    """
+    scores, accuracies = _pair(scores, accuracies)
+    if not _correlation_is_defined(scores, accuracies):
+        return math.nan
+    return float(scipy.stats.weightedtau(scores, accuracies, rank=True, weigher=None, additive=True).statistic)
+
+
+def recall_at_k(scores: ArrayLike, accuracies: ArrayLike, k: int) -> float:
+    """1 if a checkpoint of the highest accuracy is among the k of highest score, else 0.
+
+    "Ranking Neural Checkpoints", section 2.3. Tied scores at place k: the probability in [0, 1] that a best checkpoint
+    is drawn. Tied accuracies: any of the best counts.
+    """
+    scores, accuracies = _pair(scores, accuracies)
+    if not _ranking_is_defined(scores, accuracies, k):
+        return math.nan
+    return _expected_best(scores, (accuracies == accuracies.max()).astype(float), k)
+
+
+def relative_accuracy_at_k(scores: ArrayLike, accuracies: ArrayLike, k: int) -> float:
+    """Rel@k: the best accuracy among the k checkpoints of highest score, over the best of all; in [0, 1].
+
+    "Ranking Neural Checkpoints", section 2.3. Tied scores at place k: the expectation over which of them is drawn.
+    NaN if the best accuracy is 0.
+    """
+    scores, accuracies = _pair(scores, accuracies)
+    if not _ranking_is_defined(scores, accuracies, k) or accuracies.max() <= 0:
+        return math.nan
+    return _expected_best(scores, accuracies, k) / float(accuracies.max())
+
+
+def regret(scores: ArrayLike, accuracies: ArrayLike) -> float:
+    """Accuracy lost by taking the checkpoint of highest score instead of the best one, >= 0; tied scores: its mean."""
+    scores, accuracies = _pair(scores, accuracies)
+    if not _ranking_is_defined(scores, accuracies, 1):
+        return math.nan
+    return max(float(accuracies.max()) - _expected_best(scores, accuracies, 1), 0.0)
+
+
+def ranking_row(target: str, method: str, score: str, scores: ArrayLike, accuracies: ArrayLike) -> RankingRow:
+    """The row of `results/ranking.jsonl`: how well `score` predicts the accuracies of `method` on `target`."""
+    return RankingRow(
+        target=target,
+        method=method,
+        score=score,
+        pearson=pearson(scores, accuracies),
+        kendall=kendall(scores, accuracies),
+        weighted_kendall=weighted_kendall(scores, accuracies),
+        recall_at_1=recall_at_k(scores, accuracies, 1),
+        recall_at_3=recall_at_k(scores, accuracies, 3),
+        rel_at_1=relative_accuracy_at_k(scores, accuracies, 1),
+        rel_at_3=relative_accuracy_at_k(scores, accuracies, 3),
+        num_checkpoints=len(scores),
+    )
+
+
+def _pair(scores, accuracies):
+    scores, accuracies = np.asarray(scores, np.float64), np.asarray(accuracies, np.float64)
+    if scores.ndim != 1 or scores.shape != accuracies.shape:
+        raise InputError(
+            f"scores {list(scores.shape)} and accuracies {list(accuracies.shape)} do not match: expected two lists of the "
+            "same length, one entry a checkpoint; pass the checkpoints that have both."
+        )
+    return scores, accuracies
+
+
+def _correlation_is_defined(scores, accuracies):
+    return _ranking_is_defined(scores, accuracies, 1) and np.ptp(scores) > 0 and np.ptp(accuracies) > 0
+
+
+def _ranking_is_defined(scores, accuracies, k):
+    if k < 1:
+        raise InputError(f"k is {k}: expected a number of checkpoints of 1 or more.")
+    return len(scores) >= 2 and bool(np.all(np.isfinite(scores)) and np.all(np.isfinite(accuracies)))
+
+
+def _standardised(values):
+    values = values / np.max(np.abs(values))  # no underflow or overflow of the squares
+    values = values - values.mean()
+    return values / np.linalg.norm(values)
+
+
+def _expected_best(scores, gains, k):
+    """Mean of the largest gain among the k highest scores, over a uniformly random order of tied scores."""
+    k = min(k, len(scores))
+    threshold = np.sort(scores)[-k]  # the score at place k
+    sure, tied = gains[scores > threshold], np.sort(gains[scores == threshold])
+    drawn = k - len(sure)
+    floor = sure.max() if len(sure) else -np.inf
+    total = math.comb(len(tied), drawn)
+    # tied[i] is the largest of the drawn in comb(i, drawn - 1) of the draws
+    return float(sum(math.comb(i, drawn - 1) / total * max(floor, gain) for i, gain in enumerate(tied)))

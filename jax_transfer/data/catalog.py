@@ -1,0 +1,88 @@
+"""The papers' data sets: which splits they are trained and tested on, and how the field reports them.
+
+Data sets outside the catalog work too: `tfds:` sets with their `train` and `test` (or `validation`) splits, and any
+folder. Those that TFDS cannot build carry `layout`: download them from their home and load them with `folder:`.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """tfds: the builder's name. train, test: split expressions. image_size: side in pixels the papers train at.
+
+    mean_per_class: the field reports the mean of the classes' accuracies. layout: how to arrange the files for
+    `folder:`, for data sets that TFDS cannot build.
+    """
+
+    tfds: str
+    num_classes: int
+    train: str = "train"
+    test: str = "test"
+    image_size: int = 224
+    mean_per_class: bool = False
+    layout: str = ""
+
+
+# `tfds:<key>` loads an entry; so does the builder's own name. mean_per_class follows Kornblith et al. 2019, Table 1.
+CATALOG = {
+    # Small images
+    "mnist": Entry("mnist", 10, image_size=28),
+    "fashion_mnist": Entry("fashion_mnist", 10, image_size=28),
+    "cifar10": Entry("cifar10", 10, image_size=32),
+    "cifar100": Entry("cifar100", 100, image_size=32),
+    "tiny_imagenet": Entry(
+        "tiny_imagenet",
+        200,
+        test="validation",
+        image_size=64,
+        layout="train/<wnid>/*.JPEG as unpacked, and val/ sorted into val/<wnid>/ by val_annotations.txt",
+    ),
+    # Pre-training
+    "imagenet2012": Entry("imagenet2012", 1000, test="validation"),
+    "places365": Entry("places365_small", 365, test="validation"),
+    "inaturalist2017": Entry("i_naturalist2017", 5089, test="validation"),
+    # Targets of "inadequately pre-trained": with CIFAR-10 and CIFAR-100 above, its nine
+    "food101": Entry("food101", 101, test="validation"),
+    "aircraft": Entry(
+        "fgvc_aircraft",
+        100,
+        mean_per_class=True,
+        layout="train/<variant>/*.jpg (trainval list, 6,667 images) and test/<variant>/*.jpg (3,333 images)",
+    ),
+    "stanford_cars": Entry("cars196", 196),
+    "cub200": Entry("caltech_birds2011", 200),
+    "flowers102": Entry("oxford_flowers102", 102, train="train+validation", mean_per_class=True),
+    "indoor67": Entry(
+        "indoor67",
+        67,
+        layout="train/<scene>/*.jpg (TrainImages.txt, or 80 % of the images) and test/<scene>/*.jpg (the others)",
+    ),
+    "mura": Entry(
+        "mura",
+        2,
+        layout="train/{negative,positive}/*.png and test/{negative,positive}/*.png (valid), one class per study label",
+    ),
+    # Targets of "ranking neural checkpoints", with Flowers-102
+    "caltech101": Entry("caltech101", 102, mean_per_class=True),  # TFDS keeps background_google as a class
+    "sun397": Entry(
+        "sun397", 397, train="train+validation"
+    ),  # TFDS's own split of all images, not the ten 50 + 50 ones
+    "patch_camelyon": Entry("patch_camelyon", 2),
+    # Targets of "pre-training data reuse", with Cars, CUB, SUN, Aircraft and Caltech
+    "stanford_dogs": Entry("stanford_dogs", 120),
+    "pets": Entry("oxford_iiit_pet", 37, mean_per_class=True),
+    "dtd": Entry("dtd", 47, train="train+validation"),
+    # Further medical target
+    "shenzhen_cxr": Entry(
+        "shenzhen_cxr",
+        2,
+        layout="normal/*.png and tuberculosis/*.png (the last digit of each file name: 0 or 1); it is split 80/20",
+    ),
+}
+
+
+def find(name: str) -> Entry | None:
+    """The entry that `tfds:<name>` means, by its key or by the builder's name (`cars196`, `cars196:2.1.0`)."""
+    builder = name.split(":")[0].split("/")[0]
+    return CATALOG.get(builder) or next((entry for entry in CATALOG.values() if entry.tfds == builder), None)

@@ -1,0 +1,91 @@
+"""Features of a data set: one compiled forward pass for all checkpoints, and a cache on disk.
+
+The cache's key is a hash of all that determines the features: the parameters themselves, the model,
+the data with its size, the preprocessing and the precision of the computation.
+"""
+
+import collections
+import hashlib
+import io
+import json
+import pathlib
+import zipfile
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jax_transfer import devices, logs
+from jax_transfer.data import augment
+from jax_transfer.data.batches import Feed
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.models.net import Net
+from jax_transfer.records import Batch, Features
+
+
+def make_forward(net: Net, preprocessing: Preprocessing, mesh: Mesh) -> Callable:
+    """Compiles forward(model, batch) -> Output(logits [b, s], features [b, d])."""
+
+    @jax.jit
+    def forward(model, batch: Batch):
+        images = devices.constrain(batch, mesh, "data").images
+        return net.apply(model["params"], model["stats"], augment.evaluation_view(images, preprocessing))
+
+    return forward
+
+
+def extract(forward: Callable, model: dict, feed: Feed, batch_size: int) -> Features:
+    """Features of every image of the feed, as numpy arrays in the order of the source."""
+    waiting: collections.deque = collections.deque()
+    parts = []
+    for batch in feed.evaluation_batches(batch_size):
+        waiting.append(forward(model, batch))
+        if len(waiting) > 2:  # copy a batch's features to the host while the next ones are computed
+            parts.append(jax.device_get(waiting.popleft()))
+    parts += jax.device_get(list(waiting))
+    n = len(feed.source)  # what lies behind is padding
+    logits, features = (np.concatenate(part)[:n] for part in zip(*parts, strict=True))
+    return Features(features=features, logits=logits, labels=np.asarray(feed.source.labels, np.int32))
+
+
+def forward_gigaflops(forward: Callable, model: dict, preprocessing: Preprocessing, batch_size: int) -> float:
+    """The work of one image's forward pass, by the compiler's cost analysis of shapes alone."""
+    size = preprocessing.host_size
+    batch = Batch(
+        images=jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8),
+        labels=jax.ShapeDtypeStruct((batch_size,), np.int32),
+        mask=jax.ShapeDtypeStruct((batch_size,), bool),
+    )
+    return devices.gigaflops(forward, model, batch) / batch_size
+
+
+def cache_key(model_fingerprint: str, model_settings: dict, preprocessing: Preprocessing, feed: Feed) -> str:
+    """Changes whenever the features would. `model_fingerprint` is `trees.fingerprint` of the parameters."""
+    determined_by = [
+        model_fingerprint,
+        json.dumps(model_settings, sort_keys=True),
+        json.dumps(preprocessing.to_json(), sort_keys=True),
+        feed.fingerprint,
+        jnp.dtype(devices.compute_dtype()).name,
+    ]
+    return hashlib.blake2b("\n".join(determined_by).encode(), digest_size=16).hexdigest()
+
+
+def save(path: pathlib.Path, features: Features) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, features=features.features, logits=features.logits, labels=features.labels)
+    logs.write_atomically(path, buffer.getvalue())
+
+
+def load(path: pathlib.Path) -> Features | None:
+    """The cached features, or None where there are none. A file that cannot be read is named and made again."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as arrays:
+            return Features(**{name: arrays[name] for name in ("features", "logits", "labels")})
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+        logs.log.warning("%s cannot be read (%s): the features are extracted again.", path, error)
+        return None

@@ -1,0 +1,123 @@
+"""What a run says: progress with the time left, result rows as JSON lines, TensorBoard scalars."""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import sys
+import threading
+
+import absl.logging
+import tensorboardX
+import tqdm
+
+from jax_transfer.records import COLUMNS, ROWS, to_json_dict
+
+log = logging.getLogger("jax_transfer")
+_field_of_column = {column: field for field, column in COLUMNS.items()}
+
+
+def setup(level: int = logging.INFO) -> None:
+    """Sends the project's messages to stderr, each with its time; other libraries only from warnings on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    log.handlers[:] = [handler]
+    log.setLevel(level)
+    log.propagate = False
+    absl.logging.set_verbosity(absl.logging.WARNING)
+
+
+def progress(total: int, what: str, unit: str) -> tqdm.tqdm:
+    """A progress bar with rate and time left; call `.update(n)`, use as a context manager.
+
+    A terminal sees it move; a log file gets a line every 20 seconds.
+    """
+    interactive = sys.stderr.isatty()
+    return tqdm.tqdm(
+        total=total,
+        desc=what,
+        unit=f" {unit}",
+        mininterval=0.3 if interactive else 20,
+        delay=0.3 if interactive else 20,
+        dynamic_ncols=interactive,
+        ncols=None if interactive else 110,
+        leave=False,
+        smoothing=0.1,
+        file=sys.stderr,
+    )
+
+
+class Rows:
+    """One results file: rows appended and flushed, a torn last line dropped with a warning.
+
+    A row whose key fields equal those of an earlier row is not written again, so a stage that is
+    repeated after a kill adds only what is missing.
+    """
+
+    def __init__(self, results: pathlib.Path, name: str):
+        self.name, self.path = name, results / f"{name}.jsonl"
+        self.row_type, self.key_fields = ROWS[name]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows = [self._parse(line) for line in self._whole_lines()]
+        self._lock = threading.Lock()
+
+    def _whole_lines(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        data = self.path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        if end != len(data):
+            log.warning("%s ends in a torn line (a run was killed while it wrote): the line is dropped.", self.path)
+            with open(self.path, "r+b") as file:
+                file.truncate(end)
+        return data[:end].decode().splitlines()
+
+    def _parse(self, line: str):
+        values = {_field_of_column.get(name, name): value for name, value in json.loads(line).items()}
+        return self.row_type(**{name: math.nan if value is None else value for name, value in values.items()})
+
+    def key(self, row) -> tuple:
+        return tuple(getattr(row, field) for field in self.key_fields)
+
+    def __contains__(self, key: tuple) -> bool:
+        return any(self.key(row) == key for row in self.rows)
+
+    def append(self, row) -> None:
+        if self.key(row) in self:
+            return
+        with self._lock, open(self.path, "a", encoding="utf-8") as file:
+            file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(row)
+
+    def replace(self, rows) -> None:
+        """Writes the whole file anew; a kill leaves the old file or the new one."""
+        self.rows = list(rows)
+        write_atomically(self.path, "".join(map(_line, self.rows)).encode())
+
+
+def _line(row) -> str:
+    # NaN is no JSON: a value that does not exist is null.
+    values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in to_json_dict(row).items()}
+    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_atomically(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file so that a kill at any moment leaves the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def tensorboard(workdir: pathlib.Path) -> tensorboardX.SummaryWriter:
+    """A TensorBoard writer that needs no TensorFlow."""
+    return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), write_to_disk=True)

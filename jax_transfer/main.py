@@ -1,0 +1,77 @@
+"""python -m jax_transfer.main --config=configs/quickstart.py --workdir=DIR [--config.pretrain.epochs=5 ...]"""
+
+import errno
+import pathlib
+import sys
+
+import rich
+from absl import app, flags
+from ml_collections import config_flags
+
+from jax_transfer import config as settings
+from jax_transfer import devices, logs, plan
+from jax_transfer.records import InputError
+from jax_transfer.report import tables
+from jax_transfer.study import STAGES
+from jax_transfer.workspace import Workspace, open_workdir
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The study: a file in configs/, FILE or FILE:VARIANT.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, features, results and the report go.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+USER_ERROR = 2
+
+
+def _main(argv) -> None:
+    if len(argv) > 1:
+        raise InputError(f"Unexpected argument {argv[1]!r}: options are --config, --workdir and --config.FIELD=VALUE.")
+    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    settings.check(config)
+    lock = open_workdir(config, workdir)
+    devices.use_compilation_cache(workdir / "compilation_cache")
+    work = Workspace(config, workdir)
+    try:
+        plan.check_data(work)
+        plan.show(work)
+        for name, stage in STAGES.items():
+            if name in config.stages:
+                logs.log.info("Stage %s", name)
+                stage(work)
+        rows = tables.read_rows(work.results / "transfer.jsonl")
+        if rows:
+            rich.print(tables.summary_table(rows))
+    finally:
+        work.close()
+        lock.close()
+
+
+def run() -> None:
+    """The command: user errors and a full disk end in one line and exit code 2."""
+    logs.setup()
+    try:
+        app.run(_main, flags_parser=_parse_flags)
+    except InputError as error:
+        _fail(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _fail(
+            f"The disk is full: {error}. Free some space and run the same command again; it goes on where it stopped."
+        )
+
+
+def _parse_flags(argv):
+    try:
+        return flags.FLAGS(argv)
+    # An unknown or ill-typed --config.FIELD, and a config file that does not exist.
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+        raise InputError(f"{error}".strip().replace("\n", " ")) from error
+
+
+def _fail(message) -> None:
+    print(f"jax_transfer: {message}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,201 @@
+"""Residual networks v1 for images (He et al., 2016, arXiv:1512.03385), with torchvision's layout and names.
+
+The bottleneck strides in its 3x3 convolution ("v1.5", Goyal et al., 2017, arXiv:1706.02677), as in torchvision.
+Padding is explicit and symmetric, as in torch: "SAME" is asymmetric at stride 2.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jax_transfer.choose import choose
+from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.records import InputError
+
+STEMS = {"imagenet": 32, "cifar": 8}  # stem -> smallest image that leaves every stage a pixel
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+he_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation (Ioffe and Szegedy, 2015) over all axes but the last, with torch's conventions.
+
+    Momentum 0.9 (which torch calls 0.1), eps 1e-5; the running variance is fed the unbiased batch variance, as
+    torch does (flax feeds the biased one). Arithmetic and statistics are float32 whatever the input's dtype.
+    The means are plain, so under jit with a sharded batch they are those of the global batch.
+    """
+
+    def __init__(self, features: int, *, scale: float = 1.0, dtype=jnp.float32):
+        self.scale = nnx.Param(jnp.full(features, scale, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(features, jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "*b d"], train: bool) -> Float[Array, "*b d"]:
+        x = x.astype(jnp.float32)
+        mean, var = self.mean[...], self.var[...]
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            n = x.size // x.shape[-1]
+            mean = jnp.mean(x, axes)
+            # E[x^2] - E[x]^2 reads x once for both moments; rounding may leave it below zero.
+            var = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0.0)
+            self.mean[...] = 0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean)
+            self.var[...] = 0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(var) * (n / max(n - 1, 1))
+        y = (x - mean) * (jax.lax.rsqrt(var + 1e-5) * self.scale[...]) + self.bias[...]
+        return y.astype(self.dtype)
+
+
+def _conv(features_in: int, features_out: int, size: int, stride: int, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(
+        features_in,
+        features_out,
+        kernel_size=(size, size),
+        strides=(stride, stride),
+        padding=((size // 2, size // 2), (size // 2, size // 2)),
+        use_bias=False,
+        kernel_init=he_normal_fan_out,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        rngs=rngs,
+    )
+
+
+def _downsample(features_in: int, features_out: int, stride: int, dtype, rngs: nnx.Rngs) -> nnx.List:
+    """The projection of the shortcut; empty where the identity fits."""
+    if stride == 1 and features_in == features_out:
+        return nnx.List([])
+    return nnx.List([_conv(features_in, features_out, 1, stride, dtype, rngs), BatchNorm(features_out, dtype=dtype)])
+
+
+def _shortcut(downsample: nnx.List, x, train: bool):
+    if not len(downsample):
+        return x
+    conv, norm = downsample
+    return norm(conv(x), train)
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions (ResNet-18 and 34)."""
+
+    expansion = 1
+
+    def __init__(self, features_in: int, width: int, stride: int, *, last_scale, dtype, rngs: nnx.Rngs):
+        self.conv1 = _conv(features_in, width, 3, stride, dtype, rngs)
+        self.bn1 = BatchNorm(width, dtype=dtype)
+        self.conv2 = _conv(width, width, 3, 1, dtype, rngs)
+        self.bn2 = BatchNorm(width, scale=last_scale, dtype=dtype)
+        self.downsample = _downsample(features_in, width, stride, dtype, rngs)
+
+    def __call__(self, x, train: bool):
+        y = nnx.relu(self.bn1(self.conv1(x), train))
+        y = self.bn2(self.conv2(y), train)
+        return nnx.relu(y + _shortcut(self.downsample, x, train))
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 (strided) and 1x1 convolutions (ResNet-50 and deeper)."""
+
+    expansion = 4
+
+    def __init__(self, features_in: int, width: int, stride: int, *, last_scale, dtype, rngs: nnx.Rngs):
+        features_out = self.expansion * width
+        self.conv1 = _conv(features_in, width, 1, 1, dtype, rngs)
+        self.bn1 = BatchNorm(width, dtype=dtype)
+        self.conv2 = _conv(width, width, 3, stride, dtype, rngs)
+        self.bn2 = BatchNorm(width, dtype=dtype)
+        self.conv3 = _conv(width, features_out, 1, 1, dtype, rngs)
+        self.bn3 = BatchNorm(features_out, scale=last_scale, dtype=dtype)
+        self.downsample = _downsample(features_in, features_out, stride, dtype, rngs)
+
+    def __call__(self, x, train: bool):
+        y = nnx.relu(self.bn1(self.conv1(x), train))
+        y = nnx.relu(self.bn2(self.conv2(y), train))
+        y = self.bn3(self.conv3(y), train)
+        return nnx.relu(y + _shortcut(self.downsample, x, train))
+
+
+class ResNet(nnx.Module):
+    """Stem, four stages, global average pool (the features), linear head (the logits)."""
+
+    def __init__(self, block, stage_sizes, num_classes, *, stem, width, zero_init_last, dtype, rngs: nnx.Rngs):
+        last_scale = 0.0 if zero_init_last else 1.0
+        size, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = _conv(3, width, size, stride, dtype, rngs)
+        self.bn1 = BatchNorm(width, dtype=dtype)
+        features = width
+        for stage, num_blocks in enumerate(stage_sizes):
+            blocks = []
+            for i in range(num_blocks):
+                stride = 2 if stage > 0 and i == 0 else 1
+                stage_width = width * 2**stage
+                blocks.append(block(features, stage_width, stride, last_scale=last_scale, dtype=dtype, rngs=rngs))
+                features = block.expansion * stage_width
+            setattr(self, f"layer{stage + 1}", nnx.List(blocks))
+        self.fc = nnx.Linear(features, num_classes, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+        self.stem = stem
+        self.dtype = dtype
+
+    def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
+        x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train))
+        if self.stem == "imagenet":
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in layer:
+                x = block(x, train)
+        features = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        return Output(logits=self.fc(features), features=features)
+
+
+def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64, zero_init_last=False):
+    """A residual network as a Net. Equal arguments give the identical Net, so compiled code is shared.
+
+    Args:
+      num_classes: columns of the logits.
+      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
+        logits are float32 either way.
+      stem: "imagenet" (7x7 at stride 2 and a 3x3 max-pool at stride 2; images of 32 pixels or more) or "cifar"
+        (3x3 at stride 1; 8 pixels or more).
+      width: channels of the first stage; 64 in the paper.
+      zero_init_last: start the last BatchNorm scale of each block at 0, so that blocks start as the identity
+        (Goyal et al., 2017, section 5.1). False is the recipe of torchvision's ImageNet weights.
+
+    Raises:
+      InputError: if an argument is not one of the above.
+    """
+    dtype = getattr(dtype, "__name__", str(dtype))
+    choose(DTYPES, dtype, f"dtype of {name}")
+    choose(STEMS, stem, f"stem of {name}")
+    for field, value in (("num_classes", num_classes), ("width", width)):
+        if value < 1:
+            raise InputError(f"{field} of {name} is {value!r}; expected a whole number of at least 1.")
+    return _build(name, stage_sizes, block, int(num_classes), dtype, stem, int(width), bool(zero_init_last))
+
+
+@functools.cache
+def _build(name, stage_sizes, block, num_classes, dtype, stem, width, zero_init_last) -> Net:
+    def make_module(rngs: nnx.Rngs) -> ResNet:
+        options = dict(stem=stem, width=width, zero_init_last=zero_init_last, dtype=DTYPES[dtype])
+        return ResNet(block, stage_sizes, num_classes, **options, rngs=rngs)
+
+    return make_net(
+        name,
+        make_module,
+        num_classes=num_classes,
+        feature_dim=width * 8 * block.expansion,
+        min_image_size=STEMS[stem],
+        classifier=("fc",),
+    )
+
+
+resnet10 = functools.partial(_resnet, "resnet10", (1, 1, 1, 1), BasicBlock)  # for tests and quick starts
+resnet18 = functools.partial(_resnet, "resnet18", (2, 2, 2, 2), BasicBlock)
+resnet34 = functools.partial(_resnet, "resnet34", (3, 4, 6, 3), BasicBlock)
+resnet50 = functools.partial(_resnet, "resnet50", (3, 4, 6, 3), Bottleneck)
+resnet101 = functools.partial(_resnet, "resnet101", (3, 4, 23, 3), Bottleneck)
+resnet152 = functools.partial(_resnet, "resnet152", (3, 8, 36, 3), Bottleneck)

@@ -1,0 +1,135 @@
+"""Before the first compile: check what needs the data, and say what will happen and about how long it takes."""
+
+import math
+
+import jax
+from clu import parameter_overview
+from rich.console import Console
+from rich.table import Table
+
+from jax_transfer import config as settings
+from jax_transfer import devices
+from jax_transfer.data.batches import steps_per_epoch
+from jax_transfer.features import extract
+from jax_transfer.logs import log
+from jax_transfer.records import InputError
+from jax_transfer.training.objectives import OBJECTIVES
+from jax_transfer.training.optimizers import make_optimizer
+from jax_transfer.training.steps import make_train_step, training_view
+from jax_transfer.transfer.finetune import total_steps, train_step_gigaflops
+from jax_transfer.workspace import Workspace
+
+
+def check_data(work: Workspace) -> None:
+    """Opens every data set the study names and checks it against the config.
+
+    Raises:
+      InputError: a data set that is missing or unusable, a batch that does not divide or is too large.
+    """
+    config = work.config
+    device_batch = devices.check_batch_size(config.pretrain.batch_size, work.mesh, "config.pretrain.batch_size")
+    devices.check_batch_size(config.data.eval_batch_size, work.mesh, "config.data.eval_batch_size")
+    log.info("%s; global batch %d, %d on each device", devices.description(), config.pretrain.batch_size, device_batch)
+    for dataset in dict.fromkeys((config.source.dataset, *config.targets)):
+        train, test = work.source(dataset, "train"), work.source(dataset, "test")
+        for source in (train, test):
+            if not len(source):
+                raise InputError(f"{dataset} has no images in its {source.split} split.")
+            if source.labels.min() < 0 or source.labels.max() >= source.num_classes:
+                raise InputError(
+                    f"{dataset} {source.split}: labels lie in [{source.labels.min()}, {source.labels.max()}], "
+                    f"outside of its {source.num_classes} classes (0 to {source.num_classes - 1})."
+                )
+        if train.class_names != test.class_names:
+            raise InputError(f"{dataset}: the train and test splits have different classes.")
+        if train.num_classes < 2:
+            raise InputError(f"{dataset} has a single class ({train.class_names[0]!r}): at least two are needed.")
+    if "pretrain" in config.stages:
+        train = work.source(config.source.dataset, "train")
+        steps_per_epoch(len(train), config.pretrain.batch_size, f"{config.source.dataset} (config.pretrain)")
+    if "finetune" in config.stages:
+        for target in config.targets:
+            tuning = settings.finetune_settings(config, target)
+            steps_per_epoch(len(work.source(target, "train")), tuning.batch_size, f"{target} (config.finetune)")
+
+
+def show(work: Workspace) -> None:
+    """Prints the parameters, and the stages with what they do and a rough estimate of their time."""
+    console = Console(stderr=True)
+    params, stats = jax.eval_shape(work.source_net.init, jax.random.key(0))
+    overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+    console.print(overview, highlight=False, markup=False, soft_wrap=True)
+    config = work.config
+    rate = devices.sustained_gigaflops_per_second()
+    source = work.source(config.source.dataset, "train")
+    table = Table(
+        title=f"{config.name}: {config.model.name}, {config.source.dataset} to {len(config.targets)} target(s)"
+    )
+    for column, justify in (("stage", "left"), ("what", "left"), ("about", "right")):
+        table.add_column(column, justify=justify)
+    epochs = f"{len(work.epochs)} checkpoints (epochs {_list(work.epochs)})"
+    what = {
+        "pretrain": f"{config.pretrain.epochs} epochs of {len(source):,} images",
+        "features": epochs,
+        "probe": f"{', '.join(config.probe.methods)}: {epochs}",
+        "finetune": epochs,
+        "scores": ", ".join(config.scores),
+        "report": "report/index.html",
+    }
+    seconds = {
+        name: gigaflops / rate for name, gigaflops in _gigaflops(work, params, stats).items() if name in config.stages
+    }
+    for name in config.stages:
+        table.add_row(name, what[name], _duration(seconds[name]) if name in seconds else "")
+    table.add_section()
+    for target in config.targets:
+        train, test = (work.source(target, split) for split in ("train", "test"))
+        table.add_row("target", f"{target}: {len(train):,} train, {len(test):,} test, {train.num_classes} classes", "")
+    table.caption = (
+        f"In all about {_duration(sum(seconds.values()))} and compilation, from a timed convolution "
+        f"({rate:,.0f} GFLOP/s); what is already done is skipped."
+    )
+    console.print(table)
+
+
+def _gigaflops(work: Workspace, params, stats) -> dict[str, float]:
+    """The convolutional work of each stage, from the compiler's cost analysis."""
+    config, net = work.config, work.source_net
+    model = {"params": params, "stats": stats}
+    image = extract.forward_gigaflops(work.forward, model, work.preprocessing, config.data.eval_batch_size)
+    sizes = {d: [len(work.source(d, s)) for s in ("train", "test")] for d in (config.source.dataset, *config.targets)}
+
+    def step(net, objective, optimizer, augment, batch_size):
+        one = make_train_step(net, objective, optimizer, training_view(tuple(augment), work.preprocessing))
+        return train_step_gigaflops(one, net, optimizer, work.preprocessing, batch_size)
+
+    batch = config.pretrain.batch_size
+    train, test = sizes[config.source.dataset]
+    optimizer = make_optimizer(settings.pretrain_optimizer(config), 1)
+    objective = OBJECTIVES[config.pretrain.objective]
+    epoch = train // batch * step(net, objective, optimizer, config.pretrain.augment, batch)
+    total = {
+        "pretrain": config.pretrain.epochs * (epoch + test * image),
+        "features": len(work.epochs) * sum(sum(sizes[target]) for target in config.targets) * image,
+        "finetune": 0.0,
+    }
+    for target in config.targets:
+        tuning = settings.finetune_settings(config, target)
+        if sizes[target][0] < tuning.batch_size:
+            continue
+        target_net = work.net(work.source(target, "train").num_classes)
+        optimizer = make_optimizer(tuning.optimizer, 1)
+        one = step(target_net, OBJECTIVES["supervised"], optimizer, tuning.augment, tuning.batch_size)
+        tuned = total_steps(tuning, sizes[target][0], target) * one + sizes[target][1] * image
+        total["finetune"] += len(work.epochs) * tuning.num_seeds * tuned
+    return {name: value for name, value in total.items() if math.isfinite(value)}
+
+
+def _list(epochs: list[int]) -> str:
+    return ", ".join(map(str, epochs)) if len(epochs) <= 12 else f"{epochs[0]}, {epochs[1]}, ... {epochs[-1]}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

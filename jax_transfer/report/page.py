@@ -1,0 +1,259 @@
+"""The report: one HTML page that opens with the answer, and the same figures and tables as files of their own."""
+
+import html
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from jax_transfer.records import InputError
+from jax_transfer.report import figures, tables
+from jax_transfer.report.tables import METHODS, Row, percent
+
+# Result file -> the stages that write it: what to run when it is missing.
+STAGES = {
+    "pretrain": "pretrain",
+    "transfer": "probe or finetune",
+    "scores": "scores",
+    "ranking": "scores",
+}
+
+LONG_TABLE = 15  # rows; longer ones are folded
+MANY_FIGURES = 12  # in a section; its groups are then folded, but for the first
+
+CSS = """
+:root { color-scheme: light dark; --text: #1d1f23; --quiet: #5b6068; --line: #d9dbdf; --page: #ffffff; --tint: #f5f6f8; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e7e8ea; --quiet: #a3a8b0; --line: #3b3f46; --page: #16181c; --tint: #1f2227; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 72rem; background: var(--page); color: var(--text);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; }
+h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
+h1, h2, h3, p, li, summary, figcaption { overflow-wrap: anywhere; }
+p, li { max-width: 46rem; }
+ul { padding-left: 1.2rem; }
+li { margin: .5rem 0; }
+.quiet, figcaption { color: var(--quiet); font-size: .875rem; }
+.answer { font-size: 1.125rem; font-weight: 600; }
+.table { overflow-x: auto; margin: .75rem 0; }
+table { border-collapse: collapse; font-size: .875rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .75rem .3rem 0; text-align: left; vertical-align: baseline; white-space: nowrap; }
+th { font-weight: 600; border-bottom: 1px solid var(--text); }
+td { border-bottom: 1px solid var(--line); }
+th.n, td.n { text-align: right; padding-left: .75rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem; }
+figure { margin: 0; }
+figure svg { display: block; width: 100%; max-width: 30rem; height: auto; background: #fff; border-radius: 4px; }
+figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
+figcaption { margin-top: .4rem; max-width: 30rem; }
+details { margin: .75rem 0; }
+summary { cursor: pointer; font-weight: 600; }
+pre { overflow-x: auto; background: var(--tint); padding: 1rem; border-radius: 4px; font-size: .8125rem; }
+@media print { body { max-width: none; } .table { overflow: visible; } figure { break-inside: avoid; } }
+"""
+
+
+def write_report(workdir: pathlib.Path) -> pathlib.Path:
+    """Writes `report/index.html`, `report/figures/*.svg` and `report/<name>.csv` for each `results/<name>.jsonl`.
+
+    The page is one file without scripts or requests to anywhere. A result that is not there yet is named on it
+    together with the stage that makes it, so that the report can be written at any time of a study.
+
+    Returns:
+      The path of index.html.
+
+    Raises:
+      InputError: if `workdir` is no folder, or a file in it cannot be read.
+    """
+    if not workdir.is_dir():
+        raise InputError(f"Working directory {workdir} does not exist; give the --workdir of a study.")
+    results = {path.stem: tables.read_rows(path) for path in sorted((workdir / "results").glob("*.jsonl"))}
+    # In the order of the stages, then what this page does not know.
+    results = {name: results[name] for name in [*(n for n in STAGES if n in results), *(results.keys() - STAGES)]}
+    config, report = _read_config(workdir / "config.json"), workdir / "report"
+    (report / "figures").mkdir(parents=True, exist_ok=True)
+    for name, rows in results.items():
+        tables.to_csv(rows, report / f"{name}.csv", tables.column_names(name, rows))
+    title = tables.printable(config.get("name") or workdir.resolve().name)
+    body = [
+        *_head(title, config),
+        *_answer(results.get("transfer", [])),
+        *_figure_sections(results, report / "figures"),
+        *_tables(results),
+        "<h2>Configuration</h2>",
+        f"<pre>{_escape(json.dumps(config, indent=2, ensure_ascii=False), keep_lines=True)}</pre>"
+        if config
+        else "<p>There is no <code>config.json</code> in the working directory.</p>",
+    ]
+    page = _PAGE.format(title=_escape(title), css=CSS, body="\n".join(body))
+    tables.write_text(report / "index.html", page)
+    return report / "index.html"
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}: which checkpoint transfers best</title>
+<style>{css}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def _escape(text: str, keep_lines: bool = False) -> str:
+    return "\n".join(html.escape(tables.printable(line)) for line in (text.split("\n") if keep_lines else [text]))
+
+
+def _read_config(path: pathlib.Path) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); restore it or rerun the study.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: holds a {type(config).__name__}, expected an object; rerun the study.")
+    return config
+
+
+def _head(title: str, config: Mapping) -> list[str]:
+    parts = {what: config.get(what) or {} for what in ("model", "source")}
+    model, source = parts["model"].get("name"), parts["source"].get("dataset")
+    subject = f"{model or 'A model'} pre-trained on {source}" if source else model or ""
+    return [f"<h1>{_escape(title)}</h1>", f'<p class="quiet">{_escape(subject)}</p>' if subject else ""]
+
+
+def _points(gain: float) -> str:
+    return f"{100 * gain:.2f} points"
+
+
+def _sentence(row: Row) -> str:
+    """One method on one target in words; `row` is one of `tables.best_checkpoints`."""
+    words = METHODS[row["method"]][1] if row["method"] in METHODS else f"by {tables.method_name(row['method'])}"
+    said = f"{words}, epoch {row['best_epoch']} is best with {percent(row['best_accuracy'])}"
+    if row["num_checkpoints"] == 1:
+        return f"{said} (the only checkpoint evaluated)."
+    if row["best_epoch"] == row["last_epoch"]:
+        said += ", and it is the last checkpoint"
+    else:
+        said += f", {_points(row['gain'])} above the last checkpoint ({percent(row['last_accuracy'])})"
+        if row["seed_spread"] is not None and row["gain"] <= row["seed_spread"]:
+            said += f"; seeds differ by as much ({_points(row['seed_spread'])}), so this is no clear gain"
+    missing = ", ".join(map(str, row["incomplete_epochs"]))
+    return f"{said}." + (f" Some seeds are missing at epoch {missing}." if missing else "")
+
+
+def _overall(best: Sequence[Row]) -> str:
+    """The answer over all targets, for FE and for FT; empty where no trajectory was evaluated."""
+    clauses = []
+    for method in ("probe" if any(r["method"] == "probe" for r in best) else "probe_converged", "finetune"):
+        rows = [row for row in best if row["method"] == method and row["num_checkpoints"] > 1]
+        gains = [row["gain"] for row in rows if row["gain"] > 0]
+        unclear = [row for row in rows if 0 < row["gain"] <= (row["seed_spread"] or 0)]
+        count = f"on {len(gains)} of {len(rows)} {'target' if len(rows) == 1 else 'targets'}"
+        doubt = f"; seeds differ by as much on {len(unclear)}" if unclear else ""
+        extent = f" (by {'up to ' if len(gains) > 1 else ''}{_points(max(gains))}{doubt})" if gains else ""
+        if rows:
+            clauses.append(f"{METHODS[method][1]}, an earlier checkpoint beats the last one {count}{extent}")
+    text = "; ".join(clauses)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
+    yield "<h2>Which checkpoint transfers best</h2>"
+    best = tables.best_checkpoints(transfer_rows)
+    if not best:
+        yield _not_run("transfer")
+        return
+    yield f'<p class="answer">{_escape(_overall(best))}</p>'
+    found = {row["method"] for row in best}
+    for stage, methods in (("probe", {"probe", "probe_converged"}), ("finetune", {"finetune"})):
+        if not methods & found:
+            yield f"<p>The stage <code>{stage}</code> has not run.</p>"
+    yield "<ul>"
+    for target, name in tables.target_names(row["target"] for row in best).items():
+        sentences = " ".join(s[0].upper() + s[1:] for s in (_sentence(row) for row in best if row["target"] == target))
+        yield f"<li><strong>{_escape(name)}.</strong> {_escape(sentences)}</li>"
+    yield "</ul>"
+    yield tables.to_html(tables.summary_rows(transfer_rows))
+    yield (
+        '<p class="quiet">FE: the backbone is frozen and a classifier is trained on its features. FT: the whole model is'
+        " fine-tuned. Accuracies are means over seeds; of equal ones the earliest epoch is named. Gain: best minus last"
+        " checkpoint. Seed spread: highest minus lowest accuracy over seeds, at the best or the last epoch. The best"
+        " epoch is chosen by the accuracy reported here, so small gains are optimistic.</p>"
+    )
+
+
+def _not_run(name: str) -> str:
+    return f"<p>No results in <code>results/{_escape(name)}.jsonl</code>: stage {STAGES[name]} has not run.</p>"
+
+
+def _file_stem(name: str, taken: set[str]) -> str:
+    """A file name from words in any script, without what file systems refuse, different from those taken."""
+    # 40 characters: up to 160 bytes of UTF-8 where a file system allows 255. Lower case: some ignore case.
+    stem = base = re.sub(r"\W+", "_", name.lower())[:60 if name.isascii() else 40].strip("_")
+    number = 1
+    while stem in taken:
+        number += 1
+        stem = f"{base}_{number}"
+    taken.add(stem)
+    return stem
+
+
+def inline_svg(svg: str, prefix: str, label: str) -> str:
+    """An SVG document as an element of an HTML page: its ids (and references to them) get a prefix of their own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)  # would style the page
+    svg = re.sub(r'(<[^<>]*\sid=")', rf"\g<1>{prefix}", svg)
+    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{_escape(label)}"', 1)
+
+
+def _figure_sections(results: Mapping[str, Sequence[Row]], folder: pathlib.Path) -> Iterator[str]:
+    taken = set()
+    for title, (needs, draw) in figures.FIGURES.items():
+        yield f"<h2>{_escape(title)}</h2>"
+        missing = [name for name in needs if not results.get(name)]
+        if missing:
+            yield from map(_not_run, missing)
+            continue
+        groups = {}
+        for drawing in draw(results):
+            svg = figures.to_svg(drawing.figure)
+            stem = _file_stem(drawing.name, taken)
+            tables.write_text(folder / f"{stem}.svg", svg)
+            element = inline_svg(svg, f"f{len(taken)}-", drawing.caption)
+            caption = f"<figcaption>{_escape(drawing.caption)}</figcaption>"
+            groups.setdefault(drawing.group, []).append(f"<figure>{element}{caption}</figure>")
+        if not groups:
+            yield "<p>The results hold no values to draw yet.</p>"
+        fold = sum(map(len, groups.values())) > MANY_FIGURES and len(groups) > 1
+        for number, (group, elements) in enumerate(groups.items()):
+            grid = '<div class="figures">' + "\n".join(elements) + "</div>"
+            heading = f"<h3>{_escape(group)}</h3>" if group else ""
+            opened = " open" if number == 0 else ""
+            folded = f"<details{opened}><summary>{_escape(group)}</summary>{grid}</details>"
+            yield folded if fold else heading + grid
+
+
+def _tables(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    yield "<h2>All results</h2>"
+    yield '<p class="quiet">Accuracies are in [0, 1], times in seconds. Each table is also a CSV file here.</p>'
+    for name in dict.fromkeys([*STAGES, *results]):
+        rows = results.get(name)
+        if not rows:
+            yield f"<h3>{_escape(name)}</h3>"
+            yield _not_run(name) if name in STAGES else "<p>No rows.</p>"
+            continue
+        table = tables.to_html(rows, tables.column_names(name, rows))
+        summary = f"{_escape(name)} ({len(rows)} rows)"
+        long = len(rows) > LONG_TABLE
+        yield f"<details><summary>{summary}</summary>{table}</details>" if long else f"<h3>{summary}</h3>{table}"

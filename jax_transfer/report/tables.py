@@ -1,0 +1,256 @@
+"""Result rows in, tables out: the best checkpoint per target, and any rows as CSV, HTML or a terminal table.
+
+Rows are the dictionaries of `results/*.jsonl` (`records.to_json_dict`); accuracies are in [0, 1] there, and
+in percent wherever a reader sees them. A missing value (None or NaN) shows as an en dash.
+"""
+
+import csv
+import dataclasses
+import html
+import io
+import json
+import math
+import pathlib
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+
+import rich.box
+from rich.table import Table
+from rich.text import Text
+
+from jax_transfer import records
+from jax_transfer.logs import log, write_atomically
+from jax_transfer.records import InputError
+
+Row = dict
+EN_DASH = "–"
+
+# Method -> its short name in figures and tables, and how a sentence says it. FE and FT are the papers' terms.
+METHODS = {
+    "probe": ("FE", "as a frozen feature extractor (FE)"),
+    "probe_converged": ("FE converged", "as a frozen feature extractor with a converged probe"),
+    "finetune": ("FT", "fine-tuned (FT)"),
+}
+
+# How the options of a target string read: tfds:mnist?per_class=100 -> mnist (100 per class).
+TARGET_OPTIONS = {"per_class": "{} per class", "fraction": "fraction {}", "imbalance": "imbalance {}"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One checkpoint's accuracy in [0, 1]: mean, lowest and highest over its seeds."""
+
+    epoch: int
+    mean: float
+    low: float
+    high: float
+    num_seeds: int
+
+
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def read_rows(path: pathlib.Path) -> list[Row]:
+    """The rows of a JSON-lines file, in order.
+
+    A last line that a killed run left torn is dropped with a warning; NaN is read as a float.
+
+    Raises:
+      InputError: if the file cannot be read, another line is not a JSON object, or a row of a file known to
+        `records.ROWS` lacks one of its columns.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a JSON-lines file.") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:  # bad JSON or bad UTF-8
+            if number == len(lines):
+                log.warning("%s: line %d is torn (a run was killed while writing it); dropped.", path, number)
+                break
+            raise InputError(f"{path}: line {number} is not JSON ({error}); remove or mend that line.") from error
+        missing = [name for name in column_names(path.stem, []) if not isinstance(row, dict) or name not in row]
+        if missing or not isinstance(row, dict):
+            raise InputError(f"{path}: line {number} lacks {', '.join(missing) or 'an object'}; rerun its stage.")
+        rows.append(row)
+    return rows
+
+
+def column_names(name: str, rows: Iterable[Row]) -> list[str]:
+    """Columns of the result file `name` in the order of its dataclass, then whatever else the rows hold."""
+    fields = dataclasses.fields(records.ROWS[name][0]) if name in records.ROWS else ()
+    known = [records.COLUMNS.get(field.name, field.name) for field in fields]
+    return list(dict.fromkeys(known + [key for row in rows for key in row]))
+
+
+def printable(text) -> str:
+    """Text with what no page or figure can hold (control characters, broken encodings) replaced."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def short_target(target: str) -> str:
+    """How a target is shown: `tfds:mnist?per_class=100` -> `mnist (100 per class)`, `folder:/my/birds` -> `birds`."""
+    name, mark, query = printable(target).partition("?")
+    pairs = [pair.partition("=") for pair in re.split("[&,]", query)]
+    if mark and not all(key.isidentifier() and equals for key, equals, _ in pairs):
+        name, pairs = printable(target), []  # a question mark that belongs to a folder's name
+    source, colon, rest = name.partition(":")
+    name = (rest.rstrip("/").rpartition("/")[2] or rest) if colon and source in ("tfds", "folder", "embedded") else name
+    options = [TARGET_OPTIONS.get(key, key + " {}").replace("{}", value) for key, _, value in pairs if key]
+    return f"{name} ({', '.join(options)})" if options else name
+
+
+def target_names(targets: Iterable[str]) -> dict[str, str]:
+    """Each target's short name, or its full one where two targets would share the short one."""
+    targets = list(dict.fromkeys(targets))
+    short = [short_target(target) for target in targets]
+    return {t: name if short.count(name) == 1 else printable(t) for t, name in zip(targets, short, strict=True)}
+
+
+def method_name(method: str) -> str:
+    return METHODS[method][0] if method in METHODS else printable(method)
+
+
+def methods_of(transfer_rows: Iterable[Row], target: str) -> list[str]:
+    """The methods that evaluated a target: those of `METHODS` in its order, then others by name."""
+    found = {row["method"] for row in transfer_rows if row["target"] == target}
+    return [method for method in METHODS if method in found] + sorted(found - set(METHODS))
+
+
+def accuracy_by(key: str, transfer_rows: Iterable[Row], target: str, method: str) -> dict:
+    """Value of column `key` ("epoch" or "checkpoint") -> `Point`, by ascending epoch; rows without numbers left out."""
+    groups = {}
+    for row in transfer_rows:
+        if row["target"] == target and row["method"] == method:
+            if is_number(row["epoch"]) and is_number(row["accuracy"]):
+                groups.setdefault((row["epoch"], row[key]), []).append(row["accuracy"])
+            else:
+                log.warning("transfer of %s, %s: a row without epoch or accuracy left out.", target, method)
+    # Rounded: two means that differ in the last bit are a tie.
+    return {
+        name: Point(epoch, round(statistics.fmean(values), 12), min(values), max(values), len(values))
+        for (epoch, name), values in sorted(groups.items())
+    }
+
+
+def best_checkpoints(transfer_rows: Sequence[Row]) -> list[Row]:
+    """The best epoch per target and method, by accuracy averaged over seeds; of equal ones the earliest.
+
+    Returns:
+      A row per target and method: target, method, best_epoch, best_accuracy, last_epoch (the last one evaluated),
+      last_accuracy, gain (best minus last, in [0, 1]), seed_spread (highest minus lowest accuracy over seeds, at the
+      best or the last epoch, whichever is larger; None with one seed), num_seeds (the most at an epoch),
+      num_checkpoints, incomplete_epochs (those with fewer seeds). The best is chosen on the accuracies it is
+      reported with, so the gain is an optimistic estimate.
+    """
+    best_rows = []
+    for target in dict.fromkeys(row["target"] for row in transfer_rows):
+        for method in methods_of(transfer_rows, target):
+            points = list(accuracy_by("epoch", transfer_rows, target, method).values())
+            if not points:
+                continue
+            best, last = max(points, key=lambda point: point.mean), points[-1]  # max returns the first of equals
+            num_seeds = max(point.num_seeds for point in points)
+            best_rows.append(
+                {
+                    "target": target,
+                    "method": method,
+                    "best_epoch": best.epoch,
+                    "best_accuracy": best.mean,
+                    "last_epoch": last.epoch,
+                    "last_accuracy": last.mean,
+                    "gain": best.mean - last.mean,
+                    "seed_spread": max(best.high - best.low, last.high - last.low) if num_seeds > 1 else None,
+                    "num_seeds": num_seeds,
+                    "num_checkpoints": len(points),
+                    "incomplete_epochs": [point.epoch for point in points if point.num_seeds < num_seeds],
+                }
+            )
+    return best_rows
+
+
+def percent(accuracy, unit: str = " %") -> str:
+    """0.9647 -> `96.47 %`; an en dash for a missing value."""
+    return f"{100 * accuracy:.2f}{unit}" if is_number(accuracy) else EN_DASH
+
+
+def summary_rows(transfer_rows: Sequence[Row]) -> list[Row]:
+    """`best_checkpoints` as a reader sees them: column title -> text or integer."""
+    names = target_names(row["target"] for row in transfer_rows)
+    return [
+        {
+            "Target": names[row["target"]],
+            "Method": method_name(row["method"]),
+            "Best epoch": row["best_epoch"],
+            "Accuracy": percent(row["best_accuracy"]),
+            "Last epoch": row["last_epoch"],
+            "Its accuracy": percent(row["last_accuracy"]),
+            "Gain (points)": percent(row["gain"], unit=""),
+            "Seed spread (points)": percent(row["seed_spread"], unit=""),
+            "Seeds": row["num_seeds"],
+        }
+        for row in best_checkpoints(transfer_rows)
+    ]
+
+
+def summary_table(transfer_rows: Sequence[Row]) -> Table:
+    """The best checkpoint per target for FE and for FT, 80 columns wide: `rich.print(summary_table(rows))`."""
+    table = Table(title="Best checkpoint per target", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("Target", "Method"):
+        table.add_column(column)
+    for column in ("Best\nepoch", "\n%", "Last\nepoch", "\n%", "Gain\npoints", "Seed\nspread"):
+        table.add_column(column, justify="right", no_wrap=True)
+    names = target_names(row["target"] for row in transfer_rows)
+    for row in best_checkpoints(transfer_rows):
+        cells = [names[row["target"]], method_name(row["method"])]
+        cells += [str(row["best_epoch"]), percent(row["best_accuracy"], unit="")]
+        cells += [str(row["last_epoch"]), percent(row["last_accuracy"], unit="")]
+        cells += [percent(row["gain"], unit=""), percent(row["seed_spread"], unit="")]
+        table.add_row(*map(Text, cells))  # Text: brackets in a name are no markup
+    return table
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes UTF-8 atomically; what UTF-8 cannot hold (half of a surrogate pair in a file name) is escaped."""
+    write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def to_csv(rows: Sequence[Row], path: pathlib.Path, columns: Sequence[str] | None = None) -> None:
+    """Writes rows as CSV: a header line, floats with all their digits, None as an empty cell, NaN as `nan`."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, column_names("", rows) if columns is None else columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+def format_value(value) -> str:
+    """A cell's text: four decimals for floats of ordinary size, an en dash for None and NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return EN_DASH
+    if not isinstance(value, float) or value == 0 or math.isinf(value):
+        return printable(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.4f}" if abs(value) >= 1e-3 else f"{value:.2e}"
+
+
+def to_html(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
+    """Rows as an HTML table, every string escaped; columns without words are aligned to the right (class `n`)."""
+    columns = column_names("", rows) if columns is None else columns
+    cells = [[format_value(row.get(column)) for column in columns] for row in rows]
+    numeric = [all(line[i] == EN_DASH or line[i][:1] in "+-0123456789" for line in cells) for i in range(len(columns))]
+    css = [' class="n"' if right else "" for right in numeric]
+    head = "".join(f"<th{c}>{html.escape(printable(name))}</th>" for c, name in zip(css, columns, strict=True))
+    body = "\n".join(
+        "<tr>" + "".join(f"<td{c}>{html.escape(cell)}</td>" for c, cell in zip(css, line, strict=True)) + "</tr>"
+        for line in cells
+    )
+    return f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'

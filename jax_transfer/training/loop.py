@@ -1,0 +1,75 @@
+"""The one training loop: pre-training and every kind of fine-tuning run through `fit`."""
+
+import collections
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from jax_transfer import logs
+from jax_transfer.data.batches import Feed
+
+
+def fit(
+    state: dict,
+    run: Callable,
+    feed: Feed,
+    *,
+    seed: int,
+    batch_size: int,
+    total_steps: int,
+    what: str,
+    on_metrics: Callable[[int, dict], None],
+    on_epoch: Callable[[int, dict, dict], None],
+) -> dict:
+    """Trains from wherever `state["step"]` stands until `total_steps`.
+
+    Args:
+      run: what `steps.many_steps` or `many_steps_of_many` compiled.
+      what: for the progress line, such as "pretrain".
+      on_metrics: called with the first step and the metrics ([t] each, or [rows, t]) of each compiled call.
+      on_epoch: called at the end of each epoch with its number (from 1), the state, and
+        {"images_per_second", "seconds"} plus the mean of each metric over the epoch's last axis.
+
+    Returns:
+      The final state. The state passed in is donated.
+    """
+    steps_an_epoch = len(feed.source) // batch_size
+    step = int(np.ravel(jax.device_get(state["step"]))[0])
+    rows = int(np.size(jax.device_get(state["step"])))
+    while step < total_steps:
+        epoch, start = divmod(step, steps_an_epoch)
+        end = min(steps_an_epoch, start + total_steps - step)
+        begun, history = time.perf_counter(), []
+        waiting: collections.deque = collections.deque()
+        images = (end - start) * batch_size * rows
+
+        def collect(waiting=waiting, history=history):
+            first, metrics = waiting.popleft()
+            metrics = jax.device_get(metrics)
+            on_metrics(first, metrics)
+            history.append(metrics)
+
+        with logs.progress(images, f"{what}, epoch {epoch + 1}/{-(-total_steps // steps_an_epoch)}", "images") as bar:
+            for held, items, count in feed.training_calls(epoch, start, seed, batch_size):
+                if step >= total_steps:
+                    break
+                state, metrics = run(state, held, items, count)
+                waiting.append((step, metrics))
+                step += count
+                if len(waiting) > 2:  # look at a call's metrics only when the next ones are already under way
+                    collect()
+                bar.update(count * batch_size * rows)
+            while waiting:
+                collect()
+        seconds = time.perf_counter() - begun
+        means = {name: np.concatenate([m[name] for m in history], -1).mean(-1) for name in history[0]}
+        on_epoch(epoch + 1, state, {**means, "seconds": seconds, "images_per_second": images / seconds})
+    return state
+
+
+def first_bad_step(first: int, losses: np.ndarray) -> int | None:
+    """The step of the first loss that is NaN or infinite in losses [t] that begin at step `first`, or None."""
+    bad = np.flatnonzero(~np.isfinite(losses))
+    return first + int(bad[0]) if len(bad) else None

@@ -1,0 +1,80 @@
+"""Optimizers and learning-rate schedules, by optax. Epochs become steps here."""
+
+import dataclasses
+
+import jax
+import optax
+
+from jax_transfer.choose import choose
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """The fields of `config.*.optimizer`."""
+
+    name: str = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decay_norm_and_bias: bool = True  # torch decays BatchNorm and biases too; large-batch recipes do not
+    schedule: str = "constant"
+    milestones: tuple[float, ...] = ()  # fractions of training after which the step schedule decays
+    decay_factor: float = 0.1
+    warmup: float = 0.0  # fraction of training with a linearly growing rate
+
+
+def constant(settings, steps):
+    return optax.constant_schedule(settings.learning_rate)
+
+
+def cosine(settings, steps):
+    return optax.cosine_decay_schedule(settings.learning_rate, max(steps, 1))
+
+
+def step_decay(settings, steps):
+    boundaries = {round(fraction * steps): settings.decay_factor for fraction in settings.milestones}
+    return optax.piecewise_constant_schedule(settings.learning_rate, boundaries)
+
+
+SCHEDULES = {"constant": constant, "cosine": cosine, "step": step_decay}
+
+
+def sgd(settings, schedule, mask):
+    """Momentum with L2 added to the gradient, as in torch."""
+    momentum = settings.momentum or None
+    return optax.chain(
+        optax.add_decayed_weights(settings.weight_decay, mask), optax.sgd(schedule, momentum, settings.nesterov)
+    )
+
+
+def adam(settings, schedule, mask):
+    """Adam with L2 added to the gradient, as in torch."""
+    return optax.chain(optax.add_decayed_weights(settings.weight_decay, mask), optax.adam(schedule))
+
+
+def adamw(settings, schedule, mask):
+    return optax.adamw(schedule, weight_decay=settings.weight_decay, mask=mask)
+
+
+OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw}
+
+
+def make_schedule(settings: OptimizerSettings, steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step, for a training of `steps` steps."""
+    warmup = round(settings.warmup * steps)
+    after = choose(SCHEDULES, settings.schedule, "learning-rate schedule")(settings, steps - warmup)
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, settings.learning_rate, warmup), after], [warmup])
+
+
+def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTransformation:
+    """The gradient transformation for a training of `steps` steps.
+
+    Raises:
+      InputError: if the optimizer or the schedule does not exist.
+    """
+    make = choose(OPTIMIZERS, settings.name, "optimizer")
+    mask = None if settings.decay_norm_and_bias else (lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
+    return make(settings, make_schedule(settings, steps), mask)

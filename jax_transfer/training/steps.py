@@ -1,0 +1,171 @@
+"""The training step and the evaluation step: pure functions of a state and a batch, jitted once.
+
+A state is a dictionary {"params", "stats", "opt_state", "step", "key"} of arrays.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from jax_transfer import devices
+from jax_transfer.data import augment
+from jax_transfer.data.batches import Feed
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.models.net import Net
+from jax_transfer.records import Batch
+
+
+def init_state(params, stats, optimizer: optax.GradientTransformation, seed: int) -> dict:
+    """The state at step 0."""
+    return {
+        "params": params,
+        "stats": stats,
+        "opt_state": optimizer.init(params),
+        "step": jnp.zeros((), jnp.int32),
+        "key": jax.random.key_data(jax.random.key(seed)),
+    }
+
+
+def make_train_step(
+    net: Net,
+    objective: Callable,
+    optimizer: optax.GradientTransformation,
+    view: Callable[[jax.Array, jax.Array], jax.Array],
+) -> Callable[[dict, Batch], tuple[dict, dict]]:
+    """Returns step(state, batch) -> (state, metrics).
+
+    Args:
+      objective: see `training.objectives`.
+      view: (key, images uint8) -> images float32, what the model sees: augmentation and normalisation.
+    """
+
+    def step(state: dict, batch: Batch):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
+        key_view, key_net = jax.random.split(key)
+        seen = Batch(images=view(key_view, batch.images), labels=batch.labels, mask=batch.mask)
+
+        def loss(params):
+            return objective(net, params, state["stats"], seen, key_net)
+
+        gradient, (stats, metrics) = jax.grad(loss, has_aux=True)(state["params"])
+        updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        new = {"params": params, "stats": stats, "opt_state": opt_state, "step": state["step"] + 1}
+        return {**new, "key": state["key"]}, metrics
+
+    return step
+
+
+def training_view(names: tuple[str, ...], preprocessing: Preprocessing):
+    """The `view` of `make_train_step`: augmentations by name, then normalisation."""
+    return lambda key, images: augment.apply(key, images, names, preprocessing)
+
+
+def many_steps(step: Callable, fetch: Callable, mesh: Mesh):
+    """Compiles `count` training steps into one call on a mesh; the state is donated.
+
+    Returns run(state, held, items, count) -> (state, metrics [count]), where `fetch(held, step, item)`
+    makes each step's batch: see `data.batches`.
+    """
+    return jax.jit(_steps(step, fetch, mesh), static_argnums=3, donate_argnums=0)
+
+
+def many_steps_of_many(step: Callable, fetch: Callable, mesh: Mesh):
+    """`many_steps` for independent states stacked on a leading axis, one a row of the `sweep` axis.
+
+    Each device runs the plain program of one state: convolutions are never batched over kernels.
+    """
+
+    @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+    def run(states, held, items, count):
+        def one(states, held, items):
+            state, metrics = _steps(step, fetch, None)(_first(states), held, items, count)
+            return _with_axis(state), _with_axis(metrics)
+
+        specs = (PartitionSpec("sweep"), PartitionSpec(), PartitionSpec())
+        mapped = jax.shard_map(
+            one, mesh=mesh, in_specs=specs, out_specs=(PartitionSpec("sweep"), PartitionSpec("sweep")), check_vma=False
+        )
+        return mapped(states, held, items)
+
+    return run
+
+
+def _steps(step, fetch, mesh: Mesh | None):
+    def run(state, held, items, count):
+        def body(state, item):
+            batch = fetch(held, state["step"], item)
+            if mesh is not None:
+                batch = devices.constrain(batch, mesh, "data")
+            return step(state, batch)
+
+        if count == 1:  # no loop at all: see devices.steps_per_call
+            state, metrics = body(state, jax.tree.map(lambda x: x[0], items))
+            return state, _with_axis(metrics)
+        return jax.lax.scan(body, state, items, length=count)
+
+    return run
+
+
+def make_evaluation(net: Net, preprocessing: Preprocessing, mesh: Mesh):
+    """Compiles evaluate(counts, model, batch) -> counts: adds a batch to {"correct": [c], "count": [c]}, per class."""
+
+    @jax.jit
+    def evaluate(counts, model, batch: Batch):
+        return _count_correct(net, preprocessing, counts, model, devices.constrain(batch, mesh, "data"))
+
+    return evaluate
+
+
+def make_evaluation_of_many(net: Net, preprocessing: Preprocessing, mesh: Mesh):
+    """`make_evaluation` for models stacked over the `sweep` axis: counts are [rows, c]."""
+
+    @jax.jit
+    def evaluate(counts, model, batch: Batch):
+        def one(counts, model, batch):
+            return _with_axis(_count_correct(net, preprocessing, _first(counts), _first(model), batch))
+
+        rows = PartitionSpec("sweep")
+        mapped = jax.shard_map(one, mesh=mesh, in_specs=(rows, rows, PartitionSpec()), out_specs=rows, check_vma=False)
+        return mapped(counts, model, batch)
+
+    return evaluate
+
+
+def _count_correct(net, preprocessing, counts, model, batch):
+    output = net.apply(model["params"], model["stats"], augment.evaluation_view(batch.images, preprocessing))
+    hit = (output.logits.argmax(-1) == batch.labels) & batch.mask
+    classes = jnp.eye(net.num_classes, dtype=jnp.int32)[batch.labels]
+    correct, count = (classes * rows[:, None] for rows in (hit, batch.mask))
+    return {"correct": counts["correct"] + correct.sum(0), "count": counts["count"] + count.sum(0)}
+
+
+def count_correct(evaluate, model: dict, feed: Feed, batch_size: int, counts: dict) -> dict:
+    """Per-class counts over a whole feed, on the host; `counts` are zeros of the right shape and placement."""
+    for batch in feed.evaluation_batches(batch_size):
+        counts = evaluate(counts, model, batch)
+    return jax.device_get(counts)
+
+
+def zero_counts(shape: tuple[int, ...]) -> dict:
+    return {name: np.zeros(shape, np.int32) for name in ("correct", "count")}
+
+
+def accuracies(counts: dict) -> tuple[float, float]:
+    """(accuracy over images, mean of the accuracies of the classes that occur) of per-class counts [c]."""
+    correct, count = counts["correct"], counts["count"]
+    seen = count > 0
+    return float(correct.sum() / count.sum()), float((correct[seen] / count[seen]).mean())
+
+
+def _first(tree):
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def _with_axis(tree):
+    return jax.tree.map(lambda x: x[None], tree)

@@ -1,0 +1,116 @@
+"""A trajectory: one Orbax checkpoint an epoch, and what is needed to use it without its config.
+
+`checkpoints/<epoch>/` holds three items: `model` (params, stats), `training` (optimizer, step, key) and
+`metadata` (JSON: model name and settings, preprocessing, source accuracy, the epoch's result row).
+Epoch 0 is the initialisation. Checkpoints are always restored into an abstract target: without one,
+Orbax turns list indices into strings and layers change places.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import args as ocp_args
+
+from jax_transfer.records import InputError
+
+_ITEMS = ("model", "training", "metadata")
+
+
+class Trajectory:
+    """The checkpoints of one pre-training. `close` waits for the last save."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=True, max_to_keep=None)
+        self._manager = ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def epochs(self) -> list[int]:
+        """The epochs that are completely saved, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, epoch: int, state: dict, metadata: dict) -> None:
+        """Saves a training state asynchronously; the files appear under their final name when all are written."""
+        model = {name: state[name] for name in ("params", "stats")}
+        training = {name: state[name] for name in ("opt_state", "step", "key")}
+        self._manager.save(
+            epoch,
+            args=ocp_args.Composite(
+                model=ocp_args.StandardSave(model),
+                training=ocp_args.StandardSave(training),
+                metadata=ocp_args.JsonSave(metadata),
+            ),
+        )
+
+    def wait(self) -> None:
+        """Returns when every save so far is on disk."""
+        self._manager.wait_until_finished()
+
+    def metadata(self, epoch: int) -> dict:
+        return self._restore(epoch, metadata=ocp_args.JsonRestore())["metadata"]
+
+    def restore_model(self, epoch: int, abstract_model: dict) -> dict:
+        """{"params", "stats"} of an epoch, with the shapes, dtypes and shardings of `abstract_model`."""
+        return self._restore(epoch, model=ocp_args.StandardRestore(abstract_model))["model"]
+
+    def restore_state(self, epoch: int, abstract_state: dict) -> dict:
+        """The whole training state of an epoch."""
+        model = {name: abstract_state[name] for name in ("params", "stats")}
+        training = {name: abstract_state[name] for name in ("opt_state", "step", "key")}
+        found = self._restore(epoch, model=ocp_args.StandardRestore(model), training=ocp_args.StandardRestore(training))
+        return {**found["model"], **found["training"]}
+
+    def _restore(self, epoch: int, **items):
+        try:
+            return self._manager.restore(epoch, args=ocp_args.Composite(**items))
+        # What tensorstore and Orbax raise for a missing, short or garbled file.
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            others = [e for e in self.epochs() if e < epoch]
+            offer = (
+                f"The last one before it is epoch {others[-1]}: delete {self.folder / str(epoch)} and run again."
+                if others
+                else "No earlier checkpoint exists: delete the folder and run again."
+            )
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise InputError(f"Checkpoint {self.folder / str(epoch)} cannot be read ({reason}). {offer}") from error
+
+
+def abstract(tree, sharding):
+    """What to restore into: the shapes and dtypes of `tree`, placed as `sharding` says."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def evaluated_epochs(rule: str | Sequence[int], last: int) -> list[int]:
+    """The epochs that a study evaluates.
+
+    Args:
+      rule: "all"; "every:K"; "log" (0, 1, 2, 4, 8, ...); or a list such as "0,1,5" or (0, 1, 5).
+        "every:K" and "log" always hold epoch 0 and the last one.
+      last: the last epoch of the pre-training.
+
+    Raises:
+      InputError: if the rule is none of these or names an epoch after the last one.
+    """
+    try:
+        if not isinstance(rule, str):
+            epochs = {int(epoch) for epoch in rule}
+        elif rule == "all":
+            epochs = set(range(last + 1))
+        elif rule == "log":
+            epochs = {0, last} | {2**i for i in range(last.bit_length()) if 2**i <= last}
+        elif rule.startswith("every:"):
+            epochs = {last, *range(0, last + 1, int(rule.removeprefix("every:")))}
+        else:
+            epochs = {int(epoch) for epoch in rule.split(",")}
+    except ValueError as error:
+        raise InputError(
+            f"config.trajectory.epochs = {rule!r}: expected 'all', 'every:K', 'log' or a list such as '0,1,5'."
+        ) from error
+    outside = sorted(epoch for epoch in epochs if not 0 <= epoch <= last)
+    if outside or not epochs:
+        raise InputError(f"config.trajectory.epochs = {rule!r}: the epochs are 0 to {last}; there is no {outside}.")
+    return sorted(epochs)

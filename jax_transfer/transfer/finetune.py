@@ -1,0 +1,144 @@
+"""Fine-tuning (FT): from each checkpoint a new head, then the same training loop as pre-training.
+
+The checkpoints of a group train side by side, one a device of the `sweep` axis, in one compiled program
+that is reused for every group.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jax_transfer import devices, logs, trees
+from jax_transfer.data.batches import Feed, steps_per_epoch
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.models.net import Net, with_new_head
+from jax_transfer.records import Batch
+from jax_transfer.training import steps as training_steps
+from jax_transfer.training.loop import first_bad_step, fit
+from jax_transfer.training.objectives import supervised
+from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneSettings:
+    """The fields of `config.finetune`."""
+
+    epochs: int = 100
+    steps: int | None = None  # in place of epochs
+    batch_size: int = 128
+    augment: tuple[str, ...] = ()
+    num_seeds: int = 1
+    optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009  frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuned:
+    """One fine-tuned checkpoint: where it stood in the list given, its test accuracies and its model."""
+
+    index: int
+    accuracy: float
+    mean_class_accuracy: float
+    seconds: float
+    gflops: float
+    model: dict
+
+
+def total_steps(settings: FinetuneSettings, num_train: int, what: str) -> int:
+    return settings.steps or settings.epochs * steps_per_epoch(num_train, settings.batch_size, what)
+
+
+def finetune(
+    names: list[str],
+    load: Callable[[int], dict],
+    net: Net,
+    train: Feed,
+    test: Feed,
+    preprocessing: Preprocessing,
+    settings: FinetuneSettings,
+    mesh: Mesh,
+    seed: int,
+    eval_batch_size: int,
+) -> Iterator[Finetuned]:
+    """Fine-tunes each checkpoint on the target and tests it; yields results group by group.
+
+    Args:
+      names: of the checkpoints, for messages.
+      load: index -> {"params", "stats"} of that checkpoint, the head included (it is replaced).
+      net: with the target's number of classes.
+      mesh: its `sweep` axis says how many checkpoints train side by side.
+    """
+    rows = mesh.shape["sweep"]
+    what = f"{train.source.name}"
+    count = total_steps(settings, len(train.source), what)
+    optimizer = make_optimizer(settings.optimizer, count)
+    view = training_steps.training_view(settings.augment, preprocessing)
+    step = training_steps.make_train_step(net, supervised, optimizer, view)
+    run = training_steps.many_steps_of_many(step, train.fetch, mesh)
+    evaluate = training_steps.make_evaluation_of_many(net, preprocessing, mesh)
+    gflops = count * train_step_gigaflops(step, net, optimizer, preprocessing, settings.batch_size)
+
+    @jax.jit
+    def start(model):
+        params = with_new_head(model["params"], net, jax.random.fold_in(jax.random.key(seed), 0x4EAD))
+        return training_steps.init_state(params, model["stats"], optimizer, seed)
+
+    for first in range(0, len(names), rows):
+        group = list(range(first, min(first + rows, len(names))))
+        begun = time.perf_counter()
+        filled = group + [group[-1]] * (rows - len(group))  # the last group repeats a checkpoint to fill the devices
+        states = [jax.device_get(start(load(index))) for index in filled]
+        state = devices.split(trees.stack(states), mesh, "sweep")
+        warned: set[int] = set()
+
+        def check(first_step, metrics, group=group, warned=warned):
+            for row, index in enumerate(group):
+                bad = first_bad_step(first_step, metrics["loss"][row])
+                if bad is not None and index not in warned:
+                    warned.add(index)
+                    logs.log.warning(
+                        "Fine-tuning %s on %s diverged at step %d: its accuracy is that of the broken "
+                        "model. Lower config.finetune.optimizer.learning_rate.",
+                        names[index],
+                        what,
+                        bad,
+                    )
+
+        label = f"finetune {names[group[0]]}" + (f" to {names[group[-1]]}" if len(group) > 1 else "") + f" on {what}"
+        state = fit(
+            state,
+            run,
+            train,
+            seed=seed,
+            batch_size=settings.batch_size,
+            total_steps=count,
+            what=label,
+            on_metrics=check,
+            on_epoch=lambda *_: None,
+        )
+        model = {name: state[name] for name in ("params", "stats")}
+        zeros = devices.split(training_steps.zero_counts((rows, net.num_classes)), mesh, "sweep")
+        counts = training_steps.count_correct(evaluate, model, test, eval_batch_size, zeros)
+        seconds = (time.perf_counter() - begun) / len(group)
+        for row, index in enumerate(group):
+            accuracy, mean_class = training_steps.accuracies({name: value[row] for name, value in counts.items()})
+            tuned = jax.tree.map(lambda x, row=row: x[row], model)
+            yield Finetuned(index, accuracy, mean_class, seconds, gflops, tuned)
+
+
+def train_step_gigaflops(step, net: Net, optimizer, preprocessing: Preprocessing, batch_size: int) -> float:
+    """The work of one training step, by the compiler's cost analysis of shapes alone."""
+    state = jax.eval_shape(
+        lambda key: training_steps.init_state(*net.init(key), optimizer, 0),
+        jax.ShapeDtypeStruct((), jax.random.key(0).dtype),
+    )
+    size = preprocessing.host_size
+    batch = Batch(
+        images=jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8),
+        labels=jax.ShapeDtypeStruct((batch_size,), np.int32),
+        mask=jax.ShapeDtypeStruct((batch_size,), bool),
+    )
+    return devices.gigaflops(step, state, batch)

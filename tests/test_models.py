@@ -1,0 +1,315 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jax_transfer import trees
+from jax_transfer.models import MODELS, Output, make_net, with_new_head
+from jax_transfer.records import InputError
+
+# Parameters with 1,000 classes, as published with torchvision's weights.
+PUBLISHED = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+}
+STAGES = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+KEY = jax.random.key(0)
+
+
+def small(name, **options):
+    return MODELS[name](**{"num_classes": 5, "stem": "cifar", "width": 8} | options)
+
+
+def abstract(net):
+    return jax.eval_shape(net.init, KEY)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(net, params, stats, images) of the smallest net."""
+    net = small("resnet10")
+    return net, *net.init(KEY), jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_and_dtypes(name):
+    net = small(name, dtype="bfloat16")
+    params, stats = abstract(net)
+    images = jax.ShapeDtypeStruct((2, net.min_image_size, net.min_image_size, 3), jnp.float32)
+    output, (train_output, new_stats) = (
+        jax.eval_shape(net.apply, params, stats, images),
+        jax.eval_shape(net.apply_train, params, stats, images, KEY),
+    )
+    expected = Output(
+        logits=jax.ShapeDtypeStruct((2, net.num_classes), jnp.float32),
+        features=jax.ShapeDtypeStruct((2, net.feature_dim), jnp.float32),
+    )
+    assert trees.difference(expected, output) == trees.difference(expected, train_output) == ""
+    assert trees.difference(stats, new_stats) == ""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_params_and_stats_are_nested_dicts_of_float32_with_string_keys(name):
+    def check(tree):
+        for key, value in tree.items():
+            assert type(key) is str
+            if type(value) is dict:
+                check(value)
+            else:
+                assert value.dtype == jnp.float32
+
+    for tree in abstract(small(name, dtype="bfloat16")):
+        assert type(tree) is dict
+        check(tree)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_classifier_is_the_path_of_the_head(name):
+    net = small(name)
+    head = abstract(net)[0]
+    for part in net.classifier:
+        head = head[part]
+    assert head["kernel"].shape == (net.feature_dim, net.num_classes)
+    assert head["bias"].shape == (net.num_classes,)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_number_of_parameters_is_the_published_one(name):
+    params, _ = abstract(MODELS[name](num_classes=1000))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equal_arguments_give_the_identical_net(name):
+    default = MODELS[name](num_classes=5)
+    assert MODELS[name](num_classes=np.int64(5), dtype=jnp.float32, stem="imagenet", width=64) is default
+    assert MODELS[name](num_classes=5, dtype=jnp.dtype("float32")) is default
+    assert MODELS[name](num_classes=5, dtype=jnp.bfloat16) is MODELS[name](num_classes=5, dtype="bfloat16")
+    assert len({default, MODELS[name](num_classes=6), MODELS[name](num_classes=5, stem="cifar")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stem": "cifr"}, "stem of resnet18.*'cifr'.*Did you mean 'cifar'"),
+        ({"dtype": "float8"}, "dtype of resnet18.*'float8'.*bfloat16"),
+        ({"num_classes": 0}, "num_classes of resnet18 is 0"),
+        ({"width": -1}, "width of resnet18 is -1"),
+    ],
+)
+def test_a_wrong_argument_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        small("resnet18", **options)
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+@pytest.mark.parametrize(("name", "block"), [("resnet18", "BasicBlock"), ("resnet50", "Bottleneck")])
+def test_output_equals_the_torch_twin(name, block, stem):
+    torch = pytest.importorskip("torch")
+    import torch_twins
+
+    twin = torch_twins.random_resnet(getattr(torch_twins, block), STAGES[name], num_classes=5, width=8, stem=stem)
+    size = 45 if stem == "imagenet" else 19  # odd sizes tell the paddings apart
+    images = np.random.default_rng(0).normal(size=(3, size, size, 3)).astype(np.float32)
+    with torch.no_grad():
+        logits, features = twin(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    output = small(name, stem=stem).apply(*torch_twins.to_dicts(twin), images)
+    np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-4 * logits.abs().max())
+    np.testing.assert_allclose(output.features, features, rtol=1e-4, atol=1e-4 * features.abs().max())
+
+
+def test_training_mode_equals_the_torch_twin_with_its_running_statistics():
+    torch = pytest.importorskip("torch")
+    import torch_twins
+
+    twin = torch_twins.random_resnet(torch_twins.BasicBlock, STAGES["resnet10"], num_classes=5, width=8, stem="cifar")
+    params, stats = torch_twins.to_dicts(twin)
+    images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
+    with torch.no_grad():
+        logits, _ = twin.train()(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    output, new_stats = small("resnet10").apply_train(params, stats, images, KEY)
+    np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-4)
+    # The last stage has one pixel, so n = 6 there and the biased variance would be off by a sixth.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), new_stats,
+                 torch_twins.to_dicts(twin)[1])  # fmt: skip
+
+
+def test_evaluation_is_deterministic_and_rows_do_not_mix(tiny):
+    net, params, stats, images = tiny
+    output = net.apply(params, stats, images)
+    np.testing.assert_array_equal(output.logits, net.apply(params, stats, images).logits)
+    # The same compiled code on other neighbours: evaluation never looks at the batch.
+    others = net.apply(params, stats, images.at[3:].set(7.0))
+    np.testing.assert_array_equal(output.logits[:3], others.logits[:3])
+
+
+def test_training_mode_changes_every_statistic(tiny):
+    net, params, stats, images = tiny
+    _, new_stats = net.apply_train(params, stats, images, KEY)
+    for name, leaf in trees.flatten(new_stats).items():
+        assert not np.array_equal(leaf, trees.flatten(stats)[name]), name
+
+
+def test_gradients_are_finite_and_reach_every_parameter(tiny):
+    net, params, stats, images = tiny
+    labels = jnp.arange(6) % 5
+
+    @jax.jit
+    def gradient(params, stats):
+        def loss(params):
+            output, new_stats = net.apply_train(params, stats, images, KEY)
+            return -jnp.mean(jax.nn.log_softmax(output.logits)[jnp.arange(6), labels]), new_stats
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, _ = gradient(params, stats)
+    for name, leaf in trees.flatten(gradients).items():
+        assert np.isfinite(leaf).all() and np.any(leaf != 0), name
+
+
+def test_constant_images_keep_training_mode_finite(tiny):
+    net, params, stats, images = tiny
+    value, gradients = jax.value_and_grad(
+        lambda params: jnp.sum(net.apply_train(params, stats, jnp.ones_like(images), KEY)[0].logits ** 2)
+    )(params)
+    assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_bfloat16_is_close_to_float32(tiny):
+    net, params, stats, images = tiny
+    exact = net.apply(params, stats, images)
+    rough = small("resnet10", dtype="bfloat16").apply(params, stats, images)
+    assert not np.array_equal(exact.features, rough.features)
+    assert np.linalg.norm(exact.features - rough.features) < 0.02 * np.linalg.norm(exact.features)
+    assert np.linalg.norm(exact.logits - rough.logits) < 0.02 * np.linalg.norm(exact.logits)
+
+
+def test_vmap_over_stacked_checkpoints_equals_the_loop(tiny):
+    net, params, stats, images = tiny
+    several = [params, jax.tree.map(lambda leaf: 1.1 * leaf, params)]
+    together = jax.vmap(net.apply, in_axes=(0, None, None))(trees.stack(several), stats, images).logits
+    for i, params_i in enumerate(several):
+        np.testing.assert_allclose(together[i], net.apply(params_i, stats, images).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_zero_init_last_zeroes_the_last_scale_of_each_block_alone():
+    for name, last in (("resnet18", "bn2"), ("resnet50", "bn3")):
+        # The scales are constants of init, so they can be read without drawing the convolutions.
+        init = jax.jit(lambda name=name: {
+            k: v for k, v in trees.flatten(small(name, zero_init_last=True).init(KEY)[0]).items() if "scale" in k
+        })  # fmt: skip
+        for path, scale in init().items():
+            assert np.all(scale == (0.0 if path.endswith(f"{last}/scale") and "layer" in path else 1.0)), path
+
+
+def test_convolutions_start_he_normal_by_fan_out():
+    initial = nnx.Conv(16, 64, (3, 3), kernel_init=_he(), use_bias=False, rngs=nnx.Rngs(0)).kernel[...]
+    assert np.std(initial) == pytest.approx(np.sqrt(2 / (3 * 3 * 64)), rel=0.03)
+
+
+def _he():
+    from jax_transfer.models.resnet import he_normal_fan_out
+
+    return he_normal_fan_out
+
+
+def test_new_head_is_drawn_for_the_new_task_and_all_else_is_kept(tiny):
+    net, params, stats, images = tiny
+    target = small("resnet10", num_classes=300)
+    adapted = with_new_head(params, target, jax.random.key(3), std=0.05)
+    output = target.apply(adapted, stats, images)
+    assert output.logits.shape == (6, 300)
+    np.testing.assert_array_equal(output.features, net.apply(params, stats, images).features)
+    assert np.std(adapted["fc"]["kernel"]) == pytest.approx(0.05, rel=0.05) and np.all(adapted["fc"]["bias"] == 0)
+    assert params["fc"]["kernel"].shape == (64, 5)
+
+
+def test_params_of_another_task_or_model_are_refused_by_name(tiny):
+    net, params, stats, images = tiny
+    with pytest.raises(InputError, match=r"resnet10 with 9 classes: .*fc/kernel expected float32\[64, 9\]") as caught:
+        small("resnet10", num_classes=9).apply(params, stats, images)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="missing: layer1/1/bn1/bias"):
+        small("resnet18").apply(params, stats, images)
+    with pytest.raises(InputError, match="stats do not fit resnet10: .*missing: bn1/mean"):
+        net.apply(params, {}, images)
+
+
+class TwelveBlocks(nnx.Module):
+    """Twelve different affine maps that do not commute, and dropout."""
+
+    def __init__(self, rngs, rate=0.0):
+        self.blocks = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(12)])
+        self.dropout = nnx.Dropout(rate)
+
+    def __call__(self, images, train, rngs):
+        x = images[:, 0, :, 0]
+        for block in self.blocks:
+            x = jnp.tanh(block(x))
+        x = self.dropout(x, deterministic=not train, rngs=rngs)
+        return Output(logits=x, features=x)
+
+
+def twelve(rate=0.0):
+    return make_net(
+        "twelve",
+        lambda rngs: TwelveBlocks(rngs, rate),
+        num_classes=4,
+        feature_dim=4,
+        min_image_size=4,
+        classifier=("blocks", "11"),
+    )
+
+
+def test_twelve_blocks_survive_a_round_trip_through_sorted_string_keys():
+    net = twelve()
+    params, stats = net.init(KEY)
+    flat = {name: np.asarray(leaf).tolist() for name, leaf in trees.flatten(params).items()}
+    restored = jax.tree.map(jnp.float32, json.loads(json.dumps(trees.unflatten(flat), sort_keys=True)),
+                            is_leaf=lambda node: isinstance(node, list))  # fmt: skip
+    assert list(restored["blocks"])[:4] == ["0", "1", "10", "11"]
+    images = jax.random.normal(KEY, (3, 4, 4, 3))
+    x = images[:, 0, :, 0]
+    for i in range(12):
+        x = jnp.tanh(x @ params["blocks"][str(i)]["kernel"] + params["blocks"][str(i)]["bias"])
+    np.testing.assert_allclose(net.apply(restored, stats, images).logits, x, atol=1e-6)
+
+
+def test_twelve_blocks_survive_orbax(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    net = twelve()
+    params, stats = net.init(KEY)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "epoch", params)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "epoch", jax.eval_shape(net.init, KEY)[0])
+    images = jax.random.normal(KEY, (3, 4, 4, 3))
+    np.testing.assert_array_equal(net.apply(restored, stats, images).logits, net.apply(params, stats, images).logits)
+
+
+def test_dropout_follows_the_key_in_training_and_is_off_in_evaluation():
+    net = twelve(rate=0.5)
+    params, stats = net.init(KEY)
+    assert stats == {}
+    images = jax.random.normal(KEY, (8, 4, 4, 3))
+    one, _ = net.apply_train(params, stats, images, jax.random.key(1))
+    again, _ = net.apply_train(params, stats, images, jax.random.key(1))
+    other, _ = net.apply_train(params, stats, images, jax.random.key(2))
+    np.testing.assert_array_equal(one.logits, again.logits)
+    assert np.mean(one.logits == 0) > 0.2 and not np.array_equal(one.logits, other.logits)
+    assert not np.any(net.apply(params, stats, images).logits == 0)
+
+
+def test_a_module_that_keeps_random_state_is_refused():
+    class Keeps(nnx.Module):
+        def __init__(self, rngs):
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    with pytest.raises(TypeError, match="keeps holds state .*dropout/rngs"):
+        make_net("keeps", Keeps, num_classes=1, feature_dim=1, min_image_size=1, classifier=("fc",))

@@ -1,0 +1,360 @@
+"""The report: right about the best epoch, safe with any name, complete with any stage missing, the same every time."""
+
+import csv
+import html.parser
+import io
+import json
+import logging
+import math
+import re
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+import rich.console
+
+from jax_transfer import records
+from jax_transfer.records import InputError
+from jax_transfer.report import figures, page, tables
+
+EPOCHS = (0, 1, 2, 3, 5, 10, 20, 40, 60, 100, 150, 200)
+TARGETS = ("tfds:mnist?per_class=100", "folder:/photos/birds")
+HOSTILE = 'folder:/data/<script>alert("x")</script>&\'鸟类 $x^2$ [red]\x07'
+SCORES = ("logme", "leep", "nleep")
+
+
+def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list[dict]]:
+    """Rows shaped like the papers': FE peaks at epoch 5 and falls, FT rises and settles."""
+    rng = np.random.default_rng(0)
+    t = np.log1p(np.array(epochs, float))
+    source = 0.10 + 0.85 * (1 - np.exp(-1.1 * t))
+    results = {
+        "pretrain": [
+            records.PretrainRow(e, *((math.nan, math.nan) if e == 0 else (2.2 * (1 - a), a + 0.03)), a, 5000.0, 12.0)
+            for e, a in zip(epochs, source, strict=True)
+        ],
+        "transfer": [],
+        "scores": [],
+        "ranking": [],
+    }
+    for target in targets:
+        means = {
+            "probe": 0.965 - 0.035 * (t - math.log(6)) ** 2 / (1 + 0.35 * t),
+            "probe_converged": 0.955 - 0.02 * (t - math.log(8)) ** 2 / (1 + 0.4 * t),
+            "finetune": 0.983 + 0.0118 * (1 - np.exp(-0.9 * t)),
+        }
+        for method, curve in means.items():
+            for seed in seeds:
+                for e, mean in zip(epochs, curve, strict=True):
+                    a = float(mean + rng.normal() * (0.0004 if method == "finetune" else 0.003))
+                    lr = 0.01 if method != "finetune" else 0.001
+                    row = records.TransferRow(str(e), e, target, method, seed, lr, a, a - 0.002, 1000, 10000, 8.5, 3.2)
+                    results["transfer"].append(row)
+        for score in SCORES:
+            for e, x in zip(epochs, t, strict=True):
+                value = float(0.2 * x + rng.normal() * 0.05)
+                results["scores"].append(records.ScoreRow(str(e), e, target, score, value, 0.5, 0.01))
+            for method in means:
+                row = records.RankingRow(target, method, score, 0.71, 0.52, 0.6, 1.0, 1.0, 0.99, 1.0, len(epochs))
+                results["ranking"].append(row)
+    return {name: [records.to_json_dict(row) for row in rows] for name, rows in results.items()}
+
+
+def write_workdir(workdir, results, config=None):
+    (workdir / "results").mkdir(parents=True, exist_ok=True)
+    for name, rows in results.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (workdir / "results" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    if config is not None:
+        (workdir / "config.json").write_text(json.dumps(config))
+    return workdir
+
+
+CONFIG = {
+    "name": "cifar10_to_mnist",
+    "source": {"dataset": "tfds:cifar10"},
+    "model": {"name": "resnet18"},
+    "targets": list(TARGETS),
+}
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A complete study and its report: (working directory, results, page)."""
+    results = make_results()
+    workdir = write_workdir(tmp_path_factory.mktemp("study"), results, CONFIG)
+    return workdir, results, page.write_report(workdir).read_text(encoding="utf-8")
+
+
+class Elements(html.parser.HTMLParser):
+    """All elements of a page, as (tag, attributes), and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def transfer_row(epoch, accuracy, seed=0, method="probe", target="a"):
+    row = records.TransferRow(str(epoch), epoch, target, method, seed, 0.1, accuracy, accuracy, 10, 10, 1.0, 1.0)
+    return records.to_json_dict(row)
+
+
+def test_best_epoch_is_that_of_the_highest_mean_over_seeds():
+    rows = [transfer_row(1, 0.9, 0), transfer_row(1, 0.5, 1), transfer_row(2, 0.8, 0), transfer_row(2, 0.7, 1)]
+    rows += [transfer_row(10, 0.6, 0), transfer_row(10, 0.7, 1)]
+    (best,) = tables.best_checkpoints(rows[::-1])  # the order of rows does not matter
+    assert (best["best_epoch"], best["last_epoch"], best["num_seeds"]) == (2, 10, 2)
+    assert best["best_accuracy"] == pytest.approx(0.75)
+    assert best["last_accuracy"] == pytest.approx(0.65)
+    assert best["gain"] == pytest.approx(0.10)
+    assert best["seed_spread"] == pytest.approx(0.10)
+
+
+def test_of_equal_accuracies_the_earliest_epoch_is_best():
+    # The means differ in the last bit: (0.1 + 0.2) / 2 and 0.15.
+    rows = [transfer_row(3, 0.15, s) for s in (0, 1)] + [transfer_row(20, 0.1, 0), transfer_row(20, 0.2, 1)]
+    rows += [transfer_row(10, 0.3 / 2, 0), transfer_row(10, 0.15, 1), transfer_row(1, 0.1)]
+    assert tables.best_checkpoints(rows)[0]["best_epoch"] == 3
+
+
+def test_best_checkpoints_skip_nan_and_name_incomplete_epochs():
+    rows = [transfer_row(1, 0.5, 0), transfer_row(1, 0.5, 1), transfer_row(2, 0.4, 0), transfer_row(3, math.nan)]
+    (best,) = tables.best_checkpoints(rows)
+    assert (best["best_epoch"], best["last_epoch"], best["incomplete_epochs"]) == (1, 2, [2])
+
+
+def test_best_checkpoints_keep_targets_and_methods_apart(full):
+    _, results, _ = full
+    best = tables.best_checkpoints(results["transfer"])
+    assert [(row["target"], row["method"]) for row in best] == [(t, m) for t in TARGETS for m in tables.METHODS]
+    assert best[0]["best_epoch"] in (3, 5, 10) and best[0]["gain"] > 0.05
+
+
+def test_csv_equals_rows(full):
+    workdir, results, _ = full
+    for name, rows in results.items():
+        with open(workdir / "report" / f"{name}.csv", newline="", encoding="utf-8") as file:
+            read = list(csv.DictReader(file))
+        assert list(read[0]) == list(rows[0])  # columns in the order of the dataclass
+        assert read == [{k: str(v) for k, v in row.items()} for row in rows]  # str(float) keeps every digit
+
+
+def test_csv_keeps_commas_quotes_newlines_and_none(tmp_path):
+    tables.to_csv([{"a": 'x,"y"\n', "b": None}, {"a": "鸟", "c": 0.1}], tmp_path / "t.csv")
+    with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["a", "b", "c"], ['x,"y"\n', "", ""], ["鸟", "", "0.1"]]
+
+
+def test_torn_last_line_is_dropped_with_a_warning(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("jax_transfer"), "propagate", True)
+    path = tmp_path / "other.jsonl"
+    path.write_bytes(b'{"a": NaN}\n{"a": 2}\n{"a": "\xe9\xb8')
+    with caplog.at_level(logging.WARNING):
+        rows = tables.read_rows(path)
+    assert math.isnan(rows[0]["a"]) and rows[1:] == [{"a": 2}]
+    assert "torn" in caplog.text and "line 3" in caplog.text
+
+
+@pytest.mark.parametrize("line", ["{", "3", '{"epoch": 1}'])
+def test_a_broken_line_within_the_file_is_an_error_that_names_it(tmp_path, line):
+    path = tmp_path / "transfer.jsonl"
+    good = json.dumps(transfer_row(1, 0.5))
+    path.write_text(f"{good}\n{line}\n{good}\n")
+    with pytest.raises(InputError, match=r"transfer\.jsonl: line 2"):
+        tables.read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("target", "short"),
+    [
+        ("tfds:mnist?per_class=100", "mnist (100 per class)"),
+        ("tfds:cifar10", "cifar10"),
+        ("embedded:digits?per_class=5&seed=1", "digits (5 per class, seed 1)"),
+        ("folder:/my/birds/", "birds"),
+        ("folder:/my/birds?", "birds?"),
+        ("folder:/my/why? because", "why? because"),
+        ("tfds:a/b:1.0.0", "b:1.0.0"),
+        ("arrays", "arrays"),
+    ],
+)
+def test_short_target(target, short):
+    assert tables.short_target(target) == short
+
+
+def test_targets_that_would_share_a_name_keep_their_full_ones():
+    names = tables.target_names(["folder:/a/birds", "folder:/b/birds", "tfds:mnist"])
+    assert names == {"folder:/a/birds": "folder:/a/birds", "folder:/b/birds": "folder:/b/birds", "tfds:mnist": "mnist"}
+
+
+def test_summary_table_prints_names_with_brackets_as_they_are():
+    console = rich.console.Console(width=200, record=True, file=io.StringIO())
+    console.print(tables.summary_table([transfer_row(5, 0.9647, target="[red]x"), transfer_row(9, 0.8, target="[red]x")]))
+    text = console.export_text()
+    assert "[red]x" in text and "96.47" in text and "FE" in text and "16.47" in text
+
+
+def test_missing_values_show_as_en_dash():
+    cells = re.findall("<td.*?>(.*?)</td>", tables.to_html([{"a": None, "b": math.nan, "c": 0.5}, {"a": 1}]))
+    assert cells == ["–", "–", "0.5000", "1", "–", "–"]
+
+
+def test_page_fetches_nothing(full):
+    _, _, text = full
+    assert "<script" not in text and "@import" not in text
+    for tag, attributes in Elements(text).elements:
+        assert tag not in ("link", "script", "img", "iframe", "base", "object", "embed")
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+                assert value.startswith("#")
+    assert all(url.startswith("#") for url in re.findall(r"url\(['\"]?([^)]*)\)", text))
+
+
+def test_ids_are_unique_and_references_resolve(full):
+    _, _, text = full
+    elements = Elements(text).elements
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) > 100 and len(ids) == len(set(ids))
+    references = re.findall(r'(?:xlink:href="|url\()#([^")]+)', text)
+    assert references and set(references) <= set(ids)
+
+
+def test_page_opens_with_the_answer(full):
+    _, results, text = full
+    best = tables.best_checkpoints(results["transfer"])[0]
+    opening = text[: text.index("<svg")]
+    assert f"epoch {best['best_epoch']} is best with {100 * best['best_accuracy']:.2f} %" in opening
+    assert f"{100 * best['gain']:.2f} points above the last checkpoint" in opening
+    assert "mnist (100 per class)" in opening and "fine-tuned (FT), " in opening.lower().replace("(ft)", "(FT)")
+
+
+def test_a_gain_within_the_spread_of_seeds_is_called_unclear():
+    rows = [transfer_row(1, 0.90, 0), transfer_row(1, 0.94, 1), transfer_row(2, 0.90, 0), transfer_row(2, 0.92, 1)]
+    assert "no clear gain" in page._sentence(tables.best_checkpoints(rows)[0])
+    rows = [transfer_row(1, 0.93, 0), transfer_row(1, 0.94, 1), transfer_row(2, 0.90, 0), transfer_row(2, 0.91, 1)]
+    assert "no clear gain" not in page._sentence(tables.best_checkpoints(rows)[0])
+
+
+def test_every_figure_is_a_well_formed_file_of_its_own(full):
+    workdir, _, text = full
+    paths = sorted((workdir / "report" / "figures").glob("*.svg"))
+    assert len(paths) == text.count("<figure>") == 1 + 2 + 2 * 3 * len(SCORES)
+    for path in paths:
+        width = xml.etree.ElementTree.parse(path).getroot().get("width")
+        assert float(width.removesuffix("pt")) == pytest.approx(72 * figures.WIDTH)
+
+
+def test_page_and_figures_are_the_same_bytes_each_time(full, tmp_path):
+    workdir, results, text = full
+    again = page.write_report(write_workdir(tmp_path, results, CONFIG))
+    assert again.read_text(encoding="utf-8") == text
+    for path in (workdir / "report" / "figures").glob("*.svg"):
+        assert (again.parent / "figures" / path.name).read_bytes() == path.read_bytes()
+    assert not list(again.parent.rglob("*.partial"))
+
+
+def test_hostile_names_are_escaped_everywhere(tmp_path):
+    targets = (HOSTILE, HOSTILE + "2", "folder:/" + "鸟" * 300, "folder:/\udcff\u2028")
+    results = make_results(targets, EPOCHS[:3], seeds=(0,))
+    results["scores"] = [row for row in results["scores"] if row["score"] == "leep"]
+    config = CONFIG | {"name": "</pre><b>&", "model": {"name": "<i>"}, "targets": targets}
+    path = page.write_report(write_workdir(tmp_path, results, config))
+    elements = Elements(path.read_text(encoding="utf-8"))
+    assert not {"script", "b", "i"} & {tag for tag, _ in elements.elements}
+    shown = tables.short_target(HOSTILE)
+    assert '鸟类 $x^2$ [red]\N{REPLACEMENT CHARACTER}' in shown and shown in elements.text
+    assert "</pre><b>&" in elements.text
+    svgs = list((path.parent / "figures").iterdir())
+    assert len(svgs) == 1 + 4 + 4 * 3
+    for svg in svgs:
+        xml.etree.ElementTree.parse(svg)
+
+
+@pytest.mark.parametrize("missing", ["pretrain", "transfer", "scores", "ranking"])
+def test_page_says_which_stage_has_not_run(tmp_path, missing):
+    results = make_results(TARGETS[:1], EPOCHS[:4], seeds=(0,))
+    del results[missing]
+    results["scores"] = results.get("scores", [])[:4]
+    text = Elements(page.write_report(write_workdir(tmp_path, results)).read_text(encoding="utf-8")).text
+    assert f"results/{missing}.jsonl: stage {page.STAGES[missing]} has not run" in text
+    assert "no config.json" in text
+
+
+def test_page_of_an_empty_working_directory_names_every_stage(tmp_path):
+    text = Elements(page.write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert all(f"stage {stage} has not run" in text for stage in page.STAGES.values())
+
+
+def test_page_says_that_fine_tuning_has_not_run(tmp_path):
+    rows = [transfer_row(1, 0.9), transfer_row(2, 0.8)]
+    text = Elements(page.write_report(write_workdir(tmp_path, {"transfer": rows})).read_text(encoding="utf-8")).text
+    assert "stage finetune has not run" in text and "stage probe has not run" not in text
+
+
+def test_results_the_page_does_not_know_get_a_table_and_a_csv(tmp_path):
+    text = page.write_report(write_workdir(tmp_path, {"mine": [{"x": 1, "y": "z"}]})).read_text(encoding="utf-8")
+    assert "mine (1 rows)" in text
+    assert (tmp_path / "report" / "mine.csv").read_text() == "x,y\n1,z\n"
+
+
+def test_no_working_directory_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        page.write_report(tmp_path / "no")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json"):
+        page.write_report(tmp_path)
+
+
+def test_figures_without_values_are_input_errors():
+    with pytest.raises(InputError, match="no accuracy for target 'b'"):
+        figures.transfer_curves([], [transfer_row(1, 0.5)], "b")
+    with pytest.raises(InputError, match="stage pretrain"):
+        figures.source_accuracy([])
+    with pytest.raises(InputError, match="stage scores"):
+        figures.score_against_accuracy([], [transfer_row(1, 0.5)], "a", "logme", "probe")
+
+
+def test_methods_get_panels_of_their_own_only_where_ranges_differ():
+    def points(*means):
+        return [tables.Point(epoch, mean, mean, mean, 1) for epoch, mean in enumerate(means)]
+
+    near = {"probe": points(0.6, 0.8), "finetune": points(0.7, 0.9)}
+    assert figures._panels(near) == [["probe", "finetune"]]
+    far = {"probe": points(0.6, 0.9), "probe_converged": points(0.7, 0.8), "finetune": points(0.98, 0.99)}
+    assert figures._panels(far) == [["probe", "probe_converged"], ["finetune"]]
+
+
+def test_curves_draw_the_mean_and_the_band_of_seeds():
+    rows = [transfer_row(1, 0.5, 0), transfer_row(1, 0.7, 1), transfer_row(2, 0.9, 0), transfer_row(2, 0.9, 1)]
+    axes = figures.transfer_curves([], rows, "a").axes[0]
+    assert axes.lines[0].get_ydata() == pytest.approx([60, 90])
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((50, 90))
+    star = next(line for line in axes.lines if line.get_marker() == "*")
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == pytest.approx((2, 90))
+
+
+@pytest.mark.parametrize(("num_checkpoints", "noted"), [(9, True), (10, False)])
+def test_few_checkpoints_are_called_too_few(num_checkpoints, noted):
+    results = make_results(TARGETS[:1], EPOCHS[:num_checkpoints], seeds=(0,))
+    arguments = (results["scores"], results["transfer"], TARGETS[0], "logme", "finetune", results["ranking"])
+    title = figures.score_against_accuracy(*arguments).get_suptitle()
+    assert ("too few to trust" in title) == noted
+    assert "τ = 0.52" in title and "r = 0.71" in title
+
+
+def test_scores_meet_accuracies_by_checkpoint():
+    results = make_results(TARGETS[:1], (0, 1, 2, 3), seeds=(0,))
+    scores = [row for row in results["scores"] if row["score"] == "logme"][::-1]  # another order, and one missing
+    figure = figures.score_against_accuracy(scores[1:], results["transfer"], TARGETS[0], "logme", "probe")
+    dots = next(c for c in figure.axes[0].collections if c.get_array() is not None)
+    accuracy = {r["epoch"]: 100 * r["accuracy"] for r in results["transfer"] if r["method"] == "probe"}
+    value = {row["epoch"]: row["value"] for row in scores}
+    assert list(dots.get_array()) == [0, 1, 2]
+    np.testing.assert_allclose(dots.get_offsets(), [(value[e], accuracy[e]) for e in (0, 1, 2)])

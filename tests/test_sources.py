@@ -1,0 +1,456 @@
+"""Data sets by name: each kind on real data, the rules of the splits, and every error a user can meet."""
+
+import logging
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jax_transfer.data import catalog, prepare
+from jax_transfer.data.sources import from_arrays, load_source, materialize, subset
+from jax_transfer.data.transforms import resize_square
+from jax_transfer.records import InputError
+
+
+def write_images(folder, count, seed=0, size=(12, 10)):
+    """`count` different images in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng([seed, *folder.name.encode()])
+    for i in range(count):
+        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+
+
+@pytest.fixture
+def animals(tmp_path):
+    """Class folders cat (10 images) and dog (5)."""
+    write_images(tmp_path / "animals" / "dog", 5)
+    write_images(tmp_path / "animals" / "cat", 10)
+    return tmp_path / "animals"
+
+
+@pytest.fixture
+def split_animals(tmp_path):
+    """The same with train/ and test/."""
+    root = tmp_path / "split"
+    for split, count in (("train", 6), ("test", 2)):
+        write_images(root / split / "cat", count, seed=count)
+        write_images(root / split / "dog", count, seed=count)
+    return root
+
+
+# ---- embedded and arrays
+
+
+@pytest.mark.parametrize(("name", "sizes", "side"), [("digits", (1437, 360), 8), ("mnist_5k", (4000, 1000), 28)])
+def test_embedded_sets_split_eighty_to_twenty(name, sizes, side):
+    train, test = (load_source(f"embedded:{name}", split) for split in ("train", "test"))
+    assert (len(train), len(test)) == sizes and train.num_classes == 10
+    image = train.read([0])[0]
+    assert image.shape == (side, side) and image.dtype == np.uint8 and image.max() > 200
+    assert train.fingerprint != test.fingerprint
+    pixels = [{image.tobytes() for image in source.read(range(len(source)))} for source in (train, test)]
+    assert len(pixels[0] & pixels[1]) < 5  # some digits are drawn alike; a shared image would show as hundreds
+
+
+def test_from_arrays_reads_in_the_order_asked():
+    images = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2)
+    source = from_arrays(images, [0, 1, 2, 0, 1])
+    assert source.class_names == ("0", "1", "2") and source.labels.dtype == np.int32
+    assert [image[0, 0] for image in source.read([3, 0, 3])] == [12, 0, 12]
+
+
+def test_the_fingerprint_tells_contents_apart():
+    images, labels = np.zeros((4, 2, 2), np.uint8), [0, 1, 0, 1]
+    changed = images.copy()
+    changed[3, 1, 1] = 1
+    sources = [from_arrays(images, labels), from_arrays(changed, labels), from_arrays(images, [0, 1, 1, 1])]
+    sources += [from_arrays(images.reshape(4, 1, 4), labels), from_arrays(images, labels, class_names=["a", "b"])]
+    sources += [subset(sources[0], [0, 1]), subset(sources[0], [1, 0])]
+    assert len({source.fingerprint for source in sources}) == len(sources)
+    assert from_arrays(images.copy(), labels).fingerprint == sources[0].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "names", "message"),
+    [
+        (np.zeros((2, 3, 3), np.uint8), [0], None, "one label for each"),
+        (np.zeros((0, 3, 3), np.uint8), [], None, "one label for each"),
+        ([np.zeros((3, 3), np.uint8)], [-1], None, "whole numbers from 0"),
+        ([np.zeros((3, 3), np.uint8)], [0.5], None, "whole numbers from 0"),
+        ([np.zeros((3, 3), np.uint8)], [2], ["a", "b"], "label 2 has no name"),
+    ],
+)
+def test_from_arrays_refuses_labels_that_do_not_fit(images, labels, names, message):
+    with pytest.raises(InputError, match=message):
+        from_arrays(images, labels, class_names=names)
+
+
+# ---- names and options
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digits", "kind:name"),
+        ("embedded:", "kind:name"),
+        ("embeded:digits", "Did you mean 'embedded'"),
+        ("embedded:digit", "Did you mean 'digits'"),
+        ("embedded:digits?per_clas=3", "Did you mean 'per_class'.*fraction, per_class, test, train"),
+        ("embedded:digits?per_class=0", "per_class must be a whole number.*'0'"),
+        ("embedded:digits?train=many", "train must be a whole number.*'many'"),
+        ("embedded:digits?train=", "train must be a whole number.*''"),
+        ("embedded:digits?fraction=1.5", r"fraction must be a number in \(0, 1\].*'1.5'"),
+        ("embedded:digits?train=5&train=6", "given twice"),
+        ("embedded:digits?per_class=500", "class '0' has only 142"),
+    ],
+)
+def test_a_wrong_name_says_what_is_valid(name, message):
+    with pytest.raises(InputError, match=message):
+        load_source(name, "train")
+
+
+def test_wrong_split_and_on_corrupt_say_what_is_valid():
+    with pytest.raises(InputError, match=r"'validation'\. Valid: train, test"):
+        load_source("embedded:digits", "validation")
+    with pytest.raises(InputError, match=r"'ignore'\. Valid: error, skip"):
+        load_source("embedded:digits", "train", on_corrupt="ignore")
+
+
+def test_options_thin_their_own_split():
+    name = "embedded:digits?per_class=7&test=40"
+    train, test = load_source(name, "train"), load_source(name, "test")
+    assert np.bincount(train.labels).tolist() == [7] * 10 and np.bincount(test.labels).tolist() == [4] * 10
+    assert train.name == test.name == name
+    assert len(load_source("embedded:digits?fraction=0.1&train=100", "train")) == 100
+
+
+def test_the_seed_draws_the_subset():
+    first, again, other = (load_source("embedded:digits?per_class=3", "train", seed=seed) for seed in (0, 0, 1))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert (
+        load_source("embedded:digits", "test", seed=0).fingerprint
+        == load_source("embedded:digits", "test", 1).fingerprint
+    )
+
+
+def test_a_subset_reads_the_images_of_its_labels():
+    whole = load_source("embedded:digits", "train")
+    part = subset(subset(whole, np.arange(100, 200)), [5, 50, 7])
+    assert np.array_equal(part.labels, whole.labels[[105, 150, 107]])
+    assert all(map(np.array_equal, part.read([0, 1, 2]), whole.read([105, 150, 107])))
+
+
+# ---- materialize
+
+
+def test_materialize_equals_reading_and_resizing_one_by_one(animals):
+    for source, size in (
+        (load_source("embedded:digits?train=600", "train"), 12),
+        (load_source(f"folder:{animals}", "train"), 9),
+    ):
+        done = []
+        images, labels = materialize(source, size, "bicubic", progress=done.append)
+        single = np.stack([resize_square(source.read([i])[0], size, "bicubic") for i in range(len(source))])
+        assert np.array_equal(images, single) and np.array_equal(labels, source.labels)
+        assert done == sorted(done) and done[-1] == len(source)
+
+
+def test_materialize_names_the_damaged_image(animals):
+    (animals / "cat" / "03.png").write_bytes(b"")
+    source = load_source(f"folder:{animals}", "train")
+    with pytest.raises(InputError, match=r"03\.png.*empty"):
+        materialize(source, 8)
+
+
+# ---- tfds
+
+
+def test_tfds_labels_match_their_images(tfds_dir):
+    source = load_source("tfds:fashion_mnist", "test")
+    assert len(source) == 10_000 and np.bincount(source.labels).tolist() == [1000] * 10
+    assert source.class_names[0] == "T - shirt / top" and not source.mean_per_class
+    direct = tfds.data_source("fashion_mnist", split="test", data_dir=tfds_dir, download=False)
+    indices = [77, 3, 9_999]
+    assert all(
+        np.array_equal(image, direct[i]["image"]) for image, i in zip(source.read(indices), indices, strict=True)
+    )
+    assert source.labels[indices].tolist() == [direct[i]["label"] for i in indices]
+
+
+def test_gray_tfds_images_get_three_channels(tfds_dir):
+    source = load_source("tfds:mnist?test=20", "test")
+    images, _ = materialize(source, 28)
+    assert source.read([0])[0].shape == (28, 28, 1)
+    assert images.shape == (20, 28, 28, 3) and np.array_equal(images[..., 0], images[..., 2])
+
+
+def test_without_a_test_split_validation_is_tested_on(tfds_dir):
+    source = load_source("tfds:tiny_imagenet?test=300", "test")
+    assert len(source) == 300 and source.num_classes == 200 and source.class_names[0] == "goldfish"
+
+
+def test_caltech101_reports_mean_per_class_and_reads_in_threads(tfds_dir):
+    source = load_source("tfds:caltech101?train=306", "train")
+    assert source.mean_per_class and source.num_classes == 102
+    images, _ = materialize(source, 32)
+    assert np.array_equal(images[300], resize_square(source.read([300])[0], 32))
+
+
+def test_split_expressions_join_splits(tfds_dir, monkeypatch):
+    monkeypatch.setitem(catalog.CATALOG, "both", catalog.Entry("caltech101", 102, train="train+test"))
+    assert len(load_source("tfds:both", "train")) == 9144
+
+
+def test_tfds_sources_pickle(tfds_dir):
+    source = load_source("tfds:caltech101", "train")
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.fingerprint == source.fingerprint and np.array_equal(copy.read([5])[0], source.read([5])[0])
+
+
+def test_no_tensorflow_and_no_noise(tfds_dir):
+    code = (
+        "import sys; from jax_transfer.data.sources import load_source, materialize\n"
+        "materialize(load_source('tfds:caltech101?train=4', 'train'), 8)\n"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0 and "group size" not in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar100", r"not on disk.*python -m jax_transfer\.data\.prepare cifar100 .*TFDS_DATA_DIR"),
+        ("flowers102", r"not on disk.*prepare flowers102 "),
+        ("cifar11", "Unknown TFDS data set: 'cifar11'. Did you mean cifar10"),
+        ("CIFAR10", "Did you mean cifar10"),
+        ("zzzzqqq", "Unknown TFDS data set: 'zzzzqqq'. See"),
+        ("cifar10:9.9.9", "9.9.9"),
+        ("two words", "two words"),
+        ("aircraft", r"load it as folder:DIR.*train/<variant>"),
+        ("indoor67", "folder:DIR"),
+        ("mura", "folder:DIR"),
+        ("shenzhen_cxr", "folder:DIR"),
+        ("tiny_imagenet", "folder:DIR"),
+        ("celeb_a", "'image' and 'label', but has"),
+    ],
+)
+def test_tfds_sets_that_are_not_there(name, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(InputError, match=message) as caught:
+        load_source(f"tfds:{name}", "train")
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+
+
+def test_a_set_prepared_as_tfrecord_and_one_with_missing_files_are_not_on_disk(tfds_dir, tmp_path, monkeypatch):
+    folder = tmp_path / "caltech101" / "3.0.2"
+    folder.mkdir(parents=True)
+    for name in ("dataset_info.json", "features.json", "label.labels.txt"):
+        shutil.copy(tfds_dir / "caltech101" / "3.0.2" / name, folder)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(InputError, match=r"not on disk in ArrayRecord format.*prepare caltech101"):
+        load_source("tfds:caltech101", "train")
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    for split in ("train", "test"):
+        (folder / f"caltech101-{split}.tfrecord-00000-of-00001").touch()
+    with pytest.raises(InputError, match="not on disk in ArrayRecord format"):
+        load_source("tfds:caltech101", "train")
+
+
+def test_a_missing_split_lists_those_there_are(tfds_dir, monkeypatch):
+    monkeypatch.setitem(catalog.CATALOG, "odd", catalog.Entry("mnist", 10, test="validation"))
+    with pytest.raises(InputError, match=r"no split 'validation' to test on\. It has: .*train"):
+        load_source("tfds:odd", "test")
+
+
+@pytest.mark.parametrize("name", [name for name, entry in catalog.CATALOG.items() if not entry.layout])
+def test_the_catalog_agrees_with_tfds(name, tmp_path):
+    entry = catalog.CATALOG[name]
+    builder = tfds.builder(entry.tfds, data_dir=tmp_path, try_gcs=False)
+    assert builder.info.features["label"].num_classes == entry.num_classes
+    assert catalog.find(entry.tfds) == entry == catalog.find(f"{entry.tfds}:1.0.0")
+
+
+def test_prepare_without_tensorflow_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    assert prepare.main(["cifar10"]) == 2
+    assert 'pip install "jax_transfer[prepare]"' in capsys.readouterr().err
+
+
+# ---- folders
+
+
+def test_folders_below_each_other_are_classes_sorted_by_name(animals):
+    train, test = (load_source(f"folder:{animals}", split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("cat", "dog")
+    assert np.bincount(train.labels).tolist() == [8, 4] and np.bincount(test.labels).tolist() == [2, 1]
+    pixels = [{image.tobytes() for image in source.read(range(len(source)))} for source in (train, test)]
+    assert len(pixels[0]) == 12 and len(pixels[1]) == 3 and not pixels[0] & pixels[1]
+
+
+def test_the_split_of_a_folder_does_not_depend_on_the_seed(animals):
+    assert (
+        load_source(f"folder:{animals}", "test", seed=0).fingerprint
+        == load_source(f"folder:{animals}", "test", 9).fingerprint
+    )
+
+
+@pytest.mark.parametrize("test_folder", ["test", "val", "validation"])
+def test_train_and_test_folders_are_the_splits(split_animals, test_folder):
+    (split_animals / "test").rename(split_animals / test_folder)
+    train, test = (load_source(f"folder:{split_animals}", split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (12, 4) and test.labels.tolist() == [0, 0, 1, 1]
+    direct = np.asarray(Image.open(split_animals / test_folder / "dog" / "01.png"))
+    assert np.array_equal(test.read([3])[0], direct)
+
+
+def test_train_without_test_is_split(split_animals):
+    shutil.rmtree(split_animals / "test")
+    assert (
+        len(load_source(f"folder:{split_animals}", "train")),
+        len(load_source(f"folder:{split_animals}", "test")),
+    ) == (10, 2)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write_images(tmp_path / "train", 5)
+    write_images(tmp_path / "bus", 5)
+    assert load_source(f"folder:{tmp_path}", "train").class_names == ("bus", "train")
+
+
+def test_labels_of_test_follow_the_classes_of_train(split_animals):
+    shutil.rmtree(split_animals / "test" / "cat")
+    test = load_source(f"folder:{split_animals}", "test")
+    assert test.class_names == ("cat", "dog") and test.labels.tolist() == [1, 1]
+
+
+def test_one_class_loads(tmp_path):
+    write_images(tmp_path / "only", 5)
+    assert load_source(f"folder:{tmp_path}", "train").num_classes == 1
+
+
+def test_extensions_hidden_files_and_nested_folders(animals, caplog):
+    write_images(animals / "cat" / "more", 1)
+    write_images(animals / ".cache", 1)
+    Image.new("RGB", (3, 3)).save(animals / "cat" / "UPPER.JPG", format="JPEG")
+    (animals / "cat" / ".hidden.png").write_bytes(b"")
+    (animals / "cat" / "notes.txt").write_text("no image")
+    counts = [np.bincount(load_source(f"folder:{animals}", split).labels).tolist() for split in ("train", "test")]
+    assert np.sum(counts, axis=0).tolist() == [12, 5]
+    assert "1 files are no images and are not read (.txt)" in caplog.text
+
+
+@pytest.mark.parametrize("folder", ["what?", "a?b", "katzen und häuser 猫", "x?y=1/z", "50% & more=less"])
+def test_folders_may_hold_any_characters(tmp_path, folder):
+    write_images(tmp_path / folder / "ein Hündchen", 5)
+    assert len(load_source(f"folder:{tmp_path / folder}", "train")) == 4
+    assert len(load_source(f"folder:{tmp_path / folder}?train=2", "train")) == 2
+
+
+def test_the_fingerprint_of_a_folder_follows_its_files(animals):
+    before = load_source(f"folder:{animals}", "train").fingerprint
+    assert load_source(f"folder:{animals}", "train").fingerprint == before
+    for path in sorted((animals / "cat").iterdir()):
+        path.touch()
+    assert load_source(f"folder:{animals}", "train").fingerprint != before
+
+
+def test_folder_sources_pickle(animals):
+    source = load_source(f"folder:{animals}?train=4", "train")
+    assert np.array_equal(pickle.loads(pickle.dumps(source)).read([1])[0], source.read([1])[0])
+
+
+def test_missing_folders_and_empty_classes_are_named(tmp_path, split_animals):
+    def message(split="train"):
+        with pytest.raises(InputError) as caught:
+            load_source(f"folder:{tmp_path / 'x'}", split)
+        return str(caught.value)
+
+    assert f"{tmp_path / 'x'}: no such folder" in message()
+    (tmp_path / "x").write_text("")
+    assert f"{tmp_path / 'x'}: not a folder" in message()
+    (tmp_path / "x").unlink()
+    (tmp_path / "x").mkdir()
+    assert f"{tmp_path / 'x'}: no class folders" in message()
+    write_images(tmp_path / "x" / "cat", 1)
+    assert "no class has 2 images" in message("test")
+    (tmp_path / "x" / "empty").mkdir()
+    assert f"{tmp_path / 'x' / 'empty'}: no images in this class; expected .bmp" in message()
+
+
+def test_wrong_split_folders_are_named(split_animals):
+    write_images(split_animals / "test" / "zebra", 1)
+    with pytest.raises(InputError, match="test/zebra: class 'zebra' is not in"):
+        load_source(f"folder:{split_animals}", "test")
+    shutil.move(split_animals / "train", split_animals / "images")
+    with pytest.raises(InputError, match="has test/ but no train/"):
+        load_source(f"folder:{split_animals}", "train")
+
+
+def test_split_folders_without_classes_are_not_classes(tmp_path):
+    write_images(tmp_path / "train", 3)
+    write_images(tmp_path / "test", 3)
+    with pytest.raises(InputError, match="train: no class folders"):
+        load_source(f"folder:{tmp_path}", "train")
+
+
+def test_links_inside_are_followed_and_links_that_leave_are_named(animals, tmp_path):
+    (animals / "cat" / "inside.png").symlink_to(animals / "dog" / "00.png")
+    assert len(load_source(f"folder:{animals}", "train")) == 13
+    write_images(tmp_path / "elsewhere", 1)
+    for link, target, message in (
+        (animals / "cat" / "out.png", tmp_path / "elsewhere" / "00.png", "out.png: a link that leaves"),
+        (animals / "wolf", tmp_path / "elsewhere", "wolf: a link that leaves"),
+        (animals / "gone", tmp_path / "nothing", "gone: a link to nothing"),
+        (animals / "cat" / "gone.png", tmp_path / "nothing", "gone.png: a link to nothing"),
+        (animals / "cat" / "loop", animals, "loop: a link to a folder it lies in"),
+    ):
+        link.symlink_to(target)
+        with pytest.raises(InputError, match=message):
+            load_source(f"folder:{animals}", "train")
+        link.unlink()
+
+
+def test_a_train_folder_that_is_a_link_outside_is_named(split_animals, tmp_path):
+    (split_animals / "train").rename(tmp_path / "outside")
+    (split_animals / "train").symlink_to(tmp_path / "outside")
+    with pytest.raises(InputError, match="train: a link that leaves"):
+        load_source(f"folder:{split_animals}", "train")
+
+
+def damage(folder):
+    whole = (folder / "00.png").read_bytes()
+    (folder / "01.png").write_bytes(b"")
+    (folder / "02.png").write_bytes(b"no image")
+    (folder / "03.png").write_bytes(whole[: len(whole) // 2])
+
+
+def test_skip_leaves_out_names_and_counts_the_damaged(split_animals, caplog):
+    damage(split_animals / "train" / "cat")
+    whole = load_source(f"folder:{split_animals}", "train")
+    with caplog.at_level(logging.WARNING):
+        source = load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
+    assert "3 of 12 images" in caplog.text and all(f"0{i}.png" in caplog.text for i in (1, 2, 3))
+    assert source.labels.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1] and len(source.read(range(9))) == 9
+    assert source.fingerprint != whole.fingerprint
+
+
+@pytest.mark.parametrize(("name", "reason"), [("01", "empty"), ("02", "not an image"), ("03", "truncated")])
+def test_reading_a_damaged_image_names_it(split_animals, name, reason):
+    damage(split_animals / "train" / "cat")
+    source = load_source(f"folder:{split_animals}", "train")
+    with pytest.raises(InputError, match=f"{name}.png.*{reason}"):
+        source.read([int(name)])
+
+
+def test_skip_says_when_nothing_of_a_class_is_left(split_animals):
+    for path in (split_animals / "train" / "dog").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="all images of class 'dog' are damaged"):
+        load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
