@@ -54,7 +54,7 @@ def test_correlations_equal_scipy(seed):
 
 def test_hand_computed_case():
     scores, accuracies = [4.0, 3.0, 2.0, 1.0], [0.8, 0.9, 0.5, 0.6]
-    assert pearson(scores, accuracies) == pytest.approx(1.0 / math.sqrt(5 * 0.1))  # means 2.5 and 0.7
+    assert pearson(scores, accuracies) == pytest.approx(0.5 / math.sqrt(5 * 0.1))  # means 2.5 and 0.7
     assert kendall(scores, accuracies) == pytest.approx((4 - 2) / 6)
     # weights 1/r + 1/q of the six pairs, ranks from 1: discordant are places (1, 2) and (3, 4) in either ranking
     total = sum(1 / r + 1 / q for r, q in itertools.combinations((1, 2, 3, 4), 2))

@@ -20,7 +20,7 @@ from jax_transfer.report import figures, page, tables
 EPOCHS = (0, 1, 2, 3, 5, 10, 20, 40, 60, 100, 150, 200)
 TARGETS = ("tfds:mnist?per_class=100", "folder:/photos/birds")
 HOSTILE = 'folder:/data/<script>alert("x")</script>&\'鸟类 $x^2$ [red]\x07'
-SCORES = ("logme", "leep", "nleep")
+SCORES = ("logme", "leep")
 
 
 def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list[dict]]:
@@ -181,7 +181,7 @@ def test_a_broken_line_within_the_file_is_an_error_that_names_it(tmp_path, line)
         ("folder:/my/birds?", "birds?"),
         ("folder:/my/why? because", "why? because"),
         ("tfds:a/b:1.0.0", "b:1.0.0"),
-        ("arrays", "arrays"),
+        ("folder:/نی\u200cها\x00", "نی\u200cها\N{REPLACEMENT CHARACTER}"),  # joiners belong to words
     ],
 )
 def test_short_target(target, short):
@@ -195,7 +195,9 @@ def test_targets_that_would_share_a_name_keep_their_full_ones():
 
 def test_summary_table_prints_names_with_brackets_as_they_are():
     console = rich.console.Console(width=200, record=True, file=io.StringIO())
-    console.print(tables.summary_table([transfer_row(5, 0.9647, target="[red]x"), transfer_row(9, 0.8, target="[red]x")]))
+    console.print(
+        tables.summary_table([transfer_row(5, 0.9647, target="[red]x"), transfer_row(9, 0.8, target="[red]x")])
+    )
     text = console.export_text()
     assert "[red]x" in text and "96.47" in text and "FE" in text and "16.47" in text
 
@@ -229,9 +231,18 @@ def test_page_opens_with_the_answer(full):
     _, results, text = full
     best = tables.best_checkpoints(results["transfer"])[0]
     opening = text[: text.index("<svg")]
-    assert f"epoch {best['best_epoch']} is best with {100 * best['best_accuracy']:.2f} %" in opening
+    assert f"epoch {best['best_epoch']} is best with {100 * best['best_accuracy']:.2f}\N{NO-BREAK SPACE}%" in opening
     assert f"{100 * best['gain']:.2f} points above the last checkpoint" in opening
     assert "mnist (100 per class)" in opening and "fine-tuned (FT), " in opening.lower().replace("(ft)", "(FT)")
+
+
+def test_the_opening_counts_targets_and_doubts_what_seeds_do_not_bear_out():
+    rows = [transfer_row(1, 0.9, 0, target=t) for t in "ab"] + [transfer_row(2, 0.8, 0, target=t) for t in "ab"]
+    rows += [transfer_row(1, 0.80, 1, target="b"), transfer_row(2, 0.85, 1, target="b")]
+    text = page._overall(tables.best_checkpoints(rows))
+    assert text.endswith("on 2 of 2 targets (by up to 10.00 points; seeds differ by as much on 1).")
+    rows = [transfer_row(1, 0.5, method="finetune"), transfer_row(2, 0.6, method="finetune")]
+    assert "no earlier checkpoint beats the last one on any of 1 target" in page._overall(tables.best_checkpoints(rows))
 
 
 def test_a_gain_within_the_spread_of_seeds_is_called_unclear():
@@ -268,12 +279,12 @@ def test_hostile_names_are_escaped_everywhere(tmp_path):
     elements = Elements(path.read_text(encoding="utf-8"))
     assert not {"script", "b", "i"} & {tag for tag, _ in elements.elements}
     shown = tables.short_target(HOSTILE)
-    assert '鸟类 $x^2$ [red]\N{REPLACEMENT CHARACTER}' in shown and shown in elements.text
+    assert "鸟类 $x^2$ [red]\N{REPLACEMENT CHARACTER}" in shown and shown in elements.text
     assert "</pre><b>&" in elements.text
     svgs = list((path.parent / "figures").iterdir())
     assert len(svgs) == 1 + 4 + 4 * 3
-    for svg in svgs:
-        xml.etree.ElementTree.parse(svg)
+    drawn = ["".join(xml.etree.ElementTree.parse(svg).getroot().itertext()) for svg in svgs]
+    assert any("$x^2$ [red]" in text for text in drawn)  # no formula
 
 
 @pytest.mark.parametrize("missing", ["pretrain", "transfer", "scores", "ranking"])

@@ -1,6 +1,5 @@
-"""Data sets by name: each kind on real data, the rules of the splits, and every error a user can meet."""
+"""Data sets by name: packages, arrays and TFDS, options, and every error a user can meet."""
 
-import logging
 import pickle
 import shutil
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from jax_transfer.data import catalog, prepare
 from jax_transfer.data.sources import from_arrays, load_source, materialize, subset
@@ -17,36 +15,10 @@ from jax_transfer.data.transforms import resize_square
 from jax_transfer.records import InputError
 
 
-def write_images(folder, count, seed=0, size=(12, 10)):
-    """`count` different images in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng([seed, *folder.name.encode()])
-    for i in range(count):
-        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
-
-
-@pytest.fixture
-def animals(tmp_path):
-    """Class folders cat (10 images) and dog (5)."""
-    write_images(tmp_path / "animals" / "dog", 5)
-    write_images(tmp_path / "animals" / "cat", 10)
-    return tmp_path / "animals"
-
-
-@pytest.fixture
-def split_animals(tmp_path):
-    """The same with train/ and test/."""
-    root = tmp_path / "split"
-    for split, count in (("train", 6), ("test", 2)):
-        write_images(root / split / "cat", count, seed=count)
-        write_images(root / split / "dog", count, seed=count)
-    return root
-
-
 # ---- embedded and arrays
 
 
-@pytest.mark.parametrize(("name", "sizes", "side"), [("digits", (1437, 360), 8), ("mnist_5k", (4000, 1000), 28)])
+@pytest.mark.parametrize(("name", "sizes", "side"), [("digits", (1438, 359), 8), ("mnist_5k", (4000, 1000), 28)])
 def test_embedded_sets_split_eighty_to_twenty(name, sizes, side):
     train, test = (load_source(f"embedded:{name}", split) for split in ("train", "test"))
     assert (len(train), len(test)) == sizes and train.num_classes == 10
@@ -54,7 +26,7 @@ def test_embedded_sets_split_eighty_to_twenty(name, sizes, side):
     assert image.shape == (side, side) and image.dtype == np.uint8 and image.max() > 200
     assert train.fingerprint != test.fingerprint
     pixels = [{image.tobytes() for image in source.read(range(len(source)))} for source in (train, test)]
-    assert len(pixels[0] & pixels[1]) < 5  # some digits are drawn alike; a shared image would show as hundreds
+    assert not pixels[0] & pixels[1]
 
 
 def test_from_arrays_reads_in_the_order_asked():
@@ -148,23 +120,12 @@ def test_a_subset_reads_the_images_of_its_labels():
 # ---- materialize
 
 
-def test_materialize_equals_reading_and_resizing_one_by_one(animals):
-    for source, size in (
-        (load_source("embedded:digits?train=600", "train"), 12),
-        (load_source(f"folder:{animals}", "train"), 9),
-    ):
-        done = []
-        images, labels = materialize(source, size, "bicubic", progress=done.append)
-        single = np.stack([resize_square(source.read([i])[0], size, "bicubic") for i in range(len(source))])
-        assert np.array_equal(images, single) and np.array_equal(labels, source.labels)
-        assert done == sorted(done) and done[-1] == len(source)
-
-
-def test_materialize_names_the_damaged_image(animals):
-    (animals / "cat" / "03.png").write_bytes(b"")
-    source = load_source(f"folder:{animals}", "train")
-    with pytest.raises(InputError, match=r"03\.png.*empty"):
-        materialize(source, 8)
+def test_materialize_equals_reading_and_resizing_one_by_one():
+    source, done = load_source("embedded:digits?train=600", "train"), []
+    images, labels = materialize(source, 12, "bicubic", progress=done.append)
+    single = np.stack([resize_square(source.read([i])[0], 12, "bicubic") for i in range(len(source))])
+    assert np.array_equal(images, single) and np.array_equal(labels, source.labels)
+    assert done == sorted(done) and done[-1] == 600
 
 
 # ---- tfds
@@ -173,7 +134,7 @@ def test_materialize_names_the_damaged_image(animals):
 def test_tfds_labels_match_their_images(tfds_dir):
     source = load_source("tfds:fashion_mnist", "test")
     assert len(source) == 10_000 and np.bincount(source.labels).tolist() == [1000] * 10
-    assert source.class_names[0] == "T - shirt / top" and not source.mean_per_class
+    assert source.class_names[0] == "T-shirt/top" and not source.mean_per_class
     direct = tfds.data_source("fashion_mnist", split="test", data_dir=tfds_dir, download=False)
     indices = [77, 3, 9_999]
     assert all(
@@ -281,176 +242,3 @@ def test_prepare_without_tensorflow_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     assert prepare.main(["cifar10"]) == 2
     assert 'pip install "jax_transfer[prepare]"' in capsys.readouterr().err
-
-
-# ---- folders
-
-
-def test_folders_below_each_other_are_classes_sorted_by_name(animals):
-    train, test = (load_source(f"folder:{animals}", split) for split in ("train", "test"))
-    assert train.class_names == test.class_names == ("cat", "dog")
-    assert np.bincount(train.labels).tolist() == [8, 4] and np.bincount(test.labels).tolist() == [2, 1]
-    pixels = [{image.tobytes() for image in source.read(range(len(source)))} for source in (train, test)]
-    assert len(pixels[0]) == 12 and len(pixels[1]) == 3 and not pixels[0] & pixels[1]
-
-
-def test_the_split_of_a_folder_does_not_depend_on_the_seed(animals):
-    assert (
-        load_source(f"folder:{animals}", "test", seed=0).fingerprint
-        == load_source(f"folder:{animals}", "test", 9).fingerprint
-    )
-
-
-@pytest.mark.parametrize("test_folder", ["test", "val", "validation"])
-def test_train_and_test_folders_are_the_splits(split_animals, test_folder):
-    (split_animals / "test").rename(split_animals / test_folder)
-    train, test = (load_source(f"folder:{split_animals}", split) for split in ("train", "test"))
-    assert (len(train), len(test)) == (12, 4) and test.labels.tolist() == [0, 0, 1, 1]
-    direct = np.asarray(Image.open(split_animals / test_folder / "dog" / "01.png"))
-    assert np.array_equal(test.read([3])[0], direct)
-
-
-def test_train_without_test_is_split(split_animals):
-    shutil.rmtree(split_animals / "test")
-    assert (
-        len(load_source(f"folder:{split_animals}", "train")),
-        len(load_source(f"folder:{split_animals}", "test")),
-    ) == (10, 2)
-
-
-def test_a_class_may_be_called_train(tmp_path):
-    write_images(tmp_path / "train", 5)
-    write_images(tmp_path / "bus", 5)
-    assert load_source(f"folder:{tmp_path}", "train").class_names == ("bus", "train")
-
-
-def test_labels_of_test_follow_the_classes_of_train(split_animals):
-    shutil.rmtree(split_animals / "test" / "cat")
-    test = load_source(f"folder:{split_animals}", "test")
-    assert test.class_names == ("cat", "dog") and test.labels.tolist() == [1, 1]
-
-
-def test_one_class_loads(tmp_path):
-    write_images(tmp_path / "only", 5)
-    assert load_source(f"folder:{tmp_path}", "train").num_classes == 1
-
-
-def test_extensions_hidden_files_and_nested_folders(animals, caplog):
-    write_images(animals / "cat" / "more", 1)
-    write_images(animals / ".cache", 1)
-    Image.new("RGB", (3, 3)).save(animals / "cat" / "UPPER.JPG", format="JPEG")
-    (animals / "cat" / ".hidden.png").write_bytes(b"")
-    (animals / "cat" / "notes.txt").write_text("no image")
-    counts = [np.bincount(load_source(f"folder:{animals}", split).labels).tolist() for split in ("train", "test")]
-    assert np.sum(counts, axis=0).tolist() == [12, 5]
-    assert "1 files are no images and are not read (.txt)" in caplog.text
-
-
-@pytest.mark.parametrize("folder", ["what?", "a?b", "katzen und häuser 猫", "x?y=1/z", "50% & more=less"])
-def test_folders_may_hold_any_characters(tmp_path, folder):
-    write_images(tmp_path / folder / "ein Hündchen", 5)
-    assert len(load_source(f"folder:{tmp_path / folder}", "train")) == 4
-    assert len(load_source(f"folder:{tmp_path / folder}?train=2", "train")) == 2
-
-
-def test_the_fingerprint_of_a_folder_follows_its_files(animals):
-    before = load_source(f"folder:{animals}", "train").fingerprint
-    assert load_source(f"folder:{animals}", "train").fingerprint == before
-    for path in sorted((animals / "cat").iterdir()):
-        path.touch()
-    assert load_source(f"folder:{animals}", "train").fingerprint != before
-
-
-def test_folder_sources_pickle(animals):
-    source = load_source(f"folder:{animals}?train=4", "train")
-    assert np.array_equal(pickle.loads(pickle.dumps(source)).read([1])[0], source.read([1])[0])
-
-
-def test_missing_folders_and_empty_classes_are_named(tmp_path, split_animals):
-    def message(split="train"):
-        with pytest.raises(InputError) as caught:
-            load_source(f"folder:{tmp_path / 'x'}", split)
-        return str(caught.value)
-
-    assert f"{tmp_path / 'x'}: no such folder" in message()
-    (tmp_path / "x").write_text("")
-    assert f"{tmp_path / 'x'}: not a folder" in message()
-    (tmp_path / "x").unlink()
-    (tmp_path / "x").mkdir()
-    assert f"{tmp_path / 'x'}: no class folders" in message()
-    write_images(tmp_path / "x" / "cat", 1)
-    assert "no class has 2 images" in message("test")
-    (tmp_path / "x" / "empty").mkdir()
-    assert f"{tmp_path / 'x' / 'empty'}: no images in this class; expected .bmp" in message()
-
-
-def test_wrong_split_folders_are_named(split_animals):
-    write_images(split_animals / "test" / "zebra", 1)
-    with pytest.raises(InputError, match="test/zebra: class 'zebra' is not in"):
-        load_source(f"folder:{split_animals}", "test")
-    shutil.move(split_animals / "train", split_animals / "images")
-    with pytest.raises(InputError, match="has test/ but no train/"):
-        load_source(f"folder:{split_animals}", "train")
-
-
-def test_split_folders_without_classes_are_not_classes(tmp_path):
-    write_images(tmp_path / "train", 3)
-    write_images(tmp_path / "test", 3)
-    with pytest.raises(InputError, match="train: no class folders"):
-        load_source(f"folder:{tmp_path}", "train")
-
-
-def test_links_inside_are_followed_and_links_that_leave_are_named(animals, tmp_path):
-    (animals / "cat" / "inside.png").symlink_to(animals / "dog" / "00.png")
-    assert len(load_source(f"folder:{animals}", "train")) == 13
-    write_images(tmp_path / "elsewhere", 1)
-    for link, target, message in (
-        (animals / "cat" / "out.png", tmp_path / "elsewhere" / "00.png", "out.png: a link that leaves"),
-        (animals / "wolf", tmp_path / "elsewhere", "wolf: a link that leaves"),
-        (animals / "gone", tmp_path / "nothing", "gone: a link to nothing"),
-        (animals / "cat" / "gone.png", tmp_path / "nothing", "gone.png: a link to nothing"),
-        (animals / "cat" / "loop", animals, "loop: a link to a folder it lies in"),
-    ):
-        link.symlink_to(target)
-        with pytest.raises(InputError, match=message):
-            load_source(f"folder:{animals}", "train")
-        link.unlink()
-
-
-def test_a_train_folder_that_is_a_link_outside_is_named(split_animals, tmp_path):
-    (split_animals / "train").rename(tmp_path / "outside")
-    (split_animals / "train").symlink_to(tmp_path / "outside")
-    with pytest.raises(InputError, match="train: a link that leaves"):
-        load_source(f"folder:{split_animals}", "train")
-
-
-def damage(folder):
-    whole = (folder / "00.png").read_bytes()
-    (folder / "01.png").write_bytes(b"")
-    (folder / "02.png").write_bytes(b"no image")
-    (folder / "03.png").write_bytes(whole[: len(whole) // 2])
-
-
-def test_skip_leaves_out_names_and_counts_the_damaged(split_animals, caplog):
-    damage(split_animals / "train" / "cat")
-    whole = load_source(f"folder:{split_animals}", "train")
-    with caplog.at_level(logging.WARNING):
-        source = load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
-    assert "3 of 12 images" in caplog.text and all(f"0{i}.png" in caplog.text for i in (1, 2, 3))
-    assert source.labels.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1] and len(source.read(range(9))) == 9
-    assert source.fingerprint != whole.fingerprint
-
-
-@pytest.mark.parametrize(("name", "reason"), [("01", "empty"), ("02", "not an image"), ("03", "truncated")])
-def test_reading_a_damaged_image_names_it(split_animals, name, reason):
-    damage(split_animals / "train" / "cat")
-    source = load_source(f"folder:{split_animals}", "train")
-    with pytest.raises(InputError, match=f"{name}.png.*{reason}"):
-        source.read([int(name)])
-
-
-def test_skip_says_when_nothing_of_a_class_is_left(split_animals):
-    for path in (split_animals / "train" / "dog").iterdir():
-        path.write_bytes(b"")
-    with pytest.raises(InputError, match="all images of class 'dog' are damaged"):
-        load_source(f"folder:{split_animals}", "train", on_corrupt="skip")

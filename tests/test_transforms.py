@@ -90,8 +90,11 @@ def test_resize_leaves_an_image_that_fits():
     assert resize_square(image, 16) is image or np.shares_memory(resize_square(image, 16), image)
 
 
-def test_resize_of_a_strip_stays_small():
-    assert resize_square(noise(1, 200_000), 64).shape == (64, 64, 3)
+def test_a_strip_is_cut_before_it_is_resized(monkeypatch):
+    fromarray, shapes = Image.fromarray, []
+    monkeypatch.setattr(Image, "fromarray", lambda image: shapes.append(image.shape) or fromarray(image))
+    assert resize_square(noise(1, 5000), 64).shape == (64, 64, 3)
+    assert shapes == [(1, 16, 3)]
 
 
 # ---- decode_file

@@ -149,7 +149,7 @@ def decode_file(path: str | pathlib.Path) -> np.ndarray:
 def _to_rgb_array(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16"):
         return to_uint8_rgb(np.asarray(image))
-    if image.mode == "I" and 0 <= image.getextrema()[0] and image.getextrema()[1] <= 65535:
+    if image.mode == "I" and image.getextrema()[0] >= 0 and image.getextrema()[1] <= 65535:
         return to_uint8_rgb(np.asarray(image).astype(np.uint16))  # older PILs give 16-bit PNGs this 32-bit mode
     if image.mode in ("I", "F"):
         raise ValueError("32-bit or floating point pixels have no known range; save it as 8-bit")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from jax_transfer.models import resnet
-from jax_transfer.models.net import Net, Output, make_net, with_new_head
+from jax_transfer.models.net import Net, Output, gaussian, make_net, with_new_head
 
 # A model takes num_classes, dtype, stem and width, all but the first optional, and gives the identical Net for
 # equal arguments.
@@ -16,4 +16,4 @@ MODELS: dict[str, Callable[..., Net]] = {
     "resnet152": resnet.resnet152,
 }
 
-__all__ = ["MODELS", "Net", "Output", "make_net", "with_new_head"]
+__all__ = ["MODELS", "Net", "Output", "gaussian", "make_net", "with_new_head"]

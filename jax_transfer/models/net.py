@@ -10,6 +10,7 @@ indices into strings, and those sort 0, 1, 10, 11, 2, which would permute the la
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -121,10 +122,19 @@ def with_new_head(params, net: Net, key, std: float = 0.01):
     been trained for any number of classes, or come without a head.
     """
     head = {
-        "kernel": std * jax.random.normal(key, (net.feature_dim, net.num_classes), jnp.float32),
+        "kernel": gaussian(key, (net.feature_dim, net.num_classes), std),
         "bias": jnp.zeros(net.num_classes, jnp.float32),
     }
     return _replace(params, net.classifier, head)
+
+
+def gaussian(key, shape: tuple[int, ...], std: float) -> Array:
+    """Draws float32 values from N(0, std^2).
+
+    They are drawn flat: `jax.random.normal(key, shape)` has the same values, but takes several times longer to
+    compile for a shape of four dimensions, and a deep net has a hundred of them.
+    """
+    return (std * jax.random.normal(key, (math.prod(shape),), jnp.float32)).reshape(shape)
 
 
 def _replace(tree, path, value):

@@ -5,6 +5,7 @@ Padding is explicit and symmetric, as in torch: "SAME" is asymmetric at stride 2
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,22 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_transfer.choose import choose
-from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.net import Net, Output, gaussian, make_net
 from jax_transfer.records import InputError
 
 STEMS = {"imagenet": 32, "cifar": 8}  # stem -> smallest image that leaves every stage a pixel
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-he_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+def he_normal_fan_out(key, shape, dtype=jnp.float32) -> Float[Array, "h w i o"]:
+    """N(0, 2 / (h w o)), as torchvision (He et al., 2015, arXiv:1502.01852, equation 14)."""
+    height, width, _, features_out = shape
+    return gaussian(key, shape, math.sqrt(2 / (height * width * features_out))).astype(dtype)
+
+
+def gaussian_head(key, shape, dtype=jnp.float32) -> Float[Array, "d s"]:
+    """N(0, 0.01^2) (Goyal et al., 2017, section 5.1)."""
+    return gaussian(key, shape, 0.01).astype(dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -137,7 +147,7 @@ class ResNet(nnx.Module):
                 blocks.append(block(features, stage_width, stride, last_scale=last_scale, dtype=dtype, rngs=rngs))
                 features = block.expansion * stage_width
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
-        self.fc = nnx.Linear(features, num_classes, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+        self.fc = nnx.Linear(features, num_classes, kernel_init=gaussian_head, rngs=rngs)
         self.stem = stem
         self.dtype = dtype
 
@@ -180,7 +190,7 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
 @functools.cache
 def _build(name, stage_sizes, block, num_classes, dtype, stem, width, zero_init_last) -> Net:
     def make_module(rngs: nnx.Rngs) -> ResNet:
-        options = dict(stem=stem, width=width, zero_init_last=zero_init_last, dtype=DTYPES[dtype])
+        options = {"stem": stem, "width": width, "zero_init_last": zero_init_last, "dtype": DTYPES[dtype]}
         return ResNet(block, stage_sizes, num_classes, **options, rngs=rngs)
 
     return make_net(

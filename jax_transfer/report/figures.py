@@ -21,30 +21,19 @@ from jax_transfer.records import InputError
 from jax_transfer.report import tables
 from jax_transfer.report.tables import Point, Row, is_number
 
+MANY_POINTS = 30  # on a curve: from there on markers would hide the line and its band
 WIDTH = 3.4  # inches: one column of a paper, and a telephone held upright
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; markers differ too, for print in grey.
-BLUE, SKY, ORANGE, GREEN, VERMILION, PURPLE, GREY = (
-    "#0072B2",
-    "#56B4E9",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#555555",
-)
+BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
+VERMILION, PURPLE, GREY = "#D55E00", "#CC79A7", "#555555"
 METHOD_STYLES = {"probe": (BLUE, "o"), "probe_converged": (SKY, "s"), "finetune": (VERMILION, "D")}
 OTHER_STYLES = ((GREEN, "^"), (PURPLE, "v"), (ORANGE, "P"))
 
 STYLE = {
     "font.family": "sans-serif",
-    "font.size": 8,
-    "axes.titlesize": 9,
+    "font.size": 8,  # points; labels, ticks and legends follow
     "figure.titlesize": 9,
-    "axes.labelsize": 8,
-    "legend.fontsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
@@ -67,15 +56,8 @@ STYLE = {
 # sqrt(2 (2k + 5) / (9 k (k - 1))), 0.25 at k = 10 and 0.41 at k = 5, so that |tau| up to twice that is chance.
 MIN_CHECKPOINTS = 10
 
-SCORE_NAMES = {
-    "logme": "LogME",
-    "leep": "LEEP",
-    "nce": "NCE",
-    "nleep": "N-LEEP",
-    "h_score": "H-score",
-    "transrate": "TransRate",
-    "mutual_information": "Mutual information",
-}
+SCORE_NAMES = {"logme": "LogME", "leep": "LEEP", "nce": "NCE", "nleep": "N-LEEP", "h_score": "H-score"}
+SCORE_NAMES |= {"transrate": "TransRate", "mutual_information": "Mutual information"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +76,7 @@ def to_svg(figure: Figure) -> str:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # Layout measures with matplotlib's font; the reader's fonts draw the letters which that one lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        FigureCanvasSVG(figure).print_svg(
-            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue()
 
 
@@ -151,6 +131,7 @@ def _plot_points(axes: matplotlib.axes.Axes, points: Sequence[Point], style: tup
         lows, highs = [100 * p.low for p in points], [100 * p.high for p in points]
         axes.fill_between(epochs, lows, highs, color=color, alpha=0.2, linewidth=0)
     text = f"{label}, best {tables.percent(best.mean)} at epoch {best.epoch}"
+    marker = marker if len(points) <= MANY_POINTS else ""
     axes.plot(epochs, means, color=color, marker=marker, label=text, clip_on=False)
     star = {"marker": "*", "markersize": 11, "markeredgecolor": "white", "markeredgewidth": 0.6}
     axes.plot([best.epoch], [100 * best.mean], color=color, linestyle="none", clip_on=False, zorder=5, **star)
@@ -225,8 +206,8 @@ def source_accuracy(pretrain_rows: Sequence[Row]) -> Figure:
         points = [(row["epoch"], scale * row[column]) for row in rows if is_number(row[column])]
         if points:
             x, y = zip(*points, strict=True)
-            every = max(1, len(x) // 12)  # 90 epochs: a marker on each would hide the line
-            all_axes[panel].plot(x, y, color=color, marker=marker, markevery=every, label=label, clip_on=False)
+            marker = marker if len(x) <= MANY_POINTS else ""
+            all_axes[panel].plot(x, y, color=color, marker=marker, label=label, clip_on=False)
             epochs += x
     if not epochs:
         raise InputError("results/pretrain.jsonl has no loss and no accuracy; run stage pretrain.")

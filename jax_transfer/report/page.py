@@ -43,6 +43,7 @@ table { border-collapse: collapse; font-size: .875rem; line-height: 1.4; font-va
 th, td { padding: .3rem .75rem .3rem 0; text-align: left; vertical-align: baseline; white-space: nowrap; }
 th { font-weight: 600; border-bottom: 1px solid var(--text); }
 td { border-bottom: 1px solid var(--line); }
+td:not(.n) { white-space: normal; overflow-wrap: anywhere; min-width: 5.5rem; max-width: 20rem; }
 th.n, td.n { text-align: right; padding-left: .75rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem; }
 figure { margin: 0; }
@@ -158,11 +159,14 @@ def _overall(best: Sequence[Row]) -> str:
         rows = [row for row in best if row["method"] == method and row["num_checkpoints"] > 1]
         gains = [row["gain"] for row in rows if row["gain"] > 0]
         unclear = [row for row in rows if 0 < row["gain"] <= (row["seed_spread"] or 0)]
-        count = f"on {len(gains)} of {len(rows)} {'target' if len(rows) == 1 else 'targets'}"
+        targets = f"{len(rows)} {'target' if len(rows) == 1 else 'targets'}"
+        count = f"on {len(gains)} of {targets}"
         doubt = f"; seeds differ by as much on {len(unclear)}" if unclear else ""
         extent = f" (by {'up to ' if len(gains) > 1 else ''}{_points(max(gains))}{doubt})" if gains else ""
-        if rows:
+        if gains:
             clauses.append(f"{METHODS[method][1]}, an earlier checkpoint beats the last one {count}{extent}")
+        elif rows:
+            clauses.append(f"{METHODS[method][1]}, no earlier checkpoint beats the last one on any of {targets}")
     text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
@@ -183,6 +187,8 @@ def _answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
         sentences = " ".join(s[0].upper() + s[1:] for s in (_sentence(row) for row in best if row["target"] == target))
         yield f"<li><strong>{_escape(name)}.</strong> {_escape(sentences)}</li>"
     yield "</ul>"
+    if any(row["num_seeds"] == 1 for row in best):
+        yield "<p>Where one seed was run, it is not known how far seeds differ: a small gain may be chance.</p>"
     yield tables.to_html(tables.summary_rows(transfer_rows))
     yield (
         '<p class="quiet">FE: the backbone is frozen and a classifier is trained on its features. FT: the whole model is'
@@ -199,7 +205,7 @@ def _not_run(name: str) -> str:
 def _file_stem(name: str, taken: set[str]) -> str:
     """A file name from words in any script, without what file systems refuse, different from those taken."""
     # 40 characters: up to 160 bytes of UTF-8 where a file system allows 255. Lower case: some ignore case.
-    stem = base = re.sub(r"\W+", "_", name.lower())[:60 if name.isascii() else 40].strip("_")
+    stem = base = re.sub(r"\W+", "_", name.lower())[: 60 if name.isascii() else 40].strip("_")
     number = 1
     while stem in taken:
         number += 1

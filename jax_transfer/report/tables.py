@@ -91,8 +91,8 @@ def column_names(name: str, rows: Iterable[Row]) -> list[str]:
 
 
 def printable(text) -> str:
-    """Text with what no page or figure can hold (control characters, broken encodings) replaced."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    """Text with what XML cannot hold (control characters, halves of surrogate pairs) replaced."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", str(text))
 
 
 def short_target(target: str) -> str:
@@ -176,7 +176,7 @@ def best_checkpoints(transfer_rows: Sequence[Row]) -> list[Row]:
     return best_rows
 
 
-def percent(accuracy, unit: str = " %") -> str:
+def percent(accuracy, unit: str = "\N{NO-BREAK SPACE}%") -> str:
     """0.9647 -> `96.47 %`; an en dash for a missing value."""
     return f"{100 * accuracy:.2f}{unit}" if is_number(accuracy) else EN_DASH
 

@@ -20,7 +20,7 @@ from jax_transfer.analysis import logme
 def numpy_logme(x, y, num_classes):
     """The published fixed point (11 iterations, stop at 1e-3) with one SVD for all classes, vectorised where it can be."""
     n, d = x.shape
-    u, s, vt = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+    u, s, _ = np.linalg.svd(x.astype(np.float64), full_matrices=False)
     s2 = s**2
     evidences = []
     for c in range(num_classes):
