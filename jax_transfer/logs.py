@@ -71,7 +71,7 @@ class Rows:
             log.warning("%s ends in a torn line (a run was killed while it wrote): the line is dropped.", self.path)
             with open(self.path, "r+b") as file:
                 file.truncate(end)
-        return data[:end].decode().splitlines()
+        return data[:end].decode().split("\n")[:-1]  # not splitlines: a name may hold other line separators
 
     def _parse(self, line: str):
         values = {_field_of_column.get(name, name): value for name, value in json.loads(line).items()}

@@ -34,6 +34,7 @@ def as_features(x, y):
 
 def hard_inputs():
     x, y = gaussians()
+    clear, _ = gaussians(separation=2.0)
     wide, wide_y = gaussians(n=40, d=90, seed=1)
     rng = np.random.default_rng(2)
     single = np.where(y == 0, 1, y)
@@ -47,7 +48,8 @@ def hard_inputs():
         "duplicate columns": (np.tile(x[:, :8], (1, 3)), y),
         "zero columns": (x * (np.arange(24) % 2), y),
         "scales 1e-2 to 1e2": (x * np.logspace(-2, 2, 24), y),
-        "scales 1e-6 to 1e6": (x * 10 ** rng.uniform(-6, 6, 24), y),
+        "scales 1e-4 to 1e4": (clear * np.logspace(-4, 4, 24), y),
+        "scales 1e-6 to 1e6": (clear * np.logspace(-6, 6, 24), y),
         "one nearly dead column": (x * np.where(np.arange(24) == 3, 1e-6, 1), y),
         "d > n": (wide, wide_y),
         "d > n, offset by 100": (wide + 100, wide_y),

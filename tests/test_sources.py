@@ -14,7 +14,6 @@ from jax_transfer.data.sources import from_arrays, load_source, materialize, sub
 from jax_transfer.data.transforms import resize_square
 from jax_transfer.records import InputError
 
-
 # ---- embedded and arrays
 
 

@@ -49,7 +49,7 @@ def logme(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float
 def _max_evidence(x, one_hot):
     """max over t of L(t) for each class, [C]; for a class without samples any number."""
     n, eps = x.shape[0], jnp.finfo(x.dtype).eps
-    r11, r12, r0 = _triangle(x, one_hot)
+    r11, r12, r0, rank = _triangle(x, one_hot)
     counts = jnp.sum(one_hot, axis=0)
     power = _positive(counts)  # |y|^2
     r0 = jnp.maximum(r0, (ZERO * eps) ** 2 * power)
@@ -59,9 +59,8 @@ def _max_evidence(x, one_hot):
     s = jnp.where(s > ZERO * eps, s, 0)
     fast = _search(s, u.T @ r12, r0, power, n)
 
-    # Tiny singular values matter only if L could be higher where t is as tiny: bounded by Q >= r0 and the other values.
+    # Tiny singular values matter only if L can be higher where t is as tiny; there Q >= r0 and the other values bound it.
     small = TINY * eps
-    rank = jnp.sum(jnp.any(r11 != 0, axis=1))
     has_tiny = jnp.any((s < small) & (jnp.arange(s.shape[0]) < rank))
     bound = -0.5 * jnp.sum(jnp.where(s > small, jnp.log1p((s / small) ** 2), 0)) - 0.5 * n * jnp.log(r0 / n)
 
@@ -77,7 +76,7 @@ def _max_evidence(x, one_hot):
 
 
 def _triangle(x, one_hot):
-    """R11 [k, d], R12 [k, C] and |R22|^2 by columns [C] of a QR of [x, one-hot y]; k = min(n, d).
+    """R11 [k, d], R12 [k, C], |R22|^2 by columns [C] of a QR of [x, one-hot y], k = min(n, d), and the rank of x.
 
     x = Q R11 and U'y follows from R12, so no factor with n rows is formed; the residual has no cancellation.
     Columns are sorted by norm: rounding then stays relative to each column, also in an SVD that keeps it so.
@@ -87,9 +86,9 @@ def _triangle(x, one_hot):
     norms = jnp.linalg.norm(x, axis=0)
     order = jnp.argsort(-norms)
     r = jnp.linalg.qr(jnp.concatenate([x[:, order], one_hot], axis=1), mode="r")
-    r11 = r[:k, :d]
-    r11 = jnp.where(jnp.abs(r11) > ZERO * jnp.finfo(x.dtype).eps * norms[order], r11, 0)
-    return r11, r[:k, d:], jnp.sum(r[k:, d:] ** 2, axis=0)
+    more_than_rounding = jnp.abs(r[:k, :d]) > ZERO * jnp.finfo(x.dtype).eps * norms[order]
+    rank = jnp.sum(jnp.any(more_than_rounding, axis=1))
+    return r[:k, :d], r[:k, d:], jnp.sum(r[k:, d:] ** 2, axis=0), rank
 
 
 def _graded_svd(r11):

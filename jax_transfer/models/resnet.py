@@ -55,8 +55,9 @@ class BatchNorm(nnx.Module):
             mean = jnp.mean(x, axes)
             # E[x^2] - E[x]^2 reads x once for both moments; rounding may leave it below zero.
             var = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0.0)
-            self.mean[...] = 0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean)
-            self.var[...] = 0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(var) * (n / max(n - 1, 1))
+            # Not `self.mean[...] = `, which looks for a sharding and makes tracing deep nets several times slower.
+            self.mean.set_value(0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean))
+            self.var.set_value(0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(var) * (n / max(n - 1, 1)))
         y = (x - mean) * (jax.lax.rsqrt(var + 1e-5) * self.scale[...]) + self.bias[...]
         return y.astype(self.dtype)
 

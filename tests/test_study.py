@@ -1,0 +1,320 @@
+"""A study runs end to end, survives being killed at any moment, and refuses bad input in one line."""
+
+import csv
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import jax_transfer
+from jax_transfer import config as settings
+from jax_transfer import plan, trees
+from jax_transfer.logs import Rows
+from jax_transfer.records import InputError, ScoreRow
+from jax_transfer.training.trajectory import Trajectory
+from jax_transfer.workspace import Workspace, open_workdir
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+TINY = [
+    "--config=configs/quickstart.py:smoke",
+    "--config.source.dataset=embedded:digits?train=256&test=64",
+    "--config.targets=('embedded:digits?train=128&test=64',)",
+    "--config.preprocessing.image_size=8",
+    "--config.pretrain.batch_size=32",
+    "--config.finetune.batch_size=32",
+    "--config.data.eval_batch_size=64",
+]
+
+# Runs the study in a process that kills itself at one point, as `kill -9` would.
+KILLED = """
+import os, signal, sys
+from jax_transfer import logs, main, study
+from jax_transfer.features import extract
+from jax_transfer.training import trajectory
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+point, sys.argv[1:] = sys.argv[1], sys.argv[2:]
+calls = 0
+def after(number, action):
+    global calls
+    calls += 1
+    if calls == number: action()
+append, save, atomically = logs.Rows.append, trajectory.Trajectory.save, logs.write_atomically
+if point == "in an epoch":
+    check = study.first_bad_step
+    study.first_bad_step = lambda *a: (after(11, die), check(*a))[1]
+elif point == "while saving":
+    trajectory.Trajectory.save = lambda self, epoch, *a: (save(self, epoch, *a), epoch == 1 and die())
+elif point == "after saving, before the row":
+    def late(self, row):
+        if self.name == "pretrain" and row.epoch == 1:
+            study.Workspace.current.wait(); die()
+        append(self, row)
+    logs.Rows.append = late
+    trajectory.Trajectory.save = lambda self, *a: (setattr(study.Workspace, "current", self), save(self, *a))
+elif point == "in the middle of a row":
+    def torn(self, row):
+        if self.name == "transfer" and row.method == "finetune" and row.epoch == 1:
+            with open(self.path, "a") as file: file.write(logs._line(row)[:25])
+            die()
+        append(self, row)
+    logs.Rows.append = torn
+elif point == "while writing features":
+    def partial(path, data):
+        if path.suffix == ".npz": after(3, lambda: (path.with_suffix(".partial").write_bytes(data[:99]), die()))
+        atomically(path, data)
+    logs.write_atomically = partial
+elif point == "between stages":
+    study.STAGES["finetune"] = lambda work: die()
+main.run()
+"""
+POINTS = ("in an epoch", "while saving", "after saving, before the row", "in the middle of a row",
+          "while writing features", "between stages")  # fmt: skip
+
+
+def _command(workdir, *arguments, code=("-m", "jax_transfer.main")):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, *code, *TINY, f"--workdir={workdir}", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def _results(workdir):
+    """All rows without what a clock wrote."""
+    clock = ("seconds", "images_per_second")
+    return {
+        path.name: [{k: v for k, v in json.loads(line).items() if k not in clock} for line in path.read_text().splitlines()]
+        for path in sorted((workdir / "results").glob("*.jsonl"))
+    }
+
+
+def _fingerprints(workdir):
+    """The content of every checkpoint, bit for bit."""
+    found = {}
+    work = Workspace(_tiny(), workdir)
+    for epoch in (0, 1, 2):
+        found[epoch] = trees.fingerprint(work.model(epoch))
+    work.close()
+    return found
+
+
+def _tiny(**changes):
+    config = _get_config("smoke")
+    config.source.dataset, config.targets = "embedded:digits?train=256&test=64", ("embedded:digits?train=128&test=64",)
+    config.preprocessing.image_size = 8
+    config.pretrain.batch_size = config.finetune.batch_size = 32
+    config.data.eval_batch_size = 64
+    for path, value in changes.items():
+        config.update_from_flattened_dict({path.replace("__", "."): value})
+    return config
+
+
+def _get_config(variant):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("quickstart", REPOSITORY / "configs" / "quickstart.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("clean")
+    done = _command(workdir)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir, done
+
+
+def test_a_study_leaves_what_the_contract_says(clean):
+    workdir, done = clean
+    results = _results(workdir)
+    assert [row["epoch"] for row in results["pretrain.jsonl"]] == [0, 1, 2]
+    assert {(row["epoch"], row["method"]) for row in results["transfer.jsonl"]} == {
+        (epoch, method) for epoch in (0, 1, 2) for method in ("probe", "finetune")
+    }
+    assert all(0 <= row["accuracy"] <= 1 and row["num_test"] == 64 for row in results["transfer.jsonl"])
+    assert {row["score"] for row in results["scores.jsonl"]} == {"logme"}
+    assert {row["method"] for row in results["ranking.jsonl"]} == {"probe", "finetune"}
+    assert {"recall@1", "rel@3", "weighted_kendall"} <= set(results["ranking.jsonl"][0])
+    assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 8
+    assert len(list((workdir / "features").glob("*.npz"))) == 6
+    assert "<svg" in (workdir / "report" / "index.html").read_text()
+    assert list((workdir / "report" / "figures").glob("*.svg"))
+    with open(workdir / "report" / "transfer.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(results["transfer.jsonl"])
+    trajectory = Trajectory(workdir / "checkpoints")
+    metadata = trajectory.metadata(2)
+    trajectory.close()
+    assert metadata["model"]["name"] == "resnet10" and metadata["preprocessing"]["image_size"] == 8
+    assert metadata["source_accuracy"] == results["pretrain.jsonl"][2]["test_accuracy"]
+    assert "Best checkpoint per target" in done.stdout
+    assert "layer1/0/conv1/kernel" in done.stderr and "pretrain" in done.stderr
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_study_goes_on_to_the_same_bits(clean, tmp_path, point):
+    expected, _ = clean
+    shutil.copytree(expected / "compilation_cache", tmp_path / "compilation_cache")
+    killed = _command(tmp_path, code=("-c", KILLED, point))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    resumed = _command(tmp_path)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    if point == "in the middle of a row":
+        assert "torn line" in resumed.stderr
+    assert _results(tmp_path) == _results(expected)
+    assert _fingerprints(tmp_path) == _fingerprints(expected)
+
+
+def test_a_stage_runs_alone_and_adds_only_what_is_missing(clean, tmp_path):
+    expected, _ = clean
+    shutil.copytree(expected, tmp_path / "copy")
+    before = (tmp_path / "copy/results/transfer.jsonl").read_bytes()
+    again = _command(tmp_path / "copy", "--config.stages=('probe',)", "--config.probe.methods=('probe',)")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert (tmp_path / "copy/results/transfer.jsonl").read_bytes() == before
+
+
+# --- bad input: one line on stderr, exit code 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.pretrain.epoch=5"], "epoch"),
+        (["--config.pretrain.epochs=many"], "epochs"),
+        (["--config=configs/absent.py"], "configs/absent.py"),
+        (["--config.model.name=resnet19"], "Did you mean 'resnet1"),
+        (["extra"], "Unexpected argument 'extra'"),
+    ],
+)
+def test_the_command_refuses_in_one_line(tmp_path, arguments, message):
+    done = _command(tmp_path / "w", *arguments)
+    assert done.returncode == 2, done.stderr[-3000:]
+    last = done.stderr.strip().splitlines()
+    assert len(last) == 1 and last[0].startswith("jax_transfer: ") and message in last[0], done.stderr
+
+
+def test_divergence_stops_with_the_step_and_keeps_the_last_good_epoch(clean, tmp_path):
+    done = _command(tmp_path, "--config.pretrain.optimizer.learning_rate=1e30")
+    assert done.returncode == 2
+    assert "loss is not finite at step" in done.stderr.strip().splitlines()[-1]
+    trajectory = Trajectory(tmp_path / "checkpoints")
+    assert trajectory.epochs() == [0]
+    trajectory.close()
+
+
+def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean, tmp_path):
+    expected, _ = clean
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); from jax_transfer import main; main.run()"
+    shutil.copytree(expected / "compilation_cache", tmp_path / "compilation_cache")
+    done = _command(tmp_path, code=("-c", limited))
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "disk is full" in done.stderr.strip().splitlines()[-1]
+    assert _command(tmp_path).returncode == 0
+    assert _fingerprints(tmp_path) == _fingerprints(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": ("pretrain", "pretrian")}, r"stage .*'pretrian'.*Did you mean 'pretrain'"),
+        ({"model__name": "vgg"}, r"model \(config\.model\.name\): 'vgg'"),
+        ({"model__stem": "cifr"}, "stem"),
+        ({"scores": ("logm",)}, "score .*'logm'"),
+        ({"pretrain__objective": "moco"}, "objective"),
+        ({"pretrain__augment": ("spin",)}, "augmentation"),
+        ({"finetune__optimizer.name": "lion"}, "optimizer"),
+        ({"pretrain__optimizer.schedule": "linear"}, "schedule"),
+        ({"probe__methods": ("knn",)}, "probe"),
+        ({"preprocessing__image_size": 4}, "image_size = 4 does not suit resnet10"),
+        ({"pretrain__batch_size": 0}, "batch_size = 0"),
+        ({"trajectory__epochs": "0,9"}, r"epochs are 0 to 2; there is no \[9\]"),
+        ({"targets": ()}, "targets is empty"),
+        ({"probe__validation_fraction": 1.5}, "validation_fraction"),
+    ],
+)
+def test_check_names_the_field(changes, message):
+    with pytest.raises(InputError, match=message):
+        settings.check(_tiny(**changes))
+
+
+def test_a_config_with_an_unknown_field_names_the_valid_ones():
+    config = _tiny()
+    with config.unlocked():
+        config.pretrain.epoch = 3
+    with pytest.raises(InputError, match=r"field of config\.pretrain: 'epoch'. Did you mean 'epochs'"):
+        settings.check(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": ("tfds:cifar11",)}, "cifar10"),
+        ({"targets": ("folder:/absent/images",)}, "/absent/images"),
+        ({"targets": ("kaggle:dogs",)}, "embedded, folder, tfds"),
+        ({"pretrain__batch_size": 512}, "256 training images, fewer than one batch of 512"),
+        ({"finetune__batch_size": 512}, "128 training images, fewer than one batch of 512"),
+    ],
+)
+def test_check_data_names_the_data_set(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        plan.check_data(Workspace(_tiny(**changes), tmp_path))
+
+
+def test_labels_out_of_range_are_refused(tmp_path):
+    work = Workspace(_tiny(), tmp_path)
+    good = work.source("embedded:digits?train=256&test=64", "train")
+    bad = type(good)(**{**good.__dict__, "labels": good.labels + 5})
+    work.source = lambda dataset, split: bad
+    with pytest.raises(InputError, match=r"labels lie in \[5, 14\]"):
+        plan.check_data(work)
+
+
+def test_a_workdir_of_another_config_says_which_fields_differ(tmp_path):
+    open_workdir(_tiny(), tmp_path).close()
+    open_workdir(_tiny(stages=("report",)), tmp_path).close()
+    with pytest.raises(InputError, match=r"config\.pretrain\.epochs was 2, is 3; config\.seed was 0, is 1"):
+        open_workdir(_tiny(seed=1, pretrain__epochs=3), tmp_path)
+
+
+def test_two_runs_do_not_share_a_workdir(tmp_path):
+    lock = open_workdir(_tiny(), tmp_path)
+    with pytest.raises(InputError, match="in use by another run"):
+        open_workdir(_tiny(), tmp_path)
+    lock.close()
+    open_workdir(_tiny(), tmp_path).close()
+
+
+def test_overrides_reach_one_target_only():
+    config = _tiny(targets=("embedded:digits", "embedded:mnist_5k"))
+    config.overrides["embedded:digits"] = {"probe": {"epochs": 7}, "finetune": {"optimizer": {"learning_rate": 0.5}}}
+    settings.check(config)
+    assert settings.probe_settings(config, "embedded:digits").epochs == 7
+    assert settings.probe_settings(config, "embedded:mnist_5k").epochs == config.probe.epochs
+    tuned = settings.finetune_settings(config, "embedded:digits").optimizer
+    assert tuned.learning_rate == 0.5 and tuned.momentum == config.finetune.optimizer.momentum
+
+
+# --- rows
+
+
+def test_rows_survive_a_torn_line_and_hold_each_key_once(tmp_path):
+    rows = Rows(tmp_path, "scores")
+    first = ScoreRow("1", 1, "a\u2028b", "logme", float("nan"), 0.1, 2.0)
+    rows.append(first)
+    rows.append(first)
+    with open(rows.path, "a") as file:
+        file.write('{"checkpoint": "2", "ep')
+    again = Rows(tmp_path, "scores")
+    assert len(again.rows) == 1 and again.rows[0].target == "a\u2028b" and np.isnan(again.rows[0].value)
+    assert ("1", "a\u2028b", "logme") in again
+    assert rows.path.read_text().endswith("\n")
+
+
+def test_the_package_knows_its_version():
+    assert jax_transfer.__version__

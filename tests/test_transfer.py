@@ -1,0 +1,174 @@
+"""Linear probes, fine-tuning and the feature cache."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from jax_transfer import devices
+from jax_transfer.data.batches import make_feed
+from jax_transfer.data.sources import from_arrays
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.features import extract
+from jax_transfer.models import MODELS
+from jax_transfer.records import Features
+from jax_transfer.training.optimizers import OptimizerSettings
+from jax_transfer.transfer import probe as probes
+from jax_transfer.transfer.finetune import FinetuneSettings, finetune
+from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
+
+SETTINGS = ProbeSettings(epochs=20, batch_size=32, learning_rates=(0.01,), l2=(1e-3,))
+
+
+def _blobs(k=2, n=300, m=200, d=6, c=3, spread=0.7, seed=0):
+    """k feature sets of the same labels, the later ones noisier."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(c, d))
+
+    def sample(size):
+        y = rng.integers(0, c, size).astype(np.int32)
+        x = np.stack([centres[y] + spread * (i + 1) * rng.normal(size=(size, d)) for i in range(k)])
+        return x.astype(np.float32), y
+
+    return sample(n), sample(m)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_probe_of_a_stack_equals_probes_one_by_one(name):
+    train, test = _blobs()
+    together = probe(PROTOCOLS[name], train, test, 3, SETTINGS, seed=0)
+    for i in range(2):
+        alone = probe(PROTOCOLS[name], (train[0][i : i + 1], train[1]), (test[0][i : i + 1], test[1]), 3, SETTINGS, seed=0)
+        assert alone.accuracy[0] == pytest.approx(together.accuracy[i], abs=0.011)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_probe_ranks_clean_features_above_noisy_ones_and_labels_matter(name):
+    train, test = _blobs()
+    result = probe(PROTOCOLS[name], train, test, 3, SETTINGS, seed=0)
+    assert result.accuracy.shape == (2, 1)
+    assert result.accuracy[0, 0] > result.accuracy[1, 0] + 0.05
+    shuffled = np.random.default_rng(1).permutation(train[1])
+    assert probe(PROTOCOLS[name], (train[0], shuffled), test, 3, SETTINGS, seed=0).accuracy[0, 0] < 0.6
+
+
+def test_converged_probe_is_the_minimum_that_scikit_learn_finds():
+    (x, y), (x_test, y_test) = _blobs(k=1)
+    x = x[0]
+    l2 = 0.01
+    weights = jax.jit(functools.partial(probes.converged, num_classes=3, settings=SETTINGS))(
+        x, y, np.arange(len(y)), l2, jax.random.key(0)
+    )
+    scale = x.std(0).max()  # the regularisation acts on features of this scale
+    peer = LogisticRegression(C=1 / (l2 * len(y)), tol=1e-8, max_iter=1000).fit((x - x.mean(0)) / scale, y)
+    ours = jax.nn.softmax(x_test[0] @ weights["w"] + weights["b"])
+    np.testing.assert_allclose(ours, peer.predict_proba((x_test[0] - x.mean(0)) / scale), atol=2e-3)
+
+
+@pytest.mark.parametrize(("name", "field", "good", "bad"), [("probe", "learning_rates", 0.01, 1e-7), ("probe_converged", "l2", 1e-3, 1e4)])
+def test_validation_chooses_the_better_candidate(name, field, good, bad):
+    train, test = _blobs()
+    settings = dataclasses.replace(SETTINGS, **{field: (bad, good)})
+    result = probe(PROTOCOLS[name], train, test, 3, settings, seed=0)
+    np.testing.assert_allclose(result.chosen, good, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_choice_never_sees_the_test_rows(name):
+    train, test = _blobs()
+    settings = dataclasses.replace(SETTINGS, learning_rates=(1e-3, 1e-2, 1e-1), l2=(1e-4, 1e-2, 1.0))
+    chosen = probe(PROTOCOLS[name], train, test, 3, settings, seed=0).chosen
+    wrong = (test[0], (test[1] + 1) % 3)
+    np.testing.assert_array_equal(chosen, probe(PROTOCOLS[name], train, wrong, 3, settings, seed=0).chosen)
+
+
+def test_seeds_differ_and_repeat():
+    train, test = _blobs(spread=1.5)
+    settings = dataclasses.replace(SETTINGS, num_seeds=3, epochs=2)
+    first = probe(PROTOCOLS["probe"], train, test, 3, settings, seed=0).accuracy
+    np.testing.assert_array_equal(first, probe(PROTOCOLS["probe"], train, test, 3, settings, seed=0).accuracy)
+    assert len(np.unique(first[0])) > 1
+
+
+def test_mean_class_accuracy_weighs_classes_equally():
+    x_test = np.concatenate([np.full((90, 1), -1.0), np.full((10, 1), -1.0)])[None].astype(np.float32)
+    y_test = np.array([0] * 90 + [1] * 10, np.int32)
+    x = np.array([[-1.0], [1.0]] * 50, np.float32)[None]
+    result = probe(PROTOCOLS["probe"], (x, np.array([0, 1] * 50, np.int32)), (x_test, y_test), 2, SETTINGS, seed=0)
+    assert result.accuracy[0, 0] == pytest.approx(0.9) and result.mean_class_accuracy[0, 0] == pytest.approx(0.5)
+
+
+PREPROCESSING = Preprocessing(image_size=8)
+
+
+@functools.cache
+def _images(split):
+    rng = np.random.default_rng(0 if split == "train" else 1)
+    labels = np.arange(48) % 3
+    images = rng.integers(0, 60, (48, 8, 8, 3)) + 70 * labels[:, None, None, None]
+    return from_arrays(images.astype(np.uint8), labels.astype(np.int32), name="shades", split=split)
+
+
+def _feed(split, mesh):
+    return make_feed(_images(split), PREPROCESSING, mesh, 1.0, num_threads=2)
+
+
+def test_finetuning_learns_and_does_not_depend_on_the_company():
+    net = MODELS["resnet10"](num_classes=3, stem="cifar", width=8)
+    source = MODELS["resnet10"](num_classes=7, stem="cifar", width=8)  # the head is replaced
+    models = [dict(zip(("params", "stats"), source.init(jax.random.key(i)), strict=True)) for i in range(3)]
+    mesh = devices.make_mesh(sweep=jax.device_count())
+    settings = FinetuneSettings(epochs=12, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.05))
+
+    def tune(indices):
+        return list(finetune([f"m{i}" for i in indices], lambda j: models[indices[j]], net, _feed("train", mesh),
+                             _feed("test", mesh), PREPROCESSING, settings, mesh, 0, 16))  # fmt: skip
+
+    together = tune([0, 1, 2])
+    assert [r.index for r in together] == [0, 1, 2]
+    assert all(r.accuracy > 0.8 and r.gflops > 0 for r in together)
+    alone = tune([2])[0]
+    assert alone.accuracy == together[2].accuracy
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(alone.model), jax.device_get(together[2].model))
+
+
+def test_a_diverged_finetuning_is_named(caplog):
+    net = MODELS["resnet10"](num_classes=3, stem="cifar", width=8)
+    mesh = devices.make_mesh(sweep=jax.device_count())
+    settings = FinetuneSettings(epochs=3, batch_size=16, optimizer=OptimizerSettings(learning_rate=1e30))
+    load = lambda _: dict(zip(("params", "stats"), net.init(jax.random.key(0)), strict=True))  # noqa: E731
+    done = list(finetune(["epoch 5"], load, net, _feed("train", mesh), _feed("test", mesh), PREPROCESSING, settings, mesh, 0, 16))
+    assert len(done) == 1
+    assert "epoch 5 on shades diverged at step" in caplog.text
+
+
+def test_features_equal_a_plain_forward_pass_and_survive_the_cache(tmp_path):
+    net, mesh = MODELS["resnet10"](num_classes=3, stem="cifar", width=8), devices.make_mesh()
+    model = dict(zip(("params", "stats"), net.init(jax.random.key(0)), strict=True))
+    found = extract.extract(extract.make_forward(net, PREPROCESSING, mesh), model, _feed("test", mesh), 20)
+    images = np.stack(_images("test").read(range(48))) / 255.0
+    expected = net.apply(model["params"], model["stats"], (images - PREPROCESSING.mean) / PREPROCESSING.std)
+    np.testing.assert_allclose(found.features, expected.features, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-3, atol=1e-4)
+    path = tmp_path / "f.npz"
+    extract.save(path, found)
+    jax.tree.map(np.testing.assert_array_equal, extract.load(path), found)
+    path.write_bytes(path.read_bytes()[:100])
+    assert extract.load(path) is None
+    assert extract.load(tmp_path / "absent.npz") is None
+    assert isinstance(found, Features)
+
+
+def test_cache_key_changes_with_all_that_determines_the_features():
+    feed = _feed("test", devices.make_mesh())
+    keys = {
+        extract.cache_key("a", {"width": 8}, PREPROCESSING, feed),
+        extract.cache_key("b", {"width": 8}, PREPROCESSING, feed),
+        extract.cache_key("a", {"width": 16}, PREPROCESSING, feed),
+        extract.cache_key("a", {"width": 8}, dataclasses.replace(PREPROCESSING, mean=(0.0, 0.0, 0.0)), feed),
+        extract.cache_key("a", {"width": 8}, PREPROCESSING, _feed("train", devices.make_mesh())),
+    }
+    assert len(keys) == 5
