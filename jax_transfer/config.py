@@ -130,7 +130,8 @@ def check(config: ConfigDict) -> None:
     Raises:
       InputError: naming the field, what was expected and what to do.
     """
-    _check_fields(config.to_dict(), default_config().to_dict(), "config")
+    _check_names(config.to_dict(), default_config().to_dict(), "config")
+    _check_complete(config.to_dict(), default_config().to_dict(), "config")
     for stage in config.stages:
         choose(dict.fromkeys(STAGES), stage, "stage (config.stages)")
     choose(MODELS, config.model.name, "model (config.model.name)")
@@ -180,15 +181,22 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def _check_fields(found: dict, known: dict, where: str) -> None:
+def _check_names(found: dict, known: dict, where: str) -> None:
+    """Every field of `found` exists in `known`, and holds fields where `known` does."""
     for name, value in found.items():
         choose(known, name, f"field of {where}")
-        if isinstance(known[name], dict) and name != "overrides":
+        if isinstance(known[name], dict) and (where, name) != ("config", "overrides"):
             if not isinstance(value, dict):
                 raise InputError(f"{where}.{name} must hold fields, not {value!r}.")
-            _check_fields(value, known[name], f"{where}.{name}")
+            _check_names(value, known[name], f"{where}.{name}")
+
+
+def _check_complete(found: dict, known: dict, where: str) -> None:
     if missing := [name for name in known if name not in found]:
         raise InputError(f"{where} lacks {', '.join(missing)}: start from jax_transfer.config.default_config().")
+    for name, value in known.items():
+        if isinstance(value, dict):
+            _check_complete(found[name], value, f"{where}.{name}")
 
 
 def _positive(value, field: str) -> None:
@@ -223,7 +231,7 @@ def pretrain_optimizer(config: ConfigDict) -> OptimizerSettings:
 def _settings(kind, config, section: str, target: str):
     fields = config[section].to_dict()
     override = config.overrides.get(target, ConfigDict()).get(section, ConfigDict()).to_dict()
-    _check_fields({**fields, **override}, fields, f"config.overrides[{target!r}].{section}")
+    _check_names(override, fields, f"config.overrides[{target!r}].{section}")
     if "optimizer" in override:
         override["optimizer"] = {**fields["optimizer"], **override["optimizer"]}
     return kind(**_frozen({**fields, **override}))

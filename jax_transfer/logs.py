@@ -9,7 +9,6 @@ import sys
 import threading
 
 import absl.logging
-import tensorboardX
 import tqdm
 
 from jax_transfer.records import COLUMNS, ROWS, to_json_dict
@@ -118,6 +117,8 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def tensorboard(workdir: pathlib.Path) -> tensorboardX.SummaryWriter:
-    """A TensorBoard writer that needs no TensorFlow."""
+def tensorboard(workdir: pathlib.Path):
+    """A TensorBoard writer (`tensorboardX.SummaryWriter`) that needs no TensorFlow."""
+    import tensorboardX  # here, because it imports torch where that is installed
+
     return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), write_to_disk=True)

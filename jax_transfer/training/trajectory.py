@@ -6,7 +6,10 @@ Epoch 0 is the initialisation. Checkpoints are always restored into an abstract 
 Orbax turns list indices into strings and layers change places.
 """
 
+import contextlib
+import os
 import pathlib
+import re
 from collections.abc import Sequence
 
 import jax
@@ -27,7 +30,8 @@ class Trajectory:
         self._manager = ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
 
     def close(self) -> None:
-        self._manager.close()
+        with _disk_errors():
+            self._manager.close()
 
     def epochs(self) -> list[int]:
         """The epochs that are completely saved, ascending."""
@@ -37,18 +41,18 @@ class Trajectory:
         """Saves a training state asynchronously; the files appear under their final name when all are written."""
         model = {name: state[name] for name in ("params", "stats")}
         training = {name: state[name] for name in ("opt_state", "step", "key")}
-        self._manager.save(
-            epoch,
-            args=ocp_args.Composite(
-                model=ocp_args.StandardSave(model),
-                training=ocp_args.StandardSave(training),
-                metadata=ocp_args.JsonSave(metadata),
-            ),
+        items = ocp_args.Composite(
+            model=ocp_args.StandardSave(model),
+            training=ocp_args.StandardSave(training),
+            metadata=ocp_args.JsonSave(metadata),
         )
+        with _disk_errors():  # also those of the save before, which went on in the background
+            self._manager.save(epoch, args=items)
 
     def wait(self) -> None:
         """Returns when every save so far is on disk."""
-        self._manager.wait_until_finished()
+        with _disk_errors():
+            self._manager.wait_until_finished()
 
     def metadata(self, epoch: int) -> dict:
         return self._restore(epoch, metadata=ocp_args.JsonRestore())["metadata"]
@@ -77,6 +81,19 @@ class Trajectory:
             )
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise InputError(f"Checkpoint {self.folder / str(epoch)} cannot be read ({reason}). {offer}") from error
+
+
+@contextlib.contextmanager
+def _disk_errors():
+    """Turns tensorstore's errors of writing into the OSError they come from; it only tells in words."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        number = int(code.group(1))
+        raise OSError(number, f"{os.strerror(number)} while saving a checkpoint") from error
 
 
 def abstract(tree, sharding):

@@ -1,0 +1,72 @@
+"""ResNet-50 on ImageNet, 90 epochs, transferred to the nine targets of the paper.
+
+    python -m jax_transfer.main --config=configs/resnet50_imagenet.py --workdir=runs/resnet50_imagenet
+
+Reproduces Figures 2 and 6 of "Towards Inadequately Pre-trained Models in Transfer Learning" (Deng et al.,
+ICCV 2023): 76.06 % top-1 on ImageNet after 90 epochs; on most targets FE is best before the last epoch
+(epochs 40 to 70) while FT grows until the end. Pre-training as in the paper: SGD with momentum 0.9, learning
+rate 0.1 divided by 10 every 30 epochs, weight decay 1e-4, batch 256. Retraining: 6,000 iterations (FE) and
+9,000 (FT), learning rates 0.01 and 0.1; CIFAR-10 and -100: 150 epochs (settings of the arXiv version).
+Ours: not measured; ImageNet itself has not been run through this config.
+
+The data sets must be prepared once: `python -m jax_transfer.data.prepare imagenet2012`, and so on. Aircraft,
+MIT Indoor-67 and MURA have no builder: load them as folders, with the layouts given in
+`jax_transfer.data.catalog`, in the place FOLDERS names.
+
+Variants: `full`; `smoke`, Tiny-ImageNet to Caltech101 and MNIST on two CPU cores in a few minutes.
+"""
+
+from jax_transfer.config import default_config
+
+FOLDERS = "folder:data/"
+TARGETS = (
+    "tfds:cifar10",
+    "tfds:cifar100",
+    "tfds:food101",
+    FOLDERS + "fgvc_aircraft",
+    "tfds:cars196",
+    "tfds:caltech_birds2011",
+    "tfds:oxford_flowers102",
+    FOLDERS + "indoor67",
+    FOLDERS + "mura",
+)
+
+
+def get_config(variant: str = "full"):
+    config = default_config()
+    config.name = "ResNet-50 on ImageNet"
+    config.model.name = "resnet50"
+    config.model.stem = "imagenet"
+    config.source.dataset = "tfds:imagenet2012"
+    config.preprocessing.image_size = 224
+    config.preprocessing.crop_fraction = 0.875
+    config.pretrain.epochs = 90
+    config.pretrain.batch_size = 256
+    config.pretrain.augment = ("resized_crop", "flip")
+    config.pretrain.optimizer.schedule = "step"
+    config.pretrain.optimizer.milestones = (1 / 3, 2 / 3)
+    config.pretrain.optimizer.weight_decay = 1e-4
+    config.trajectory.epochs = "every:10"
+    config.targets = TARGETS
+    config.probe.steps = 6000
+    config.finetune.steps = 9000
+    config.finetune.augment = ("random_crop", "flip")
+    config.finetune.optimizer.learning_rate = 0.1
+    config.finetune.optimizer.schedule = "step"
+    config.finetune.optimizer.milestones = (1 / 3, 2 / 3)
+    by_epochs = {"probe": {"steps": None, "epochs": 150}, "finetune": {"steps": None, "epochs": 150}}
+    config.overrides = {"tfds:cifar10": by_epochs, "tfds:cifar100": by_epochs}
+    if variant == "smoke":
+        config.model.name = "resnet10"
+        config.model.width = 16
+        config.source.dataset = "tfds:tiny_imagenet?train=4000&test=1000"
+        config.preprocessing.image_size = 48
+        config.pretrain.epochs = 3
+        config.trajectory.epochs = "all"
+        config.targets = ("tfds:caltech101?train=1020&test=1000", "tfds:mnist?per_class=100&test=1000")
+        config.overrides = {}
+        config.probe.steps = 200
+        config.finetune.steps = 10
+    elif variant != "full":
+        raise ValueError(f"configs/resnet50_imagenet.py has the variants full and smoke, not {variant!r}.")
+    return config
