@@ -59,14 +59,18 @@ def get_config(variant: str = "full"):
     if variant == "smoke":
         config.model.name = "resnet10"
         config.model.width = 16
-        config.source.dataset = "tfds:tiny_imagenet?train=4000&test=1000"
+        config.source.dataset = "tfds:tiny_imagenet?train=6000&test=1000"
         config.preprocessing.image_size = 48
-        config.pretrain.epochs = 3
+        config.pretrain.epochs = 4
+        config.pretrain.batch_size = 64
+        config.pretrain.optimizer.learning_rate = 0.05
         config.trajectory.epochs = "all"
         config.targets = ("tfds:caltech101?train=1020&test=1000", "tfds:mnist?per_class=100&test=1000")
         config.overrides = {}
         config.probe.steps = 200
-        config.finetune.steps = 10
+        config.finetune.steps = 60
+        config.finetune.batch_size = 32
+        config.finetune.optimizer.learning_rate = 0.02
     elif variant != "full":
         raise ValueError(f"configs/resnet50_imagenet.py has the variants full and smoke, not {variant!r}.")
     return config

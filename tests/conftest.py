@@ -3,9 +3,10 @@
 import os
 import pathlib
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu") if not os.environ.get("JAX_TRANSFER_TEST_GPU") else None
-
 import pytest
+
+if not os.environ.get("JAX_TRANSFER_TEST_GPU"):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before any test file imports jax
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"

@@ -87,7 +87,9 @@ def _results(workdir):
     """All rows without what a clock wrote."""
     clock = ("seconds", "images_per_second")
     return {
-        path.name: [{k: v for k, v in json.loads(line).items() if k not in clock} for line in path.read_text().splitlines()]
+        path.name: [
+            {k: v for k, v in json.loads(line).items() if k not in clock} for line in path.read_text().splitlines()
+        ]
         for path in sorted((workdir / "results").glob("*.jsonl"))
     }
 
@@ -318,3 +320,28 @@ def test_rows_survive_a_torn_line_and_hold_each_key_once(tmp_path):
 
 def test_the_package_knows_its_version():
     assert jax_transfer.__version__
+
+
+# --- devices
+
+
+def test_eight_devices_give_the_losses_of_one_and_one_reads_what_eight_saved(clean, tmp_path, monkeypatch):
+    expected = _results(clean[0])
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    done = _command(tmp_path, "--config.stages=('pretrain', 'finetune')")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "4 on each device" in done.stderr
+    monkeypatch.delenv("XLA_FLAGS")
+    (tmp_path / "results" / "transfer.jsonl").rename(tmp_path / "finetuned_on_eight.jsonl")
+    done = _command(tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Pre-training is complete" in done.stderr
+    found = _results(tmp_path)
+    losses = [[row["train_loss"] for row in rows["pretrain.jsonl"][1:]] for rows in (found, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    on_eight = [json.loads(line) for line in (tmp_path / "finetuned_on_eight.jsonl").read_text().splitlines()]
+    pairs = [(row["epoch"], row["accuracy"]) for row in expected["transfer.jsonl"] if row["method"] == "finetune"]
+    assert [row["epoch"] for row in on_eight] == [epoch for epoch, _ in pairs]
+    np.testing.assert_allclose([row["accuracy"] for row in on_eight], [a for _, a in pairs], atol=1 / 64 + 1e-9)
+    for a, b in zip(found["transfer.jsonl"], expected["transfer.jsonl"], strict=True):
+        assert a["accuracy"] == pytest.approx(b["accuracy"], abs=1 / 64 + 1e-9)

@@ -1,5 +1,6 @@
 """Feeds, the training step, the loop and the trajectory."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -87,6 +88,16 @@ def test_evaluation_sees_every_image_once_in_order(gigabytes):
     assert mask.sum() == 37 and mask[:37].all()
     np.testing.assert_array_equal(labels[mask], source.labels)
     np.testing.assert_array_equal(images[mask], np.stack(source.read(range(37))))
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 0.0])
+def test_a_corrupt_image_is_named_on_both_paths(gigabytes):
+    def read(indices):
+        raise InputError("cat/7.jpg cannot be decoded: truncated")
+
+    source = dataclasses.replace(_source(), read=read)
+    with pytest.raises(InputError, match=r"^cat/7\.jpg cannot be decoded"):
+        list(_feed(source, gigabytes).evaluation_batches(16))
 
 
 def test_an_epoch_visits_each_example_at_most_once_and_epochs_differ():
@@ -226,7 +237,9 @@ def test_schedule_warms_up_then_starts_at_the_full_rate(name):
 
 def test_imagenet_step_schedule_divides_by_ten_at_each_third():
     schedule = make_schedule(OptimizerSettings(schedule="step", milestones=(1 / 3, 2 / 3), learning_rate=0.1), 90)
-    np.testing.assert_allclose([schedule(s) for s in (0, 29, 31, 59, 61, 89)], [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
+    np.testing.assert_allclose(
+        [schedule(s) for s in (0, 29, 31, 59, 61, 89)], [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5
+    )
 
 
 # --- trajectory
@@ -267,7 +280,13 @@ def test_truncated_checkpoint_is_named_and_the_last_good_one_offered(tmp_path, k
 
 @pytest.mark.parametrize(
     ("rule", "expected"),
-    [("all", [0, 1, 2, 3, 4, 5]), ("every:2", [0, 2, 4, 5]), ("log", [0, 1, 2, 4, 5]), ("5,1", [1, 5]), ((0, 3), [0, 3])],
+    [
+        ("all", [0, 1, 2, 3, 4, 5]),
+        ("every:2", [0, 2, 4, 5]),
+        ("log", [0, 1, 2, 4, 5]),
+        ("5,1", [1, 5]),
+        ((0, 3), [0, 3]),
+    ],
 )
 def test_evaluated_epochs(rule, expected):
     assert evaluated_epochs(rule, 5) == expected
@@ -294,5 +313,7 @@ def test_batch_that_does_not_divide_says_which_sizes_do():
 def test_only_devices_py_names_devices():
     package = pathlib.Path(devices.__file__).parent
     words = ("jax.devices", "default_backend", "NamedSharding", "local_devices")
-    guilty = [str(p) for p in package.rglob("*.py") if p.name != "devices.py" and any(w in p.read_text() for w in words)]
+    guilty = [
+        str(p) for p in package.rglob("*.py") if p.name != "devices.py" and any(w in p.read_text() for w in words)
+    ]
     assert not guilty

@@ -41,7 +41,9 @@ def test_probe_of_a_stack_equals_probes_one_by_one(name):
     train, test = _blobs()
     together = probe(PROTOCOLS[name], train, test, 3, SETTINGS, seed=0)
     for i in range(2):
-        alone = probe(PROTOCOLS[name], (train[0][i : i + 1], train[1]), (test[0][i : i + 1], test[1]), 3, SETTINGS, seed=0)
+        alone = probe(
+            PROTOCOLS[name], (train[0][i : i + 1], train[1]), (test[0][i : i + 1], test[1]), 3, SETTINGS, seed=0
+        )
         assert alone.accuracy[0] == pytest.approx(together.accuracy[i], abs=0.011)
 
 
@@ -56,7 +58,7 @@ def test_probe_ranks_clean_features_above_noisy_ones_and_labels_matter(name):
 
 
 def test_converged_probe_is_the_minimum_that_scikit_learn_finds():
-    (x, y), (x_test, y_test) = _blobs(k=1)
+    (x, y), (x_test, _) = _blobs(k=1)
     x = x[0]
     l2 = 0.01
     weights = jax.jit(functools.partial(probes.converged, num_classes=3, settings=SETTINGS))(
@@ -68,7 +70,9 @@ def test_converged_probe_is_the_minimum_that_scikit_learn_finds():
     np.testing.assert_allclose(ours, peer.predict_proba((x_test[0] - x.mean(0)) / scale), atol=2e-3)
 
 
-@pytest.mark.parametrize(("name", "field", "good", "bad"), [("probe", "learning_rates", 0.01, 1e-7), ("probe_converged", "l2", 1e-3, 1e4)])
+@pytest.mark.parametrize(
+    ("name", "field", "good", "bad"), [("probe", "learning_rates", 0.01, 1e-7), ("probe_converged", "l2", 1e-3, 1e4)]
+)
 def test_validation_chooses_the_better_candidate(name, field, good, bad):
     train, test = _blobs()
     settings = dataclasses.replace(SETTINGS, **{field: (bad, good)})
@@ -135,12 +139,36 @@ def test_finetuning_learns_and_does_not_depend_on_the_company():
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(alone.model), jax.device_get(together[2].model))
 
 
+def test_more_checkpoints_compile_nothing_more():
+    net, mesh = MODELS["resnet10"](num_classes=3, stem="cifar", width=8), devices.make_mesh(sweep=jax.device_count())
+    settings = FinetuneSettings(epochs=1, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.05))
+    load = lambda i: dict(zip(("params", "stats"), net.init(jax.random.key(i)), strict=True))  # noqa: E731
+    train, test = _feed("train", mesh), _feed("test", mesh)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    counts = []
+    for _ in finetune(["a", "b", "c"], load, net, train, test, PREPROCESSING, settings, mesh, 0, 16):
+        counts.append(len(compiled))
+    assert counts[0] > 0 and counts[0] == counts[-1]
+    forward = extract.make_forward(net, PREPROCESSING, mesh)
+    extract.extract(forward, load(0), test, 20)
+    before = len(compiled)
+    extract.extract(forward, load(1), test, 20)
+    assert len(compiled) == before
+
+
 def test_a_diverged_finetuning_is_named(caplog):
     net = MODELS["resnet10"](num_classes=3, stem="cifar", width=8)
     mesh = devices.make_mesh(sweep=jax.device_count())
     settings = FinetuneSettings(epochs=3, batch_size=16, optimizer=OptimizerSettings(learning_rate=1e30))
     load = lambda _: dict(zip(("params", "stats"), net.init(jax.random.key(0)), strict=True))  # noqa: E731
-    done = list(finetune(["epoch 5"], load, net, _feed("train", mesh), _feed("test", mesh), PREPROCESSING, settings, mesh, 0, 16))
+    done = list(
+        finetune(
+            ["epoch 5"], load, net, _feed("train", mesh), _feed("test", mesh), PREPROCESSING, settings, mesh, 0, 16
+        )
+    )
     assert len(done) == 1
     assert "epoch 5 on shades diverged at step" in caplog.text
 

@@ -191,7 +191,8 @@ def unknown_tfds_name(name: str) -> InputError:
     entry = catalog.find(name)
     if entry and entry.layout:
         return InputError(
-            f"TFDS cannot build {name!r}. Download it and load it as folder:DIR, laid out as {entry.layout}."
+            f"TFDS cannot build {name!r}. Set TFDS_DATA_DIR to where it is prepared, or load it as folder:DIR, "
+            f"laid out as {entry.layout}."
         )
     names = {*tfds.list_builders(with_community_datasets=False), *catalog.CATALOG}
     close = difflib.get_close_matches(name.lower(), sorted(names), n=3)
