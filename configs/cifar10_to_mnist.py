@@ -17,13 +17,14 @@ measured yet.
 Variants: `full`; `smoke`, the same study shrunk to two CPU cores and a few minutes.
 """
 
+from jax_transfer.choose import choose
 from jax_transfer.config import default_config
 
 FIGURE_1 = "tfds:mnist?per_class=100"
 TABLE_1 = "tfds:mnist"
 
 
-def get_config(variant: str = "full"):
+def full():
     config = default_config()
     config.name = "CIFAR-10 to MNIST"
     config.source.dataset = "tfds:cifar10"
@@ -37,17 +38,23 @@ def get_config(variant: str = "full"):
     config.finetune.epochs = 100
     config.finetune.optimizer.schedule = "cosine"
     config.overrides = {TABLE_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 50}}}
-    if variant == "smoke":
-        config.model.name = "resnet10"
-        config.model.width = 16
-        config.source.dataset = "tfds:cifar10?train=5000&test=1000"
-        config.targets = ("tfds:mnist?per_class=100&test=2000",)
-        config.overrides = {}
-        config.pretrain.epochs = 5
-        config.trajectory.epochs = "0,1,3,5"
-        config.probe.epochs = 50
-        config.finetune.epochs = 10
-        config.finetune.optimizer.learning_rate = 0.05
-    elif variant != "full":
-        raise ValueError(f"configs/cifar10_to_mnist.py has the variants full and smoke, not {variant!r}.")
     return config
+
+
+def smoke():
+    config = full()
+    config.model.name = "resnet10"
+    config.model.width = 16
+    config.source.dataset = "tfds:cifar10?train=5000&test=1000"
+    config.targets = ("tfds:mnist?per_class=100&test=2000",)
+    config.overrides = {}
+    config.pretrain.epochs = 5
+    config.trajectory.epochs = "0,1,3,5"
+    config.probe.epochs = 50
+    config.finetune.epochs = 10
+    config.finetune.optimizer.learning_rate = 0.05
+    return config
+
+
+def get_config(variant: str = "full"):
+    return choose({"full": full, "smoke": smoke}, variant, "variant of configs/cifar10_to_mnist.py")()

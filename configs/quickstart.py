@@ -6,10 +6,11 @@ A small ResNet learns 5,000 MNIST digits; seven checkpoints of its trajectory ar
 scanned digits of scikit-learn (8 pixels, enlarged), frozen and fine-tuned. The variant `smoke` is shorter still.
 """
 
+from jax_transfer.choose import choose
 from jax_transfer.config import default_config
 
 
-def get_config(variant: str = "full"):
+def full():
     config = default_config()
     config.name = "Quick start: MNIST to scanned digits"
     config.model.name = "resnet10"
@@ -29,14 +30,20 @@ def get_config(variant: str = "full"):
     config.finetune.batch_size = 64
     config.finetune.optimizer.learning_rate = 0.03
     config.finetune.optimizer.schedule = "cosine"
-    if variant == "smoke":
-        config.source.dataset = "embedded:mnist_5k?train=1024&test=256"
-        config.targets = ("embedded:digits?train=512&test=256",)
-        config.model.width = 8
-        config.pretrain.epochs = 2
-        config.trajectory.epochs = "all"
-        config.probe.epochs = 10
-        config.finetune.epochs = 1
-    elif variant != "full":
-        raise ValueError(f"configs/quickstart.py has the variants full and smoke, not {variant!r}.")
     return config
+
+
+def smoke():
+    config = full()
+    config.source.dataset = "embedded:mnist_5k?train=1024&test=256"
+    config.targets = ("embedded:digits?train=512&test=256",)
+    config.model.width = 8
+    config.pretrain.epochs = 2
+    config.trajectory.epochs = "all"
+    config.probe.epochs = 10
+    config.finetune.epochs = 1
+    return config
+
+
+def get_config(variant: str = "full"):
+    return choose({"full": full, "smoke": smoke}, variant, "variant of configs/quickstart.py")()

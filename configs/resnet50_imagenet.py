@@ -16,6 +16,7 @@ MIT Indoor-67 and MURA have no builder: load them as folders, with the layouts g
 Variants: `full`; `smoke`, Tiny-ImageNet to Caltech101 and MNIST on two CPU cores in a few minutes.
 """
 
+from jax_transfer.choose import choose
 from jax_transfer.config import default_config
 
 FOLDERS = "folder:data/"
@@ -32,7 +33,7 @@ TARGETS = (
 )
 
 
-def get_config(variant: str = "full"):
+def full():
     config = default_config()
     config.name = "ResNet-50 on ImageNet"
     config.model.name = "resnet50"
@@ -56,21 +57,27 @@ def get_config(variant: str = "full"):
     config.finetune.optimizer.milestones = (1 / 3, 2 / 3)
     by_epochs = {"probe": {"steps": None, "epochs": 150}, "finetune": {"steps": None, "epochs": 150}}
     config.overrides = {"tfds:cifar10": by_epochs, "tfds:cifar100": by_epochs}
-    if variant == "smoke":
-        config.model.name = "resnet10"
-        config.model.width = 16
-        config.source.dataset = "tfds:tiny_imagenet?train=6000&test=1000"
-        config.preprocessing.image_size = 48
-        config.pretrain.epochs = 4
-        config.pretrain.batch_size = 64
-        config.pretrain.optimizer.learning_rate = 0.05
-        config.trajectory.epochs = "all"
-        config.targets = ("tfds:caltech101?train=1020&test=1000", "tfds:mnist?per_class=100&test=1000")
-        config.overrides = {}
-        config.probe.steps = 200
-        config.finetune.steps = 60
-        config.finetune.batch_size = 32
-        config.finetune.optimizer.learning_rate = 0.02
-    elif variant != "full":
-        raise ValueError(f"configs/resnet50_imagenet.py has the variants full and smoke, not {variant!r}.")
     return config
+
+
+def smoke():
+    config = full()
+    config.model.name = "resnet10"
+    config.model.width = 16
+    config.source.dataset = "tfds:tiny_imagenet?train=6000&test=1000"
+    config.preprocessing.image_size = 48
+    config.pretrain.epochs = 4
+    config.pretrain.batch_size = 64
+    config.pretrain.optimizer.learning_rate = 0.05
+    config.trajectory.epochs = "all"
+    config.targets = ("tfds:caltech101?train=1020&test=1000", "tfds:mnist?per_class=100&test=1000")
+    config.overrides = {}
+    config.probe.steps = 200
+    config.finetune.steps = 60
+    config.finetune.batch_size = 32
+    config.finetune.optimizer.learning_rate = 0.02
+    return config
+
+
+def get_config(variant: str = "full"):
+    return choose({"full": full, "smoke": smoke}, variant, "variant of configs/resnet50_imagenet.py")()

@@ -181,6 +181,21 @@ def check(config: ConfigDict) -> None:
         )
 
 
+def check_field(path: str, known: dict) -> None:
+    """Checks a field named on the command line, such as "config.pretrain.epochs".
+
+    Raises:
+      InputError: if there is no such field; lists those that exist beside it.
+    """
+    where, *names = path.split(".")
+    for name in names:
+        if not isinstance(known, dict):
+            raise InputError(f"{where} is a value and has no field {name!r}.")
+        if where == "config.overrides":
+            return
+        known, where = choose(known, name, f"field of {where}"), f"{where}.{name}"
+
+
 def _check_names(found: dict, known: dict, where: str) -> None:
     """Every field of `found` exists in `known`, and holds fields where `known` does."""
     for name, value in found.items():

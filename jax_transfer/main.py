@@ -2,6 +2,7 @@
 
 import errno
 import pathlib
+import re
 import sys
 
 import rich
@@ -37,9 +38,9 @@ def _main(argv) -> None:
             if name in config.stages:
                 logs.log.info("Stage %s", name)
                 stage(work)
-        rows = tables.read_rows(work.results / "transfer.jsonl")
-        if rows:
-            rich.print(tables.summary_table(rows))
+        transferred = work.results / "transfer.jsonl"
+        if transferred.exists():
+            rich.print(tables.summary_table(tables.read_rows(transferred)))
     finally:
         work.close()
         lock.close()
@@ -61,11 +62,19 @@ def run() -> None:
 
 
 def _parse_flags(argv):
+    known = settings.default_config().to_dict()
+    for argument in argv[1:]:
+        name, _, value = argument.lstrip("-").partition("=")
+        if name == "config" and value and not pathlib.Path(value.split(":")[0]).is_file():
+            raise InputError(f"--config={value}: there is no such file. The configs lie in configs/.")
+        if name.startswith("config."):
+            settings.check_field(name, known)
     try:
         return flags.FLAGS(argv)
-    # An unknown or ill-typed --config.FIELD, and a config file that does not exist.
+    # A value of another type, and whatever is wrong inside a config file.
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        raise InputError(f"{error}".strip().replace("\n", " ")) from error
+        last = str(error).strip().splitlines()[-1]
+        raise InputError(re.sub(r"^[\w.]+Error: ", "", last)) from error
 
 
 def _fail(message) -> None:

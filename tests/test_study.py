@@ -187,8 +187,15 @@ def test_a_stage_runs_alone_and_adds_only_what_is_missing(clean, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.pretrain.epoch=5"], "epoch"),
-        (["--config.pretrain.epochs=many"], "epochs"),
+        (
+            ["--config.pretrain.epoch=5"],
+            "Unknown field of config.pretrain: 'epoch'. Did you mean 'epochs'? Valid: augment, ",
+        ),
+        (["--config.pretrain.epochs=many"], "--config.pretrain.epochs=many"),
+        (
+            ["--config=configs/quickstart.py:tiny"],
+            "Unknown variant of configs/quickstart.py: 'tiny'. Valid: full, smoke.",
+        ),
         (["--config=configs/absent.py"], "configs/absent.py"),
         (["--config.model.name=resnet19"], "Did you mean 'resnet1"),
         (["extra"], "Unexpected argument 'extra'"),

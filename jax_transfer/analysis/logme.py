@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 LOW, HIGH = -70.0, 36.0  # of log(t / s_1^2); further out L equals its limit to rounding
-STEP = 0.25  # of log t, where L varies on the scale of 1, as a logistic function does
+STEP = 1 / 16  # of log t; two stationary points closer than that may be passed over
 BISECTIONS = 24  # of a step, which may be as long as 80: to 1e-5 in log t, where L is flat to 1e-10
 ZERO = 8  # an entry of R below ZERO eps times its column's norm is rounding
 TINY = 1000  # singular values below TINY eps s_1 have lost relative accuracy in a divide-and-conquer SVD

@@ -62,6 +62,11 @@ class BatchNorm(nnx.Module):
         return y.astype(self.dtype)
 
 
+def _pointwise(x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], strides, padding, **options):
+    """A 1x1 convolution as a matrix product: XLA's CPU backend transposes all images for a convolution's gradient."""
+    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+
+
 def _conv(features_in: int, features_out: int, size: int, stride: int, dtype, rngs: nnx.Rngs) -> nnx.Conv:
     return nnx.Conv(
         features_in,
@@ -70,6 +75,7 @@ def _conv(features_in: int, features_out: int, size: int, stride: int, dtype, rn
         strides=(stride, stride),
         padding=((size // 2, size // 2), (size // 2, size // 2)),
         use_bias=False,
+        conv_general_dilated=_pointwise if size == 1 else jax.lax.conv_general_dilated,
         kernel_init=he_normal_fan_out,
         dtype=dtype,
         param_dtype=jnp.float32,
