@@ -135,7 +135,7 @@ def _nan(values: dict) -> dict:
 
 def features(work: Workspace) -> None:
     """Extracts what the later stages will ask for, one compiled forward pass for all."""
-    pairs = [(epoch, target) for epoch in work.epochs for target in work.config.targets]
+    pairs = [(epoch, target) for target in work.config.targets for epoch in work.epochs]
     with logs.progress(2 * len(pairs), "features", "sets") as bar:
         for epoch, target in pairs:
             for split in ("train", "test"):

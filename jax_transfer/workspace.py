@@ -87,11 +87,12 @@ class Workspace:
 
     def features(self, epoch: int, dataset: str, split: str) -> Features:
         """Of one checkpoint and data set: from the cache, or computed and cached."""
-        feed, model_settings = self.feed(dataset, split), self.config.model.to_dict()
-        key = extract.cache_key(self.model_fingerprint(epoch), model_settings, self.preprocessing, feed)
+        source, model_settings = self.source(dataset, split), self.config.model.to_dict()
+        key = extract.cache_key(self.model_fingerprint(epoch), model_settings, self.preprocessing, source)
         path = self.workdir / "features" / f"{key}.npz"
         found = extract.load(path)
         if found is None:
+            feed = self.feed(dataset, split)
             found = extract.extract(self.forward, self.model(epoch), feed, self.config.data.eval_batch_size)
             extract.save(path, found)
         return found

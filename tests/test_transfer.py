@@ -191,12 +191,12 @@ def test_features_equal_a_plain_forward_pass_and_survive_the_cache(tmp_path):
 
 
 def test_cache_key_changes_with_all_that_determines_the_features():
-    feed = _feed("test", devices.make_mesh())
+    source = _images("test")
     keys = {
-        extract.cache_key("a", {"width": 8}, PREPROCESSING, feed),
-        extract.cache_key("b", {"width": 8}, PREPROCESSING, feed),
-        extract.cache_key("a", {"width": 16}, PREPROCESSING, feed),
-        extract.cache_key("a", {"width": 8}, dataclasses.replace(PREPROCESSING, mean=(0.0, 0.0, 0.0)), feed),
-        extract.cache_key("a", {"width": 8}, PREPROCESSING, _feed("train", devices.make_mesh())),
+        extract.cache_key("a", {"width": 8}, PREPROCESSING, source),
+        extract.cache_key("b", {"width": 8}, PREPROCESSING, source),
+        extract.cache_key("a", {"width": 16}, PREPROCESSING, source),
+        extract.cache_key("a", {"width": 8}, dataclasses.replace(PREPROCESSING, mean=(0.0, 0.0, 0.0)), source),
+        extract.cache_key("a", {"width": 8}, PREPROCESSING, _images("train")),
     }
     assert len(keys) == 5

@@ -8,7 +8,6 @@ comes from one function, and augmentation happens later, on the device.
 import collections
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -39,7 +38,6 @@ class Feed(Protocol):
     """What training and evaluation ask of a data set."""
 
     source: Source
-    fingerprint: str  # of all that determines the batches except their order
 
     def training_calls(self, epoch: int, start: int, seed: int, batch_size: int) -> Iterator[tuple[Any, Any, int]]:
         """Yields (held, items, steps) for `steps.many_steps`, from step `start` of the epoch on."""
@@ -73,7 +71,6 @@ class Resident:
     """A data set held as uint8 in device memory, a copy on every device. Nothing happens on the host."""
 
     source: Source
-    fingerprint: str
     held: Batch  # [n, ...]
     mesh: Mesh
 
@@ -112,7 +109,6 @@ class Streamed:
     """A data set read, decoded and resized in Grain's threads while the device computes."""
 
     source: Source
-    fingerprint: str
     size: int
     interpolation: str
     mesh: Mesh
@@ -183,13 +179,11 @@ def make_feed(
 ) -> Feed:
     """Resident where the decoded data set fits into `resident_gigabytes`, streamed otherwise."""
     size = preprocessing.host_size
-    identity = f"{source.fingerprint} {size} {preprocessing.interpolation}"
-    fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
     if len(source) * size * size * 3 > resident_gigabytes * 1e9:
-        return Streamed(source, fingerprint, size, preprocessing.interpolation, mesh, num_threads)
+        return Streamed(source, size, preprocessing.interpolation, mesh, num_threads)
     images, labels = materialize(source, size, preprocessing.interpolation, progress=progress)
     held = Batch(images=images, labels=labels, mask=np.ones(len(labels), bool))
-    return Resident(source, fingerprint, devices.replicate(held, mesh), mesh)
+    return Resident(source, devices.replicate(held, mesh), mesh)
 
 
 def _scalar(value: int):

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax_transfer import devices, logs
 from jax_transfer.data import augment
 from jax_transfer.data.batches import Feed
+from jax_transfer.data.sources import Source
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.net import Net
 from jax_transfer.records import Batch, Features
@@ -61,13 +62,13 @@ def forward_gigaflops(forward: Callable, model: dict, preprocessing: Preprocessi
     return devices.gigaflops(forward, model, batch) / batch_size
 
 
-def cache_key(model_fingerprint: str, model_settings: dict, preprocessing: Preprocessing, feed: Feed) -> str:
+def cache_key(model_fingerprint: str, model_settings: dict, preprocessing: Preprocessing, source: Source) -> str:
     """Changes whenever the features would. `model_fingerprint` is `trees.fingerprint` of the parameters."""
     determined_by = [
         model_fingerprint,
         json.dumps(model_settings, sort_keys=True),
         json.dumps(preprocessing.to_json(), sort_keys=True),
-        feed.fingerprint,
+        source.fingerprint,
         jnp.dtype(devices.compute_dtype()).name,
     ]
     return hashlib.blake2b("\n".join(determined_by).encode(), digest_size=16).hexdigest()
