@@ -38,7 +38,7 @@ def progress(total: int, what: str, unit: str) -> tqdm.tqdm:
         desc=what,
         unit=f" {unit}",
         mininterval=0.3 if interactive else 20,
-        delay=0.3 if interactive else 20,
+        delay=0 if interactive else 20,
         dynamic_ncols=interactive,
         ncols=None if interactive else 110,
         leave=False,

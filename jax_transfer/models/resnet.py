@@ -53,8 +53,9 @@ class BatchNorm(nnx.Module):
             axes = tuple(range(x.ndim - 1))
             n = x.size // x.shape[-1]
             mean = jnp.mean(x, axes)
-            # E[x^2] - E[x]^2 reads x once for both moments; rounding may leave it below zero.
-            var = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0.0)
+            # In two passes: E[x^2] - E[x]^2 cancels, and its rounding, which depends on how many devices share the
+            # batch, is blown up to 1 / sqrt(eps) where a channel hardly varies.
+            var = jnp.mean(jnp.square(x - mean), axes)
             # Not `self.mean[...] = `, which looks for a sharding and makes tracing deep nets several times slower.
             self.mean.set_value(0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean))
             self.var.set_value(0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(var) * (n / max(n - 1, 1)))

@@ -134,7 +134,6 @@ def collate(batch):
 def torch_training(case: Case, source: Source, batch: int, resident: bool, variant: str, device: str):
     """Returns run(limit), which trains an epoch, or its first `limit` steps."""
     channels_last, mode = TORCH_VARIANTS["gpu" if device == "cuda" else "cpu"][variant]
-    torch.compiler.reset()
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     block = getattr(torch_twins, case.block)
@@ -148,7 +147,7 @@ def torch_training(case: Case, source: Source, batch: int, resident: bool, varia
             logits, _ = model(torch_view(images, case.size, mean, std, channels_last))
             return functional.cross_entropy(logits.float(), labels)
 
-    loss_of = torch.compile(loss_of, mode=mode) if mode else loss_of
+    loss_of = torch.compile(loss_of, mode=mode, dynamic=False) if mode else loss_of
     steps = len(source) // batch
     if resident:
         images = torch.from_numpy(np.stack(source.read(range(len(source))))).to(device)
@@ -195,6 +194,7 @@ def seconds_of(run, *args) -> float:
 
 def fastest_torch(trial_steps: int, *args):
     """(name, run, first call's seconds, {name: seconds of a trial}) of the fastest variant that works here."""
+    torch.compiler.reset()  # its limit of programs is for the whole process
     device, tried = args[-1], {}
     for name in TORCH_VARIANTS["gpu" if device == "cuda" else "cpu"]:
         run = torch_training(*args[:-1], name, device)
@@ -249,8 +249,10 @@ def profile(run, folder) -> dict[str, float]:
     kinds: collections.Counter = collections.Counter()
     for file in pathlib.Path(folder).rglob("*.xplane.pb"):
         for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-            for event in (event for line in plane.lines for event in line.events):
-                if name := dict(event.stats).get("hlo_op"):
+            for stream, event in ((line.name, event) for line in plane.lines for event in line.events):
+                # Kernels that a GPU replays as a graph carry no operation's name.
+                kernel = event.name if stream.startswith("Stream") else None
+                if name := dict(event.stats).get("hlo_op", kernel):
                     kinds[re.sub(r"[.\d]+$", "", str(name))] += event.duration_ns / 1e6
     return {name: round(value, 1) for name, value in kinds.most_common(10)}
 
@@ -294,6 +296,7 @@ def main():
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     head = {"device": devices.description(), "jax": jax.__version__, "torch": torch.__version__, "cpus": os.cpu_count()}
+    head["load"] = round(os.getloadavg()[0], 1)  # other programs slow torch far more than us: measure alone
     print(json.dumps(head), flush=True)
     rows, data = [], {}
     for what in flags.what.split(","):

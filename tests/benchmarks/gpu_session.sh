@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in one call: the GPU tests, the benchmarks, and the study of CIFAR-10 -> MNIST.
+#
+#   tests/benchmarks/gpu_session.sh [OUTPUT]
+#
+# OUTPUT (default: docs/results/benchmarks) gets the JSON of each benchmark, the log of each step, and in
+# cifar10_to_mnist/ the study's report with its figures and the result rows. PYTHON names the interpreter (default: python3).
+# WORKDIR (default: runs/cifar10_to_mnist) keeps the study: run the script again and it goes on where it stopped.
+# TFDS_DATA_DIR says where the data sets are. TESTS_LIMIT, BENCHMARK_LIMIT and STUDY_LIMIT are seconds a step may take.
+# A step that fails or runs out of time does not stop the next ones; the last lines say which did, and the exit code is 1.
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+
+python=${PYTHON:-python3}
+out=${1:-docs/results/benchmarks}
+workdir=${WORKDIR:-runs/cifar10_to_mnist}
+study="$out/cifar10_to_mnist"
+failed=()
+mkdir -p "$out" || exit 1
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1
+
+# step NAME SECONDS COMMAND...: runs it, with its output on the terminal and in OUTPUT/NAME.log.
+step() {
+  local name=$1 limit=$2 code=0
+  shift 2
+  echo "== $name: $*"
+  timeout --kill-after=20 "$limit" "$@" 2>&1 | tee "$out/$name.log" || code=$?
+  if [ "$code" -ne 0 ]; then
+    [ "$code" -eq 124 ] && code="124, the limit of $limit s"
+    failed+=("$name (exit code $code)")
+  fi
+}
+
+# The logs hold what the JSON does not: the table, and the reasons of failures.
+step gpu_tests "${TESTS_LIMIT:-240}" \
+  env JAX_TRANSFER_TEST_GPU=1 "$python" -m pytest -m gpu -q -p no:cacheprovider tests/test_gpu.py
+for what in step18 step50 epoch; do
+  step "train_$what" "${BENCHMARK_LIMIT:-420}" \
+    "$python" tests/benchmarks/train_step.py --what "$what" --out "$out/train_$what.json"
+done
+step logme "${BENCHMARK_LIMIT:-420}" "$python" tests/benchmarks/logme.py
+# logme.py prints its one JSON line among what libraries may say.
+if result=$(grep '^{' "$out/logme.log" | tail -n 1); then
+  echo "$result" >"$out/logme.json"
+else
+  failed+=("logme.json: there is no result in logme.log")
+fi
+step study "${STUDY_LIMIT:-1200}" \
+  "$python" -m jax_transfer.main --config=configs/cifar10_to_mnist.py --workdir="$workdir"
+
+mkdir -p "$study"
+for part in config.json report results; do
+  if [ -e "$workdir/$part" ]; then
+    cp -r "$workdir/$part" "$study/" || failed+=("copying $part")
+  else
+    failed+=("copying $part: there is no $workdir/$part")
+  fi
+done
+if [ "${#failed[@]}" -gt 0 ]; then
+  echo "== failed:"
+  printf '   %s\n' "${failed[@]}"
+  exit 1
+fi
+echo "== all steps succeeded; results are in $out"

@@ -1,0 +1,110 @@
+"""What only an accelerator shows: JAX_TRANSFER_TEST_GPU=1 pytest -m gpu tests/test_gpu.py"""
+
+import jax
+import numpy as np
+import pytest
+
+from jax_transfer import devices
+from jax_transfer.data import batches
+from jax_transfer.data.sources import from_arrays
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.features import extract
+from jax_transfer.models import MODELS
+from jax_transfer.training import steps as training_steps
+from jax_transfer.training.loop import fit
+from jax_transfer.training.objectives import OBJECTIVES
+from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        jax.default_backend() == "cpu", reason="jax sees no accelerator (is JAX_TRANSFER_TEST_GPU set?)"
+    ),
+]
+
+CLASSES, BATCH = 4, 32
+PREPROCESSING = Preprocessing(image_size=16)
+
+
+def _net(dtype):
+    return MODELS["resnet10"](num_classes=CLASSES, stem="cifar", width=16, dtype=dtype)
+
+
+def _feed(n=8 * BATCH, gigabytes=1.0):
+    rng = np.random.default_rng(0)
+    labels = (np.arange(n) % CLASSES).astype(np.int32)
+    images = rng.integers(0, 60, (n, 16, 16, 3)) + 50 * labels[:, None, None, None]
+    source = from_arrays(images.astype(np.uint8), labels, name="stripes")
+    return batches.make_feed(source, PREPROCESSING, devices.make_mesh(), gigabytes, num_threads=2)
+
+
+def _training(dtype, feed):
+    """(run, state) of the project's own step on `feed`."""
+    net = _net(dtype)
+    optimizer = make_optimizer(OptimizerSettings(learning_rate=0.05, weight_decay=5e-4), 100)
+    view = training_steps.training_view(("pad_crop", "flip"), PREPROCESSING)
+    step = training_steps.make_train_step(net, OBJECTIVES["supervised"], optimizer, view)
+    state = training_steps.init_state(*net.init(jax.random.key(0)), optimizer, 0)
+    return training_steps.many_steps(step, feed.fetch, feed.mesh), devices.replicate(state, feed.mesh)
+
+
+def _losses(dtype, feed, total_steps):
+    """The loss of each step, and how many steps each compiled call made."""
+    run, state = _training(dtype, feed)
+    calls = []
+    fit(state, run, feed, seed=3, batch_size=BATCH, total_steps=total_steps, what="test",
+        on_metrics=lambda first, metrics: calls.append(metrics["loss"]), on_epoch=lambda *_: None)  # fmt: skip
+    return np.concatenate(calls), [len(call) for call in calls]
+
+
+def test_compute_dtype_is_bfloat16():
+    assert devices.compute_dtype() == jax.numpy.bfloat16
+
+
+def test_training_in_bfloat16_stays_close_to_float32():
+    feed = _feed()
+    rough, _ = _losses("bfloat16", feed, 8)
+    exact, _ = _losses("float32", feed, 8)
+    assert (rough != exact).any()
+    np.testing.assert_allclose(rough[0], exact[0], rtol=0.02)  # the same parameters: rounding alone
+    np.testing.assert_allclose(rough, exact, rtol=0.2, atol=0.05)  # it adds up over the steps
+
+
+def test_a_resident_epoch_is_one_call_and_the_loss_falls():
+    losses, lengths = _losses("bfloat16", _feed(), 24)
+    assert devices.steps_per_call(8) == 8 and lengths == [8, 8, 8]
+    assert np.isfinite(losses).all()
+    assert losses[-4:].mean() < 0.7 * losses[:4].mean()
+
+
+def test_streamed_training_stays_close_to_resident():
+    resident, _ = _losses("float32", _feed(), 8)
+    streamed, lengths = _losses("float32", _feed(gigabytes=0.0), 8)
+    assert lengths == [8]
+    np.testing.assert_allclose(resident, streamed, rtol=0.02)  # not to the bit: atomics, other algorithms
+
+
+def test_features_in_bfloat16_stay_close_to_float32():
+    feed = _feed()
+    params, stats = _net("float32").init(jax.random.key(0))
+    model = devices.replicate({"params": params, "stats": stats}, feed.mesh)
+    features = {}
+    for dtype in ("bfloat16", "float32"):
+        forward = extract.make_forward(_net(dtype), PREPROCESSING, feed.mesh)
+        features[dtype] = extract.extract(forward, model, feed, BATCH).features
+    assert features["bfloat16"].dtype == np.float32
+    difference = np.linalg.norm(features["bfloat16"] - features["float32"])
+    assert 0 < difference < 0.02 * np.linalg.norm(features["float32"])
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 0.0])
+def test_the_hot_loop_makes_no_implicit_transfer(gigabytes):
+    feed = _feed(gigabytes=gigabytes)
+    run, state = _training("bfloat16", feed)
+    evaluate = training_steps.make_evaluation(_net("bfloat16"), PREPROCESSING, feed.mesh)
+    zeros = devices.replicate(training_steps.zero_counts((CLASSES,)), feed.mesh)
+    with jax.transfer_guard("disallow"):
+        for held, items, count in feed.training_calls(0, 0, 3, BATCH):
+            state, _ = run(state, held, items, count)
+        counts = training_steps.count_correct(evaluate, state, feed, BATCH, zeros)
+    assert counts["count"].sum() == len(feed.source)
