@@ -105,7 +105,7 @@ def default_config() -> ConfigDict:
     config.overrides = ConfigDict()
 
     # Keys of jax_transfer.analysis.SCORES.
-    config.scores = ("logme",)
+    config.scores = ("logme", "leep", "nce")
 
     config.data = ConfigDict()
     # A decoded data set of at most this size is held in device memory; a larger one is streamed.

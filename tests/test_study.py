@@ -140,7 +140,7 @@ def test_a_study_leaves_what_the_contract_says(clean):
         (epoch, method) for epoch in (0, 1, 2) for method in ("probe", "finetune")
     }
     assert all(0 <= row["accuracy"] <= 1 and row["num_test"] == 64 for row in results["transfer.jsonl"])
-    assert {row["score"] for row in results["scores.jsonl"]} == {"logme"}
+    assert {row["score"] for row in results["scores.jsonl"]} == {"logme", "leep", "nce"}
     assert {row["method"] for row in results["ranking.jsonl"]} == {"probe", "finetune"}
     assert {"recall@1", "rel@3", "weighted_kendall"} <= set(results["ranking.jsonl"][0])
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 8
