@@ -2,8 +2,10 @@
 
     python -m jax_transfer.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-A small ResNet learns 5,000 MNIST digits; seven checkpoints of its trajectory are then transferred to the 1,797
-scanned digits of scikit-learn (8 pixels, enlarged), frozen and fine-tuned. The variant `smoke` is shorter still.
+A small ResNet learns 5,000 MNIST digits; seven checkpoints of its trajectory are then transferred to the scanned
+digits of scikit-learn (8 pixels, enlarged; 20 images of each class to train on), frozen and fine-tuned, three seeds
+each. Measured on two CPU cores: 2 minutes; FE 95.45 % and FT 97.49 % at epoch 10, both best there, from
+80.8 % and 93.5 % at initialisation. LogME ranks the checkpoints as FT does (Kendall tau 0.81), LEEP does not (0.05). Variants: `full`; `smoke`, shorter still.
 """
 
 from jax_transfer.choose import choose
@@ -16,7 +18,7 @@ def full():
     config.model.name = "resnet10"
     config.model.width = 16
     config.source.dataset = "embedded:mnist_5k"
-    config.targets = ("embedded:digits",)
+    config.targets = ("embedded:digits?per_class=20",)
     config.preprocessing.image_size = 20
     config.preprocessing.mean = (0.13, 0.13, 0.13)
     config.preprocessing.std = (0.31, 0.31, 0.31)
@@ -25,10 +27,12 @@ def full():
     config.pretrain.augment = ("pad_crop",)
     config.pretrain.optimizer.learning_rate = 0.05
     config.trajectory.epochs = "0,1,2,3,5,7,10"
-    config.probe.epochs = 50
-    config.finetune.epochs = 8
-    config.finetune.batch_size = 64
-    config.finetune.optimizer.learning_rate = 0.03
+    config.probe.batch_size = 32
+    config.probe.num_seeds = 3
+    config.finetune.epochs = 20
+    config.finetune.batch_size = 32
+    config.finetune.num_seeds = 3
+    config.finetune.optimizer.learning_rate = 0.02
     config.finetune.optimizer.schedule = "cosine"
     return config
 
@@ -41,6 +45,7 @@ def smoke():
     config.pretrain.epochs = 2
     config.trajectory.epochs = "all"
     config.probe.epochs = 10
+    config.probe.num_seeds = config.finetune.num_seeds = 1
     config.finetune.epochs = 1
     return config
 

@@ -248,7 +248,14 @@ def finetunes(work: Workspace) -> None:
                         done.gflops,
                     )
                 )
-                log.info("finetune epoch %d on %s: accuracy %.4f (%.1f s)", epoch, target, done.accuracy, done.seconds)
+                log.info(
+                    "finetune epoch %d on %s, seed %d: accuracy %.4f (%.1f s)",
+                    epoch,
+                    target,
+                    seed,
+                    done.accuracy,
+                    done.seconds,
+                )
 
 
 def scores(work: Workspace) -> None:

@@ -84,18 +84,18 @@ def nleep(
       InputError: n is below the number of Gaussians, and y is concrete.
 
     The number of principal components depends on the data, shapes must not. The kept components are therefore padded to the
-    next width of a fixed ladder, in a way that changes no value. On concrete x the width is looked up and one width is
-    compiled; under jit and vmap all of them are, up to min(n, d) or `max_dimension` (which then also bounds the memory:
-    components x width^2), and the data choose the branch. A vmapped call runs checkpoint by checkpoint: one is enough to
+    next width of a fixed ladder, in a way that changes no value. On concrete x the width is looked up and only that one is
+    compiled; under jit and vmap a coarser ladder is, up to min(n, d) or `max_dimension` (which then also bounds the memory:
+    components x width^2, and the time to compile), and the data choose the branch. A vmapped call runs checkpoint by checkpoint: one is enough to
     keep the device busy, and each stops when it has converged.
     """
     static = (num_classes, energy, components_per_class)
-    widths = _widths(min(*x.shape, max_dimension or x.shape[1]))
+    largest = min(*x.shape, max_dimension or x.shape[1])
     if isinstance(x, jax.core.Tracer) or isinstance(y, jax.core.Tracer) or isinstance(seed, jax.core.Tracer):
-        return _nleep_of_any_width(x, y, jnp.asarray(seed), widths, static)
+        return _nleep_of_any_width(x, y, jnp.asarray(seed), _widths(largest, (2,)), static)
     _check(x, y, components_per_class)
-    x, y, reduced = _prepare(jnp.asarray(x), jnp.asarray(y), energy, widths[-1])
-    width = next(w for w in widths if w >= int(reduced.dimension))
+    x, y, reduced = _prepare(jnp.asarray(x), jnp.asarray(y), energy, largest)
+    width = next(w for w in _widths(largest, (2, 3)) if w >= int(reduced.dimension))
     return _nleep_of_width(x, y, jnp.asarray(seed), reduced, width, static)
 
 
@@ -188,31 +188,41 @@ def fit_mixture(
     dimension = x.shape[1] if dimension is None else dimension
     real = jnp.arange(x.shape[1]) < dimension
     mean = jnp.mean(x, axis=0)
-    unit = _positive(jnp.max(jnp.std(x, axis=0)))
+    largest = _positive(jnp.max(jnp.abs(x - mean)))  # its square may overflow
+    unit = largest * _positive(jnp.max(jnp.std((x - mean) / largest, axis=0)))
     xt = ((x - mean) / unit).T  # [p, n]: sums over p run along n, which vectorises
     reg = jnp.where(real, jnp.minimum(REG / unit / unit, 1e30), 1)
     with jax.default_matmul_precision("float32"):
-        if start is None:
+        if start is None:  # one M-step, from hard assignments, comes before the first iteration
             centres, nearest = k_means(xt.T, k, key, dimension=dimension, active=active)
             identity = jnp.broadcast_to(jnp.eye(len(xt), dtype=x.dtype), (k, len(xt), len(xt)))
-            nothing = (jnp.zeros(k, x.dtype), centres, identity)
-            parameters, joint = _update(jax.nn.one_hot(nearest, k, dtype=x.dtype, axis=0), xt, nothing, reg, real)
+            parameters = (jnp.zeros(k, x.dtype), centres, identity)
+            posteriors = jax.nn.one_hot(nearest, k, dtype=x.dtype, axis=0)
+            likelihood, iterations = jnp.array(-jnp.inf, x.dtype), -1
         else:
             scale = jnp.where(real, unit, 1)[:, None]
             parameters = (start.weights, (start.means - mean) / unit, scale * start.precision_cholesky)
-            joint = _log_joint(xt, parameters, dimension)
+            likelihood, posteriors = _posteriors(_log_joint(xt, parameters, dimension))
+            iterations = 0
 
         def iterate(state):
-            parameters, joint, before, iterations, _ = state
-            log_density = jax.nn.logsumexp(joint, axis=0)
-            likelihood = jnp.mean(log_density)
-            parameters, joint = _update(jnp.exp(joint - log_density), xt, parameters, reg, real)
-            return parameters, joint, likelihood, iterations + 1, jnp.abs(likelihood - before) < tolerance
+            parameters, posteriors, likelihood, before, iterations, _ = state
+            converged = jnp.abs(likelihood - before) < tolerance
+            parameters, joint = _update(posteriors, xt, parameters, reg, real)
+            after, posteriors = _posteriors(joint)
+            return parameters, posteriors, after, likelihood, iterations + 1, converged
 
-        state = (parameters, joint, jnp.array(-jnp.inf, x.dtype), jnp.array(0), jnp.array(False))
-        state = jax.lax.while_loop(lambda state: ~state[4] & (state[3] < max_iterations), iterate, state)
-    (weights, means, factors), joint, _, iterations, converged = state
-    likelihood = jnp.mean(jax.nn.logsumexp(joint, axis=0)) - dimension * jnp.log(unit)
+        state = (
+            parameters,
+            posteriors,
+            likelihood,
+            jnp.array(jnp.inf, x.dtype),
+            jnp.array(iterations),
+            jnp.array(False),
+        )
+        state = jax.lax.while_loop(lambda state: ~state[5] & (state[4] < max_iterations), iterate, state)
+    (weights, means, factors), _, likelihood, _, iterations, converged = state
+    likelihood = likelihood - dimension * jnp.log(unit)
     factors = factors / jnp.where(real, unit, 1)[:, None]
     return Mixture(weights, mean + unit * means, factors, likelihood, iterations, converged)
 
@@ -223,8 +233,7 @@ def responsibilities(x: Float[Array, "n p"], mixture: Mixture) -> Float[Array, "
     centre = mixture.weights @ mixture.means
     parameters = (mixture.weights, mixture.means - centre, mixture.precision_cholesky)
     with jax.default_matmul_precision("float32"):
-        joint = _log_joint((x - centre).T, parameters, x.shape[1])
-    return jax.nn.softmax(joint, axis=0).T
+        return _posteriors(_log_joint((x - centre).T, parameters, x.shape[1]))[1].T
 
 
 @functools.partial(jax.jit, static_argnames=("k", "max_iterations"))
@@ -281,6 +290,12 @@ def k_means(
     state = (centres, assign(centres), 0, jnp.array(False))
     centres, nearest, _, _ = jax.lax.while_loop(lambda state: ~state[3] & (state[2] < max_iterations), move, state)
     return centres, nearest
+
+
+def _posteriors(joint):
+    """Mean log-likelihood, and the posteriors [k, n], of log weight + log density [k, n]."""
+    log_density = jax.nn.logsumexp(joint, axis=0)
+    return jnp.mean(log_density), jnp.exp(joint - log_density)
 
 
 def _log_joint(xt, parameters, dimension):
@@ -355,9 +370,9 @@ def _over_components(function, inputs, size):
     return jax.lax.platform_dependent(inputs, **run)
 
 
-def _widths(largest):
-    """4, 8, 12, 16, 24, 32, 48, 64, ... up to `largest`: padding costs at most 2.25 times the work."""
-    ladder = [4, *(2**i * m for i in range(2, 30) for m in (2, 3))]
+def _widths(largest, factors):
+    """8, 16, 32, ... up to `largest` for factors (2,); 8, 12, 16, 24, 32, ... for (2, 3)."""
+    ladder = (2**i * factor for i in range(2, 30) for factor in factors)
     return (*(width for width in ladder if width < largest), largest)
 
 

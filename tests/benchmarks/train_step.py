@@ -192,11 +192,11 @@ def seconds_of(run, *args) -> float:
     return time.perf_counter() - start
 
 
-def fastest_torch(trial_steps: int, *args):
-    """(name, run, first call's seconds, {name: seconds of a trial}) of the fastest variant that works here."""
+def fastest_torch(trial_steps: int, names, *args):
+    """(name, run, first call's seconds, {name: seconds of a trial}) of the fastest variant in `names` that works here."""
     torch.compiler.reset()  # its limit of programs is for the whole process
     device, tried = args[-1], {}
-    for name in TORCH_VARIANTS["gpu" if device == "cuda" else "cpu"]:
+    for name in names:
         run = torch_training(*args[:-1], name, device)
         try:
             first = seconds_of(run, 1)
@@ -208,13 +208,13 @@ def fastest_torch(trial_steps: int, *args):
     return name, tried[name][1], tried[name][2], {name: round(trial[0], 4) for name, trial in tried.items()}
 
 
-def compare(what, case, source, batch, resident, repeats, device) -> dict:
-    """One row: medians of alternated runs."""
+def compare(what, case, source, batch, resident, repeats, device, variants) -> dict:
+    """One row: medians of alternated runs, torch's in the fastest of the variants."""
     ours, gigaflops = our_training(case, source, batch, resident)
     first = seconds_of(ours, 1)
     steps = len(source) // batch
-    variant, theirs, torch_first, trials = fastest_torch(min(steps, 20 if device == "cuda" else 2), case, source, batch,
-                                                         resident, device)  # fmt: skip
+    trial_steps = min(steps, 20 if device == "cuda" else 2)
+    variant, theirs, torch_first, trials = fastest_torch(trial_steps, variants, case, source, batch, resident, device)
     seconds = {"ours": [], "torch": []}
     for _ in range(repeats):
         seconds["ours"].append(seconds_of(ours))
@@ -314,8 +314,10 @@ def main():
                 source, data[what] = cifar10(flags.images or (CPU_EPOCH_IMAGES if kind == "cpu" else None))
             else:
                 source, data[what] = random_images(case, steps * batch), f"random images, {steps} steps a run"
+            variants = list(TORCH_VARIANTS[kind])
             for resident in (True, False) if what == "epoch" else (True,):
-                rows.append(compare(what, case, source, batch, resident, flags.repeats, device))
+                rows.append(compare(what, case, source, batch, resident, flags.repeats, device, variants))
+                variants = [rows[-1]["torch_variant"]]  # what is fastest resident is so with a loader, too
                 print(json.dumps(rows[-1]), flush=True)
                 if flags.out:
                     flags.out.parent.mkdir(parents=True, exist_ok=True)
