@@ -23,10 +23,10 @@ from jax_transfer.analysis.transrate import transrate
 
 
 def _nce(features, num_classes):
-    """NCE at the argmax of the logits; NaN for logits that are NaN, which have an argmax too."""
+    """NCE at the argmax of the logits; NaN for logits that are NaN or inf, which have an argmax too."""
     logits = features.logits
     value = nce(jnp.argmax(logits, axis=-1), features.labels, logits.shape[-1], num_classes)
-    return jnp.where(jnp.any(jnp.isnan(logits)), jnp.nan, value)
+    return jnp.where(jnp.isfinite(jnp.max(logits)), value, jnp.nan)
 
 
 # name -> function(features: records.Features, num_classes) -> scalar: each takes from Features what its formula needs.

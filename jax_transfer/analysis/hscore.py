@@ -31,8 +31,10 @@ def h_score(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Flo
     xc, eps = centred(x), jnp.finfo(x.dtype).eps
     norms = _column_norms(xc)
     rounding = eps * jnp.max(jnp.abs(x), axis=0) * x.shape[0] ** 0.5 / norms  # in x, of a column of unit length
+    is_rounding = rounding > 0.5
+    xc, rounding = jnp.where(is_rounding, 0, xc / norms), jnp.where(is_rounding, 0, rounding)
     with jax.default_matmul_precision("float32"):
-        return _explained(*_triangle(xc / norms, y, num_classes), jnp.fmin(rounding, 1 / eps))
+        return _explained(*_triangle(xc, y, num_classes), rounding)
 
 
 @jax.custom_batching.sequential_vmap  # lax.cond stays a branch; QR and SVD run through a batch one by one anyway

@@ -21,19 +21,20 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from jax_transfer.analysis.leep import leep
-from jax_transfer.analysis.nleep import fit_mixture, nleep, pca
+from jax_transfer.analysis.mixture import fit_mixture
+from jax_transfer.analysis.nleep import nleep, pca
 
 SIZES = {"wide labels": (5_000, 512, 100), "wide features": (10_000, 2_048, 10)}
 SMALL = {"small": (1_000, 64, 10)}
 
 
-def power_law_features(rng, n, d, num_classes, decay=1.0):
-    """Features whose j-th principal variance falls as j^-decay, half of it between the classes; mean standard deviation 0.3."""
+def power_law_features(rng, n, d, num_classes, decay=1.25):
+    """Features whose j-th principal variance falls as j^-decay, a fifth of it between classes; mean standard deviation 0.3."""
     y = rng.permutation(np.arange(n) % num_classes)
-    x = rng.normal(size=(num_classes, d))[y] + rng.normal(size=(n, d))
+    x = np.sqrt(0.2) * rng.normal(size=(num_classes, d))[y] + np.sqrt(0.8) * rng.normal(size=(n, d))
     rotation = np.linalg.qr(rng.normal(size=(d, d)))[0]
     variances = np.arange(1, d + 1) ** -decay
-    x = x * np.sqrt(variances / variances.mean() / 2) * 0.3 @ rotation
+    x = x * np.sqrt(variances / variances.mean()) * 0.3 @ rotation
     return x.astype(np.float32), y.astype(np.int32)
 
 

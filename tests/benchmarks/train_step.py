@@ -160,10 +160,12 @@ def torch_training(case: Case, source: Source, batch: int, resident: bool, varia
                 yield images[chosen], labels[chosen]
 
     else:
+        # On a CPU the training itself takes all cores: there workers only get in its way.
+        workers = {"num_workers": max(1, (os.cpu_count() or 1) - 2), "persistent_workers": True,
+                   "multiprocessing_context": "spawn", "pin_memory": True} if device == "cuda" else {}  # fmt: skip
         loader = torch.utils.data.DataLoader(
-            Images(source), batch, shuffle=True, drop_last=True, collate_fn=collate, pin_memory=device == "cuda",
-            num_workers=max(1, (os.cpu_count() or 1) - 2), persistent_workers=True, multiprocessing_context="spawn",
-        )  # fmt: skip
+            Images(source), batch, shuffle=True, drop_last=True, collate_fn=collate, **workers
+        )
 
         def batches():
             for images, labels in loader:
@@ -294,7 +296,8 @@ def main():
     kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
     device = "cuda" if kind == "gpu" else "cpu"
     torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
+    if device == "cuda":  # on a CPU this would let torch round to bfloat16, and we do not
+        torch.set_float32_matmul_precision("high")
     head = {"device": devices.description(), "jax": jax.__version__, "torch": torch.__version__, "cpus": os.cpu_count()}
     head["load"] = round(os.getloadavg()[0], 1)  # other programs slow torch far more than us: measure alone
     print(json.dumps(head), flush=True)
