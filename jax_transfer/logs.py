@@ -25,6 +25,19 @@ def setup(level: int = logging.INFO) -> None:
     log.setLevel(level)
     log.propagate = False
     absl.logging.set_verbosity(absl.logging.WARNING)
+    absl.logging.get_absl_handler().addFilter(_not_raised_again)
+    sys.unraisablehook = _unraisable
+
+
+def _not_raised_again(record: logging.LogRecord) -> bool:
+    """Drops what Orbax's threads and tasks log with a traceback: they also raise it, and it is then said in one line."""
+    return not (record.exc_info and ("orbax" in record.pathname or record.name == "asyncio"))
+
+
+def _unraisable(found) -> None:
+    """Writes of a save that failed end after Orbax has closed its event loop; each would print a traceback."""
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
 
 
 def progress(total: int, what: str, unit: str) -> tqdm.tqdm:

@@ -224,6 +224,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean,
     done = _command(tmp_path, code=("-c", limited))
     assert done.returncode == 2, done.stderr[-3000:]
     assert "disk is full" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
     assert _command(tmp_path).returncode == 0
     assert _fingerprints(tmp_path) == _fingerprints(expected)
 
