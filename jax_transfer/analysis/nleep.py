@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jax_transfer.analysis.canonical import order_of_values
 from jax_transfer.analysis.leep import leep
 from jax_transfer.analysis.mixture import fit_mixture, responsibilities
 from jax_transfer.records import InputError
@@ -93,7 +94,7 @@ def _nleep_of_any_width(x, y, seed, largest, static):
 @functools.partial(jax.jit, static_argnames=("energy", "max_dimension"))
 def _prepare(x, y, energy, max_dimension):
     """Samples in an order that depends on their values alone, scaled to at most 1, and their PCA in the unit of x."""
-    order = _order_of_values(x)
+    order = order_of_values(x)
     x, y = x[order], y[order]
     unit = _positive(jnp.max(jnp.abs(x)))
     reduced = pca(x / unit, energy)
@@ -131,14 +132,6 @@ def pca(x: Float[Array, "n d"], energy: float = 0.8) -> Pca:
     share = jnp.cumsum(variances) / _positive(jnp.sum(variances))
     dimension = jnp.minimum(jnp.sum(share <= energy) + 1, len(s))
     return Pca(mean, directions.T, variances, jnp.where(s[0] > 0, dimension, 1))
-
-
-def _order_of_values(x):
-    """An order of the rows by a hash of their values: exact in integers, so it is the same whatever the order given."""
-    bits = jax.lax.bitcast_convert_type(x + 0, jnp.uint32).reshape(len(x), -1)  # + 0: -0 equals 0
-    odd = 2 * np.random.default_rng(0).integers(2**31, size=bits.shape[1], dtype=np.uint32) + 1
-    bits = bits * np.uint32(0x9E3779B1)
-    return jnp.argsort(jnp.sum((bits ^ (bits >> 15)) * odd, axis=1, dtype=jnp.uint32))
 
 
 def _positive(value):

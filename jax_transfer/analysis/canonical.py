@@ -1,0 +1,25 @@
+"""One order of samples and one numbering of classes, whatever those given: so that a score with chance in it has one value."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+def canonical(
+    x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int
+) -> tuple[Float[Array, "n d"], Int[Array, "n"], Int[Array, ""]]:
+    """Samples in an order that depends on their values alone, classes numbered as they appear in it, and how many occur."""
+    order = order_of_values(x)
+    x, y = x[order], y[order]
+    first = jnp.full(num_classes, len(y)).at[y].min(jnp.arange(len(y)))
+    number = jnp.zeros(num_classes, int).at[jnp.argsort(first)].set(jnp.arange(num_classes))
+    return x, number[y].astype(y.dtype), jnp.sum(first < len(y))
+
+
+def order_of_values(x: Float[Array, "n d"]) -> Int[Array, "n"]:
+    """An order of the rows by a hash of their values: exact in integers, so it is the same whatever the order given."""
+    bits = jax.lax.bitcast_convert_type(x + 0, jnp.uint32).reshape(len(x), -1)  # + 0: -0 equals 0
+    odd = 2 * np.random.default_rng(0).integers(2**31, size=bits.shape[1], dtype=np.uint32) + 1
+    bits = bits * np.uint32(0x9E3779B1)
+    return jnp.argsort(jnp.sum((bits ^ (bits >> 15)) * odd, axis=1, dtype=jnp.uint32))

@@ -1,0 +1,142 @@
+"""The work of a computation with loops and factorisations in it, counted while it runs.
+
+The compiler's cost analysis (`devices.gigaflops`) is right for straight-line programs such as a forward pass. It counts
+the body of a loop once and a library call (QR, SVD, Cholesky) as nothing, which for EM or L-BFGS leaves out nearly all.
+Here a program is traced and run again with a counter beside it, so that a loop counts as often as it turned.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+# Primitives that move or name values without arithmetic.
+_FREE = {
+    *(
+        "reshape",
+        "broadcast_in_dim",
+        "transpose",
+        "squeeze",
+        "slice",
+        "dynamic_slice",
+        "dynamic_update_slice",
+        "gather",
+    ),
+    *("concatenate", "pad", "rev", "iota", "copy", "copy_p", "split", "select_n", "convert_element_type"),
+    *("bitcast_convert_type", "stop_gradient", "device_put", "sharding_constraint", "optimization_barrier"),
+    *("random_wrap", "random_unwrap", "random_seed"),
+}
+
+
+def gigaflops(function, *args) -> float:
+    """Floating point operations / 1e9 of `function(*args)`: compiles and runs it once, on these values.
+
+    A product of matrices or a convolution counts 2 for each multiply-add, another operation 1 for each element of its
+    result (a reduction: of its operand), a factorisation as in Golub and Van Loan, "Matrix Computations" (4th edition,
+    sections 4.2, 5.2 and 8.6), for the factors that are asked for.
+    """
+    closed, _ = jax.make_jaxpr(function, return_shape=True)(*args)
+    flat = jax.tree.leaves(args)
+    count = jax.jit(lambda *flat: _run(closed.jaxpr, closed.consts, flat)[1])(*flat)
+    return float(count) / 1e9
+
+
+def _run(jaxpr, consts, args):
+    """The outputs of a jaxpr and how many operations they took, both traced."""
+    values, count = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True)), jnp.float32(0)
+    for eqn in jaxpr.eqns:
+        given = [v.val if isinstance(v, core.Literal) else values[v] for v in eqn.invars]
+        outputs, more = _apply(eqn, given)
+        values.update(zip(eqn.outvars, outputs, strict=True))
+        count += more
+    return [v.val if isinstance(v, core.Literal) else values[v] for v in jaxpr.outvars], count
+
+
+def _apply(eqn, args):
+    name, params = eqn.primitive.name, eqn.params
+    if name == "while":
+        return _while(params, args)
+    if name == "scan":
+        return _scan(eqn, args)
+    if name == "cond":
+        branches = [lambda *a, branch=branch: _run(branch.jaxpr, branch.consts, a) for branch in params["branches"]]
+        return jax.lax.switch(args[0], branches, *args[1:])
+    inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if key in params), None)
+    if inner is not None:
+        return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), args)  # closed or not
+    outputs = eqn.primitive.bind(*args, **params)
+    return outputs if eqn.primitive.multiple_results else [outputs], float(_operations(eqn))
+
+
+def _while(params, args):
+    cond_n, body_n = params["cond_nconsts"], params["body_nconsts"]
+    cond_consts, body_consts, carry = args[:cond_n], args[cond_n : cond_n + body_n], args[cond_n + body_n :]
+    test, body = params["cond_jaxpr"], params["body_jaxpr"]
+
+    def turn(state):
+        carry, count = state
+        outputs, more = _run(body.jaxpr, body.consts, [*body_consts, *carry])
+        return outputs, count + more
+
+    def goes_on(state):
+        return _run(test.jaxpr, test.consts, [*cond_consts, *state[0]])[0][0]
+
+    return jax.lax.while_loop(goes_on, turn, (list(carry), jnp.float32(0)))
+
+
+def _scan(eqn, args):
+    body, params = eqn.params["jaxpr"], eqn.params
+    # By rank, for the names of these numbers change with the version: what is scanned over has one axis more outside.
+    carry_n = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, body.jaxpr.outvars, strict=True))
+    xs_n = sum(a.aval.ndim != b.aval.ndim for a, b in zip(eqn.invars, body.jaxpr.invars, strict=True))
+    consts_n = len(args) - carry_n - xs_n
+    consts, carry, xs = args[:consts_n], args[consts_n : consts_n + carry_n], args[consts_n + carry_n :]
+
+    def turn(state, x):
+        carry, count = state
+        outputs, more = _run(body.jaxpr, body.consts, [*consts, *carry, *x])
+        return (outputs[:carry_n], count + more), outputs[carry_n:]
+
+    start = (list(carry), jnp.float32(0))
+    (carry, count), ys = jax.lax.scan(turn, start, list(xs), length=params["length"], reverse=params["reverse"])
+    return [*carry, *ys], count
+
+
+def _operations(eqn) -> float:
+    """Of one call of a primitive, from the shapes."""
+    name, params = eqn.primitive.name, eqn.params
+    operand, result = eqn.invars[0].aval if eqn.invars else None, eqn.outvars[0].aval
+    if name in _FREE or not hasattr(result, "shape"):
+        return 0
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return 2 * result.size * math.prod(operand.shape[i] for i in contracted)
+    if name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval
+        outputs_axis = params["dimension_numbers"].rhs_spec[0]
+        return 2 * result.size * kernel.size / kernel.shape[outputs_axis]
+    if name in _FACTORISATIONS:
+        *batch, m, n = operand.shape
+        return math.prod(batch) * _FACTORISATIONS[name](max(m, n), min(m, n), eqn)
+    if name == "triangular_solve":
+        return result.size * operand.shape[-1]
+    if name == "sort":
+        return operand.size * math.log2(max(operand.size, 2))
+    return max(result.size, operand.size if name.startswith(("reduce", "arg", "cum")) and operand is not None else 0)
+
+
+def _svd(m, n, eqn):
+    return 14 * m * n**2 + 8 * n**3 if eqn.params.get("compute_uv") else 4 * m * n**2 - 4 / 3 * n**3
+
+
+# Operations for the long side m and the short side n.
+_FACTORISATIONS = {
+    "cholesky": lambda m, n, eqn: n**3 / 3,
+    "eigh": lambda m, n, eqn: 9 * n**3,
+    "geqrf": lambda m, n, eqn: 2 * n**2 * (m - n / 3),
+    "qr": lambda m, n, eqn: 2 * n**2 * (m - n / 3),
+    "householder_product": lambda m, n, eqn: 2 * n**2 * (m - n / 3),
+    "lu": lambda m, n, eqn: n**2 * (m - n / 3),
+    "svd": _svd,
+}
