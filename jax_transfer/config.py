@@ -17,7 +17,7 @@ from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSettings
 from jax_transfer.training.trajectory import evaluated_epochs
-from jax_transfer.transfer.finetune import FinetuneSettings
+from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings
 
 STAGES = ("pretrain", "features", "probe", "finetune", "scores", "report")
@@ -48,6 +48,8 @@ def default_config() -> ConfigDict:
     config.source = ConfigDict()
     # What the model is pre-trained on: "kind:name?option=value", see jax_transfer.data.sources.
     config.source.dataset = "tfds:cifar10"
+    # Further ones, each with a trajectory of its own; the checkpoints of all are ranked together.
+    config.source.others = ()
 
     config.preprocessing = ConfigDict()
     # Side of the square that the model sees, in pixels.
@@ -104,7 +106,7 @@ def default_config() -> ConfigDict:
     # Fields of probe and finetune for single targets: {"tfds:cifar10": {"probe": {"epochs": 150}}}.
     config.overrides = ConfigDict()
 
-    # Keys of jax_transfer.analysis.SCORES.
+    # Keys of jax_transfer.analysis.SCORES, and of jax_transfer.transfer.finetune.FINETUNE_SCORES.
     config.scores = ("logme", "leep", "nce")
 
     config.data = ConfigDict()
@@ -118,6 +120,11 @@ def default_config() -> ConfigDict:
     # error: stop at a corrupt image; skip: name and count them and go on.
     config.data.on_corrupt = "error"
     return config
+
+
+def sources(config: ConfigDict) -> list[str]:
+    """The data sets to pre-train on, each for itself."""
+    return [config.source.dataset, *config.source.others]
 
 
 def _optimizer(**settings) -> ConfigDict:
@@ -138,7 +145,9 @@ def check(config: ConfigDict) -> None:
     choose(OBJECTIVES, config.pretrain.objective, "objective (config.pretrain.objective)")
     choose(INTERPOLATIONS, config.preprocessing.interpolation, "interpolation (config.preprocessing.interpolation)")
     for score in config.scores:
-        choose(SCORES, score, "score (config.scores)")
+        choose({**SCORES, **FINETUNE_SCORES}, score, "score (config.scores)")
+    if len(set(sources(config))) < len(sources(config)):
+        raise InputError(f"config.source names a data set twice: {', '.join(sources(config))}.")
     if not config.targets:
         raise InputError("config.targets is empty: name at least one data set to transfer to.")
     for target in config.overrides:

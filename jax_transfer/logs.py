@@ -1,5 +1,6 @@
 """What a run says: progress with the time left, result rows as JSON lines, TensorBoard scalars."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -11,7 +12,7 @@ import threading
 import absl.logging
 import tqdm
 
-from jax_transfer.records import COLUMNS, ROWS, to_json_dict
+from jax_transfer.records import COLUMNS, ROWS, InputError, to_json_dict
 
 log = logging.getLogger("jax_transfer")
 _field_of_column = {column: field for field, column in COLUMNS.items()}
@@ -87,7 +88,13 @@ class Rows:
 
     def _parse(self, line: str):
         values = {_field_of_column.get(name, name): value for name, value in json.loads(line).items()}
-        return self.row_type(**{name: math.nan if value is None else value for name, value in values.items()})
+        try:
+            return self.row_type(**{name: math.nan if value is None else value for name, value in values.items()})
+        except TypeError as error:
+            raise InputError(
+                f"{self.path} was written by another version of jax_transfer, or changed: a line has other fields than "
+                f"{', '.join(field.name for field in dataclasses.fields(self.row_type))}. Use another --workdir."
+            ) from error
 
     def key(self, row) -> tuple:
         return tuple(getattr(row, field) for field in self.key_fields)
@@ -103,6 +110,11 @@ class Rows:
             file.flush()
             os.fsync(file.fileno())
         self.rows.append(row)
+
+    def forget_failures(self) -> None:
+        """Drops the rows of what failed, so that it is tried again."""
+        if any(row.error for row in self.rows):
+            self.replace([row for row in self.rows if not row.error])
 
     def replace(self, rows) -> None:
         """Writes the whole file anew; a kill leaves the old file or the new one."""

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from jax_transfer import config as settings
 from jax_transfer import devices, logs, plan
 from jax_transfer.records import InputError
-from jax_transfer.report import tables
+from jax_transfer.report import tables, trust
 from jax_transfer.study import STAGES
 from jax_transfer.workspace import Workspace, open_workdir
 
@@ -38,12 +38,19 @@ def _main(argv) -> None:
             if name in config.stages:
                 logs.log.info("Stage %s", name)
                 stage(work)
-        transferred = work.results / "transfer.jsonl"
-        if transferred.exists():
-            rich.print(tables.summary_table(tables.read_rows(transferred)))
+        _print_summary(work.results)
     finally:
         work.close()
         lock.close()
+
+
+def _print_summary(results: pathlib.Path) -> None:
+    rows = {path.stem: tables.read_rows(path) for path in results.glob("*.jsonl")}
+    if rows.get("transfer"):
+        rich.print(tables.summary_table(rows["transfer"]))
+    ranking, scored = rows.get("ranking", []), rows.get("scores", [])
+    if method := trust.ground_truth(ranking):
+        rich.print(trust.trust_table(ranking, scored, method))
 
 
 def run() -> None:

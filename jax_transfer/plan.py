@@ -16,7 +16,7 @@ from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import make_optimizer
 from jax_transfer.training.steps import make_train_step, training_view
-from jax_transfer.transfer.finetune import total_steps, train_step_gigaflops
+from jax_transfer.transfer.finetune import FINETUNE_SCORES, total_steps, train_step_gigaflops
 from jax_transfer.workspace import Workspace
 
 
@@ -30,7 +30,7 @@ def check_data(work: Workspace) -> None:
     device_batch = devices.check_batch_size(config.pretrain.batch_size, work.mesh, "config.pretrain.batch_size")
     devices.check_batch_size(config.data.eval_batch_size, work.mesh, "config.data.eval_batch_size")
     log.info("%s; global batch %d, %d on each device", devices.description(), config.pretrain.batch_size, device_batch)
-    for dataset in dict.fromkeys((config.source.dataset, *config.targets)):
+    for dataset in dict.fromkeys((*work.sources, *config.targets)):
         train, test = work.source(dataset, "train"), work.source(dataset, "test")
         for source in (train, test):
             if not len(source):
@@ -45,31 +45,37 @@ def check_data(work: Workspace) -> None:
         if train.num_classes < 2:
             raise InputError(f"{dataset} has a single class ({train.class_names[0]!r}): at least two are needed.")
     if "pretrain" in config.stages:
-        train = work.source(config.source.dataset, "train")
-        steps_per_epoch(len(train), config.pretrain.batch_size, f"{config.source.dataset} (config.pretrain)")
-    if "finetune" in config.stages:
-        for target in config.targets:
-            tuning = settings.finetune_settings(config, target)
+        for source in work.sources:
+            train = work.source(source, "train")
+            steps_per_epoch(len(train), config.pretrain.batch_size, f"{source} (config.pretrain)")
+    for target in config.targets:
+        tuning = settings.finetune_settings(config, target)
+        if "finetune" in config.stages:
             steps_per_epoch(len(work.source(target, "train")), tuning.batch_size, f"{target} (config.finetune)")
+        early = [score for score in config.scores if score in FINETUNE_SCORES]
+        if "scores" in config.stages and early:
+            what = f"The part of {target} for {early[0]} (config.scores)"
+            steps_per_epoch(len(work.source(target, "fit")), tuning.batch_size, what)
 
 
 def show(work: Workspace) -> None:
     """Prints the parameters, and the stages with what they do and a rough estimate of their time."""
     console = Console(stderr=True)
-    params, stats = jax.eval_shape(work.source_net.init, jax.random.key(0))
+    params, stats = jax.eval_shape(work.source_net(work.sources[0]).init, jax.random.key(0))
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
     console.print(overview, highlight=False, markup=False, soft_wrap=True)
     config = work.config
     rate = devices.sustained_gigaflops_per_second()
-    source = work.source(config.source.dataset, "train")
     table = Table(
-        title=f"{config.name}: {config.model.name}, {config.source.dataset} to {len(config.targets)} target(s)"
+        title=f"{config.name}: {config.model.name}, {' and '.join(work.sources)} to {len(config.targets)} target(s)"
     )
     for column, justify in (("stage", "left"), ("what", "left"), ("about", "right")):
         table.add_column(column, justify=justify)
-    epochs = f"{len(work.epochs)} checkpoints (epochs {_list(work.epochs)})"
+    images = " and ".join(f"{len(work.source(source, 'train')):,}" for source in work.sources)
+    each = " of each source" if len(work.sources) > 1 else ""
+    epochs = f"{len(work.snapshots)} checkpoints (epochs {_list(work.epochs)}{each})"
     what = {
-        "pretrain": f"{config.pretrain.epochs} epochs of {len(source):,} images",
+        "pretrain": f"{config.pretrain.epochs} epochs of {images} images",
         "features": epochs,
         "probe": f"{', '.join(config.probe.methods)}: {epochs}",
         "finetune": epochs,
@@ -93,26 +99,27 @@ def show(work: Workspace) -> None:
 
 
 def _gigaflops(work: Workspace, params, stats) -> dict[str, float]:
-    """The convolutional work of each stage, from the compiler's cost analysis."""
-    config, net = work.config, work.source_net
-    model = {"params": params, "stats": stats}
-    image = extract.forward_gigaflops(work.forward, model, work.preprocessing, config.data.eval_batch_size)
-    sizes = {d: [len(work.source(d, s)) for s in ("train", "test")] for d in (config.source.dataset, *config.targets)}
+    """The convolutional work of each stage, from the compiler's cost analysis; as if all sources had the first one's head."""
+    config, first = work.config, work.sources[0]
+    net, model = work.source_net(first), {"params": params, "stats": stats}
+    image = extract.forward_gigaflops(work.forward(first), model, work.preprocessing, config.data.eval_batch_size)
+    sizes = {d: [len(work.source(d, s)) for s in ("train", "test")] for d in (*work.sources, *config.targets)}
 
     def step(net, objective, optimizer, augment, batch_size):
         one = make_train_step(net, objective, optimizer, training_view(tuple(augment), work.preprocessing))
         return train_step_gigaflops(one, net, optimizer, work.preprocessing, batch_size)
 
     batch = config.pretrain.batch_size
-    train, test = sizes[config.source.dataset]
     optimizer = make_optimizer(settings.pretrain_optimizer(config), 1)
-    objective = OBJECTIVES[config.pretrain.objective]
-    epoch = train // batch * step(net, objective, optimizer, config.pretrain.augment, batch)
+    one = step(net, OBJECTIVES[config.pretrain.objective], optimizer, config.pretrain.augment, batch)
+    epoch = sum(sizes[source][0] // batch * one + sizes[source][1] * image for source in work.sources)
     total = {
-        "pretrain": config.pretrain.epochs * (epoch + test * image),
-        "features": len(work.epochs) * sum(sum(sizes[target]) for target in config.targets) * image,
+        "pretrain": config.pretrain.epochs * epoch,
+        "features": len(work.snapshots) * sum(sum(sizes[target]) for target in config.targets) * image,
         "finetune": 0.0,
+        "scores": 0.0,
     }
+    early = sum(FINETUNE_SCORES[score] for score in config.scores if score in FINETUNE_SCORES)
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
         if sizes[target][0] < tuning.batch_size:
@@ -121,7 +128,8 @@ def _gigaflops(work: Workspace, params, stats) -> dict[str, float]:
         optimizer = make_optimizer(tuning.optimizer, 1)
         one = step(target_net, OBJECTIVES["supervised"], optimizer, tuning.augment, tuning.batch_size)
         tuned = total_steps(tuning, sizes[target][0], target) * one + sizes[target][1] * image
-        total["finetune"] += len(work.epochs) * tuning.num_seeds * tuned
+        total["finetune"] += len(work.snapshots) * tuning.num_seeds * tuned
+        total["scores"] += len(work.snapshots) * early * sizes[target][0] // tuning.batch_size * one
     return {name: value for name, value in total.items() if math.isfinite(value)}
 
 

@@ -2,7 +2,8 @@
 
 Every result row is a frozen dataclass; its fields, in order, are the columns of `results/<name>.jsonl`
 and of the CSV the report writes. Accuracies are in [0, 1], times in seconds, and `gflops` counts
-floating point operations / 1e9 (not a rate).
+floating point operations / 1e9 (not a rate). `checkpoint` is the name of a `Snapshot`. A checkpoint that could
+not be evaluated has a row too: without a value, and with the reason in `error`.
 """
 
 import dataclasses
@@ -38,6 +39,15 @@ class Features:
 
 
 @dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """One epoch of the pre-training on one source; `name` is what rows and messages call the checkpoint."""
+
+    source: str
+    epoch: int
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
 class PretrainRow:
     epoch: int
     train_loss: float
@@ -45,6 +55,8 @@ class PretrainRow:
     test_accuracy: float
     images_per_second: float
     seconds: float
+    source: str
+    checkpoint: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +73,7 @@ class TransferRow:
     num_test: int
     seconds: float
     gflops: float
+    error: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +85,8 @@ class ScoreRow:
     value: float
     seconds: float
     gflops: float
+    forward_gflops: float
+    error: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +102,9 @@ class RankingRow:
     rel_at_1: float
     rel_at_3: float
     num_checkpoints: int
+    kendall_low: float
+    kendall_high: float
+    regret: float
 
 
 # Row fields that are no Python names: the files and tables say recall@1.
@@ -94,7 +112,7 @@ COLUMNS = {"recall_at_1": "recall@1", "recall_at_3": "recall@3", "rel_at_1": "re
 
 # Result file -> its row, and the fields that identify one row among the others.
 ROWS = {
-    "pretrain": (PretrainRow, ("epoch",)),
+    "pretrain": (PretrainRow, ("source", "epoch")),
     "transfer": (TransferRow, ("checkpoint", "target", "method", "seed")),
     "scores": (ScoreRow, ("checkpoint", "target", "score")),
     "ranking": (RankingRow, ("target", "method", "score")),

@@ -5,19 +5,22 @@ import functools
 import json
 import math
 import pathlib
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from jax_transfer import config as settings
 from jax_transfer import devices, logs, trees
 from jax_transfer.data.batches import Feed, make_feed
-from jax_transfer.data.sources import Source, load_source
+from jax_transfer.data.sources import Source, load_source, subset
+from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features import extract
 from jax_transfer.logs import log
 from jax_transfer.models import Net
-from jax_transfer.records import Features, InputError
+from jax_transfer.records import Features, InputError, Snapshot
 from jax_transfer.training.trajectory import Trajectory, abstract, evaluated_epochs
 
 
@@ -30,11 +33,20 @@ class Workspace:
         self.mesh = devices.make_mesh()
         self.results = workdir / "results"
         self.source = functools.cache(self._source)
+        self.source_net = functools.cache(self._source_net)
+        self.trajectory = functools.cache(self._trajectory)
+        self.forward = functools.cache(self._forward)
         self.feed = functools.lru_cache(maxsize=4)(self._feed)
         self.model = functools.lru_cache(maxsize=1)(self._model)
-        self.model_fingerprint = functools.cache(lambda epoch: trees.fingerprint(self.model(epoch)))
+        self.model_fingerprint = functools.cache(lambda snapshot: trees.fingerprint(self.model(snapshot)))
+        self._opened: list[Trajectory] = []
 
     def _source(self, dataset: str, split: str) -> Source:
+        """A split; "fit" and "held_out" are the parts of "train" that scores by training learn from and are tested on."""
+        if split in ("fit", "held_out"):
+            train = self.source(dataset, "train")
+            fit, held_out = stratified_split(train.labels)
+            return subset(train, fit if split == "fit" else held_out)
         return load_source(dataset, split, seed=self.config.seed, on_corrupt=self.config.data.on_corrupt)
 
     def _feed(self, dataset: str, split: str) -> Feed:
@@ -52,9 +64,13 @@ class Workspace:
     def net(self, num_classes: int) -> Net:
         return settings.make_net(self.config, num_classes, devices.compute_dtype())
 
-    @functools.cached_property
-    def source_net(self) -> Net:
-        return self.net(self.source(self.config.source.dataset, "train").num_classes)
+    @property
+    def sources(self) -> list[str]:
+        """The data sets to pre-train on, each for itself."""
+        return settings.sources(self.config)
+
+    def _source_net(self, source: str) -> Net:
+        return self.net(self.source(source, "train").num_classes)
 
     @functools.cached_property
     def epochs(self) -> list[int]:
@@ -62,57 +78,107 @@ class Workspace:
         return evaluated_epochs(self.config.trajectory.epochs, self.config.pretrain.epochs)
 
     @functools.cached_property
-    def trajectory(self) -> Trajectory:
-        return Trajectory(self.workdir / "checkpoints")
+    def snapshots(self) -> list[Snapshot]:
+        """The checkpoints to evaluate: "5", or "cifar10/5" where there are several sources."""
+        return [self.snapshot(source, epoch) for source in self.sources for epoch in self.epochs]
+
+    def snapshot(self, source: str, epoch: int) -> Snapshot:
+        prefix = f"{_short_names(self.sources)[source]}/" if len(self.sources) > 1 else ""
+        return Snapshot(source, epoch, f"{prefix}{epoch}")
+
+    def _trajectory(self, source: str) -> Trajectory:
+        """Of the first source in `checkpoints/`, of the others in `sources/<name>/checkpoints/`."""
+        folder = self.workdir
+        if source != self.sources[0]:
+            folder = self.workdir / "sources" / _short_names(self.sources)[source]
+        trajectory = Trajectory(folder / "checkpoints")
+        self._opened.append(trajectory)
+        return trajectory
 
     def close(self) -> None:
-        if "trajectory" in self.__dict__:
-            self.trajectory.close()
+        for trajectory in self._opened:
+            trajectory.close()
 
-    def _model(self, epoch: int) -> dict:
-        """{"params", "stats"} of an epoch, on every device."""
-        saved = self.trajectory.epochs()
-        if epoch not in saved:
+    def _model(self, snapshot: Snapshot) -> dict:
+        """{"params", "stats"} of a checkpoint, on every device."""
+        trajectory = self.trajectory(snapshot.source)
+        saved = trajectory.epochs()
+        if snapshot.epoch not in saved:
             raise InputError(
-                f"{self.trajectory.folder} holds no checkpoint of epoch {epoch} (it has {saved or 'none'}): "
+                f"{trajectory.folder} holds no checkpoint of epoch {snapshot.epoch} (it has {saved or 'none'}): "
                 "run the pretrain stage first."
             )
-        params, stats = jax.eval_shape(self.source_net.init, jax.random.key(0))
+        params, stats = jax.eval_shape(self.source_net(snapshot.source).init, jax.random.key(0))
         target = abstract({"params": params, "stats": stats}, devices.replicated(self.mesh))
-        return self.trajectory.restore_model(epoch, target)
+        return trajectory.restore_model(snapshot.epoch, target)
 
-    @functools.cached_property
-    def forward(self):
-        return extract.make_forward(self.source_net, self.preprocessing, self.mesh)
+    def _forward(self, source: str):
+        return extract.make_forward(self.source_net(source), self.preprocessing, self.mesh)
 
-    def features(self, epoch: int, dataset: str, split: str) -> Features:
+    def features(self, snapshot: Snapshot, dataset: str, split: str) -> Features:
         """Of one checkpoint and data set: from the cache, or computed and cached."""
         source, model_settings = self.source(dataset, split), self.config.model.to_dict()
-        key = extract.cache_key(self.model_fingerprint(epoch), model_settings, self.preprocessing, source)
+        key = extract.cache_key(self.model_fingerprint(snapshot), model_settings, self.preprocessing, source)
         path = self.workdir / "features" / f"{key}.npz"
         found = extract.load(path)
         if found is None:
-            feed = self.feed(dataset, split)
-            found = extract.extract(self.forward, self.model(epoch), feed, self.config.data.eval_batch_size)
+            feed, forward = self.feed(dataset, split), self.forward(snapshot.source)
+            found = extract.extract(forward, self.model(snapshot), feed, self.config.data.eval_batch_size)
             extract.save(path, found)
         return found
 
-    def groups(self, epochs: list[int], dataset: str) -> list[list[int]]:
-        """Splits epochs so that the stacked features of a group fit the budget; as equal as possible."""
+    def problem(self, snapshot: Snapshot, dataset: str) -> str:
+        """What is wrong with a checkpoint's features of a data set; "" for nothing."""
+        num_classes = self.source(dataset, "train").num_classes
+        for split in ("train", "test"):
+            found = extract.problem(self.features(snapshot, dataset, split), num_classes)
+            if found:
+                return f"{split} {found}"
+        return ""
+
+    def stacked_features(self, snapshots: list[Snapshot], dataset: str, split: str) -> Features:
+        """Features [k, n, d], logits [k, n, s], labels [k, n]: source classes that a checkpoint lacks have probability 0."""
+        found = [self.features(snapshot, dataset, split) for snapshot in snapshots]
+        s = max(features.logits.shape[1] for features in found)
+        padded = [np.pad(f.logits, ((0, 0), (0, s - f.logits.shape[1])), constant_values=-np.inf) for f in found]
+        return Features(
+            features=jnp.asarray(np.stack([f.features for f in found])),
+            logits=jnp.asarray(np.stack(padded)),
+            labels=jnp.asarray(np.stack([f.labels for f in found])),
+        )
+
+    def groups(self, snapshots: list[Snapshot], dataset: str) -> list[list[Snapshot]]:
+        """Splits checkpoints so that the stacked features of a group fit the budget; as equal as possible."""
         images = sum(len(self.source(dataset, split)) for split in ("train", "test"))
-        bytes_each = images * self.source_net.feature_dim * 4
+        widest = max(self.source(source, "train").num_classes for source in self.sources)
+        bytes_each = images * (self.source_net(self.sources[0]).feature_dim + widest) * 4
         largest = max(1, int(self.config.data.features_gigabytes * 1e9 // bytes_each))
-        count = math.ceil(len(epochs) / largest)
+        count = math.ceil(len(snapshots) / largest)
         if count > 1:
             log.info(
                 "The features of %d checkpoints on %s exceed config.data.features_gigabytes = %g: worked off in "
                 "%d groups.",
-                len(epochs),
+                len(snapshots),
                 dataset,
                 self.config.data.features_gigabytes,
                 count,
             )
-        return [list(map(int, group)) for group in np.array_split(epochs, count)] if epochs else []
+        places = np.array_split(np.arange(len(snapshots)), max(count, 1))
+        return [[snapshots[i] for i in group] for group in places if len(group)]
+
+
+def _short_names(sources: list[str]) -> dict[str, str]:
+    """A folder name for each source, different for each: tfds:cifar10?train=500 -> cifar10."""
+    names: dict[str, str] = {}
+    for source in sources:
+        address = source.partition("?")[0].rstrip("/")
+        name = base = re.sub(r"\W+", "_", re.split("[:/]", address)[-1]).strip("_") or "source"
+        number = 1
+        while name in names.values():
+            number += 1
+            name = f"{base}_{number}"
+        names[source] = name
+    return names
 
 
 def open_workdir(config: ConfigDict, workdir: pathlib.Path):

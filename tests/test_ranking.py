@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jax_transfer.analysis import (
     kendall,
+    kendall_interval,
     pearson,
     ranking_row,
     recall_at_k,
@@ -146,6 +147,30 @@ def test_constant_input_has_no_correlation(correlation):
         assert math.isnan(CORRELATIONS[correlation]([1.0, 2.0, 3.0], [0.3, 0.3, 0.3]))
 
 
+def test_bootstrap_interval_equals_that_of_resampled_lists():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=12)
+    accuracies = scores + rng.normal(size=12)
+    draws = [rng.integers(0, 12, 12) for _ in range(3000)]
+    taus = [scipy.stats.kendalltau(scores[i], accuracies[i]).statistic for i in draws]
+    np.testing.assert_allclose(kendall_interval(scores, accuracies), np.quantile(taus, [0.025, 0.975]), atol=0.03)
+    assert kendall_interval(scores, accuracies) == kendall_interval(scores, accuracies)
+
+
+def test_bootstrap_interval_holds_tau_and_narrows_with_more_checkpoints():
+    rng = np.random.default_rng(1)
+    widths = []
+    for k in (10, 40, 160):
+        scores = rng.normal(size=k)
+        accuracies = scores + rng.normal(size=k)
+        low, high = kendall_interval(scores, accuracies)
+        assert -1 <= low <= kendall(scores, accuracies) <= high <= 1
+        widths.append(high - low)
+    assert widths[0] > widths[1] > widths[2]
+    assert kendall_interval([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == (1.0, 1.0)
+    assert all(map(math.isnan, kendall_interval([1.0, 1.0], [1.0, 2.0])))
+
+
 def test_bad_input_is_named():
     with pytest.raises(InputError, match=r"scores \[2\] and accuracies \[3\]"):
         pearson([1, 2], [1, 2, 3])
@@ -168,4 +193,6 @@ def test_ranking_row_holds_each_metric():
         relative_accuracy_at_k(scores, accuracies, 1),
         1.0,
         4,
+        *kendall_interval(scores, accuracies),
+        regret(scores, accuracies),
     )

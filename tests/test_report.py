@@ -15,7 +15,7 @@ import rich.console
 
 from jax_transfer import records
 from jax_transfer.records import InputError
-from jax_transfer.report import figures, page, tables
+from jax_transfer.report import figures, page, style, tables
 
 EPOCHS = (0, 1, 2, 3, 5, 10, 20, 40, 60, 100, 150, 200)
 TARGETS = ("tfds:mnist?per_class=100", "folder:/photos/birds")
@@ -30,7 +30,15 @@ def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list
     source = 0.10 + 0.85 * (1 - np.exp(-1.1 * t))
     results = {
         "pretrain": [
-            records.PretrainRow(e, *((math.nan, math.nan) if e == 0 else (2.2 * (1 - a), a + 0.03)), a, 5000.0, 12.0)
+            records.PretrainRow(
+                e,
+                *((math.nan, math.nan) if e == 0 else (2.2 * (1 - a), a + 0.03)),
+                a,
+                5000.0,
+                12.0,
+                "tfds:cifar10",
+                str(e),
+            )
             for e, a in zip(epochs, source, strict=True)
         ],
         "transfer": [],
@@ -53,9 +61,11 @@ def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list
         for score in SCORES:
             for e, x in zip(epochs, t, strict=True):
                 value = float(0.2 * x + rng.normal() * 0.05)
-                results["scores"].append(records.ScoreRow(str(e), e, target, score, value, 0.5, 0.01))
+                results["scores"].append(records.ScoreRow(str(e), e, target, score, value, 0.5, 0.01, 300.0))
             for method in means:
-                row = records.RankingRow(target, method, score, 0.71, 0.52, 0.6, 1.0, 1.0, 0.99, 1.0, len(epochs))
+                row = records.RankingRow(
+                    target, method, score, 0.71, 0.52, 0.6, 1.0, 1.0, 0.99, 1.0, len(epochs), 0.1, 0.8, 0.01
+                )
                 results["ranking"].append(row)
     return {name: [records.to_json_dict(row) for row in rows] for name, rows in results.items()}
 
@@ -258,7 +268,7 @@ def test_every_figure_is_a_well_formed_file_of_its_own(full):
     assert len(paths) == text.count("<figure>") == 1 + 2 + 2 * 3 * len(SCORES)
     for path in paths:
         width = xml.etree.ElementTree.parse(path).getroot().get("width")
-        assert float(width.removesuffix("pt")) == pytest.approx(72 * figures.WIDTH)
+        assert float(width.removesuffix("pt")) == pytest.approx(72 * style.WIDTH)
 
 
 def test_page_and_figures_are_the_same_bytes_each_time(full, tmp_path):

@@ -4,14 +4,21 @@ A score is called as SCORES[name](features: records.Features, num_classes: int) 
 `jax.jit` num_classes is static, under `jax.vmap` the fields of Features are stacked over checkpoints.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jax_transfer import flops
 from jax_transfer.analysis.hscore import h_score, h_score_shrunk
 from jax_transfer.analysis.leep import leep, nce
 from jax_transfer.analysis.logme import logme
+from jax_transfer.analysis.nleep import nleep, nleep_gigaflops
 from jax_transfer.analysis.ranking import (
+    MIN_CHECKPOINTS,
     kendall,
+    kendall_interval,
     pearson,
     ranking_row,
     recall_at_k,
@@ -20,6 +27,7 @@ from jax_transfer.analysis.ranking import (
     weighted_kendall,
 )
 from jax_transfer.analysis.transrate import transrate
+from jax_transfer.records import Features, InputError
 
 
 def _nce(features, num_classes):
@@ -34,24 +42,76 @@ SCORES = {
     "logme": lambda features, num_classes: logme(features.features, features.labels, num_classes),
     "leep": lambda features, num_classes: leep(jax.nn.softmax(features.logits), features.labels, num_classes),
     "nce": _nce,
+    "nleep": lambda features, num_classes: nleep(features.features, features.labels, num_classes),
     "h_score": lambda features, num_classes: h_score(features.features, features.labels, num_classes),
     "h_score_shrunk": lambda features, num_classes: h_score_shrunk(features.features, features.labels, num_classes),
     "transrate": lambda features, num_classes: transrate(features.features, features.labels, num_classes),
 }
 
+# Compiled for the number of dimensions that a checkpoint's features turn out to have, rather than for all there may be.
+_ONE_BY_ONE = ("nleep",)
+
+
+def score_all(name: str, features: Features, num_classes: int) -> np.ndarray:
+    """SCORES[name] of k checkpoints at once.
+
+    Args:
+      features: its fields stacked: features [k, n, d], logits [k, n, s], labels [k, n].
+
+    Returns:
+      Values [k]; NaN where the score is undefined, see `why_undefined`.
+    """
+    if name not in _ONE_BY_ONE:
+        return np.asarray(_compiled(name, num_classes)(features))
+    values = []
+    for i in range(len(features.labels)):
+        try:
+            values.append(float(SCORES[name](jax.tree.map(lambda x, i=i: x[i], features), num_classes)))
+        except InputError:  # the others have values; `why_undefined` gives its text
+            values.append(float("nan"))
+    return np.array(values)
+
+
+@functools.cache
+def _compiled(name: str, num_classes: int):
+    return jax.jit(jax.vmap(lambda features: SCORES[name](features, num_classes)))
+
+
+def score_gigaflops(name: str, features: Features, num_classes: int) -> float:
+    """Floating point operations / 1e9 of SCORES[name] of one checkpoint, without the forward pass."""
+    if name == "nleep":
+        return nleep_gigaflops(features.features, features.labels, num_classes)
+    return flops.gigaflops(lambda features: SCORES[name](features, num_classes), features)
+
+
+def why_undefined(name: str, features: Features, num_classes: int) -> str:
+    """Why SCORES[name] of one checkpoint has no finite value, in words."""
+    try:
+        SCORES[name](features, num_classes)
+    except InputError as error:
+        return str(error)
+    return "the score is not a finite number for these features"
+
+
 __all__ = [
+    "MIN_CHECKPOINTS",
     "SCORES",
     "h_score",
     "h_score_shrunk",
     "kendall",
+    "kendall_interval",
     "leep",
     "logme",
     "nce",
+    "nleep",
     "pearson",
     "ranking_row",
     "recall_at_k",
     "regret",
     "relative_accuracy_at_k",
+    "score_all",
+    "score_gigaflops",
     "transrate",
     "weighted_kendall",
+    "why_undefined",
 ]

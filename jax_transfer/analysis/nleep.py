@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jax_transfer import flops
 from jax_transfer.analysis.canonical import order_of_values
 from jax_transfer.analysis.leep import leep
 from jax_transfer.analysis.mixture import fit_mixture, responsibilities
@@ -66,8 +67,22 @@ def nleep(
         return _nleep_of_any_width(x, y, jnp.asarray(seed), largest, static)
     _check(x, y, components_per_class)
     x, y, reduced = _prepare(jnp.asarray(x), jnp.asarray(y), energy, largest)
-    width = min(-(-int(reduced.dimension) // 8) * 8, largest)
-    return _nleep_of_width(x, y, jnp.asarray(seed), reduced, width, static)
+    return _nleep_of_width(x, y, jnp.asarray(seed), reduced, _width(reduced, largest), static)
+
+
+def nleep_gigaflops(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> float:
+    """Floating point operations / 1e9 of `nleep(x, y, num_classes)`, its iterations included."""
+
+    def at_its_width(x, y):
+        prepared_x, prepared_y, reduced = _prepare(x, y, 0.8, min(x.shape))
+        return _nleep_of_width(prepared_x, prepared_y, jnp.asarray(0), reduced, width, (num_classes, 0.8, 5))
+
+    width = _width(_prepare(x, y, 0.8, min(x.shape))[2], min(x.shape))
+    return flops.gigaflops(at_its_width, x, y)
+
+
+def _width(reduced, largest):
+    return min(-(-int(reduced.dimension) // 8) * 8, largest)
 
 
 def _check(x, y, components_per_class):

@@ -51,6 +51,23 @@ def extract(forward: Callable, model: dict, feed: Feed, batch_size: int) -> Feat
     return Features(features=features, logits=logits, labels=np.asarray(feed.source.labels, np.int32))
 
 
+def problem(features: Features, num_classes: int) -> str:
+    """Why nothing can be learnt or scored from these features, naming the argument; "" if something can."""
+    for name in ("features", "logits"):
+        values = getattr(features, name)
+        if len(values) != len(features.labels):
+            return f"{name} {list(values.shape)} do not match {len(features.labels)} labels"
+        bad = values.size - np.count_nonzero(np.isfinite(values))
+        if bad:
+            return f"{name} {list(values.shape)} hold {bad:,} values that are NaN or infinite"
+    labels = features.labels
+    if not len(labels):
+        return "there are no labels"
+    if labels.min() < 0 or labels.max() >= num_classes:
+        return f"labels lie in [{labels.min()}, {labels.max()}], expected 0 to {num_classes - 1}"
+    return ""
+
+
 def forward_gigaflops(forward: Callable, model: dict, preprocessing: Preprocessing, batch_size: int) -> float:
     """The work of one image's forward pass, by the compiler's cost analysis of shapes alone."""
     size = preprocessing.host_size

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from jax_transfer.records import InputError
 from jax_transfer.report import figures, tables
+from jax_transfer.report.style import to_svg
 from jax_transfer.report.tables import METHODS, Row, percent
+from jax_transfer.report.trust import trust_note, trust_rows
 
 # Result file -> the stages that write it: what to run when it is missing.
 STAGES = {
@@ -82,6 +84,8 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     body = [
         *_head(title, config),
         *_answer(results.get("transfer", [])),
+        *_trust(results),
+        *_failures(results),
         *_figure_sections(results, report / "figures"),
         *_tables(results),
         "<h2>Configuration</h2>",
@@ -128,6 +132,7 @@ def _read_config(path: pathlib.Path) -> dict:
 def _head(title: str, config: Mapping) -> list[str]:
     parts = {what: config.get(what) or {} for what in ("model", "source")}
     model, source = parts["model"].get("name"), parts["source"].get("dataset")
+    source = " and ".join([source, *(parts["source"].get("others") or ())]) if source else None
     subject = f"{model or 'A model'} pre-trained on {source}" if source else model or ""
     return [f"<h1>{_escape(title)}</h1>", f'<p class="quiet">{_escape(subject)}</p>' if subject else ""]
 
@@ -139,7 +144,8 @@ def _points(gain: float) -> str:
 def _sentence(row: Row) -> str:
     """One method on one target in words; `row` is one of `tables.best_checkpoints`."""
     words = METHODS[row["method"]][1] if row["method"] in METHODS else f"by {tables.method_name(row['method'])}"
-    said = f"{words}, epoch {row['best_epoch']} is best with {percent(row['best_accuracy'])}"
+    source = f"{tables.printable(row['source'])} " if row["source"] else ""
+    said = f"{words}, {source}epoch {row['best_epoch']} is best with {percent(row['best_accuracy'])}"
     if row["num_checkpoints"] == 1:
         return f"{said} (the only checkpoint evaluated)."
     if row["best_epoch"] == row["last_epoch"]:
@@ -198,6 +204,32 @@ def _answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
+def _trust(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    yield "<h2>How far each score can be trusted</h2>"
+    ranking, scored = results.get("ranking", []), results.get("scores", [])
+    if not ranking:
+        yield _not_run("ranking")
+    for method in sorted({row["method"] for row in ranking}):
+        yield f"<h3>{_escape(tables.method_name(method))}</h3>"
+        yield f'<p class="quiet">{_escape(trust_note(ranking, scored, method))}</p>'
+        yield tables.to_html(trust_rows(ranking, scored, method))
+
+
+def _failures(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """What has no value, and why."""
+    what = {"transfer": "method", "scores": "score"}  # file -> the column that says what was tried
+    failed = [
+        {"Checkpoint": row["checkpoint"], "Target": row["target"], "What": row[column], "Why": row["error"]}
+        for name, column in what.items()
+        for row in results.get(name, [])
+        if row.get("error")
+    ]
+    if failed:
+        yield "<h2>What failed</h2>"
+        yield "<p>These take no part in any ranking. A repeated run tries them again.</p>"
+        yield tables.to_html(failed)
+
+
 def _not_run(name: str) -> str:
     return f"<p>No results in <code>results/{_escape(name)}.jsonl</code>: stage {STAGES[name]} has not run.</p>"
 
@@ -233,7 +265,7 @@ def _figure_sections(results: Mapping[str, Sequence[Row]], folder: pathlib.Path)
             continue
         groups = {}
         for drawing in draw(results):
-            svg = figures.to_svg(drawing.figure)
+            svg = to_svg(drawing.figure)
             stem = _file_stem(drawing.name, taken)
             tables.write_text(folder / f"{stem}.svg", svg)
             element = inline_svg(svg, f"f{len(taken)}-", drawing.caption)

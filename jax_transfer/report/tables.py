@@ -33,6 +33,26 @@ METHODS = {
     "finetune": ("FT", "fine-tuned (FT)"),
 }
 
+# Score -> its name in the field.
+SCORE_NAMES = {
+    "logme": "LogME",
+    "leep": "LEEP",
+    "nce": "NCE",
+    "nleep": "N-LEEP",
+    "h_score": "H-score",
+    "h_score_shrunk": "H-score (shrunk)",
+    "transrate": "TransRate",
+    "linear_1": "Linear (1 epoch)",
+    "linear_5": "Linear (5 epochs)",
+    "linear_converged": "Linear (converged)",
+    "finetune_1": "Fine-tune (1 epoch)",
+    "finetune_5": "Fine-tune (5 epochs)",
+    "mi_alpha_0.01": "MI (α = 0.01)",
+    "mi_alpha_0.5": "MI (α = 0.5)",
+    "mi_pca_alpha_0.01": "MI w/ PCA (α = 0.01)",
+    "mi_pca_alpha_0.5": "MI w/ PCA (α = 0.5)",
+}
+
 # How the options of a target string read: tfds:mnist?per_class=100 -> mnist (100 per class).
 TARGET_OPTIONS = {"per_class": "{} per class", "fraction": "fraction {}", "imbalance": "imbalance {}"}
 
@@ -118,6 +138,19 @@ def method_name(method: str) -> str:
     return METHODS[method][0] if method in METHODS else printable(method)
 
 
+def score_name(score: str) -> str:
+    return SCORE_NAMES.get(score, printable(score))
+
+
+def source_of(row: Row) -> str:
+    """The pre-training that a row's checkpoint comes from: "cifar10" of "cifar10/5", "" where a study has one only."""
+    return row["checkpoint"].rpartition("/")[0]
+
+
+def sources_of(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(map(source_of, rows)))
+
+
 def methods_of(transfer_rows: Iterable[Row], target: str) -> list[str]:
     """The methods that evaluated a target: those of `METHODS` in its order, then others by name."""
     found = {row["method"] for row in transfer_rows if row["target"] == target}
@@ -131,7 +164,7 @@ def accuracy_by(key: str, transfer_rows: Iterable[Row], target: str, method: str
         if row["target"] == target and row["method"] == method:
             if is_number(row["epoch"]) and is_number(row["accuracy"]):
                 groups.setdefault((row["epoch"], row[key]), []).append(row["accuracy"])
-            else:
+            elif not row.get("error"):  # a failure is listed on the page
                 log.warning("transfer of %s, %s: a row without epoch or accuracy left out.", target, method)
     # Rounded: two means that differ in the last bit are a tie.
     return {
@@ -141,39 +174,45 @@ def accuracy_by(key: str, transfer_rows: Iterable[Row], target: str, method: str
 
 
 def best_checkpoints(transfer_rows: Sequence[Row]) -> list[Row]:
-    """The best epoch per target and method, by accuracy averaged over seeds; of equal ones the earliest.
+    """The best epoch per target, method and source, by accuracy averaged over seeds; of equal ones the earliest.
 
     Returns:
-      A row per target and method: target, method, best_epoch, best_accuracy, last_epoch (the last one evaluated),
+      A row per target, method and source: target, method, source ("" if there is one only), best_epoch, best_accuracy, last_epoch (the last one evaluated),
       last_accuracy, gain (best minus last, in [0, 1]), seed_spread (highest minus lowest accuracy over seeds, at the
       best or the last epoch, whichever is larger; None with one seed), num_seeds (the most at an epoch),
-      num_checkpoints, incomplete_epochs (those with fewer seeds). The best is chosen on the accuracies it is
+      num_checkpoints, incomplete_epochs (those with fewer seeds), is_best_source (none has a higher best_accuracy). The best is chosen on the accuracies it is
       reported with, so the gain is an optimistic estimate.
     """
     best_rows = []
+    by_source = {
+        source: [row for row in transfer_rows if source_of(row) == source] for source in sources_of(transfer_rows)
+    }
     for target in dict.fromkeys(row["target"] for row in transfer_rows):
         for method in methods_of(transfer_rows, target):
-            points = list(accuracy_by("epoch", transfer_rows, target, method).values())
-            if not points:
-                continue
-            best, last = max(points, key=lambda point: point.mean), points[-1]  # max returns the first of equals
-            num_seeds = max(point.num_seeds for point in points)
-            best_rows.append(
-                {
-                    "target": target,
-                    "method": method,
-                    "best_epoch": best.epoch,
-                    "best_accuracy": best.mean,
-                    "last_epoch": last.epoch,
-                    "last_accuracy": last.mean,
-                    "gain": best.mean - last.mean,
-                    "seed_spread": max(best.high - best.low, last.high - last.low) if num_seeds > 1 else None,
-                    "num_seeds": num_seeds,
-                    "num_checkpoints": len(points),
-                    "incomplete_epochs": [point.epoch for point in points if point.num_seeds < num_seeds],
-                }
-            )
+            found = [
+                {"target": target, "method": method, "source": source, **_best_of(points)}
+                for source, rows in by_source.items()
+                if (points := list(accuracy_by("epoch", rows, target, method).values()))
+            ]
+            highest = max((row["best_accuracy"] for row in found), default=None)
+            best_rows += [{**row, "is_best_source": row["best_accuracy"] == highest} for row in found]
     return best_rows
+
+
+def _best_of(points: Sequence[Point]) -> Row:
+    best, last = max(points, key=lambda point: point.mean), points[-1]  # max returns the first of equals
+    num_seeds = max(point.num_seeds for point in points)
+    return {
+        "best_epoch": best.epoch,
+        "best_accuracy": best.mean,
+        "last_epoch": last.epoch,
+        "last_accuracy": last.mean,
+        "gain": best.mean - last.mean,
+        "seed_spread": max(best.high - best.low, last.high - last.low) if num_seeds > 1 else None,
+        "num_seeds": num_seeds,
+        "num_checkpoints": len(points),
+        "incomplete_epochs": [point.epoch for point in points if point.num_seeds < num_seeds],
+    }
 
 
 def percent(accuracy, unit: str = "\N{NO-BREAK SPACE}%") -> str:
@@ -184,10 +223,12 @@ def percent(accuracy, unit: str = "\N{NO-BREAK SPACE}%") -> str:
 def summary_rows(transfer_rows: Sequence[Row]) -> list[Row]:
     """`best_checkpoints` as a reader sees them: column title -> text or integer."""
     names = target_names(row["target"] for row in transfer_rows)
+    several = len(sources_of(transfer_rows)) > 1
     return [
         {
             "Target": names[row["target"]],
             "Method": method_name(row["method"]),
+            **({"Source": _marked_source(row)} if several else {}),
             "Best epoch": row["best_epoch"],
             "Accuracy": percent(row["best_accuracy"]),
             "Last epoch": row["last_epoch"],
@@ -200,16 +241,21 @@ def summary_rows(transfer_rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+def _marked_source(row: Row) -> str:
+    return printable(row["source"]) + (" \N{BLACK STAR}" if row["is_best_source"] else "")
+
+
 def summary_table(transfer_rows: Sequence[Row]) -> Table:
     """The best checkpoint per target for FE and for FT, 80 columns wide: `rich.print(summary_table(rows))`."""
     table = Table(title="Best checkpoint per target", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("Target", "Method"):
+    several = len(sources_of(transfer_rows)) > 1
+    for column in ("Target", "Method", *(("Source",) if several else ())):
         table.add_column(column)
     for column in ("Best\nepoch", "\n%", "Last\nepoch", "\n%", "Gain\npoints", "Seed\nspread"):
         table.add_column(column, justify="right", no_wrap=True)
     names = target_names(row["target"] for row in transfer_rows)
     for row in best_checkpoints(transfer_rows):
-        cells = [names[row["target"]], method_name(row["method"])]
+        cells = [names[row["target"]], method_name(row["method"]), *([_marked_source(row)] if several else [])]
         cells += [str(row["best_epoch"]), percent(row["best_accuracy"], unit="")]
         cells += [str(row["last_epoch"]), percent(row["last_accuracy"], unit="")]
         cells += [percent(row["gain"], unit=""), percent(row["seed_spread"], unit="")]

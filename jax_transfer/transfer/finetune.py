@@ -5,6 +5,7 @@ that is reused for every group.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,6 +23,10 @@ from jax_transfer.training.loop import first_bad_step, fit
 from jax_transfer.training.objectives import supervised
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
 
+# Ranking by an early stop ("Ranking Neural Checkpoints", section 3.1): epochs of fine-tuning on a part of the training
+# images; the score is the accuracy on the rest of them.
+FINETUNE_SCORES = {"finetune_1": 1, "finetune_5": 5}
+
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings:
@@ -37,7 +42,10 @@ class FinetuneSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Finetuned:
-    """One fine-tuned checkpoint: where it stood in the list given, its test accuracies and its model."""
+    """One fine-tuned checkpoint: where it stood in the list given, its test accuracies and its model.
+
+    diverged_at: the first step whose loss was not finite, None if there was none; the accuracies are then NaN.
+    """
 
     index: int
     accuracy: float
@@ -45,6 +53,7 @@ class Finetuned:
     seconds: float
     gflops: float
     model: dict
+    diverged_at: int | None
 
 
 def total_steps(settings: FinetuneSettings, num_train: int, what: str) -> int:
@@ -92,16 +101,16 @@ def finetune(
         filled = group + [group[-1]] * (rows - len(group))  # the last group repeats a checkpoint to fill the devices
         states = [jax.device_get(start(load(index))) for index in filled]
         state = devices.split(trees.stack(states), mesh, "sweep")
-        warned: set[int] = set()
+        diverged_at: dict[int, int] = {}
 
-        def check(first_step, metrics, group=group, warned=warned):
+        def check(first_step, metrics, group=group, diverged_at=diverged_at):
             for row, index in enumerate(group):
                 bad = first_bad_step(first_step, metrics["loss"][row])
-                if bad is not None and index not in warned:
-                    warned.add(index)
+                if bad is not None and index not in diverged_at:
+                    diverged_at[index] = bad
                     logs.log.warning(
-                        "Fine-tuning %s on %s diverged at step %d: its accuracy is that of the broken "
-                        "model. Lower config.finetune.optimizer.learning_rate.",
+                        "Fine-tuning %s on %s diverged at step %d: it counts as failed. A lower "
+                        "config.finetune.optimizer.learning_rate may help.",
                         names[index],
                         what,
                         bad,
@@ -125,8 +134,10 @@ def finetune(
         seconds = (time.perf_counter() - begun) / len(group)
         for row, index in enumerate(group):
             accuracy, mean_class = training_steps.accuracies({name: value[row] for name, value in counts.items()})
+            if index in diverged_at:
+                accuracy = mean_class = math.nan
             tuned = jax.tree.map(lambda x, row=row: x[row], model)
-            yield Finetuned(index, accuracy, mean_class, seconds, gflops, tuned)
+            yield Finetuned(index, accuracy, mean_class, seconds, gflops, tuned, diverged_at.get(index))
 
 
 def train_step_gigaflops(step, net: Net, optimizer, preprocessing: Preprocessing, batch_size: int) -> float:

@@ -1,8 +1,9 @@
 """Linear probes (FE): softmax regression on frozen features, for all checkpoints and seeds at once.
 
 Two protocols: `minibatch` is the papers' (Adam, given epochs and batch), `converged` is the minimum of the
-regularised loss, found by L-BFGS. Either way every combination of checkpoint, seed and candidate value
-(learning rate or regularisation) is a lane of one compiled program.
+regularised loss, found by L-BFGS. Either is one compiled program for every combination of checkpoint, seed and
+candidate value (learning rate or regularisation): `minibatch` steps all of them at once, `converged`, which has
+one result for all seeds, goes from checkpoint to checkpoint and from candidate to candidate.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_transfer import devices
 
@@ -62,12 +63,15 @@ def _epochs(settings: ProbeSettings, n: int) -> tuple[int, int, int]:
     return (max(1, round(settings.steps / steps)) if settings.steps else settings.epochs), steps, batch
 
 
-def minibatch(x, y, indices, learning_rate, key, num_classes: int, settings: ProbeSettings):
-    """Adam on batches drawn without replacement in each epoch, from the rows `indices` of x."""
+def minibatch(x, y, indices, learning_rate, key, num_classes: int, settings: ProbeSettings, start=None):
+    """Adam on batches drawn without replacement in each epoch, from the rows `indices` of x.
+
+    `start`: the weights to start from, {"w": [d, c], "b": [c]}; small random ones if None.
+    """
     epochs, steps, batch = _epochs(settings, len(indices))
     adam = optax.scale_by_adam()
     key_start, key_order = jax.random.split(key)
-    weights = _gaussian_start(key_start, x.shape[1], num_classes)
+    weights = _gaussian_start(key_start, x.shape[1], num_classes) if start is None else start
 
     def step(carry, rows):
         weights, moments = carry
@@ -81,49 +85,178 @@ def minibatch(x, y, indices, learning_rate, key, num_classes: int, settings: Pro
     return jax.lax.scan(epoch, (weights, adam.init(weights)), jnp.arange(epochs))[0][0]
 
 
-def converged(x, y, indices, l2, key, num_classes: int, settings: ProbeSettings, tolerance=1e-5, max_steps=500):
-    """The minimiser of mean cross-entropy + l2/2 ||w||^2 (the bias is free), by L-BFGS.
+def zero_start(d: int, occurs: Bool[Array, " c"]):
+    """Weights of zero, and for a class that does not occur a bias that makes its probability and its gradient exactly 0."""
+    return {"w": jnp.zeros((d, len(occurs))), "b": jnp.where(occurs, 0.0, -1e9)}
+
+
+def standardised(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, ""]]:
+    """((x - mean) / scale, mean, scale): one scale, the largest standard deviation of a feature (or 1), for all features."""
+    mean = x.mean(0)
+    largest = _positive(jnp.abs(x - mean).max())  # first to at most 1: squares overflow
+    scale = _positive(((x - mean) / largest).std(0).max()) * largest
+    return (x - mean) / scale, mean, scale
+
+
+def _positive(value):
+    """value, or 1 where it is 0: a safe divisor that lets NaN through."""
+    return jnp.where(value == 0, 1, value)
+
+
+def converged(x, y, indices, l2, key, num_classes: int, settings: ProbeSettings, tolerance=1e-6, max_steps=1000):
+    """The minimiser of mean cross-entropy + l2/2 ||w||^2 (the bias is free), for one l2 or several.
 
     Features are centred and divided by one common scale first, which makes the problem better
-    conditioned and `l2` mean the same for features of any size.
+    conditioned and `l2` mean the same for features of any size. The largest l2 is solved first, each
+    other one from the solution before it; under vmap checkpoint after checkpoint, so that each stops
+    when it has converged. There is no chance in it: `key` and `settings` are not used.
+
+    Args:
+      x: [n, d]; y: [n]; indices: the rows to fit. A class without rows is never predicted.
+      l2: a positive number, or several [v].
+      tolerance: how far above the minimum the objective may be, as a part of it; float32 may stop before.
+      max_steps: for each l2.
+
+    Returns:
+      {"w": [d, c], "b": [c]}, with a leading axis [v] for several l2.
     """
-    x, y = x[indices], y[indices]
-    mean, scale = x.mean(0), x.std(0).max() + 1e-12
-    x = (x - mean) / scale
-    solver = optax.lbfgs()
+    l2 = jnp.asarray(l2, x.dtype)
 
-    def loss(weights):
-        return cross_entropy(weights, x, y) + 0.5 * l2 * jnp.sum(weights["w"] ** 2)
+    @jax.custom_batching.sequential_vmap
+    def fit(x, y, indices, l2):
+        x, mean, scale = standardised(x[indices])
+        occurs = jnp.zeros(num_classes, bool).at[y[indices]].set(True)
+        descending = jnp.argsort(-l2)
 
-    value_and_grad = optax.value_and_grad_from_state(loss)
+        def next_l2(weights, l2):
+            weights = _minimum(x, y[indices], l2, weights, tolerance, max_steps)
+            return weights, weights
 
-    def step(carry):
-        weights, state = carry
-        value, gradient = value_and_grad(weights, state=state)
-        update, state = solver.update(gradient, state, weights, value=value, grad=gradient, value_fn=loss)
-        return optax.apply_updates(weights, update), state
+        _, weights = jax.lax.scan(next_l2, zero_start(x.shape[1], occurs), l2[descending])
+        weights = jax.tree.map(lambda leaf: leaf[jnp.argsort(descending)], weights)
+        w = weights["w"] / scale
+        return {"w": w, "b": weights["b"] - mean @ w}
 
-    def unfinished(carry):
-        _, state = carry
-        count = optax.tree.get(state, "count")
-        norm = optax.tree.norm(optax.tree.get(state, "grad"), ord=jnp.inf)
-        return (count == 0) | ((count < max_steps) & (norm > tolerance))
+    weights = fit(x, y, indices, l2.ravel())
+    return jax.tree.map(lambda leaf: leaf.reshape(*l2.shape, *leaf.shape[1:]), weights)
 
-    weights = _gaussian_start(key, x.shape[1], num_classes)
-    weights, _ = jax.lax.while_loop(unfinished, step, (weights, solver.init(weights)))
-    w = weights["w"] / scale
-    return {"w": w, "b": weights["b"] - mean @ w}
+
+def _minimum(x, y, l2, weights, tolerance, max_steps):
+    """L-BFGS (optax's directions) with a line search on the logits.
+
+    Along a direction the logits are affine in the step, so a step costs two products with x, one for the
+    logits' direction and one for the gradient, however many steps the search tries. The classes come
+    first, in weights [c, d + 1] (the bias is last) as in logits [c, n]: these are the fast products.
+    """
+    x = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
+    transposed = x.T
+    decay = l2 * jnp.ones(x.shape[1], x.dtype).at[-1].set(0)
+    weights = jnp.concatenate([weights["w"].T, weights["b"][:, None]], axis=1)
+    is_label = jnp.arange(len(weights))[:, None] == y
+    lbfgs = optax.scale_by_lbfgs()
+
+    def unfinished(state):
+        # A function of curvature at least h lies at most |gradient|^2 / 2h above its minimum: l2 in w, about 1/c in b.
+        far = jnp.sum(state["gradient"] ** 2) > 2 * jnp.minimum(l2, 1 / len(is_label)) * tolerance * state["value"]
+        return far & (state["steps"] < max_steps) & (state["steps"] - state["last_progress"] < PATIENCE)
+
+    def step(state):
+        weights, logits, gradient = state["weights"], state["logits"], state["gradient"]
+        direction, memory = lbfgs.update(gradient, state["memory"], weights)
+        logits_direction = -direction @ transposed
+
+        def at(t):
+            loss, residual = _cross_entropy_of_logits(logits + t * logits_direction, is_label)
+            moved = weights - t * direction
+            slope = jnp.vdot(residual, logits_direction) - jnp.vdot(decay * moved, direction)
+            return loss + 0.5 * jnp.vdot(decay * moved, moved), slope, residual
+
+        t, value, residual = _wolfe_step(at, -jnp.vdot(gradient, direction))
+        weights = weights - t * direction
+        progress = value < state["lowest"] * (1 - 1e-7)
+        return {
+            "weights": weights,
+            "logits": logits + t * logits_direction,
+            "value": value,
+            "gradient": residual @ x + decay * weights,
+            "memory": memory,
+            "steps": state["steps"] + 1,
+            "lowest": jnp.where(progress, value, state["lowest"]),
+            "last_progress": jnp.where(progress, state["steps"] + 1, state["last_progress"]),
+        }
+
+    logits = weights @ transposed
+    loss, residual = _cross_entropy_of_logits(logits, is_label)
+    value = loss + 0.5 * jnp.vdot(decay * weights, weights)
+    state = {"weights": weights, "logits": logits, "value": value, "gradient": residual @ x + decay * weights}
+    state |= {"memory": lbfgs.init(weights), "steps": 0, "lowest": value, "last_progress": 0}
+    weights = jax.lax.while_loop(unfinished, step, state)["weights"]
+    return {"w": weights[:, :-1].T, "b": weights[:, -1]}
+
+
+PATIENCE = 20  # steps of L-BFGS without a smaller objective: float32 comes no nearer to the minimum
+
+
+def _cross_entropy_of_logits(logits: Float[Array, "c n"], is_label: Bool[Array, "c n"]):
+    """Mean cross-entropy and its gradient [c, n].
+
+    As softplus(logsumexp of the other logits - the label's): 1 - p of the label would have no digits where p is near 1.
+    """
+    others = jnp.where(is_label, -1e30, logits)
+    largest = others.max(0)
+    exponentials = jnp.exp(others - largest)
+    total = exponentials.sum(0)
+    margin = largest + jnp.log(total) - jnp.sum(jnp.where(is_label, logits, 0), axis=0)
+    wrong = jax.nn.sigmoid(margin)
+    residual = jnp.where(is_label, -wrong, exponentials * (wrong / total))
+    return jax.nn.softplus(margin).mean(), residual / logits.shape[1]
+
+
+def _wolfe_step(at, slope_0, flatter=0.5, max_trials=20):
+    """(t, value, residual) where the slope of a convex function is at most half of that at 0, as Wolfe's condition asks.
+
+    at(t) -> (value, slope, residual). Tries t = 1 first, then the zero of the secant of the slope, kept in the bracket.
+    """
+
+    def unfinished(trial):
+        return (jnp.abs(trial["slope"]) > flatter * jnp.abs(slope_0)) & (trial["count"] < max_trials)
+
+    def next_trial(trial):
+        t, slope, low, high, (slope_low, slope_high) = (trial[k] for k in ("t", "slope", "low", "high", "slopes"))
+        below = slope < 0
+        low, slope_low = jnp.where(below, t, low), jnp.where(below, slope, slope_low)
+        high, slope_high = jnp.where(below, high, t), jnp.where(below, slope_high, slope)
+        inside = low + (high - low) * jnp.clip(slope_low / (slope_low - slope_high), 0.1, 0.9)
+        beyond = t * jnp.clip(slope_0 / jnp.minimum(slope_0 - slope, -1e-30), 1.5, 5.0)
+        t = jnp.where(jnp.isinf(high), beyond, inside)
+        value, slope, residual = at(t)
+        return {"t": t, "value": value, "slope": slope, "residual": residual, "low": low, "high": high,
+                "slopes": (slope_low, slope_high), "count": trial["count"] + 1}  # fmt: skip
+
+    one = jnp.ones_like(slope_0)
+    value, slope, residual = at(one)
+    trial = {"t": one, "value": value, "slope": slope, "residual": residual, "low": 0 * one, "high": jnp.inf * one,
+             "slopes": (slope_0, 0 * one), "count": 0}  # fmt: skip
+    trial = jax.lax.while_loop(unfinished, next_trial, trial)
+    return trial["t"], trial["value"], trial["residual"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How weights are fitted, and which setting holds the candidates among which validation chooses."""
+    """How weights are fitted, and which setting holds the candidates among which validation chooses.
+
+    `exact`: the fit is a minimum, the same for all seeds, and takes all candidates in one call.
+    """
 
     fit: Callable
     candidates: str
+    exact: bool = False
 
 
-PROTOCOLS = {"probe": Protocol(minibatch, "learning_rates"), "probe_converged": Protocol(converged, "l2")}
+PROTOCOLS = {
+    "probe": Protocol(minibatch, "learning_rates"),
+    "probe_converged": Protocol(converged, "l2", exact=True),
+}
 
 
 def probe(protocol: Protocol, train, test, num_classes: int, settings: ProbeSettings, seed: int) -> ProbeResult:
@@ -138,71 +271,48 @@ def probe(protocol: Protocol, train, test, num_classes: int, settings: ProbeSett
     """
     candidates = np.asarray(getattr(settings, protocol.candidates), np.float32)
     (x, y), (x_test, y_test) = train, test
-    keys = jax.random.split(jax.random.key(seed), settings.num_seeds)
+    keys = jax.random.split(jax.random.key(seed), 1 if protocol.exact else settings.num_seeds)
     rows, held_out = _validation_split(len(y), settings.validation_fraction, seed)
     every = np.arange(len(y))
-    fit = functools.partial(protocol.fit, num_classes=num_classes, settings=settings)
-    lanes = len(x), settings.num_seeds
+    fit = functools.partial(_fit_and_count, protocol, num_classes, settings, x, y, keys)
+    lanes = len(x), len(keys)
     if len(candidates) > 1:
-        counts = _fit_and_count(
-            fit,
-            x,
-            y,
-            rows,
-            np.broadcast_to(candidates, (*lanes, len(candidates))),
-            keys,
-            x[:, held_out],
-            y[held_out],
-            num_classes,
-        )
+        counts = fit(rows, np.broadcast_to(candidates, (*lanes, len(candidates))), x[:, held_out], y[held_out])
         chosen = candidates[np.asarray(counts["correct"].sum(-1)).argmax(-1)]
     else:
         chosen = np.full(lanes, candidates[0])
-    counts = _fit_and_count(fit, x, y, every, chosen[..., None], keys, x_test, y_test, num_classes)
+    counts = fit(every, chosen[..., None], x_test, y_test)
     correct, count = (np.asarray(counts[name], np.float64)[:, :, 0] for name in ("correct", "count"))
     seen = count[0, 0] > 0
+    all_seeds = functools.partial(np.broadcast_to, shape=(len(x), settings.num_seeds))
     return ProbeResult(
-        accuracy=correct.sum(-1) / count.sum(-1),
-        mean_class_accuracy=(correct[..., seen] / count[..., seen]).mean(-1),
-        chosen=chosen,
+        accuracy=all_seeds(correct.sum(-1) / count.sum(-1)),
+        mean_class_accuracy=all_seeds((correct[..., seen] / count[..., seen]).mean(-1)),
+        chosen=all_seeds(chosen),
         gflops=_gigaflops(protocol, x.shape[2], num_classes, settings, len(rows), len(every), len(candidates)),
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 8))
-def _fit_and_count_jit(fit, x, y, indices, values, keys, x_test, y_test, num_classes):
-    def lane(x, value, key, x_test):
-        weights = fit(x, y, indices, value, key)
-        predicted = (x_test @ weights["w"] + weights["b"]).argmax(-1)
-        classes = jnp.eye(num_classes, dtype=jnp.int32)[y_test]
-        return {"correct": (classes * (predicted == y_test)[:, None]).sum(0), "count": classes.sum(0)}
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _fit_and_count_jit(protocol, num_classes, settings, x, y, keys, indices, values, x_test, y_test):
+    fit = functools.partial(protocol.fit, num_classes=num_classes, settings=settings)
+    classes = jnp.eye(num_classes, dtype=jnp.int32)[y_test]
 
-    per_value = jax.vmap(lane, (None, 0, None, None))
-    per_seed = jax.vmap(per_value, (None, 0, 0, None))
-    return jax.vmap(per_seed, (0, 0, None, 0))(x, values, keys, x_test)
+    def lane(x, key, values, x_test):
+        fit_each = fit if protocol.exact else jax.vmap(fit, (None, None, None, 0, None))
+        weights = fit_each(x, y, indices, values, key)
+        predicted = (x_test @ weights["w"] + weights["b"][:, None]).argmax(-1)
+        correct = (predicted == y_test).astype(jnp.int32) @ classes
+        return {"correct": correct, "count": jnp.broadcast_to(classes.sum(0), correct.shape)}
+
+    per_seed = jax.vmap(lane, (None, 0, 0, None))
+    return jax.vmap(per_seed, (0, None, 0, 0))(x, keys, values, x_test)
 
 
-def _fit_and_count(fit, *args):
+def _fit_and_count(*args):
     """Per-class correct and total counts [k, seeds, values, c] of the fitted classifiers on the test rows."""
     with jax.default_matmul_precision("float32"):
-        return jax.device_get(_fit_and_count_jit(_Static(fit), *args))
-
-
-class _Static:
-    """Makes equal partial applications equal, so that the compiled program is found again."""
-
-    def __init__(self, partial: functools.partial):
-        self.partial = partial
-        self.identity = (partial.func, tuple(sorted(partial.keywords.items(), key=lambda item: item[0])))
-
-    def __call__(self, *args):
-        return self.partial(*args)
-
-    def __hash__(self):
-        return hash(self.identity)
-
-    def __eq__(self, other):
-        return isinstance(other, _Static) and self.identity == other.identity
+        return jax.device_get(_fit_and_count_jit(*args))
 
 
 def _validation_split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

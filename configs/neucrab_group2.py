@@ -1,0 +1,95 @@
+"""NeuCRaB, group II: which score ranks the checkpoints of several pre-trainings, taken right after each learning-rate decay.
+
+    python -m jax_transfer.main --config=configs/neucrab_group2.py --workdir=runs/neucrab_group2
+
+Reproduces Table 2 of "Ranking Neural Checkpoints" (Li et al., CVPR 2021): ResNet-50 on ImageNet, iNaturalist and
+Places-365, four checkpoints each (90k, 180k, 270k and 300k iterations), ranked for Caltech101, Flowers102, SUN397 and
+Patch Camelyon. The run ends with the table; the paper's, in per cent, means over the four targets:
+
+                            Recall@1   Rel@1  Recall@3   Rel@3  Pearson  Kendall   GFLOPS
+    Linear (1 epoch)            0.00   96.46     25.00   98.79    27.01    24.24   4.95E4
+    Linear (5 epochs)          50.00   99.57    100.00  100.00    55.07    51.28   4.97E4
+    Linear (converged)         75.00   99.95    100.00  100.00    79.30    68.60   5.33E4
+    Fine-tune (1 epoch)        25.00   99.05     25.00   99.47    19.61    15.52   6.51E5
+    Fine-tune (5 epochs)       25.00   99.55    100.00  100.00    68.47    58.33   4.28E6
+    MI (alpha 0.01)             0.00   94.84     25.00   97.43   -29.41   -17.81   1.62E5
+    MI (alpha 0.50)             0.00   96.66      0.00   97.03   -11.36   -10.21   1.62E5
+    MI w/ PCA (alpha 0.01)     50.00   99.60     75.00   99.85    52.14    51.34   5.58E4
+    MI w/ PCA (alpha 0.50)      0.00   96.68     50.00   99.52    23.73    17.09   5.58E4
+    LEEP                       75.00   99.44     75.00   99.90    50.36    55.49   378.31
+    N-LEEP                    100.00  100.00    100.00  100.00    72.84    67.49    12.95
+
+Two things differ on purpose. The paper scores linear classifiers and short fine-tunings on the test images that it then
+predicts the accuracy on; here they are tested on a fifth of the training images. And the paper takes the best of a sweep
+over hyper-parameters as the accuracy to predict; here it is one setting. Ours: not measured at this size.
+
+Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Tiny-ImageNet for two targets on two CPU cores in a few minutes.
+"""
+
+from jax_transfer.choose import choose
+from jax_transfer.config import default_config
+
+DECAYS = (0.3, 0.6, 0.9)  # 90k, 180k and 270k of 300k iterations
+TABLE = (
+    "linear_1",
+    "linear_5",
+    "linear_converged",
+    "finetune_1",
+    "finetune_5",
+    "mi_alpha_0.01",
+    "mi_alpha_0.5",
+    "mi_pca_alpha_0.01",
+    "mi_pca_alpha_0.5",
+    "leep",
+    "nleep",
+)
+
+
+def full():
+    config = default_config()
+    config.name = "NeuCRaB, group II"
+    config.model.name = "resnet50"
+    config.model.stem = "imagenet"
+    config.source.dataset = "tfds:imagenet2012"
+    config.source.others = ("tfds:inaturalist2017", "tfds:places365")
+    config.preprocessing.image_size = 224
+    config.preprocessing.crop_fraction = 0.875
+    config.pretrain.epochs = 60  # 300k iterations of 256 images of ImageNet
+    config.pretrain.batch_size = 256
+    config.pretrain.augment = ("resized_crop", "flip")
+    config.pretrain.optimizer.schedule = "step"
+    config.pretrain.optimizer.milestones = DECAYS
+    config.pretrain.optimizer.weight_decay = 1e-4
+    config.trajectory.epochs = "18,36,54,60"
+    config.targets = ("tfds:caltech101", "tfds:flowers102", "tfds:sun397", "tfds:patch_camelyon")
+    config.finetune.steps = 9000
+    config.finetune.augment = ("random_crop", "flip")
+    config.finetune.optimizer.schedule = "cosine"
+    config.scores = (*TABLE, "logme", "nce", "h_score", "transrate")
+    return config
+
+
+def smoke():
+    config = full()
+    config.model.name = "resnet10"
+    config.model.stem = "cifar"
+    config.model.width = 16
+    config.source.dataset = "tfds:cifar10?train=5000&test=1000"
+    config.source.others = ("tfds:tiny_imagenet?train=5000&test=1000",)
+    config.preprocessing.image_size = 24
+    config.preprocessing.crop_fraction = 1.0
+    config.pretrain.epochs = 5
+    config.pretrain.batch_size = 64
+    config.pretrain.augment = ("pad_crop", "flip")
+    config.pretrain.optimizer.learning_rate = 0.05
+    config.trajectory.epochs = "0,2,3,4,5"
+    config.targets = ("tfds:fashion_mnist?per_class=60&test=1000", "tfds:mnist?per_class=60&test=1000")
+    config.finetune.steps = 100
+    config.finetune.batch_size = 32
+    config.finetune.augment = ()
+    config.finetune.optimizer.learning_rate = 0.02
+    return config
+
+
+def get_config(variant: str = "full"):
+    return choose({"full": full, "smoke": smoke}, variant, "variant of configs/neucrab_group2.py")()

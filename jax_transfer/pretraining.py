@@ -1,0 +1,139 @@
+"""The first stage of a study: train on each source, and keep every epoch."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+
+from jax_transfer import config as settings
+from jax_transfer import devices, logs
+from jax_transfer.data.batches import steps_per_epoch
+from jax_transfer.logs import Rows, log
+from jax_transfer.records import InputError, PretrainRow
+from jax_transfer.training import steps as training_steps
+from jax_transfer.training.loop import first_bad_step, fit
+from jax_transfer.training.objectives import OBJECTIVES
+from jax_transfer.training.optimizers import make_optimizer
+from jax_transfer.training.trajectory import abstract
+from jax_transfer.workspace import Workspace
+
+
+def pretrain(work: Workspace) -> None:
+    """Trains a model on each source; every epoch becomes a checkpoint and a row."""
+    for source in work.sources:
+        _pretrain_on(work, source)
+
+
+def _pretrain_on(work: Workspace, source: str) -> None:
+    config, mesh, net = work.config, work.mesh, work.source_net(source)
+    train, test = (work.feed(source, split) for split in ("train", "test"))
+    batch_size, last = config.pretrain.batch_size, config.pretrain.epochs
+    total = last * steps_per_epoch(len(train.source), batch_size, source)
+    optimizer = make_optimizer(settings.pretrain_optimizer(config), total)
+    objective = functools.partial(
+        OBJECTIVES[config.pretrain.objective], label_smoothing=config.pretrain.label_smoothing
+    )
+    view = training_steps.training_view(tuple(config.pretrain.augment), work.preprocessing)
+    step = training_steps.make_train_step(net, objective, optimizer, view)
+    run = training_steps.many_steps(step, train.fetch, mesh)
+    evaluate = training_steps.make_evaluation(net, work.preprocessing, mesh)
+    zeros = devices.replicate(training_steps.zero_counts((net.num_classes,)), mesh)
+    rows, board, trajectory = Rows(work.results, "pretrain"), logs.tensorboard(work.workdir), work.trajectory(source)
+
+    @functools.partial(jax.jit, out_shardings=devices.replicated(mesh))
+    def start():
+        return training_steps.init_state(*net.init(jax.random.key(config.seed)), optimizer, config.seed)
+
+    def finish_epoch(epoch, state, metrics):
+        counts = training_steps.count_correct(evaluate, state, test, config.data.eval_batch_size, zeros)
+        name = work.snapshot(source, epoch).name
+        row = PretrainRow(
+            epoch=epoch, source=source, checkpoint=name, test_accuracy=training_steps.accuracies(counts)[0], **metrics
+        )
+        trajectory.save(epoch, state, _metadata(work, row))
+        rows.append(row)
+        where = f"/{source}" if len(work.sources) > 1 else ""
+        for name, value in dataclasses.asdict(row).items():
+            if isinstance(value, float) and math.isfinite(value):  # there is no training loss yet at epoch 0
+                board.add_scalar(f"pretrain{where}/{name}", value, epoch)
+        if epoch:
+            log.info(
+                "%sepoch %d/%d: loss %.4f, train accuracy %.4f, test accuracy %.4f, %.0f images/s",
+                f"{source}, " if len(work.sources) > 1 else "",
+                epoch,
+                last,
+                row.train_loss,
+                row.train_accuracy,
+                row.test_accuracy,
+                row.images_per_second,
+            )
+
+    def on_epoch(epoch, state, metrics):
+        finish_epoch(
+            epoch,
+            state,
+            {
+                "train_loss": float(metrics["loss"]),
+                "train_accuracy": float(metrics["accuracy"]),
+                "seconds": metrics["seconds"],
+                "images_per_second": metrics["images_per_second"],
+            },
+        )
+
+    def on_metrics(first, metrics):
+        bad = first_bad_step(first, metrics["loss"])
+        if bad is not None:
+            good = bad // (total // last)
+            raise InputError(
+                f"The training loss is not finite at step {bad} (epoch {good + 1}): training stops. Epoch {good} is the last "
+                f"good checkpoint in {trajectory.folder}; a lower config.pretrain.optimizer.learning_rate may help."
+            )
+
+    saved = trajectory.epochs()
+    # Rows and checkpoints are written one after the other: a kill between them leaves one without the other.
+    if saved and [row.epoch for row in rows.rows if row.source == source] != saved:
+        others = [row for row in rows.rows if row.source != source]
+        rows.replace([*others, *(PretrainRow(**_nan(trajectory.metadata(epoch)["row"])) for epoch in saved)])
+    if saved and saved[-1] >= last:
+        log.info("Pre-training on %s is complete: %d checkpoints.", source, len(saved))
+        return
+    if saved:
+        log.info("Pre-training on %s goes on after epoch %d.", source, saved[-1])
+        shapes = jax.eval_shape(start)
+        state = trajectory.restore_state(saved[-1], abstract(shapes, devices.replicated(mesh)))
+    else:
+        state = start()
+        nothing = dict.fromkeys(("train_loss", "train_accuracy", "images_per_second", "seconds"), math.nan)
+        finish_epoch(0, state, nothing)
+    fit(
+        state,
+        run,
+        train,
+        seed=config.seed,
+        batch_size=batch_size,
+        total_steps=total,
+        what=f"pretrain on {source}",
+        on_metrics=on_metrics,
+        on_epoch=on_epoch,
+    )
+    trajectory.wait()
+    board.close()
+
+
+def _metadata(work: Workspace, row: PretrainRow) -> dict:
+    """What one must know to use a checkpoint without its config."""
+    values = {
+        name: None if isinstance(v, float) and math.isnan(v) else v for name, v in dataclasses.asdict(row).items()
+    }
+    return {
+        "model": {**work.config.model.to_dict(), "num_classes": work.source_net(row.source).num_classes},
+        "preprocessing": work.preprocessing.to_json(),
+        "source": row.source,
+        "source_accuracy": row.test_accuracy,
+        "row": values,
+    }
+
+
+def _nan(values: dict) -> dict:
+    return {name: math.nan if value is None else value for name, value in values.items()}

@@ -1,0 +1,101 @@
+"""How far each score can be trusted: all scores by all metrics, as Tables 1 to 3 of "Ranking Neural Checkpoints"."""
+
+import statistics
+from collections.abc import Sequence
+
+import rich.box
+from rich.table import Table
+from rich.text import Text
+
+from jax_transfer.analysis import MIN_CHECKPOINTS
+from jax_transfer.report import tables
+from jax_transfer.report.tables import Row, is_number
+
+# Column title -> column of results/ranking.jsonl, and its decimals on the page and in the narrower terminal; each is
+# shown in per cent, the mean over targets.
+METRICS = {
+    "Recall@1": ("recall@1", (2, 0)),
+    "Rel@1": ("rel@1", (2, 1)),
+    "Recall@3": ("recall@3", (2, 0)),
+    "Rel@3": ("rel@3", (2, 1)),
+    "Pearson": ("pearson", (2, 0)),
+    "Kendall": ("kendall", (2, 0)),
+    "weighted": ("weighted_kendall", (2, 0)),
+    "Regret": ("regret", (2, 1)),
+}
+INTERVAL = "95 % interval"
+
+
+def trust_rows(
+    ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str, terminal: bool = False
+) -> list[Row]:
+    """Column title -> text, a row a score: how it ranks checkpoints by their accuracy with `method`; best Kendall first.
+
+    GFLOPS: the mean work of the score for one checkpoint, the forward pass left out.
+    """
+    own = [row for row in ranking_rows if row["method"] == method]
+    found = []
+    for score in dict.fromkeys(row["score"] for row in own):
+        mean = {c: _mean(row.get(c) for row in own if row["score"] == score) for c in own[0]}
+        cells: Row = {"Score": tables.score_name(score)}
+        for title, (column, decimals) in METRICS.items():
+            cells[title] = tables.EN_DASH if mean[column] is None else f"{100 * mean[column]:.{decimals[terminal]}f}"
+            if title == "Kendall":
+                ends = mean["kendall_low"], mean["kendall_high"]
+                cells[INTERVAL] = tables.EN_DASH if None in ends else "{:.0f}..{:.0f}".format(*(100 * e for e in ends))
+        work = _mean(row["gflops"] for row in score_rows if row["score"] == score)
+        cells["GFLOPS"] = tables.EN_DASH if work is None else f"{work:.2g}" if 0.01 <= work < 100 else f"{work:.0e}"
+        found.append((-2 if mean["kendall"] is None else mean["kendall"], cells))
+    return [cells for _, cells in sorted(found, key=lambda pair: -pair[0])]
+
+
+def trust_note(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str) -> str:
+    """What `trust_rows` are measured on, and whether it is enough."""
+    own = [row for row in ranking_rows if row["method"] == method]
+    targets, counts = len({row["target"] for row in own}), sorted({row["num_checkpoints"] for row in own})
+    checkpoints = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    note = f"Against {tables.method_name(method)} accuracy of {checkpoints} checkpoints, mean over {targets} "
+    note += "target" if targets == 1 else "targets"
+    note += (
+        "; in per cent. 95 %: bootstrap interval of Kendall's tau over checkpoints. Regret: accuracy lost by trusting "
+    )
+    note += "the score, in points."
+    forward = _mean([row["forward_gflops"] for row in score_rows])
+    if forward is not None:
+        note += f" GFLOPS: of one checkpoint, without the forward pass over the training images ({forward:.3g})."
+    if counts[0] < MIN_CHECKPOINTS:
+        note += f" {counts[0]} checkpoints are too few to trust any of this: at least {MIN_CHECKPOINTS} are needed."
+    return note
+
+
+def ground_truth(ranking_rows: Sequence[Row]) -> str | None:
+    """The method whose accuracies the scores are to predict: fine-tuning, where it was run."""
+    methods = {row["method"] for row in ranking_rows}
+    return next((method for method in ("finetune", "probe_converged", "probe") if method in methods), None)
+
+
+def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str) -> Table:
+    """`trust_rows` for a terminal, 80 columns wide: `rich.print(trust_table(...))`."""
+    note = trust_note(ranking_rows, score_rows, method)
+    table = Table(
+        title="How far each score can be trusted",
+        caption=note,
+        box=rich.box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    rows = [
+        {k: v for k, v in row.items() if k != "weighted"} for row in trust_rows(ranking_rows, score_rows, method, 1)
+    ]
+    short = {"Recall@1": "Rec\n@1", "Rel@1": "Rel\n@1", "Recall@3": "Rec\n@3", "Rel@3": "Rel\n@3"}
+    short |= {"Pearson": "Pear-\nson", "Kendall": "Ken-\ndall", INTERVAL: "its\n95 %", "GFLOPS": "GF-\nLOPS", "Regret": "Re-\ngret"}
+    for title in rows[0] if rows else ():
+        table.add_column(short.get(title, title), justify="left" if title == "Score" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
+    return table
+
+
+def _mean(values) -> float | None:
+    values = [value for value in values if is_number(value)]
+    return statistics.fmean(values) if values else None

@@ -1,0 +1,167 @@
+"""The stage that scores: several sources in one ranking, and what cannot be scored stops nothing else."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from test_study import _get_config
+
+from jax_transfer import config as settings
+from jax_transfer import plan
+from jax_transfer.analysis import SCORES, score_all, why_undefined
+from jax_transfer.features import extract
+from jax_transfer.records import Features, InputError
+from jax_transfer.study import STAGES
+from jax_transfer.workspace import Workspace
+
+TARGET = "embedded:digits?train=160&test=64"
+
+
+def small_config(**changes):
+    config = _get_config("smoke")
+    config.source.dataset, config.targets = "embedded:digits?train=256&test=64", (TARGET,)
+    config.preprocessing.image_size = 8
+    config.pretrain.batch_size = config.finetune.batch_size = 32
+    config.pretrain.epochs = 1
+    config.data.eval_batch_size = 64
+    for path, value in changes.items():
+        config.update_from_flattened_dict({path.replace("__", "."): value})
+    return config
+
+
+def run(config, workdir):
+    settings.check(config)
+    work = Workspace(config, workdir)
+    plan.check_data(work)
+    for name, stage in STAGES.items():
+        if name in config.stages:
+            stage(work)
+    work.close()
+    files = (workdir / "results").glob("*.jsonl")
+    return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
+
+
+@pytest.fixture(scope="module")
+def two_sources(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("two")
+    config = small_config(scores=("logme", "leep", "nleep", "finetune_1"))
+    config.source.others = ("embedded:mnist_5k?train=256&test=64",)
+    return config, workdir, run(config, workdir)
+
+
+def test_checkpoints_of_several_sources_are_ranked_together(two_sources):
+    config, workdir, results = two_sources
+    names = {"digits/0", "digits/1", "mnist_5k/0", "mnist_5k/1"}
+    assert {(row["checkpoint"], row["source"]) for row in results["pretrain"]} == {
+        (name, config.source.dataset if "digits" in name else config.source.others[0]) for name in names
+    }
+    for score in config.scores:
+        assert {row["checkpoint"] for row in results["scores"] if row["score"] == score} == names
+    assert {row["num_checkpoints"] for row in results["ranking"]} == {4}
+    assert (workdir / "checkpoints/1").is_dir() and (workdir / "sources/mnist_5k/checkpoints/1").is_dir()
+    page = (workdir / "report/index.html").read_text()
+    assert "from mnist_5k" in page and "4 checkpoints are too few" in page
+    assert all(row["forward_gflops"] > 0 and row["gflops"] > 0 and not row["error"] for row in results["scores"])
+
+
+def test_company_changes_no_score(two_sources, tmp_path):
+    config, workdir, results = two_sources
+    work = Workspace(config, workdir)
+    num_classes = work.source(TARGET, "train").num_classes
+    for snapshot in work.snapshots:
+        alone = work.stacked_features([snapshot], TARGET, "train")
+        for score in ("logme", "leep", "nleep"):
+            (row,) = [r for r in results["scores"] if (r["checkpoint"], r["score"]) == (snapshot.name, score)]
+            np.testing.assert_allclose(score_all(score, alone, num_classes), row["value"], rtol=1e-5)
+    work.close()
+
+
+def test_a_small_budget_changes_no_score(two_sources, tmp_path, caplog):
+    config, workdir, results = two_sources
+    config = config.copy_and_resolve_references()
+    config.data.features_gigabytes = 1e-9
+    config.stages, config.scores = ("scores",), ("logme", "leep")
+    (tmp_path / "w").mkdir()
+    for name in ("checkpoints", "sources", "features"):
+        (tmp_path / "w" / name).symlink_to(workdir / name)
+    again = run(config, tmp_path / "w")
+    before = {(r["checkpoint"], r["score"]): r["value"] for r in results["scores"]}
+    assert len(again["scores"]) == 8
+    for row in again["scores"]:
+        np.testing.assert_allclose(row["value"], before[row["checkpoint"], row["score"]], rtol=1e-5)
+
+
+def test_a_checkpoint_with_broken_features_fails_alone_and_is_tried_again(tmp_path):
+    config = small_config(stages=("pretrain", "features"), scores=("logme", "leep"))
+    run(config, tmp_path)
+    work = Workspace(config, tmp_path)
+    sound = {snapshot.name: work.features(snapshot, TARGET, "train") for snapshot in work.snapshots}
+    broken = work.snapshots[1]
+    path = tmp_path / "features" / _key(work, broken)
+    whole = path.read_bytes()
+    values = np.array(sound[broken.name].features)
+    values[3, 2:4] = np.nan, np.inf
+    extract.save(path, Features(values, sound[broken.name].logits, sound[broken.name].labels))
+    work.close()
+    config.stages = ("probe", "scores", "report")
+    results = run(config, tmp_path)
+    for rows, column in ((results["transfer"], "accuracy"), (results["scores"], "value")):
+        failed = [row for row in rows if row["checkpoint"] == broken.name]
+        assert failed and all(row[column] is None and "hold 2 values that are NaN" in row["error"] for row in failed)
+        others = [row for row in rows if row["checkpoint"] != broken.name]
+        assert others and all(math.isfinite(row[column]) and not row["error"] for row in others)
+    assert {row["num_checkpoints"] for row in results["ranking"]} == {1}
+    page = (tmp_path / "report/index.html").read_text()
+    assert "What failed" in page and "train features [160, 64] hold 2 values" in page
+    path.write_bytes(whole)
+    mended = run(config, tmp_path)
+    assert not any(row["error"] for rows in (mended["transfer"], mended["scores"]) for row in rows)
+    assert {row["num_checkpoints"] for row in mended["ranking"]} == {2}
+
+
+def _key(work, snapshot):
+    source, model = work.source(TARGET, "train"), work.config.model.to_dict()
+    return extract.cache_key(work.model_fingerprint(snapshot), model, work.preprocessing, source) + ".npz"
+
+
+def test_a_diverged_finetuning_fails_alone(tmp_path):
+    config = small_config(stages=("pretrain", "probe", "finetune", "scores", "report"), scores=("finetune_1",))
+    config.finetune.optimizer.learning_rate = 1e30
+    results = run(config, tmp_path)
+    tuned = [row for row in results["transfer"] if row["method"] == "finetune"] + results["scores"]
+    assert len(tuned) == 4 and all("not finite at step" in row["error"] for row in tuned)
+    assert all(row["accuracy"] > 0 for row in results["transfer"] if row["method"] == "probe")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": np.full((20, 4), np.inf, np.float32)}, r"features \[20, 4\] hold 80 values"),
+        ({"features": np.ones((19, 4), np.float32)}, r"features \[19, 4\] do not match 20 labels"),
+        ({"logits": np.full((20, 3), np.nan, np.float32)}, "logits"),
+        ({"labels": np.full(20, 7, np.int32)}, r"labels lie in \[7, 7\], expected 0 to 2"),
+    ],
+)
+def test_problems_name_the_argument(change, message):
+    sound = {"features": np.ones((20, 4), np.float32), "logits": np.ones((20, 3), np.float32)}
+    sound["labels"] = np.arange(20, dtype=np.int32) % 3
+    assert extract.problem(Features(**sound), 3) == ""
+    with pytest.raises(InputError, match=message):
+        raise InputError(extract.problem(Features(**{**sound, **change}), 3))
+
+
+def test_too_few_samples_for_a_score_say_so():
+    features = Features(np.random.default_rng(0).normal(size=(1, 20, 4)), np.ones((1, 20, 3)), np.arange(20)[None] % 5)
+    assert np.isnan(score_all("nleep", features, 5)).all()
+    one = Features(features.features[0], features.logits[0], features.labels[0])
+    assert "20 samples for 25 Gaussians" in why_undefined("nleep", one, 5)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_score_all_equals_one_by_one(name):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(3, 90, 8)).astype(np.float32), np.tile(np.arange(90, dtype=np.int32) % 3, (3, 1))
+    x += 2 * np.eye(8, dtype=np.float32)[y]
+    each = [SCORES[name](Features(x[i], x[i], y[i]), 3) for i in range(3)]
+    np.testing.assert_allclose(score_all(name, Features(x, x, y), 3), each, rtol=1e-5)
