@@ -74,8 +74,8 @@ def smoke():
     config.model.name = "resnet10"
     config.model.stem = "cifar"
     config.model.width = 16
-    config.source.dataset = "tfds:cifar10?train=5000&test=1000"
-    config.source.others = ("tfds:tiny_imagenet?train=5000&test=1000",)
+    config.source.dataset = "tfds:cifar10?train=3000&test=500"
+    config.source.others = ("tfds:tiny_imagenet?train=3000&test=500",)
     config.preprocessing.image_size = 24
     config.preprocessing.crop_fraction = 1.0
     config.pretrain.epochs = 5
@@ -84,7 +84,7 @@ def smoke():
     config.pretrain.optimizer.learning_rate = 0.05
     config.trajectory.epochs = "0,2,3,4,5"
     config.targets = ("tfds:fashion_mnist?per_class=60&test=1000", "tfds:mnist?per_class=60&test=1000")
-    config.finetune.steps = 100
+    config.finetune.steps = 60
     config.finetune.batch_size = 32
     config.finetune.augment = ()
     config.finetune.optimizer.learning_rate = 0.02

@@ -13,7 +13,9 @@ import numpy as np
 from jax_transfer import flops
 from jax_transfer.analysis.hscore import h_score, h_score_shrunk
 from jax_transfer.analysis.leep import leep, nce
+from jax_transfer.analysis.linear import linear_accuracy
 from jax_transfer.analysis.logme import logme
+from jax_transfer.analysis.mutual_information import mutual_information
 from jax_transfer.analysis.nleep import nleep, nleep_gigaflops
 from jax_transfer.analysis.ranking import (
     MIN_CHECKPOINTS,
@@ -37,6 +39,10 @@ def _nce(features, num_classes):
     return jnp.where(jnp.isfinite(jnp.max(logits)), value, jnp.nan)
 
 
+def _mutual_information(**static):
+    return lambda features, num_classes: mutual_information(features.features, features.labels, num_classes, **static)
+
+
 # name -> function(features: records.Features, num_classes) -> scalar: each takes from Features what its formula needs.
 SCORES = {
     "logme": lambda features, num_classes: logme(features.features, features.labels, num_classes),
@@ -46,6 +52,15 @@ SCORES = {
     "h_score": lambda features, num_classes: h_score(features.features, features.labels, num_classes),
     "h_score_shrunk": lambda features, num_classes: h_score_shrunk(features.features, features.labels, num_classes),
     "transrate": lambda features, num_classes: transrate(features.features, features.labels, num_classes),
+    "linear_1": lambda features, num_classes: linear_accuracy(features.features, features.labels, num_classes),
+    "linear_5": lambda features, num_classes: linear_accuracy(features.features, features.labels, num_classes, 5),
+    "linear_converged": lambda features, num_classes: linear_accuracy(
+        features.features, features.labels, num_classes, None
+    ),
+    "mi_alpha_0.01": _mutual_information(alpha=0.01, energy=None),
+    "mi_alpha_0.5": _mutual_information(alpha=0.5, energy=None),
+    "mi_pca_alpha_0.01": _mutual_information(alpha=0.01, energy=0.8),
+    "mi_pca_alpha_0.5": _mutual_information(alpha=0.5, energy=0.8),
 }
 
 # Compiled for the number of dimensions that a checkpoint's features turn out to have, rather than for all there may be.
@@ -101,7 +116,9 @@ __all__ = [
     "kendall",
     "kendall_interval",
     "leep",
+    "linear_accuracy",
     "logme",
+    "mutual_information",
     "nce",
     "nleep",
     "pearson",

@@ -94,7 +94,8 @@ def interpolated_bound(
     """
     log_m = jax.nn.logsumexp(scores, axis=0) - np.log(len(y))
     log_a = np.log(alpha) + log_m if alpha == 1 else jnp.logaddexp(np.log(alpha) + log_m, np.log1p(-alpha) + log_q)
-    joint = jnp.mean(jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0] - log_a[y])
+    own = jax.nn.one_hot(y, scores.shape[1], dtype=bool)  # a gather's gradient is a scatter, in no fixed order on a GPU
+    joint = jnp.sum(jnp.where(own, scores - log_a, 0)) / len(y)
     return 1 + joint - jnp.sum(label_shares * jnp.exp(log_m - log_a))
 
 
@@ -106,7 +107,9 @@ def _check(n, alpha, energy, batch_size, steps):
     if batch_size < 1 or steps < 1:
         raise InputError(f"batch_size is {batch_size} and steps is {steps}: expected positive integers.")
     if n < 4 * FOLDS:
-        raise InputError(f"x has {n} samples: expected at least {4 * FOLDS} to train and to evaluate on; use more samples.")
+        raise InputError(
+            f"x has {n} samples: expected at least {4 * FOLDS} to train and to evaluate on; use more samples."
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "alpha", "energy", "batch_size", "steps"))

@@ -88,7 +88,13 @@ def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: 
         {k: v for k, v in row.items() if k != "weighted"} for row in trust_rows(ranking_rows, score_rows, method, 1)
     ]
     short = {"Recall@1": "Rec\n@1", "Rel@1": "Rel\n@1", "Recall@3": "Rec\n@3", "Rel@3": "Rel\n@3"}
-    short |= {"Pearson": "Pear-\nson", "Kendall": "Ken-\ndall", INTERVAL: "its\n95 %", "GFLOPS": "GF-\nLOPS", "Regret": "Re-\ngret"}
+    short |= {
+        "Pearson": "Pear-\nson",
+        "Kendall": "Ken-\ndall",
+        INTERVAL: "its\n95 %",
+        "GFLOPS": "GF-\nLOPS",
+        "Regret": "Re-\ngret",
+    }
     for title in rows[0] if rows else ():
         table.add_column(short.get(title, title), justify="left" if title == "Score" else "right", no_wrap=True)
     for row in rows:

@@ -117,7 +117,10 @@ def main():
         "largest_excess_of_our_objective": float(f"{np.max(objectives / peer_objectives - 1):.2g}"),
         "largest_excess_of_peer_objective": float(f"{np.max(peer_objectives / objectives - 1):.2g}"),
         "largest_difference_of_accuracy": round(float(np.abs(accuracies - peer_accuracies).max()), 4),
-        "mean_accuracies": {"ours": round(float(accuracies.mean()), 4), "peer": round(float(peer_accuracies.mean()), 4)},
+        "mean_accuracies": {
+            "ours": round(float(accuracies.mean()), 4),
+            "peer": round(float(peer_accuracies.mean()), 4),
+        },
     }
     print(json.dumps(report))
 
