@@ -34,7 +34,7 @@ TINY = [
 # Runs the study in a process that kills itself at one point, as `kill -9` would.
 KILLED = """
 import os, signal, sys
-from jax_transfer import logs, main, study
+from jax_transfer import logs, main, pretraining, study
 from jax_transfer.features import extract
 from jax_transfer.training import trajectory
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
@@ -46,8 +46,8 @@ def after(number, action):
     if calls == number: action()
 append, save, atomically = logs.Rows.append, trajectory.Trajectory.save, logs.write_atomically
 if point == "in an epoch":
-    check = study.first_bad_step
-    study.first_bad_step = lambda *a: (after(11, die), check(*a))[1]
+    check = pretraining.first_bad_step
+    pretraining.first_bad_step = lambda *a: (after(11, die), check(*a))[1]
 elif point == "while saving":
     trajectory.Trajectory.save = lambda self, epoch, *a: (save(self, epoch, *a), epoch == 1 and die())
 elif point == "after saving, before the row":
@@ -99,7 +99,7 @@ def _fingerprints(workdir):
     found = {}
     work = Workspace(_tiny(), workdir)
     for epoch in (0, 1, 2):
-        found[epoch] = trees.fingerprint(work.model(epoch))
+        found[epoch] = trees.fingerprint(work.model(work.snapshot(work.sources[0], epoch)))
     work.close()
     return found
 

@@ -70,6 +70,55 @@ def test_converged_probe_is_the_minimum_that_scikit_learn_finds():
     np.testing.assert_allclose(ours, peer.predict_proba((x_test[0] - x.mean(0)) / scale), atol=2e-3)
 
 
+def _objective(w, b, x, y, l2):
+    """Mean cross-entropy + l2/2 ||w||^2 in float64."""
+    logits = x @ w + b
+    shifted = logits - logits.max(1, keepdims=True)
+    loss = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(y)), y]
+    return loss.mean() + 0.5 * l2 * (w**2).sum()
+
+
+CONVERGED = {
+    "overlapping": (0.7, lambda x: x),
+    "separable": (0.05, lambda x: x),
+    "offset by 100": (0.7, lambda x: x + 100),
+    "rank 3": (0.7, lambda x: x[:, :3] @ np.random.default_rng(1).normal(size=(3, 6))),
+    "d > n": (0.7, lambda x: np.random.default_rng(1).normal(size=(40, 90))),
+    "scales 1e-2 to 1": (0.7, lambda x: x * np.logspace(-2, 0, 6)),
+    "scale 1e18": (0.7, lambda x: 1e18 * x),
+}
+
+
+@pytest.mark.parametrize("case", CONVERGED)
+def test_converged_probe_reaches_the_minimum_for_each_l2(case):
+    spread, change = CONVERGED[case]
+    (x, y), _ = _blobs(k=1, spread=spread)
+    x = change(x[0]).astype(np.float32)
+    y = y[: len(x)]
+    l2 = np.array([1e-3, 1e-5, 1e-1], np.float32)
+    fit = jax.jit(functools.partial(probes.converged, num_classes=4, settings=SETTINGS))  # class 3 has no samples
+    weights = jax.tree.map(np.float64, fit(x, y, np.arange(len(y)), l2, jax.random.key(0)))
+    x = x.astype(np.float64)
+    scale = x.std(0).max()
+    z = (x - x.mean(0)) / scale
+    for i, value in enumerate(l2.tolist()):
+        peer = LogisticRegression(C=1 / (value * len(y)), tol=1e-10, max_iter=100_000).fit(z, y)
+        least = _objective(peer.coef_.T, peer.intercept_, z, y, value)
+        w = weights["w"][i] * scale
+        ours = _objective(w, weights["b"][i] + x.mean(0) @ weights["w"][i], z, y, value)
+        assert least * (1 - 1e-5) < ours < least * (1 + 5e-6)
+        assert not np.any(weights["w"][i][:, 3]) and (x @ weights["w"][i] + weights["b"][i]).argmax(1).max() < 3
+
+
+def test_converged_probe_is_the_same_for_all_seeds():
+    train, test = _blobs()
+    settings = dataclasses.replace(SETTINGS, num_seeds=3, l2=(1e-1, 1e-4))
+    result = probe(PROTOCOLS["probe_converged"], train, test, 3, settings, seed=0)
+    assert result.accuracy.shape == result.mean_class_accuracy.shape == result.chosen.shape == (2, 3)
+    for of_seeds in (result.accuracy, result.mean_class_accuracy, result.chosen):
+        assert np.all(of_seeds == of_seeds[:, :1])
+
+
 @pytest.mark.parametrize(
     ("name", "field", "good", "bad"), [("probe", "learning_rates", 0.01, 1e-7), ("probe_converged", "l2", 1e-3, 1e4)]
 )

@@ -90,10 +90,10 @@ def interpolated_bound(
       y: the labels of the samples.
       log_q: log of the baseline q. Adding the same function of the class to it and to the scores changes nothing.
       label_shares: p, shares of the classes among labels that are independent of the block.
-      alpha: in (0, 1], static.
+      alpha: in (0, 1].
     """
     log_m = jax.nn.logsumexp(scores, axis=0) - np.log(len(y))
-    log_a = np.log(alpha) + log_m if alpha == 1 else jnp.logaddexp(np.log(alpha) + log_m, np.log1p(-alpha) + log_q)
+    log_a = jnp.logaddexp(jnp.log(alpha) + log_m, jnp.log1p(-alpha) + log_q)
     own = jax.nn.one_hot(y, scores.shape[1], dtype=bool)  # a gather's gradient is a scatter, in no fixed order on a GPU
     joint = jnp.sum(jnp.where(own, scores - log_a, 0)) / len(y)
     return 1 + joint - jnp.sum(label_shares * jnp.exp(log_m - log_a))
@@ -112,7 +112,7 @@ def _check(n, alpha, energy, batch_size, steps):
         )
 
 
-@functools.partial(jax.jit, static_argnames=("num_classes", "alpha", "energy", "batch_size", "steps"))
+@functools.partial(jax.jit, static_argnames=("num_classes", "energy", "batch_size", "steps"))
 def _estimate(x, y, seed, *, num_classes, alpha, energy, batch_size, steps):
     finite = jnp.all(jnp.isfinite(x))
     with jax.default_matmul_precision("float32"):
