@@ -114,9 +114,10 @@ def sustained_gigaflops_per_second() -> float:
 
 
 def use_compilation_cache(folder) -> None:
-    """Keeps compiled programs in `folder`, so that a resumed or repeated run does not compile again."""
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    """Keeps compiled programs in `folder`, or where JAX_COMPILATION_CACHE_DIR says, so that a resumed run need not compile."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 

@@ -13,8 +13,8 @@ from jax_transfer.analysis import SCORES, h_score, h_score_shrunk, leep, nce, tr
 from jax_transfer.records import Features
 
 C = 5
-# The contracts of LogME and linear classifiers are in files of their own; the others differ from neighbours in a number.
-ELSEWHERE = ("logme", "mi_alpha_0.5", "mi_pca_alpha_0.01", "linear_1", "linear_5", "linear_converged")
+# Linear classifiers have a file of their own; the others differ from a neighbour in a number.
+ELSEWHERE = ("mi_alpha_0.5", "mi_pca_alpha_0.01", "linear_1", "linear_5", "linear_converged")
 LEARNED = ("mi_alpha_0.01", "mi_pca_alpha_0.5")
 JITTED = {name: jax.jit(score, static_argnums=1) for name, score in SCORES.items() if name not in ELSEWHERE}
 
@@ -126,7 +126,8 @@ def test_invariant_to_class_names(name):
 )
 @hard_inputs_by_name
 def test_finite_on_hard_inputs(name, case):  # the others equal finite values there, see below
-    assert np.isfinite(JITTED[name](as_features(*HARD[case]), C))
+    score = SCORES[name] if name == "nleep" else JITTED[name]  # alone it compiles for one number of dimensions, not all
+    assert np.isfinite(score(as_features(*HARD[case]), C))
 
 
 @pytest.mark.parametrize("name", LEARNED)

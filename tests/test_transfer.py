@@ -57,6 +57,17 @@ def test_probe_ranks_clean_features_above_noisy_ones_and_labels_matter(name):
     assert probe(PROTOCOLS[name], (train[0], shuffled), test, 3, SETTINGS, seed=0).accuracy[0, 0] < 0.6
 
 
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_work_of_a_probe_counts_its_steps_and_the_choice_among_candidates(name):
+    train, test = _blobs(k=1)
+    one = dataclasses.replace(SETTINGS, epochs=2)
+    two = dataclasses.replace(one, learning_rates=(0.01, 0.02), l2=(1e-1, 1e-3))
+    products = 2 * 2 * train[0].size * 3 / 1e9  # logits and gradient, once over the data
+    work, more = (probe(PROTOCOLS[name], train, test, 3, settings, seed=0).gflops for settings in (one, two))
+    assert 2 * products * 0.9 < work < (6 * products if name == "probe" else 1000 * products)
+    assert more > 2 * work if name == "probe" else more > 1.5 * work
+
+
 def test_converged_probe_is_the_minimum_that_scikit_learn_finds():
     (x, y), (x_test, _) = _blobs(k=1)
     x = x[0]

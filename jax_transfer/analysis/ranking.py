@@ -89,7 +89,8 @@ def kendall_interval(
     """Bootstrap interval of Kendall's tau-b over checkpoints: percentiles of tau of the list drawn with replacement.
 
     It says how far tau would move with other checkpoints of the same kind; the pairs of a checkpoint with itself tie
-    and are corrected for as other ties are. Draws in which all are tied are left out. NaN where tau is.
+    and are corrected for as other ties are. Draws in which all are tied are left out. NaN where tau is, and where all draws
+    of fewer than MIN_CHECKPOINTS agree, which is luck rather than certainty.
     """
     scores, accuracies = _pair(scores, accuracies)
     if not _correlation_is_defined(scores, accuracies):
@@ -104,6 +105,8 @@ def kendall_interval(
     concordant, distinct = pairs(order * truth), pairs(np.abs(order)) * pairs(np.abs(truth))
     taus = concordant[distinct > 0] / np.sqrt(distinct[distinct > 0])
     low, high = np.quantile(taus, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if low == high and k < MIN_CHECKPOINTS:
+        return math.nan, math.nan
     return float(low), float(high)
 
 

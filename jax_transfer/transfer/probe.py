@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_transfer import devices
+from jax_transfer import devices, flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ProbeSettings:
 class ProbeResult:
     """Test accuracies [k, seeds] and per-class means [k, seeds]; `chosen` [k, seeds] is the candidate used.
 
-    `gflops` is the work of fitting one checkpoint with one seed, the choice among candidates included.
+    `gflops` is the work of fitting one checkpoint (the first) with one seed, the choice among candidates included.
     """
 
     accuracy: np.ndarray
@@ -289,7 +289,7 @@ def probe(protocol: Protocol, train, test, num_classes: int, settings: ProbeSett
         accuracy=all_seeds(correct.sum(-1) / count.sum(-1)),
         mean_class_accuracy=all_seeds((correct[..., seen] / count[..., seen]).mean(-1)),
         chosen=all_seeds(chosen),
-        gflops=_gigaflops(protocol, x.shape[2], num_classes, settings, len(rows), len(every), len(candidates)),
+        gflops=_gigaflops(protocol, num_classes, settings, x[0], y, rows, candidates, chosen[0, :1]),
     )
 
 
@@ -322,15 +322,21 @@ def _validation_split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, n
     return np.sort(order[size:]), np.sort(order[:size])
 
 
-def _gigaflops(protocol, d, num_classes, settings, n_fit, n_all, num_candidates) -> float:
-    """The work of the gradient steps; NaN where their number is not known beforehand."""
-    if protocol.fit is not minibatch:
-        return float("nan")
-    epochs, steps, batch = _epochs(settings, n_all)
-    start = _gaussian_start(jax.random.key(0), d, num_classes)
-    one = devices.gigaflops(jax.grad(cross_entropy), start, jnp.zeros((batch, d)), jnp.zeros(batch, jnp.int32))
-    total = epochs * steps
-    if num_candidates > 1:
-        epochs, steps, _ = _epochs(settings, n_fit)
-        total += num_candidates * epochs * steps
-    return one * total
+def _gigaflops(protocol: Protocol, num_classes, settings, x, y, rows, candidates, chosen) -> float:
+    """The work of choosing among the candidates on `rows` and of fitting all rows, for one checkpoint and seed."""
+    every, key = np.arange(len(y)), jax.random.key(0)
+    total = _fit_gigaflops(protocol, num_classes, settings, x, y, every, key, chosen)
+    if len(candidates) > 1:
+        total += _fit_gigaflops(protocol, num_classes, settings, x, y, rows, key, candidates)
+    return total
+
+
+def _fit_gigaflops(protocol, num_classes, settings, x, y, indices, key, values) -> float:
+    fit = functools.partial(protocol.fit, num_classes=num_classes, settings=settings)
+    if protocol.exact:  # how many steps it takes, the data decide
+        with jax.default_matmul_precision("float32"):
+            return flops.gigaflops(fit, x, y, indices, values, key)
+    epochs, steps, batch = _epochs(settings, len(indices))
+    weights = _gaussian_start(key, x.shape[1], num_classes)
+    one = devices.gigaflops(jax.grad(cross_entropy), weights, x[:batch], y[:batch])
+    return one * epochs * steps * len(values)
