@@ -14,8 +14,8 @@ from jax_transfer.records import Features
 
 C = 5
 # Linear classifiers have a file of their own; the others differ from a neighbour in a number.
-ELSEWHERE = ("mi_alpha_0.5", "mi_pca_alpha_0.01", "linear_1", "linear_5", "linear_converged")
-LEARNED = ("mi_alpha_0.01", "mi_pca_alpha_0.5")
+ELSEWHERE = ("mi_alpha_0.01", "mi_alpha_0.5", "mi_pca_alpha_0.01", "linear_1", "linear_5", "linear_converged")
+LEARNED = ("mi_pca_alpha_0.5",)
 JITTED = {name: jax.jit(score, static_argnums=1) for name, score in SCORES.items() if name not in ELSEWHERE}
 
 

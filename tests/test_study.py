@@ -74,8 +74,8 @@ elif point == "between stages":
 main.run()
 """
 slow = pytest.mark.slow
-POINTS = ("in an epoch", "while saving", pytest.param("after saving, before the row", marks=slow), "in the middle of a row",
-          pytest.param("while writing features", marks=slow), pytest.param("between stages", marks=slow))  # fmt: skip
+POINTS = ("in an epoch", "while saving", *(pytest.param(point, marks=slow) for point in (
+    "after saving, before the row", "in the middle of a row", "while writing features", "between stages")))  # fmt: skip
 
 
 def _command(workdir, *arguments, code=("-m", "jax_transfer.main")):
@@ -184,28 +184,37 @@ def test_a_stage_runs_alone_and_adds_only_what_is_missing(clean, tmp_path):
 # --- bad input: one line on stderr, exit code 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--config.pretrain.epoch=5"],
-            "Unknown field of config.pretrain: 'epoch'. Did you mean 'epochs'? Valid: augment, ",
-        ),
-        (["--config.pretrain.epochs=many"], "--config.pretrain.epochs=many"),
-        (
-            ["--config=configs/quickstart.py:tiny"],
-            "Unknown variant of configs/quickstart.py: 'tiny'. Valid: full, smoke.",
-        ),
-        (["--config=configs/absent.py"], "configs/absent.py"),
-        (["--config.model.name=resnet19"], "Did you mean 'resnet1"),
-        (["extra"], "Unexpected argument 'extra'"),
-    ],
-)
-def test_the_command_refuses_in_one_line(tmp_path, arguments, message):
-    done = _command(tmp_path / "w", *arguments)
-    assert done.returncode == 2, done.stderr[-3000:]
-    last = done.stderr.strip().splitlines()
-    assert len(last) == 1 and last[0].startswith("jax_transfer: ") and message in last[0], done.stderr
+REFUSED = {
+    "--config.pretrain.epoch=5": "Unknown field of config.pretrain: 'epoch'. Did you mean 'epochs'? Valid: augment, ",
+    "--config.pretrain.epochs=many": "--config.pretrain.epochs=many",
+    "--config=configs/quickstart.py:tiny": "Unknown variant of configs/quickstart.py: 'tiny'. Valid: full, smoke.",
+    "--config=configs/absent.py": "configs/absent.py",
+    "--config.model.name=resnet19": "Did you mean 'resnet1",
+    "extra": "Unexpected argument 'extra'",
+}
+
+# The command once for each word of its first argument, in children of a process that has imported it.
+CHILDREN = """
+import os, sys
+from jax_transfer import main
+words, sys.argv[1:] = sys.argv[1].split("|"), sys.argv[2:]
+for word in words:
+    child = os.fork()
+    if not child:
+        sys.argv.append(word)
+        main.run()
+    print(f"{word}: exit code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=sys.stderr, flush=True)
+"""
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+    done = _command(tmp_path / "w", code=("-c", CHILDREN, "|".join(REFUSED)))
+    lines = iter(done.stderr.strip().splitlines())
+    for argument, message in REFUSED.items():
+        said = next(lines)
+        assert said.startswith("jax_transfer: ") and message in said, done.stderr
+        assert next(lines) == f"{argument}: exit code 2", done.stderr
+    assert next(lines, None) is None
 
 
 def test_divergence_stops_with_the_step_and_keeps_the_last_good_epoch(clean, tmp_path):

@@ -42,7 +42,7 @@ def trust_rows(
             cells[title] = tables.EN_DASH if mean[column] is None else f"{100 * mean[column]:.{decimals[terminal]}f}"
             if title == "Kendall":
                 ends = mean["kendall_low"], mean["kendall_high"]
-                cells[INTERVAL] = tables.EN_DASH if None in ends else "{:.0f}..{:.0f}".format(*(100 * e for e in ends))
+                cells[INTERVAL] = tables.EN_DASH if None in ends else "{}..{}".format(*(round(100 * e) for e in ends))
         work = _mean(row["gflops"] for row in score_rows if row["score"] == score)
         cells["GFLOPS"] = tables.EN_DASH if work is None else f"{work:.2g}" if 0.01 <= work < 100 else f"{work:.0e}"
         found.append((-2 if mean["kendall"] is None else mean["kendall"], cells))
