@@ -39,13 +39,11 @@ for what in step18 step50 epoch; do
   step "train_$what" "${BENCHMARK_LIMIT:-420}" \
     "$python" tests/benchmarks/train_step.py --what "$what" --out "$out/train_$what.json"
 done
-step logme "${BENCHMARK_LIMIT:-420}" "$python" tests/benchmarks/logme.py
-# logme.py prints its one JSON line among what libraries may say.
-if result=$(grep '^{' "$out/logme.log" | tail -n 1); then
-  echo "$result" >"$out/logme.json"
-else
-  failed+=("logme.json: there is no result in logme.log")
-fi
+for what in logme nleep probe; do
+  step "$what" "${BENCHMARK_LIMIT:-420}" "$python" "tests/benchmarks/$what.py" --runs=1
+  # A JSON line for the GPU and one for the CPU, among what libraries may say.
+  grep '^{' "$out/$what.log" >"$out/$what.jsonl" || failed+=("$what.jsonl: there is no result in $what.log")
+done
 step study "${STUDY_LIMIT:-1200}" \
   "$python" -m jax_transfer.main --config=configs/cifar10_to_mnist.py --workdir="$workdir"
 

@@ -54,6 +54,12 @@ def main():
     for name, default in (("checkpoints", 16), ("n", 5000), ("d", 512), ("classes", 100), ("runs", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     flags = parser.parse_args()
+    for device in dict.fromkeys((jax.devices()[0], jax.devices("cpu")[0])):  # where there is a GPU: on both
+        with jax.default_device(device):
+            compare(flags, device.device_kind)
+
+
+def compare(flags, device_kind):
     x, y = relu_features(np.random.default_rng(0), flags.checkpoints, flags.n, flags.d, flags.classes)
     x_device, y_device = jnp.asarray(x), jnp.asarray(y)
     ours = jax.jit(jax.vmap(lambda x, y: logme(x, y, flags.classes), in_axes=(0, None)))
@@ -70,7 +76,7 @@ def main():
         seconds["numpy"].append(time.perf_counter() - start)
     medians = {name: statistics.median(runs) for name, runs in seconds.items()}
     report = {
-        "device": jax.devices()[0].device_kind,
+        "device": device_kind,
         "sizes": {k: v for k, v in vars(flags).items() if k != "runs"},
         "ours_seconds": round(medians["ours"], 3),
         "numpy_seconds": round(medians["numpy"], 3),

@@ -57,7 +57,7 @@ def timed(function, *arguments):
     return time.perf_counter() - start, result
 
 
-def compare(name, n, d, num_classes, runs, peer_dtype):
+def compare(name, n, d, num_classes, runs, peer_dtype, device_kind):
     x, y = power_law_features(np.random.default_rng(0), n, d, num_classes)
     x_device, y_device = jnp.asarray(x), jnp.asarray(y)
     first, _ = timed(ours, x_device, y_device, num_classes, 0)
@@ -78,7 +78,7 @@ def compare(name, n, d, num_classes, runs, peer_dtype):
     medians = {who: statistics.median(times) for who, times in seconds.items()}
     report = {
         "name": name,
-        "device": jax.devices()[0].device_kind,
+        "device": device_kind,
         "n": n,
         "d": d,
         "classes": num_classes,
@@ -101,8 +101,11 @@ def main():
     parser.add_argument("--peer-float32", action="store_true")
     flags = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
-    for name, sizes in (SMALL if flags.small else SIZES).items():
-        compare(name, *sizes, flags.runs, np.float32 if flags.peer_float32 else np.float64)
+    for device in dict.fromkeys((jax.devices()[0], jax.devices("cpu")[0])):  # where there is a GPU: on both
+        with jax.default_device(device):
+            for name, sizes in (SMALL if flags.small else SIZES).items():
+                peer_dtype = np.float32 if flags.peer_float32 else np.float64
+                compare(name, *sizes, flags.runs, peer_dtype, device.device_kind)
 
 
 if __name__ == "__main__":

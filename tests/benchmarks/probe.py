@@ -68,6 +68,12 @@ def main():
     if flags.small:
         vars(flags).update(SMALL)
     warnings.simplefilter("ignore", ConvergenceWarning)
+    for device in dict.fromkeys((jax.devices()[0], jax.devices("cpu")[0])):  # where there is a GPU: on both
+        with jax.default_device(device):
+            compare(flags, device.device_kind)
+
+
+def compare(flags, device_kind):
     x, y = features(flags)
     n, rows = flags.n, np.arange(flags.n)
     x_device, y_device, l2 = jnp.asarray(x[:, :n]), jnp.asarray(y[:n]), jnp.asarray(L2)
@@ -105,7 +111,7 @@ def main():
     peer_objectives, peer_accuracies = results(lambda i, j: expected[i][j][0])
     medians = {name: statistics.median(runs) for name, runs in seconds.items()}
     report = {
-        "device": jax.devices()[0].device_kind,
+        "device": device_kind,
         "sizes": {name: getattr(flags, name) for name in SMALL},
         "features": "power law" if flags.power_law else "relu",
         "ours_seconds": round(medians["ours"], 3),
