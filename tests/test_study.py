@@ -195,8 +195,9 @@ REFUSED = {
 
 # The command once for each word of its first argument, in children of a process that has imported it.
 CHILDREN = """
-import os, sys
+import os, sys, warnings
 from jax_transfer import main
+warnings.simplefilter("ignore")  # a child forks from threads that it never calls
 words, sys.argv[1:] = sys.argv[1].split("|"), sys.argv[2:]
 for word in words:
     child = os.fork()
