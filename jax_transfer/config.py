@@ -20,7 +20,7 @@ from jax_transfer.training.trajectory import evaluated_epochs
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings
 
-STAGES = ("pretrain", "features", "probe", "finetune", "scores", "report")
+STAGES = ("pretrain", "features", "probe", "finetune", "scores", "spectral", "report")
 
 # What may change between two runs in one working directory: it adds or leaves out work, but no result
 # that is already there would come out otherwise.
@@ -108,6 +108,15 @@ def default_config() -> ConfigDict:
 
     # Keys of jax_transfer.analysis.SCORES, and of jax_transfer.transfer.finetune.FINETUNE_SCORES.
     config.scores = ("logme", "leep", "nce")
+
+    config.spectral = ConfigDict()
+    # Rows of a feature matrix that are decomposed together, as in the paper; unset: the whole data set.
+    config.spectral.batch_size = config_dict.placeholder(int)
+    config.spectral.batch_size = 128
+    # Of the probes on the components.
+    config.spectral.epochs = 50
+    # Test images that t-SNE shows; 0 for none.
+    config.spectral.embedded_images = 2000
 
     config.data = ConfigDict()
     # A decoded data set of at most this size is held in device memory; a larger one is streamed.

@@ -73,6 +73,7 @@ class Rows:
         self.row_type, self.key_fields = ROWS[name]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.rows = [self._parse(line) for line in self._whole_lines()]
+        self._keys = set(map(self.key, self.rows))
         self._lock = threading.Lock()
 
     def _whole_lines(self) -> list[str]:
@@ -100,7 +101,7 @@ class Rows:
         return tuple(getattr(row, field) for field in self.key_fields)
 
     def __contains__(self, key: tuple) -> bool:
-        return any(self.key(row) == key for row in self.rows)
+        return key in self._keys
 
     def append(self, row) -> None:
         if self.key(row) in self:
@@ -110,6 +111,7 @@ class Rows:
             file.flush()
             os.fsync(file.fileno())
         self.rows.append(row)
+        self._keys.add(self.key(row))
 
     def forget_failures(self) -> None:
         """Drops the rows of what failed, so that it is tried again."""
@@ -119,6 +121,7 @@ class Rows:
     def replace(self, rows) -> None:
         """Writes the whole file anew; a kill leaves the old file or the new one."""
         self.rows = list(rows)
+        self._keys = set(map(self.key, self.rows))
         write_atomically(self.path, "".join(map(_line, self.rows)).encode())
 
 

@@ -80,6 +80,7 @@ def show(work: Workspace) -> None:
         "probe": f"{', '.join(config.probe.methods)}: {epochs}",
         "finetune": epochs,
         "scores": ", ".join(config.scores),
+        "spectral": f"components, spectra and t-SNE: {epochs}",
         "report": "report/index.html",
     }
     seconds = {

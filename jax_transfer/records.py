@@ -90,6 +90,60 @@ class ScoreRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class SpectralRow:
+    """Accuracy of a probe on one spectral component. stage: pretrained or finetuned; rank: mean over batches."""
+
+    checkpoint: str
+    epoch: int
+    target: str
+    stage: str
+    component: str
+    rank: float
+    accuracy: float
+    error: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectrumRow:
+    """The spectrum of the features of all training images. shares: of the sum of singular values, at some `places` (from 1)."""
+
+    checkpoint: str
+    epoch: int
+    target: str
+    stage: str
+    rank: int
+    effective_rank: float
+    decay: float
+    places: list[int]
+    shares: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class SimilarityRow:
+    """How alike two checkpoints represent the same test images; both in [0, 1]."""
+
+    checkpoint: str
+    other: str
+    target: str
+    stage: str
+    cka: float
+    overlap: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingRow:
+    """t-SNE of the features of some test images: coordinates and labels, in the same order."""
+
+    checkpoint: str
+    epoch: int
+    target: str
+    stage: str
+    x: list[float]
+    y: list[float]
+    labels: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
 class RankingRow:
     target: str
     method: str
@@ -115,6 +169,10 @@ ROWS = {
     "pretrain": (PretrainRow, ("source", "epoch")),
     "transfer": (TransferRow, ("checkpoint", "target", "method", "seed")),
     "scores": (ScoreRow, ("checkpoint", "target", "score")),
+    "spectral": (SpectralRow, ("checkpoint", "target", "stage", "component")),
+    "spectrum": (SpectrumRow, ("checkpoint", "target", "stage")),
+    "similarity": (SimilarityRow, ("checkpoint", "other", "target", "stage")),
+    "embedding": (EmbeddingRow, ("checkpoint", "target", "stage")),
     "ranking": (RankingRow, ("target", "method", "score")),
 }
 

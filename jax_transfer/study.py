@@ -1,19 +1,17 @@
 """The stages of a study in their order. They talk only through the working directory, so each can run alone."""
 
-import math
 import time
 
-import jax
-
 from jax_transfer import config as settings
-from jax_transfer import devices, logs
+from jax_transfer import logs
 from jax_transfer.analysis import ranking_row
+from jax_transfer.finetuning import finetunes
 from jax_transfer.logs import Rows, log
 from jax_transfer.pretraining import pretrain
-from jax_transfer.records import Snapshot, TransferRow
+from jax_transfer.records import TransferRow
 from jax_transfer.report.page import write_report
 from jax_transfer.scoring import scores
-from jax_transfer.transfer.finetune import finetune
+from jax_transfer.spectra import spectral
 from jax_transfer.transfer.probe import PROTOCOLS, probe
 from jax_transfer.workspace import Workspace
 
@@ -46,7 +44,7 @@ def probes(work: Workspace) -> None:
                     continue
                 log.warning("%s of checkpoint %s on %s is left out: %s.", method, snapshot.name, target, error)
                 for seed in seeds:
-                    rows.append(_transfer_row(work, snapshot, target, method, seed, error=error))
+                    rows.append(work.transfer_row(snapshot, target, method, seed, error=error))
             for group in work.groups(sound, target):
                 log.info("%s on %s: %d checkpoints", method, target, len(group))
                 start = time.perf_counter()
@@ -63,8 +61,7 @@ def probes(work: Workspace) -> None:
                 for i, snapshot in enumerate(group):
                     for s, seed in enumerate(seeds):
                         rows.append(
-                            _transfer_row(
-                                work,
+                            work.transfer_row(
                                 snapshot,
                                 target,
                                 method,
@@ -76,72 +73,6 @@ def probes(work: Workspace) -> None:
                                 gflops=result.gflops,
                             )
                         )
-
-
-def _transfer_row(work: Workspace, snapshot: Snapshot, target: str, method: str, seed: int, **measured) -> TransferRow:
-    numbers = ("learning_rate", "accuracy", "mean_class_accuracy", "seconds", "gflops")
-    return TransferRow(
-        checkpoint=snapshot.name,
-        epoch=snapshot.epoch,
-        target=target,
-        method=method,
-        seed=seed,
-        num_train=len(work.source(target, "train")),
-        num_test=len(work.source(target, "test")),
-        **{**dict.fromkeys(numbers, math.nan), **measured},
-    )
-
-
-def finetunes(work: Workspace) -> None:
-    """Fine-tunes every evaluated checkpoint on every target, a row as soon as each is done."""
-    rows = Rows(work.results, "transfer")
-    rows.forget_failures()
-    mesh = devices.make_mesh(sweep=jax.device_count())
-    for target in work.config.targets:
-        tuning = settings.finetune_settings(work.config, target)
-        net = work.net(work.source(target, "train").num_classes)
-        for seed in range(work.config.seed, work.config.seed + tuning.num_seeds):
-            missing = [s for s in work.snapshots if (s.name, target, "finetune", seed) not in rows]
-            if not missing:
-                continue
-            train, test = (work.feed(target, split).on(mesh) for split in ("train", "test"))
-            tuned = finetune(
-                [f"checkpoint {snapshot.name}" for snapshot in missing],
-                lambda i, missing=missing: work.model(missing[i]),
-                net,
-                train,
-                test,
-                work.preprocessing,
-                tuning,
-                mesh,
-                seed,
-                work.config.data.eval_batch_size,
-            )
-            for done in tuned:
-                snapshot = missing[done.index]
-                rows.append(
-                    _transfer_row(
-                        work,
-                        snapshot,
-                        target,
-                        "finetune",
-                        seed,
-                        learning_rate=tuning.optimizer.learning_rate,
-                        accuracy=done.accuracy,
-                        mean_class_accuracy=done.mean_class_accuracy,
-                        seconds=done.seconds,
-                        gflops=done.gflops,
-                        error="" if done.diverged_at is None else f"the loss is not finite at step {done.diverged_at}",
-                    )
-                )
-                log.info(
-                    "finetune checkpoint %s on %s, seed %d: accuracy %.4f (%.1f s)",
-                    snapshot.name,
-                    target,
-                    seed,
-                    done.accuracy,
-                    done.seconds,
-                )
 
 
 def report(work: Workspace) -> None:
@@ -174,5 +105,6 @@ STAGES = {
     "probe": probes,
     "finetune": finetunes,
     "scores": scores,
+    "spectral": spectral,
     "report": report,
 }

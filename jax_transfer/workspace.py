@@ -20,7 +20,7 @@ from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features import extract
 from jax_transfer.logs import log
 from jax_transfer.models import Net
-from jax_transfer.records import Features, InputError, Snapshot
+from jax_transfer.records import Features, InputError, Snapshot, TransferRow
 from jax_transfer.training.trajectory import Trajectory, abstract, evaluated_epochs
 
 
@@ -147,11 +147,25 @@ class Workspace:
             labels=jnp.asarray(np.stack([f.labels for f in found])),
         )
 
-    def groups(self, snapshots: list[Snapshot], dataset: str) -> list[list[Snapshot]]:
-        """Splits checkpoints so that the stacked features of a group fit the budget; as equal as possible."""
+    def transfer_row(self, snapshot: Snapshot, target: str, method: str, seed: int, **measured) -> TransferRow:
+        """A row of results/transfer.jsonl; what was not measured is NaN."""
+        numbers = ("learning_rate", "accuracy", "mean_class_accuracy", "seconds", "gflops")
+        return TransferRow(
+            checkpoint=snapshot.name,
+            epoch=snapshot.epoch,
+            target=target,
+            method=method,
+            seed=seed,
+            num_train=len(self.source(target, "train")),
+            num_test=len(self.source(target, "test")),
+            **{**dict.fromkeys(numbers, math.nan), **measured},
+        )
+
+    def groups(self, snapshots: list[Snapshot], dataset: str, copies: int = 1) -> list[list[Snapshot]]:
+        """Splits checkpoints so that `copies` of the stacked features of a group fit the budget; as equal as possible."""
         images = sum(len(self.source(dataset, split)) for split in ("train", "test"))
         widest = max(self.source(source, "train").num_classes for source in self.sources)
-        bytes_each = images * (self.source_net(self.sources[0]).feature_dim + widest) * 4
+        bytes_each = images * (self.source_net(self.sources[0]).feature_dim + widest) * 4 * copies
         largest = max(1, int(self.config.data.features_gigabytes * 1e9 // bytes_each))
         count = math.ceil(len(snapshots) / largest)
         if count > 1:

@@ -1,0 +1,35 @@
+"""Two-dimensional embeddings of features, for the eye."""
+
+import numpy as np
+from jaxtyping import Float
+
+from jax_transfer.records import InputError
+
+MOST_POINTS = 5000
+
+
+def tsne(x: Float[np.ndarray, "n d"], seed: int = 0, perplexity: float = 30.0) -> Float[np.ndarray, "n 2"]:
+    """t-SNE (van der Maaten and Hinton, JMLR 2008) by scikit-learn, started from the first two principal components.
+
+    Distances within a cluster mean more than those between clusters, and sizes of clusters mean nothing.
+
+    Args:
+      x: features of a few thousand samples at most: it takes about 10 s for 2,000 on a CPU.
+      seed: of the optimisation.
+      perplexity: about how many neighbours count; fewer for fewer than 90 samples.
+
+    Raises:
+      InputError: for fewer than 4 or more than 5,000 samples, or features that are not finite.
+    """
+    import sklearn.manifold  # here, because it takes a second
+
+    x = np.asarray(x, np.float32)
+    n = len(x)
+    if not 4 <= n <= MOST_POINTS:
+        raise InputError(f"x has {n} samples: t-SNE takes 4 to {MOST_POINTS:,}; pass a random part of them.")
+    if not np.isfinite(x).all():
+        raise InputError("x holds values that are NaN or infinite.")
+    x = x - x.mean(0)
+    x = x / (np.abs(x).max() or 1)
+    method = sklearn.manifold.TSNE(perplexity=min(perplexity, (n - 1) / 3), init="pca", random_state=seed)
+    return method.fit_transform(x)

@@ -1,0 +1,102 @@
+"""The stage of a study that fine-tunes, and the features of the models that come out of it."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import jax
+
+from jax_transfer import config as settings
+from jax_transfer import devices, logs
+from jax_transfer.features import extract
+from jax_transfer.logs import Rows, log
+from jax_transfer.records import Features, Snapshot
+from jax_transfer.transfer.finetune import Finetuned, finetune
+from jax_transfer.workspace import Workspace
+
+
+def finetunes(work: Workspace) -> None:
+    """Fine-tunes every evaluated checkpoint on every target, a row as soon as each is done."""
+    rows = Rows(work.results, "transfer")
+    rows.forget_failures()
+    for target in work.config.targets:
+        tuning = settings.finetune_settings(work.config, target)
+        for seed in range(work.config.seed, work.config.seed + tuning.num_seeds):
+            missing = [s for s in work.snapshots if (s.name, target, "finetune", seed) not in rows]
+            keep = "spectral" in work.config.stages and seed == work.config.seed
+            for snapshot, done in _finetune(work, missing, target, seed, keep_features=keep):
+                rows.append(
+                    work.transfer_row(
+                        snapshot,
+                        target,
+                        "finetune",
+                        seed,
+                        learning_rate=tuning.optimizer.learning_rate,
+                        accuracy=done.accuracy,
+                        mean_class_accuracy=done.mean_class_accuracy,
+                        seconds=done.seconds,
+                        gflops=done.gflops,
+                        error="" if done.diverged_at is None else f"the loss is not finite at step {done.diverged_at}",
+                    )
+                )
+                log.info(
+                    "finetune checkpoint %s on %s, seed %d: accuracy %.4f (%.1f s)",
+                    snapshot.name,
+                    target,
+                    seed,
+                    done.accuracy,
+                    done.seconds,
+                )
+
+
+def tuned_features(work: Workspace, snapshot: Snapshot, target: str, split: str) -> Features:
+    """Features of a checkpoint that was fine-tuned on the target (first seed): as the fine-tuning left them on disk.
+
+    Where they are not on disk, the checkpoint is fine-tuned again.
+    """
+    path = _path(work, snapshot, target, split)
+    found = extract.load(path)
+    if found is None:
+        log.info("The features of checkpoint %s fine-tuned on %s are missing: it is tuned again.", snapshot.name, target)
+        for _ in _finetune(work, [snapshot], target, work.config.seed, keep_features=True):
+            found = extract.load(path)
+    return found
+
+
+def _finetune(
+    work: Workspace, snapshots: list[Snapshot], target: str, seed: int, keep_features: bool
+) -> Iterator[tuple[Snapshot, Finetuned]]:
+    if not snapshots:
+        return
+    mesh = devices.make_mesh(sweep=jax.device_count())
+    net = work.net(work.source(target, "train").num_classes)
+    forward = extract.make_forward(net, work.preprocessing, work.mesh)
+    tuned = finetune(
+        [f"checkpoint {snapshot.name}" for snapshot in snapshots],
+        lambda i: work.model(snapshots[i]),
+        net,
+        *(work.feed(target, split).on(mesh) for split in ("train", "test")),
+        work.preprocessing,
+        settings.finetune_settings(work.config, target),
+        mesh,
+        seed,
+        work.config.data.eval_batch_size,
+    )
+    for done in tuned:
+        snapshot = snapshots[done.index]
+        if keep_features:  # before the row, so that a kill in between leaves nothing out
+            model = devices.replicate(done.model, work.mesh)
+            for split in ("train", "test"):
+                found = extract.extract(forward, model, work.feed(target, split), work.config.data.eval_batch_size)
+                extract.save(_path(work, snapshot, target, split), found)
+        yield snapshot, done
+
+
+def _path(work: Workspace, snapshot: Snapshot, target: str, split: str):
+    """Named by what determines the fine-tuned model, for the model itself is not kept."""
+    tuning = json.dumps(dataclasses.asdict(settings.finetune_settings(work.config, target)), sort_keys=True)
+    made_from = (work.model_fingerprint(snapshot), work.source(target, "train").fingerprint, tuning, work.config.seed)
+    key = extract.cache_key(
+        f"fine-tuned {made_from}", work.config.model.to_dict(), work.preprocessing, work.source(target, split)
+    )
+    return work.workdir / "features" / f"{key}.npz"

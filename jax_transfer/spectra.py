@@ -1,0 +1,172 @@
+"""The stage of a study that explains: spectral components, similarities and t-SNE of the features of each checkpoint.
+
+Before fine-tuning (`pretrained`) and after it (`finetuned`, where it was run), so that Table 1 and Figures 4 and 5 of
+"Towards Inadequately Pre-trained Models" come out of one run.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import jax.numpy as jnp
+import numpy as np
+
+from jax_transfer.analysis.embedding import tsne
+from jax_transfer.analysis.spectral import (
+    batched_spectral_components,
+    effective_rank,
+    main_rank,
+    similarities,
+    singular_values,
+    spectral_decay,
+)
+from jax_transfer.features import extract
+from jax_transfer.finetuning import tuned_features
+from jax_transfer.logs import Rows, log
+from jax_transfer.records import EmbeddingRow, Features, SimilarityRow, Snapshot, SpectralRow, SpectrumRow
+from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
+from jax_transfer.workspace import Workspace
+
+COMPONENTS = ("full", "main", "residual")
+SIMILARITY_IMAGES = 1000
+PLACES = 60  # of the spectrum that a row holds, evenly spaced on a logarithmic axis
+
+Load = Callable[[Snapshot, str], Features]  # (checkpoint, split) -> features
+
+
+def spectral(work: Workspace) -> None:
+    """Components, spectra, similarities and embeddings for every target, before and after fine-tuning."""
+    Rows(work.results, "spectral").forget_failures()
+    transfer = Rows(work.results, "transfer").rows
+    for target in work.config.targets:
+        _explain(work, target, "pretrained", work.snapshots, lambda s, split, t=target: work.features(s, t, split))
+        tuned = {row.checkpoint for row in transfer if (row.target, row.method) == (target, "finetune")}
+        done = [snapshot for snapshot in work.snapshots if snapshot.name in tuned]
+        _explain(work, target, "finetuned", done, lambda s, split, t=target: tuned_features(work, s, t, split))
+
+
+def _explain(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
+    if not snapshots:
+        return
+    log.info("spectral components on %s, %s: %d checkpoints", target, stage, len(snapshots))
+    sound = list(_sound(work, target, stage, snapshots, load))
+    _components(work, target, stage, sound, load)
+    _spectra(work, target, stage, sound, load)
+    _similarities(work, target, stage, sound, load)
+    _embeddings(work, target, stage, sound, load)
+
+
+def _sound(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> Iterator[Snapshot]:
+    """Those whose features are finite; each other one is a row that says what is wrong."""
+    rows, num_classes = Rows(work.results, "spectral"), work.source(target, "train").num_classes
+    for snapshot in snapshots:
+        problems = (extract.problem(load(snapshot, split), num_classes) for split in ("train", "test"))
+        error = next(filter(None, problems), "")
+        if not error:
+            yield snapshot
+            continue
+        log.warning("checkpoint %s on %s, %s, is left out: %s.", snapshot.name, target, stage, error)
+        for component in COMPONENTS:
+            rows.append(SpectralRow(snapshot.name, snapshot.epoch, target, stage, component, math.nan, math.nan, error))
+
+
+def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
+    """A probe on the full features, the main and the residual component of each batch of 128, as in Table 1."""
+    rows, spectral = Rows(work.results, "spectral"), work.config.spectral
+    missing = [s for s in snapshots if not all((s.name, target, stage, c) in rows for c in COMPONENTS)]
+    settings = ProbeSettings(epochs=spectral.epochs, batch_size=128, learning_rates=(0.01,))
+    num_classes = work.source(target, "train").num_classes
+    for group in work.groups(missing, target, copies=len(COMPONENTS)):
+        splits, ranks = {}, []
+        for split in ("train", "test"):
+            order = np.random.default_rng(work.config.seed).permutation(len(work.source(target, split)))
+            stacked = []
+            for snapshot in group:
+                found = load(snapshot, split)
+                x = jnp.asarray(found.features[order])
+                parts = batched_spectral_components(x, spectral.batch_size or len(x))
+                stacked += [x, parts.main, parts.residual]
+                if split == "train":
+                    most = min(spectral.batch_size or len(x), *x.shape)
+                    kept = float(jnp.mean(parts.rank))
+                    ranks.append({"full": float(most), "main": kept, "residual": most - kept})
+            splits[split] = jnp.stack(stacked), found.labels[order]
+        result = probe(PROTOCOLS["probe"], splits["train"], splits["test"], num_classes, settings, work.config.seed)
+        accuracies = result.accuracy[:, 0].reshape(len(group), len(COMPONENTS))
+        for snapshot, rank, accuracy in zip(group, ranks, accuracies, strict=True):
+            for component, value in zip(COMPONENTS, accuracy, strict=True):
+                rows.append(
+                    SpectralRow(
+                        snapshot.name, snapshot.epoch, target, stage, component, rank[component], float(value)
+                    )
+                )
+
+
+def _spectra(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
+    rows = Rows(work.results, "spectrum")
+    for snapshot in snapshots:
+        if (snapshot.name, target, stage) in rows:
+            continue
+        s = singular_values(jnp.asarray(load(snapshot, "train").features))
+        places = np.unique(np.geomspace(1, len(s), PLACES).round().astype(int))
+        shares = np.asarray(s / jnp.maximum(jnp.sum(s), jnp.finfo(s.dtype).tiny))[places - 1]
+        rows.append(
+            SpectrumRow(
+                snapshot.name,
+                snapshot.epoch,
+                target,
+                stage,
+                rank=int(main_rank(s)),
+                effective_rank=float(effective_rank(s)),
+                decay=float(spectral_decay(s)),
+                places=places.tolist(),
+                shares=shares.tolist(),
+            )
+        )
+
+
+def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
+    rows = Rows(work.results, "similarity")
+    names = [snapshot.name for snapshot in snapshots]
+    if not names or all((a, b, target, stage) in rows for a in names for b in names):
+        return
+    images = _some_images(work, target, SIMILARITY_IMAGES)
+    found = similarities(jnp.stack([load(snapshot, "test").features[images] for snapshot in snapshots]))
+    cka, overlap = np.asarray(found.cka, float), np.asarray(found.overlap, float)
+    new = [
+        SimilarityRow(a, b, target, stage, cka[i, j], overlap[i, j])
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+    ]
+    rows.replace([row for row in rows.rows if (row.target, row.stage) != (target, stage)] + new)
+
+
+def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
+    """Figure 4: of each source, the checkpoint of highest FE accuracy and the last one."""
+    rows, transfer = Rows(work.results, "embedding"), Rows(work.results, "transfer").rows
+    accuracy = {r.checkpoint: r.accuracy for r in transfer if (r.target, r.method, r.error) == (target, "probe", "")}
+    images = _some_images(work, target, work.config.spectral.embedded_images)
+    for source in work.sources:
+        own = [snapshot for snapshot in snapshots if snapshot.source == source]
+        chosen = {max(own, key=lambda s: accuracy.get(s.name, -1)), own[-1]} if own and len(images) else ()
+        for snapshot in sorted(chosen, key=own.index):
+            if (snapshot.name, target, stage) in rows:
+                continue
+            found = load(snapshot, "test")
+            x, y = tsne(found.features[images], seed=work.config.seed).T
+            rows.append(
+                EmbeddingRow(
+                    snapshot.name,
+                    snapshot.epoch,
+                    target,
+                    stage,
+                    x=x.round(2).tolist(),
+                    y=y.round(2).tolist(),
+                    labels=found.labels[images].tolist(),
+                )
+            )
+
+
+def _some_images(work: Workspace, target: str, count: int) -> np.ndarray:
+    """The same random test images for all checkpoints."""
+    n = len(work.source(target, "test"))
+    return np.sort(np.random.default_rng(work.config.seed).permutation(n)[:count])
