@@ -14,7 +14,8 @@ The paper does not print the optimizer of its pre-training and fine-tuning: pre-
 recipe for 95 % (SGD 0.9, learning rate 0.1 with a cosine, weight decay 5e-4, crop and flip). Ours: not
 measured yet.
 
-Variants: `full`; `smoke`, the same study shrunk to two CPU cores and a few minutes.
+Variants: `full`; `reduced`, a narrower network, fewer images and epochs, for two CPU cores and less than an hour; `smoke`,
+for a few minutes.
 """
 
 from jax_transfer.choose import choose
@@ -37,12 +38,27 @@ def full():
     config.probe.epochs = 100
     config.finetune.epochs = 100
     config.finetune.optimizer.schedule = "cosine"
-    config.overrides = {TABLE_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 50}}}
+    config.overrides = {TABLE_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 50, "checkpoints": "5,200"}}}
+    return config
+
+
+def reduced():
+    config = full()
+    config.name = "CIFAR-10 to MNIST, reduced"
+    config.model.width = 16
+    config.source.dataset = "tfds:cifar10?train=20000"
+    config.pretrain.epochs = 24
+    config.trajectory.epochs = "0,1,2,3,5,8,12,18,24"
+    table_1 = "tfds:mnist?train=10000"
+    config.targets = (FIGURE_1, table_1)
+    config.finetune.epochs = 30
+    config.overrides = {table_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 5, "checkpoints": "1,3,5,24"}}}
     return config
 
 
 def smoke():
     config = full()
+    config.spectral.embedded_images = 500
     config.model.name = "resnet10"
     config.model.width = 16
     config.source.dataset = "tfds:cifar10?train=5000&test=1000"
@@ -57,4 +73,6 @@ def smoke():
 
 
 def get_config(variant: str = "full"):
-    return choose({"full": full, "smoke": smoke}, variant, "variant of configs/cifar10_to_mnist.py")()
+    return choose(
+        {"full": full, "reduced": reduced, "smoke": smoke}, variant, "variant of configs/cifar10_to_mnist.py"
+    )()

@@ -65,6 +65,7 @@ def full():
     config.finetune.steps = 9000
     config.finetune.augment = ("random_crop", "flip")
     config.finetune.optimizer.schedule = "cosine"
+    config.stages = ("pretrain", "features", "probe", "finetune", "scores", "report")
     config.scores = (*TABLE, "logme", "nce", "h_score", "transrate")
     return config
 

@@ -9,6 +9,7 @@ import json
 from ml_collections import ConfigDict, config_dict
 
 from jax_transfer.analysis import SCORES
+from jax_transfer.analysis.embedding import MOST_POINTS
 from jax_transfer.choose import choose
 from jax_transfer.data.augment import AUGMENTATIONS
 from jax_transfer.data.transforms import INTERPOLATIONS, Preprocessing
@@ -101,6 +102,8 @@ def default_config() -> ConfigDict:
     config.finetune.batch_size = 128
     config.finetune.augment = ()
     config.finetune.num_seeds = 1
+    # Those of the evaluated epochs that are fine-tuned, as in config.trajectory.epochs; unset: all.
+    config.finetune.checkpoints = config_dict.placeholder(str)
     config.finetune.optimizer = _optimizer(learning_rate=0.01)
 
     # Fields of probe and finetune for single targets: {"tfds:cifar10": {"probe": {"epochs": 150}}}.
@@ -174,6 +177,8 @@ def check(config: ConfigDict) -> None:
         _positive(section.optimizer.learning_rate, f"{where}.optimizer.learning_rate")
         _positive(section.batch_size, f"{where}.batch_size")
         _positive(section.epochs, f"{where}.epochs")
+        if name == "finetune" and section.checkpoints:
+            evaluated_epochs(section.checkpoints, config.pretrain.epochs)
     for target in config.targets:
         settings = probe_settings(config, target)
         for method in settings.methods:
@@ -184,6 +189,14 @@ def check(config: ConfigDict) -> None:
             raise InputError("config.probe.learning_rates and config.probe.l2 need at least one value each.")
         if not 0 < settings.validation_fraction < 1:
             raise InputError(f"config.probe.validation_fraction = {settings.validation_fraction}: must lie in (0, 1).")
+    _positive(config.spectral.epochs, "config.spectral.epochs")
+    if config.spectral.batch_size is not None:
+        _positive(config.spectral.batch_size, "config.spectral.batch_size")
+    if not 0 <= config.spectral.embedded_images <= MOST_POINTS or 0 < config.spectral.embedded_images < 4:
+        raise InputError(
+            f"config.spectral.embedded_images = {config.spectral.embedded_images}: t-SNE takes 4 to {MOST_POINTS:,} images, "
+            "and 0 leaves it out."
+        )
     _positive(config.data.eval_batch_size, "config.data.eval_batch_size")
     _positive(config.data.num_threads, "config.data.num_threads")
     evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 
 from jax_transfer import config as settings
-from jax_transfer import devices, logs
+from jax_transfer import devices
 from jax_transfer.features import extract
 from jax_transfer.logs import Rows, log
 from jax_transfer.records import Features, Snapshot
@@ -22,7 +22,7 @@ def finetunes(work: Workspace) -> None:
     for target in work.config.targets:
         tuning = settings.finetune_settings(work.config, target)
         for seed in range(work.config.seed, work.config.seed + tuning.num_seeds):
-            missing = [s for s in work.snapshots if (s.name, target, "finetune", seed) not in rows]
+            missing = [s for s in work.tuned_snapshots(target) if (s.name, target, "finetune", seed) not in rows]
             keep = "spectral" in work.config.stages and seed == work.config.seed
             for snapshot, done in _finetune(work, missing, target, seed, keep_features=keep):
                 rows.append(
@@ -57,7 +57,9 @@ def tuned_features(work: Workspace, snapshot: Snapshot, target: str, split: str)
     path = _path(work, snapshot, target, split)
     found = extract.load(path)
     if found is None:
-        log.info("The features of checkpoint %s fine-tuned on %s are missing: it is tuned again.", snapshot.name, target)
+        log.info(
+            "The features of checkpoint %s fine-tuned on %s are missing: it is tuned again.", snapshot.name, target
+        )
         for _ in _finetune(work, [snapshot], target, work.config.seed, keep_features=True):
             found = extract.load(path)
     return found
@@ -94,7 +96,10 @@ def _finetune(
 
 def _path(work: Workspace, snapshot: Snapshot, target: str, split: str):
     """Named by what determines the fine-tuned model, for the model itself is not kept."""
-    tuning = json.dumps(dataclasses.asdict(settings.finetune_settings(work.config, target)), sort_keys=True)
+    tuning = dataclasses.asdict(settings.finetune_settings(work.config, target))
+    tuning = json.dumps(
+        {**tuning, "checkpoints": None, "num_seeds": None}, sort_keys=True
+    )  # of them, none depends on it
     made_from = (work.model_fingerprint(snapshot), work.source(target, "train").fingerprint, tuning, work.config.seed)
     key = extract.cache_key(
         f"fine-tuned {made_from}", work.config.model.to_dict(), work.preprocessing, work.source(target, split)

@@ -129,7 +129,7 @@ def _gigaflops(work: Workspace, params, stats) -> dict[str, float]:
         optimizer = make_optimizer(tuning.optimizer, 1)
         one = step(target_net, OBJECTIVES["supervised"], optimizer, tuning.augment, tuning.batch_size)
         tuned = total_steps(tuning, sizes[target][0], target) * one + sizes[target][1] * image
-        total["finetune"] += len(work.snapshots) * tuning.num_seeds * tuned
+        total["finetune"] += len(work.tuned_snapshots(target)) * tuning.num_seeds * tuned
         total["scores"] += len(work.snapshots) * early * sizes[target][0] // tuning.batch_size * one
     return {name: value for name, value in total.items() if math.isfinite(value)}
 

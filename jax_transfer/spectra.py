@@ -95,9 +95,7 @@ def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
         for snapshot, rank, accuracy in zip(group, ranks, accuracies, strict=True):
             for component, value in zip(COMPONENTS, accuracy, strict=True):
                 rows.append(
-                    SpectralRow(
-                        snapshot.name, snapshot.epoch, target, stage, component, rank[component], float(value)
-                    )
+                    SpectralRow(snapshot.name, snapshot.epoch, target, stage, component, rank[component], float(value))
                 )
 
 

@@ -82,6 +82,12 @@ class Workspace:
         """The checkpoints to evaluate: "5", or "cifar10/5" where there are several sources."""
         return [self.snapshot(source, epoch) for source in self.sources for epoch in self.epochs]
 
+    def tuned_snapshots(self, target: str) -> list[Snapshot]:
+        """Those to fine-tune on a target."""
+        rule = settings.finetune_settings(self.config, target).checkpoints
+        chosen = evaluated_epochs(rule, self.config.pretrain.epochs) if rule else self.epochs
+        return [snapshot for snapshot in self.snapshots if snapshot.epoch in chosen]
+
     def snapshot(self, source: str, epoch: int) -> Snapshot:
         prefix = f"{_short_names(self.sources)[source]}/" if len(self.sources) > 1 else ""
         return Snapshot(source, epoch, f"{prefix}{epoch}")

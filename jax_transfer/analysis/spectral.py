@@ -13,7 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from jax_transfer.records import InputError
 
-ROUNDING = 1e-6  # of the sum of singular values: ten equal ones reach 80 % with eight, whatever float32 makes of the sum
+ROUNDING = (
+    1e-6  # of the sum of singular values: ten equal ones reach 80 % with eight, whatever float32 makes of the sum
+)
 
 
 @jax.tree_util.register_dataclass

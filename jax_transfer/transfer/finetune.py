@@ -37,6 +37,7 @@ class FinetuneSettings:
     batch_size: int = 128
     augment: tuple[str, ...] = ()
     num_seeds: int = 1
+    checkpoints: str | None = None  # the study's choice of those to fine-tune
     optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009  frozen
 
 
