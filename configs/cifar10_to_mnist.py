@@ -46,13 +46,14 @@ def reduced():
     config = full()
     config.name = "CIFAR-10 to MNIST, reduced"
     config.model.width = 16
-    config.source.dataset = "tfds:cifar10?train=20000"
-    config.pretrain.epochs = 24
-    config.trajectory.epochs = "0,1,2,3,5,8,12,18,24"
-    table_1 = "tfds:mnist?train=10000"
-    config.targets = (FIGURE_1, table_1)
-    config.finetune.epochs = 30
-    config.overrides = {table_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 5, "checkpoints": "1,3,5,24"}}}
+    config.preprocessing.image_size = 24
+    config.source.dataset = "tfds:cifar10?train=15000&test=5000"
+    config.pretrain.epochs = 16
+    config.trajectory.epochs = "0,1,2,3,5,8,12,16"
+    table_1 = "tfds:mnist?train=10000&test=5000"
+    config.targets = (FIGURE_1 + "&test=5000", table_1)
+    config.finetune.epochs = 20
+    config.overrides = {table_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 3, "checkpoints": "2,16"}}}
     return config
 
 

@@ -25,7 +25,7 @@ STAGES = ("pretrain", "features", "probe", "finetune", "scores", "spectral", "re
 
 # What may change between two runs in one working directory: it adds or leaves out work, but no result
 # that is already there would come out otherwise.
-CHANGEABLE = ("stages", "targets", "scores", "trajectory", "data")
+CHANGEABLE = ("stages", "targets", "scores", "trajectory", "data", "paper")
 
 
 def default_config() -> ConfigDict:
@@ -111,6 +111,10 @@ def default_config() -> ConfigDict:
 
     # Keys of jax_transfer.analysis.SCORES, and of jax_transfer.transfer.finetune.FINETUNE_SCORES.
     config.scores = ("logme", "leep", "nce")
+
+    # The paper's accuracies, which the report shows beside ours: ({"target": ("" for the source), "epoch": (ours), "what":
+    # "source", "FE", "FT", "FE main", "FE residual", "FT main" or "FT residual", "accuracy": 0.9, "where": "Table 1"}, ...).
+    config.paper = ()
 
     config.spectral = ConfigDict()
     # Rows of a feature matrix that are decomposed together, as in the paper; unset: the whole data set.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from jax_transfer.records import InputError
-from jax_transfer.report import figures, tables
+from jax_transfer.report import explain, figures, tables
 from jax_transfer.report.style import to_svg
 from jax_transfer.report.tables import METHODS, Row, percent
 from jax_transfer.report.trust import trust_note, trust_rows
@@ -18,6 +18,10 @@ STAGES = {
     "transfer": "probe or finetune",
     "scores": "scores",
     "ranking": "scores",
+    "spectral": "spectral",
+    "spectrum": "spectral",
+    "similarity": "spectral",
+    "embedding": "spectral",
 }
 
 LONG_TABLE = 15  # rows; longer ones are folded
@@ -84,6 +88,8 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     body = [
         *_head(title, config),
         *_answer(results.get("transfer", [])),
+        *_paper(results, config.get("paper") or []),
+        *_why(results),
         *_trust(results),
         *_failures(results),
         *_figure_sections(results, report / "figures"),
@@ -204,6 +210,30 @@ def _answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
+def _paper(results: Mapping[str, Sequence[Row]], paper: Sequence[Row]) -> Iterator[str]:
+    if paper:
+        yield "<h2>Beside the paper</h2>"
+        yield tables.to_html(explain.paper_rows(results, paper))
+
+
+def _why(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """What the spectral components say, in words and as Table 1; the figures stand with the others."""
+    if not results.get("spectral"):
+        return
+    yield "<h2>Why: the spectral components</h2>"
+    yield "<ul>"
+    for name, words in explain.story(results):
+        yield f"<li><strong>{_escape(name)}.</strong> {_escape(words)}</li>"
+    yield "</ul>"
+    yield tables.to_html(explain.table_1(results))
+    yield (
+        '<p class="quiet">The checkpoint of highest FE accuracy and the last one. Accuracy: of the FE probe or of the'
+        " fine-tuned model. Probe: a softmax classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on"
+        " their main component (the fewest singular directions of each batch that hold 80 % of the sum of its singular"
+        " values) and on the residual.</p>"
+    )
+
+
 def _trust(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     yield "<h2>How far each score can be trusted</h2>"
     ranking, scored = results.get("ranking", []), results.get("scores", [])
@@ -217,7 +247,11 @@ def _trust(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
 
 def _failures(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     """What has no value, and why."""
-    what = {"transfer": "method", "scores": "score"}  # file -> the column that says what was tried
+    what = {
+        "transfer": "method",
+        "scores": "score",
+        "spectral": "component",
+    }  # file -> the column that says what was tried
     failed = [
         {"Checkpoint": row["checkpoint"], "Target": row["target"], "What": row[column], "Why": row["error"]}
         for name, column in what.items()
@@ -257,7 +291,7 @@ def inline_svg(svg: str, prefix: str, label: str) -> str:
 
 def _figure_sections(results: Mapping[str, Sequence[Row]], folder: pathlib.Path) -> Iterator[str]:
     taken = set()
-    for title, (needs, draw) in figures.FIGURES.items():
+    for title, (needs, draw) in {**figures.FIGURES, **explain.FIGURES}.items():
         yield f"<h2>{_escape(title)}</h2>"
         missing = [name for name in needs if not results.get(name)]
         if missing:

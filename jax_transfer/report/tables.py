@@ -278,9 +278,11 @@ def to_csv(rows: Sequence[Row], path: pathlib.Path, columns: Sequence[str] | Non
 
 
 def format_value(value) -> str:
-    """A cell's text: four decimals for floats of ordinary size, an en dash for None and NaN."""
+    """A cell's text: four decimals for floats of ordinary size, an en dash for None and NaN, the length of a list."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return EN_DASH
+    if isinstance(value, list):
+        return f"({len(value):,} values)"
     if not isinstance(value, float) or value == 0 or math.isinf(value):
         return printable(value)
     if abs(value) >= 1000:
