@@ -15,7 +15,7 @@ import rich.console
 
 from jax_transfer import records
 from jax_transfer.records import InputError
-from jax_transfer.report import figures, page, style, tables
+from jax_transfer.report import explain, figures, page, style, tables
 
 EPOCHS = (0, 1, 2, 3, 5, 10, 20, 40, 60, 100, 150, 200)
 TARGETS = ("tfds:mnist?per_class=100", "folder:/photos/birds")
@@ -44,8 +44,13 @@ def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list
         "transfer": [],
         "scores": [],
         "ranking": [],
+        "spectral": [],
+        "spectrum": [],
+        "similarity": [],
+        "embedding": [],
     }
     for target in targets:
+        explain_target(results, target, epochs, t)
         means = {
             "probe": 0.965 - 0.035 * (t - math.log(6)) ** 2 / (1 + 0.35 * t),
             "probe_converged": 0.955 - 0.02 * (t - math.log(8)) ** 2 / (1 + 0.4 * t),
@@ -68,6 +73,24 @@ def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list
                 )
                 results["ranking"].append(row)
     return {name: [records.to_json_dict(row) for row in rows] for name, rows in results.items()}
+
+
+def explain_target(results, target, epochs, t):
+    """Main components fall and residual ones rise with the epochs, before fine-tuning more than after it."""
+    for stage, fall in (("pretrained", 0.06), ("finetuned", 0.01)):
+        for e, x in zip(epochs, t, strict=True):
+            parts = {"full": 0.95 - fall * x / 2, "main": 0.9 - fall * x, "residual": 0.5 + fall * x}
+            for component, accuracy in parts.items():
+                rank = {"full": 128.0, "main": 30.5, "residual": 97.5}[component]
+                results["spectral"].append(records.SpectralRow(str(e), e, target, stage, component, rank, accuracy))
+            row = records.SpectrumRow(str(e), e, target, stage, 30, 55.5, 1.2, [1, 2, 4, 8], [0.4, 0.3, 0.2, 0.1])
+            results["spectrum"].append(row)
+            for other in epochs:
+                row = records.SimilarityRow(str(e), str(other), target, stage, 1 - abs(e - other) / 200, 0.7)
+                results["similarity"].append(row)
+        for e in (5, epochs[-1]):
+            points = np.random.default_rng(e).normal(size=(2, 40)).round(2).tolist()
+            results["embedding"].append(records.EmbeddingRow(str(e), e, target, stage, *points, [0, 1, 2, 3] * 10))
 
 
 def write_workdir(workdir, results, config=None):
@@ -224,7 +247,7 @@ def test_page_fetches_nothing(full):
         assert tag not in ("link", "script", "img", "iframe", "base", "object", "embed")
         for name, value in attributes.items():
             if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
-                assert value.startswith("#")
+                assert value.startswith(("#", "data:image/png;base64,"))
     assert all(url.startswith("#") for url in re.findall(r"url\(['\"]?([^)]*)\)", text))
 
 
@@ -265,7 +288,7 @@ def test_a_gain_within_the_spread_of_seeds_is_called_unclear():
 def test_every_figure_is_a_well_formed_file_of_its_own(full):
     workdir, _, text = full
     paths = sorted((workdir / "report" / "figures").glob("*.svg"))
-    assert len(paths) == text.count("<figure>") == 1 + 2 + 2 * 3 * len(SCORES)
+    assert len(paths) == text.count("<figure>") == 1 + 2 + 2 * 3 * len(SCORES) + 2 * 6
     for path in paths:
         width = xml.etree.ElementTree.parse(path).getroot().get("width")
         assert float(width.removesuffix("pt")) == pytest.approx(72 * style.WIDTH)
@@ -292,12 +315,12 @@ def test_hostile_names_are_escaped_everywhere(tmp_path):
     assert "鸟类 $x^2$ [red]\N{REPLACEMENT CHARACTER}" in shown and shown in elements.text
     assert "</pre><b>&" in elements.text
     svgs = list((path.parent / "figures").iterdir())
-    assert len(svgs) == 1 + 4 + 4 * 3
+    assert len(svgs) == 1 + 4 + 4 * 3 + 4 * 6
     drawn = ["".join(xml.etree.ElementTree.parse(svg).getroot().itertext()) for svg in svgs]
     assert any("$x^2$ [red]" in text for text in drawn)  # no formula
 
 
-@pytest.mark.parametrize("missing", ["pretrain", "transfer", "scores", "ranking"])
+@pytest.mark.parametrize("missing", ["pretrain", "transfer", "scores", "ranking", "spectral", "spectrum", "embedding"])
 def test_page_says_which_stage_has_not_run(tmp_path, missing):
     results = make_results(TARGETS[:1], EPOCHS[:4], seeds=(0,))
     del results[missing]
@@ -379,3 +402,64 @@ def test_scores_meet_accuracies_by_checkpoint():
     value = {row["epoch"]: row["value"] for row in scores}
     assert list(dots.get_array()) == [0, 1, 2]
     np.testing.assert_allclose(dots.get_offsets(), [(value[e], accuracy[e]) for e in (0, 1, 2)])
+
+
+# --- why it transfers
+
+
+def test_the_story_says_which_component_each_protocol_follows(full):
+    _, results, _ = full
+    (name, words), *_ = explain.story(results)
+    assert name == "mnist (100 per class)"
+    frozen, tuned = words.split(" FT accuracy ")
+    best = next(r for r in tables.best_checkpoints(results["transfer"]) if r["method"] == "probe")
+    assert f"FE accuracy is highest at epoch {best['best_epoch']} ({tables.percent(best['best_accuracy'])})" in frozen
+    assert f"{100 * best['gain']:.2f} points lower at the last epoch, 200" in frozen
+    assert "follows the residual component" in tuned
+    t = np.log1p(np.array([best["best_epoch"], 200.0]))
+    assert f"main component changes by {-6 * (t[1] - t[0]):+.2f} points" in frozen
+    assert "few for that" not in words  # 12 checkpoints
+    few = make_results(TARGETS[:1], EPOCHS[:4], seeds=(0,))
+    assert "4 checkpoints are few for that" in next(explain.story(few))[1]
+
+
+def test_the_story_is_silent_without_accuracies_to_explain():
+    results = make_results(TARGETS[:1], EPOCHS[:4])
+    assert list(explain.story({**results, "transfer": []})) == []
+    assert list(explain.story({})) == []
+
+
+def test_table_1_holds_the_best_frozen_epoch_and_the_last_one(full):
+    _, results, text = full
+    rows = [row for row in explain.table_1(results) if row["Target"] == "mnist (100 per class)"]
+    best = next(r for r in tables.best_checkpoints(results["transfer"]) if r["method"] == "probe")["best_epoch"]
+    assert [(row["Task"], row["Epoch"]) for row in rows] == [(t, e) for t in ("FE", "FT") for e in (best, 200)]
+    assert rows[1]["Probe, main"] == tables.percent(0.9 - 0.06 * math.log(201))
+    assert rows[1]["Rank of main"] in ("30 of 128", "31 of 128")
+    assert rows[0]["Accuracy"] in text and "Why: the spectral components" in text
+
+
+def test_the_papers_numbers_stand_beside_ours(tmp_path):
+    paper = [
+        {"target": "", "epoch": 5, "what": "source", "accuracy": 0.7024, "where": "Table 1"},
+        {"target": TARGETS[0], "epoch": 200, "what": "FE main", "accuracy": 0.5874, "where": "Table 1"},
+        {"target": TARGETS[0], "epoch": 5, "what": "FT", "accuracy": 0.993, "where": "Table 1"},
+        {"target": TARGETS[0], "epoch": 7, "what": "FE", "accuracy": 0.9, "where": "Figure 1"},
+    ]
+    results = make_results(TARGETS[:1], seeds=(0,))
+    source, main, tuned, absent = (row["Ours"] for row in explain.paper_rows(results, paper))
+    assert source == tables.percent(next(r["test_accuracy"] for r in results["pretrain"] if r["epoch"] == 5))
+    assert main == tables.percent(0.9 - 0.06 * math.log(201))
+    (expected,) = [r["accuracy"] for r in results["transfer"] if (r["method"], r["epoch"]) == ("finetune", 5)]
+    assert tuned == tables.percent(expected) and absent == tables.EN_DASH
+    text = page.write_report(write_workdir(tmp_path, results, {**CONFIG, "paper": paper})).read_text(encoding="utf-8")
+    assert "Beside the paper" in text and "58.74" in text
+
+
+def test_figures_of_components_draw_every_stage_and_component():
+    results = make_results(TARGETS[:1], seeds=(0,))
+    figure = explain.component_curves(results["spectral"], TARGETS[0])
+    assert len(figure.axes) == 2 and all(len(axes.lines) == 3 for axes in figure.axes)
+    assert figure.axes[0].lines[1].get_ydata()[-1] == pytest.approx(100 * (0.9 - 0.06 * math.log(201)))
+    with pytest.raises(InputError, match="run stage spectral"):
+        explain.component_curves(results["spectral"], "tfds:other")

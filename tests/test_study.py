@@ -145,7 +145,16 @@ def test_a_study_leaves_what_the_contract_says(clean):
     assert {row["method"] for row in results["ranking.jsonl"]} == {"probe", "finetune"}
     assert {"recall@1", "rel@3", "weighted_kendall"} <= set(results["ranking.jsonl"][0])
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 8
-    assert len(list((workdir / "features").glob("*.npz"))) == 6
+    assert len(list((workdir / "features").glob("*.npz"))) == 12  # two splits, before and after fine-tuning
+    assert {(row["epoch"], row["stage"], row["component"]) for row in results["spectral.jsonl"]} == {
+        (epoch, stage, component)
+        for epoch in (0, 1, 2)
+        for stage in ("pretrained", "finetuned")
+        for component in ("full", "main", "residual")
+    }
+    assert all(0 < row["accuracy"] <= 1 and 0 < row["rank"] <= 64 for row in results["spectral.jsonl"])
+    assert {(row["epoch"], row["stage"]) for row in results["embedding.jsonl"]} >= {(2, "pretrained"), (2, "finetuned")}
+    assert len(results["similarity.jsonl"]) == 2 * 3 * 3
     assert "<svg" in (workdir / "report" / "index.html").read_text()
     assert list((workdir / "report" / "figures").glob("*.svg"))
     with open(workdir / "report" / "transfer.csv", newline="") as file:
@@ -179,6 +188,17 @@ def test_a_stage_runs_alone_and_adds_only_what_is_missing(clean, tmp_path):
     again = _command(tmp_path / "copy", "--config.stages=('probe',)", "--config.probe.methods=('probe',)")
     assert again.returncode == 0, again.stderr[-3000:]
     assert (tmp_path / "copy/results/transfer.jsonl").read_bytes() == before
+
+
+def test_lost_features_of_fine_tuned_models_are_made_again(clean, tmp_path):
+    expected, _ = clean
+    shutil.copytree(expected, tmp_path / "copy")
+    for path in (*(tmp_path / "copy/features").glob("*.npz"), tmp_path / "copy/results/spectral.jsonl"):
+        path.unlink()
+    again = _command(tmp_path / "copy", "--config.stages=('spectral',)")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "it is tuned again" in again.stderr
+    assert _results(tmp_path / "copy") == _results(expected)
 
 
 # --- bad input: one line on stderr, exit code 2

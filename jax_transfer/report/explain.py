@@ -68,7 +68,7 @@ def embeddings(embedding_rows: Sequence[Row], target: str, source: str = "") -> 
     """t-SNE of test images, coloured by class: a row before and one after fine-tuning, a column a checkpoint. Figure 4."""
     stages = [stage for stage in STAGES if _select(embedding_rows, target, stage, source)]
     epochs = sorted({row["epoch"] for stage in stages for row in _select(embedding_rows, target, stage, source)})
-    figure = Figure(figsize=(WIDTH, 0.45 + WIDTH / 2 * len(stages)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.45 + WIDTH / 2 * len(stages)), dpi=200, layout="constrained")
     all_axes = figure.subplots(len(stages), max(len(epochs), 2), squeeze=False)
     num_classes = 1 + max(
         max(row["labels"]) for stage in stages for row in _select(embedding_rows, target, stage, source)
@@ -102,7 +102,10 @@ def spectra(spectrum_rows: Sequence[Row], target: str, stage: str, source: str =
         shares = [100 * share for share in row["shares"]]
         curves.plot(row["places"], shares, color=colors(0.9 * i / max(len(rows) - 1, 1)), label=first_or_last)
     curves.set(xscale="log", yscale="log", xlabel="Singular value", ylabel="Share of the sum (%)")
-    curves.set_ylim(bottom=1e-4)
+    curves.set_ylim(bottom=max(curves.get_ylim()[0], 1e-4))  # below lies rounding
+    for axis in (curves.xaxis, curves.yaxis):
+        axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     legend_above(curves, columns=2)
     epochs = [row["epoch"] for row in rows]
     ranks.plot(epochs, [row["rank"] for row in rows], color=ORANGE, marker="o", label="main: 80 % of the sum")
@@ -110,7 +113,7 @@ def spectra(spectrum_rows: Sequence[Row], target: str, stage: str, source: str =
     ranks.set_ylabel("Directions")
     legend_above(ranks, columns=2)
     epoch_axis(ranks, epochs)
-    figure.suptitle(cut(f"{tables.short_target(target)}, {STAGES[stage][1]}", 40))
+    figure.suptitle(f"{cut(tables.short_target(target), 38)}\n{STAGES[stage][1]}")
     return figure
 
 
@@ -119,7 +122,7 @@ def similarity_maps(similarity_rows: Sequence[Row], target: str, stage: str) -> 
     """CKA and the overlap of main subspaces between all checkpoints of a target."""
     rows = _select(similarity_rows, target, stage)
     names = list(dict.fromkeys(row["checkpoint"] for row in rows))
-    figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
     for axes, column, title in zip(
         figure.subplots(1, 2, sharey=True), ("cka", "overlap"), ("CKA", "Overlap of main subspaces"), strict=True
     ):
@@ -135,7 +138,7 @@ def similarity_maps(similarity_rows: Sequence[Row], target: str, stage: str) -> 
         axes.set_title(title, fontsize=7)
     figure.colorbar(image, ax=figure.axes, aspect=30, pad=0.02)
     figure.supxlabel("Checkpoint", fontsize=8)
-    figure.suptitle(cut(f"{tables.short_target(target)}, {STAGES[stage][1]}", 40))
+    figure.suptitle(f"{cut(tables.short_target(target), 38)}\n{STAGES[stage][1]}")
     return figure
 
 
