@@ -3,9 +3,8 @@
 #
 #   tests/benchmarks/gpu_session.sh [OUTPUT]
 #
-# OUTPUT (default: docs/results/benchmarks) gets the JSON of each benchmark, the log of each step, and in
-# cifar10_to_mnist/ the study's report with its figures and the result rows. PYTHON names the interpreter (default: python3).
-# WORKDIR (default: runs/cifar10_to_mnist) keeps the study: run the script again and it goes on where it stopped.
+# OUTPUT (default: docs/results/benchmarks) gets the JSON of each benchmark and the log of each step; the study has a script
+# of its own, cifar10_to_mnist.sh, which goes on where it stopped. PYTHON names the interpreter (default: python3).
 # TFDS_DATA_DIR says where the data sets are. TESTS_LIMIT, BENCHMARK_LIMIT and STUDY_LIMIT are seconds a step may take.
 # A step that fails or runs out of time does not stop the next ones; the last lines say which did, and the exit code is 1.
 set -uo pipefail
@@ -13,8 +12,6 @@ cd "$(dirname "$0")/../.." || exit 1
 
 python=${PYTHON:-python3}
 out=${1:-docs/results/benchmarks}
-workdir=${WORKDIR:-runs/cifar10_to_mnist}
-study="$out/cifar10_to_mnist"
 failed=()
 mkdir -p "$out" || exit 1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
@@ -39,22 +36,13 @@ for what in step18 step50 epoch; do
   step "train_$what" "${BENCHMARK_LIMIT:-420}" \
     "$python" tests/benchmarks/train_step.py --what "$what" --out "$out/train_$what.json"
 done
-for what in logme nleep probe; do
+for what in logme nleep probe spectral; do
   step "$what" "${BENCHMARK_LIMIT:-420}" "$python" "tests/benchmarks/$what.py" --runs=1
   # A JSON line for the GPU and one for the CPU, among what libraries may say.
   grep '^{' "$out/$what.log" >"$out/$what.jsonl" || failed+=("$what.jsonl: there is no result in $what.log")
 done
-step study "${STUDY_LIMIT:-1200}" \
-  "$python" -m jax_transfer.main --config=configs/cifar10_to_mnist.py --workdir="$workdir"
+step study "$((${STUDY_LIMIT:-1200} + 60))" tests/benchmarks/cifar10_to_mnist.sh "${STUDY_LIMIT:-1200}"
 
-mkdir -p "$study"
-for part in config.json report results; do
-  if [ -e "$workdir/$part" ]; then
-    cp -r "$workdir/$part" "$study/" || failed+=("copying $part")
-  else
-    failed+=("copying $part: there is no $workdir/$part")
-  fi
-done
 if [ "${#failed[@]}" -gt 0 ]; then
   echo "== failed:"
   printf '   %s\n' "${failed[@]}"

@@ -1,0 +1,68 @@
+"""Copies what a study found into a folder of docs/results, with a README: command, device, ours against the paper's.
+
+    python tests/benchmarks/record_study.py WORKDIR OUTPUT --command="..." --device="..." [--note="..."]
+
+The folder gets config.json, the result rows, the figures and the page. Without --device: the one that JAX finds now.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+
+from jax_transfer import devices
+from jax_transfer.report import explain, tables
+
+
+def markdown(rows: list[dict]) -> str:
+    if not rows:
+        return "None.\n"
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]) + "\n"
+
+
+def readme(config: dict, results: dict, command: str, device: str, note: str) -> str:
+    images = sum(row["seconds"] for row in results.get("pretrain", []) if tables.is_number(row["seconds"]))
+    tuned = sum(r["seconds"] for r in results.get("transfer", []) if r["method"] == "finetune" and not r["error"])
+    stories = "\n".join(f"- **{name}.** {words}" for name, words in explain.story(results))
+    parts = {
+        "Beside the paper": markdown(explain.paper_rows(results, config.get("paper") or [])),
+        "Which checkpoint transfers best": markdown(tables.summary_rows(results.get("transfer", []))),
+        "Why": f"{stories}\n\n{markdown(explain.table_1(results))}",
+    }
+    head = (
+        f"# {config['name']}\n\n    {command}\n\nRan on {device}; pre-training took {images / 60:.1f} min, fine-tuning "
+    )
+    head += f"{tuned / 60:.1f} min. {note}\n\nThe page with all figures is [`report/index.html`](report/index.html), the rows "
+    head += "are in [`results/`](results), the configuration in [`config.json`](config.json).\n"
+    body = "".join(f"\n## {title}\n\n{text}" for title, text in parts.items())
+    figures = [
+        f"\n![{name}](report/figures/{name})\n"
+        for name in sorted(path.name for path in (pathlib.Path(config["workdir"]) / "report/figures").glob("*.svg"))
+        if name.startswith(("transfer_curves", "components", "tsne"))
+    ]
+    return head + body + "\n## Figures 1, 4 and 5\n" + "".join(figures)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir", type=pathlib.Path)
+    parser.add_argument("output", type=pathlib.Path)
+    parser.add_argument("--command", required=True)
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--note", default="")
+    flags = parser.parse_args()
+    flags.output.mkdir(parents=True, exist_ok=True)
+    for part in ("results", "report"):
+        shutil.copytree(flags.workdir / part, flags.output / part, dirs_exist_ok=True)
+    shutil.copy(flags.workdir / "config.json", flags.output)
+    config = json.loads((flags.workdir / "config.json").read_text())
+    results = {path.stem: tables.read_rows(path) for path in sorted((flags.workdir / "results").glob("*.jsonl"))}
+    device = flags.device or devices.description()
+    text = readme({**config, "workdir": str(flags.workdir)}, results, flags.command, device, flags.note)
+    (flags.output / "README.md").write_text(text, encoding="utf-8")
+    print(flags.output / "README.md")
+
+
+if __name__ == "__main__":
+    main()
