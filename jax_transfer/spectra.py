@@ -39,7 +39,7 @@ def spectral(work: Workspace) -> None:
     transfer = Rows(work.results, "transfer").rows
     for target in work.config.targets:
         _explain(work, target, "pretrained", work.snapshots, lambda s, split, t=target: work.features(s, t, split))
-        tuned = {row.checkpoint for row in transfer if (row.target, row.method) == (target, "finetune")}
+        tuned = {row.checkpoint for row in transfer if (row.target, row.method, row.error) == (target, "finetune", "")}
         done = [snapshot for snapshot in work.snapshots if snapshot.name in tuned]
         _explain(work, target, "finetuned", done, lambda s, split, t=target: tuned_features(work, s, t, split))
 

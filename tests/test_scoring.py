@@ -58,6 +58,7 @@ def test_checkpoints_of_several_sources_are_ranked_together(two_sources):
     }
     for score in config.scores:
         assert {row["checkpoint"] for row in results["scores"] if row["score"] == score} == names
+    assert {row["checkpoint"] for row in results["spectral"]} == names
     assert {row["num_checkpoints"] for row in results["ranking"]} == {4}
     assert (workdir / "checkpoints/1").is_dir() and (workdir / "sources/mnist_5k/checkpoints/1").is_dir()
     page = (workdir / "report/index.html").read_text()
@@ -104,9 +105,10 @@ def test_a_checkpoint_with_broken_features_fails_alone_and_is_tried_again(tmp_pa
     values[3, 2:4] = np.nan, np.inf
     extract.save(path, Features(values, sound[broken.name].logits, sound[broken.name].labels))
     work.close()
-    config.stages = ("probe", "scores", "report")
+    config.stages = ("probe", "scores", "spectral", "report")
     results = run(config, tmp_path)
-    for rows, column in ((results["transfer"], "accuracy"), (results["scores"], "value")):
+    columns = {"transfer": "accuracy", "scores": "value", "spectral": "accuracy"}
+    for rows, column in ((results[name], column) for name, column in columns.items()):
         failed = [row for row in rows if row["checkpoint"] == broken.name]
         assert failed and all(row[column] is None and "hold 2 values that are NaN" in row["error"] for row in failed)
         others = [row for row in rows if row["checkpoint"] != broken.name]
@@ -116,7 +118,8 @@ def test_a_checkpoint_with_broken_features_fails_alone_and_is_tried_again(tmp_pa
     assert "What failed" in page and "train features [160, 64] hold 2 values" in page
     path.write_bytes(whole)
     mended = run(config, tmp_path)
-    assert not any(row["error"] for rows in (mended["transfer"], mended["scores"]) for row in rows)
+    assert not any(row["error"] for name in columns for row in mended[name])
+    assert len(mended["spectral"]) == 2 * 3 and len(mended["similarity"]) == 2 * 2
     assert {row["num_checkpoints"] for row in mended["ranking"]} == {2}
 
 
@@ -126,12 +129,13 @@ def _key(work, snapshot):
 
 
 def test_a_diverged_finetuning_fails_alone(tmp_path):
-    config = small_config(stages=("pretrain", "probe", "finetune", "scores", "report"), scores=("finetune_1",))
+    config = small_config(stages=("pretrain", "probe", "finetune", "scores", "spectral"), scores=("finetune_1",))
     config.finetune.optimizer.learning_rate = 1e30
     results = run(config, tmp_path)
     tuned = [row for row in results["transfer"] if row["method"] == "finetune"] + results["scores"]
     assert len(tuned) == 4 and all("not finite at step" in row["error"] for row in tuned)
     assert all(row["accuracy"] > 0 for row in results["transfer"] if row["method"] == "probe")
+    assert {row["stage"] for row in results["spectral"]} == {"pretrained"}
 
 
 @pytest.mark.parametrize(
