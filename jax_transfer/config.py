@@ -117,6 +117,7 @@ def default_config() -> ConfigDict:
     config.paper = ()
 
     config.spectral = ConfigDict()
+    # The stage "spectral" keeps the features of fine-tuned models too: images x dimensions x 4 bytes a checkpoint on disk.
     # Rows of a feature matrix that are decomposed together, as in the paper; unset: the whole data set.
     config.spectral.batch_size = config_dict.placeholder(int)
     config.spectral.batch_size = 128
