@@ -11,8 +11,9 @@ Reproduces Figures 1, 4 and 5 and Table 1 of "Towards Inadequately Pre-trained M
 
 Figure 1 uses 100 training images of each digit and 100 epochs of retraining, Table 1 all of MNIST and 50.
 The paper does not print the optimizer of its pre-training and fine-tuning: pre-training here is the usual
-recipe for 95 % (SGD 0.9, learning rate 0.1 with a cosine, weight decay 5e-4, crop and flip). Ours: not
-measured yet.
+recipe for 95 % (SGD 0.9, learning rate 0.1 with a cosine, weight decay 5e-4, crop and flip). Ours in full: not
+measured yet. The reduced variant, on two CPU cores in 20 minutes (docs/results/cifar10_to_mnist): FE on MNIST is best at
+epoch 8 of 16 (85.26, the last 81.82), FT at the last one (88.86), FE follows the main component (Kendall tau 0.93).
 
 Variants: `full`; `reduced`, a narrower network, fewer images and epochs, for two CPU cores and less than an hour; `smoke`,
 for a few minutes.
@@ -83,8 +84,8 @@ def reduced():
     table_1 = "tfds:mnist?train=10000&test=5000"
     config.targets = (FIGURE_1 + "&test=5000", table_1)
     config.finetune.epochs = 20
-    config.overrides = {table_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 3, "checkpoints": "2,16"}}}
-    config.paper = paper(table_1, best=2, last=16)
+    config.overrides = {table_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 3, "checkpoints": "2,8,16"}}}
+    config.paper = paper(table_1, best=8, last=16)
     return config
 
 

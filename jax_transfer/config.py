@@ -24,7 +24,7 @@ from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings
 STAGES = ("pretrain", "features", "probe", "finetune", "scores", "spectral", "report")
 
 # What may change between two runs in one working directory: it adds or leaves out work, but no result
-# that is already there would come out otherwise.
+# that is already there would come out otherwise. So may `checkpoints` of finetune and of its overrides.
 CHANGEABLE = ("stages", "targets", "scores", "trajectory", "data", "paper")
 
 
@@ -301,7 +301,7 @@ def differences(old: dict, new: dict, where: str = "config") -> list[str]:
     """Readable lines for the fields in which two configs differ, those in CHANGEABLE left out."""
     lines = []
     for name in sorted(old.keys() | new.keys()):
-        if where == "config" and name in CHANGEABLE:
+        if (where == "config" and name in CHANGEABLE) or name == "checkpoints":
             continue
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):

@@ -86,12 +86,12 @@ def _check(x, energy):
 @jax.jit
 def _components(x, energy):
     with jax.default_matmul_precision("float32"):
-        x, scale = _scaled(x)
-        vectors, s = _shorter_side(x)
+        scaled, scale = _scaled(x)
+        vectors, s = _shorter_side(scaled)
         rank = main_rank(s, energy)
         projection = jnp.where(jnp.arange(len(s)) < rank, vectors, 0) @ vectors.T
         main = x @ projection if x.shape[0] >= x.shape[1] else projection @ x
-        return SpectralComponents(main * scale, (x - main) * scale, rank, s * scale)
+        return SpectralComponents(main, x - main, rank, s * scale)
 
 
 @functools.partial(jax.jit, static_argnames="batch_size")
