@@ -23,7 +23,7 @@ Two things differ on purpose. The paper scores linear classifiers and short fine
 predicts the accuracy on; here they are tested on a fifth of the training images. And the paper takes the best of a sweep
 over hyper-parameters as the accuracy to predict; here it is one setting. Ours: not measured at this size.
 
-Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Tiny-ImageNet for two targets on two CPU cores in two minutes.
+Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Tiny-ImageNet for two targets on two CPU cores in three minutes.
 """
 
 from jax_transfer.choose import choose

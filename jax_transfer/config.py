@@ -183,7 +183,7 @@ def check(config: ConfigDict) -> None:
         _positive(section.batch_size, f"{where}.batch_size")
         _positive(section.epochs, f"{where}.epochs")
         if name == "finetune" and section.checkpoints:
-            evaluated_epochs(section.checkpoints, config.pretrain.epochs)
+            evaluated_epochs(section.checkpoints, config.pretrain.epochs, f"{where}.checkpoints")
     for target in config.targets:
         settings = probe_settings(config, target)
         for method in settings.methods:

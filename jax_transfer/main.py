@@ -45,7 +45,8 @@ def _main(argv) -> None:
 
 
 def _print_summary(results: pathlib.Path) -> None:
-    rows = {path.stem: tables.read_rows(path) for path in results.glob("*.jsonl")}
+    paths = (results / f"{name}.jsonl" for name in ("transfer", "ranking", "scores"))
+    rows = {path.stem: tables.read_rows(path) for path in paths if path.exists()}
     if rows.get("transfer"):
         rich.print(tables.summary_table(rows["transfer"]))
     ranking, scored = rows.get("ranking", []), rows.get("scores", [])

@@ -19,7 +19,6 @@ from jax_transfer.analysis.spectral import (
     singular_values,
     spectral_decay,
 )
-from jax_transfer.features import extract
 from jax_transfer.finetuning import tuned_features
 from jax_transfer.logs import Rows, log
 from jax_transfer.records import EmbeddingRow, Features, SimilarityRow, Snapshot, SpectralRow, SpectrumRow
@@ -57,10 +56,9 @@ def _explain(work: Workspace, target: str, stage: str, snapshots: list[Snapshot]
 
 def _sound(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> Iterator[Snapshot]:
     """Those whose features are finite; each other one is a row that says what is wrong."""
-    rows, num_classes = Rows(work.results, "spectral"), work.source(target, "train").num_classes
+    rows = Rows(work.results, "spectral")
     for snapshot in snapshots:
-        problems = (extract.problem(load(snapshot, split), num_classes) for split in ("train", "test"))
-        error = next(filter(None, problems), "")
+        error = work.problem(snapshot, target, load)
         if not error:
             yield snapshot
             continue

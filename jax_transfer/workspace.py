@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -133,11 +134,12 @@ class Workspace:
             extract.save(path, found)
         return found
 
-    def problem(self, snapshot: Snapshot, dataset: str) -> str:
-        """What is wrong with a checkpoint's features of a data set; "" for nothing."""
+    def problem(self, snapshot: Snapshot, dataset: str, load: Callable[[Snapshot, str], Features] | None = None) -> str:
+        """What is wrong with a checkpoint's features of a data set; "" for nothing. `load`: (checkpoint, split) -> other ones."""
+        load = load or (lambda snapshot, split: self.features(snapshot, dataset, split))
         num_classes = self.source(dataset, "train").num_classes
         for split in ("train", "test"):
-            found = extract.problem(self.features(snapshot, dataset, split), num_classes)
+            found = extract.problem(load(snapshot, split), num_classes)
             if found:
                 return f"{split} {found}"
         return ""

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jax_transfer.numerics import positive
+
 LOW, HIGH = -70.0, 36.0  # of log(t / s_1^2); further out L equals its limit to rounding
 STEP = 1 / 16  # of log t; two stationary points closer than that may be passed over
 BISECTIONS = 24  # of a step, which may be as long as 80: to 1e-5 in log t, where L is flat to 1e-10
@@ -57,15 +59,15 @@ def logme(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float
 def _evidence(x, one_hot):
     """L at the fixed point of each class, [C]; for a class without samples any number."""
     n, eps = x.shape[0], jnp.finfo(x.dtype).eps
-    scale = _positive(jnp.max(jnp.abs(x)))
+    scale = positive(jnp.max(jnp.abs(x)))
     r11, r12, r0, rank = _triangle(x / scale, one_hot)
     counts = jnp.sum(one_hot, axis=0)  # |y|^2
-    r0 = jnp.maximum(r0, (ZERO * eps) ** 2 * _positive(counts))
+    r0 = jnp.maximum(r0, (ZERO * eps) ** 2 * positive(counts))
 
     def climb(u, s, smallest):
         """L and the least log(t / s_1^2) on the way, for each class, from an SVD of R11."""
-        start = jnp.clip(-2 * (jnp.log(_positive(s[0])) + jnp.log(scale)), LOW, HIGH)
-        s = s / _positive(s[0])
+        start = jnp.clip(-2 * (jnp.log(positive(s[0])) + jnp.log(scale)), LOW, HIGH)
+        s = s / positive(s[0])
         s = jnp.where(s > smallest, s, 0)
         value, log_t = _fixed_point(s, (u.T @ r12).T ** 2, r0, n, start)
         return value, jnp.minimum(log_t, start)
@@ -152,8 +154,3 @@ def _fixed_point(s, z2, r0, n, start):
     q = r0 + jnp.sum(z2 * t / (t + s**2), axis=1)
     value = -0.5 * jnp.sum(jnp.log1p(s**2 / t), axis=1) - 0.5 * n * (jnp.log(q / n) + 1 + np.log(2 * np.pi))
     return value, log_t
-
-
-def _positive(value):
-    """value, or 1 where it is 0: a safe divisor that lets NaN through."""
-    return jnp.where(value == 0, 1, value)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jax_transfer.numerics import positive
+
 REG = 1e-6  # added to the variances, in the unit of the features squared: scikit-learn's reg_covar
 BLOCK = {"cpu": 2**20, "default": 2**26}  # floats of [components, p, n] held at once; 2**20 stays in a CPU's cache
 
@@ -67,8 +69,8 @@ def fit_mixture(
     dimension = x.shape[1] if dimension is None else dimension
     real = jnp.arange(x.shape[1]) < dimension
     mean = jnp.mean(x, axis=0)
-    largest = _positive(jnp.max(jnp.abs(x - mean)))  # its square may overflow
-    unit = largest * _positive(jnp.max(jnp.std((x - mean) / largest, axis=0)))
+    largest = positive(jnp.max(jnp.abs(x - mean)))  # its square may overflow
+    unit = largest * positive(jnp.max(jnp.std((x - mean) / largest, axis=0)))
     xt = ((x - mean) / unit).T  # [p, n]: sums over p run along n, which vectorises
     reg = jnp.where(real, jnp.minimum(REG / unit / unit, 1e30), 1)
     with jax.default_matmul_precision("float32"):
@@ -243,8 +245,3 @@ def _over_components(function, inputs, size):
 
     run = {platform: functools.partial(in_blocks, limit=limit) for platform, limit in BLOCK.items()}
     return jax.lax.platform_dependent(inputs, **run)
-
-
-def _positive(value):
-    """value, or 1 where it is 0: a safe divisor that lets NaN through."""
-    return jnp.where(value == 0, 1, value)

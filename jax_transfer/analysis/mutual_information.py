@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_transfer.analysis.canonical import canonical
 from jax_transfer.analysis.nleep import pca
+from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
 
 FOLDS = 3
@@ -134,15 +135,15 @@ def _estimate(x, y, seed, *, num_classes, alpha, energy, batch_size, steps):
 
 def _scaled(x, energy):
     """x, or its principal components, centred and with mean square 1 over all entries: one scale keeps their proportions."""
-    x = x / _positive(jnp.max(jnp.abs(x)))  # squares of 1e-30 or 1e30 are no float32
+    x = x / positive(jnp.max(jnp.abs(x)))  # squares of 1e-30 or 1e30 are no float32
     if energy is None:
         x = x - jnp.mean(x, axis=0)
     else:
         reduced = pca(x, energy)
         x = (x - reduced.mean) @ reduced.directions
         x = jnp.where(jnp.arange(x.shape[1]) < reduced.dimension, x, 0)
-    x = x / _positive(jnp.max(jnp.abs(x)))
-    return x / _positive(jnp.sqrt(jnp.mean(x**2)))
+    x = x / positive(jnp.max(jnp.abs(x)))
+    return x / positive(jnp.sqrt(jnp.mean(x**2)))
 
 
 def _train(x, y, train, halves, key, num_classes, alpha, batch_size, steps):
@@ -204,8 +205,3 @@ def _held_out_bound(scores, y, log_q, alpha, batch_size):
 
 def _counts(y, num_classes, dtype):
     return jnp.zeros(num_classes, dtype).at[y].add(1)
-
-
-def _positive(value):
-    """value, or 1 where it is 0: a safe divisor that lets NaN through."""
-    return jnp.where(value == 0, 1, value)

@@ -15,6 +15,7 @@ from jax_transfer import flops
 from jax_transfer.analysis.canonical import order_of_values
 from jax_transfer.analysis.leep import leep
 from jax_transfer.analysis.mixture import fit_mixture, responsibilities
+from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
 
 
@@ -111,7 +112,7 @@ def _prepare(x, y, energy, max_dimension):
     """Samples in an order that depends on their values alone, scaled to at most 1, and their PCA in the unit of x."""
     order = order_of_values(x)
     x, y = x[order], y[order]
-    unit = _positive(jnp.max(jnp.abs(x)))
+    unit = positive(jnp.max(jnp.abs(x)))
     reduced = pca(x / unit, energy)
     dimension = jnp.minimum(reduced.dimension, max_dimension)
     return x, y, Pca(reduced.mean * unit, reduced.directions, reduced.variances, dimension)
@@ -144,11 +145,6 @@ def pca(x: Float[Array, "n d"], energy: float = 0.8) -> Pca:
             centred = jnp.linalg.qr(centred, mode="r")
     _, s, directions = jnp.linalg.svd(centred, full_matrices=False)
     variances = s**2 / max(x.shape[0] - 1, 1)
-    share = jnp.cumsum(variances) / _positive(jnp.sum(variances))
+    share = jnp.cumsum(variances) / positive(jnp.sum(variances))
     dimension = jnp.minimum(jnp.sum(share <= energy) + 1, len(s))
     return Pca(mean, directions.T, variances, jnp.where(s[0] > 0, dimension, 1))
-
-
-def _positive(value):
-    """value, or 1 where it is 0: a safe divisor that lets NaN through."""
-    return jnp.where(value == 0, 1, value)

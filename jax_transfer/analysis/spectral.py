@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
 
 ROUNDING = (
@@ -129,7 +130,7 @@ def effective_rank(singular_values: Float[Array, "s"]) -> Float[Array, ""]:
 
     Roy and Vetterli, "The Effective Rank", EUSIPCO 2007, equation 4. 1 if all are 0.
     """
-    p = singular_values / _positive(jnp.sum(singular_values))
+    p = singular_values / positive(jnp.sum(singular_values))
     return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p)))
 
 
@@ -143,7 +144,7 @@ def spectral_decay(singular_values: Float[Array, "s"]) -> Float[Array, ""]:
     log_i = jnp.log(jnp.arange(1, len(singular_values) + 1))
     log_s = jnp.log(jnp.where(counted, singular_values, 1))
     log_i = log_i - jnp.sum(weight * log_i)
-    return -jnp.sum(weight * log_i * log_s) / _positive(jnp.sum(weight * log_i**2))
+    return -jnp.sum(weight * log_i * log_s) / positive(jnp.sum(weight * log_i**2))
 
 
 @jax.tree_util.register_dataclass
@@ -173,11 +174,11 @@ def similarities(x: Float[Array, "k n d"], energy: float = 0.8) -> Similarities:
         x, _ = _scaled(x)
         vectors, s = _shorter_side(x)
         rank = main_rank(s, energy)
-        u = x @ vectors / _positive(s) if x.shape[0] >= x.shape[1] else vectors
+        u = x @ vectors / positive(s) if x.shape[0] >= x.shape[1] else vectors
         u = jnp.where(jnp.arange(len(s)) < rank, u, 0)
         centred = x - x.mean(0)
         kernel = centred @ centred.T
-        return kernel / _positive(jnp.linalg.norm(kernel)), u @ u.T, rank
+        return kernel / positive(jnp.linalg.norm(kernel)), u @ u.T, rank
 
     with jax.default_matmul_precision("float32"):
         kernels, projections, ranks = jax.lax.map(views, x)
@@ -195,10 +196,5 @@ def _shorter_side(x: Float[Array, "n d"]) -> tuple[Float[Array, "s s"], Float[Ar
 
 def _scaled(x):
     """(x / scale, scale): entries of at most 1, for the squares of 1e30 are no float32."""
-    scale = _positive(jnp.max(jnp.abs(x)))
+    scale = positive(jnp.max(jnp.abs(x)))
     return x / scale, scale
-
-
-def _positive(value):
-    """value, or 1 where it is 0: a safe divisor that lets NaN through."""
-    return jnp.where(value == 0, 1, value)

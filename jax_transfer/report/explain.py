@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from jax_transfer.analysis import MIN_CHECKPOINTS, kendall
 from jax_transfer.records import InputError
 from jax_transfer.report import tables
-from jax_transfer.report.figures import Drawing
+from jax_transfer.report.figures import Drawing, from_source
 from jax_transfer.report.style import BLUE, GREY, ORANGE, STYLE, WIDTH, cut, epoch_axis, legend_above, percent_axis
 from jax_transfer.report.tables import Row, is_number, percent, source_of, sources_of
 
@@ -59,7 +59,7 @@ def component_curves(spectral_rows: Sequence[Row], target: str, source: str = ""
     legend_above(all_axes[0], columns=3)
     epoch_axis(all_axes[-1], sorted(epochs))
     figure.align_ylabels(all_axes)
-    figure.suptitle(cut(f"{tables.short_target(target)}{' from ' if source else ''}{source}", 38))
+    figure.suptitle(cut(tables.short_target(target) + from_source(source), 38))
     return figure
 
 
@@ -86,7 +86,7 @@ def embeddings(embedding_rows: Sequence[Row], target: str, source: str = "") -> 
             axes.set(xticks=[], yticks=[])
             axes.spines[["top", "right"]].set_visible(True)
             axes.set_title(f"epoch {row['epoch']}, {STAGES[stage][1]}", fontsize=7)
-    figure.suptitle(cut(f"{tables.short_target(target)}{' from ' if source else ''}{source}", 38))
+    figure.suptitle(cut(tables.short_target(target) + from_source(source), 38))
     return figure
 
 
@@ -231,7 +231,7 @@ def story(results: Results) -> Iterator[tuple[str, str]]:
                 continue
             sentences.append(_follows(words, epochs, accuracy, parts))
         if sentences:
-            yield names[target] + (f" from {source}" if source else ""), " ".join(sentences)
+            yield names[target] + from_source(source), " ".join(sentences)
 
 
 def _follows(words: str, epochs: list[int], accuracy: dict, parts: dict) -> str:

@@ -123,11 +123,12 @@ def transfer_curves(
     epochs = [p.epoch for points in series.values() for p in points] + [epoch for epoch, _ in accuracies]
     epoch_axis(all_axes[-1], epochs)
     figure.align_ylabels(all_axes)
-    figure.suptitle(cut(tables.short_target(target) + _from(source), 38))
+    figure.suptitle(cut(tables.short_target(target) + from_source(source), 38))
     return figure
 
 
-def _from(source: str) -> str:
+def from_source(source: str) -> str:
+    """What a title adds where a study has several sources."""
     return f" from {source}" if source else ""
 
 
@@ -265,7 +266,7 @@ def _draw_transfer_curves(results: Results) -> Iterator[Drawing]:
     best = tables.best_checkpoints(rows)
     names = tables.target_names(row["target"] for row in best)
     for target, source in dict.fromkeys((row["target"], row["source"]) for row in best):
-        name = names[target] + _from(source)
+        name = names[target] + from_source(source)
         caption = f"{name}: accuracy against pre-training epoch. Stars and dotted lines: best epoch. Bands: all seeds."
         figure = transfer_curves(results.get("pretrain", []), rows, target, source)
         yield Drawing("", f"transfer_curves-{name}", caption, figure)

@@ -101,13 +101,14 @@ def abstract(tree, sharding):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def evaluated_epochs(rule: str | Sequence[int], last: int) -> list[int]:
+def evaluated_epochs(rule: str | Sequence[int], last: int, field: str = "config.trajectory.epochs") -> list[int]:
     """The epochs that a study evaluates.
 
     Args:
       rule: "all"; "every:K"; "log" (0, 1, 2, 4, 8, ...); or a list such as "0,1,5" or (0, 1, 5).
         "every:K" and "log" always hold epoch 0 and the last one.
       last: the last epoch of the pre-training.
+      field: what an error calls the rule.
 
     Raises:
       InputError: if the rule is none of these or names an epoch after the last one.
@@ -124,10 +125,8 @@ def evaluated_epochs(rule: str | Sequence[int], last: int) -> list[int]:
         else:
             epochs = {int(epoch) for epoch in rule.split(",")}
     except ValueError as error:
-        raise InputError(
-            f"config.trajectory.epochs = {rule!r}: expected 'all', 'every:K', 'log' or a list such as '0,1,5'."
-        ) from error
+        raise InputError(f"{field} = {rule!r}: expected 'all', 'every:K', 'log' or a list such as '0,1,5'.") from error
     outside = sorted(epoch for epoch in epochs if not 0 <= epoch <= last)
     if outside or not epochs:
-        raise InputError(f"config.trajectory.epochs = {rule!r}: the epochs are 0 to {last}; there is no {outside}.")
+        raise InputError(f"{field} = {rule!r}: the epochs are 0 to {last}; there is no {outside}.")
     return sorted(epochs)

@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_transfer import devices, flops
+from jax_transfer.numerics import positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +94,9 @@ def zero_start(d: int, occurs: Bool[Array, " c"]):
 def standardised(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, ""]]:
     """((x - mean) / scale, mean, scale): one scale, the largest standard deviation of a feature (or 1), for all features."""
     mean = x.mean(0)
-    largest = _positive(jnp.abs(x - mean).max())  # first to at most 1: squares overflow
-    scale = _positive(((x - mean) / largest).std(0).max()) * largest
+    largest = positive(jnp.abs(x - mean).max())  # first to at most 1: squares overflow
+    scale = positive(((x - mean) / largest).std(0).max()) * largest
     return (x - mean) / scale, mean, scale
-
-
-def _positive(value):
-    """value, or 1 where it is 0: a safe divisor that lets NaN through."""
-    return jnp.where(value == 0, 1, value)
 
 
 def converged(x, y, indices, l2, key, num_classes: int, settings: ProbeSettings, tolerance=1e-6, max_steps=1000):
