@@ -29,6 +29,7 @@ class Checkpoint:
     preprocessing: Preprocessing
     source_accuracy: float | None = None
     settings: dict = dataclasses.field(default_factory=dict)  # arguments of MODELS[net.name]
+    has_head: bool = True  # False: the logits are of an untrained head, for the file holds none that fits
 
 
 def load_checkpoint(path: str | pathlib.Path, model: str | None = None) -> Checkpoint:
@@ -99,7 +100,9 @@ def _from_file(path: pathlib.Path, model: str | None) -> Checkpoint:
         log.warning("%s: %s.", path, note)
     size = described.get("preprocessing")
     preprocessing = Preprocessing.from_json(size) if size else released_preprocessing(name)
-    return Checkpoint(str(path), net, params, stats, preprocessing, described.get("source_accuracy"), settings)
+    return Checkpoint(
+        str(path), net, params, stats, preprocessing, described.get("source_accuracy"), settings, not note
+    )
 
 
 def export(checkpoint: Checkpoint, path: str | pathlib.Path) -> None:
