@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -42,7 +43,8 @@ class Ranked:
     A checkpoint that could not be evaluated has NaN and the reason in `error`; a score that does not apply is NaN.
     """
 
-    checkpoint: str
+    checkpoint: str  # the part of its path in which it differs from the others
+    path: pathlib.Path
     model: str
     accuracy: float
     low: float
@@ -78,6 +80,7 @@ class Ranking:
 
     def _cells(self, place: int, row: Ranked) -> dict:
         head = {"rank": place, "checkpoint": row.checkpoint, "model": row.model, "accuracy": row.accuracy}
+        head["path"] = str(row.path)
         return {**head, "low": row.low, "high": row.high, **row.scores, "error": row.error}
 
     def __str__(self) -> str:
@@ -123,7 +126,11 @@ def rank(
     sources = [load_source(target, split, seed) for split in ("train", "test")]
     if sources[0].num_classes < 2:
         raise InputError(f"{target} has a single class ({sources[0].class_names[0]!r}): at least two are needed.")
-    rows = [_evaluate(path, model, sources, tuple(scores), preprocessing or {}, seed, batch_size) for path in paths]
+    common = pathlib.Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    rows = []
+    for path in paths:
+        row = _evaluate(path, model, sources, tuple(scores), preprocessing or {}, seed, batch_size)
+        rows.append(dataclasses.replace(row, checkpoint=str(path.absolute().relative_to(common))))
     if all(row.error for row in rows):
         raise InputError("No checkpoint can be used. " + " ".join(row.error for row in rows))
     rows.sort(key=lambda row: -row.accuracy if math.isfinite(row.accuracy) else math.inf)
@@ -139,7 +146,7 @@ def _evaluate(path, model, sources: list[Source], scores, overrides, seed, batch
             raise InputError(f"{path}: {problem}.")
     except InputError as error:
         log.warning("%s", error)
-        return Ranked(str(path), model or "", math.nan, math.nan, math.nan, dict.fromkeys(scores, math.nan), str(error))
+        return Ranked("", path, model or "", math.nan, math.nan, math.nan, dict.fromkeys(scores, math.nan), str(error))
     accuracy, low, high = cross_validated(features, num_classes, seed)
     stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], features)
     values = {}
@@ -148,7 +155,7 @@ def _evaluate(path, model, sources: list[Source], scores, overrides, seed, batch
         values[score] = float(score_all(score, stacked, num_classes)[0]) if applies else math.nan
         if applies and not math.isfinite(values[score]):
             log.warning("%s of %s: %s.", score, path, why_undefined(score, features, num_classes))
-    return Ranked(str(path), checkpoint.net.name, accuracy, low, high, values)
+    return Ranked("", path, checkpoint.net.name, accuracy, low, high, values)
 
 
 def _features(checkpoint: Checkpoint, sources: list[Source], overrides: dict, batch_size: int) -> Features:
@@ -236,7 +243,8 @@ def _table(ranking: Ranking) -> Table:
 def _note(ranking: Ranking) -> str:
     said = f"Best: {ranking.best.checkpoint}. Probe: accuracy of a linear classifier on frozen features, {FOLDS} folds."
     if ranking.tied:
-        said += f" {len(ranking.tied)} others cannot be told apart from it with so few images."
+        others = "other" if len(ranking.tied) == 1 else "others"
+        said += f" {len(ranking.tied)} {others} cannot be told apart from it with so few images."
     if math.isfinite(ranking.agreement):
         said += f" The criteria agree with a mean Kendall's tau of {ranking.agreement:.2f}."
     for row in ranking.rows:

@@ -82,7 +82,7 @@ def _read_torch(path):
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower() and "Unsupported" not in str(error):
+        if not re.search(r"Unsupported (global|class)|not an allowed global", str(error)):
             raise InputError(f"{path}: is no torch checkpoint, or is cut off; fetch it again.") from error
         raise InputError(
             f"{path}: holds Python objects besides tensors, which could run code when loaded: refused. If you trust where it "
