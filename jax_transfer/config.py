@@ -14,10 +14,10 @@ from jax_transfer.choose import choose
 from jax_transfer.data.augment import AUGMENTATIONS
 from jax_transfer.data.transforms import INTERPOLATIONS, Preprocessing
 from jax_transfer.models import MODELS
+from jax_transfer.models.trajectory import evaluated_epochs
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSettings
-from jax_transfer.training.trajectory import evaluated_epochs
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings
 

@@ -10,12 +10,12 @@ from jax_transfer import config as settings
 from jax_transfer import devices, logs
 from jax_transfer.data.batches import steps_per_epoch
 from jax_transfer.logs import Rows, log
+from jax_transfer.models.trajectory import abstract
 from jax_transfer.records import InputError, PretrainRow
 from jax_transfer.training import steps as training_steps
 from jax_transfer.training.loop import first_bad_step, fit
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import make_optimizer
-from jax_transfer.training.trajectory import abstract
 from jax_transfer.workspace import Workspace
 
 

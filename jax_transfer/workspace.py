@@ -21,8 +21,8 @@ from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features import extract
 from jax_transfer.logs import log
 from jax_transfer.models import Net
+from jax_transfer.models.trajectory import Trajectory, abstract, evaluated_epochs
 from jax_transfer.records import Features, InputError, Snapshot, TransferRow
-from jax_transfer.training.trajectory import Trajectory, abstract, evaluated_epochs
 
 
 class Workspace:

@@ -16,8 +16,8 @@ import jax_transfer
 from jax_transfer import config as settings
 from jax_transfer import plan, trees
 from jax_transfer.logs import Rows
+from jax_transfer.models.trajectory import Trajectory
 from jax_transfer.records import InputError, ScoreRow
-from jax_transfer.training.trajectory import Trajectory
 from jax_transfer.workspace import Workspace, open_workdir
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -36,7 +36,7 @@ KILLED = """
 import os, signal, sys
 from jax_transfer import logs, main, pretraining, study
 from jax_transfer.features import extract
-from jax_transfer.training import trajectory
+from jax_transfer.models import trajectory
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 point, sys.argv[1:] = sys.argv[1], sys.argv[2:]
 calls = 0

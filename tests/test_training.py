@@ -15,12 +15,12 @@ from jax_transfer.data import augment, batches
 from jax_transfer.data.sources import from_arrays
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS
+from jax_transfer.models.trajectory import Trajectory, abstract, evaluated_epochs
 from jax_transfer.records import InputError
 from jax_transfer.training import steps as training_steps
 from jax_transfer.training.loop import first_bad_step, fit
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSettings, make_optimizer, make_schedule
-from jax_transfer.training.trajectory import Trajectory, abstract, evaluated_epochs
 
 PREPROCESSING = Preprocessing(image_size=8)
 CLASSES = 4

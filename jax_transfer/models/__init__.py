@@ -1,19 +1,19 @@
 """Models as pure functions on dictionaries of arrays: `MODELS[name](num_classes=..., dtype=...) -> Net`."""
 
-from collections.abc import Callable
-
-from jax_transfer.models import resnet
+from jax_transfer.models.checkpoints import Checkpoint, expand, export, load_checkpoint
 from jax_transfer.models.net import Net, Output, gaussian, make_net, with_new_head
+from jax_transfer.models.zoo import MODELS, released_preprocessing
 
-# A model takes num_classes, dtype, stem and width, all but the first optional, and gives the identical Net for
-# equal arguments.
-MODELS: dict[str, Callable[..., Net]] = {
-    "resnet10": resnet.resnet10,
-    "resnet18": resnet.resnet18,
-    "resnet34": resnet.resnet34,
-    "resnet50": resnet.resnet50,
-    "resnet101": resnet.resnet101,
-    "resnet152": resnet.resnet152,
-}
-
-__all__ = ["MODELS", "Net", "Output", "gaussian", "make_net", "with_new_head"]
+__all__ = [
+    "MODELS",
+    "Checkpoint",
+    "Net",
+    "Output",
+    "expand",
+    "export",
+    "gaussian",
+    "load_checkpoint",
+    "make_net",
+    "released_preprocessing",
+    "with_new_head",
+]
