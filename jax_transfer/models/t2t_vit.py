@@ -1,0 +1,225 @@
+"""Tokens-to-Token Vision Transformer (Yuan et al., 2021, arXiv:2101.11986), with the released layout and names.
+
+Three soft splits (patches that overlap) with a small token layer between them lead to a grid of 1/16 of the image's
+side; a narrow and deep Vision Transformer follows. `t2t_vit_t_14` has self-attention in the token layers, `t2t_vit_14`
+the Performer's kernel attention. As in the released code (github.com/yitu-opensource/T2T-ViT) every LayerNorm has
+eps 1e-5, the backbone's qkv has no bias, and a token layer, which narrows its input, adds the values v to the output of
+its attention where another block adds its input.
+
+Two arrays of a released file are not trained: the position embedding `pos_embed` (sinusoids) and the Performer's random
+directions `tokens_to_token/attention{1,2}/w`. They are in `stats`, where no weight decay reaches them.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.resnet import DTYPES
+from jax_transfer.models.vit import (
+    LayerNorm,
+    Mlp,
+    Size,
+    attend,
+    blocks,
+    check_arguments,
+    check_images,
+    gaussian_002,
+    gelu,
+    join_class_token,
+    linear,
+    split_heads,
+)
+
+EPS = 1e-5
+STRIDE = 16  # pixels of the image to one token of the backbone, in each direction
+TOKEN_DIM = 64
+
+
+def sinusoids(n: int, d: int) -> Float[np.ndarray, "1 n d"]:
+    """Position embedding of Vaswani et al. (2017, section 3.5): sin and cos of position / 10000^(2i / d) in turn."""
+    angles = np.arange(n)[:, None] / 10000 ** (2 * (np.arange(d) // 2) / d)
+    return np.where(np.arange(d) % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)[None]
+
+
+def soft_split(x: Float[Array, "b h w c"], size: int, stride: int, padding: int) -> Float[Array, "b m p"]:
+    """All patches, row by row, each with its pixels in the order of `torch.nn.Unfold`: channel, row, column.
+
+    By slices of rows, then of columns: `conv_general_dilated_patches` has a gradient ten times slower on a CPU, and one
+    slice for each pixel of a patch takes five times longer to compile.
+    """
+    b, h, w, c = x.shape
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows, columns = ((side + 2 * padding - size) // stride + 1 for side in (h, w))
+    x = jnp.stack([x[:, i : i + stride * (rows - 1) + 1 : stride] for i in range(size)], axis=-1)
+    x = jnp.stack([x[:, :, i : i + stride * (columns - 1) + 1 : stride] for i in range(size)], axis=-1)
+    return x.reshape(b, rows * columns, c * size * size)
+
+
+class TokenAttention(nnx.Module):
+    """Self-attention with one head from `features` to `token_dim` channels; v is added to its output."""
+
+    def __init__(self, features: int, token_dim: int, *, dropout: float, dtype, rngs: nnx.Rngs):
+        self.qkv = linear(features, 3 * token_dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.proj = linear(token_dim, token_dim, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+        self.scale = features**-0.5  # of the input, not of the head: so were the released weights trained
+
+    def __call__(self, x: Float[Array, "b n p"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
+        q, k, v = split_heads(self.qkv(x), 3, 1)
+        return v[:, 0] + self.dropout(self.proj(attend(q, k, v, self.scale)), deterministic=not train, rngs=rngs)
+
+
+class TokenTransformer(nnx.Module):
+    """The token layer of the T2T-ViT_t models."""
+
+    def __init__(self, features: int, token_dim: int, *, dropout: float, dtype, rngs: nnx.Rngs):
+        self.norm1 = LayerNorm(features, eps=EPS)
+        self.attn = TokenAttention(features, token_dim, dropout=dropout, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(token_dim, eps=EPS)
+        self.mlp = Mlp(token_dim, token_dim, dropout=dropout, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n p"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
+        x = self.attn(self.norm1(x), train, rngs)
+        return x + self.mlp(self.norm2(x), train, rngs)
+
+
+class Gelu(nnx.Module):
+    """The function as a layer, so that the layer after it has the released number."""
+
+    def __call__(self, x: Array) -> Array:
+        return gelu(x)
+
+
+class TokenPerformer(nnx.Module):
+    """The token layer of the T2T-ViT models: attention whose cost is linear in the number of tokens.
+
+    exp(q . k) is estimated by phi(q) . phi(k) with m = d / 2 positive features (Choromanski et al., 2021,
+    arXiv:2009.14794, lemma 1): phi(x) = exp(w x - |x|^2 / 2) / sqrt(m), rows of w orthogonal and of length sqrt(m).
+    The kernel runs in float32.
+    """
+
+    def __init__(self, features: int, token_dim: int, *, dropout: float, dtype, rngs: nnx.Rngs):
+        m = token_dim // 2
+        self.norm1 = LayerNorm(features, eps=EPS)
+        self.kqv = linear(features, 3 * token_dim, dtype=dtype, rngs=rngs)
+        self.w = nnx.BatchStat(jax.nn.initializers.orthogonal(math.sqrt(m))(rngs.params(), (m, token_dim), jnp.float32))
+        self.proj = linear(token_dim, token_dim, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(token_dim, eps=EPS)
+        first, last = (linear(token_dim, token_dim, dtype=dtype, rngs=rngs) for _ in range(2))
+        self.mlp = nnx.List([first, Gelu(), last])
+        self.dropout = nnx.Dropout(dropout)
+
+    def _phi(self, x: Float[Array, "b n d"]) -> Float[Array, "b n m"]:
+        w = self.w[...]
+        return jnp.exp(x @ w.T - 0.5 * jnp.sum(jnp.square(x), axis=-1, keepdims=True)) / math.sqrt(len(w))
+
+    def _attend(self, q, k, v: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        phi_q, phi_k = self._phi(q), self._phi(k)
+        total = phi_q @ jnp.sum(phi_k, axis=1)[:, :, None]
+        return phi_q @ (jnp.swapaxes(phi_k, 1, 2) @ v) / (total + 1e-8)
+
+    def __call__(self, x: Float[Array, "b n p"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
+        k, q, v = jnp.split(self.kqv(self.norm1(x)), 3, axis=-1)
+        y = self._attend(*(part.astype(jnp.float32) for part in (q, k, v))).astype(v.dtype)
+        x = v + self.dropout(self.proj(y), deterministic=not train, rngs=rngs)
+        y = self.norm2(x)
+        for layer in self.mlp:
+            y = layer(y)
+        return x + self.dropout(y, deterministic=not train, rngs=rngs)
+
+
+TOKEN_LAYERS = {"transformer": TokenTransformer, "performer": TokenPerformer}
+
+
+class TokensToToken(nnx.Module):
+    """Images to tokens: soft splits of 7/4/2, 3/2/1 and 3/2/1 (size, stride, padding), a token layer after two."""
+
+    def __init__(self, token_layer: str, token_dim: int, dim: int, *, dropout: float, dtype, rngs: nnx.Rngs):
+        options = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+        self.attention1 = TOKEN_LAYERS[token_layer](3 * 7 * 7, token_dim, **options)
+        self.attention2 = TOKEN_LAYERS[token_layer](token_dim * 3 * 3, token_dim, **options)
+        self.project = linear(token_dim * 3 * 3, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
+        b, h, w, _ = x.shape
+        x = self.attention1(soft_split(x, 7, 4, 2), train, rngs).reshape(b, h // 4, w // 4, -1)
+        x = self.attention2(soft_split(x, 3, 2, 1), train, rngs).reshape(b, h // 8, w // 8, -1)
+        return self.project(soft_split(x, 3, 2, 1))
+
+
+class T2TViT(nnx.Module):
+    """Tokens-to-token module, class token, fixed position embedding, blocks, LayerNorm of the class token, head."""
+
+    def __init__(
+        self, token_layer: str, size: Size, token_dim: int, image_size: int, num_classes: int,
+        *, token_dropout, dropout, stochastic_depth, dtype, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        options = {"dtype": dtype, "rngs": rngs}
+        self.tokens_to_token = TokensToToken(token_layer, token_dim, size.dim, dropout=token_dropout, **options)
+        self.cls_token = nnx.Param(gaussian_002(rngs.params(), (1, 1, size.dim)))
+        self.pos_embed = nnx.BatchStat(jnp.asarray(sinusoids(1 + (image_size // STRIDE) ** 2, size.dim)))
+        self.dropout = nnx.Dropout(dropout)
+        rates = {"dropout": dropout, "stochastic_depth": stochastic_depth}
+        self.blocks = blocks(size, 3.0, qkv_bias=False, eps=EPS, **rates, **options)
+        self.norm = LayerNorm(size.dim, eps=EPS)
+        self.head = linear(size.dim, num_classes, dtype=jnp.float32, rngs=rngs)
+        self.image_size = image_size
+        self.dtype = dtype
+
+    def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
+        check_images(images, self.image_size)
+        x = self.tokens_to_token(images.astype(self.dtype), train, rngs)
+        x = join_class_token(x, self.cls_token[...], self.pos_embed[...])
+        x = self.dropout(x, deterministic=not train, rngs=rngs)
+        for block in self.blocks:
+            x = block(x, train, rngs)
+        features = self.norm(x[:, 0].astype(jnp.float32))
+        return Output(logits=self.head(features), features=features)
+
+
+def _t2t_vit(
+    name, token_layer, size, num_classes, dtype="float32", image_size=224, dropout=0.0, stochastic_depth=0.0,
+    token_dropout=0.0,
+):  # fmt: skip
+    """A T2T-ViT as a Net. Equal arguments give the identical Net, so compiled code is shared.
+
+    Args:
+      num_classes: columns of the logits.
+      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, LayerNorm, softmax, the
+        Performer's kernel, features and logits are float32 either way.
+      image_size: height and width of the images, in pixels, a multiple of 16.
+      dropout: of the embedded tokens and in the backbone's blocks, in training.
+      stochastic_depth: probability of leaving out the last block's halves, in training; 0.1 for the released weights.
+      token_dropout: in the token layers, in training. The released Performer has 0.1 in any case, so t2t_vit_14 has
+        it by default; t2t_vit_t_14 has 0.
+
+    Raises:
+      InputError: if an argument is not one of the above.
+    """
+    rates = {"dropout": dropout, "stochastic_depth": stochastic_depth, "token_dropout": token_dropout}
+    return _build(name, token_layer, size, **check_arguments(name, STRIDE, num_classes, dtype, image_size, **rates))
+
+
+@functools.cache
+def _build(name, token_layer, size, num_classes, dtype, image_size, **rates) -> Net:
+    def make_module(rngs: nnx.Rngs) -> T2TViT:
+        return T2TViT(token_layer, size, TOKEN_DIM, image_size, num_classes, dtype=DTYPES[dtype], **rates, rngs=rngs)
+
+    return make_net(
+        name,
+        make_module,
+        num_classes=num_classes,
+        feature_dim=size.dim,
+        min_image_size=image_size,
+        classifier=("head",),
+    )
+
+
+t2t_vit_14 = functools.partial(_t2t_vit, "t2t_vit_14", "performer", Size(384, 14, 6), token_dropout=0.1)
+t2t_vit_t_14 = functools.partial(_t2t_vit, "t2t_vit_t_14", "transformer", Size(384, 14, 6))
