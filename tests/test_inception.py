@@ -71,15 +71,13 @@ def test_output_equals_the_torch_twin(make):
     assert_equals_the_twin(make(num_classes=5, width=0.1), twin, random_images(size, count=2))
 
 
-@by_model([inception_v1, short_inception_resnet_v2])
-def test_gradients_are_finite_and_reach_every_parameter(make):
-    net = make(num_classes=5, width=0.1)
-    assert_gradients_reach_every_parameter(net, random_images(net.min_image_size + 20))
+def test_gradients_are_finite_and_reach_every_parameter():
+    assert_gradients_reach_every_parameter(short_inception_resnet_v2(num_classes=5, width=0.1), random_images(95))
 
 
 @pytest.mark.slow
-@by_model([inception_v2, inception_v3, inception_resnet_v2])
-def test_gradients_are_finite_and_reach_every_parameter_of_the_deeper_nets(make):
+@by_model(PUBLISHED)
+def test_gradients_are_finite_and_reach_every_parameter_in_full_depth(make):
     net = make(num_classes=5, width=0.1)
     assert_gradients_reach_every_parameter(net, random_images(net.min_image_size + 20))
 
