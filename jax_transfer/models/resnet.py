@@ -5,90 +5,25 @@ Padding is explicit and symmetric, as in torch: "SAME" is asymmetric at stride 2
 """
 
 import functools
-import math
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_transfer.choose import choose
-from jax_transfer.models.net import Net, Output, gaussian, make_net
+from jax_transfer.models.layers import DTYPES, BatchNorm, conv, gaussian_head
+from jax_transfer.models.layers import he_normal_fan_out as he_normal_fan_out
+from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.records import InputError
 
 STEMS = {"imagenet": 32, "cifar": 8}  # stem -> smallest image that leaves every stage a pixel
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-def he_normal_fan_out(key, shape, dtype=jnp.float32) -> Float[Array, "h w i o"]:
-    """N(0, 2 / (h w o)), as torchvision (He et al., 2015, arXiv:1502.01852, equation 14)."""
-    height, width, _, features_out = shape
-    return gaussian(key, shape, math.sqrt(2 / (height * width * features_out))).astype(dtype)
-
-
-def gaussian_head(key, shape, dtype=jnp.float32) -> Float[Array, "d s"]:
-    """N(0, 0.01^2) (Goyal et al., 2017, section 5.1)."""
-    return gaussian(key, shape, 0.01).astype(dtype)
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalisation (Ioffe and Szegedy, 2015) over all axes but the last, with torch's conventions.
-
-    Momentum 0.9 (which torch calls 0.1), eps 1e-5; the running variance is fed the unbiased batch variance, as
-    torch does (flax feeds the biased one). Arithmetic and statistics are float32 whatever the input's dtype.
-    The means are plain, so under jit with a sharded batch they are those of the global batch.
-    """
-
-    def __init__(self, features: int, *, scale: float = 1.0, dtype=jnp.float32):
-        self.scale = nnx.Param(jnp.full(features, scale, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros(features, jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones(features, jnp.float32))
-        self.dtype = dtype
-
-    def __call__(self, x: Float[Array, "*b d"], train: bool) -> Float[Array, "*b d"]:
-        x = x.astype(jnp.float32)
-        mean, var = self.mean[...], self.var[...]
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            n = x.size // x.shape[-1]
-            mean = jnp.mean(x, axes)
-            # In two passes: E[x^2] - E[x]^2 cancels, and its rounding, which depends on how many devices share the
-            # batch, is blown up to 1 / sqrt(eps) where a channel hardly varies.
-            var = jnp.mean(jnp.square(x - mean), axes)
-            # Not `self.mean[...] = `, which looks for a sharding and makes tracing deep nets several times slower.
-            self.mean.set_value(0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean))
-            self.var.set_value(0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(var) * (n / max(n - 1, 1)))
-        y = (x - mean) * (jax.lax.rsqrt(var + 1e-5) * self.scale[...]) + self.bias[...]
-        return y.astype(self.dtype)
-
-
-def _pointwise(x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], strides, padding, **options):
-    """A 1x1 convolution as a matrix product: XLA's CPU backend transposes all images for a convolution's gradient."""
-    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
-
-
-def _conv(features_in: int, features_out: int, size: int, stride: int, dtype, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(
-        features_in,
-        features_out,
-        kernel_size=(size, size),
-        strides=(stride, stride),
-        padding=((size // 2, size // 2), (size // 2, size // 2)),
-        use_bias=False,
-        conv_general_dilated=_pointwise if size == 1 else jax.lax.conv_general_dilated,
-        kernel_init=he_normal_fan_out,
-        dtype=dtype,
-        param_dtype=jnp.float32,
-        rngs=rngs,
-    )
 
 
 def _downsample(features_in: int, features_out: int, stride: int, dtype, rngs: nnx.Rngs) -> nnx.List:
     """The projection of the shortcut; empty where the identity fits."""
     if stride == 1 and features_in == features_out:
         return nnx.List([])
-    return nnx.List([_conv(features_in, features_out, 1, stride, dtype, rngs), BatchNorm(features_out, dtype=dtype)])
+    return nnx.List([conv(features_in, features_out, 1, stride, dtype, rngs), BatchNorm(features_out, dtype=dtype)])
 
 
 def _shortcut(downsample: nnx.List, x, train: bool):
@@ -104,9 +39,9 @@ class BasicBlock(nnx.Module):
     expansion = 1
 
     def __init__(self, features_in: int, width: int, stride: int, *, last_scale, dtype, rngs: nnx.Rngs):
-        self.conv1 = _conv(features_in, width, 3, stride, dtype, rngs)
+        self.conv1 = conv(features_in, width, 3, stride, dtype, rngs)
         self.bn1 = BatchNorm(width, dtype=dtype)
-        self.conv2 = _conv(width, width, 3, 1, dtype, rngs)
+        self.conv2 = conv(width, width, 3, 1, dtype, rngs)
         self.bn2 = BatchNorm(width, scale=last_scale, dtype=dtype)
         self.downsample = _downsample(features_in, width, stride, dtype, rngs)
 
@@ -123,11 +58,11 @@ class Bottleneck(nnx.Module):
 
     def __init__(self, features_in: int, width: int, stride: int, *, last_scale, dtype, rngs: nnx.Rngs):
         features_out = self.expansion * width
-        self.conv1 = _conv(features_in, width, 1, 1, dtype, rngs)
+        self.conv1 = conv(features_in, width, 1, 1, dtype, rngs)
         self.bn1 = BatchNorm(width, dtype=dtype)
-        self.conv2 = _conv(width, width, 3, stride, dtype, rngs)
+        self.conv2 = conv(width, width, 3, stride, dtype, rngs)
         self.bn2 = BatchNorm(width, dtype=dtype)
-        self.conv3 = _conv(width, features_out, 1, 1, dtype, rngs)
+        self.conv3 = conv(width, features_out, 1, 1, dtype, rngs)
         self.bn3 = BatchNorm(features_out, scale=last_scale, dtype=dtype)
         self.downsample = _downsample(features_in, features_out, stride, dtype, rngs)
 
@@ -144,7 +79,7 @@ class ResNet(nnx.Module):
     def __init__(self, block, stage_sizes, num_classes, *, stem, width, zero_init_last, dtype, rngs: nnx.Rngs):
         last_scale = 0.0 if zero_init_last else 1.0
         size, stride = (7, 2) if stem == "imagenet" else (3, 1)
-        self.conv1 = _conv(3, width, size, stride, dtype, rngs)
+        self.conv1 = conv(3, width, size, stride, dtype, rngs)
         self.bn1 = BatchNorm(width, dtype=dtype)
         features = width
         for stage, num_blocks in enumerate(stage_sizes):

@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_transfer.models.net import Net, Output, make_net
-from jax_transfer.models.resnet import DTYPES
+from jax_transfer.models.layers import DTYPES
 from jax_transfer.models.vit import (
     LayerNorm,
     Mlp,

@@ -3,11 +3,20 @@
 from collections.abc import Callable
 
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models import resnet
+from jax_transfer.models import (
+    inception,
+    inception_resnet_v2,
+    inception_v3,
+    mobilenet,
+    resnet,
+    resnet_v2,
+    t2t_vit,
+    vit,
+)
 from jax_transfer.models.net import Net
 
-# A model takes num_classes, dtype, stem and width, all but the first optional, and gives the identical Net for
-# equal arguments.
+# A model takes num_classes, dtype and the settings of its family (`stem`, `width`, `image_size`, ...), all but the first
+# optional, and gives the identical Net for equal arguments.
 MODELS: dict[str, Callable[..., Net]] = {
     "resnet10": resnet.resnet10,
     "resnet18": resnet.resnet18,
@@ -15,6 +24,28 @@ MODELS: dict[str, Callable[..., Net]] = {
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
     "resnet152": resnet.resnet152,
+    "resnet18_v2": resnet_v2.resnet18_v2,
+    "resnet34_v2": resnet_v2.resnet34_v2,
+    "resnet50_v2": resnet_v2.resnet50_v2,
+    "resnet101_v2": resnet_v2.resnet101_v2,
+    "resnet152_v2": resnet_v2.resnet152_v2,
+    "mobilenet_v1": mobilenet.mobilenet_v1,
+    "mobilenet_v2": mobilenet.mobilenet_v2,
+    "inception_v1": inception.inception_v1,
+    "inception_v2": inception.inception_v2,
+    "inception_v3": inception_v3.inception_v3,
+    "inception_resnet_v2": inception_resnet_v2.inception_resnet_v2,
+    "vit_tiny_patch4_32": vit.vit_tiny_patch4_32,
+    "vit_tiny_patch8_64": vit.vit_tiny_patch8_64,
+    "vit_tiny_patch16_224": vit.vit_tiny_patch16_224,
+    "vit_small_patch16_224": vit.vit_small_patch16_224,
+    "vit_base_patch16_224": vit.vit_base_patch16_224,
+    "vit_base_patch32_224": vit.vit_base_patch32_224,
+    "deit_tiny_patch16_224": vit.deit_tiny_patch16_224,
+    "deit_small_patch16_224": vit.deit_small_patch16_224,
+    "deit_base_patch16_224": vit.deit_base_patch16_224,
+    "t2t_vit_14": t2t_vit.t2t_vit_14,
+    "t2t_vit_t_14": t2t_vit.t2t_vit_t_14,
 }
 
 IMAGENET = Preprocessing(image_size=224, crop_fraction=0.875)
@@ -24,6 +55,8 @@ RELEASED = {
     "vit_": Preprocessing(image_size=224, crop_fraction=0.9, interpolation="bicubic", **HALF),
     "deit_": Preprocessing(image_size=224, crop_fraction=0.9, interpolation="bicubic"),
     "t2t_": Preprocessing(image_size=224, crop_fraction=0.9, interpolation="bicubic"),
+    "mobilenet_v1": Preprocessing(image_size=224, crop_fraction=0.9, interpolation="bicubic", **HALF),
+    "inception_v1": Preprocessing(image_size=224, crop_fraction=0.875, **HALF),
     "inception_v3": Preprocessing(image_size=299, crop_fraction=0.875, **HALF),
     "inception_resnet_v2": Preprocessing(image_size=299, crop_fraction=0.8975, interpolation="bicubic", **HALF),
 }

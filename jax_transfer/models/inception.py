@@ -1,0 +1,200 @@
+"""Inception v1 and v2 for images, each with the layout and names of a released torch checkpoint.
+
+- v1: GoogLeNet (Szegedy et al., 2015, arXiv:1409.4842) with BatchNorm and without auxiliary heads, as torchvision's
+  `googlenet`: its "5x5" branch has 3x3 kernels, as in the released weights.
+- v2: BN-Inception (Ioffe and Szegedy, 2015, arXiv:1502.03167), as `bninception` of the package pretrainedmodels, the
+  Caffe release: 7x7 first convolution (TF-slim's is separable), convolutions with bias, BatchNorm eps 1e-5.
+
+`width` multiplies all channels and keeps at least 16 of each, as TF-slim's depth_multiplier with min_depth.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jax_transfer.models.layers import (
+    DTYPES,
+    AvgPool,
+    BatchNorm,
+    ConvNorm,
+    MaxPool,
+    chain,
+    check_scaled,
+    conv,
+    gaussian_head,
+    global_mean,
+)
+from jax_transfer.models.net import Net, Output, make_net
+
+
+def scaled(features: int, width: float) -> int:
+    """Channels under a width multiplier: at least 16 (TF-slim's min_depth)."""
+    return max(16, int(features * width))
+
+
+# Channels of the branches: 1x1; 3x3 reduced, 3x3; "5x5" reduced, "5x5"; pool projection (table 1 of the paper).
+V1_BLOCKS = {
+    "inception3a": (64, 96, 128, 16, 32, 32),
+    "inception3b": (128, 128, 192, 32, 96, 64),
+    "inception4a": (192, 96, 208, 16, 48, 64),
+    "inception4b": (160, 112, 224, 24, 64, 64),
+    "inception4c": (128, 128, 256, 24, 64, 64),
+    "inception4d": (112, 144, 288, 32, 64, 64),
+    "inception4e": (256, 160, 320, 32, 128, 128),
+    "inception5a": (256, 160, 320, 32, 128, 128),
+    "inception5b": (384, 192, 384, 48, 128, 128),
+}
+# Channels of the branches: 1x1; 3x3 reduced, 3x3; double 3x3 reduced, double 3x3; pool projection. A block with
+# neither 1x1 nor projection strides.
+V2_BLOCKS = {
+    "inception_3a": (64, 64, 64, 64, 96, 32),
+    "inception_3b": (64, 64, 96, 64, 96, 64),
+    "inception_3c": (0, 128, 160, 64, 96, 0),
+    "inception_4a": (224, 64, 96, 96, 128, 128),
+    "inception_4b": (192, 96, 128, 96, 128, 128),
+    "inception_4c": (160, 128, 160, 128, 160, 128),
+    "inception_4d": (96, 128, 192, 160, 192, 128),
+    "inception_4e": (0, 128, 192, 192, 256, 0),
+    "inception_5a": (352, 192, 320, 160, 224, 128),
+    "inception_5b": (352, 192, 320, 192, 224, 128),
+}
+
+
+class V1Block(nnx.Module):
+    """Four branches side by side."""
+
+    def __init__(self, features_in, one, three_in, three, five_in, five, pool, unit):
+        self.branch1 = unit(features_in, one, 1)
+        self.branch2 = nnx.List([unit(features_in, three_in, 1), unit(three_in, three, 3)])
+        self.branch3 = nnx.List([unit(features_in, five_in, 1), unit(five_in, five, 3)])
+        self.branch4 = nnx.List([MaxPool(3, 1, padding=1), unit(features_in, pool, 1)])
+
+    def __call__(self, x, train: bool):
+        branches = ([self.branch1], self.branch2, self.branch3, self.branch4)
+        return jnp.concatenate([chain(branch, x, train) for branch in branches], axis=-1)
+
+
+class InceptionV1(nnx.Module):
+    """Stem, nine blocks with pools before 4a and 5a, global average pool (the features), linear head."""
+
+    def __init__(self, num_classes: int, *, width: float, dtype, rngs: nnx.Rngs):
+        unit, c = functools.partial(ConvNorm, dtype=dtype, rngs=rngs), functools.partial(scaled, width=width)
+        self.conv1 = unit(3, c(64), 7, 2)
+        self.conv2 = unit(c(64), c(64), 1)
+        self.conv3 = unit(c(64), c(192), 3)
+        features = c(192)
+        for name, channels in V1_BLOCKS.items():
+            channels = [c(n) for n in channels]
+            setattr(self, name, V1Block(features, *channels, unit))
+            one, _, three, _, five, pool = channels
+            features = one + three + five + pool
+        self.dropout = nnx.Dropout(0.2)
+        self.fc = nnx.Linear(features, num_classes, kernel_init=gaussian_head, rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
+        pools = {"inception4a": MaxPool(3, 2, ceil_mode=True), "inception5a": MaxPool(2, 2, ceil_mode=True)}
+        pool = MaxPool(3, 2, ceil_mode=True)
+        x = pool(self.conv1(images.astype(self.dtype), train))
+        x = pool(chain((self.conv2, self.conv3), x, train))
+        for name in V1_BLOCKS:
+            x = getattr(self, name)(pools[name](x) if name in pools else x, train)
+        features = global_mean(x)
+        logits = self.fc(self.dropout(features, deterministic=not train, rngs=rngs))
+        return Output(logits=logits, features=features)
+
+
+class InceptionV2(nnx.Module):
+    """Stem, ten blocks, global average pool (the features), linear head. The checkpoint's names are flat."""
+
+    def __init__(self, num_classes: int, *, width: float, dtype, rngs: nnx.Rngs):
+        def add(name, features_in, features_out, size, stride=1):
+            setattr(self, name, conv(features_in, features_out, size, stride, dtype, rngs, use_bias=True))
+            setattr(self, f"{name}_bn", BatchNorm(features_out, dtype=dtype))
+
+        c = functools.partial(scaled, width=width)
+        add("conv1_7x7_s2", 3, c(64), 7, 2)
+        add("conv2_3x3_reduce", c(64), c(64), 1)
+        add("conv2_3x3", c(64), c(192), 3)
+        features = c(192)
+        for name, channels in V2_BLOCKS.items():
+            strided = not channels[0]
+            one, three_in, three, double_in, double, pool = (c(n) if n else 0 for n in channels)
+            if not strided:
+                add(f"{name}_1x1", features, one, 1)
+                add(f"{name}_pool_proj", features, pool, 1)
+            add(f"{name}_3x3_reduce", features, three_in, 1)
+            add(f"{name}_3x3", three_in, three, 3, 2 if strided else 1)
+            add(f"{name}_double_3x3_reduce", features, double_in, 1)
+            add(f"{name}_double_3x3_1", double_in, double, 3)
+            add(f"{name}_double_3x3_2", double, double, 3, 2 if strided else 1)
+            features = one + three + double + (features if strided else pool)
+        self.last_linear = nnx.Linear(features, num_classes, kernel_init=gaussian_head, rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
+        def unit(name, x):
+            return nnx.relu(getattr(self, f"{name}_bn")(getattr(self, name)(x), train))
+
+        pool = MaxPool(3, 2, ceil_mode=True)
+        x = pool(unit("conv1_7x7_s2", images.astype(self.dtype)))
+        x = pool(unit("conv2_3x3", unit("conv2_3x3_reduce", x)))
+        for name, (one, *_) in V2_BLOCKS.items():
+            three = unit(f"{name}_3x3", unit(f"{name}_3x3_reduce", x))
+            double = unit(f"{name}_double_3x3_1", unit(f"{name}_double_3x3_reduce", x))
+            double = unit(f"{name}_double_3x3_2", double)
+            if one:
+                # The last block pools by the maximum, as the release.
+                pooled = MaxPool(3, 1, padding=1)(x) if name == "inception_5b" else AvgPool(count_include_pad=True)(x)
+                branches = [unit(f"{name}_1x1", x), three, double, unit(f"{name}_pool_proj", pooled)]
+            else:
+                # ceil_mode where the release runs at all: at an odd size its branches differ by a pixel, and here
+                # the pool has as many windows as the convolutions beside it.
+                pads = [(0, 1 + n % 2) for n in x.shape[1:3]]
+                branches = [three, double, nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pads)]
+            x = jnp.concatenate(branches, axis=-1)
+        features = global_mean(x)
+        return Output(logits=self.last_linear(features), features=features)
+
+
+def inception_v1(num_classes, dtype="float32", width=1.0) -> Net:
+    """Inception v1 (GoogLeNet with BatchNorm) as a Net. Equal arguments give the identical Net.
+
+    Args:
+      num_classes: columns of the logits.
+      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
+        logits are float32 either way.
+      width: multiplier of the channels, above 0; 1.0 in the paper.
+
+    Raises:
+      InputError: if an argument is not one of the above.
+    """
+    return _build("inception_v1", *check_scaled("inception_v1", num_classes, dtype, width))
+
+
+def inception_v2(num_classes, dtype="float32", width=1.0) -> Net:
+    """Inception v2 (BN-Inception) as a Net; see `inception_v1` for the arguments and errors.
+
+    The released weights expect BGR images of 0 to 255, less the means 104, 117 and 128.
+    """
+    return _build("inception_v2", *check_scaled("inception_v2", num_classes, dtype, width))
+
+
+@functools.cache
+def _build(name, num_classes, dtype, width) -> Net:
+    # The smallest image that leaves every stage of the original a pixel.
+    module, last_block, head, min_image_size = {
+        "inception_v1": (InceptionV1, V1_BLOCKS["inception5b"], "fc", 15),
+        "inception_v2": (InceptionV2, V2_BLOCKS["inception_5b"], "last_linear", 31),
+    }[name]
+    one, _, second, _, third, pool = last_block
+    return make_net(
+        name,
+        lambda rngs: module(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs),
+        num_classes=num_classes,
+        feature_dim=sum(scaled(n, width) for n in (one, second, third, pool)),
+        min_image_size=min_image_size,
+        classifier=(head,),
+    )

@@ -1,0 +1,156 @@
+"""Layers and argument checks that the convolutional nets share. Padding is explicit, as in torch."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jax_transfer.choose import choose
+from jax_transfer.models.net import gaussian
+from jax_transfer.records import InputError
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def he_normal_fan_out(key, shape, dtype=jnp.float32) -> Float[Array, "h w i o"]:
+    """N(0, 2 / (h w o)), as torchvision (He et al., 2015, arXiv:1502.01852, equation 14)."""
+    height, width, _, features_out = shape
+    return gaussian(key, shape, math.sqrt(2 / (height * width * features_out))).astype(dtype)
+
+
+def gaussian_head(key, shape, dtype=jnp.float32) -> Float[Array, "d s"]:
+    """N(0, 0.01^2) (Goyal et al., 2017, section 5.1)."""
+    return gaussian(key, shape, 0.01).astype(dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation (Ioffe and Szegedy, 2015) over all axes but the last, with torch's conventions.
+
+    Momentum 0.9 (which torch calls 0.1), eps 1e-5; the running variance is fed the unbiased batch variance, as
+    torch does (flax feeds the biased one). Arithmetic and statistics are float32 whatever the input's dtype.
+    The means are plain, so under jit with a sharded batch they are those of the global batch.
+    """
+
+    def __init__(self, features: int, *, scale: float = 1.0, eps: float = 1e-5, dtype=jnp.float32):
+        self.scale = nnx.Param(jnp.full(features, scale, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(features, jnp.float32))
+        self.eps = eps
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "*b d"], train: bool) -> Float[Array, "*b d"]:
+        x = x.astype(jnp.float32)
+        mean, var = self.mean[...], self.var[...]
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            n = x.size // x.shape[-1]
+            mean = jnp.mean(x, axes)
+            # In two passes: E[x^2] - E[x]^2 cancels, and its rounding, which depends on how many devices share the
+            # batch, is blown up to 1 / sqrt(eps) where a channel hardly varies.
+            var = jnp.mean(jnp.square(x - mean), axes)
+            # Not `self.mean[...] = `, which looks for a sharding and makes tracing deep nets several times slower.
+            self.mean.set_value(0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean))
+            self.var.set_value(0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(var) * (n / max(n - 1, 1)))
+        y = (x - mean) * (jax.lax.rsqrt(var + self.eps) * self.scale[...]) + self.bias[...]
+        return y.astype(self.dtype)
+
+
+def _pointwise(x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], strides, padding, **options):
+    """A 1x1 convolution as a matrix product: XLA's CPU backend transposes all images for a convolution's gradient."""
+    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+
+
+def conv(features_in, features_out, size, stride, dtype, rngs, *, padding=None, groups=1, use_bias=False) -> nnx.Conv:
+    """A convolution that computes in `dtype` with float32 parameters.
+
+    Args:
+      size: of the kernel, in pixels, or (height, width).
+      padding: pixels on each side; by default half the kernel, which keeps the size of the image at stride 1.
+      groups: `features_in` makes it depthwise.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    pad_height, pad_width = (height // 2, width // 2) if padding is None else (padding, padding)
+    pointwise = (height, width) == (1, 1) and groups == 1
+    return nnx.Conv(
+        features_in,
+        features_out,
+        kernel_size=(height, width),
+        strides=(stride, stride),
+        padding=((pad_height, pad_height), (pad_width, pad_width)),
+        feature_group_count=groups,
+        use_bias=use_bias,
+        conv_general_dilated=_pointwise if pointwise else jax.lax.conv_general_dilated,
+        kernel_init=he_normal_fan_out,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        rngs=rngs,
+    )
+
+
+class ConvNorm(nnx.Module):
+    """Convolution, BatchNorm with eps 1e-3 and ReLU: the unit of the Inception nets, with torchvision's names."""
+
+    def __init__(self, features_in, features_out, size, stride=1, padding=None, *, dtype, rngs: nnx.Rngs):
+        self.conv = conv(features_in, features_out, size, stride, dtype, rngs, padding=padding)
+        self.bn = BatchNorm(features_out, eps=1e-3, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "b h w o"]:
+        return nnx.relu(self.bn(self.conv(x), train))
+
+
+class MaxPool(nnx.Module):
+    """Maximum over square windows; `ceil_mode` keeps a last window that is cut off by the edge, as in torch."""
+
+    def __init__(self, size: int, stride: int, padding: int = 0, ceil_mode: bool = False):
+        self.size, self.stride, self.padding, self.ceil_mode = size, stride, padding, ceil_mode
+
+    def __call__(self, x: Float[Array, "b h w d"], train: bool = False) -> Float[Array, "b i j d"]:
+        pads = [self._pads(n) for n in x.shape[1:3]]
+        return nnx.max_pool(x, (self.size, self.size), strides=(self.stride, self.stride), padding=pads)
+
+    def _pads(self, n: int) -> tuple[int, int]:
+        rest = (n + 2 * self.padding - self.size) % self.stride
+        return self.padding, self.padding + (self.stride - rest if self.ceil_mode and rest else 0)
+
+
+class AvgPool(nnx.Module):
+    """Mean over 3x3 windows at stride 1; `count_include_pad` divides by 9 at the edge too."""
+
+    def __init__(self, count_include_pad: bool):
+        self.count_include_pad = count_include_pad
+
+    def __call__(self, x: Float[Array, "b h w d"], train: bool = False) -> Float[Array, "b h w d"]:
+        pads, include = ((1, 1), (1, 1)), self.count_include_pad
+        # In float32: nine bfloat16 summands would be rounded eight times.
+        y = nnx.avg_pool(x.astype(jnp.float32), (3, 3), strides=(1, 1), padding=pads, count_include_pad=include)
+        return y.astype(x.dtype)
+
+
+def chain(layers, x, train: bool):
+    """Applies layers in turn, as torch's Sequential."""
+    for layer in layers:
+        x = layer(x, train)
+    return x
+
+
+def global_mean(x: Float[Array, "b h w d"]) -> Float[Array, "b d"]:
+    """Mean over all pixels, in float32."""
+    return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+
+
+def check_scaled(name: str, num_classes, dtype, width) -> tuple[int, str, float]:
+    """The arguments of a model whose width is a multiplier, in one form, so that equal ones share a Net.
+
+    Raises:
+      InputError: if `num_classes` is below 1, `dtype` not a key of DTYPES or `width` not above 0.
+    """
+    dtype = getattr(dtype, "__name__", str(dtype))
+    choose(DTYPES, dtype, f"dtype of {name}")
+    if num_classes < 1:
+        raise InputError(f"num_classes of {name} is {num_classes!r}; expected a whole number of at least 1.")
+    if not 0 < width < math.inf:
+        raise InputError(f"width of {name} is {width!r}; expected a multiplier of the channels above 0, such as 0.5.")
+    return int(num_classes), dtype, float(width)

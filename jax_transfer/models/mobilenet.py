@@ -1,0 +1,181 @@
+"""MobileNets for images, each with the layout and names of a released torch checkpoint.
+
+- v1 (Howard et al., 2017, arXiv:1704.04861), with timm's names (`mobilenetv1_100`) and ReLU6.
+- v2 (Sandler et al., 2018, arXiv:1801.04381), with torchvision's names (`mobilenet_v2`).
+
+Padding is explicit and symmetric, as in torch.
+"""
+
+import functools
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jax_transfer.models.layers import (
+    DTYPES,
+    BatchNorm,
+    chain,
+    check_scaled,
+    conv,
+    gaussian_head,
+    global_mean,
+)
+from jax_transfer.models.net import Net, Output, make_net
+
+# Stages of v1: (channels, blocks, stride of the first); table 1 of the paper.
+V1_STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
+# Stages of v2: (expansion, channels, blocks, stride of the first); table 2 of the paper.
+V2_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+def _make_divisible(features: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` nearest to `features`, but never below 0.9 of them, as torchvision."""
+    nearest = max(divisor, int(features + divisor / 2) // divisor * divisor)
+    return nearest + divisor if nearest < 0.9 * features else nearest
+
+
+class SeparableBlock(nnx.Module):
+    """Depthwise 3x3 and pointwise convolution, each with BatchNorm and ReLU6."""
+
+    def __init__(self, features_in: int, features_out: int, stride: int, *, dtype, rngs: nnx.Rngs):
+        self.conv_dw = conv(features_in, features_in, 3, stride, dtype, rngs, groups=features_in)
+        self.bn1 = BatchNorm(features_in, dtype=dtype)
+        self.conv_pw = conv(features_in, features_out, 1, 1, dtype, rngs)
+        self.bn2 = BatchNorm(features_out, dtype=dtype)
+
+    def __call__(self, x, train: bool):
+        x = jax.nn.relu6(self.bn1(self.conv_dw(x), train))
+        return jax.nn.relu6(self.bn2(self.conv_pw(x), train))
+
+
+class MobileNetV1(nnx.Module):
+    """Stem, thirteen separable blocks, global average pool (the features), linear head."""
+
+    def __init__(self, num_classes: int, *, width: float, dtype, rngs: nnx.Rngs):
+        features = _make_divisible(32 * width)
+        self.conv_stem = conv(3, features, 3, 2, dtype, rngs)
+        self.bn1 = BatchNorm(features, dtype=dtype)
+        stages = []
+        for channels, num_blocks, stride in V1_STAGES:
+            blocks = []
+            for i in range(num_blocks):
+                features_out = _make_divisible(channels * width)
+                blocks.append(SeparableBlock(features, features_out, 1 if i else stride, dtype=dtype, rngs=rngs))
+                features = features_out
+            stages.append(nnx.List(blocks))
+        self.blocks = nnx.List(stages)
+        self.classifier = nnx.Linear(features, num_classes, kernel_init=gaussian_head, rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
+        x = jax.nn.relu6(self.bn1(self.conv_stem(images.astype(self.dtype)), train))
+        for stage in self.blocks:
+            x = chain(stage, x, train)
+        features = global_mean(x)
+        return Output(logits=self.classifier(features), features=features)
+
+
+def _conv_norm(features_in, features_out, size, stride, dtype, rngs, groups=1) -> nnx.List:
+    """Convolution and BatchNorm under the names 0 and 1; `_relu6` applies them."""
+    layer = conv(features_in, features_out, size, stride, dtype, rngs, groups=groups)
+    return nnx.List([layer, BatchNorm(features_out, dtype=dtype)])
+
+
+def _relu6(conv_norm: nnx.List, x, train: bool):
+    layer, norm = conv_norm
+    return jax.nn.relu6(norm(layer(x), train))
+
+
+class InvertedResidual(nnx.Module):
+    """1x1 to more channels, depthwise 3x3, 1x1 back without activation; a shortcut where the shape stays."""
+
+    def __init__(self, features_in: int, features_out: int, stride: int, expansion: int, *, dtype, rngs: nnx.Rngs):
+        inner = features_in * expansion
+        expand = [] if expansion == 1 else [_conv_norm(features_in, inner, 1, 1, dtype, rngs)]
+        depthwise = _conv_norm(inner, inner, 3, stride, dtype, rngs, groups=inner)
+        project = _conv_norm(inner, features_out, 1, 1, dtype, rngs)
+        self.conv = nnx.List([*expand, depthwise, *project])
+        self.shortcut = stride == 1 and features_in == features_out
+
+    def __call__(self, x, train: bool):
+        *units, project, norm = self.conv
+        y = x
+        for unit in units:
+            y = _relu6(unit, y, train)
+        y = norm(project(y), train)
+        return x + y if self.shortcut else y
+
+
+class MobileNetV2(nnx.Module):
+    """Stem, seventeen inverted residuals, 1x1 convolution, global average pool (the features), linear head."""
+
+    def __init__(self, num_classes: int, *, width: float, dtype, rngs: nnx.Rngs):
+        features = _make_divisible(32 * width)
+        layers = [_conv_norm(3, features, 3, 2, dtype, rngs)]
+        for expansion, channels, num_blocks, stride in V2_STAGES:
+            for i in range(num_blocks):
+                features_out, options = _make_divisible(channels * width), {"dtype": dtype, "rngs": rngs}
+                layers.append(InvertedResidual(features, features_out, 1 if i else stride, expansion, **options))
+                features = features_out
+        last = _make_divisible(1280 * max(1.0, width))
+        layers.append(_conv_norm(features, last, 1, 1, dtype, rngs))
+        self.features = nnx.List(layers)
+        head = nnx.Linear(last, num_classes, kernel_init=gaussian_head, rngs=rngs)
+        self.classifier = nnx.List([nnx.Dropout(0.2), head])
+        self.dtype = dtype
+
+    def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
+        stem, *blocks, last = self.features
+        x = _relu6(stem, images.astype(self.dtype), train)
+        features = global_mean(_relu6(last, chain(blocks, x, train), train))
+        dropout, head = self.classifier
+        return Output(logits=head(dropout(features, deterministic=not train, rngs=rngs)), features=features)
+
+
+def mobilenet_v1(num_classes, dtype="float32", width=1.0) -> Net:
+    """MobileNet v1 as a Net. Equal arguments give the identical Net, so compiled code is shared.
+
+    Args:
+      num_classes: columns of the logits.
+      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
+        logits are float32 either way.
+      width: multiplier of the channels, above 0; 0.25, 0.5, 0.75 and 1.0 in the paper. Channels are rounded to
+        multiples of 8.
+
+    Raises:
+      InputError: if an argument is not one of the above.
+    """
+    return _build("mobilenet_v1", *check_scaled("mobilenet_v1", num_classes, dtype, width))
+
+
+def mobilenet_v2(num_classes, dtype="float32", width=1.0) -> Net:
+    """MobileNet v2 as a Net; see `mobilenet_v1` for the arguments and errors.
+
+    A width below 1 leaves the 1,280 features of the head as they are (section 4.1 of the paper).
+    """
+    return _build("mobilenet_v2", *check_scaled("mobilenet_v2", num_classes, dtype, width))
+
+
+@functools.cache
+def _build(name, num_classes, dtype, width) -> Net:
+    module, feature_dim, classifier = {
+        "mobilenet_v1": (MobileNetV1, _make_divisible(1024 * width), ("classifier",)),
+        "mobilenet_v2": (MobileNetV2, _make_divisible(1280 * max(1.0, width)), ("classifier", "1")),
+    }[name]
+    return make_net(
+        name,
+        lambda rngs: module(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs),
+        num_classes=num_classes,
+        feature_dim=feature_dim,
+        min_image_size=32,
+        classifier=classifier,
+    )

@@ -1,0 +1,149 @@
+"""Residual networks v2 for images (He et al., 2016, arXiv:1603.05027): full pre-activation, with timm's names.
+
+BatchNorm and ReLU stand before each convolution and once more before the pool; the stem has neither. A projection
+reads the activated input, an identity shortcut the input itself. The bottleneck strides in its 3x3 convolution.
+timm's `resnetv2_50` stores the head `head.fc` as a 1x1 convolution [s, d, 1, 1]; here it is a matrix [d, s].
+"""
+
+import functools
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jax_transfer.choose import choose
+from jax_transfer.models.layers import DTYPES, BatchNorm, MaxPool, chain, conv, gaussian_head, global_mean
+from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.resnet import STEMS
+from jax_transfer.records import InputError
+
+
+class Conv(nnx.Module):
+    """A convolution under the name `conv`, as in timm's stem and projections."""
+
+    def __init__(self, features_in: int, features_out: int, size: int, stride: int, dtype, rngs: nnx.Rngs):
+        self.conv = conv(features_in, features_out, size, stride, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b j k o"]:
+        return self.conv(x)
+
+
+class PreActBlock(nnx.Module):
+    """Convolutions of `sizes` (the 3x3 that strides: `strided`), each after BatchNorm and ReLU, and a shortcut."""
+
+    def __init__(self, features_in, channels, sizes, strided, stride, dtype, rngs: nnx.Rngs):
+        self.depth = len(sizes)
+        features = features_in
+        for i, (features_out, size) in enumerate(zip(channels, sizes, strict=True)):
+            setattr(self, f"norm{i + 1}", BatchNorm(features, dtype=dtype))
+            layer = conv(features, features_out, size, stride if i == strided else 1, dtype, rngs)
+            setattr(self, f"conv{i + 1}", layer)
+            features = features_out
+        project = stride != 1 or features_in != features
+        self.downsample = Conv(features_in, features, 1, stride, dtype, rngs) if project else None
+
+    def __call__(self, x, train: bool):
+        y = activated = nnx.relu(self.norm1(x, train))
+        for i in range(self.depth):
+            y = y if i == 0 else nnx.relu(getattr(self, f"norm{i + 1}")(y, train))
+            y = getattr(self, f"conv{i + 1}")(y)
+        return y + (x if self.downsample is None else self.downsample(activated))
+
+
+def basic_block(features_in: int, width: int, stride: int, dtype, rngs: nnx.Rngs) -> PreActBlock:
+    """Two 3x3 convolutions (ResNet-18 and 34)."""
+    return PreActBlock(features_in, (width, width), (3, 3), 0, stride, dtype, rngs)
+
+
+def bottleneck(features_in: int, width: int, stride: int, dtype, rngs: nnx.Rngs) -> PreActBlock:
+    """1x1, 3x3 (strided) and 1x1 convolutions (ResNet-50 and deeper)."""
+    return PreActBlock(features_in, (width, width, 4 * width), (1, 3, 1), 1, stride, dtype, rngs)
+
+
+EXPANSION = {basic_block: 1, bottleneck: 4}
+
+
+class Blocks(nnx.Module):
+    """The blocks of a stage under the name `blocks`."""
+
+    def __init__(self, blocks: list):
+        self.blocks = nnx.List(blocks)
+
+    def __call__(self, x, train: bool):
+        return chain(self.blocks, x, train)
+
+
+class Head(nnx.Module):
+    """The linear head under the name `fc`."""
+
+    def __init__(self, features: int, num_classes: int, rngs: nnx.Rngs):
+        self.fc = nnx.Linear(features, num_classes, kernel_init=gaussian_head, rngs=rngs)
+
+
+class ResNetV2(nnx.Module):
+    """Stem, four stages, BatchNorm and ReLU, global average pool (the features), linear head (the logits)."""
+
+    def __init__(self, block, stage_sizes, num_classes, *, stem, width, dtype, rngs: nnx.Rngs):
+        self.stem = Conv(3, width, *((7, 2) if stem == "imagenet" else (3, 1)), dtype, rngs)
+        features, stages = width, []
+        for stage, num_blocks in enumerate(stage_sizes):
+            blocks = []
+            for i in range(num_blocks):
+                stride = 2 if stage > 0 and i == 0 else 1
+                blocks.append(block(features, width * 2**stage, stride, dtype, rngs))
+                features = EXPANSION[block] * width * 2**stage
+            stages.append(Blocks(blocks))
+        self.stages = nnx.List(stages)
+        self.norm = BatchNorm(features, dtype=dtype)
+        self.head = Head(features, num_classes, rngs)
+        self.pooled_stem = stem == "imagenet"
+        self.dtype = dtype
+
+    def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
+        x = self.stem(images.astype(self.dtype))
+        x = MaxPool(3, 2, padding=1)(x) if self.pooled_stem else x
+        x = nnx.relu(self.norm(chain(self.stages, x, train), train))
+        features = global_mean(x)
+        return Output(logits=self.head.fc(features), features=features)
+
+
+def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64) -> Net:
+    """A pre-activation residual network as a Net. Equal arguments give the identical Net, so compiled code is shared.
+
+    Args:
+      num_classes: columns of the logits.
+      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
+        logits are float32 either way.
+      stem: "imagenet" (7x7 at stride 2 and a 3x3 max-pool at stride 2; images of 32 pixels or more) or "cifar"
+        (3x3 at stride 1; 8 pixels or more).
+      width: channels of the first stage; 64 in the paper.
+
+    Raises:
+      InputError: if an argument is not one of the above.
+    """
+    dtype = getattr(dtype, "__name__", str(dtype))
+    choose(DTYPES, dtype, f"dtype of {name}")
+    choose(STEMS, stem, f"stem of {name}")
+    for field, value in (("num_classes", num_classes), ("width", width)):
+        if value < 1:
+            raise InputError(f"{field} of {name} is {value!r}; expected a whole number of at least 1.")
+    return _build(name, stage_sizes, block, int(num_classes), dtype, stem, int(width))
+
+
+@functools.cache
+def _build(name, stage_sizes, block, num_classes, dtype, stem, width) -> Net:
+    options = {"stem": stem, "width": width, "dtype": DTYPES[dtype]}
+    return make_net(
+        name,
+        lambda rngs: ResNetV2(block, stage_sizes, num_classes, **options, rngs=rngs),
+        num_classes=num_classes,
+        feature_dim=width * 8 * EXPANSION[block],
+        min_image_size=STEMS[stem],
+        classifier=("head", "fc"),
+    )
+
+
+resnet18_v2 = functools.partial(_resnet, "resnet18_v2", (2, 2, 2, 2), basic_block)
+resnet34_v2 = functools.partial(_resnet, "resnet34_v2", (3, 4, 6, 3), basic_block)
+resnet50_v2 = functools.partial(_resnet, "resnet50_v2", (3, 4, 6, 3), bottleneck)
+resnet101_v2 = functools.partial(_resnet, "resnet101_v2", (3, 4, 23, 3), bottleneck)
+resnet152_v2 = functools.partial(_resnet, "resnet152_v2", (3, 8, 36, 3), bottleneck)
