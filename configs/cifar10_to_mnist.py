@@ -58,6 +58,7 @@ def paper(target, best, last):
 def full():
     config = default_config()
     config.name = "CIFAR-10 to MNIST"
+    config.model.stem = "cifar"
     config.source.dataset = "tfds:cifar10"
     config.preprocessing.mean = (0.4914, 0.4822, 0.4465)
     config.preprocessing.std = (0.2470, 0.2435, 0.2616)

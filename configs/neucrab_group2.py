@@ -49,7 +49,6 @@ def full():
     config = default_config()
     config.name = "NeuCRaB, group II"
     config.model.name = "resnet50"
-    config.model.stem = "imagenet"
     config.source.dataset = "tfds:imagenet2012"
     config.source.others = ("tfds:inaturalist2017", "tfds:places365")
     config.preprocessing.image_size = 224

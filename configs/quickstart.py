@@ -16,6 +16,7 @@ def full():
     config = default_config()
     config.name = "Quick start: MNIST to scanned digits"
     config.model.name = "resnet10"
+    config.model.stem = "cifar"
     config.model.width = 16
     config.source.dataset = "embedded:mnist_5k"
     config.targets = ("embedded:digits?per_class=20",)

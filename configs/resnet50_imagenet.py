@@ -37,7 +37,6 @@ def full():
     config = default_config()
     config.name = "ResNet-50 on ImageNet"
     config.model.name = "resnet50"
-    config.model.stem = "imagenet"
     config.source.dataset = "tfds:imagenet2012"
     config.preprocessing.image_size = 224
     config.preprocessing.crop_fraction = 0.875

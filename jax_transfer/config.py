@@ -1,25 +1,21 @@
-"""Every field of a study's config, its default, and the checks made before anything is compiled.
+"""Every field of a study's config, its default, and what the stages read from it.
 
 `configs/*.py` start from `default_config()` and set what differs.
 """
 
 import dataclasses
+import inspect
 import json
 
 from ml_collections import ConfigDict, config_dict
 
-from jax_transfer.analysis import SCORES
-from jax_transfer.analysis.embedding import MOST_POINTS
 from jax_transfer.choose import choose
-from jax_transfer.data.augment import AUGMENTATIONS
-from jax_transfer.data.transforms import INTERPOLATIONS, Preprocessing
+from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS
-from jax_transfer.models.trajectory import evaluated_epochs
 from jax_transfer.records import InputError
-from jax_transfer.training.objectives import OBJECTIVES
-from jax_transfer.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSettings
-from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
-from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings
+from jax_transfer.training.optimizers import OptimizerSettings
+from jax_transfer.transfer.finetune import FinetuneSettings
+from jax_transfer.transfer.probe import ProbeSettings
 
 STAGES = ("pretrain", "features", "probe", "finetune", "scores", "spectral", "report")
 
@@ -41,10 +37,16 @@ def default_config() -> ConfigDict:
     config.model = ConfigDict()
     # A key of jax_transfer.models.MODELS.
     config.model.name = "resnet18"
-    # imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1.
-    config.model.stem = "cifar"
-    # Channels after the stem; 64 is the published size.
-    config.model.width = 64
+    # What follows is unset for the published model, and for models that do not have it.
+    # Of ResNets. imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1.
+    config.model.stem = config_dict.placeholder(str)
+    # Of ResNets: channels after the stem, 64 if unset. Of MobileNets and Inceptions: multiplier of all channels.
+    config.model.width = config_dict.placeholder(float)
+    # Of transformers: probability with which the last block is left out of an image in training.
+    config.model.stochastic_depth = config_dict.placeholder(float)
+    # Further models, each pre-trained for itself: ({"name": "mobilenet_v1", "width": 0.5}, ...). The checkpoints of all
+    # are ranked together.
+    config.model.others = ()
 
     config.source = ConfigDict()
     # What the model is pre-trained on: "kind:name?option=value", see jax_transfer.data.sources.
@@ -139,6 +141,38 @@ def default_config() -> ConfigDict:
     return config
 
 
+def models(config: ConfigDict) -> dict[str, dict]:
+    """The models to pre-train: what each is called -> its name in MODELS and its settings.
+
+    Raises:
+      InputError: for a name or a setting that does not exist, and for a model given twice.
+    """
+    first = {field: value for field, value in config.model.items() if field != "others"}
+    found: dict[str, dict] = {}
+    for place, given in enumerate((first, *config.model.others)):
+        where = f"config.model.others[{place - 1}]" if place else "config.model"
+        settings = {name: value for name, value in dict(given).items() if value not in (None, "")}
+        make = choose(MODELS, settings.get("name", ""), f"model ({where}.name)")
+        takes = inspect.signature(make).parameters
+        for name in settings.keys() - {"name"}:
+            if name not in takes:
+                has = [field for field in first if field in takes]
+                raise InputError(
+                    f"{where}.{name} = {settings[name]!r}: {settings['name']} has no {name}; leave it unset, "
+                    f'--{where}.{name}="". It has {", ".join(has) or "no settings"}.'
+                )
+        label = "_".join([settings["name"], *(_plain(v) for n, v in sorted(settings.items()) if n != "name")])
+        if label in found:
+            raise InputError(f"config.model names {label} twice.")
+        found[label] = settings
+    names = [settings["name"] for settings in found.values()]
+    return {s["name"] if names.count(s["name"]) == 1 else label: s for label, s in found.items()}
+
+
+def _plain(value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def sources(config: ConfigDict) -> list[str]:
     """The data sets to pre-train on, each for itself."""
     return [config.source.dataset, *config.source.others]
@@ -148,118 +182,27 @@ def _optimizer(**settings) -> ConfigDict:
     return ConfigDict(dataclasses.asdict(OptimizerSettings(**settings)))
 
 
-def check(config: ConfigDict) -> None:
-    """Checks every name, size and number that needs no data.
-
-    Raises:
-      InputError: naming the field, what was expected and what to do.
-    """
-    _check_names(config.to_dict(), default_config().to_dict(), "config")
-    _check_complete(config.to_dict(), default_config().to_dict(), "config")
-    for stage in config.stages:
-        choose(dict.fromkeys(STAGES), stage, "stage (config.stages)")
-    choose(MODELS, config.model.name, "model (config.model.name)")
-    choose(OBJECTIVES, config.pretrain.objective, "objective (config.pretrain.objective)")
-    choose(INTERPOLATIONS, config.preprocessing.interpolation, "interpolation (config.preprocessing.interpolation)")
-    for score in config.scores:
-        choose({**SCORES, **FINETUNE_SCORES}, score, "score (config.scores)")
-    if len(set(sources(config))) < len(sources(config)):
-        raise InputError(f"config.source names a data set twice: {', '.join(sources(config))}.")
-    if not config.targets:
-        raise InputError("config.targets is empty: name at least one data set to transfer to.")
-    for target in config.overrides:
-        if target not in config.targets:
-            raise InputError(f"config.overrides names {target!r}, which is none of config.targets: {config.targets}.")
-    for name, section in [
-        ("pretrain", config.pretrain),
-        *[("finetune", finetune_settings(config, t)) for t in config.targets],
-    ]:
-        where = f"config.{name}"
-        for augmentation in section.augment:
-            choose(AUGMENTATIONS, augmentation, f"augmentation ({where}.augment)")
-        choose(OPTIMIZERS, section.optimizer.name, f"optimizer ({where}.optimizer.name)")
-        choose(SCHEDULES, section.optimizer.schedule, f"schedule ({where}.optimizer.schedule)")
-        _positive(section.optimizer.learning_rate, f"{where}.optimizer.learning_rate")
-        _positive(section.batch_size, f"{where}.batch_size")
-        _positive(section.epochs, f"{where}.epochs")
-        if name == "finetune" and section.checkpoints:
-            evaluated_epochs(section.checkpoints, config.pretrain.epochs, f"{where}.checkpoints")
-    for target in config.targets:
-        settings = probe_settings(config, target)
-        for method in settings.methods:
-            choose(PROTOCOLS, method, "probe (config.probe.methods)")
-        for field in ("epochs", "batch_size", "num_seeds"):
-            _positive(getattr(settings, field), f"config.probe.{field}")
-        if not settings.learning_rates or not settings.l2:
-            raise InputError("config.probe.learning_rates and config.probe.l2 need at least one value each.")
-        if not 0 < settings.validation_fraction < 1:
-            raise InputError(f"config.probe.validation_fraction = {settings.validation_fraction}: must lie in (0, 1).")
-    _positive(config.spectral.epochs, "config.spectral.epochs")
-    if config.spectral.batch_size is not None:
-        _positive(config.spectral.batch_size, "config.spectral.batch_size")
-    if not 0 <= config.spectral.embedded_images <= MOST_POINTS or 0 < config.spectral.embedded_images < 4:
-        raise InputError(
-            f"config.spectral.embedded_images = {config.spectral.embedded_images}: t-SNE takes 4 to {MOST_POINTS:,} images, "
-            "and 0 leaves it out."
-        )
-    _positive(config.data.eval_batch_size, "config.data.eval_batch_size")
-    _positive(config.data.num_threads, "config.data.num_threads")
-    evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
-    if not 0 < config.preprocessing.crop_fraction <= 1:
-        raise InputError(
-            f"config.preprocessing.crop_fraction = {config.preprocessing.crop_fraction}: must lie in (0, 1]."
-        )
-    smallest = make_net(config, num_classes=2).min_image_size
-    if config.preprocessing.image_size < smallest:
-        raise InputError(
-            f"config.preprocessing.image_size = {config.preprocessing.image_size} does not suit {config.model.name} with "
-            f"the {config.model.stem} stem, which needs at least {smallest} pixels: use a larger size or another stem."
-        )
-
-
-def check_field(path: str, known: dict) -> None:
-    """Checks a field named on the command line, such as "config.pretrain.epochs".
-
-    Raises:
-      InputError: if there is no such field; lists those that exist beside it.
-    """
-    where, *names = path.split(".")
-    for name in names:
-        if not isinstance(known, dict):
-            raise InputError(f"{where} is a value and has no field {name!r}.")
-        if where == "config.overrides":
-            return
-        known, where = choose(known, name, f"field of {where}"), f"{where}.{name}"
-
-
-def _check_names(found: dict, known: dict, where: str) -> None:
+def check_names(found: dict, known: dict, where: str) -> None:
     """Every field of `found` exists in `known`, and holds fields where `known` does."""
     for name, value in found.items():
         choose(known, name, f"field of {where}")
         if isinstance(known[name], dict) and (where, name) != ("config", "overrides"):
             if not isinstance(value, dict):
                 raise InputError(f"{where}.{name} must hold fields, not {value!r}.")
-            _check_names(value, known[name], f"{where}.{name}")
+            check_names(value, known[name], f"{where}.{name}")
 
 
-def _check_complete(found: dict, known: dict, where: str) -> None:
-    if missing := [name for name in known if name not in found]:
-        raise InputError(f"{where} lacks {', '.join(missing)}: start from jax_transfer.config.default_config().")
-    for name, value in known.items():
-        if isinstance(value, dict):
-            _check_complete(found[name], value, f"{where}.{name}")
+def make_net(config: ConfigDict, model: dict, num_classes: int, dtype=None):
+    """One of the config's `models` for so many classes."""
+    arguments = net_arguments(config, model)
+    make = MODELS[arguments.pop("name")]
+    return make(num_classes=num_classes, **arguments, **({} if dtype is None else {"dtype": dtype}))
 
 
-def _positive(value, field: str) -> None:
-    if not value > 0:
-        raise InputError(f"{field} = {value}: must be positive.")
-
-
-def make_net(config: ConfigDict, num_classes: int, dtype=None):
-    """The config's model for so many classes."""
-    make = choose(MODELS, config.model.name, "model (config.model.name)")
-    settings = {"stem": config.model.stem, "width": config.model.width}
-    return make(num_classes=num_classes, **settings, **({} if dtype is None else {"dtype": dtype}))
+def net_arguments(config: ConfigDict, model: dict) -> dict:
+    """The settings of one of the config's `models`, with the image size if the model depends on it."""
+    depends = "image_size" in inspect.signature(MODELS[model["name"]]).parameters
+    return {**model, "image_size": config.preprocessing.image_size} if depends else dict(model)
 
 
 def preprocessing(config: ConfigDict) -> Preprocessing:
@@ -282,7 +225,7 @@ def pretrain_optimizer(config: ConfigDict) -> OptimizerSettings:
 def _settings(kind, config, section: str, target: str):
     fields = config[section].to_dict()
     override = config.overrides.get(target, ConfigDict()).get(section, ConfigDict()).to_dict()
-    _check_names(override, fields, f"config.overrides[{target!r}].{section}")
+    check_names(override, fields, f"config.overrides[{target!r}].{section}")
     if "optimizer" in override:
         override["optimizer"] = {**fields["optimizer"], **override["optimizer"]}
     return kind(**_frozen({**fields, **override}))

@@ -10,8 +10,9 @@ from jax_transfer import config as settings
 from jax_transfer import devices
 from jax_transfer.features import extract
 from jax_transfer.logs import Rows, log
+from jax_transfer.models import Net
 from jax_transfer.records import Features, Snapshot
-from jax_transfer.transfer.finetune import Finetuned, finetune
+from jax_transfer.transfer.finetune import Finetuned, FinetuneSettings, finetune
 from jax_transfer.workspace import Workspace
 
 
@@ -68,30 +69,43 @@ def tuned_features(work: Workspace, snapshot: Snapshot, target: str, split: str)
 def _finetune(
     work: Workspace, snapshots: list[Snapshot], target: str, seed: int, keep_features: bool
 ) -> Iterator[tuple[Snapshot, Finetuned]]:
-    if not snapshots:
-        return
-    mesh = devices.make_mesh(sweep=jax.device_count())
-    net = work.net(work.source(target, "train").num_classes)
-    forward = extract.make_forward(net, work.preprocessing, work.mesh)
-    tuned = finetune(
-        [f"checkpoint {snapshot.name}" for snapshot in snapshots],
-        lambda i: work.model(snapshots[i]),
-        net,
-        *(work.feed(target, split).on(mesh) for split in ("train", "test")),
-        work.preprocessing,
-        settings.finetune_settings(work.config, target),
-        mesh,
-        seed,
-        work.config.data.eval_batch_size,
-    )
-    for done in tuned:
-        snapshot = snapshots[done.index]
+    tuning = settings.finetune_settings(work.config, target)
+    for snapshot, net, done in finetuned(work, snapshots, target, ("train", "test"), tuning, seed):
         if keep_features:  # before the row, so that a kill in between leaves nothing out
+            forward = extract.make_forward(net, work.preprocessing, work.mesh)
             model = devices.replicate(done.model, work.mesh)
             for split in ("train", "test"):
                 found = extract.extract(forward, model, work.feed(target, split), work.config.data.eval_batch_size)
                 extract.save(_path(work, snapshot, target, split), found)
         yield snapshot, done
+
+
+def finetuned(
+    work: Workspace,
+    snapshots: list[Snapshot],
+    target: str,
+    splits: tuple[str, str],
+    tuning: FinetuneSettings,
+    seed: int,
+) -> Iterator[tuple[Snapshot, Net, Finetuned]]:
+    """Fine-tunes on the first split and tests on the second: the checkpoints of a model at once, spread over the devices."""
+    mesh = devices.make_mesh(sweep=jax.device_count())
+    for model in dict.fromkeys(snapshot.pretraining.model for snapshot in snapshots):
+        own = [snapshot for snapshot in snapshots if snapshot.pretraining.model == model]
+        net = work.net(model, work.source(target, "train").num_classes)
+        tuned = finetune(
+            [f"checkpoint {snapshot.name}" for snapshot in own],
+            lambda i, own=own: work.model(own[i]),
+            net,
+            *(work.feed(target, split).on(mesh) for split in splits),
+            work.preprocessing,
+            tuning,
+            mesh,
+            seed,
+            work.config.data.eval_batch_size,
+        )
+        for done in tuned:
+            yield own[done.index], net, done
 
 
 def _path(work: Workspace, snapshot: Snapshot, target: str, split: str):
@@ -102,6 +116,9 @@ def _path(work: Workspace, snapshot: Snapshot, target: str, split: str):
     )  # of them, none depends on it
     made_from = (work.model_fingerprint(snapshot), work.source(target, "train").fingerprint, tuning, work.config.seed)
     key = extract.cache_key(
-        f"fine-tuned {made_from}", work.config.model.to_dict(), work.preprocessing, work.source(target, split)
+        f"fine-tuned {made_from}",
+        work.models[snapshot.pretraining.model],
+        work.preprocessing,
+        work.source(target, split),
     )
     return work.workdir / "features" / f"{key}.npz"

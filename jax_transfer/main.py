@@ -9,8 +9,8 @@ import rich
 from absl import app, flags
 from ml_collections import config_flags
 
+from jax_transfer import checks, devices, logs, plan
 from jax_transfer import config as settings
-from jax_transfer import devices, logs, plan
 from jax_transfer.records import InputError
 from jax_transfer.report import tables, trust
 from jax_transfer.study import STAGES
@@ -27,7 +27,7 @@ def _main(argv) -> None:
     if len(argv) > 1:
         raise InputError(f"Unexpected argument {argv[1]!r}: options are --config, --workdir and --config.FIELD=VALUE.")
     config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
-    settings.check(config)
+    checks.check(config)
     lock = open_workdir(config, workdir)
     devices.use_compilation_cache(workdir / "compilation_cache")
     work = Workspace(config, workdir)
@@ -76,7 +76,7 @@ def _parse_flags(argv):
         if name == "config" and value and not pathlib.Path(value.split(":")[0]).is_file():
             raise InputError(f"--config={value}: there is no such file. The configs lie in configs/.")
         if name.startswith("config."):
-            settings.check_field(name, known)
+            checks.check_field(name, known)
     try:
         return flags.FLAGS(argv)
     # A value of another type, and whatever is wrong inside a config file.

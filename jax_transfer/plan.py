@@ -61,18 +61,19 @@ def check_data(work: Workspace) -> None:
 def show(work: Workspace) -> None:
     """Prints the parameters, and the stages with what they do and a rough estimate of their time."""
     console = Console(stderr=True)
-    params, stats = jax.eval_shape(work.source_net(work.sources[0]).init, jax.random.key(0))
+    params, _ = jax.eval_shape(work.source_net(work.pretrainings[0]).init, jax.random.key(0))
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
     console.print(overview, highlight=False, markup=False, soft_wrap=True)
     config = work.config
     rate = devices.sustained_gigaflops_per_second()
     table = Table(
-        title=f"{config.name}: {config.model.name}, {' and '.join(work.sources)} to {len(config.targets)} target(s)"
+        title=f"{config.name}: {' and '.join(work.models)}, {' and '.join(work.sources)} to {len(config.targets)} target(s)"
     )
     for column, justify in (("stage", "left"), ("what", "left"), ("about", "right")):
         table.add_column(column, justify=justify)
     images = " and ".join(f"{len(work.source(source, 'train')):,}" for source in work.sources)
-    each = " of each source" if len(work.sources) > 1 else ""
+    many = [what for what, of in (("model", work.models), ("source", work.sources)) if len(of) > 1]
+    each = f" of each {' and '.join(many)}" if many else ""
     epochs = f"{len(work.snapshots)} checkpoints (epochs {_list(work.epochs)}{each})"
     what = {
         "pretrain": f"{config.pretrain.epochs} epochs of {images} images",
@@ -83,9 +84,7 @@ def show(work: Workspace) -> None:
         "spectral": f"components, spectra and t-SNE: {epochs}",
         "report": "report/index.html",
     }
-    seconds = {
-        name: gigaflops / rate for name, gigaflops in _gigaflops(work, params, stats).items() if name in config.stages
-    }
+    seconds = {name: gigaflops / rate for name, gigaflops in _gigaflops(work).items() if name in config.stages}
     for name in config.stages:
         table.add_row(name, what[name], _duration(seconds[name]) if name in seconds else "")
     table.add_section()
@@ -99,11 +98,22 @@ def show(work: Workspace) -> None:
     console.print(table)
 
 
-def _gigaflops(work: Workspace, params, stats) -> dict[str, float]:
-    """The convolutional work of each stage, from the compiler's cost analysis; as if all sources had the first one's head."""
-    config, first = work.config, work.sources[0]
-    net, model = work.source_net(first), {"params": params, "stats": stats}
-    image = extract.forward_gigaflops(work.forward(first), model, work.preprocessing, config.data.eval_batch_size)
+def _gigaflops(work: Workspace) -> dict[str, float]:
+    """The convolutional work of each stage: the sum over the models."""
+    each = [_gigaflops_of(work, model) for model in work.models]
+    total = {stage: sum(found[stage] for found in each) for stage in each[0]}
+    return {name: value for name, value in total.items() if math.isfinite(value)}
+
+
+def _gigaflops_of(work: Workspace, model: str) -> dict[str, float]:
+    """By the compiler's cost analysis; as if all sources had the first one's head."""
+    config = work.config
+    own = [pretraining for pretraining in work.pretrainings if pretraining.model == model]
+    net = work.source_net(own[0])
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    weights = {"params": params, "stats": stats}
+    image = extract.forward_gigaflops(work.forward(own[0]), weights, work.preprocessing, config.data.eval_batch_size)
+    snapshots = [snapshot for snapshot in work.snapshots if snapshot.pretraining in own]
     sizes = {d: [len(work.source(d, s)) for s in ("train", "test")] for d in (*work.sources, *config.targets)}
 
     def step(net, objective, optimizer, augment, batch_size):
@@ -116,7 +126,7 @@ def _gigaflops(work: Workspace, params, stats) -> dict[str, float]:
     epoch = sum(sizes[source][0] // batch * one + sizes[source][1] * image for source in work.sources)
     total = {
         "pretrain": config.pretrain.epochs * epoch,
-        "features": len(work.snapshots) * sum(sum(sizes[target]) for target in config.targets) * image,
+        "features": len(snapshots) * sum(sum(sizes[target]) for target in config.targets) * image,
         "finetune": 0.0,
         "scores": 0.0,
     }
@@ -125,13 +135,14 @@ def _gigaflops(work: Workspace, params, stats) -> dict[str, float]:
         tuning = settings.finetune_settings(config, target)
         if sizes[target][0] < tuning.batch_size:
             continue
-        target_net = work.net(work.source(target, "train").num_classes)
+        target_net = work.net(model, work.source(target, "train").num_classes)
         optimizer = make_optimizer(tuning.optimizer, 1)
         one = step(target_net, OBJECTIVES["supervised"], optimizer, tuning.augment, tuning.batch_size)
         tuned = total_steps(tuning, sizes[target][0], target) * one + sizes[target][1] * image
-        total["finetune"] += len(work.tuned_snapshots(target)) * tuning.num_seeds * tuned
-        total["scores"] += len(work.snapshots) * early * sizes[target][0] // tuning.batch_size * one
-    return {name: value for name, value in total.items() if math.isfinite(value)}
+        tuned_snapshots = [snapshot for snapshot in work.tuned_snapshots(target) if snapshot in snapshots]
+        total["finetune"] += len(tuned_snapshots) * tuning.num_seeds * tuned
+        total["scores"] += len(snapshots) * early * sizes[target][0] // tuning.batch_size * one
+    return total
 
 
 def _list(epochs: list[int]) -> str:

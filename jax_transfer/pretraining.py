@@ -11,7 +11,7 @@ from jax_transfer import devices, logs
 from jax_transfer.data.batches import steps_per_epoch
 from jax_transfer.logs import Rows, log
 from jax_transfer.models.trajectory import abstract
-from jax_transfer.records import InputError, PretrainRow
+from jax_transfer.records import InputError, Pretraining, PretrainRow
 from jax_transfer.training import steps as training_steps
 from jax_transfer.training.loop import first_bad_step, fit
 from jax_transfer.training.objectives import OBJECTIVES
@@ -20,13 +20,14 @@ from jax_transfer.workspace import Workspace
 
 
 def pretrain(work: Workspace) -> None:
-    """Trains a model on each source; every epoch becomes a checkpoint and a row."""
-    for source in work.sources:
-        _pretrain_on(work, source)
+    """Trains each model on each source; every epoch becomes a checkpoint and a row."""
+    for pretraining in work.pretrainings:
+        _pretrain(work, pretraining)
 
 
-def _pretrain_on(work: Workspace, source: str) -> None:
-    config, mesh, net = work.config, work.mesh, work.source_net(source)
+def _pretrain(work: Workspace, pretraining: Pretraining) -> None:
+    source, what = pretraining.source, pretraining.name or pretraining.source
+    config, mesh, net = work.config, work.mesh, work.source_net(pretraining)
     train, test = (work.feed(source, split) for split in ("train", "test"))
     batch_size, last = config.pretrain.batch_size, config.pretrain.epochs
     total = last * steps_per_epoch(len(train.source), batch_size, source)
@@ -39,7 +40,8 @@ def _pretrain_on(work: Workspace, source: str) -> None:
     run = training_steps.many_steps(step, train.fetch, mesh)
     evaluate = training_steps.make_evaluation(net, work.preprocessing, mesh)
     zeros = devices.replicate(training_steps.zero_counts((net.num_classes,)), mesh)
-    rows, board, trajectory = Rows(work.results, "pretrain"), logs.tensorboard(work.workdir), work.trajectory(source)
+    rows, board = Rows(work.results, "pretrain"), logs.tensorboard(work.workdir)
+    trajectory = work.trajectory(pretraining)
 
     @functools.partial(jax.jit, out_shardings=devices.replicated(mesh))
     def start():
@@ -47,20 +49,24 @@ def _pretrain_on(work: Workspace, source: str) -> None:
 
     def finish_epoch(epoch, state, metrics):
         counts = training_steps.count_correct(evaluate, state, test, config.data.eval_batch_size, zeros)
-        name = work.snapshot(source, epoch).name
         row = PretrainRow(
-            epoch=epoch, source=source, checkpoint=name, test_accuracy=training_steps.accuracies(counts)[0], **metrics
+            epoch=epoch,
+            source=source,
+            checkpoint=work.snapshot(pretraining, epoch).name,
+            model=pretraining.model,
+            test_accuracy=training_steps.accuracies(counts)[0],
+            **metrics,
         )
-        trajectory.save(epoch, state, _metadata(work, row))
+        trajectory.save(epoch, state, _metadata(work, pretraining, row))
         rows.append(row)
-        where = f"/{source}" if len(work.sources) > 1 else ""
+        where = f"/{pretraining.name}" if pretraining.name else ""
         for name, value in dataclasses.asdict(row).items():
             if isinstance(value, float) and math.isfinite(value):  # there is no training loss yet at epoch 0
                 board.add_scalar(f"pretrain{where}/{name}", value, epoch)
         if epoch:
             log.info(
                 "%sepoch %d/%d: loss %.4f, train accuracy %.4f, test accuracy %.4f, %.0f images/s",
-                f"{source}, " if len(work.sources) > 1 else "",
+                f"{pretraining.name}, " if pretraining.name else "",
                 epoch,
                 last,
                 row.train_loss,
@@ -92,14 +98,16 @@ def _pretrain_on(work: Workspace, source: str) -> None:
 
     saved = trajectory.epochs()
     # Rows and checkpoints are written one after the other: a kill between them leaves one without the other.
-    if saved and [row.epoch for row in rows.rows if row.source == source] != saved:
-        others = [row for row in rows.rows if row.source != source]
+    names = [work.snapshot(pretraining, epoch).name for epoch in range(last + 1)]
+    own = [row for row in rows.rows if row.checkpoint in names]
+    if saved and [row.epoch for row in own] != saved:
+        others = [row for row in rows.rows if row.checkpoint not in names]
         rows.replace([*others, *(PretrainRow(**_nan(trajectory.metadata(epoch)["row"])) for epoch in saved)])
     if saved and saved[-1] >= last:
-        log.info("Pre-training on %s is complete: %d checkpoints.", source, len(saved))
+        log.info("Pre-training on %s is complete: %d checkpoints.", what, len(saved))
         return
     if saved:
-        log.info("Pre-training on %s goes on after epoch %d.", source, saved[-1])
+        log.info("Pre-training on %s goes on after epoch %d.", what, saved[-1])
         shapes = jax.eval_shape(start)
         state = trajectory.restore_state(saved[-1], abstract(shapes, devices.replicated(mesh)))
     else:
@@ -113,7 +121,7 @@ def _pretrain_on(work: Workspace, source: str) -> None:
         seed=config.seed,
         batch_size=batch_size,
         total_steps=total,
-        what=f"pretrain on {source}",
+        what=f"pretrain on {source}" if not pretraining.name else f"pretrain {what}",
         on_metrics=on_metrics,
         on_epoch=on_epoch,
     )
@@ -121,15 +129,18 @@ def _pretrain_on(work: Workspace, source: str) -> None:
     board.close()
 
 
-def _metadata(work: Workspace, row: PretrainRow) -> dict:
+def _metadata(work: Workspace, pretraining: Pretraining, row: PretrainRow) -> dict:
     """What one must know to use a checkpoint without its config."""
     values = {
         name: None if isinstance(v, float) and math.isnan(v) else v for name, v in dataclasses.asdict(row).items()
     }
     return {
-        "model": {**work.config.model.to_dict(), "num_classes": work.source_net(row.source).num_classes},
+        "model": {
+            **settings.net_arguments(work.config, work.models[pretraining.model]),
+            "num_classes": work.source_net(pretraining).num_classes,
+        },
         "preprocessing": work.preprocessing.to_json(),
-        "source": row.source,
+        "source": pretraining.source,
         "source_accuracy": row.test_accuracy,
         "row": values,
     }

@@ -39,10 +39,19 @@ class Features:
 
 
 @dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """One epoch of the pre-training on one source; `name` is what rows and messages call the checkpoint."""
+class Pretraining:
+    """One model trained on one source: a trajectory. `name` tells it from the others of a study; "" if there are none."""
 
+    model: str
     source: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """One epoch of a pre-training; `name` is what rows and messages call the checkpoint."""
+
+    pretraining: Pretraining
     epoch: int
     name: str
 
@@ -57,6 +66,7 @@ class PretrainRow:
     seconds: float
     source: str
     checkpoint: str
+    model: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +176,7 @@ COLUMNS = {"recall_at_1": "recall@1", "recall_at_3": "recall@3", "rel_at_1": "re
 
 # Result file -> its row, and the fields that identify one row among the others.
 ROWS = {
-    "pretrain": (PretrainRow, ("source", "epoch")),
+    "pretrain": (PretrainRow, ("checkpoint",)),
     "transfer": (TransferRow, ("checkpoint", "target", "method", "seed")),
     "scores": (ScoreRow, ("checkpoint", "target", "score")),
     "spectral": (SpectralRow, ("checkpoint", "target", "stage", "component")),

@@ -8,12 +8,12 @@ import time
 import jax
 
 from jax_transfer import config as settings
-from jax_transfer import devices
 from jax_transfer.analysis import score_all, score_gigaflops, why_undefined
 from jax_transfer.features import extract
+from jax_transfer.finetuning import finetuned
 from jax_transfer.logs import Rows, log
-from jax_transfer.records import ScoreRow, Snapshot
-from jax_transfer.transfer.finetune import FINETUNE_SCORES, finetune
+from jax_transfer.records import Pretraining, ScoreRow, Snapshot
+from jax_transfer.transfer.finetune import FINETUNE_SCORES
 from jax_transfer.workspace import Workspace
 
 
@@ -32,7 +32,7 @@ def scores(work: Workspace) -> None:
                 if measured.get("error"):
                     log.warning("%s of checkpoint %s on %s: %s.", name, snapshot.name, target, measured["error"])
                 numbers = {**dict.fromkeys(("value", "seconds", "gflops"), math.nan), **measured}
-                forward = _forward_gigaflops(work, snapshot.source) * len(work.source(target, "train"))
+                forward = _forward_gigaflops(work, snapshot.pretraining) * len(work.source(target, "train"))
                 row = ScoreRow(snapshot.name, snapshot.epoch, target, name, forward_gflops=forward, **numbers)
                 rows.append(row)
 
@@ -42,16 +42,18 @@ def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: 
     num_classes = work.source(target, "train").num_classes
     problems = {snapshot: work.problem(snapshot, target) for snapshot in snapshots}
     yield from ((snapshot, {"error": problem}) for snapshot, problem in problems.items() if problem)
-    gflops = None
+    gflops: dict[tuple[int, ...], float] = {}
     for group in work.groups([snapshot for snapshot in snapshots if not problems[snapshot]], target):
         stacked = work.stacked_features(group, target, "train")
         start = time.perf_counter()
         values = score_all(name, stacked, num_classes)
         seconds = (time.perf_counter() - start) / len(group)
         first = jax.tree.map(lambda x: x[0], stacked)
-        gflops = score_gigaflops(name, first, num_classes) if gflops is None else gflops
+        shape = first.features.shape
+        if shape not in gflops:
+            gflops[shape] = score_gigaflops(name, first, num_classes)
         for i, (snapshot, value) in enumerate(zip(group, values, strict=True)):
-            measured = {"value": float(value), "seconds": seconds, "gflops": gflops}
+            measured = {"value": float(value), "seconds": seconds, "gflops": gflops[shape]}
             if not math.isfinite(value):
                 one = jax.tree.map(lambda x, i=i: x[i], stacked)
                 measured |= {"value": math.nan, "error": why_undefined(name, one, num_classes)}
@@ -63,29 +65,15 @@ def _by_finetuning(work: Workspace, snapshots: list[Snapshot], target: str, name
     tuning = dataclasses.replace(
         settings.finetune_settings(work.config, target), epochs=FINETUNE_SCORES[name], steps=None
     )
-    mesh = devices.make_mesh(sweep=jax.device_count())
-    tuned = finetune(
-        [f"checkpoint {snapshot.name}" for snapshot in snapshots],
-        lambda i: work.model(snapshots[i]),
-        work.net(work.source(target, "train").num_classes),
-        work.feed(target, "fit").on(mesh),
-        work.feed(target, "held_out").on(mesh),
-        work.preprocessing,
-        tuning,
-        mesh,
-        work.config.seed,
-        work.config.data.eval_batch_size,
-    )
-    for done in tuned:
+    for snapshot, _, done in finetuned(work, snapshots, target, ("fit", "held_out"), tuning, work.config.seed):
         error = "" if done.diverged_at is None else f"the loss is not finite at step {done.diverged_at}"
-        measured = {"value": done.accuracy, "seconds": done.seconds, "gflops": done.gflops, "error": error}
-        yield snapshots[done.index], measured
+        yield snapshot, {"value": done.accuracy, "seconds": done.seconds, "gflops": done.gflops, "error": error}
 
 
 @functools.cache
-def _forward_gigaflops(work: Workspace, source: str) -> float:
+def _forward_gigaflops(work: Workspace, pretraining: Pretraining) -> float:
     """Of one image."""
-    params, stats = jax.eval_shape(work.source_net(source).init, jax.random.key(0))
+    params, stats = jax.eval_shape(work.source_net(pretraining).init, jax.random.key(0))
     batch_size = work.config.data.eval_batch_size
     model = {"params": params, "stats": stats}
-    return extract.forward_gigaflops(work.forward(source), model, work.preprocessing, batch_size)
+    return extract.forward_gigaflops(work.forward(pretraining), model, work.preprocessing, batch_size)

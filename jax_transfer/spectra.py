@@ -126,7 +126,10 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
     if not names or all((a, b, target, stage) in rows for a in names for b in names):
         return
     images = _some_images(work, target, SIMILARITY_IMAGES)
-    found = similarities(jnp.stack([load(snapshot, "test").features[images] for snapshot in snapshots]))
+    features = [load(snapshot, "test").features[images] for snapshot in snapshots]
+    widest = max(x.shape[1] for x in features)  # columns of zeros change neither similarity
+    padded = [np.pad(x, ((0, 0), (0, widest - x.shape[1]))) for x in features]
+    found = similarities(jnp.stack(padded))
     cka, overlap = np.asarray(found.cka, float), np.asarray(found.overlap, float)
     new = [
         SimilarityRow(a, b, target, stage, cka[i, j], overlap[i, j])
@@ -137,12 +140,12 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
 
 
 def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
-    """Figure 4: of each source, the checkpoint of highest FE accuracy and the last one."""
+    """Figure 4: of each pre-training, the checkpoint of highest FE accuracy and the last one."""
     rows, transfer = Rows(work.results, "embedding"), Rows(work.results, "transfer").rows
     accuracy = {r.checkpoint: r.accuracy for r in transfer if (r.target, r.method, r.error) == (target, "probe", "")}
     images = _some_images(work, target, work.config.spectral.embedded_images)
-    for source in work.sources:
-        own = [snapshot for snapshot in snapshots if snapshot.source == source]
+    for pretraining in work.pretrainings:
+        own = [snapshot for snapshot in snapshots if snapshot.pretraining == pretraining]
         chosen = {max(own, key=lambda s: accuracy.get(s.name, -1)), own[-1]} if own and len(images) else ()
         for snapshot in sorted(chosen, key=own.index):
             if (snapshot.name, target, stage) in rows:

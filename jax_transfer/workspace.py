@@ -22,7 +22,7 @@ from jax_transfer.features import extract
 from jax_transfer.logs import log
 from jax_transfer.models import Net
 from jax_transfer.models.trajectory import Trajectory, abstract, evaluated_epochs
-from jax_transfer.records import Features, InputError, Snapshot, TransferRow
+from jax_transfer.records import Features, InputError, Pretraining, Snapshot, TransferRow
 
 
 class Workspace:
@@ -62,16 +62,33 @@ class Workspace:
                 progress=lambda done: bar.update(done - bar.n),
             )
 
-    def net(self, num_classes: int) -> Net:
-        return settings.make_net(self.config, num_classes, devices.compute_dtype())
+    def net(self, model: str, num_classes: int) -> Net:
+        return settings.make_net(self.config, self.models[model], num_classes, devices.compute_dtype())
+
+    @functools.cached_property
+    def models(self) -> dict[str, dict]:
+        """The models to pre-train, by what they are called."""
+        return settings.models(self.config)
 
     @property
     def sources(self) -> list[str]:
         """The data sets to pre-train on, each for itself."""
         return settings.sources(self.config)
 
-    def _source_net(self, source: str) -> Net:
-        return self.net(self.source(source, "train").num_classes)
+    @functools.cached_property
+    def pretrainings(self) -> list[Pretraining]:
+        """Every model on every source."""
+        short = _short_names(self.sources)
+        models = [[model] if len(self.models) > 1 else [] for model in self.models]
+        sources = [[short[source]] if len(self.sources) > 1 else [] for source in self.sources]
+        return [
+            Pretraining(model, source, "/".join(a + b))
+            for model, a in zip(self.models, models, strict=True)
+            for source, b in zip(self.sources, sources, strict=True)
+        ]
+
+    def _source_net(self, pretraining: Pretraining) -> Net:
+        return self.net(pretraining.model, self.source(pretraining.source, "train").num_classes)
 
     @functools.cached_property
     def epochs(self) -> list[int]:
@@ -80,8 +97,8 @@ class Workspace:
 
     @functools.cached_property
     def snapshots(self) -> list[Snapshot]:
-        """The checkpoints to evaluate: "5", or "cifar10/5" where there are several sources."""
-        return [self.snapshot(source, epoch) for source in self.sources for epoch in self.epochs]
+        """The checkpoints to evaluate: "5", or "resnet18/cifar10/5" where there are several models and sources."""
+        return [self.snapshot(pretraining, epoch) for pretraining in self.pretrainings for epoch in self.epochs]
 
     def tuned_snapshots(self, target: str) -> list[Snapshot]:
         """Those to fine-tune on a target."""
@@ -89,15 +106,14 @@ class Workspace:
         chosen = evaluated_epochs(rule, self.config.pretrain.epochs) if rule else self.epochs
         return [snapshot for snapshot in self.snapshots if snapshot.epoch in chosen]
 
-    def snapshot(self, source: str, epoch: int) -> Snapshot:
-        prefix = f"{_short_names(self.sources)[source]}/" if len(self.sources) > 1 else ""
-        return Snapshot(source, epoch, f"{prefix}{epoch}")
+    def snapshot(self, pretraining: Pretraining, epoch: int) -> Snapshot:
+        return Snapshot(pretraining, epoch, f"{pretraining.name}/{epoch}".lstrip("/"))
 
-    def _trajectory(self, source: str) -> Trajectory:
-        """Of the first source in `checkpoints/`, of the others in `sources/<name>/checkpoints/`."""
+    def _trajectory(self, pretraining: Pretraining) -> Trajectory:
+        """Of the first pre-training in `checkpoints/`, of the others in `others/<name>/checkpoints/`."""
         folder = self.workdir
-        if source != self.sources[0]:
-            folder = self.workdir / "sources" / _short_names(self.sources)[source]
+        if pretraining != self.pretrainings[0]:
+            folder = self.workdir / "others" / pretraining.name
         trajectory = Trajectory(folder / "checkpoints")
         self._opened.append(trajectory)
         return trajectory
@@ -108,28 +124,30 @@ class Workspace:
 
     def _model(self, snapshot: Snapshot) -> dict:
         """{"params", "stats"} of a checkpoint, on every device."""
-        trajectory = self.trajectory(snapshot.source)
+        trajectory = self.trajectory(snapshot.pretraining)
         saved = trajectory.epochs()
         if snapshot.epoch not in saved:
             raise InputError(
                 f"{trajectory.folder} holds no checkpoint of epoch {snapshot.epoch} (it has {saved or 'none'}): "
                 "run the pretrain stage first."
             )
-        params, stats = jax.eval_shape(self.source_net(snapshot.source).init, jax.random.key(0))
+        params, stats = jax.eval_shape(self.source_net(snapshot.pretraining).init, jax.random.key(0))
         target = abstract({"params": params, "stats": stats}, devices.replicated(self.mesh))
         return trajectory.restore_model(snapshot.epoch, target)
 
-    def _forward(self, source: str):
-        return extract.make_forward(self.source_net(source), self.preprocessing, self.mesh)
+    def _forward(self, pretraining: Pretraining):
+        return extract.make_forward(self.source_net(pretraining), self.preprocessing, self.mesh)
 
     def features(self, snapshot: Snapshot, dataset: str, split: str) -> Features:
         """Of one checkpoint and data set: from the cache, or computed and cached."""
-        source, model_settings = self.source(dataset, split), self.config.model.to_dict()
-        key = extract.cache_key(self.model_fingerprint(snapshot), model_settings, self.preprocessing, source)
+        source = self.source(dataset, split)
+        key = extract.cache_key(
+            self.model_fingerprint(snapshot), self.models[snapshot.pretraining.model], self.preprocessing, source
+        )
         path = self.workdir / "features" / f"{key}.npz"
         found = extract.load(path)
         if found is None:
-            feed, forward = self.feed(dataset, split), self.forward(snapshot.source)
+            feed, forward = self.feed(dataset, split), self.forward(snapshot.pretraining)
             found = extract.extract(forward, self.model(snapshot), feed, self.config.data.eval_batch_size)
             extract.save(path, found)
         return found
@@ -170,10 +188,17 @@ class Workspace:
         )
 
     def groups(self, snapshots: list[Snapshot], dataset: str, copies: int = 1) -> list[list[Snapshot]]:
-        """Splits checkpoints so that `copies` of the stacked features of a group fit the budget; as equal as possible."""
+        """Splits checkpoints into those of equal feature dimension, and these so that `copies` of the stacked features of a
+        group fit the budget; as equal as possible."""
+        by_dim: dict[int, list[Snapshot]] = {}
+        for snapshot in snapshots:
+            by_dim.setdefault(self.source_net(snapshot.pretraining).feature_dim, []).append(snapshot)
+        return [group for dim, alike in by_dim.items() for group in self._split(alike, dim, dataset, copies)]
+
+    def _split(self, snapshots: list[Snapshot], dim: int, dataset: str, copies: int) -> list[list[Snapshot]]:
         images = sum(len(self.source(dataset, split)) for split in ("train", "test"))
         widest = max(self.source(source, "train").num_classes for source in self.sources)
-        bytes_each = images * (self.source_net(self.sources[0]).feature_dim + widest) * 4 * copies
+        bytes_each = images * (dim + widest) * 4 * copies
         largest = max(1, int(self.config.data.features_gigabytes * 1e9 // bytes_each))
         count = math.ceil(len(snapshots) / largest)
         if count > 1:
@@ -185,8 +210,8 @@ class Workspace:
                 self.config.data.features_gigabytes,
                 count,
             )
-        places = np.array_split(np.arange(len(snapshots)), max(count, 1))
-        return [[snapshots[i] for i in group] for group in places if len(group)]
+        places = np.array_split(np.arange(len(snapshots)), count)
+        return [[snapshots[i] for i in group] for group in places]
 
 
 def _short_names(sources: list[str]) -> dict[str, str]:

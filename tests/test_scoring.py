@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from test_study import _get_config
 
-from jax_transfer import config as settings
-from jax_transfer import plan
+from jax_transfer import checks, plan
 from jax_transfer.analysis import SCORES, score_all, why_undefined
 from jax_transfer.features import extract
 from jax_transfer.records import Features, InputError
@@ -31,7 +30,7 @@ def small_config(**changes):
 
 
 def run(config, workdir):
-    settings.check(config)
+    checks.check(config)
     work = Workspace(config, workdir)
     plan.check_data(work)
     for name, stage in STAGES.items():
@@ -60,7 +59,7 @@ def test_checkpoints_of_several_sources_are_ranked_together(two_sources):
         assert {row["checkpoint"] for row in results["scores"] if row["score"] == score} == names
     assert {row["checkpoint"] for row in results["spectral"]} == names
     assert {row["num_checkpoints"] for row in results["ranking"]} == {4}
-    assert (workdir / "checkpoints/1").is_dir() and (workdir / "sources/mnist_5k/checkpoints/1").is_dir()
+    assert (workdir / "checkpoints/1").is_dir() and (workdir / "others/mnist_5k/checkpoints/1").is_dir()
     page = (workdir / "report/index.html").read_text()
     assert "from mnist_5k" in page and "4 checkpoints are too few" in page
     assert all(row["forward_gflops"] > 0 and row["gflops"] > 0 and not row["error"] for row in results["scores"])

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import jax_transfer
+from jax_transfer import checks, plan, trees
 from jax_transfer import config as settings
-from jax_transfer import plan, trees
 from jax_transfer.logs import Rows
 from jax_transfer.models.trajectory import Trajectory
 from jax_transfer.records import InputError, ScoreRow
@@ -279,7 +279,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean,
 )
 def test_check_names_the_field(changes, message):
     with pytest.raises(InputError, match=message):
-        settings.check(_tiny(**changes))
+        checks.check(_tiny(**changes))
 
 
 def test_a_config_with_an_unknown_field_names_the_valid_ones():
@@ -287,7 +287,7 @@ def test_a_config_with_an_unknown_field_names_the_valid_ones():
     with config.unlocked():
         config.pretrain.epoch = 3
     with pytest.raises(InputError, match=r"field of config\.pretrain: 'epoch'. Did you mean 'epochs'"):
-        settings.check(config)
+        checks.check(config)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_two_runs_do_not_share_a_workdir(tmp_path):
 def test_overrides_reach_one_target_only():
     config = _tiny(targets=("embedded:digits", "embedded:mnist_5k"))
     config.overrides["embedded:digits"] = {"probe": {"epochs": 7}, "finetune": {"optimizer": {"learning_rate": 0.5}}}
-    settings.check(config)
+    checks.check(config)
     assert settings.probe_settings(config, "embedded:digits").epochs == 7
     assert settings.probe_settings(config, "embedded:mnist_5k").epochs == config.probe.epochs
     tuned = settings.finetune_settings(config, "embedded:digits").optimizer

@@ -19,8 +19,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.layers import DTYPES
+from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.vit import (
     LayerNorm,
     Mlp,

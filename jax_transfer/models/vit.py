@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_transfer.choose import choose
-from jax_transfer.models.net import Net, Output, gaussian, make_net
 from jax_transfer.models.layers import DTYPES
+from jax_transfer.models.net import Net, Output, gaussian, make_net
 from jax_transfer.records import InputError
 
 

@@ -1,0 +1,109 @@
+"""NeuCRaB, group III: which score ranks checkpoints of different architectures.
+
+    python -m jax_transfer.main --config=configs/neucrab_group3.py --workdir=runs/neucrab_group3
+
+Reproduces Table 3 of "Ranking Neural Checkpoints" (Li et al., CVPR 2021): thirteen architectures trained on ImageNet until
+they converge (four Inceptions, Inception-ResNet v2, six MobileNets, two ResNets), ranked for Caltech101, Flowers102, SUN397
+and Patch Camelyon. The run ends with the table; the paper's, in per cent, means over the four targets:
+
+                            Recall@1   Rel@1  Recall@3   Rel@3  Pearson  Kendall   GFLOPS
+    Linear (1 epoch)           25.00   98.17     25.00   99.35    30.14    13.80   3.37E4
+    Linear (5 epochs)          25.00   98.98     25.00   99.63    33.45    18.95   3.38E4
+    Linear (converged)         25.00   99.66     25.00   99.72    63.55    36.91   3.62E4
+    Fine-tune (1 epoch)         0.00   98.28     25.00   99.80    17.61    11.59   4.43E5
+    Fine-tune (5 epochs)       25.00   98.62     25.00   99.68    25.72    15.72   2.91E6
+    MI (alpha 0.01)            25.00   98.29     25.00   99.34     4.42     2.94   1.30E5
+    MI (alpha 0.50)            25.00   98.36     25.00   99.37    -9.79    -6.81   1.30E5
+    MI w/ PCA (alpha 0.01)      0.00   99.18     50.00   99.82    61.94    38.83   5.56E4
+    MI w/ PCA (alpha 0.50)      0.00   96.34      0.00   98.47    33.17    21.26   5.56E4
+    LEEP                       25.00   97.36     75.00   99.90    42.99    45.06   247.56
+    N-LEEP                     25.00   99.66     25.00   99.70    66.94    51.14    12.68
+
+The paper names families, not models: here they are Inception v1 to v3 (a fourth one is not part of jax_transfer),
+Inception-ResNet v2, MobileNet v1 of four widths and v2 of two, ResNet-50 and 101, all at 224 pixels. As in group II, linear
+classifiers and short fine-tunings are tested on a fifth of the training images, and the accuracy to predict comes of one
+setting. Checkpoints that others have trained are ranked by configs/rank_checkpoints.py. Ours: not measured at this size.
+
+Variants: `full`; `smoke`, four small architectures on CIFAR-10 for two targets on two CPU cores in a few minutes.
+"""
+
+from jax_transfer.choose import choose
+from jax_transfer.config import default_config
+
+TABLE = (
+    "linear_1",
+    "linear_5",
+    "linear_converged",
+    "finetune_1",
+    "finetune_5",
+    "mi_alpha_0.01",
+    "mi_alpha_0.5",
+    "mi_pca_alpha_0.01",
+    "mi_pca_alpha_0.5",
+    "leep",
+    "nleep",
+)
+
+
+def full():
+    config = default_config()
+    config.name = "NeuCRaB, group III"
+    config.model.name = "resnet50"
+    config.model.others = (
+        {"name": "resnet101"},
+        {"name": "inception_v1"},
+        {"name": "inception_v2"},
+        {"name": "inception_v3"},
+        {"name": "inception_resnet_v2"},
+        {"name": "mobilenet_v1", "width": 0.25},
+        {"name": "mobilenet_v1", "width": 0.5},
+        {"name": "mobilenet_v1", "width": 0.75},
+        {"name": "mobilenet_v1", "width": 1.0},
+        {"name": "mobilenet_v2", "width": 1.0},
+        {"name": "mobilenet_v2", "width": 1.4},
+    )
+    config.source.dataset = "tfds:imagenet2012"
+    config.preprocessing.image_size = 224
+    config.preprocessing.crop_fraction = 0.875
+    config.pretrain.epochs = 90
+    config.pretrain.batch_size = 256
+    config.pretrain.augment = ("resized_crop", "flip")
+    config.pretrain.optimizer.weight_decay = 4e-5
+    config.trajectory.epochs = "90"
+    config.targets = ("tfds:caltech101", "tfds:flowers102", "tfds:sun397", "tfds:patch_camelyon")
+    config.finetune.steps = 9000
+    config.finetune.augment = ("random_crop", "flip")
+    config.finetune.optimizer.schedule = "cosine"
+    config.stages = ("pretrain", "features", "probe", "finetune", "scores", "report")
+    config.scores = (*TABLE, "logme", "nce", "h_score", "transrate")
+    return config
+
+
+def smoke():
+    config = full()
+    config.model.name = "resnet10"
+    config.model.width = 8
+    config.model.others = (
+        {"name": "resnet10", "width": 16},
+        {"name": "resnet18_v2", "width": 8},
+        {"name": "mobilenet_v1", "width": 0.25},
+    )
+    config.source.dataset = "tfds:cifar10?train=2000&test=500"
+    config.preprocessing.image_size = 32
+    config.preprocessing.crop_fraction = 1.0
+    config.pretrain.epochs = 4
+    config.pretrain.batch_size = 64
+    config.pretrain.augment = ("pad_crop", "flip")
+    config.pretrain.optimizer.learning_rate = 0.05
+    config.trajectory.epochs = "4"
+    config.targets = ("tfds:fashion_mnist?per_class=40&test=500", "tfds:mnist?per_class=40&test=500")
+    config.finetune.steps = 60
+    config.finetune.batch_size = 32
+    config.finetune.augment = ()
+    config.finetune.optimizer.learning_rate = 0.02
+    config.scores = ("linear_1", "linear_converged", "finetune_1", "mi_pca_alpha_0.01", "leep", "nleep", "logme", "nce")
+    return config
+
+
+def get_config(variant: str = "full"):
+    return choose({"full": full, "smoke": smoke}, variant, "variant of configs/neucrab_group3.py")()
