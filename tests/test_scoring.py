@@ -65,6 +65,26 @@ def test_checkpoints_of_several_sources_are_ranked_together(two_sources):
     assert all(row["forward_gflops"] > 0 and row["gflops"] > 0 and not row["error"] for row in results["scores"])
 
 
+def test_checkpoints_of_several_models_are_ranked_together(tmp_path):
+    config = small_config(scores=("logme", "leep", "finetune_1"))
+    config.model.others = ({"name": "resnet10", "stem": "cifar", "width": 4},)
+    results = run(config, tmp_path)
+    names = {f"resnet10_cifar_{width}/{epoch}" for width in (4, 8) for epoch in (0, 1)}
+    for file in ("pretrain", "transfer", "spectral", "similarity"):
+        assert {row["checkpoint"] for row in results[file]} == names
+    for score in config.scores:
+        assert {row["checkpoint"] for row in results["scores"] if row["score"] == score} == names
+    assert len(results["similarity"]) == 2 * len(names) ** 2  # before fine-tuning and after it
+    assert {row["num_checkpoints"] for row in results["ranking"]} == {4}
+    rows = [row for file in ("scores", "transfer", "spectral") for row in results[file]]
+    assert not any(row["error"] for row in rows)
+    # The wider net costs more, so each one's work is its own.
+    work = {row["checkpoint"]: row["forward_gflops"] for row in results["scores"]}
+    assert work["resnet10_cifar_8/0"] > 2 * work["resnet10_cifar_4/0"]
+    dims = {np.load(path)["features"].shape[1] for path in (tmp_path / "features").iterdir()}
+    assert dims == {32, 64}
+
+
 def test_company_changes_no_score(two_sources, tmp_path):
     config, workdir, results = two_sources
     work = Workspace(config, workdir)
@@ -123,7 +143,7 @@ def test_a_checkpoint_with_broken_features_fails_alone_and_is_tried_again(tmp_pa
 
 
 def _key(work, snapshot):
-    source, model = work.source(TARGET, "train"), work.config.model.to_dict()
+    source, model = work.source(TARGET, "train"), work.models[snapshot.pretraining.model]
     return extract.cache_key(work.model_fingerprint(snapshot), model, work.preprocessing, source) + ".npz"
 
 

@@ -100,7 +100,7 @@ def _fingerprints(workdir):
     found = {}
     work = Workspace(_tiny(), workdir)
     for epoch in (0, 1, 2):
-        found[epoch] = trees.fingerprint(work.model(work.snapshot(work.sources[0], epoch)))
+        found[epoch] = trees.fingerprint(work.model(work.snapshot(work.pretrainings[0], epoch)))
     work.close()
     return found
 
@@ -264,6 +264,11 @@ def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean,
         ({"stages": ("pretrain", "pretrian")}, r"stage .*'pretrian'.*Did you mean 'pretrain'"),
         ({"model__name": "vgg"}, r"model \(config\.model\.name\): 'vgg'"),
         ({"model__stem": "cifr"}, "stem"),
+        ({"model__name": "mobilenet_v1"}, r"config.model.stem = 'cifar': mobilenet_v1 has no stem; leave it unset"),
+        ({"model__stochastic_depth": 0.1}, "resnet10 has no stochastic_depth.*It has stem, width"),
+        ({"model__others": ({"name": "resnet10", "stem": "cifar", "width": 8.0},)}, "resnet10_cifar_8 twice"),
+        ({"model__others": ({"name": "vgg"},)}, r"config\.model\.others\[0\]\.name\): 'vgg'"),
+        ({"model__others": ({"width": 8},)}, r"config\.model\.others\[0\]\.name"),
         ({"scores": ("logm",)}, "score .*'logm'"),
         ({"pretrain__objective": "moco"}, "objective"),
         ({"pretrain__augment": ("spin",)}, "augmentation"),
