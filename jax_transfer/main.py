@@ -9,7 +9,7 @@ import rich
 from absl import app, flags
 from ml_collections import config_flags
 
-from jax_transfer import checks, devices, logs, plan
+from jax_transfer import checks, devices, logs, plan, rank_checkpoints
 from jax_transfer import config as settings
 from jax_transfer.records import InputError
 from jax_transfer.report import tables, trust
@@ -27,6 +27,9 @@ def _main(argv) -> None:
     if len(argv) > 1:
         raise InputError(f"Unexpected argument {argv[1]!r}: options are --config, --workdir and --config.FIELD=VALUE.")
     config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    if "checkpoints" in config:
+        rank_checkpoints.run(config, workdir)
+        return
     checks.check(config)
     lock = open_workdir(config, workdir)
     devices.use_compilation_cache(workdir / "compilation_cache")
@@ -70,7 +73,7 @@ def run() -> None:
 
 
 def _parse_flags(argv):
-    known = settings.default_config().to_dict()
+    known = {**rank_checkpoints.default_config().to_dict(), **settings.default_config().to_dict()}
     for argument in argv[1:]:
         name, _, value = argument.lstrip("-").partition("=")
         if name == "config" and value and not pathlib.Path(value.split(":")[0]).is_file():

@@ -86,13 +86,13 @@ def show(work: Workspace) -> None:
     }
     seconds = {name: gigaflops / rate for name, gigaflops in _gigaflops(work).items() if name in config.stages}
     for name in config.stages:
-        table.add_row(name, what[name], _duration(seconds[name]) if name in seconds else "")
+        table.add_row(name, what[name], duration(seconds[name]) if name in seconds else "")
     table.add_section()
     for target in config.targets:
         train, test = (work.source(target, split) for split in ("train", "test"))
         table.add_row("target", f"{target}: {len(train):,} train, {len(test):,} test, {train.num_classes} classes", "")
     table.caption = (
-        f"In all about {_duration(sum(seconds.values()))} and compilation, from a timed convolution "
+        f"In all about {duration(sum(seconds.values()))} and compilation, from a timed convolution "
         f"({rate:,.0f} GFLOP/s); what is already done is skipped."
     )
     console.print(table)
@@ -149,7 +149,8 @@ def _list(epochs: list[int]) -> str:
     return ", ".join(map(str, epochs)) if len(epochs) <= 12 else f"{epochs[0]}, {epochs[1]}, ... {epochs[-1]}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In words: 35 s, 12 min, 3.4 h."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

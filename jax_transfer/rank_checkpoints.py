@@ -3,91 +3,49 @@
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import os
 import pathlib
-import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import rich
+from ml_collections import ConfigDict, config_dict
 
-from jax_transfer import devices
-from jax_transfer.analysis import SCORES, kendall, score_all, why_undefined
+from jax_transfer import devices, logs, trees
+from jax_transfer.analysis import SCORES, score_all, why_undefined
 from jax_transfer.choose import choose
-from jax_transfer.data.batches import make_feed
-from jax_transfer.data.sources import Source, load_source
+from jax_transfer.config import check_names, to_json
+from jax_transfer.data.batches import Feed, make_feed
+from jax_transfer.data.sources import ON_CORRUPT, Source, load_source
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features import extract
 from jax_transfer.logs import log
-from jax_transfer.models import Checkpoint, expand, load_checkpoint
+from jax_transfer.models import MODELS, Checkpoint, expand, load_checkpoint, released_preprocessing
+from jax_transfer.models.checkpoints import at_image_size, describes_itself
+from jax_transfer.plan import duration
 from jax_transfer.records import Features, InputError
-from jax_transfer.report import tables
-from jax_transfer.transfer.probe import ProbeSettings, converged
+from jax_transfer.report import ranking as report
+from jax_transfer.report.ranking import Ranked, Ranking
+from jax_transfer.transfer.cross_validation import cross_validated, gigaflops, paired_difference, wilson
+from jax_transfer.workspace import lock_workdir
 
-FOLDS = 5
-L2 = (1e-1, 1e-2, 1e-3, 1e-4)
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
 NEED_LOGITS = ("leep", "nce")  # of the classes that the checkpoint was trained on
+RANDOM = "random:"  # random:resnet18 is that model as it is initialised: what a checkpoint must beat
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranked:
-    """One checkpoint: accuracy of the cross-validated probe with its 95 % interval, in [0, 1], and its scores.
+class Candidate:
+    """One of the checkpoints to rank, not read yet. `path` is None for a random initialisation."""
 
-    A checkpoint that could not be evaluated has NaN and the reason in `error`; a score that does not apply is NaN.
-    """
-
-    checkpoint: str  # the part of its path in which it differs from the others
-    path: pathlib.Path
-    model: str
-    accuracy: float
-    low: float
-    high: float
-    scores: dict[str, float]
-    error: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Ranking:
-    """The checkpoints, best probe accuracy first, failures last. `print` shows the table.
-
-    agreement: mean Kendall's tau between the columns (probe accuracy and scores), each with each; NaN for fewer than three
-    checkpoints. A low one says that the criteria contradict each other.
-    """
-
-    target: str
-    num_images: int
-    rows: list[Ranked]
-    agreement: float
-
-    @property
-    def best(self) -> Ranked:
-        return self.rows[0]
-
-    @property
-    def tied(self) -> list[Ranked]:
-        """Those whose interval reaches the best one's accuracy: more images are needed to tell them apart."""
-        return [row for row in self.rows[1:] if row.high >= self.best.accuracy]
-
-    def to_csv(self, path: str | pathlib.Path) -> None:
-        tables.to_csv([self._cells(i, row) for i, row in enumerate(self.rows, 1)], pathlib.Path(path))
-
-    def _cells(self, place: int, row: Ranked) -> dict:
-        head = {"rank": place, "checkpoint": row.checkpoint, "model": row.model, "accuracy": row.accuracy}
-        head["path"] = str(row.path)
-        return {**head, "low": row.low, "high": row.high, **row.scores, "error": row.error}
-
-    def __str__(self) -> str:
-        console = Console(width=100)
-        with console.capture() as capture:
-            console.print(_table(self))
-        return capture.get()
+    name: str
+    path: pathlib.Path | None
+    model: str | None
 
 
 def rank(
@@ -98,6 +56,8 @@ def rank(
     preprocessing: dict | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    on_corrupt: str = "skip",
+    workdir: str | pathlib.Path | None = None,
 ) -> Ranking:
     """Ranks checkpoints for a target, without fine-tuning any.
 
@@ -105,148 +65,286 @@ def rank(
     target, and by the scores. One that cannot be read or evaluated is listed last with the reason.
 
     Args:
-      checkpoints: files (.safetensors, .pth), epochs (`run/checkpoints/5`) or whole trajectories (`run/checkpoints`).
+      checkpoints: files (.safetensors, .pth), epochs (`run/checkpoints/5`), whole trajectories (`run/checkpoints`),
+        folders of such files, and random initialisations to compare with (`random:resnet18`). `FILE=MODEL` says which
+        model a file is of.
       target: a data set, such as "folder:/my/images" or "tfds:caltech101?train=2000"; see `data.sources`.
       model: the key of MODELS, for files that do not say which model they are.
       scores: keys of SCORES.
       preprocessing: fields of `Preprocessing` that replace those which come with the checkpoints.
-      seed: of the folds, the scores and the subsets of the target.
+      seed: of the folds, the scores, the subsets of the target and random initialisations.
       batch_size: of the forward pass.
+      on_corrupt: "skip" leaves damaged images out and names them; "error" stops.
+      workdir: keeps the features, so that a repeated ranking need not compute them again.
 
     Raises:
-      InputError: if the target or an argument cannot be used, a name occurs twice, or no checkpoint is usable.
+      InputError: if the target or an argument cannot be used, a checkpoint is given twice, or none is usable.
     """
     for score in scores:
         choose(SCORES, score, "score (scores)")
-    paths = [path for given in checkpoints for path in expand(given)]
-    if twice := [str(path) for path in dict.fromkeys(paths) if paths.count(path) > 1]:
-        raise InputError(f"checkpoints names {twice[0]} twice.")
-    if not paths:
-        raise InputError("checkpoints is empty: name at least one file or folder.")
-    sources = [load_source(target, split, seed) for split in ("train", "test")]
-    if sources[0].num_classes < 2:
+    candidates = _candidates(checkpoints, model)
+    sources = [load_source(target, split, seed, on_corrupt) for split in ("train", "test")]
+    labels = np.concatenate([source.labels for source in sources])
+    classes = np.bincount(labels, minlength=sources[0].num_classes)
+    if np.count_nonzero(classes) < 2:
         raise InputError(f"{target} has a single class ({sources[0].class_names[0]!r}): at least two are needed.")
-    common = pathlib.Path(os.path.commonpath([path.absolute().parent for path in paths]))
-    rows = []
-    for path in paths:
-        row = _evaluate(path, model, sources, tuple(scores), preprocessing or {}, seed, batch_size)
-        rows.append(dataclasses.replace(row, checkpoint=str(path.absolute().relative_to(common))))
+    load = functools.partial(_load, overrides=preprocessing or {}, seed=seed)
+    target_of = _Target(sources, batch_size, workdir)
+    _say_what_and_how_long(candidates, load, target_of)
+    rows, correct = [], {}
+    for place, candidate in enumerate(candidates, 1):
+        row, right = _evaluate(candidate, load, target_of, tuple(scores), seed)
+        said = (
+            row.error
+            or f"probe {100 * row.accuracy:.2f} % ({100 * row.low:.1f} to {100 * row.high:.1f}), {row.seconds:.0f} s"
+        )
+        (log.warning if row.error else log.info)("%d/%d %s: %s", place, len(candidates), candidate.name, said)
+        rows.append(row)
+        correct[row.checkpoint] = right
     if all(row.error for row in rows):
         raise InputError("No checkpoint can be used. " + " ".join(row.error for row in rows))
-    rows.sort(key=lambda row: -row.accuracy if math.isfinite(row.accuracy) else math.inf)
-    return Ranking(target, sum(map(len, sources)), rows, _agreement(rows))
+    rows.sort(key=lambda row: -row.accuracy if not row.error else math.inf)
+    rows = [row if row.error else _compared(row, correct[rows[0].checkpoint], correct[row.checkpoint]) for row in rows]
+    return Ranking(target, len(labels), int(np.count_nonzero(classes)), float(classes.max() / len(labels)), rows)
 
 
-def _evaluate(path, model, sources: list[Source], scores, overrides, seed, batch_size) -> Ranked:
-    num_classes = sources[0].num_classes
+def _compared(row: Ranked, best: np.ndarray, own: np.ndarray) -> Ranked:
+    behind, low, high = paired_difference(best, own)
+    return dataclasses.replace(row, behind=behind, behind_low=low, behind_high=high)
+
+
+def _candidates(given: Sequence[str | pathlib.Path], model: str | None) -> list[Candidate]:
+    """What `checkpoints` of `rank` stands for; each is called by the part of its path in which it differs from the others."""
+    if model is not None:
+        choose(MODELS, model, "model (model)")
+    found: list[tuple[pathlib.Path | None, str | None]] = []
+    for one in map(str, given):
+        path, mark, named = one.rpartition("=")
+        if one.startswith(RANDOM):
+            found.append((None, _model_named(one.removeprefix(RANDOM), one)))
+        elif mark and named in MODELS:
+            found += [(p, named) for p in expand(path)]
+        else:
+            found += [(p, None if describes_itself(p) else model) for p in expand(one)]
+    if not found:
+        raise InputError("checkpoints is empty: name at least one file or folder.")
+    same = [path.resolve() if path else named for path, named in found]
+    if twice := [place for place in dict.fromkeys(same) if same.count(place) > 1]:
+        raise InputError(f"checkpoints names {twice[0]} twice.")
+    paths = [path.absolute() for path, _ in found if path]
+    common = pathlib.Path(os.path.commonpath([path.parent for path in paths])) if paths else None
+    names = [str(path.absolute().relative_to(common)) if path else f"random {named}" for path, named in found]
+    return [Candidate(name, path, named) for name, (path, named) in zip(names, found, strict=True)]
+
+
+def _model_named(name: str, given: str) -> str:
+    choose(MODELS, name, f"model (checkpoint {given!r})")
+    return name
+
+
+def _load(candidate: Candidate, overrides: dict, seed: int) -> Checkpoint:
+    """The checkpoint, with what replaces its preprocessing."""
+    if candidate.path is None:
+        net = MODELS[candidate.model](num_classes=1000)
+        settings, preprocessing = {}, released_preprocessing(candidate.model)
+        if candidate.model.startswith("vit_tiny_patch"):  # the small ones take other images than the released
+            preprocessing = dataclasses.replace(preprocessing, image_size=net.min_image_size)
+        params, stats = net.init(jax.random.key(seed))
+        found = Checkpoint(candidate.name, net, params, stats, preprocessing, settings=settings, has_head=False)
+    else:
+        found = load_checkpoint(candidate.path, candidate.model)
+    if "image_size" in overrides:
+        found = at_image_size(found, overrides["image_size"])
+    changed = Preprocessing.from_json({**found.preprocessing.to_json(), **overrides})
+    if changed.image_size < found.net.min_image_size:
+        raise InputError(
+            f"{candidate.name}: image_size {changed.image_size} is too small; {found.net.name} needs at least "
+            f"{found.net.min_image_size} pixels."
+        )
+    return dataclasses.replace(found, preprocessing=changed)
+
+
+class _Target:
+    """The images of the target, training and test split together, and the features that checkpoints make of them."""
+
+    def __init__(self, sources: list[Source], batch_size: int, workdir: str | pathlib.Path | None):
+        self.sources, self.batch_size = sources, batch_size
+        self.folder = pathlib.Path(workdir) / "features" if workdir else None
+        self.mesh = devices.make_mesh()
+        self.num_images, self.num_classes = sum(map(len, sources)), sources[0].num_classes
+        # Compiled once for all epochs of a trajectory; read and resized once for all that take images of one size.
+        self.forward = functools.cache(lambda net, preprocessing: extract.make_forward(net, preprocessing, self.mesh))
+        self._feeds = functools.lru_cache(maxsize=1)(self._read)
+
+    def _read(self, host_size: int, interpolation: str) -> list[Feed]:
+        size = Preprocessing(image_size=host_size, interpolation=interpolation)
+        with logs.progress(self.num_images, f"read images at {host_size} pixels", "images") as bar:
+            done = itertools.accumulate([0, *map(len, self.sources)])
+            return [
+                make_feed(
+                    source,
+                    size,
+                    self.mesh,
+                    4.0,
+                    16,
+                    progress=lambda count, first=first: bar.update(first + count - bar.n),
+                )
+                for first, source in zip(done, self.sources, strict=False)
+            ]
+
+    def gigaflops_per_image(self, checkpoint: Checkpoint) -> float:
+        forward = self.forward(checkpoint.net, checkpoint.preprocessing)
+        weights = {"params": checkpoint.params, "stats": checkpoint.stats}
+        return extract.forward_gigaflops(forward, weights, checkpoint.preprocessing, self.batch_size)
+
+    def features(self, checkpoint: Checkpoint) -> Features:
+        weights = {"params": checkpoint.params, "stats": checkpoint.stats}
+        settings = {"name": checkpoint.net.name, **checkpoint.settings}
+        parts = []
+        for place, source in enumerate(self.sources):
+            path = found = None
+            if self.folder:
+                key = extract.cache_key(trees.fingerprint(weights), settings, checkpoint.preprocessing, source)
+                path = self.folder / f"{key}.npz"
+                found = extract.load(path)
+            if found is None:
+                forward = self.forward(checkpoint.net, checkpoint.preprocessing)
+                feed = self._feeds(checkpoint.preprocessing.host_size, checkpoint.preprocessing.interpolation)[place]
+                found = extract.extract(forward, devices.replicate(weights, self.mesh), feed, self.batch_size)
+                if path:
+                    extract.save(path, found)
+            parts.append(found)
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+
+def _evaluate(candidate: Candidate, load, target: _Target, scores, seed) -> tuple[Ranked, np.ndarray | None]:
+    """A row, and which of the images the probe has right; none for a checkpoint that fails."""
+    where, start = str(candidate.path or candidate.name), time.perf_counter()
     try:
-        checkpoint = load_checkpoint(path, model)
-        features = _features(checkpoint, sources, overrides, batch_size)
-        if problem := extract.problem(features, num_classes):
-            raise InputError(f"{path}: {problem}.")
+        checkpoint = load(candidate)
+        features = target.features(checkpoint)
+        if problem := extract.problem(features, target.num_classes):
+            raise InputError(f"{where}: {problem}.")
+        right = cross_validated(features.features, features.labels, target.num_classes, seed)
     except InputError as error:
-        log.warning("%s", error)
-        return Ranked("", path, model or "", math.nan, math.nan, math.nan, dict.fromkeys(scores, math.nan), str(error))
-    accuracy, low, high = cross_validated(features, num_classes, seed)
+        return Ranked(candidate.name, where, error=str(error)), None
+    except jax.errors.JaxRuntimeError as error:  # such as a model that does not fit into the device's memory
+        return Ranked(candidate.name, where, error=f"{where}: {str(error).splitlines()[0]}"), None
+    accuracy, low, high = wilson(int(right.sum()), len(right))
+    row = Ranked(
+        candidate.name,
+        where,
+        checkpoint.net.name,
+        sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params)),
+        checkpoint.preprocessing,
+        accuracy,
+        low,
+        high,
+        scores=dict(_scores(checkpoint, features, target.num_classes, scores, where)),
+        seconds=time.perf_counter() - start,
+    )
+    return row, right
+
+
+def _scores(checkpoint, features, num_classes, scores, where) -> Iterator[tuple[str, float]]:
     stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], features)
-    values = {}
     for score in scores:
         applies = checkpoint.has_head or score not in NEED_LOGITS
-        values[score] = float(score_all(score, stacked, num_classes)[0]) if applies else math.nan
-        if applies and not math.isfinite(values[score]):
-            log.warning("%s of %s: %s.", score, path, why_undefined(score, features, num_classes))
-    return Ranked("", path, checkpoint.net.name, accuracy, low, high, values)
+        value = float(score_all(score, stacked, num_classes)[0]) if applies else math.nan
+        if applies and not math.isfinite(value):
+            log.warning("%s of %s: %s.", score, where, why_undefined(score, features, num_classes))
+        yield score, value
 
 
-def _features(checkpoint: Checkpoint, sources: list[Source], overrides: dict, batch_size: int) -> Features:
-    """Of all images of the target, training and test split together."""
-    mesh = devices.make_mesh()
-    preprocessing = Preprocessing.from_json({**checkpoint.preprocessing.to_json(), **overrides})
-    if preprocessing.image_size < checkpoint.net.min_image_size:
-        raise InputError(
-            f"{checkpoint.name}: image_size {preprocessing.image_size} is too small; {checkpoint.net.name} needs at least "
-            f"{checkpoint.net.min_image_size} pixels."
+def _say_what_and_how_long(candidates: list[Candidate], load, target: _Target) -> None:
+    """Logs what will be done and about how long it takes, before it starts. Checkpoints of a trajectory are alike."""
+    rate = devices.sustained_gigaflops_per_second()
+    alike: dict[object, list[Candidate]] = {}
+    for candidate in candidates:
+        path = candidate.path
+        alike.setdefault(path.parent if path and path.is_dir() else candidate.name, []).append(candidate)
+    total, sizes = 0.0, set()
+    log.info("%d checkpoints, %d images of %d classes:", len(candidates), target.num_images, target.num_classes)
+    for group in alike.values():
+        try:
+            checkpoint = load(group[0])
+        except InputError:
+            continue  # named when its turn comes
+        image = target.gigaflops_per_image(checkpoint)
+        work = target.num_images * image + gigaflops(target.num_images, checkpoint.net.feature_dim, target.num_classes)
+        seconds = len(group) * work / rate
+        name = group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more"
+        size = checkpoint.preprocessing.image_size
+        log.info(
+            "  %s: %s, %d pixels, %.2f GFLOP an image, about %s",
+            name,
+            checkpoint.net.name,
+            size,
+            image,
+            duration(seconds),
         )
-    forward = extract.make_forward(checkpoint.net, preprocessing, mesh)
-    weights = devices.replicate({"params": checkpoint.params, "stats": checkpoint.stats}, mesh)
-    feeds = [make_feed(source, preprocessing, mesh, resident_gigabytes=0, num_threads=4) for source in sources]
-    found = [extract.extract(forward, weights, feed, batch_size) for feed in feeds]
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+        total += seconds
+        sizes.add((checkpoint.preprocessing.host_size, checkpoint.preprocessing.interpolation))
+    start, sample = time.perf_counter(), range(min(16, len(target.sources[0])))
+    target.sources[0].read(list(sample))
+    reading = len(sizes) * target.num_images * (time.perf_counter() - start) / len(sample)
+    log.info("In all about %s, and reading the images (%s) and compilation.", duration(total), duration(reading))
 
 
-def cross_validated(features: Features, num_classes: int, seed: int = 0) -> tuple[float, float, float]:
-    """(accuracy, low, high): of a converged softmax regression over five stratified folds, Wilson's 95 % interval.
+# --- by the command: python -m jax_transfer.main --config=configs/rank_checkpoints.py
 
-    The regularisation of best accuracy is taken, of four; with so few that is hardly optimistic. Up to four images are
-    left out, so that the folds are of one size.
+
+def default_config() -> ConfigDict:
+    """The fields of configs/rank_checkpoints.py."""
+    config = ConfigDict()
+    # Separated by commas: files, folders, FILE=MODEL and random:MODEL, as `rank` takes them.
+    config.checkpoints = ""
+    # "source:name?option=value", such as folder:/my/images; see jax_transfer.data.sources.
+    config.target = ""
+    # A key of jax_transfer.models.MODELS, for files that do not say which model they are.
+    config.model = config_dict.placeholder(str)
+    # Keys of jax_transfer.analysis.SCORES.
+    config.scores = DEFAULT_SCORES
+    config.preprocessing = ConfigDict()
+    # What is set here replaces what comes with the checkpoints; the fields are those of a study.
+    config.preprocessing.image_size = config_dict.placeholder(int)
+    config.preprocessing.crop_fraction = config_dict.placeholder(float)
+    config.preprocessing.mean = config_dict.placeholder(tuple)
+    config.preprocessing.std = config_dict.placeholder(tuple)
+    config.preprocessing.interpolation = config_dict.placeholder(str)
+    config.seed = 0
+    config.batch_size = 64
+    # skip: damaged images are named and left out; error: stop at the first.
+    config.on_corrupt = "skip"
+    return config
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Ranks what the config names, prints the table and writes the page and the CSV file into `workdir/report`.
+
+    Raises:
+      InputError: as `rank`, and for fields that do not exist or are missing.
     """
-    x, y = jnp.asarray(features.features), np.asarray(features.labels)
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(y)), y))
-    size = len(y) // FOLDS
-    if size == 0:
-        raise InputError(f"The target has {len(y)} images: at least {FOLDS} are needed.")
-    folds = order[: size * FOLDS].reshape(size, FOLDS).T  # neighbours, which are of one class, go to different folds
-    train = np.stack([np.concatenate(np.delete(folds, i, axis=0)) for i in range(FOLDS)])
-    with jax.default_matmul_precision("float32"):
-        correct = np.asarray(_correct(x, jnp.asarray(y), train, folds, num_classes)).sum(0)
-    return wilson(int(correct.max()), size * FOLDS)
-
-
-@functools.partial(jax.jit, static_argnames="num_classes")
-def _correct(x, y, train, test, num_classes):
-    """How many test images of each fold are right, for each regularisation: [folds, values]."""
-
-    def fold(train, test):
-        l2 = jnp.asarray(L2, x.dtype)
-        weights = converged(x, y, train, l2, jax.random.key(0), num_classes, ProbeSettings())
-        predicted = (x[test] @ weights["w"] + weights["b"][:, None]).argmax(-1)
-        return jnp.sum(predicted == y[test], axis=-1)
-
-    return jax.lax.map(lambda rows: fold(*rows), (train, test))
-
-
-def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float, float]:
-    """(share, low, high): Wilson's score interval of a binomial share, 95 %."""
-    p = correct / total
-    centre = (p + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * math.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
-    return p, centre - half, centre + half
-
-
-def _agreement(rows: list[Ranked]) -> float:
-    sound = [row for row in rows if not row.error]
-    if len(sound) < 3:
-        return math.nan
-    columns = [[row.accuracy for row in sound]]
-    columns += [[row.scores[score] for row in sound] for score in sound[0].scores]
-    taus = [kendall(a, b) for a, b in itertools.combinations(columns, 2)]
-    taus = [tau for tau in taus if math.isfinite(tau)]
-    return statistics.fmean(taus) if taus else math.nan
-
-
-def _table(ranking: Ranking) -> Table:
-    table = Table(
-        title=f"{tables.short_target(ranking.target)}: {ranking.num_images:,} images", box=rich.box.SIMPLE_HEAD,
-        caption=_note(ranking), padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    scores = list(ranking.rows[0].scores)
-    for title in ("", "Checkpoint", "Probe %", "95 %", *map(tables.score_name, scores)):
-        table.add_column(title, justify="left" if title == "Checkpoint" else "right")
-    for place, row in enumerate(ranking.rows, 1):
-        interval = f"{100 * row.low:.1f}..{100 * row.high:.1f}" if not row.error else tables.EN_DASH
-        values = [f"{row.scores[s]:.3f}" if math.isfinite(row.scores[s]) else tables.EN_DASH for s in scores]
-        cells = [str(place), row.checkpoint, tables.percent(row.accuracy, unit=""), interval, *values]
-        table.add_row(*map(Text, cells))
-    return table
-
-
-def _note(ranking: Ranking) -> str:
-    said = f"Best: {ranking.best.checkpoint}. Probe: accuracy of a linear classifier on frozen features, {FOLDS} folds."
-    if ranking.tied:
-        others = "other" if len(ranking.tied) == 1 else "others"
-        said += f" {len(ranking.tied)} {others} cannot be told apart from it with so few images."
-    if math.isfinite(ranking.agreement):
-        said += f" The criteria agree with a mean Kendall's tau of {ranking.agreement:.2f}."
-    for row in ranking.rows:
-        said += f" Failed: {row.error}" if row.error else ""
-    return said
+    check_names(config.to_dict(), default_config().to_dict(), "config")
+    checkpoints = [part.strip() for part in config.checkpoints.split(",") if part.strip()]
+    if not checkpoints:
+        raise InputError("config.checkpoints is empty: --config.checkpoints=a.safetensors,b.pth,run/checkpoints")
+    if not config.target:
+        raise InputError(
+            "config.target is empty: --config.target=folder:/my/images, with a folder of images per class."
+        )
+    choose(dict.fromkeys(ON_CORRUPT), config.on_corrupt, "value of config.on_corrupt")
+    lock = lock_workdir(workdir)
+    devices.use_compilation_cache(workdir / "compilation_cache")
+    try:
+        logs.write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1).encode())
+        overrides = {name: value for name, value in config.preprocessing.items() if value is not None}
+        found = rank(
+            checkpoints, config.target, config.model or None, config.scores, overrides, config.seed, config.batch_size,
+            config.on_corrupt, workdir,
+        )  # fmt: skip
+        page = report.write_page(found, workdir / "report")
+        rich.print(report.table(found))
+        log.info("Page: %s; the table: %s", page, page.with_name("ranking.csv"))
+    finally:
+        lock.close()

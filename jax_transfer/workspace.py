@@ -228,11 +228,11 @@ def _short_names(sources: list[str]) -> dict[str, str]:
     return names
 
 
-def open_workdir(config: ConfigDict, workdir: pathlib.Path):
-    """Creates or reopens a working directory and locks it for this process; returns the lock to hold.
+def lock_workdir(workdir: pathlib.Path):
+    """Creates a working directory if need be and locks it for this process; returns the lock to hold.
 
     Raises:
-      InputError: if another process uses it, or if it was made by a config whose results would differ.
+      InputError: if it cannot be written, or another process uses it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -245,6 +245,16 @@ def open_workdir(config: ConfigDict, workdir: pathlib.Path):
         raise InputError(
             f"--workdir={workdir} is in use by another run: wait for it, or choose another one."
         ) from error
+    return lock
+
+
+def open_workdir(config: ConfigDict, workdir: pathlib.Path):
+    """Locks a study's working directory, as `lock_workdir`, and writes its config.
+
+    Raises:
+      InputError: as `lock_workdir`, and if it was made by a config whose results would differ.
+    """
+    lock = lock_workdir(workdir)
     path, new = workdir / "config.json", settings.to_json(config)
     if path.exists():
         different = settings.differences(json.loads(path.read_text(encoding="utf-8")), new)

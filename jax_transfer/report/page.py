@@ -1,6 +1,5 @@
 """The report: one HTML page that opens with the answer, and the same figures and tables as files of their own."""
 
-import html
 import json
 import pathlib
 import re
@@ -8,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from jax_transfer.records import InputError
 from jax_transfer.report import explain, figures, tables
+from jax_transfer.report.markup import escape, inline_svg, to_page
 from jax_transfer.report.style import to_svg
 from jax_transfer.report.tables import METHODS, Row, percent
 from jax_transfer.report.trust import trust_note, trust_rows
@@ -26,41 +26,6 @@ STAGES = {
 
 LONG_TABLE = 15  # rows; longer ones are folded
 MANY_FIGURES = 12  # in a section; its groups are then folded, but for the first
-
-CSS = """
-:root { color-scheme: light dark; --text: #1d1f23; --quiet: #5b6068; --line: #d9dbdf; --page: #ffffff; --tint: #f5f6f8; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e7e8ea; --quiet: #a3a8b0; --line: #3b3f46; --page: #16181c; --tint: #1f2227; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 72rem; background: var(--page); color: var(--text);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; }
-h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
-h1, h2, h3, p, li, summary, figcaption { overflow-wrap: anywhere; }
-p, li { max-width: 46rem; }
-ul { padding-left: 1.2rem; }
-li { margin: .5rem 0; }
-.quiet, figcaption { color: var(--quiet); font-size: .875rem; }
-.answer { font-size: 1.125rem; font-weight: 600; }
-.table { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .875rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .75rem .3rem 0; text-align: left; vertical-align: baseline; white-space: nowrap; }
-th { font-weight: 600; border-bottom: 1px solid var(--text); }
-td { border-bottom: 1px solid var(--line); }
-td:not(.n) { white-space: normal; overflow-wrap: anywhere; min-width: 5.5rem; max-width: 20rem; }
-th.n, td.n { text-align: right; padding-left: .75rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem; }
-figure { margin: 0; }
-figure svg { display: block; width: 100%; max-width: 30rem; height: auto; background: #fff; border-radius: 4px; }
-figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
-figcaption { margin-top: .4rem; max-width: 30rem; }
-details { margin: .75rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-pre { overflow-x: auto; background: var(--tint); padding: 1rem; border-radius: 4px; font-size: .8125rem; }
-@media print { body { max-width: none; } .table { overflow: visible; } figure { break-inside: avoid; } }
-"""
 
 
 def write_report(workdir: pathlib.Path) -> pathlib.Path:
@@ -95,32 +60,12 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
         *_figure_sections(results, report / "figures"),
         *_tables(results),
         "<h2>Configuration</h2>",
-        f"<pre>{_escape(json.dumps(config, indent=2, ensure_ascii=False), keep_lines=True)}</pre>"
+        f"<pre>{escape(json.dumps(config, indent=2, ensure_ascii=False), keep_lines=True)}</pre>"
         if config
         else "<p>There is no <code>config.json</code> in the working directory.</p>",
     ]
-    page = _PAGE.format(title=_escape(title), css=CSS, body="\n".join(body))
-    tables.write_text(report / "index.html", page)
+    tables.write_text(report / "index.html", to_page(f"{title}: which checkpoint transfers best", body))
     return report / "index.html"
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}: which checkpoint transfers best</title>
-<style>{css}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-
-
-def _escape(text: str, keep_lines: bool = False) -> str:
-    return "\n".join(html.escape(tables.printable(line)) for line in (text.split("\n") if keep_lines else [text]))
 
 
 def _read_config(path: pathlib.Path) -> dict:
@@ -140,7 +85,7 @@ def _head(title: str, config: Mapping) -> list[str]:
     model, source = parts["model"].get("name"), parts["source"].get("dataset")
     source = " and ".join([source, *(parts["source"].get("others") or ())]) if source else None
     subject = f"{model or 'A model'} pre-trained on {source}" if source else model or ""
-    return [f"<h1>{_escape(title)}</h1>", f'<p class="quiet">{_escape(subject)}</p>' if subject else ""]
+    return [f"<h1>{escape(title)}</h1>", f'<p class="quiet">{escape(subject)}</p>' if subject else ""]
 
 
 def _points(gain: float) -> str:
@@ -189,7 +134,7 @@ def _answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
     if not best:
         yield _not_run("transfer")
         return
-    yield f'<p class="answer">{_escape(_overall(best))}</p>'
+    yield f'<p class="answer">{escape(_overall(best))}</p>'
     found = {row["method"] for row in best}
     for stage, methods in (("probe", {"probe", "probe_converged"}), ("finetune", {"finetune"})):
         if not methods & found:
@@ -197,7 +142,7 @@ def _answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
     yield "<ul>"
     for target, name in tables.target_names(row["target"] for row in best).items():
         sentences = " ".join(s[0].upper() + s[1:] for s in (_sentence(row) for row in best if row["target"] == target))
-        yield f"<li><strong>{_escape(name)}.</strong> {_escape(sentences)}</li>"
+        yield f"<li><strong>{escape(name)}.</strong> {escape(sentences)}</li>"
     yield "</ul>"
     if any(row["num_seeds"] == 1 for row in best):
         yield "<p>Where one seed was run, it is not known how far seeds differ: a small gain may be chance.</p>"
@@ -223,7 +168,7 @@ def _why(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     yield "<h2>Why: the spectral components</h2>"
     yield "<ul>"
     for name, words in explain.story(results):
-        yield f"<li><strong>{_escape(name)}.</strong> {_escape(words)}</li>"
+        yield f"<li><strong>{escape(name)}.</strong> {escape(words)}</li>"
     yield "</ul>"
     yield tables.to_html(explain.table_1(results))
     yield (
@@ -240,8 +185,8 @@ def _trust(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     if not ranking:
         yield _not_run("ranking")
     for method in sorted({row["method"] for row in ranking}):
-        yield f"<h3>{_escape(tables.method_name(method))}</h3>"
-        yield f'<p class="quiet">{_escape(trust_note(ranking, scored, method))}</p>'
+        yield f"<h3>{escape(tables.method_name(method))}</h3>"
+        yield f'<p class="quiet">{escape(trust_note(ranking, scored, method))}</p>'
         yield tables.to_html(trust_rows(ranking, scored, method))
 
 
@@ -265,7 +210,7 @@ def _failures(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
 
 
 def _not_run(name: str) -> str:
-    return f"<p>No results in <code>results/{_escape(name)}.jsonl</code>: stage {STAGES[name]} has not run.</p>"
+    return f"<p>No results in <code>results/{escape(name)}.jsonl</code>: stage {STAGES[name]} has not run.</p>"
 
 
 def _file_stem(name: str, taken: set[str]) -> str:
@@ -280,19 +225,10 @@ def _file_stem(name: str, taken: set[str]) -> str:
     return stem
 
 
-def inline_svg(svg: str, prefix: str, label: str) -> str:
-    """An SVG document as an element of an HTML page: its ids (and references to them) get a prefix of their own."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)  # would style the page
-    svg = re.sub(r'(<[^<>]*\sid=")', rf"\g<1>{prefix}", svg)
-    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{_escape(label)}"', 1)
-
-
 def _figure_sections(results: Mapping[str, Sequence[Row]], folder: pathlib.Path) -> Iterator[str]:
     taken = set()
     for title, (needs, draw) in {**figures.FIGURES, **explain.FIGURES}.items():
-        yield f"<h2>{_escape(title)}</h2>"
+        yield f"<h2>{escape(title)}</h2>"
         missing = [name for name in needs if not results.get(name)]
         if missing:
             yield from map(_not_run, missing)
@@ -303,16 +239,16 @@ def _figure_sections(results: Mapping[str, Sequence[Row]], folder: pathlib.Path)
             stem = _file_stem(drawing.name, taken)
             tables.write_text(folder / f"{stem}.svg", svg)
             element = inline_svg(svg, f"f{len(taken)}-", drawing.caption)
-            caption = f"<figcaption>{_escape(drawing.caption)}</figcaption>"
+            caption = f"<figcaption>{escape(drawing.caption)}</figcaption>"
             groups.setdefault(drawing.group, []).append(f"<figure>{element}{caption}</figure>")
         if not groups:
             yield "<p>The results hold no values to draw yet.</p>"
         fold = sum(map(len, groups.values())) > MANY_FIGURES and len(groups) > 1
         for number, (group, elements) in enumerate(groups.items()):
             grid = '<div class="figures">' + "\n".join(elements) + "</div>"
-            heading = f"<h3>{_escape(group)}</h3>" if group else ""
+            heading = f"<h3>{escape(group)}</h3>" if group else ""
             opened = " open" if number == 0 else ""
-            folded = f"<details{opened}><summary>{_escape(group)}</summary>{grid}</details>"
+            folded = f"<details{opened}><summary>{escape(group)}</summary>{grid}</details>"
             yield folded if fold else heading + grid
 
 
@@ -322,10 +258,10 @@ def _tables(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     for name in dict.fromkeys([*STAGES, *results]):
         rows = results.get(name)
         if not rows:
-            yield f"<h3>{_escape(name)}</h3>"
+            yield f"<h3>{escape(name)}</h3>"
             yield _not_run(name) if name in STAGES else "<p>No rows.</p>"
             continue
         table = tables.to_html(rows, tables.column_names(name, rows))
-        summary = f"{_escape(name)} ({len(rows)} rows)"
+        summary = f"{escape(name)} ({len(rows)} rows)"
         long = len(rows) > LONG_TABLE
         yield f"<details><summary>{summary}</summary>{table}</details>" if long else f"<h3>{summary}</h3>{table}"
