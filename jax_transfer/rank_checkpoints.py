@@ -36,6 +36,7 @@ from jax_transfer.workspace import lock_workdir
 
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
 NEED_LOGITS = ("leep", "nce")  # of the classes that the checkpoint was trained on
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # endings of files
 RANDOM = "random:"  # random:resnet18 is that model as it is initialised: what a checkpoint must beat
 
 
@@ -133,7 +134,9 @@ def _candidates(given: Sequence[str | pathlib.Path], model: str | None) -> list[
         raise InputError(f"checkpoints names {twice[0]} twice.")
     paths = [path.absolute() for path, _ in found if path]
     common = pathlib.Path(os.path.commonpath([path.parent for path in paths])) if paths else None
-    names = [str(path.absolute().relative_to(common)) if path else f"random {named}" for path, named in found]
+    whole = [path.absolute().relative_to(common) if path else pathlib.Path(f"random {named}") for path, named in found]
+    plain = [str(name.with_suffix("")) if name.suffix in WEIGHTS else str(name) for name in whole]
+    names = plain if len(set(plain)) == len(plain) else list(map(str, whole))
     return [Candidate(name, path, named) for name, (path, named) in zip(names, found, strict=True)]
 
 

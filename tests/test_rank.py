@@ -3,80 +3,114 @@
 import csv
 import json
 import math
+import pickle
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 import jax_transfer as jt
+from jax_transfer import rank_checkpoints
+from jax_transfer.features import extract
 from jax_transfer.models import MODELS, torch_weights
-from jax_transfer.rank_checkpoints import Ranked, Ranking, cross_validated, wilson
-from jax_transfer.records import Features, InputError
+from jax_transfer.records import InputError
+from jax_transfer.report.ranking import Ranked, Ranking, answer, write_page
+from jax_transfer.transfer.cross_validation import FOLDS, cross_validated, paired_difference, wilson
 
 TARGET = "embedded:digits?train=160&test=40"
 
 
-def written(path, width=8, seed=0, head=True, damage=False):
+def written(path, width=8, seed=0, head=True, change=None, **preprocessing):
     """A .safetensors file of a small random ResNet."""
     net = MODELS["resnet10"](num_classes=10, stem="cifar", width=width)
     params, stats = net.init(jax.random.key(seed))
-    if damage:  # features that are all the same
-        params = {**params, "bn1": jax.tree.map(lambda x: 0 * x, params["bn1"])}
+    if change:
+        params = {**params, "bn1": jax.tree.map(change, params["bn1"])}
     if not head:
         params = {name: value for name, value in params.items() if name != "fc"}
     model = {"name": "resnet10", "stem": "cifar", "width": width, "num_classes": 10}
-    described = {"model": model, "preprocessing": {"image_size": 8}}
+    described = {"model": model, "preprocessing": {"image_size": 8, **preprocessing}}
     torch_weights.save_safetensors(path, params, stats, {"jax_transfer": json.dumps(described)})
     return path
 
 
 @pytest.fixture(scope="module")
-def ranking(tmp_path_factory):
+def folder(tmp_path_factory):
+    """Two good checkpoints, one that is blind, and four that cannot be used."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    written(folder / "blind.safetensors", damage=True)
-    written(folder / "small.safetensors")
-    written(folder / "headless.safetensors", width=12, head=False)
+    written(folder / "blind.safetensors", change=lambda x: 0 * x)
+    whole = written(folder / "small.safetensors").read_bytes()
+    written(folder / "headless.safetensors", head=False, seed=1)
+    written(folder / "nan.safetensors", change=lambda x: np.nan * x)
     (folder / "broken.safetensors").write_bytes(b"no checkpoint")
+    (folder / "short.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "code.pth").write_bytes(pickle.dumps(print))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranking(folder):
     return jt.rank(sorted(folder.glob("*")), TARGET, scores=("logme", "leep"))
 
 
 def test_the_best_is_first_and_failures_are_last(ranking):
     names = [row.checkpoint for row in ranking.rows]
-    assert names[-2:] == ["blind.safetensors", "broken.safetensors"]
-    assert ranking.best.checkpoint in ("small.safetensors", "headless.safetensors") and ranking.best.accuracy > 0.5
-    accuracies = [row.accuracy for row in ranking.rows[:-1]]
-    assert accuracies == sorted(accuracies, reverse=True) and accuracies[-1] < 0.2
-    assert "is cut off" in ranking.rows[-1].error and math.isnan(ranking.rows[-1].accuracy)
-    assert ranking.num_images == 200 and all(row.low < row.accuracy < row.high for row in ranking.rows[:-1])
+    assert set(names[:2]) == {"small", "headless"} and names[2] == "blind"
+    assert ranking.best.accuracy > 0.5 > ranking.rows[2].accuracy
+    accuracies = [row.accuracy for row in ranking.sound]
+    assert accuracies == sorted(accuracies, reverse=True) and len(accuracies) == 3
+    assert ranking.num_images == 200 and all(row.low < row.accuracy < row.high for row in ranking.sound)
+    assert ranking.best.behind == 0 and ranking.rows[2].behind == ranking.best.accuracy - ranking.rows[2].accuracy
+    assert ranking.rows[2] not in ranking.tied
+
+
+def test_one_bad_checkpoint_never_stops_the_others_and_says_what_is_wrong(ranking, folder):
+    errors = {row.checkpoint: row.error for row in ranking.rows if row.error}
+    assert set(errors) == {"nan", "broken", "short", "code"}
+    for name, error in errors.items():
+        assert str(folder / name) in error and "\n" not in error
+    assert "NaN" in errors["nan"] and "cut off" in errors["short"]
+    assert all(math.isnan(row.accuracy) for row in ranking.rows if row.error)
 
 
 def test_scores_of_logits_need_a_head(ranking):
-    by_name = {row.checkpoint: row.scores for row in ranking.rows}
-    assert math.isnan(by_name["headless.safetensors"]["leep"]) and math.isfinite(
-        by_name["headless.safetensors"]["logme"]
-    )
-    assert math.isfinite(by_name["small.safetensors"]["leep"])
+    scores = {row.checkpoint: row.scores for row in ranking.sound}
+    assert math.isnan(scores["headless"]["leep"]) and math.isfinite(scores["headless"]["logme"])
+    assert math.isfinite(scores["small"]["leep"])
 
 
-def test_the_table_says_what_failed_and_how_sure_it_is(ranking, tmp_path):
+def test_table_csv_and_page_say_the_same(ranking, tmp_path):
     text = " ".join(str(ranking).split())
-    assert "small.safetensors" in text and "Failed:" in text and "LogME" in text and "5 folds" in text
-    ranking.to_csv(tmp_path / "ranking.csv")
+    assert f"Take {ranking.best.checkpoint}" in text and "Failed:" in text and "LogME" in text
+    page = write_page(ranking, tmp_path).read_text()
+    assert "<script" not in page and f"Take {ranking.best.checkpoint}" in page and "What failed" in page
+    for row in ranking.rows:
+        assert row.checkpoint in text and row.checkpoint in page
+    assert f"{100 * ranking.best.accuracy:.2f}" in page
     with open(tmp_path / "ranking.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["checkpoint"] for row in rows] == [row.checkpoint for row in ranking.rows]
-    assert float(rows[0]["accuracy"]) == ranking.best.accuracy
+    assert float(rows[0]["accuracy"]) == ranking.best.accuracy and rows[0]["image_size"] == "8"
+    assert float(rows[0]["logme"]) == ranking.best.scores["logme"] and rows[-1]["error"]
 
 
-def test_checkpoints_within_the_interval_of_the_best_are_called_tied():
-    def row(name, accuracy, low, high):
-        return Ranked(name, None, "m", accuracy, low, high, {})
+def _row(name, accuracy, behind_low, **scores):
+    return Ranked(name, name, accuracy=accuracy, low=0.4, high=0.9, behind=0.1, behind_low=behind_low, behind_high=0.2, scores=scores)  # fmt: skip
 
-    found = Ranking("t", 9, [row("a", 0.9, 0.8, 0.95), row("b", 0.85, 0.75, 0.91), row("c", 0.5, 0.4, 0.6)], math.nan)
-    assert [r.checkpoint for r in found.tied] == ["b"]
-    assert "1 other cannot be told apart" in " ".join(str(found).split())
+
+def test_the_answer_names_what_cannot_be_told_apart_and_who_contradicts():
+    rows = [_row("a", 0.8, 0, s=1.0, t=3.0), _row("b", 0.7, -0.01, s=3.0, t=2.0), _row("c", 0.6, 0.05, s=2.0, t=1.0)]
+    found = Ranking("folder:x", 9, 2, 0.5, rows)
+    assert [row.checkpoint for row in found.tied] == ["b"]
+    said = " ".join(answer(found))
+    assert "cannot tell it from b" in said and "t puts it first too; s puts b first" in said
+    assert found.agreement("t") == 1 and found.agreement("s") == pytest.approx(-1 / 3)
+    assert found.mean_agreement == pytest.approx((1 - 1 / 3 - 1 / 3) / 3) and "contradict" in said
+    clear = Ranking("folder:x", 9, 2, 0.5, [rows[0], rows[2]])
+    assert not clear.tied and "next one, c, is 10.00 points behind" in " ".join(answer(clear))
 
 
 def test_wilson_equals_scipys():
@@ -87,29 +121,121 @@ def test_wilson_equals_scipys():
         np.testing.assert_allclose((low, high), expected, atol=1e-4)
 
 
+def test_the_paired_interval_covers_the_true_difference_95_times_in_100():
+    rng = np.random.default_rng(0)
+    inside = narrower = 0
+    for _ in range(400):
+        a = rng.random(500) < 0.8
+        b = np.where(rng.random(500) < 0.1, rng.random(500) < 0.4, a)  # right on 0.76 of the images
+        difference, low, high = paired_difference(a, b)
+        assert difference == pytest.approx(a.mean() - b.mean())
+        inside += low <= 0.04 <= high
+        unpaired = np.sqrt(a.var() / 500 + b.var() / 500) * 2 * 1.96
+        narrower += high - low < 0.6 * unpaired
+    assert 0.92 < inside / 400 < 0.98 and narrower == 400
+
+
 def test_cross_validation_is_near_that_of_scikit_learn_and_blind_to_labels_it_tests():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 203).astype(np.int32)
     x = (np.eye(3)[y] @ rng.normal(size=(3, 5)) + rng.normal(size=(203, 5))).astype(np.float32)
-    accuracy, low, high = cross_validated(Features(x, x, y), 3)
+    right = cross_validated(x, y, 3)
     held_out = [i for i in range(203) if i % 5 == 0]
     fitted = [i for i in range(203) if i % 5]
     peer = LogisticRegression(C=1.0).fit(x[fitted], y[fitted]).score(x[held_out], y[held_out])
-    assert abs(accuracy - peer) < 0.1 and low < accuracy < high
-    chance, *_ = cross_validated(Features(x, x, rng.permutation(y)), 3)
-    assert chance < 0.5
+    assert right.shape == (203 // FOLDS * FOLDS,) and abs(right.mean() - peer) < 0.1
+    assert cross_validated(x, rng.permutation(y), 3).mean() < 0.5
+    # The same images in the same places, whatever the features are.
+    assert np.array_equal(cross_validated(x[:, ::-1], y, 3), right)
+
+
+def test_architectures_mix_and_the_preprocessing_can_be_replaced(folder, tmp_path):
+    found = jt.rank(
+        [folder / "small.safetensors", "random:resnet10", f"{folder / 'headless.safetensors'}=resnet10"],
+        TARGET,
+        scores=("logme",),
+        preprocessing={"image_size": 32, "crop_fraction": 1.0},
+        workdir=tmp_path,
+    )
+    assert {row.preprocessing.image_size for row in found.rows} == {32}
+    assert {row.checkpoint for row in found.rows} == {"small", "headless", "random resnet10"}
+    assert all(not row.error and math.isfinite(row.scores["logme"]) for row in found.rows)
+    dims = {np.load(path)["features"].shape[1] for path in (tmp_path / "features").iterdir()}
+    assert dims == {64, 512}
+
+
+def images(folder, classes=("a", "b"), count=10, damaged=0):
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+        for i in range(damaged):
+            (folder / name / f"damaged_{i}.png").write_bytes(b"\x89PNG no more")
+    return f"folder:{folder}"
+
+
+def test_the_command_writes_everything_and_a_second_run_needs_no_forward_pass(folder, tmp_path, monkeypatch, capsys):
+    config = rank_checkpoints.default_config()
+    config.checkpoints = f"{folder / 'small.safetensors'}, {folder / 'nan.safetensors'}"
+    config.target, config.scores = TARGET, ("logme",)
+    rank_checkpoints.run(config, tmp_path)
+    first = (tmp_path / "report" / "ranking.csv").read_text()
+    assert "Take small" in capsys.readouterr().out and (tmp_path / "report" / "index.html").exists()
+    monkeypatch.setattr(extract, "extract", None)
+    rank_checkpoints.run(config, tmp_path)
+    without_seconds = [
+        [[cell for name, cell in row.items() if name != "seconds"] for row in csv.DictReader(text.splitlines())]
+        for text in (first, (tmp_path / "report" / "ranking.csv").read_text())
+    ]
+    assert without_seconds[0] == without_seconds[1]
+
+
+def test_damaged_images_are_left_out_and_named_or_stop(folder, tmp_path, caplog):
+    target = images(tmp_path / "images", damaged=2)
+    arguments = {"checkpoints": [folder / "small.safetensors"], "target": target, "scores": ("logme",)}
+    assert jt.rank(**arguments).num_images == 20
+    assert "damaged_1.png" in caplog.text
+    with pytest.raises(InputError, match="damaged_"):
+        jt.rank(**arguments, on_corrupt="error")
+
+
+def test_a_folder_with_one_class_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"single class.*'a'"):
+        jt.rank(["random:resnet10"], images(tmp_path / "images", classes=("a",)))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"checkpoints": []}, "checkpoints is empty"),
-        ({"checkpoints": ["a.safetensors", "a.safetensors"]}, "names a.safetensors twice"),
+        ({"checkpoints": ["a.safetensors", "./a.safetensors"]}, "names .*a.safetensors twice"),
+        ({"checkpoints": ["random:resnet10", "random:resnet10"]}, "names resnet10 twice"),
+        ({"checkpoints": ["random:resnet11"]}, "'random:resnet11'.*Did you mean 'resnet1"),
         ({"checkpoints": ["a.safetensors"]}, "No checkpoint can be used. a.safetensors: there is no such"),
+        ({"model": "resnet11"}, "Did you mean 'resnet1"),
         ({"scores": ("logmee",)}, "Did you mean 'logme'"),
         ({"target": "embedded:digit"}, "Did you mean 'digits'"),
+        ({"preprocessing": {"image_sise": 3}, "checkpoints": ["random:resnet10"]}, "unknown image_sise"),
+        ({"preprocessing": {"image_size": 3}, "checkpoints": ["random:resnet10"]}, "at least 32"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
         jt.rank(**{"checkpoints": ["a.safetensors"], "target": TARGET, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("checkpoints", " , ", "config.checkpoints is empty"),
+        ("target", "", "config.target is empty"),
+        ("on_corrupt", "ignore", "on_corrupt.*'ignore'"),
+    ],
+)
+def test_the_command_names_the_field(field, value, message, tmp_path):
+    config = rank_checkpoints.default_config()
+    config.checkpoints, config.target = "random:resnet10", TARGET
+    config[field] = value
+    with pytest.raises(InputError, match=message):
+        rank_checkpoints.run(config, tmp_path)

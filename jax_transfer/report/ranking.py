@@ -7,6 +7,7 @@ import pathlib
 import statistics
 from collections.abc import Iterator
 
+import matplotlib
 import rich.box
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -17,9 +18,10 @@ from jax_transfer.analysis import MIN_CHECKPOINTS, kendall
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.report import tables
 from jax_transfer.report.markup import escape, inline_svg, to_page
-from jax_transfer.report.style import BLUE, GREY, WIDTH, cut, to_svg
+from jax_transfer.report.style import BLUE, GREY, STYLE, WIDTH, cut, to_svg
 from jax_transfer.report.tables import EN_DASH, Row, percent
 
+LOW_AGREEMENT = 0.3  # of Kendall's tau: two of three pairs in the same order
 STAR = "\N{BLACK STAR}"
 
 
@@ -110,7 +112,7 @@ class Ranking:
         return {**cells, "image_size": preprocessing.get("image_size", ""), **scores, "error": error}
 
     def __str__(self) -> str:
-        console = Console(width=120)
+        console = Console(width=80)
         with console.capture() as capture:
             console.print(table(self))
         return capture.get()
@@ -141,16 +143,14 @@ def answer(ranking: Ranking) -> list[str]:
             f"The next one, {second.checkpoint}, is {100 * second.behind:.2f} points behind (95 %: {low:.2f} to {high:.2f})."
         )
     if math.isfinite(ranking.mean_agreement):
-        names = [tables.score_name(s) for s in ranking.scores if ranking.first_by(s) == best]
-        others = [s for s in ranking.scores if ranking.first_by(s) != best]
-        contra = [f"{tables.score_name(s)} {ranking.first_by(s).checkpoint}" for s in others]
-        said.append(
-            f"{_listed(names)} put{'s' * (len(names) == 1)} it first too"
-            + (f"; first by {', '.join(contra)}." if contra else ".")
-            if names
-            else f"No score puts it first: first by {', '.join(contra)}."
-        )
-        said.append(f"The criteria agree with a mean Kendall's tau of {ranking.mean_agreement:.2f}.")
+        said.append(_what_the_scores_say(ranking))
+        tau = f"{ranking.mean_agreement:.2f}"
+        if ranking.mean_agreement < LOW_AGREEMENT:
+            said.append(
+                f"The criteria contradict each other (mean Kendall's tau {tau}): trust the probe, which is measured."
+            )
+        else:
+            said.append(f"The criteria agree with a mean Kendall's tau of {tau}.")
     if 2 < len(ranking.sound) < MIN_CHECKPOINTS:
         said.append(
             f"Of {len(ranking.sound)} checkpoints a tau says little: at least {MIN_CHECKPOINTS} would be needed."
@@ -161,6 +161,17 @@ def answer(ranking: Ranking) -> list[str]:
     return said
 
 
+def _what_the_scores_say(ranking: Ranking) -> str:
+    """Which checkpoint each score puts first, in a sentence."""
+    by: dict[str, list[str]] = {ranking.best.checkpoint: []}
+    for score in ranking.scores:
+        by.setdefault(ranking.first_by(score).checkpoint, []).append(tables.score_name(score))
+    own = by.pop(ranking.best.checkpoint)
+    clauses = [f"{_listed(own)} put{'s' * (len(own) == 1)} it first too"] if own else ["No score puts it first"]
+    clauses += [f"{_listed(scores)} put{'s' * (len(scores) == 1)} {name} first" for name, scores in by.items()]
+    return "; ".join(clauses) + "."
+
+
 def _listed(names: list[str]) -> str:
     return names[0] if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -169,26 +180,42 @@ def table_rows(ranking: Ranking) -> list[Row]:
     """Column title -> text: a row a checkpoint. A star marks the one that a score puts first."""
     found = []
     several = len({row.model for row in ranking.sound}) > 1
+    firsts = {score: ranking.first_by(score) for score in ranking.scores}
     for place, row in enumerate(ranking.rows, 1):
         ok = not row.error
-        behind = EN_DASH if row.error else f"{'≈ ' * (row in ranking.tied)}{100 * row.behind:.2f}"
         cells = {"": str(place) if ok else EN_DASH, "Checkpoint": row.checkpoint}
         cells |= {"Model": row.model or EN_DASH} if several else {}
         cells |= {
             "Probe %": percent(row.accuracy, unit=""),
             "95 %": f"{100 * row.low:.1f}..{100 * row.high:.1f}" if ok else EN_DASH,
-            "Behind": behind if place > 1 else EN_DASH,
+            "Behind": _behind(ranking, row),
         }
         for score in ranking.scores:
-            value = row.scores[score] if ok else math.nan
-            mark = f"{STAR} " if ok and row == ranking.first_by(score) else ""
-            cells[tables.score_name(score)] = f"{mark}{value:.3f}" if math.isfinite(value) else EN_DASH
+            cells[tables.score_name(score)] = _score(row.scores[score], row is firsts[score]) if ok else EN_DASH
         found.append(cells)
     return found
 
 
+def _behind(ranking: Ranking, row: Ranked) -> str:
+    if row.error or row is ranking.best:
+        return EN_DASH
+    tied = any(row is other for other in ranking.tied)
+    return f"{'≈ ' if tied else ''}{100 * row.behind:.1f}"
+
+
+def _score(value: float, first: bool) -> str:
+    if not math.isfinite(value):
+        return EN_DASH
+    digits = 0 if abs(value) >= 99.5 else 1 if abs(value) >= 9.95 else 2
+    return f"{value:.{digits}f}{STAR if first else ''}"
+
+
+# How a narrow terminal heads a column.
+SHORT = {"H-score (shrunk)": "H-\nscore", "N-LEEP": "N-\nLEEP", "TransRate": "Trans\nRate", "Behind": "Be-\nhind"}
+
+
 def table(ranking: Ranking) -> Table:
-    """For a terminal: `rich.print(table(ranking))`."""
+    """For a terminal, 80 columns wide: `rich.print(table(ranking))`."""
     found = Table(
         title=f"{tables.short_target(ranking.target)}: {ranking.num_images:,} images, {ranking.num_classes} classes",
         box=rich.box.SIMPLE_HEAD,
@@ -197,22 +224,31 @@ def table(ranking: Ranking) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    rows = table_rows(ranking)
+    rows = [
+        {title: cell for title, cell in row.items() if title not in ("Model", "95 %")} for row in table_rows(ranking)
+    ]
+    for row, cells in zip(ranking.rows, rows, strict=True):
+        if not row.error:
+            cells["Probe %"] = f"{100 * row.accuracy:.1f} ±{50 * (row.high - row.low):.1f}"
     for title in rows[0]:
-        words = title in ("Checkpoint", "Model")
-        found.add_column(title, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        name = title == "Checkpoint"
+        found.add_column(
+            SHORT.get(title, title), justify="left" if name else "right", no_wrap=not name, overflow="fold"
+        )
     for cells in rows:
         found.add_row(*map(Text, cells.values()))
     return found
 
 
+@matplotlib.rc_context(STYLE)
 def figure(ranking: Ranking) -> Figure:
     """The probe accuracy of each checkpoint with its 95 % interval, the best on top."""
     rows = ranking.sound[::-1]
     drawn = Figure(figsize=(WIDTH, 0.55 + 0.2 * len(rows)), layout="constrained")
     axes = drawn.subplots()
     for place, row in enumerate(rows):
-        colour = BLUE if row == ranking.best or row in ranking.tied else GREY
+        alike = any(row is other for other in (ranking.best, *ranking.tied))
+        colour = BLUE if alike else GREY
         ends = [[100 * (row.accuracy - row.low)], [100 * (row.high - row.accuracy)]]
         axes.errorbar([100 * row.accuracy], [place], xerr=ends, fmt="o", color=colour, markersize=4, elinewidth=1.2)
     axes.set_yticks(range(len(rows)), [cut(row.checkpoint, 30) for row in rows])
@@ -278,8 +314,7 @@ def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
     yield tables.to_html(
         [
             {
-                "Checkpoint": row.checkpoint,
-                "File": row.path,
+                "Checkpoint": row.path,
                 "Model": row.model,
                 "Parameters": f"{row.num_parameters:,}",
                 "Image size": row.preprocessing.image_size,

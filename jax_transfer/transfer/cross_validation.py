@@ -51,7 +51,7 @@ def _correct(x, y, train, test, num_classes):
     return jax.lax.map(fold, (train, test))
 
 
-def gigaflops(n: int, d: int, num_classes: int, steps: int = 60) -> float:
+def gigaflops(n: int, d: int, num_classes: int, steps: int = 40) -> float:
     """About what `cross_validated` costs: two products of all images with all classes a step, for each fold and value."""
     return FOLDS * len(L2) * steps * 2 * 2 * 0.8 * n * d * num_classes / 1e9
 
