@@ -1,15 +1,21 @@
-"""Meshes, shardings and what depends on the kind of device. The only file that names devices.
+"""Meshes, shardings, processes, and what depends on the kind of device. The only file that names devices.
 
 Two mesh axes: `data` splits a batch, `sweep` spreads independent work (checkpoints to fine-tune).
+
+Several processes (one a host of a TPU pod or a GPU cluster) share the pre-training, over a mesh of all their devices. All
+else is independent work: each process does its part, or the same as the others, on a mesh of its own devices.
 """
 
 import functools
+import json
+import os
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_transfer.records import InputError
@@ -18,13 +24,93 @@ from jax_transfer.records import InputError
 _MAX_STEPS_PER_CALL = 512
 
 
+def join_processes(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    distributed: bool = False,
+) -> None:
+    """Makes this process one of several that run the same command. To be called before any computation.
+
+    With nothing given the environment decides: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; a Slurm step
+    of more than one task; the hosts of a TPU pod on GKE. Otherwise the process is alone.
+
+    Args:
+      coordinator_address: "host:port" of process 0.
+      distributed: let JAX find the others, by the metadata of a Cloud TPU, Slurm or GKE.
+
+    Raises:
+      InputError: if only some of the first three are given, or the others do not answer.
+    """
+    names = ("coordinator_address", "num_processes", "process_id")
+    given: tuple = (coordinator_address, num_processes, process_id)
+    if all(value is None for value in given):
+        found = [os.environ.get(f"JAX_{name.upper()}") for name in names]
+        try:
+            given = (found[0], *(None if text is None else int(text) for text in found[1:]))
+        except ValueError as error:
+            raise InputError(f"JAX_NUM_PROCESSES and JAX_PROCESS_ID must be whole numbers, got {found[1:]}.") from error
+    if any(value is not None for value in given) and any(value is None for value in given):
+        missing = [name for name, value in zip(names, given, strict=True) if value is None]
+        raise InputError(f"Of {', '.join(names)} all are needed, and {' and '.join(missing)} missing.")
+    slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if given[0] is None and not (distributed or slurm or pod):
+        return
+    if given[0] is not None and not 0 <= given[2] < given[1]:
+        raise InputError(f"process_id = {given[2]}: of {given[1]} processes the numbers are 0 to {given[1] - 1}.")
+    try:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(**dict(zip(names, given, strict=True)) if given[0] is not None else {})
+    except (RuntimeError, ValueError) as error:
+        where = f" at {given[0]}" if given[0] else ""
+        raise InputError(f"The other processes{where} cannot be joined: {str(error).splitlines()[0]}") from error
+
+
+def is_first_process() -> bool:
+    """Whether this process writes results and speaks for all."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+GATHERED_BYTES = 4096
+
+
+def gather(value) -> list:
+    """What each process passes (a small value that JSON holds), in the order of the processes, on all of them."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    padded = np.zeros(GATHERED_BYTES, np.uint8)
+    padded[: len(data)] = data
+    return [json.loads(row.tobytes().rstrip(b"\0")) for row in multihost_utils.process_allgather(padded)]
+
+
 def make_mesh(sweep: int = 1) -> Mesh:
-    """A mesh over all devices: `sweep` rows of independent work, the rest of the devices on `data`."""
-    count = jax.device_count()
+    """A mesh over the devices of this process: `sweep` rows of independent work, the rest of the devices on `data`."""
+    count = jax.local_device_count()
     if count % sweep:
         raise InputError(f"{count} devices do not divide into {sweep} rows of a sweep.")
+    return _mesh((sweep, count // sweep), jax.local_devices())
+
+
+def make_global_mesh() -> Mesh:
+    """A mesh over the devices of all processes, which all take part in what runs on it."""
+    return _mesh((1, jax.device_count()), jax.devices())
+
+
+def _mesh(shape, devices) -> Mesh:
     # jax.make_mesh makes Explicit axes by default; everything here relies on the compiler's propagation.
-    return jax.make_mesh((sweep, count // sweep), ("sweep", "data"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return jax.make_mesh(shape, ("sweep", "data"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def spans_processes(mesh: Mesh) -> bool:
+    return len({device.process_index for device in mesh.devices.flat}) > 1
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -33,14 +119,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree, mesh: Mesh):
-    """Puts the same values on every device of the mesh."""
-    return jax.device_put(tree, replicated(mesh))
+    """Puts the same values on every device of the mesh. Several processes must all pass the same values."""
+    if not spans_processes(mesh):
+        return jax.device_put(tree, replicated(mesh))
+    put = functools.partial(jax.make_array_from_process_local_data, replicated(mesh))
+    return jax.tree.map(lambda x: put(np.asarray(x), np.shape(x)), tree)
 
 
 def split(tree, mesh: Mesh, axis_name: str, dimension: int = 0):
     """Puts arrays on the mesh with `dimension` split over `axis_name`.
 
-    With several processes each passes its own part, and together they make the global array.
+    On a mesh of several processes each passes its own part, and together they make the global array.
     """
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * dimension, axis_name))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
@@ -124,4 +213,6 @@ def use_compilation_cache(folder) -> None:
 def description() -> str:
     """For the head of the log: '2 x NVIDIA H200 (gpu), bfloat16'."""
     devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jnp.dtype(compute_dtype()).name}"
+    hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    kind = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}){hosts}"
+    return f"{kind}, {jnp.dtype(compute_dtype()).name}"

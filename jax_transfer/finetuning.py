@@ -1,8 +1,9 @@
 """The stage of a study that fine-tunes, and the features of the models that come out of it."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -70,14 +71,16 @@ def _finetune(
     work: Workspace, snapshots: list[Snapshot], target: str, seed: int, keep_features: bool
 ) -> Iterator[tuple[Snapshot, Finetuned]]:
     tuning = settings.finetune_settings(work.config, target)
-    for snapshot, net, done in finetuned(work, snapshots, target, ("train", "test"), tuning, seed):
-        if keep_features:  # before the row, so that a kill in between leaves nothing out
-            forward = extract.make_forward(net, work.preprocessing, work.mesh)
-            model = devices.replicate(done.model, work.mesh)
-            for split in ("train", "test"):
-                found = extract.extract(forward, model, work.feed(target, split), work.config.data.eval_batch_size)
-                extract.save(_path(work, snapshot, target, split), found)
-        yield snapshot, done
+    forward = functools.cache(lambda net: extract.make_forward(net, work.preprocessing, work.mesh))
+
+    def keep(snapshot: Snapshot, net: Net, model: dict) -> None:
+        model = devices.replicate(model, work.mesh)
+        for split in ("train", "test"):
+            found = extract.extract(forward(net), model, work.feed(target, split), work.config.data.eval_batch_size)
+            extract.save(_path(work, snapshot, target, split), found)
+
+    splits = ("train", "test")
+    yield from finetuned(work, snapshots, target, splits, tuning, seed, keep if keep_features else None)
 
 
 def finetuned(
@@ -87,15 +90,21 @@ def finetuned(
     splits: tuple[str, str],
     tuning: FinetuneSettings,
     seed: int,
-) -> Iterator[tuple[Snapshot, Net, Finetuned]]:
-    """Fine-tunes on the first split and tests on the second: the checkpoints of a model at once, spread over the devices."""
-    mesh = devices.make_mesh(sweep=jax.device_count())
+    keep: Callable[[Snapshot, Net, dict], None] | None = None,
+) -> Iterator[tuple[Snapshot, Finetuned]]:
+    """Fine-tunes on the first split and tests on the second: the checkpoints of a model at once, spread over the devices.
+
+    Several processes share the work and all yield all results. `keep`, if given, is called with each tuned model, where it
+    was tuned and before its result is out, so that a kill in between leaves nothing out.
+    """
+    mesh = devices.make_mesh(sweep=jax.local_device_count())
     for model in dict.fromkeys(snapshot.pretraining.model for snapshot in snapshots):
         own = [snapshot for snapshot in snapshots if snapshot.pretraining.model == model]
         net = work.net(model, work.source(target, "train").num_classes)
+        mine = own[jax.process_index() :: jax.process_count()]
         tuned = finetune(
-            [f"checkpoint {snapshot.name}" for snapshot in own],
-            lambda i, own=own: work.model(own[i]),
+            [f"checkpoint {snapshot.name}" for snapshot in mine],
+            lambda i, mine=mine: work.model(mine[i]),
             net,
             *(work.feed(target, split).on(mesh) for split in splits),
             work.preprocessing,
@@ -104,8 +113,13 @@ def finetuned(
             seed,
             work.config.data.eval_batch_size,
         )
-        for done in tuned:
-            yield own[done.index], net, done
+        for place in range(0, len(own), jax.process_count()):
+            done = next(tuned, None)  # none where the others have one more
+            if done and keep:
+                keep(mine[done.index], net, done.model)
+            found = devices.gather(done and {**vars(done), "model": None})
+            for snapshot, result in zip(own[place:], found, strict=False):
+                yield snapshot, Finetuned(**result)
 
 
 def _path(work: Workspace, snapshot: Snapshot, target: str, split: str):

@@ -6,12 +6,14 @@ import logging
 import math
 import os
 import pathlib
+import socket
 import sys
 import threading
 
 import absl.logging
 import tqdm
 
+from jax_transfer import devices
 from jax_transfer.records import COLUMNS, ROWS, InputError, to_json_dict
 
 log = logging.getLogger("jax_transfer")
@@ -28,6 +30,11 @@ def setup(level: int = logging.INFO) -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)
     absl.logging.get_absl_handler().addFilter(_not_raised_again)
     sys.unraisablehook = _unraisable
+
+
+def speak_for_all(first: bool) -> None:
+    """Of several processes, only the first says what goes on; the others warn."""
+    log.setLevel(logging.INFO if first else logging.WARNING)
 
 
 def _not_raised_again(record: logging.LogRecord) -> bool:
@@ -48,6 +55,7 @@ def progress(total: int, what: str, unit: str) -> tqdm.tqdm:
     """
     interactive = sys.stderr.isatty()
     return tqdm.tqdm(
+        disable=not devices.is_first_process(),
         total=total,
         desc=what,
         unit=f" {unit}",
@@ -65,7 +73,7 @@ class Rows:
     """One results file: rows appended and flushed, a torn last line dropped with a warning.
 
     A row whose key fields equal those of an earlier row is not written again, so a stage that is
-    repeated after a kill adds only what is missing.
+    repeated after a kill adds only what is missing. Of several processes, only the first writes.
     """
 
     def __init__(self, results: pathlib.Path, name: str):
@@ -81,7 +89,7 @@ class Rows:
             return []
         data = self.path.read_bytes()
         end = data.rfind(b"\n") + 1
-        if end != len(data):
+        if end != len(data) and devices.is_first_process():
             log.warning("%s ends in a torn line (a run was killed while it wrote): the line is dropped.", self.path)
             with open(self.path, "r+b") as file:
                 file.truncate(end)
@@ -106,10 +114,11 @@ class Rows:
     def append(self, row) -> None:
         if self.key(row) in self:
             return
-        with self._lock, open(self.path, "a", encoding="utf-8") as file:
-            file.write(_line(row))
-            file.flush()
-            os.fsync(file.fileno())
+        if devices.is_first_process():
+            with self._lock, open(self.path, "a", encoding="utf-8") as file:
+                file.write(_line(row))
+                file.flush()
+                os.fsync(file.fileno())
         self.rows.append(row)
         self._keys.add(self.key(row))
 
@@ -122,7 +131,8 @@ class Rows:
         """Writes the whole file anew; a kill leaves the old file or the new one."""
         self.rows = list(rows)
         self._keys = set(map(self.key, self.rows))
-        write_atomically(self.path, "".join(map(_line, self.rows)).encode())
+        if devices.is_first_process():
+            write_atomically(self.path, "".join(map(_line, self.rows)).encode())
 
 
 def _line(row) -> str:
@@ -134,7 +144,7 @@ def _line(row) -> str:
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
     """Writes a file so that a kill at any moment leaves the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
             file.write(data)
@@ -146,7 +156,7 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
 
 
 def tensorboard(workdir: pathlib.Path):
-    """A TensorBoard writer (`tensorboardX.SummaryWriter`) that needs no TensorFlow."""
+    """A TensorBoard writer (`tensorboardX.SummaryWriter`) that needs no TensorFlow. Only that of the first process writes."""
     import tensorboardX  # here, because it imports torch where that is installed
 
-    return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), write_to_disk=True)
+    return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), write_to_disk=devices.is_first_process())

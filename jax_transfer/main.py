@@ -18,6 +18,14 @@ from jax_transfer.workspace import Workspace, open_workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The study: a file in configs/, FILE or FILE:VARIANT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, features, results and the report go.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0, where several run this command."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
+_DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed", False, "Find the other processes by the cluster: Cloud TPU, Slurm, GKE."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 USER_ERROR = 2
@@ -26,6 +34,8 @@ USER_ERROR = 2
 def _main(argv) -> None:
     if len(argv) > 1:
         raise InputError(f"Unexpected argument {argv[1]!r}: options are --config, --workdir and --config.FIELD=VALUE.")
+    devices.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
+    logs.speak_for_all(devices.is_first_process())
     config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
     if "checkpoints" in config:
         rank_checkpoints.run(config, workdir)
@@ -39,9 +49,12 @@ def _main(argv) -> None:
         plan.show(work)
         for name, stage in STAGES.items():
             if name in config.stages:
+                devices.wait_for_all(name)  # what the stage before has written is there
                 logs.log.info("Stage %s", name)
                 stage(work)
-        _print_summary(work.results)
+        if devices.is_first_process():
+            _print_summary(work.results)
+        devices.wait_for_all("end")
     finally:
         work.close()
         lock.close()

@@ -60,7 +60,7 @@ def check_data(work: Workspace) -> None:
 
 def show(work: Workspace) -> None:
     """Prints the parameters, and the stages with what they do and a rough estimate of their time."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not devices.is_first_process())
     params, _ = jax.eval_shape(work.source_net(work.pretrainings[0]).init, jax.random.key(0))
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
     console.print(overview, highlight=False, markup=False, soft_wrap=True)

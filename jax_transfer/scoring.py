@@ -65,7 +65,7 @@ def _by_finetuning(work: Workspace, snapshots: list[Snapshot], target: str, name
     tuning = dataclasses.replace(
         settings.finetune_settings(work.config, target), epochs=FINETUNE_SCORES[name], steps=None
     )
-    for snapshot, _, done in finetuned(work, snapshots, target, ("fit", "held_out"), tuning, work.config.seed):
+    for snapshot, done in finetuned(work, snapshots, target, ("fit", "held_out"), tuning, work.config.seed):
         error = "" if done.diverged_at is None else f"the loss is not finite at step {done.diverged_at}"
         yield snapshot, {"value": done.accuracy, "seconds": done.seconds, "gflops": done.gflops, "error": error}
 

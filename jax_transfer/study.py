@@ -2,8 +2,10 @@
 
 import time
 
+import jax
+
 from jax_transfer import config as settings
-from jax_transfer import logs
+from jax_transfer import devices, logs
 from jax_transfer.analysis import ranking_row
 from jax_transfer.finetuning import finetunes
 from jax_transfer.logs import Rows, log
@@ -17,8 +19,12 @@ from jax_transfer.workspace import Workspace
 
 
 def features(work: Workspace) -> None:
-    """Extracts what the later stages will ask for, one compiled forward pass for the checkpoints of a source."""
+    """Extracts what the later stages will ask for, one compiled forward pass for the checkpoints of a pre-training.
+
+    Several processes share the work.
+    """
     pairs = [(snapshot, target) for target in work.config.targets for snapshot in work.snapshots]
+    pairs = pairs[jax.process_index() :: jax.process_count()]
     with logs.progress(2 * len(pairs), "features", "sets") as bar:
         for snapshot, target in pairs:
             for split in ("train", "test"):
@@ -87,7 +93,8 @@ def report(work: Workspace) -> None:
                 both = [checkpoint for checkpoint in accuracy if checkpoint in value]
                 ranking.append(ranking_row(target, method, name, [value[c] for c in both], [accuracy[c] for c in both]))
     Rows(work.results, "ranking").replace(ranking)
-    log.info("Report: %s", write_report(work.workdir))
+    if devices.is_first_process():
+        log.info("Report: %s", write_report(work.workdir))
 
 
 def _mean_accuracy(transfer: list[TransferRow], target: str, method: str) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What the stages of a study share: a config, a working directory, and the data, nets, models and features."""
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -229,11 +230,13 @@ def _short_names(sources: list[str]) -> dict[str, str]:
 
 
 def lock_workdir(workdir: pathlib.Path):
-    """Creates a working directory if need be and locks it for this process; returns the lock to hold.
+    """Creates a working directory if need be and locks it for this run; returns the lock to hold until `close`.
 
     Raises:
       InputError: if it cannot be written, or another process uses it.
     """
+    if not devices.is_first_process():
+        return contextlib.ExitStack()  # the first process holds it for all
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = open(workdir / ".lock", "w")  # noqa: SIM115  held as long as the study runs
@@ -263,5 +266,6 @@ def open_workdir(config: ConfigDict, workdir: pathlib.Path):
                 f"--workdir={workdir} was made by another config: {'; '.join(different)}. "
                 "Use that config again, or another --workdir."
             )
-    logs.write_atomically(path, json.dumps(new, indent=1, ensure_ascii=False).encode())
+    if devices.is_first_process():
+        logs.write_atomically(path, json.dumps(new, indent=1, ensure_ascii=False).encode())
     return lock

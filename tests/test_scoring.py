@@ -103,7 +103,7 @@ def test_a_small_budget_changes_no_score(two_sources, tmp_path, caplog):
     config.data.features_gigabytes = 1e-9
     config.stages, config.scores = ("scores",), ("logme", "leep")
     (tmp_path / "w").mkdir()
-    for name in ("checkpoints", "sources", "features"):
+    for name in ("checkpoints", "others", "features"):
         (tmp_path / "w" / name).symlink_to(workdir / name)
     again = run(config, tmp_path / "w")
     before = {(r["checkpoint"], r["score"]): r["value"] for r in results["scores"]}

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jax_transfer import devices
-from jax_transfer.data.sources import Source, materialize
+from jax_transfer.data.sources import Source, materialize, subset
 from jax_transfer.data.transforms import Preprocessing, resize_square, to_uint8_rgb
 from jax_transfer.records import Batch, InputError
 
@@ -181,9 +181,18 @@ def make_feed(
     size = preprocessing.host_size
     if len(source) * size * size * 3 > resident_gigabytes * 1e9:
         return Streamed(source, size, preprocessing.interpolation, mesh, num_threads)
-    images, labels = materialize(source, size, preprocessing.interpolation, progress=progress)
+    if not devices.spans_processes(mesh):
+        images, labels = materialize(source, size, preprocessing.interpolation, progress=progress)
+        held = Batch(images=images, labels=labels, mask=np.ones(len(labels), bool))
+        return Resident(source, devices.replicate(held, mesh), mesh)
+    # Each process reads its own part, and the devices tell each other; the last part is filled up and cut off again.
+    n, count = len(source), mesh.size
+    mine = np.arange(-(-n // count) * count).reshape(jax.process_count(), -1)[jax.process_index()]
+    part = subset(source, np.minimum(mine, n - 1))
+    images, labels = materialize(part, size, preprocessing.interpolation, progress=progress)
     held = Batch(images=images, labels=labels, mask=np.ones(len(labels), bool))
-    return Resident(source, devices.replicate(held, mesh), mesh)
+    join = jax.jit(lambda held: jax.tree.map(lambda x: x[:n], held), out_shardings=devices.replicated(mesh))
+    return Resident(source, join(devices.split(held, mesh, "data")), mesh)
 
 
 def _scalar(value: int):
