@@ -1,30 +1,21 @@
-"""Checkpoints from files: equal to the torch twin that wrote them, strict about names, and nothing in them is run."""
+"""Checkpoints from files: equal to the torch twin that wrote them, strict about names, and what they say of themselves."""
 
-import json
+import dataclasses
 import logging
-import pathlib
-import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from checkpoint_files import DESCRIBED, IMAGES, METADATA, NET, PARAMS, STATS, TIMMS, hub, saved, state, zeros
 
-from jax_transfer.models import MODELS, export, load_checkpoint, torch_weights
-from jax_transfer.models.checkpoints import expand
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.models import MODELS, Checkpoint, export, load_checkpoint, torch_weights
+from jax_transfer.models.checkpoints import at_image_size, describes_itself
+from jax_transfer.models.trajectory import Trajectory
+from jax_transfer.models.vit import resize_position_embedding
 from jax_transfer.records import InputError
-
-NET = MODELS["resnet10"](num_classes=5, stem="cifar", width=8)
-PARAMS, STATS = NET.init(jax.random.key(3))
-IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
-
-
-def state():
-    """A torch state dict of NET, with statistics that are not the initial ones."""
-    rng = np.random.default_rng(1)
-    stats = jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), jnp.float32), STATS)
-    return torch_weights.to_torch(PARAMS, stats)
 
 
 def test_names_and_layouts_are_torchs():
@@ -42,15 +33,15 @@ def test_there_and_back_is_the_identity():
     np.testing.assert_array_equal(stats["bn1"]["var"], state()["bn1.running_var"])
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "module.encoder_q."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "module.encoder_q."])
 def test_wrappers_counters_and_the_other_encoder_do_not_matter(tmp_path, prefix):
     found = {prefix + name: value for name, value in state().items()}
     found |= {f"{prefix}bn1.num_batches_tracked": np.array(7), "module.queue": np.ones((3, 3), np.float32)}
     found["module.encoder_k.conv1.weight"] = np.zeros((8, 3, 3, 3), np.float32)
-    if not prefix:
+    if "encoder_q" not in prefix:
         del found["module.queue"], found["module.encoder_k.conv1.weight"]
     safetensors.numpy.save_file(found, tmp_path / "a.safetensors")
-    read, _ = torch_weights.read_state(tmp_path / "a.safetensors")
+    read = torch_weights.read_state(tmp_path / "a.safetensors").state
     assert {name: value.shape for name, value in read.items()} == {n: v.shape for n, v in state().items()}
 
 
@@ -63,6 +54,8 @@ def test_a_head_of_another_size_is_left_out_and_said(tmp_path):
     mlp |= {"fc.0.weight": np.ones((64, 64), np.float32), "fc.2.weight": np.ones((5, 64), np.float32)}
     assert "fc.0.weight" in torch_weights.from_torch(mlp, NET, "x")[2]
     assert "(none)" in torch_weights.from_torch({n: v for n, v in state().items() if n[:3] != "fc."}, NET, "x")[2]
+    params, _, note = torch_weights.from_torch(state(), NET, "x", contrastive=True)
+    assert "is a contrastive loss's" in note and not np.array_equal(params["fc"]["kernel"], PARAMS["fc"]["kernel"])
 
 
 def test_what_does_not_fit_is_listed_by_name():
@@ -77,17 +70,8 @@ def test_what_does_not_fit_is_listed_by_name():
     assert "differs: bn1.bias expected float32[8], found float32[9]" in message and "\n" not in message
 
 
-def saved(path, found=None, metadata=None):
-    safetensors.numpy.save_file(found or state(), path, metadata=metadata)
-    return path
-
-
-DESCRIBED = {"model": {"name": "resnet10", "stem": "cifar", "width": 8, "num_classes": 5},
-             "preprocessing": {"image_size": 16}, "source_accuracy": 0.5}  # fmt: skip
-
-
 def test_exported_checkpoints_come_back_whole(tmp_path):
-    first = load_checkpoint(saved(tmp_path / "a.safetensors", metadata={"jax_transfer": json.dumps(DESCRIBED)}))
+    first = load_checkpoint(saved(tmp_path / "a.safetensors", metadata=METADATA))
     assert first.source_accuracy == 0.5 and first.preprocessing.image_size == 16
     export(first, tmp_path / "b.safetensors")
     again = load_checkpoint(tmp_path / "b.safetensors")
@@ -98,7 +82,7 @@ def test_exported_checkpoints_come_back_whole(tmp_path):
 
 def test_the_model_is_named_by_the_file_or_by_the_caller(tmp_path):
     net = MODELS["resnet18"](num_classes=7)
-    found = torch_weights.to_torch(*net.init(jax.random.key(0)))
+    found = zeros(net)
     loaded = load_checkpoint(saved(tmp_path / "resnet18-f37072fd.safetensors", found))
     assert loaded.net is net and loaded.preprocessing.image_size == 224
     with pytest.raises(InputError, match="which model is it"):
@@ -106,64 +90,6 @@ def test_the_model_is_named_by_the_file_or_by_the_caller(tmp_path):
     assert load_checkpoint(tmp_path / "mine.safetensors", model="resnet18").net is net
     with pytest.raises(InputError, match=r"does not fit resnet34: missing: layer1\.2"):
         load_checkpoint(tmp_path / "mine.safetensors", model="resnet34")
-
-
-class Hostile:
-    def __reduce__(self):
-        return (pathlib.Path.touch, (self.path,))
-
-
-def _garbage(path, tmp_path):
-    path.write_bytes(b"\x07 no checkpoint" * 99)
-
-
-def _truncated(path, tmp_path):
-    whole = saved(tmp_path / "whole.safetensors").read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-
-
-def _empty(path, tmp_path):
-    path.write_bytes(b"")
-
-
-def _not_a_number(path, tmp_path):
-    saved(path, {**state(), "bn1.bias": np.full(8, np.nan, np.float32)})
-
-
-def _nothing(path, tmp_path):
-    safetensors.numpy.save_file({"bn1.num_batches_tracked": np.array(3)}, path)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (_garbage, "no safetensors file, or is cut off"),
-        (_truncated, "no safetensors file, or is cut off"),
-        (_empty, "no safetensors file, or is cut off"),
-        (_not_a_number, "bn1.bias holds values that are NaN"),
-        (_nothing, "holds no weights"),
-        (lambda path, tmp_path: None, "no such checkpoint file"),
-    ],
-)
-def test_a_bad_file_is_one_line_that_names_it(tmp_path, make, message):
-    path = tmp_path / "bad.safetensors"
-    make(path, tmp_path)
-    with pytest.raises(InputError, match=message) as caught:
-        load_checkpoint(path, model="resnet10")
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_an_unknown_ending_and_a_folder_without_checkpoints_are_refused(tmp_path):
-    (tmp_path / "a.zip").touch()
-    with pytest.raises(InputError, match=r"expected a \.safetensors"):
-        load_checkpoint(tmp_path / "a.zip")
-    with pytest.raises(InputError, match="no epoch of a trajectory"):
-        load_checkpoint(tmp_path)
-    with pytest.raises(InputError, match="holds no checkpoints"):
-        expand(tmp_path)
-
-
-# --- torch's own files
 
 
 def test_pth_files_equal_the_twin_that_wrote_them(tmp_path, caplog):
@@ -177,7 +103,7 @@ def test_pth_files_equal_the_twin_that_wrote_them(tmp_path, caplog):
     files = {"plain.pth": twin.state_dict(), "lightning.pt": {"state_dict": twin.state_dict(), "epoch": 3}}
     for name, content in files.items():
         torch.save(content, tmp_path / name)
-        found, _ = torch_weights.read_state(tmp_path / name)
+        found = torch_weights.read_state(tmp_path / name).state
         params, stats, note = torch_weights.from_torch(found, NET, name)
         output = NET.apply(params, stats, IMAGES)
         assert note == ""
@@ -185,34 +111,177 @@ def test_pth_files_equal_the_twin_that_wrote_them(tmp_path, caplog):
         np.testing.assert_allclose(output.features, features, atol=1e-4)
 
 
-@pytest.mark.parametrize("ending", ["pth", "pt"])
-def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, ending):
-    torch = pytest.importorskip("torch")
-    witness = tmp_path / "it_ran"
-    hostile = Hostile()
-    hostile.path = witness
-    torch.save({"conv1.weight": torch.ones(3), "x": hostile}, tmp_path / f"new.{ending}")
-    (tmp_path / f"old.{ending}").write_bytes(pickle.dumps({"x": hostile}))
-    for name in (f"new.{ending}", f"old.{ending}"):
-        with pytest.raises(InputError, match=name):
-            load_checkpoint(tmp_path / name, model="resnet10")
-    with pytest.raises(InputError, match="could run code when loaded: refused"):
-        load_checkpoint(tmp_path / f"new.{ending}", model="resnet10")
-    assert not witness.exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint" * 50])
-def test_a_pth_file_that_is_none_is_refused(tmp_path, content):
-    pytest.importorskip("torch")
-    (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(InputError, match="is no torch checkpoint, or is cut off"):
-        load_checkpoint(tmp_path / "a.pth", model="resnet10")
-
-
 def test_a_head_that_was_left_out_is_logged(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("jax_transfer"), "propagate", True)
     found = {name: value for name, value in state().items() if not name.startswith("fc.")}
-    metadata = {"jax_transfer": json.dumps(DESCRIBED)}
     with caplog.at_level(logging.WARNING):
-        load_checkpoint(saved(tmp_path / "a.safetensors", found, metadata))
+        load_checkpoint(saved(tmp_path / "a.safetensors", found, METADATA))
     assert "was left out" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_floats_are_read_as_float32(tmp_path, dtype):
+    found = {name: value.astype(jnp.dtype(dtype)) for name, value in state().items()}
+    read = torch_weights.read_state(saved(tmp_path / "a.safetensors", found)).state
+    assert {value.dtype for value in read.values()} == {np.dtype("float32")}
+    for name, value in read.items():
+        np.testing.assert_array_equal(value, found[name].astype(np.float32))
+
+
+def test_a_head_without_training_is_not_exported(tmp_path):
+    found = {name: value for name, value in state().items() if not name.startswith("fc.")}
+    loaded = load_checkpoint(saved(tmp_path / "a.safetensors", found, METADATA))
+    export(loaded, tmp_path / "b.safetensors")
+    again = load_checkpoint(tmp_path / "b.safetensors")
+    assert not loaded.has_head and not again.has_head and again.net is NET
+
+
+# --- what a file says of itself
+
+
+def trajectory(folder):
+    """Epoch 3 of a trajectory of NET."""
+    run = Trajectory(folder / "checkpoints")
+    training = {
+        "opt_state": {"count": jnp.zeros(())},
+        "step": jnp.zeros(()),
+        "key": jax.random.key_data(jax.random.key(0)),
+    }
+    run.save(3, {"params": PARAMS, "stats": STATS, **training}, DESCRIBED)
+    run.close()
+    return folder / "checkpoints" / "3"
+
+
+def test_timms_config_names_the_model_and_the_preprocessing(tmp_path):
+    found = load_checkpoint(hub(tmp_path / "a1b2c3"))
+    assert found.net is NET and found.preprocessing.host_size == 26  # 24 / 0.9 = 26.7, which timm rounds down
+    assert dataclasses.replace(found.preprocessing, crop_fraction=1.0) == Preprocessing(
+        24, 1.0, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic"
+    )
+
+
+def test_timms_config_does_not_speak_for_a_file_of_another_name(tmp_path):
+    path = hub(tmp_path / "x", "resnet10_mine.safetensors", {**TIMMS, "architecture": "resnet50"})
+    assert load_checkpoint(path).net is NET and not describes_itself(path)
+
+
+def test_an_exported_file_is_believed_before_the_config_beside_it(tmp_path):
+    path = hub(tmp_path / "x", config={**TIMMS, "architecture": "resnet50"})
+    saved(path, metadata=METADATA)
+    assert load_checkpoint(path).net is NET and load_checkpoint(path).preprocessing.image_size == 16
+
+
+def test_a_checkpoint_describes_itself_if_it_names_its_model(tmp_path):
+    assert describes_itself(saved(tmp_path / "a.safetensors", metadata=METADATA))
+    assert describes_itself(hub(tmp_path / "x")) and describes_itself(trajectory(tmp_path))
+    assert not describes_itself(saved(tmp_path / "resnet10.safetensors"))
+    assert not describes_itself(hub(tmp_path / "y", config={**TIMMS, "architecture": "resnet50d"}))
+    assert not describes_itself(hub(tmp_path / "z", config={"architectures": ["ViTModel"]}))
+    (tmp_path / "garbage.safetensors").write_bytes(b"no checkpoint" * 99)
+    for other in ("garbage.safetensors", "absent.safetensors", "."):
+        assert not describes_itself(tmp_path / other)
+
+
+def test_only_the_header_is_read_for_that(tmp_path, monkeypatch):
+    path = saved(tmp_path / "a.safetensors", metadata=METADATA)
+    monkeypatch.setattr(torch_weights, "_read_safetensors", lambda path: pytest.fail("it read the weights"))
+    assert describes_itself(path)
+
+
+def test_an_epoch_of_a_trajectory_is_exported(tmp_path):
+    first = load_checkpoint(trajectory(tmp_path))
+    export(first, tmp_path / "a.safetensors")
+    again = load_checkpoint(tmp_path / "a.safetensors")
+    assert again.net is first.net is NET and again.preprocessing == first.preprocessing == Preprocessing(16)
+    assert again.source_accuracy == 0.5
+    jax.tree.map(np.testing.assert_array_equal, (again.params, again.stats), (PARAMS, STATS))
+
+
+def test_a_contradiction_names_both_models(tmp_path):
+    exported = saved(tmp_path / "a.safetensors", metadata=METADATA)
+    for path, where in ((exported, "its metadata"), (hub(tmp_path / "x"), "config.json"), (trajectory(tmp_path), "")):
+        with pytest.raises(InputError, match=f"is a resnet10.*{where}.*not a resnet18") as caught:
+            load_checkpoint(path, model="resnet18")
+        assert str(path) in str(caught.value)
+        assert load_checkpoint(path, model="resnet10").net is NET
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("resnet10", {"width": 8, "stem": "cifar"}),
+        ("resnet18_v2", {"width": 4, "stem": "imagenet"}),
+        ("vit_tiny_patch4_32", {"image_size": 8}),
+        ("t2t_vit_t_14", {"image_size": 32}),
+    ],
+)
+def test_shapes_tell_the_settings_that_a_file_does_not(tmp_path, name, settings):
+    net = MODELS[name](num_classes=3, **settings)
+    found = load_checkpoint(saved(tmp_path / f"{name}.safetensors", zeros(net)))
+    assert found.net is net and found.settings == {"num_classes": 3, **settings}
+    assert found.preprocessing.image_size == settings.get("image_size", 32 if name == "resnet10" else 224)
+
+
+def test_a_guessed_preprocessing_is_logged(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("jax_transfer"), "propagate", True)
+    found = load_checkpoint(saved(tmp_path / "resnet10.safetensors"))
+    assert found.preprocessing == Preprocessing(32) and "are a guess" in caplog.text
+
+
+# --- images of another size
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    """A ViT with patches of 4 pixels for images of 8, and a T2T-ViT for images of 32, with random weights."""
+    rng, found = np.random.default_rng(0), {}
+    for name, size in (("vit_tiny_patch4_32", 8), ("t2t_vit_14", 32)):
+        net = MODELS[name](num_classes=3, image_size=size)
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        weights = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), jnp.float32), shapes)
+        found[name] = Checkpoint(name, net, *weights, Preprocessing(size, 0.5), settings={"image_size": size})
+    return found
+
+
+@pytest.mark.parametrize(("name", "size", "grid"), [("vit_tiny_patch4_32", 12, (2, 3)), ("t2t_vit_14", 48, (2, 3))])
+def test_a_transformer_gets_a_position_embedding_for_images_of_another_size(transformers, name, size, grid, tmp_path):
+    before = transformers[name]
+    after = at_image_size(before, size)
+    assert after.net is MODELS[name](num_classes=3, image_size=size) and after.settings["image_size"] == size
+    assert after.preprocessing == Preprocessing(size, 0.5)
+    old, new = (c.params.get("pos_embed", c.stats.get("pos_embed")) for c in (before, after))
+    np.testing.assert_array_equal(new, resize_position_embedding(old, (grid[0],) * 2, (grid[1],) * 2))
+    assert ("pos_embed" in after.stats) == (name == "t2t_vit_14")
+    jax.tree.map(np.testing.assert_array_equal, after.params["blocks"], before.params["blocks"])
+    shapes = jax.eval_shape(after.net.apply, after.params, after.stats, jnp.zeros((2, size, size, 3)))
+    assert shapes.logits.shape == (2, 3)
+    export(after, tmp_path / "a.safetensors")
+    assert load_checkpoint(tmp_path / "a.safetensors").net is after.net
+
+
+def test_the_same_image_size_changes_nothing(transformers):
+    for before in transformers.values():
+        after = at_image_size(before, before.preprocessing.image_size)
+        assert after.net is before.net and after.params is before.params and after.stats is before.stats
+
+
+def test_a_convolutional_net_takes_another_image_size_as_it_is():
+    before = Checkpoint("x", NET, PARAMS, STATS, Preprocessing(16, 0.5))
+    after = at_image_size(before, 24)
+    assert after == dataclasses.replace(before, preprocessing=Preprocessing(24, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("resnet10", 7, "x: image_size 7 is too small; resnet10 needs at least 8"),
+        ("resnet10", 0, "x: image_size is 0; expected a number of pixels"),
+        ("vit_tiny_patch4_32", 10, "image_size 10 is no multiple of 4, the pixels of a patch of vit_tiny_patch4_32"),
+        ("t2t_vit_14", 40, "image_size 40 is no multiple of 16"),
+        ("vit_tiny_patch4_32", 12.5, "image_size is 12.5"),
+    ],
+)
+def test_an_image_size_that_a_net_cannot_take_is_refused(transformers, name, size, message):
+    checkpoint = transformers.get(name, Checkpoint("x", NET, PARAMS, STATS, Preprocessing(16)))
+    with pytest.raises(InputError, match=message):
+        at_image_size(checkpoint, size)

@@ -98,6 +98,52 @@ class MobileNetV2(nn.Module):
         return self.classifier(features), features
 
 
+class TimmInvertedResidual(nn.Module):
+    def __init__(self, features_in, features_out, stride):
+        super().__init__()
+        inner = 6 * features_in
+        self.conv_pw = nn.Conv2d(features_in, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv_dw = nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv_pwl = nn.Conv2d(inner, features_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(features_out)
+        self.shortcut = stride == 1 and features_in == features_out
+
+    def forward(self, x):
+        y = F.relu6(self.bn2(self.conv_dw(F.relu6(self.bn1(self.conv_pw(x))))))
+        y = self.bn3(self.conv_pwl(y))
+        return x + y if self.shortcut else y
+
+
+class TimmSeparable(SeparableBlock):
+    """The first block: no activation after the pointwise convolution."""
+
+    def forward(self, x):
+        return self.bn2(self.conv_pw(F.relu6(self.bn1(self.conv_dw(x)))))
+
+
+class TimmMobileNetV2(nn.Module):
+    """timm's mobilenetv2_100: the network above under other names."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv_stem, self.bn1 = nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32)
+        features, stages = 16, [nn.Sequential(TimmSeparable(32, 16, 1))]
+        for c, n, s in ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1)):
+            first, rest = TimmInvertedResidual(features, c, s), [TimmInvertedResidual(c, c, 1) for _ in range(n - 1)]
+            stages.append(nn.Sequential(first, *rest))
+            features = c
+        self.blocks = nn.Sequential(*stages)
+        self.conv_head, self.bn2 = nn.Conv2d(320, 1280, 1, bias=False), nn.BatchNorm2d(1280)
+        self.classifier = nn.Linear(1280, num_classes)
+
+    def forward(self, x):
+        x = self.blocks(F.relu6(self.bn1(self.conv_stem(x))))
+        features = F.relu6(self.bn2(self.conv_head(x))).mean((2, 3))
+        return self.classifier(features), features
+
+
 class PreActBlock(nn.Module):
     """timm's PreActBasic (two convolutions) or PreActBottleneck (three, the second strides)."""
 
@@ -127,7 +173,7 @@ class PreActBlock(nn.Module):
 
 
 class ResNetV2(nn.Module):
-    def __init__(self, bottleneck, stage_sizes, num_classes, width=64, stem="imagenet"):
+    def __init__(self, bottleneck, stage_sizes, num_classes, width=64, stem="imagenet", conv_head=False):
         super().__init__()
         self.stem, self.head = nn.Module(), nn.Module()
         self.stem.conv = nn.Conv2d(3, width, *((7, 2, 3) if stem == "imagenet" else (3, 1, 1)), bias=False)
@@ -143,11 +189,13 @@ class ResNetV2(nn.Module):
             stages.append(blocks)
         self.stages = nn.ModuleList(stages)
         self.norm = nn.BatchNorm2d(features)
-        self.head.fc = nn.Linear(features, num_classes)
+        # timm's is the convolution.
+        self.head.fc = nn.Conv2d(features, num_classes, 1) if conv_head else nn.Linear(features, num_classes)
 
     def forward(self, x):
         x = self.pool(self.stem.conv(x))
         for stage in self.stages:
             x = stage.blocks(x)
         features = torch.relu(self.norm(x)).mean((2, 3))
-        return self.head.fc(features), features
+        pixels = features[:, :, None, None] if isinstance(self.head.fc, nn.Conv2d) else features
+        return self.head.fc(pixels).flatten(1), features

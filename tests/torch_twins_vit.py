@@ -80,6 +80,44 @@ def _encode(model, x):
     return model.head(features), features
 
 
+class TorchvisionBlock(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(dim, eps=1e-6)
+        self.self_attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.ln_2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(0.1), nn.Linear(4 * dim, dim))
+
+    def forward(self, x):
+        y = self.ln_1(x)
+        x = x + self.self_attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class TorchvisionViT(nn.Module):
+    """torchvision's vit_b_16: the same network under other names, with torch's own attention."""
+
+    def __init__(self, dim, depth, heads, patch, image_size, num_classes):
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.conv_proj = nn.Conv2d(3, dim, patch, patch)
+        self.encoder, self.heads = nn.Module(), nn.Module()
+        self.encoder.pos_embedding = nn.Parameter(torch.zeros(1, 1 + (image_size // patch) ** 2, dim))
+        self.encoder.layers = nn.Module()
+        for i in range(depth):
+            setattr(self.encoder.layers, f"encoder_layer_{i}", TorchvisionBlock(dim, heads))
+        self.encoder.ln = nn.LayerNorm(dim, eps=1e-6)
+        self.heads.head = nn.Linear(dim, num_classes)
+
+    def forward(self, x):
+        x = self.conv_proj(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.encoder.pos_embedding
+        for block in self.encoder.layers.children():
+            x = block(x)
+        features = self.encoder.ln(x)[:, 0]
+        return self.heads.head(features), features
+
+
 class TokenAttention(nn.Module):
     """The released one: its scale is that of the input's width, and the values are added to its output."""
 

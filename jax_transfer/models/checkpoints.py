@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
+import math
 import pathlib
-import re
 
 import jax
 
@@ -11,10 +11,11 @@ from jax_transfer import devices
 from jax_transfer.choose import choose
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.logs import log
-from jax_transfer.models import torch_weights
+from jax_transfer.models import descriptions, renamings, torch_weights
 from jax_transfer.models.net import Net
 from jax_transfer.models.trajectory import Trajectory, abstract
-from jax_transfer.models.zoo import MODELS, released_preprocessing
+from jax_transfer.models.vit import resize_position_embedding
+from jax_transfer.models.zoo import MODELS
 from jax_transfer.records import InputError
 
 
@@ -35,16 +36,36 @@ class Checkpoint:
 def load_checkpoint(path: str | pathlib.Path, model: str | None = None) -> Checkpoint:
     """Loads one checkpoint.
 
+    What a file does not say of itself is told by its shapes (classes, width and stem of a ResNet, image size of a
+    transformer); how its images are prepared, by its name, as `zoo.RELEASED` knows it. A head that is not one of classes
+    is left out, which is logged.
+
     Args:
       path: `run/checkpoints/5` (an epoch that Orbax saved here), or a .safetensors, .pth or .pt file of a model in MODELS
-        with the names of torchvision or timm.
-      model: a key of MODELS. None: what the file says of itself, or the model that its file name begins with.
+        with the names of torchvision or timm, or of the releases of T2T-ViT, MoCo and pretrainedmodels' bninception.
+      model: a key of MODELS. None: what the file says of itself (in its metadata, or timm's config.json beside it), or
+        the model that its name, or the folder's of a model.safetensors, begins with.
 
     Raises:
-      InputError: if the file cannot be used; it names the file and what to do.
+      InputError: if the file cannot be used, or says that it is another model; it names the file and what to do.
     """
     path = pathlib.Path(path)
     return _from_trajectory(path, model) if path.is_dir() else _from_file(path, model)
+
+
+def describes_itself(path: str | pathlib.Path) -> bool:
+    """Whether a checkpoint says which of MODELS it is, so that `load_checkpoint` needs no `model` for it.
+
+    True for an epoch of a trajectory, and for a file whose metadata, or timm's config.json beside it, name a model. A
+    file's name alone does not count. False for what cannot be read. No weights are read.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return _is_epoch(path)
+    try:
+        return path.is_file() and descriptions.describe(path).model in MODELS
+    except InputError:  # load_checkpoint says why
+        return False
 
 
 def expand(path: str | pathlib.Path) -> list[pathlib.Path]:
@@ -59,8 +80,12 @@ def expand(path: str | pathlib.Path) -> list[pathlib.Path]:
     return [path]
 
 
+def _is_epoch(path: pathlib.Path) -> bool:
+    return path.name.isdigit() and (path / "model").is_dir()
+
+
 def _from_trajectory(path: pathlib.Path, model: str | None) -> Checkpoint:
-    if not path.name.isdigit():
+    if not _is_epoch(path):
         raise InputError(f"{path}: is a folder, but no epoch of a trajectory such as checkpoints/5.")
     trajectory = Trajectory(path.parent)
     try:
@@ -84,29 +109,43 @@ def _from_trajectory(path: pathlib.Path, model: str | None) -> Checkpoint:
 
 
 def _from_file(path: pathlib.Path, model: str | None) -> Checkpoint:
-    state, metadata = torch_weights.read_state(path)
-    described = _description(metadata)
-    name = model or described.get("model", {}).get("name") or _model_in(path.name)
+    file = torch_weights.read_state(path)
+    described = descriptions.describe(path)
+    if None not in (model, described.model) and model != described.model:
+        raise InputError(f"{path}: is a {described.model}, as {described.where} says, not a {model}.")
+    name = model or described.model or (descriptions.released_as(path) or (None,))[0]
     if name is None:
         raise InputError(f"{path}: which model is it? Name it (model=...): one of {', '.join(MODELS)}.")
-    settings = {k: v for k, v in described.get("model", {}).items() if k != "name"} if model in (None, name) else {}
     make = choose(MODELS, name, f"model of {path}")
-    net = make(**{"num_classes": 1000, **settings})
-    head = torch_weights.renamed(state).get(".".join((*net.classifier, "bias")))
-    if "num_classes" not in settings and head is not None and head.ndim == 1:
-        net = make(**{**settings, "num_classes": len(head)})
-    params, stats, note = torch_weights.from_torch(state, net, str(path))
+    told = descriptions.settings_from_shapes(name, renamings.to_ours(file.state, str(path)), file.contrastive)
+    settings = {**told, **described.settings}
+    try:
+        net = make(**{"num_classes": 1000, **settings})
+    except TypeError as error:
+        raise InputError(f"{path}: its metadata has settings that a {name} does not take: {settings}.") from error
+    params, stats, note = torch_weights.from_torch(file.state, net, str(path), file.contrastive)
     if note:
         log.warning("%s: %s.", path, note)
-    size = described.get("preprocessing")
-    preprocessing = Preprocessing.from_json(size) if size else released_preprocessing(name)
-    return Checkpoint(
-        str(path), net, params, stats, preprocessing, described.get("source_accuracy"), settings, not note
-    )
+    preprocessing = described.preprocessing
+    if preprocessing and settings.get("image_size", preprocessing.image_size) != preprocessing.image_size:
+        raise InputError(
+            f"{path}: its weights take images of {settings['image_size']} pixels; {described.where} says "
+            f"{preprocessing.image_size}: correct that."
+        )
+    if preprocessing is None:
+        preprocessing, unknown = descriptions.guessed_preprocessing(path, name, settings)
+        if unknown:
+            log.warning("%s %s.", path, unknown)
+    return Checkpoint(str(path), net, params, stats, preprocessing, described.source_accuracy, settings, not note)
 
 
 def export(checkpoint: Checkpoint, path: str | pathlib.Path) -> None:
-    """Writes a checkpoint as .safetensors with the names of torchvision and timm; `load_checkpoint` reads it back.
+    """Writes a checkpoint as .safetensors with timm's names and shapes; `load_checkpoint` reads it back.
+
+    They are those of timm's resnet18 .. resnet152 (also for resnet10), resnetv2_18 .. resnetv2_152, mobilenetv1_100,
+    mobilenetv2_100, inception_v3, inception_resnet_v2, vit_* and deit_*. The others have the names of their release:
+    inception_v1 torchvision's googlenet, inception_v2 pretrainedmodels' bninception (whose first convolution reads blue,
+    green, red), t2t_vit_14 and t2t_vit_t_14 the T2T-ViT repository's. A head that no training made is left out.
 
     The metadata hold the model, the preprocessing and the source accuracy under "jax_transfer", as JSON.
     """
@@ -115,18 +154,50 @@ def export(checkpoint: Checkpoint, path: str | pathlib.Path) -> None:
         "preprocessing": checkpoint.preprocessing.to_json(),
         "source_accuracy": checkpoint.source_accuracy,
     }
+    params = checkpoint.params if checkpoint.has_head else _without(checkpoint.params, checkpoint.net.classifier)
     metadata = {"format": "pt", "jax_transfer": json.dumps(described)}
-    torch_weights.save_safetensors(pathlib.Path(path), checkpoint.params, checkpoint.stats, metadata)
+    torch_weights.save_safetensors(pathlib.Path(path), params, checkpoint.stats, metadata)
 
 
-def _description(metadata: dict[str, str]) -> dict:
-    try:
-        return json.loads(metadata.get("jax_transfer", "{}"))
-    except ValueError:
-        return {}
+def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
+    """The same checkpoint for images of another size in pixels.
+
+    The preprocessing changes, its crop fraction stays. A transformer is built anew, with its position embedding resized
+    as `vit.resize_position_embedding` does; a convolutional net stays as it is.
+
+    Raises:
+      InputError: if the net cannot take that size: below its smallest, or no multiple of its patches.
+    """
+    if not isinstance(image_size, int) or image_size < 1:
+        raise InputError(f"{checkpoint.name}: image_size is {image_size!r}; expected a number of pixels, such as 224.")
+    net, params, stats = checkpoint.net, checkpoint.params, checkpoint.stats
+    preprocessing = dataclasses.replace(checkpoint.preprocessing, image_size=image_size)
+    settings = checkpoint.settings
+    table = params.get("pos_embed", stats.get("pos_embed"))
+    if table is None:
+        if image_size < net.min_image_size:
+            raise InputError(
+                f"{checkpoint.name}: image_size {image_size} is too small; {net.name} needs at least {net.min_image_size}."
+            )
+    elif image_size != net.min_image_size:
+        grid = math.isqrt(table.shape[1] - 1)
+        patch = net.min_image_size // grid
+        if image_size % patch:
+            raise InputError(
+                f"{checkpoint.name}: image_size {image_size} is no multiple of {patch}, the pixels of a patch of {net.name}."
+            )
+        new_grid = image_size // patch
+        settings = {"num_classes": net.num_classes, **settings, "image_size": image_size}
+        net = MODELS[net.name](**settings)
+        resized = {"pos_embed": resize_position_embedding(table, (grid, grid), (new_grid, new_grid))}
+        params, stats = ({**tree, **resized} if "pos_embed" in tree else tree for tree in (params, stats))
+    return dataclasses.replace(
+        checkpoint, net=net, params=params, stats=stats, preprocessing=preprocessing, settings=settings
+    )
 
 
-def _model_in(file_name: str) -> str | None:
-    """The longest name in MODELS that a file's name begins with: resnet18-f37072fd.pth is a resnet18."""
-    plain = re.sub(r"[^a-z0-9]+", "_", file_name.lower())
-    return max((name for name in MODELS if plain.startswith(name)), key=len, default=None)
+def _without(tree: dict, path: tuple[str, ...]) -> dict:
+    """A nested dictionary without the subtree at `path`."""
+    first, *rest = path
+    others = {name: branch for name, branch in tree.items() if name != first}
+    return {**others, first: _without(tree[first], tuple(rest))} if rest else others

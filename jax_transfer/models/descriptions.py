@@ -101,11 +101,17 @@ def _ours(path, text) -> Description:
             raise TypeError(f"the name of its model is {model!r}")
         preprocessing = Preprocessing.from_json(said["preprocessing"]) if said.get("preprocessing") else None
         accuracy = said.get("source_accuracy")
+        if not isinstance(accuracy, int | float | None):
+            raise TypeError(f"the source accuracy is {accuracy!r}")
     except (InputError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: its metadata under 'jax_transfer' cannot be used ({error}); export it again."
         ) from error
     return Description("its metadata", model, settings, preprocessing, accuracy)
+
+
+def _said(error: Exception) -> str:
+    return str(error).rstrip(".")
 
 
 def _timms(path, beside) -> Description:
@@ -125,7 +131,9 @@ def _timms(path, beside) -> Description:
     try:
         preprocessing = _timms_preprocessing(config) if "input_size" in config else None
     except (InputError, TypeError, ValueError, KeyError, ZeroDivisionError) as error:
-        raise InputError(f"{beside}: its pretrained_cfg cannot be used ({error}); repair or remove it.") from error
+        raise InputError(
+            f"{beside}: its pretrained_cfg cannot be used ({_said(error)}); repair or remove it."
+        ) from error
     return Description(str(beside), model, {}, preprocessing)
 
 

@@ -1,13 +1,14 @@
 """Weights of torch models in .safetensors, .pth and .pt files, from and to our dictionaries, by names.
 
 Our parameters have the names of the released torch checkpoints, with "/" for "." and another word for the last part, so
-that one rule serves every model (`_torch_name`). Files that call the same parts otherwise are renamed first (`RENAMINGS`).
+that one rule serves every model (`_torch_name`). Files that call the same parts otherwise are renamed: see `renamings`.
 """
 
 import pathlib
 import pickle
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,59 +18,100 @@ import safetensors.flax
 import safetensors.numpy
 
 from jax_transfer import trees
-from jax_transfer.models.net import Net
+from jax_transfer.models import renamings
+from jax_transfer.models.net import Net, with_new_head
+from jax_transfer.models.renamings import State
 from jax_transfer.records import InputError
-
-State = dict[str, np.ndarray]
 
 # Our last part of a name -> torch's, for parameters that are matrices or kernels, and for the rest.
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
-# Where training code keeps the weights among other things.
-CONTAINERS = ("state_dict", "model", "state_dict_ema", "model_ema", "teacher")
-# In front of every name, put there by wrappers; of MoCo-v2 the query encoder.
-PREFIXES = ("module.encoder_q.", "module.base_encoder.", "module.", "encoder_q.", "backbone.", "_orig_mod.")
-# Not weights of the network that gives features: counters, the other encoder and queue of MoCo, heads used in training alone.
-IGNORED = re.compile(
-    r"(^|\.)num_batches_tracked$|^(module\.)?(encoder_k\.|queue)|^(AuxLogits|aux1|aux2|aux_head)\.|^mask_token$"
-)
+# Where training code keeps the weights among other things; averaged ones first, as timm does.
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+# In front of every name, put there by wrappers.
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+# In front of the names of the network that gives features, beside others that are not wanted: of MoCo the query encoder.
+CONTRASTIVE = ("encoder_q.", "base_encoder.")
+ENCODERS = (*CONTRASTIVE, "backbone.")
+# Not weights of the network that gives features: counters, and heads used in training alone.
+IGNORED = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2|aux_head)\.|^mask_token$")
+READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # types in a .safetensors file
 
 
-def read_state(path: pathlib.Path) -> tuple[State, dict[str, str]]:
-    """(name -> float32 array, metadata) of a file, without wrappers' prefixes and what is no weight. No code in it is run.
+class File(NamedTuple):
+    """What a file holds.
+
+    state: name -> float32 array, without wrappers' prefixes and what is no weight. metadata: of .safetensors, else {}.
+    contrastive: it is of a contrastive method, whose head classifies nothing.
+    """
+
+    state: State
+    metadata: dict[str, str]
+    contrastive: bool
+
+
+def read_state(path: pathlib.Path) -> File:
+    """Reads the weights of a file. No code in it is run.
 
     Raises:
       InputError: if the file is missing, is no checkpoint, is cut off, holds code, or needs torch where there is none.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such checkpoint file.")
-    metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
-        state, metadata = _read_safetensors(path)
+        metadata, state = read_metadata(path), _read_safetensors(path)
     elif path.suffix in (".pth", ".pt", ".bin", ".tar"):
-        state = _read_torch(path)
+        metadata, state = {}, _read_torch(_existing(path))
     else:
-        raise InputError(f"{path}: expected a .safetensors, .pth or .pt file, or a folder of Orbax checkpoints.")
-    names = [name for name in state if not IGNORED.search(name)]
-    prefix = next((p for p in PREFIXES if any(n.startswith(p) for n in names)), "")
-    inside = [name for name in names if name.startswith(prefix)]
-    found = {name.removeprefix(prefix): np.asarray(state[name], np.float32) for name in inside}
-    found = {name: value for name, value in found.items() if not IGNORED.search(name)}
+        raise InputError(f"{path}: expected a .safetensors, .pth or .pt file, or an epoch such as run/checkpoints/5.")
+    names = {name: name for name in state}
+    while wrapper := next((w for w in WRAPPERS if names and all(n.startswith(w) for n in names.values())), None):
+        names = {full: name.removeprefix(wrapper) for full, name in names.items()}
+    encoder = next((e for e in ENCODERS if any(name.startswith(e) for name in names.values())), "")
+    names = {full: name.removeprefix(encoder) for full, name in names.items() if name.startswith(encoder)}
+    found = {name: np.asarray(state[full], np.float32) for full, name in names.items() if not IGNORED.search(name)}
     if not found:
         raise InputError(f"{path}: holds no weights.")
     if broken := [name for name, value in found.items() if not np.isfinite(value).all()]:
         raise InputError(f"{path}: {broken[0]} holds values that are NaN or infinite ({len(broken)} such tensors).")
-    return found, metadata
+    return File(found, metadata, encoder in CONTRASTIVE)
+
+
+def read_metadata(path: pathlib.Path) -> dict[str, str]:
+    """The metadata of a .safetensors file; only its header is read.
+
+    Raises:
+      InputError: if it is missing, is no such file, or is cut off.
+    """
+    return _with_safetensors(path, lambda file: file.metadata() or {})
 
 
 def _read_safetensors(path):
+    def read(file):
+        names = [name for name in file.keys() if not IGNORED.search(name)]  # noqa: SIM118
+        types = {name: file.get_slice(name).get_dtype() for name in names}
+        if strange := [name for name in names if types[name] not in READABLE]:
+            raise InputError(f"{path}: {strange[0]} is of type {types[strange[0]]}; save it as float32 or float16.")
+        return {name: file.get_tensor(name) for name in names}
+
+    return _with_safetensors(path, read)
+
+
+def _with_safetensors(path, use):
     try:
-        with safetensors.safe_open(path, framework="flax") as file:
-            metadata = file.metadata() or {}
-            return {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}, metadata  # noqa: SIM118
+        with safetensors.safe_open(_existing(path), framework="flax") as file:  # numpy alone knows no bfloat16
+            return use(file)
     except (safetensors.SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: is no safetensors file, or is cut off ({reason}); fetch it again.") from error
+
+
+def _existing(path: pathlib.Path) -> pathlib.Path:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such checkpoint file.")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror}).") from error
+    return path
 
 
 def _read_torch(path):
@@ -79,68 +121,92 @@ def _read_torch(path):
         raise InputError(
             f"{path}: reading it needs torch (pip install 'jax_transfer[torch]'); a .safetensors file does not."
         ) from error
+    advice = (
+        "If you trust where it comes from, load it with torch and save its state_dict() alone, best as .safetensors."
+    )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if not re.search(r"Unsupported (global|class)|not an allowed global", str(error)):
+        objects = re.search(r"(?:Unsupported (?:global|class)|not an allowed global)[^\n]*", str(error))
+        if not objects:
             raise InputError(f"{path}: is no torch checkpoint, or is cut off; fetch it again.") from error
+        named = re.search(r"GLOBAL ([\w.]+)", objects[0])
+        kind = f" ({named[1]})" if named else ""
         raise InputError(
-            f"{path}: holds Python objects besides tensors, which could run code when loaded: refused. If you trust where it "
-            "comes from, load it with torch yourself and save the state_dict alone, best as .safetensors."
+            f"{path}: holds Python objects besides tensors{kind}, which could run code when loaded: refused. {advice}"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, AssertionError) as error:
+        if "TorchScript" in str(error):
+            raise InputError(f"{path}: is a TorchScript program, not a checkpoint: refused. {advice}") from error
         raise InputError(f"{path}: is no torch checkpoint, or is cut off; fetch it again.") from error
     container = next((c for c in CONTAINERS if isinstance(found, Mapping) and isinstance(found.get(c), Mapping)), None)
     found = found[container] if container else found
-    tensors = found.items() if isinstance(found, Mapping) else ()
-    return {str(name): value.float().numpy() for name, value in tensors if isinstance(value, torch.Tensor)}
+    items = found.items() if isinstance(found, Mapping) else ()
+    tensors = {str(name): value for name, value in items if isinstance(value, torch.Tensor)}
+    if strange := [name for name, x in tensors.items() if x.layout != torch.strided or x.is_quantized]:
+        raise InputError(f"{path}: {strange[0]} is sparse or quantised; save it as a dense float32 tensor.")
+    return {name: value.float().numpy() for name, value in tensors.items()}
 
 
-def from_torch(state: Mapping[str, np.ndarray], net: Net, what: str) -> tuple[dict, dict, str]:
+def from_torch(
+    state: Mapping[str, np.ndarray], net: Net, what: str, contrastive: bool = False
+) -> tuple[dict, dict, str]:
     """(params, stats, note): the weights of a torch state dict as a net's dictionaries, by name and strictly.
 
     Args:
       state: name -> array in torch's layout, as `read_state` gives it.
-      net: the model they are for. A head for another number of classes, or of another kind, is left out; the
-        net's initial one (seed 0) stands in for it, and the note says so. "" if there is nothing to say.
+      net: the model they are for. A head for another number of classes, or of another kind, is left out; a new one
+        (seed 0) stands in for it, and the note says so. "" if there is nothing to say.
       what: how a message calls the file.
+      contrastive: leave the head out in any case, for it was trained to tell images apart, not classes.
 
     Raises:
-      InputError: if any other name or shape differs; it lists the first of them.
+      InputError: if any other name or shape differs; it lists the first of each kind.
     """
-    state = renamed(state)
+    state = renamings.to_ours(state, what)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
-    expected = {**trees.flatten({"params": params, "stats": stats})}
-    head = ".".join(net.classifier)
-    own_head = {name: value for name, value in state.items() if name == head or name.startswith(f"{head}.")}
-    wanted = {_torch_name(name): (name, leaf) for name, leaf in expected.items()}
-    fits = {name for name in own_head if name in wanted and own_head[name].shape == _torch_shape(*wanted[name])}
+    wanted = {
+        _torch_name(name): (name, leaf) for name, leaf in trees.flatten({"params": params, "stats": stats}).items()
+    }
+    shapes = {name: _torch_shape(*pair) for name, pair in wanted.items()}
+    head = ".".join(net.classifier) + "."
+    own = {name: value.shape for name, value in state.items() if name.startswith(head)}
     note = ""
-    if fits != {name for name in wanted if name.startswith(f"{head}.")} or len(fits) != len(own_head):
-        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in own_head.items()) or "none"
-        note = f"its classification head ({shapes}) is not one of {net.num_classes} classes and was left out"
-        initial = trees.flatten(net.init(jax.random.key(0))[0])
-        state = {name: value for name, value in state.items() if name not in own_head}
-        for name, (ours, _) in wanted.items():
-            if name.startswith(f"{head}."):
-                state[name] = _to_torch_layout(ours, np.asarray(initial[ours.partition("/")[2]]))
-    shapes = {name: jax.ShapeDtypeStruct(_torch_shape(*pair), jnp.float32) for name, pair in wanted.items()}
-    found = {name: jax.ShapeDtypeStruct(value.shape, jnp.float32) for name, value in state.items()}
-    if different := trees.difference(shapes, found, limit=6):
-        raise InputError(f"{what} does not fit {net.name}: {different.replace(chr(10), '; ')}")
-    ours = {name: jnp.asarray(_from_torch_layout(name, state[theirs])) for theirs, (name, _) in wanted.items()}
+    if contrastive or own != {name: shape for name, shape in shapes.items() if name.startswith(head)}:
+        listed = ", ".join(f"{name} {list(shape)}" for name, shape in own.items()) or "none"
+        reason = "is a contrastive loss's" if contrastive else f"is not one of {net.num_classes} classes"
+        note = f"its head ({listed}) {reason} and was left out"
+        state = {name: value for name, value in state.items() if name not in own}
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(head)}
+    expected = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    found = {n.replace("/", ":"): jax.ShapeDtypeStruct(x.shape, jnp.float32) for n, x in state.items()}
+    if different := trees.difference(expected, found, limit=10**6):
+        raise InputError(f"{what} does not fit {net.name}: {_shortened(different.splitlines())}")
+    ours = {wanted[name][0]: jnp.asarray(_from_torch_layout(wanted[name][0], state[name])) for name in shapes}
     tree = trees.unflatten(ours)
-    return tree.get("params", {}), tree.get("stats", {}), note
+    params = tree.get("params", {})
+    return with_new_head(params, net, jax.random.key(0)) if note else params, tree.get("stats", {}), note
+
+
+def _shortened(lines: list[str], limit: int = 3) -> str:
+    """The first lines of each kind: all that a wrong model misses would hide what the file has instead."""
+    parts = []
+    for kind in ("missing", "unexpected", "differs"):
+        of_kind = [line for line in lines if line.startswith(kind)]
+        parts += of_kind[:limit]
+        parts += [f"{kind}: {len(of_kind) - limit} more"] if len(of_kind) > limit else []
+    return "; ".join(parts)
 
 
 def to_torch(params: dict, stats: dict) -> State:
-    """name -> array in torch's layout and names; `from_torch` undoes it."""
+    """name -> array in torch's layout, with timm's names; `from_torch` undoes it. See `checkpoints.export`."""
     flat = jax.device_get(trees.flatten({"params": params, "stats": stats}))
-    return {_torch_name(name): np.ascontiguousarray(_to_torch_layout(name, np.asarray(x))) for name, x in flat.items()}
+    state = {_torch_name(name): _to_torch_layout(name, np.asarray(x)) for name, x in flat.items()}
+    return {name: np.ascontiguousarray(x) for name, x in renamings.to_released(state).items()}
 
 
 def save_safetensors(path: pathlib.Path, params: dict, stats: dict, metadata: Mapping[str, str]) -> None:
-    """Writes the weights with torch's names and layout, and words about them."""
+    """Writes the weights with timm's names and torch's layout, and words about them."""
     safetensors.numpy.save_file(to_torch(params, stats), path, metadata=dict(metadata))
 
 
@@ -161,64 +227,3 @@ def _from_torch_layout(name: str, x):
 
 def _torch_shape(name: str, leaf) -> tuple[int, ...]:
     return _to_torch_layout(name, np.broadcast_to(np.zeros(1, bool), leaf.shape)).shape
-
-
-# --- files that name the same parts otherwise
-
-# torchvision's ViT -> timm's, in this order.
-TORCHVISION_VIT = (
-    (r"^class_token$", "cls_token"),
-    (r"^conv_proj\.", "patch_embed.proj."),
-    (r"^encoder\.pos_embedding$", "pos_embed"),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
-    (r"\.ln_([12])\.", r".norm\1."),
-    (r"\.self_attention\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
-    (r"\.self_attention\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.(0|linear_1)\.", ".mlp.fc1."),
-    (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2."),
-    (r"^encoder\.ln\.", "norm."),
-    (r"^heads\.head\.", "head."),
-)
-
-
-def renamed(state: Mapping[str, np.ndarray]) -> State:
-    """The state with the names that our models have, if it is of a library that calls the parts otherwise."""
-    for is_of, names in RENAMINGS:
-        if is_of in state:
-            state = {name: state[name] for name in state}
-            return dict(zip(names(list(state)), state.values(), strict=True))
-    return dict(state)
-
-
-def _torchvision_vit(names: list[str]) -> list[str]:
-    for pattern, replacement in TORCHVISION_VIT:
-        names = [re.sub(pattern, replacement, name) for name in names]
-    return names
-
-
-def _timm_mobilenet_v2(names: list[str]) -> list[str]:
-    """timm's stages of blocks -> torchvision's one list: blocks.1.0.conv_dw -> features.2.conv.1.0."""
-    blocks = sorted({tuple(map(int, m.groups())) for n in names if (m := re.match(r"blocks\.(\d+)\.(\d+)\.", n))})
-    place = {f"blocks.{i}.{j}.": f"features.{k}.conv." for k, (i, j) in enumerate(blocks, start=1)}
-    expanded = {"conv_pw.": "0.0.", "bn1.": "0.1.", "conv_dw.": "1.0.", "bn2.": "1.1.", "conv_pwl.": "2.", "bn3.": "3."}
-    plain = {"conv_dw.": "0.0.", "bn1.": "0.1.", "conv_pw.": "1.", "bn2.": "2."}
-    last = len(blocks) + 1
-    ends = {"conv_stem.": "features.0.0.", "bn1.": "features.0.1.", "conv_head.": f"features.{last}.0.",
-            "bn2.": f"features.{last}.1.", "classifier.": "classifier.1."}  # fmt: skip
-
-    def new(name):
-        match = re.match(r"(blocks\.\d+\.\d+\.)(\w+\.)", name)
-        if match:
-            inner = expanded if f"{match[1]}conv_pwl.weight" in names else plain
-            return place[match[1]] + inner[match[2]] + name[match.end() :]
-        first = name.partition(".")[0] + "."
-        return ends[first] + name.removeprefix(first) if first in ends else name
-
-    return [new(name) for name in names]
-
-
-# A name that only the files of one library have, and how its names become ours.
-RENAMINGS = (
-    ("encoder.layers.encoder_layer_0.ln_1.weight", _torchvision_vit),
-    ("blocks.1.0.conv_pwl.weight", _timm_mobilenet_v2),
-)
