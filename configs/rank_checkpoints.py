@@ -14,7 +14,7 @@ Variants: `full`; `smoke`, untrained networks of three families on the scanned d
 """
 
 from jax_transfer.choose import choose
-from jax_transfer.rank_checkpoints import default_config
+from jax_transfer.rank_command import default_config
 
 
 def full():

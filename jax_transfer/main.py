@@ -9,7 +9,7 @@ import rich
 from absl import app, flags
 from ml_collections import config_flags
 
-from jax_transfer import checks, devices, logs, plan, rank_checkpoints
+from jax_transfer import checks, devices, logs, plan, rank_command
 from jax_transfer import config as settings
 from jax_transfer.records import InputError
 from jax_transfer.report import tables, trust
@@ -38,7 +38,7 @@ def _main(argv) -> None:
     logs.speak_for_all(devices.is_first_process())
     config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
     if "checkpoints" in config:
-        rank_checkpoints.run(config, workdir)
+        rank_command.run(config, workdir)
         return
     checks.check(config)
     lock = open_workdir(config, workdir)
@@ -86,7 +86,7 @@ def run() -> None:
 
 
 def _parse_flags(argv):
-    known = {**rank_checkpoints.default_config().to_dict(), **settings.default_config().to_dict()}
+    known = {**rank_command.default_config().to_dict(), **settings.default_config().to_dict()}
     for argument in argv[1:]:
         name, _, value = argument.lstrip("-").partition("=")
         if name == "config" and value and not pathlib.Path(value.split(":")[0]).is_file():

@@ -1,3 +1,6 @@
+import functools
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,9 +26,12 @@ KEY = jax.random.key(0)
 
 
 def small(name, **options):
-    return MODELS[name](**{"num_classes": 5, "stem": "cifar", "width": 8} | options)
+    takes = inspect.signature(MODELS[name]).parameters
+    sizes = {"stem": "cifar", "width": 8 if "stem" in takes else 0.25}
+    return MODELS[name](**{"num_classes": 5} | {k: v for k, v in sizes.items() if k in takes} | options)
 
 
+@functools.cache
 def abstract(net):
     return jax.eval_shape(net.init, KEY)
 

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 import jax_transfer as jt
-from jax_transfer import rank_checkpoints
+from jax_transfer import rank_command
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS, torch_weights
 from jax_transfer.records import InputError
@@ -176,14 +176,14 @@ def images(folder, classes=("a", "b"), count=10, damaged=0):
 
 
 def test_the_command_writes_everything_and_a_second_run_needs_no_forward_pass(folder, tmp_path, monkeypatch, capsys):
-    config = rank_checkpoints.default_config()
+    config = rank_command.default_config()
     config.checkpoints = f"{folder / 'small.safetensors'}, {folder / 'nan.safetensors'}"
     config.target, config.scores = TARGET, ("logme",)
-    rank_checkpoints.run(config, tmp_path)
+    rank_command.run(config, tmp_path)
     first = (tmp_path / "report" / "ranking.csv").read_text()
     assert "Take small" in capsys.readouterr().out and (tmp_path / "report" / "index.html").exists()
     monkeypatch.setattr(extract, "extract", None)
-    rank_checkpoints.run(config, tmp_path)
+    rank_command.run(config, tmp_path)
     without_seconds = [
         [[cell for name, cell in row.items() if name != "seconds"] for row in csv.DictReader(text.splitlines())]
         for text in (first, (tmp_path / "report" / "ranking.csv").read_text())
@@ -234,8 +234,8 @@ def test_bad_arguments_are_named(arguments, message):
     ],
 )
 def test_the_command_names_the_field(field, value, message, tmp_path):
-    config = rank_checkpoints.default_config()
+    config = rank_command.default_config()
     config.checkpoints, config.target = "random:resnet10", TARGET
     config[field] = value
     with pytest.raises(InputError, match=message):
-        rank_checkpoints.run(config, tmp_path)
+        rank_command.run(config, tmp_path)

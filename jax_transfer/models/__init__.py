@@ -1,6 +1,13 @@
 """Models as pure functions on dictionaries of arrays: `MODELS[name](num_classes=..., dtype=...) -> Net`."""
 
-from jax_transfer.models.checkpoints import Checkpoint, expand, export, load_checkpoint
+from jax_transfer.models.checkpoints import (
+    Checkpoint,
+    at_image_size,
+    describes_itself,
+    expand,
+    export,
+    load_checkpoint,
+)
 from jax_transfer.models.net import Net, Output, gaussian, make_net, with_new_head
 from jax_transfer.models.zoo import MODELS, released_preprocessing
 
@@ -9,6 +16,8 @@ __all__ = [
     "Checkpoint",
     "Net",
     "Output",
+    "at_image_size",
+    "describes_itself",
     "expand",
     "export",
     "gaussian",

@@ -69,14 +69,19 @@ def describes_itself(path: str | pathlib.Path) -> bool:
 
 
 def expand(path: str | pathlib.Path) -> list[pathlib.Path]:
-    """The checkpoints that a path stands for: the epochs of a trajectory's folder, ascending, or the file itself."""
+    """The checkpoints that a path stands for: the epochs of a trajectory's folder, ascending; the .safetensors, .pth and .pt
+    files of another folder, by name; or the file itself."""
     path = pathlib.Path(path)
     if path.is_dir() and not path.name.isdigit():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         epochs = sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
-        if not epochs:
-            raise InputError(f"{path}: holds no checkpoints; expected folders named by epochs, such as {path / '5'}.")
-        return epochs
+        files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".pth", ".pt"))
+        if not epochs and not files:
+            raise InputError(
+                f"{path}: holds no checkpoints; expected folders named by epochs, such as {path / '5'}, or .safetensors, "
+                ".pth or .pt files."
+            )
+        return epochs or files
     return [path]
 
 

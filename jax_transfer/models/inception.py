@@ -177,7 +177,7 @@ def inception_v1(num_classes, dtype="float32", width=1.0) -> Net:
 def inception_v2(num_classes, dtype="float32", width=1.0) -> Net:
     """Inception v2 (BN-Inception) as a Net; see `inception_v1` for the arguments and errors.
 
-    The released weights expect BGR images of 0 to 255, less the means 104, 117 and 128.
+    The release takes blue, green and red in this order; `renamings` turns its first convolution around, so that RGB works.
     """
     return _build("inception_v2", *check_scaled("inception_v2", num_classes, dtype, width))
 

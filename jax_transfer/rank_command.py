@@ -1,0 +1,73 @@
+"""Ranking by the command: python -m jax_transfer.main --config=configs/rank_checkpoints.py"""
+
+import json
+import pathlib
+
+import rich
+from ml_collections import ConfigDict, config_dict
+
+from jax_transfer import devices, logs
+from jax_transfer.choose import choose
+from jax_transfer.config import check_names, to_json
+from jax_transfer.data.sources import ON_CORRUPT
+from jax_transfer.logs import log
+from jax_transfer.rank_checkpoints import DEFAULT_SCORES, rank
+from jax_transfer.records import InputError
+from jax_transfer.report import ranking as report
+from jax_transfer.workspace import lock_workdir
+
+
+def default_config() -> ConfigDict:
+    """The fields of configs/rank_checkpoints.py."""
+    config = ConfigDict()
+    # Separated by commas: files, folders, FILE=MODEL and random:MODEL, as `rank` takes them.
+    config.checkpoints = ""
+    # "source:name?option=value", such as folder:/my/images; see jax_transfer.data.sources.
+    config.target = ""
+    # A key of jax_transfer.models.MODELS, for files that do not say which model they are.
+    config.model = config_dict.placeholder(str)
+    # Keys of jax_transfer.analysis.SCORES.
+    config.scores = DEFAULT_SCORES
+    config.preprocessing = ConfigDict()
+    # What is set here replaces what comes with the checkpoints; the fields are those of a study.
+    config.preprocessing.image_size = config_dict.placeholder(int)
+    config.preprocessing.crop_fraction = config_dict.placeholder(float)
+    config.preprocessing.mean = config_dict.placeholder(tuple)
+    config.preprocessing.std = config_dict.placeholder(tuple)
+    config.preprocessing.interpolation = config_dict.placeholder(str)
+    config.seed = 0
+    config.batch_size = 64
+    # skip: damaged images are named and left out; error: stop at the first.
+    config.on_corrupt = "skip"
+    return config
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Ranks what the config names, prints the table and writes the page and the CSV file into `workdir/report`.
+
+    Raises:
+      InputError: as `rank`, and for fields that do not exist or are missing.
+    """
+    check_names(config.to_dict(), default_config().to_dict(), "config")
+    checkpoints = [part.strip() for part in config.checkpoints.split(",") if part.strip()]
+    if not checkpoints:
+        raise InputError("config.checkpoints is empty: --config.checkpoints=a.safetensors,b.pth,run/checkpoints")
+    if not config.target:
+        raise InputError(
+            "config.target is empty: --config.target=folder:/my/images, with a folder of images per class."
+        )
+    choose(dict.fromkeys(ON_CORRUPT), config.on_corrupt, "value of config.on_corrupt")
+    lock = lock_workdir(workdir)
+    devices.use_compilation_cache(workdir / "compilation_cache")
+    try:
+        logs.write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1).encode())
+        overrides = {name: value for name, value in config.preprocessing.items() if value is not None}
+        found = rank(
+            checkpoints, config.target, config.model or None, config.scores, overrides, config.seed, config.batch_size,
+            config.on_corrupt, workdir,
+        )  # fmt: skip
+        page = report.write_page(found, workdir / "report")
+        rich.print(report.table(found))
+        log.info("Page: %s; the table: %s", page, page.with_name("ranking.csv"))
+    finally:
+        lock.close()
