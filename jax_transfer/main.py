@@ -9,8 +9,9 @@ import rich
 from absl import app, flags
 from ml_collections import config_flags
 
-from jax_transfer import checks, devices, logs, plan, rank_command
+from jax_transfer import checks, devices, logs, plan, preemption, rank_command
 from jax_transfer import config as settings
+from jax_transfer.preemption import Preempted
 from jax_transfer.records import InputError
 from jax_transfer.report import tables, trust
 from jax_transfer.study import STAGES
@@ -35,10 +36,13 @@ def _main(argv) -> None:
     if len(argv) > 1:
         raise InputError(f"Unexpected argument {argv[1]!r}: options are --config, --workdir and --config.FIELD=VALUE.")
     devices.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
+    preemption.listen()
     logs.speak_for_all(devices.is_first_process())
     config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
     if "checkpoints" in config:
-        rank_command.run(config, workdir)
+        if devices.is_first_process():
+            rank_command.run(config, workdir)
+        devices.wait_for_all("ranked")
         return
     checks.check(config)
     lock = open_workdir(config, workdir)
@@ -77,6 +81,9 @@ def run() -> None:
         app.run(_main, flags_parser=_parse_flags)
     except InputError as error:
         _fail(error)
+    except Preempted:
+        print("jax_transfer: stopped as told. The same command goes on.", file=sys.stderr)
+        sys.exit(preemption.EXIT_CODE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

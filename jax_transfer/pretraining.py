@@ -1,22 +1,28 @@
 """The first stage of a study: train on each source, and keep every epoch."""
 
+import contextlib
 import dataclasses
 import functools
 import math
+import pathlib
+import shutil
 
 import jax
 
 from jax_transfer import config as settings
-from jax_transfer import devices, logs
+from jax_transfer import devices, logs, preemption
 from jax_transfer.data.batches import steps_per_epoch
 from jax_transfer.logs import Rows, log
-from jax_transfer.models.trajectory import abstract
+from jax_transfer.models.trajectory import Trajectory, abstract
+from jax_transfer.preemption import Preempted
 from jax_transfer.records import InputError, Pretraining, PretrainRow
 from jax_transfer.training import steps as training_steps
 from jax_transfer.training.loop import first_bad_step, fit
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import make_optimizer
 from jax_transfer.workspace import Workspace
+
+STOPPED = "stopped"  # the folder beside `checkpoints` for the state at which a SIGTERM came
 
 
 def pretrain(work: Workspace) -> None:
@@ -26,10 +32,27 @@ def pretrain(work: Workspace) -> None:
 
 
 def _pretrain(work: Workspace, pretraining: Pretraining) -> None:
-    source, what = pretraining.source, pretraining.name or pretraining.source
-    config, mesh, net = work.config, work.mesh, work.source_net(pretraining)
-    train, test = (work.feed(source, split) for split in ("train", "test"))
-    batch_size, last = config.pretrain.batch_size, config.pretrain.epochs
+    rows = Rows(work.results, "pretrain")
+    saved = _saved(work, pretraining, rows)
+    if saved and saved[-1] >= work.config.pretrain.epochs:
+        log.info("Pre-training on %s is complete: %d checkpoints.", _what(pretraining), len(saved))
+        return
+    with contextlib.closing(Trajectory(work.folder(pretraining) / "checkpoints")) as trajectory:
+        _train(work, pretraining, trajectory, rows, saved)
+
+
+def _what(pretraining: Pretraining) -> str:
+    return pretraining.name or pretraining.source
+
+
+def _train(work: Workspace, pretraining: Pretraining, trajectory: Trajectory, rows: Rows, saved: list[int]) -> None:
+    """From the last epoch in `saved`, or from where a SIGTERM came, to the end."""
+    source, what = pretraining.source, _what(pretraining)
+    config, net = work.config, work.source_net(pretraining)
+    last, folder, board = config.pretrain.epochs, work.folder(pretraining), logs.tensorboard(work.workdir)
+    mesh = devices.make_global_mesh() if jax.process_count() > 1 else work.mesh
+    train, test = (work.feed(source, split, everywhere=True) for split in ("train", "test"))
+    batch_size = config.pretrain.batch_size
     total = last * steps_per_epoch(len(train.source), batch_size, source)
     optimizer = make_optimizer(settings.pretrain_optimizer(config), total)
     objective = functools.partial(
@@ -40,8 +63,6 @@ def _pretrain(work: Workspace, pretraining: Pretraining) -> None:
     run = training_steps.many_steps(step, train.fetch, mesh)
     evaluate = training_steps.make_evaluation(net, work.preprocessing, mesh)
     zeros = devices.replicate(training_steps.zero_counts((net.num_classes,)), mesh)
-    rows, board = Rows(work.results, "pretrain"), logs.tensorboard(work.workdir)
-    trajectory = work.trajectory(pretraining)
 
     @functools.partial(jax.jit, out_shardings=devices.replicated(mesh))
     def start():
@@ -96,37 +117,71 @@ def _pretrain(work: Workspace, pretraining: Pretraining) -> None:
                 f"good checkpoint in {trajectory.folder}; a lower config.pretrain.optimizer.learning_rate may help."
             )
 
-    saved = trajectory.epochs()
-    # Rows and checkpoints are written one after the other: a kill between them leaves one without the other.
-    names = [work.snapshot(pretraining, epoch).name for epoch in range(last + 1)]
-    own = [row for row in rows.rows if row.checkpoint in names]
-    if saved and [row.epoch for row in own] != saved:
-        others = [row for row in rows.rows if row.checkpoint not in names]
-        rows.replace([*others, *(PretrainRow(**_nan(trajectory.metadata(epoch)["row"])) for epoch in saved)])
-    if saved and saved[-1] >= last:
-        log.info("Pre-training on %s is complete: %d checkpoints.", what, len(saved))
-        return
-    if saved:
+    def on_stop(state, so_far):
+        """The state goes to a folder of its own: it is none of the checkpoints to compare."""
+        at = int(jax.device_get(state["step"]))
+        stopped = Trajectory(folder / STOPPED)
+        stopped.save(at, state, {"so_far": so_far})
+        stopped.close()
+        log.warning("Told to stop: pre-training on %s is saved at step %d of %d.", what, at, total)
+        raise Preempted
+
+    so_far = None
+    if (at := _stopped_at(folder)) > (saved[-1] if saved else 0) * (total // last):
+        stopped = Trajectory(folder / STOPPED)
+        log.info("Pre-training on %s goes on after step %d, where it was stopped.", what, at)
+        state = stopped.restore_state(at, abstract(jax.eval_shape(start), devices.replicated(mesh)))
+        so_far = stopped.metadata(at)["so_far"]
+        stopped.close()
+    elif saved:
         log.info("Pre-training on %s goes on after epoch %d.", what, saved[-1])
-        shapes = jax.eval_shape(start)
-        state = trajectory.restore_state(saved[-1], abstract(shapes, devices.replicated(mesh)))
+        state = trajectory.restore_state(saved[-1], abstract(jax.eval_shape(start), devices.replicated(mesh)))
     else:
         state = start()
         nothing = dict.fromkeys(("train_loss", "train_accuracy", "images_per_second", "seconds"), math.nan)
         finish_epoch(0, state, nothing)
-    fit(
-        state,
-        run,
-        train,
-        seed=config.seed,
-        batch_size=batch_size,
-        total_steps=total,
-        what=f"pretrain on {source}" if not pretraining.name else f"pretrain {what}",
-        on_metrics=on_metrics,
-        on_epoch=on_epoch,
-    )
-    trajectory.wait()
+    with preemption.training():
+        fit(
+            state,
+            run,
+            train,
+            seed=config.seed,
+            batch_size=batch_size,
+            total_steps=total,
+            what=f"pretrain on {source}" if not pretraining.name else f"pretrain {what}",
+            on_metrics=on_metrics,
+            on_epoch=on_epoch,
+            stop=preemption.requested,
+            on_stop=on_stop,
+            so_far=so_far,
+        )
+        trajectory.wait()
+    if devices.is_first_process():
+        shutil.rmtree(folder / STOPPED, ignore_errors=True)
     board.close()
+
+
+def _saved(work: Workspace, pretraining: Pretraining, rows: Rows) -> list[int]:
+    """The epochs that are on disk. Rows and checkpoints are written one after the other: a kill between them leaves one
+    without the other, and the rows are then made from the checkpoints."""
+    trajectory = Trajectory(work.folder(pretraining) / "checkpoints", alone=True)
+    saved = trajectory.epochs()
+    names = [work.snapshot(pretraining, epoch).name for epoch in range(work.config.pretrain.epochs + 1)]
+    if saved and [row.epoch for row in rows.rows if row.checkpoint in names] != saved:
+        others = [row for row in rows.rows if row.checkpoint not in names]
+        rows.replace([*others, *(PretrainRow(**_nan(trajectory.metadata(epoch)["row"])) for epoch in saved)])
+    trajectory.close()
+    return saved
+
+
+def _stopped_at(folder: pathlib.Path) -> int:
+    """The step of the last state that a SIGTERM left, 0 for none."""
+    if not (folder / STOPPED).is_dir():
+        return 0
+    trajectory = Trajectory(folder / STOPPED, alone=True)
+    steps = trajectory.epochs()
+    trajectory.close()
+    return steps[-1] if steps else 0
 
 
 def _metadata(work: Workspace, pretraining: Pretraining, row: PretrainRow) -> dict:

@@ -51,13 +51,14 @@ class Workspace:
             return subset(train, fit if split == "fit" else held_out)
         return load_source(dataset, split, seed=self.config.seed, on_corrupt=self.config.data.on_corrupt)
 
-    def _feed(self, dataset: str, split: str) -> Feed:
+    def _feed(self, dataset: str, split: str, everywhere: bool = False) -> Feed:
+        """`everywhere`: on the devices of all processes, which must then all ask for it."""
         source, data = self.source(dataset, split), self.config.data
         with logs.progress(len(source), f"read {dataset} {split}", "images") as bar:
             return make_feed(
                 source,
                 self.preprocessing,
-                self.mesh,
+                devices.make_global_mesh() if everywhere and jax.process_count() > 1 else self.mesh,
                 data.resident_gigabytes,
                 data.num_threads,
                 progress=lambda done: bar.update(done - bar.n),
@@ -110,12 +111,14 @@ class Workspace:
     def snapshot(self, pretraining: Pretraining, epoch: int) -> Snapshot:
         return Snapshot(pretraining, epoch, f"{pretraining.name}/{epoch}".lstrip("/"))
 
+    def folder(self, pretraining: Pretraining) -> pathlib.Path:
+        """What holds the `checkpoints/` of a pre-training: for the first one the working directory itself."""
+        first = pretraining == self.pretrainings[0]
+        return self.workdir if first else self.workdir / "others" / pretraining.name
+
     def _trajectory(self, pretraining: Pretraining) -> Trajectory:
-        """Of the first pre-training in `checkpoints/`, of the others in `others/<name>/checkpoints/`."""
-        folder = self.workdir
-        if pretraining != self.pretrainings[0]:
-            folder = self.workdir / "others" / pretraining.name
-        trajectory = Trajectory(folder / "checkpoints")
+        """To read from, once the pre-training is over."""
+        trajectory = Trajectory(self.folder(pretraining) / "checkpoints", alone=True)
         self._opened.append(trajectory)
         return trajectory
 

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jax_transfer"
 # A folder or file imports only from those above it.
-ORDER = ("records", "choose", "devices", "flops", "numerics", "logs", "trees", "data", "models", "training", "features", "transfer",
+ORDER = ("records", "choose", "devices", "preemption", "flops", "numerics", "logs", "trees", "data", "models", "training", "features", "transfer",
          "analysis", "selection", "report", "config", "checks", "workspace", "plan", "pretraining",
          "finetuning", "scoring", "spectra", "study", "rank_checkpoints", "rank_command", "main")  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -78,7 +78,7 @@ class Resident:
         steps = len(self.source) // batch_size
         order = epoch_order(_scalar(seed), _scalar(epoch), len(self.source), batch_size)
         order = devices.replicate(order, self.mesh)
-        count = devices.steps_per_call(steps)
+        count = devices.steps_per_call(steps, start)
         for _ in range(start, steps, count):
             yield (self.held, order), None, count
 
@@ -143,7 +143,7 @@ class Streamed:
 
     def training_calls(self, epoch, start, seed, batch_size):
         order = np.asarray(epoch_order(_scalar(seed), _scalar(epoch), len(self.source), batch_size))
-        count = devices.steps_per_call(len(order), limit=16)
+        count = devices.steps_per_call(len(order), start, limit=16)
         for batch in self._load(order[start:], count):
             yield None, batch, count
 

@@ -22,11 +22,20 @@ _ITEMS = ("model", "training", "metadata")
 
 
 class Trajectory:
-    """The checkpoints of one pre-training. `close` waits for the last save."""
+    """The checkpoints of one pre-training. `close` waits for the last save.
 
-    def __init__(self, folder: pathlib.Path):
+    Of several processes all save together, and all must open, save and close alike; to read, one can be `alone`.
+    """
+
+    def __init__(self, folder: pathlib.Path, alone: bool = False):
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=True, max_to_keep=None)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            create=False,  # which Orbax refuses for one process of several
+            enable_async_checkpointing=True,
+            max_to_keep=None,
+            multiprocessing_options=_of_one_process() if alone and jax.process_count() > 1 else _OF_ALL,
+        )
         self._manager = ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
 
     def close(self) -> None:
@@ -81,6 +90,16 @@ class Trajectory:
             )
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise InputError(f"Checkpoint {self.folder / str(epoch)} cannot be read ({reason}). {offer}") from error
+
+
+_OF_ALL = ocp.options.MultiprocessingOptions()
+
+
+def _of_one_process():
+    i = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=i, active_processes={i}, barrier_sync_key_prefix=f"process {i} alone"
+    )
 
 
 @contextlib.contextmanager

@@ -22,6 +22,9 @@ def fit(
     what: str,
     on_metrics: Callable[[int, dict], None],
     on_epoch: Callable[[int, dict, dict], None],
+    stop: Callable[[], bool] = lambda: False,
+    on_stop: Callable[[dict, dict], None] = lambda state, so_far: None,
+    so_far: dict | None = None,
 ) -> dict:
     """Trains from wherever `state["step"]` stands until `total_steps`.
 
@@ -31,6 +34,9 @@ def fit(
       on_metrics: called with the first step and the metrics ([t] each, or [rows, t]) of each compiled call.
       on_epoch: called at the end of each epoch with its number (from 1), the state, and
         {"images_per_second", "seconds"} plus the mean of each metric over the epoch's last axis.
+      stop: asked after each compiled call. Once it says so, `on_stop` gets the state and the epoch's metrics so far, and
+        training ends.
+      so_far: what `on_stop` got with the state that training goes on from, for an epoch that was begun then.
 
     Returns:
       The final state. The state passed in is donated.
@@ -38,10 +44,16 @@ def fit(
     steps_an_epoch = len(feed.source) // batch_size
     step = int(np.ravel(jax.device_get(state["step"]))[0])
     rows = int(np.size(jax.device_get(state["step"])))
-    while step < total_steps:
+    while step < total_steps or so_far:
         epoch, start = divmod(step, steps_an_epoch)
+        if so_far and start == 0:  # stopped between the last step of an epoch and its end
+            epoch, start = epoch - 1, steps_an_epoch
         end = min(steps_an_epoch, start + total_steps - step)
-        begun, history = time.perf_counter(), []
+        begun, history, stopped = time.perf_counter(), [], False
+        if so_far:
+            history.append({name: np.asarray(values, np.float32) for name, values in so_far["metrics"].items()})
+            begun -= so_far["seconds"]
+            so_far = None
         waiting: collections.deque = collections.deque()
         images = (end - start) * batch_size * rows
 
@@ -52,7 +64,8 @@ def fit(
             history.append(metrics)
 
         with logs.progress(images, f"{what}, epoch {epoch + 1}/{-(-total_steps // steps_an_epoch)}", "images") as bar:
-            for held, items, count in feed.training_calls(epoch, start, seed, batch_size):
+            calls = feed.training_calls(epoch, start, seed, batch_size) if start < end else ()
+            for held, items, count in calls:
                 if step >= total_steps:
                     break
                 state, metrics = run(state, held, items, count)
@@ -61,11 +74,19 @@ def fit(
                 if len(waiting) > 2:  # look at a call's metrics only when the next ones are already under way
                     collect()
                 bar.update(count * batch_size * rows)
+                stopped = stop()
+                if stopped:
+                    break
             while waiting:
                 collect()
         seconds = time.perf_counter() - begun
-        means = {name: np.concatenate([m[name] for m in history], -1).mean(-1) for name in history[0]}
-        on_epoch(epoch + 1, state, {**means, "seconds": seconds, "images_per_second": images / seconds})
+        metrics = {name: np.concatenate([m[name] for m in history], -1) for name in history[0]}
+        if stopped:
+            on_stop(state, {"metrics": {name: values.tolist() for name, values in metrics.items()}, "seconds": seconds})
+            return state
+        means = {name: values.mean(-1) for name, values in metrics.items()}
+        speed = {"seconds": seconds, "images_per_second": end * batch_size * rows / seconds}
+        on_epoch(epoch + 1, state, {**means, **speed})
     return state
 
 

@@ -1,0 +1,59 @@
+"""Being told to stop: SIGTERM, which clusters send before they take a machine away.
+
+Only a training holds what is not on disk yet: it polls `requested` between steps, saves and ends. Everywhere else the
+program ends at once. Either way the exit code is EXIT_CODE, and the same command goes on.
+"""
+
+import contextlib
+import itertools
+import os
+import signal
+import sys
+
+import jax
+from jax.experimental import multihost_utils
+
+EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: the scripts in launch/ run the command again
+
+
+class Preempted(Exception):
+    """The run was told to stop and has saved what it needs to go on."""
+
+
+_state = {"requested": False, "training": False}
+_sync_points = itertools.count()
+
+
+def listen() -> None:
+    """To be called once, after `devices.join_processes`.
+
+    Of several processes JAX listens itself, and sees to it that all stop at the same step.
+    """
+    if jax.process_count() == 1:
+        signal.signal(signal.SIGTERM, _told)
+
+
+def _told(number, frame) -> None:
+    _state["requested"] = True
+    if not _state["training"]:
+        print("jax_transfer: told to stop (SIGTERM). The same command goes on.", file=sys.stderr, flush=True)
+        os._exit(EXIT_CODE)
+
+
+@contextlib.contextmanager
+def training():
+    """Inside, SIGTERM only makes `requested` true."""
+    _state["training"] = True
+    try:
+        yield
+    finally:
+        _state["training"] = False
+    if _state["requested"]:
+        raise Preempted
+
+
+def requested() -> bool:
+    """Whether to stop now. Of several processes all must ask equally often, and all get the same answer."""
+    if jax.process_count() > 1:
+        return multihost_utils.reached_preemption_sync_point(next(_sync_points))
+    return _state["requested"]
