@@ -16,6 +16,7 @@ from jax_transfer.config import (
     sources,
 )
 from jax_transfer.data.augment import AUGMENTATIONS
+from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.transforms import INTERPOLATIONS
 from jax_transfer.models.trajectory import evaluated_epochs
 from jax_transfer.records import InputError
@@ -52,14 +53,25 @@ def check(config: ConfigDict) -> None:
     ]:
         where = f"config.{name}"
         for augmentation in section.augment:
-            choose(AUGMENTATIONS, augmentation, f"augmentation ({where}.augment)")
+            choose({**AUGMENTATIONS, **MIXINGS}, augmentation, f"augmentation ({where}.augment)")
         choose(OPTIMIZERS, section.optimizer.name, f"optimizer ({where}.optimizer.name)")
         choose(SCHEDULES, section.optimizer.schedule, f"schedule ({where}.optimizer.schedule)")
         _positive(section.optimizer.learning_rate, f"{where}.optimizer.learning_rate")
+        for field in ("min_learning_rate", "warmup_learning_rate"):
+            rate = getattr(section.optimizer, field)
+            if not 0 <= rate <= section.optimizer.learning_rate:
+                raise InputError(
+                    f"{where}.optimizer.{field} = {rate}: must lie between 0 and learning_rate = "
+                    f"{section.optimizer.learning_rate}."
+                )
         _positive(section.batch_size, f"{where}.batch_size")
         _positive(section.epochs, f"{where}.epochs")
         if name == "finetune" and section.checkpoints:
             evaluated_epochs(section.checkpoints, config.pretrain.epochs, f"{where}.checkpoints")
+    for field in ("label_smoothing", "ema_decay"):
+        value = config.pretrain[field]
+        if not 0 <= value < 1:
+            raise InputError(f"config.pretrain.{field} = {value}: must lie in [0, 1); 0 turns it off.")
     for target in config.targets:
         settings = probe_settings(config, target)
         for method in settings.methods:

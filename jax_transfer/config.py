@@ -71,10 +71,13 @@ def default_config() -> ConfigDict:
     config.pretrain.epochs = 200
     # Global: over all devices.
     config.pretrain.batch_size = 128
-    # Keys of jax_transfer.data.augment.AUGMENTATIONS, applied in this order on the device.
+    # Keys of jax_transfer.data.augment.AUGMENTATIONS and jax_transfer.data.mixing.MIXINGS, applied in this order on the
+    # device.
     config.pretrain.augment = ("pad_crop", "flip")
     # Probability taken from the true class and spread over all.
     config.pretrain.label_smoothing = 0.0
+    # Of a moving average of the weights, one step at a time; the average is then evaluated and transferred. 0: none.
+    config.pretrain.ema_decay = 0.0
     config.pretrain.optimizer = _optimizer(weight_decay=5e-4, schedule="cosine")
 
     config.trajectory = ConfigDict()

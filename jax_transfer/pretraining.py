@@ -59,17 +59,20 @@ def _train(work: Workspace, pretraining: Pretraining, trajectory: Trajectory, ro
         OBJECTIVES[config.pretrain.objective], label_smoothing=config.pretrain.label_smoothing
     )
     view = training_steps.training_view(tuple(config.pretrain.augment), work.preprocessing)
-    step = training_steps.make_train_step(net, objective, optimizer, view)
+    ema_decay = config.pretrain.ema_decay
+    step = training_steps.make_train_step(net, objective, optimizer, view, ema_decay)
     run = training_steps.many_steps(step, train.fetch, mesh)
     evaluate = training_steps.make_evaluation(net, work.preprocessing, mesh)
     zeros = devices.replicate(training_steps.zero_counts((net.num_classes,)), mesh)
 
     @functools.partial(jax.jit, out_shardings=devices.replicated(mesh))
     def start():
-        return training_steps.init_state(*net.init(jax.random.key(config.seed)), optimizer, config.seed)
+        weights = net.init(jax.random.key(config.seed))
+        return training_steps.init_state(*weights, optimizer, config.seed, ema=bool(ema_decay))
 
     def finish_epoch(epoch, state, metrics):
-        counts = training_steps.count_correct(evaluate, state, test, config.data.eval_batch_size, zeros)
+        model = training_steps.evaluated(state)
+        counts = training_steps.count_correct(evaluate, model, test, config.data.eval_batch_size, zeros)
         row = PretrainRow(
             epoch=epoch,
             source=source,

@@ -11,12 +11,12 @@ import optax
 import pytest
 
 from jax_transfer import devices
-from jax_transfer.data import augment, batches
+from jax_transfer.data import augment, batches, mixing
 from jax_transfer.data.sources import from_arrays
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS
 from jax_transfer.models.trajectory import Trajectory, abstract, evaluated_epochs
-from jax_transfer.records import InputError
+from jax_transfer.records import Batch, InputError
 from jax_transfer.training import steps as training_steps
 from jax_transfer.training.loop import first_bad_step, fit
 from jax_transfer.training.objectives import OBJECTIVES
@@ -173,26 +173,28 @@ def test_first_bad_step():
 # --- augmentation
 
 
-@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+@pytest.mark.parametrize("name", augment.AUGMENTATIONS | mixing.MIXINGS)
 def test_augmentation_keeps_range_and_reaches_the_model_size(name):
     images = jax.random.randint(jax.random.key(0), (5, 40, 40, 3), 0, 256).astype(jnp.uint8)
     plain = Preprocessing(image_size=32, crop_fraction=0.8, mean=(0, 0, 0), std=(1, 1, 1))
-    out = augment.apply(jax.random.key(1), images, (name,), plain)
+    batch = Batch(images=images, labels=jnp.arange(5), mask=jnp.ones(5, bool))
+    view = jax.jit(lambda seed: augment.apply(jax.random.key(seed), batch, (name,), plain, 5).images)
+    out = view(1)
     assert out.shape == (5, 32, 32, 3) and out.dtype == jnp.float32
-    assert out.min() >= 0 and out.max() <= 1
-    np.testing.assert_array_equal(out, augment.apply(jax.random.key(1), images, (name,), plain))
-    assert (out != augment.apply(jax.random.key(2), images, (name,), plain)).any()
+    assert name == "random_erase" or (out.min() >= 0 and out.max() <= 1)
+    np.testing.assert_array_equal(out, view(1))
+    assert any((out != view(seed)).any() for seed in (2, 3, 4))  # few images are erased
 
 
 def test_flip_mirrors_about_half_of_the_images():
     images = jnp.tile(jnp.arange(8.0)[None, None, :, None], (400, 1, 1, 1))
-    flipped = augment.flip(jax.random.key(0), images, 8)[:, 0, 0, 0] == 7
+    flipped = augment.flip(jax.random.key(0), images, PREPROCESSING)[:, 0, 0, 0] == 7
     assert 0.4 < flipped.mean() < 0.6
 
 
 def test_resized_crop_of_the_whole_area_is_the_resized_image():
     images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
-    whole = augment.resized_crop(jax.random.key(1), images, 8, area=(1.0, 1.0), ratio=(1.0, 1.0))
+    whole = augment.resized_crop(jax.random.key(1), images, PREPROCESSING, area=(1.0, 1.0), ratio=(1.0, 1.0))
     np.testing.assert_allclose(whole, jax.image.resize(images, (2, 8, 8, 3), "linear"), atol=1e-5)
 
 
@@ -218,12 +220,12 @@ def test_optimizer_minimises_a_parabola(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_weight_decay_spares_vectors_if_told_to(name):
-    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)}
+def test_weight_decay_spares_vectors_and_tokens_if_told_to(name):
+    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2), "cls_token": jnp.ones((1, 1, 2))}
     settings = OptimizerSettings(name=name, learning_rate=0.1, weight_decay=0.1, decay_norm_and_bias=False)
     optimizer = make_optimizer(settings, 10)
     update, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
-    assert (update["kernel"] < 0).all() and (update["scale"] == 0).all()
+    assert (update["kernel"] < 0).all() and (update["scale"] == 0).all() and (update["cls_token"] == 0).all()
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -233,6 +235,15 @@ def test_schedule_warms_up_then_starts_at_the_full_rate(name):
     assert float(schedule(0)) == 0
     assert float(schedule(5)) == pytest.approx(0.2)
     assert float(schedule(10)) == pytest.approx(0.4)
+
+
+def test_cosine_goes_from_the_rate_of_the_warm_up_to_the_least_rate():
+    settings = OptimizerSettings(
+        learning_rate=5e-4, schedule="cosine", warmup=0.1, warmup_learning_rate=1e-6, min_learning_rate=1e-5
+    )
+    schedule = make_schedule(settings, 100)
+    middle = (5e-4 + 1e-5) / 2
+    np.testing.assert_allclose([schedule(s) for s in (0, 10, 55, 100)], [1e-6, 5e-4, middle, 1e-5], rtol=1e-5)
 
 
 def test_imagenet_step_schedule_divides_by_ten_at_each_third():

@@ -1,7 +1,8 @@
 """A trajectory: one Orbax checkpoint an epoch, and what is needed to use it without its config.
 
 `checkpoints/<epoch>/` holds three items: `model` (params, stats), `training` (optimizer, step, key) and
-`metadata` (JSON: model name and settings, preprocessing, source accuracy, the epoch's result row).
+`metadata` (JSON: model name and settings, preprocessing, source accuracy, the epoch's result row). Where the training
+keeps a moving average, the average is the `model`, and params and stats are in `training`.
 Epoch 0 is the initialisation. Checkpoints are always restored into an abstract target: without one,
 Orbax turns list indices into strings and layers change places.
 """
@@ -48,8 +49,7 @@ class Trajectory:
 
     def save(self, epoch: int, state: dict, metadata: dict) -> None:
         """Saves a training state asynchronously; the files appear under their final name when all are written."""
-        model = {name: state[name] for name in ("params", "stats")}
-        training = {name: state[name] for name in ("opt_state", "step", "key")}
+        model, training = _divide(state)
         items = ocp_args.Composite(
             model=ocp_args.StandardSave(model),
             training=ocp_args.StandardSave(training),
@@ -72,9 +72,10 @@ class Trajectory:
 
     def restore_state(self, epoch: int, abstract_state: dict) -> dict:
         """The whole training state of an epoch."""
-        model = {name: abstract_state[name] for name in ("params", "stats")}
-        training = {name: abstract_state[name] for name in ("opt_state", "step", "key")}
+        model, training = _divide(abstract_state)
         found = self._restore(epoch, model=ocp_args.StandardRestore(model), training=ocp_args.StandardRestore(training))
+        if "ema" in abstract_state:
+            return {**found["training"], "ema": found["model"]}
         return {**found["model"], **found["training"]}
 
     def _restore(self, epoch: int, **items):
@@ -100,6 +101,14 @@ def _of_one_process():
     return ocp.options.MultiprocessingOptions(
         primary_host=i, active_processes={i}, barrier_sync_key_prefix=f"process {i} alone"
     )
+
+
+def _divide(state: dict) -> tuple[dict, dict]:
+    """The `model` that is evaluated, and what else the `training` needs to go on."""
+    if "ema" in state:
+        return state["ema"], {name: value for name, value in state.items() if name != "ema"}
+    model = {name: state[name] for name in ("params", "stats")}
+    return model, {name: state[name] for name in ("opt_state", "step", "key")}
 
 
 @contextlib.contextmanager

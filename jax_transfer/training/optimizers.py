@@ -17,11 +17,13 @@ class OptimizerSettings:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
-    decay_norm_and_bias: bool = True  # torch decays BatchNorm and biases too; large-batch recipes do not
+    decay_norm_and_bias: bool = True  # torch decays BatchNorm, biases and embeddings too; large-batch recipes do not
     schedule: str = "constant"
     milestones: tuple[float, ...] = ()  # fractions of training after which the step schedule decays
     decay_factor: float = 0.1
+    min_learning_rate: float = 0.0  # where the cosine schedule ends
     warmup: float = 0.0  # fraction of training with a linearly growing rate
+    warmup_learning_rate: float = 0.0  # where it begins
 
 
 def constant(settings, steps):
@@ -29,7 +31,8 @@ def constant(settings, steps):
 
 
 def cosine(settings, steps):
-    return optax.cosine_decay_schedule(settings.learning_rate, max(steps, 1))
+    least = settings.min_learning_rate / settings.learning_rate
+    return optax.cosine_decay_schedule(settings.learning_rate, max(steps, 1), alpha=least)
 
 
 def step_decay(settings, steps):
@@ -57,6 +60,8 @@ def adamw(settings, schedule, mask):
     return optax.adamw(schedule, weight_decay=settings.weight_decay, mask=mask)
 
 
+EMBEDDINGS = ("cls_token", "pos_embed")
+
 OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw}
 
 
@@ -66,7 +71,8 @@ def make_schedule(settings: OptimizerSettings, steps: int) -> optax.Schedule:
     after = choose(SCHEDULES, settings.schedule, "learning-rate schedule")(settings, steps - warmup)
     if not warmup:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, settings.learning_rate, warmup), after], [warmup])
+    growing = optax.linear_schedule(settings.warmup_learning_rate, settings.learning_rate, warmup)
+    return optax.join_schedules([growing, after], [warmup])
 
 
 def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTransformation:
@@ -76,5 +82,10 @@ def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTra
       InputError: if the optimizer or the schedule does not exist.
     """
     make = choose(OPTIMIZERS, settings.name, "optimizer")
-    mask = None if settings.decay_norm_and_bias else (lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
+    mask = None if settings.decay_norm_and_bias else _decayed
     return make(settings, make_schedule(settings, steps), mask)
+
+
+def _decayed(params):
+    """The parameters that timm decays: no vectors and scalars, and no embeddings of a transformer."""
+    return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim > 1 and path[-1].key not in EMBEDDINGS, params)

@@ -1,6 +1,7 @@
 """The training step and the evaluation step: pure functions of a state and a batch, jitted once.
 
-A state is a dictionary {"params", "stats", "opt_state", "step", "key"} of arrays.
+A state is a dictionary {"params", "stats", "opt_state", "step", "key"} of arrays. With a moving average it also holds
+"ema": {"params", "stats"}, and that is the model that is evaluated and transferred.
 """
 
 import functools
@@ -20,34 +21,45 @@ from jax_transfer.models.net import Net
 from jax_transfer.records import Batch
 
 
-def init_state(params, stats, optimizer: optax.GradientTransformation, seed: int) -> dict:
-    """The state at step 0."""
+def init_state(params, stats, optimizer: optax.GradientTransformation, seed: int, ema: bool = False) -> dict:
+    """The state at step 0. ema: keep a moving average of params and stats, which begins as they do."""
+    # Copies, for the step donates every array of the state, and can donate each but once.
+    average = {"ema": jax.tree.map(jnp.copy, {"params": params, "stats": stats})} if ema else {}
     return {
         "params": params,
         "stats": stats,
         "opt_state": optimizer.init(params),
         "step": jnp.zeros((), jnp.int32),
         "key": jax.random.key_data(jax.random.key(seed)),
+        **average,
     }
+
+
+def evaluated(state: dict) -> dict:
+    """{"params", "stats"} of the model that a state stands for: the moving average where there is one."""
+    return state.get("ema") or {name: state[name] for name in ("params", "stats")}
 
 
 def make_train_step(
     net: Net,
     objective: Callable,
     optimizer: optax.GradientTransformation,
-    view: Callable[[jax.Array, jax.Array], jax.Array],
+    view: Callable[[jax.Array, Batch, int], Batch],
+    ema_decay: float = 0.0,
 ) -> Callable[[dict, Batch], tuple[dict, dict]]:
     """Returns step(state, batch) -> (state, metrics).
 
     Args:
       objective: see `training.objectives`.
-      view: (key, images uint8) -> images float32, what the model sees: augmentation and normalisation.
+      view: (key, batch of uint8 images, number of classes) -> batch that the model sees: augmented and normalised.
+      ema_decay: the moving average becomes ema_decay * average + (1 - ema_decay) * new after each step; 0: there is none.
+        The state must hold it then, see `init_state`.
     """
 
     def step(state: dict, batch: Batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
         key_view, key_net = jax.random.split(key)
-        seen = Batch(images=view(key_view, batch.images), labels=batch.labels, mask=batch.mask)
+        seen = view(key_view, batch, net.num_classes)
 
         def loss(params):
             return objective(net, params, state["stats"], seen, key_net)
@@ -56,6 +68,10 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {"params": params, "stats": stats, "opt_state": opt_state, "step": state["step"] + 1}
+        if ema_decay:
+            model = {"params": params, "stats": stats}
+            # In this form what does not change keeps its bits, though decay and 1 - decay, rounded, need not add up to 1.
+            new["ema"] = jax.tree.map(lambda a, b: a + (1 - ema_decay) * (b - a), state["ema"], model)
         return {**new, "key": state["key"]}, metrics
 
     return step
@@ -63,7 +79,7 @@ def make_train_step(
 
 def training_view(names: tuple[str, ...], preprocessing: Preprocessing):
     """The `view` of `make_train_step`: augmentations by name, then normalisation."""
-    return lambda key, images: augment.apply(key, images, names, preprocessing)
+    return lambda key, batch, num_classes: augment.apply(key, batch, names, preprocessing, num_classes)
 
 
 def many_steps(step: Callable, fetch: Callable, mesh: Mesh):

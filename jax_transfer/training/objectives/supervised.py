@@ -11,13 +11,16 @@ def supervised(net: Net, params, stats, batch: Batch, key, label_smoothing: floa
     """Mean softmax cross-entropy over the batch.
 
     Args:
-      batch: images already augmented and normalised, float32 [b, h, w, 3].
+      batch: images already augmented and normalised, float32 [b, h, w, 3]; labels int [b], or float [b, c] with the
+        weight of each class where images were mixed.
 
     Returns:
-      loss [], (new BatchNorm statistics, metrics {"loss": [], "accuracy": []}).
+      loss [], (new BatchNorm statistics, metrics {"loss": [], "accuracy": []}). The accuracy of a mixed image is that
+      on the class with the larger weight.
     """
     output, stats = net.apply_train(params, stats, batch.images, key)
-    targets = optax.smooth_labels(jnp.eye(net.num_classes)[batch.labels], label_smoothing)
-    loss = optax.softmax_cross_entropy(output.logits, targets).mean()
-    accuracy = (output.logits.argmax(-1) == batch.labels).mean()
+    mixed = batch.labels.ndim == 2
+    targets = batch.labels if mixed else jnp.eye(net.num_classes)[batch.labels]
+    loss = optax.softmax_cross_entropy(output.logits, optax.smooth_labels(targets, label_smoothing)).mean()
+    accuracy = (output.logits.argmax(-1) == (targets.argmax(-1) if mixed else batch.labels)).mean()
     return loss, (stats, {"loss": loss, "accuracy": accuracy})

@@ -1,0 +1,231 @@
+"""RandAugment against PIL, random erasing, mixup and cutmix."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from jax_transfer.data import augment, mixing, rand_augment
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.models import MODELS
+from jax_transfer.records import Batch
+from jax_transfer.training.objectives import supervised
+
+FILL = (124, 116, 104)
+HEIGHT, WIDTH = 40, 48
+PLAIN = Preprocessing(image_size=32, mean=(0, 0, 0), std=(1, 1, 1))
+operate = jax.jit(rand_augment.operate)
+augment_jitted = jax.jit(augment.apply, static_argnums=(2, 3, 4))
+
+
+# --- RandAugment
+
+
+@functools.cache
+def _photos():
+    """Noise, low contrast, one constant channel, one constant image, and smooth pictures: uint8 [6, 40, 48, 3]."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (6, 5, 6, 3)).astype(np.uint8)
+    images = np.stack([np.asarray(Image.fromarray(s).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)) for s in small])
+    images[0] = rng.integers(0, 256, images[0].shape)
+    images[1] = images[1] // 3 + 60
+    images[2, :, :, 1] = 77
+    images[3] = 200
+    return images
+
+
+def _pil(name, image, level, negate):
+    """What timm does with an image: PIL, and timm's own arithmetic from a magnitude to PIL's arguments."""
+    signed = -level if negate else level
+    affine = lambda *matrix: image.transform(image.size, Image.Transform.AFFINE, matrix, bilinear, fillcolor=FILL)  # noqa: E731
+    enhance = lambda kind: kind(image).enhance(1 + 0.9 * signed)  # noqa: E731
+    bilinear, bits = Image.Resampling.BILINEAR, 4 - int(level * 4)
+    brighter = [min(255, i + int(level * 110)) if i < 128 else i for i in range(256)]
+    calls = {
+        "auto_contrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+        "invert": lambda: ImageOps.invert(image),
+        "rotate": lambda: image.rotate(30 * signed, bilinear, fillcolor=FILL),
+        "posterize": lambda: ImageOps.posterize(image, bits) if bits else image.point([0] * 768),
+        "solarize": lambda: ImageOps.solarize(image, 256 - int(level * 256)),
+        "solarize_add": lambda: image.point(brighter * 3),
+        "color": lambda: enhance(ImageEnhance.Color),
+        "contrast": lambda: enhance(ImageEnhance.Contrast),
+        "brightness": lambda: enhance(ImageEnhance.Brightness),
+        "sharpness": lambda: enhance(ImageEnhance.Sharpness),
+        "shear_x": lambda: affine(1, 0.3 * signed, 0, 0, 1, 0),
+        "shear_y": lambda: affine(1, 0, 0, 0.3 * signed, 1, 0),
+        "translate_x": lambda: affine(1, 0, 0.45 * signed * WIDTH, 0, 1, 0),
+        "translate_y": lambda: affine(1, 0, 0, 0, 1, 0.45 * signed * HEIGHT),
+    }
+    return np.asarray(calls[name](), np.float32)
+
+
+@pytest.mark.parametrize("negate", [False, True])
+@pytest.mark.parametrize("level", [0.0, 0.33, 0.87, 1.0])
+@pytest.mark.parametrize("name", rand_augment.OPERATIONS)
+def test_operation_equals_pil(name, level, negate):
+    images = _photos()
+    n = len(images)
+    operation = jnp.full(n, rand_augment.OPERATIONS.index(name))
+    pixels, fill = jnp.asarray(images, jnp.float32), jnp.asarray(FILL, jnp.float32)
+    found = operate(pixels, operation, jnp.full(n, level), jnp.full(n, negate), fill)
+    expected = np.stack([_pil(name, Image.fromarray(image), level, negate) for image in images])
+    wrong = np.abs(found - expected)
+    # Both cut to whole numbers: sums that are whole may fall on either side in float32, and at level 1 many are.
+    assert wrong.max() <= 1
+    assert (wrong > 0).mean() < (0.1 if level == 1 else 0.003)
+
+
+def test_each_image_has_its_own_operation():
+    images = jnp.asarray(_photos(), jnp.float32)
+    places = [rand_augment.OPERATIONS.index(name) for name in ("rotate", "equalize", "color", "invert", "sharpness")]
+    operation = jnp.array([*places, rand_augment.NOTHING])
+    fill, level, negate = jnp.asarray(FILL, jnp.float32), jnp.full(6, 0.87), jnp.array([True, False] * 3)
+    together = operate(images, operation, level, negate, fill)
+    for i in range(6):
+        alone = operate(images[i : i + 1], operation[i : i + 1], level[:1], negate[i : i + 1], fill)
+        np.testing.assert_array_equal(together[i], alone[0])
+    np.testing.assert_array_equal(together[5], images[5])
+
+
+def test_rand_augment_draws_every_operation_as_often_as_it_should(monkeypatch):
+    drawn = []
+
+    def spy(pixels, operation, level, negate, fill):
+        drawn.append([np.asarray(v) for v in (operation, level, negate)])
+        return pixels
+
+    monkeypatch.setattr(rand_augment, "operate", spy)
+    images, n = jnp.zeros((6000, 1, 1, 3)), len(rand_augment.OPERATIONS)
+    rand_augment.rand_augment(jax.random.key(0), images, PLAIN)
+    assert len(drawn) == 2
+    for operation, level, negate in drawn:
+        shares = np.bincount(operation, minlength=n + 1) / len(operation)
+        np.testing.assert_allclose(shares[:n], 0.5 / n, atol=0.01)
+        assert shares[n] == pytest.approx(0.5, abs=0.03)
+        assert np.median(level) == pytest.approx(0.9, abs=0.01) and level.max() == 1
+        assert np.quantile(level, 0.1587) == pytest.approx(0.85, abs=0.01)  # a standard deviation below
+        assert negate.mean() == pytest.approx(0.5, abs=0.03)
+    assert (drawn[0][0] != drawn[1][0]).mean() > 0.5
+
+
+# --- random erasing
+
+
+def test_random_erase_makes_standard_noise_of_the_right_area_and_nothing_else():
+    preprocessing = Preprocessing(image_size=32)
+    batch = Batch(
+        images=np.full((2000, 32, 32, 3), 255, np.uint8), labels=np.zeros(2000, int), mask=np.ones(2000, bool)
+    )
+    seen = augment_jitted(jax.random.key(0), batch, ("random_erase",), preprocessing, 2).images
+    white = np.float32((1 - np.array(preprocessing.mean)) / preprocessing.std)
+    changed = np.abs(seen - white).max(-1) > 1e-4
+    erased = changed.any((1, 2))
+    assert erased.mean() == pytest.approx(0.25, abs=0.03)
+    rows, columns = changed[erased].any(2), changed[erased].any(1)
+    heights, widths = rows.sum(1), columns.sum(1)
+    np.testing.assert_array_equal(changed[erased].sum((1, 2)), heights * widths)  # rectangles
+    area, ratio = heights * widths / 32**2, heights / widths
+    assert 0.015 < area.min() < 0.05 and 0.3 < area.max() < 0.36
+    assert area.mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.02)
+    assert ratio.min() < 0.4 and ratio.max() > 2.5 and abs(np.log(ratio).mean()) < 0.1
+    assert rows[:, 0].any() and rows[:, -1].any() and columns[:, 0].any() and columns[:, -1].any()
+    noise = np.asarray(seen)[changed]
+    np.testing.assert_allclose(noise.mean(0), 0, atol=0.02)
+    np.testing.assert_allclose(noise.std(0), 1, atol=0.02)
+
+
+# --- mixing
+
+
+def _pairs(b=6, side=16, classes=5):
+    """Image i is constant and has the value i + 1."""
+    images = jnp.broadcast_to(jnp.arange(1.0, b + 1)[:, None, None, None], (b, side, side, 3))
+    return images, jax.nn.one_hot(jnp.arange(b) % classes, classes)
+
+
+@pytest.mark.parametrize("name", mixing.MIXINGS)
+def test_labels_are_mixed_as_the_pixels_are(name):
+    images, targets = _pairs()
+    weights, mix = [], jax.jit(mixing.MIXINGS[name])
+    for seed in range(40):
+        mixed, labels = mix(jax.random.key(seed), images, targets)
+        own = (mixed - images[::-1]) / (images - images[::-1])  # how much of each pixel is the image's own
+        weight = own.mean((1, 2, 3))
+        np.testing.assert_allclose(weight, weight[0], atol=1e-5)  # one mixture for the batch
+        np.testing.assert_allclose(labels, weight[0] * targets + (1 - weight[0]) * targets[::-1], atol=1e-5)
+        np.testing.assert_allclose(labels.sum(1), 1, rtol=1e-5)
+        weights.append(float(weight[0]))
+    assert min(weights) < 0.45 and max(weights) > 0.7
+
+
+def test_cutmix_pastes_one_rectangle_and_mixup_blends():
+    images, targets = _pairs()
+    boxes, cutmix = 0, jax.jit(mixing.cutmix)
+    for seed in range(30):
+        pasted = np.asarray(cutmix(jax.random.key(seed), images, targets)[0])
+        other = pasted[0, :, :, 0] == 6
+        assert ((pasted[0] == 1) | (pasted[0] == 6)).all()
+        assert other.sum() == other.any(0).sum() * other.any(1).sum()
+        boxes += other.any()
+    assert boxes > 20
+    blended = np.asarray(mixing.mixup(jax.random.key(0), images, targets)[0])
+    assert 1 < blended[0].min() == blended[0].max() < 6
+
+
+def test_mixing_weights_have_the_distributions_of_the_papers():
+    images, targets = jnp.array([0.0, 1.0]).reshape(2, 1, 1, 1), jnp.eye(2)
+    share = lambda function, images: jax.jit(jax.vmap(lambda key: function(key, images, targets)[1][0, 0]))  # noqa: E731
+    keys = jax.random.split(jax.random.key(0), 4000)
+    weights = share(mixing.mixup, images)(keys)
+    assert weights.mean() == pytest.approx(0.5, abs=0.02)
+    assert weights.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.005)  # of Beta(0.8, 0.8)
+    kept = share(mixing.cutmix, jnp.broadcast_to(images, (2, 64, 64, 1)))(keys)
+    # E[1 - area]: the side is sqrt(u) of the image, and the part inside is s - s^2 / 4 for a uniform centre.
+    expected = 1 - np.mean([(s - s**2 / 4) ** 2 for s in np.sqrt((np.arange(1000) + 0.5) / 1000)])
+    assert kept.mean() == pytest.approx(expected, abs=0.03)
+
+
+def test_half_of_the_batches_are_mixed_and_half_are_cut():
+    images, targets = _pairs()
+    keys = jax.random.split(jax.random.key(0), 400)
+    mixed = jax.jit(jax.vmap(lambda key: mixing.mixup_or_cutmix(key, images, targets)[0]))(keys)
+    cut = ((mixed == images) | (mixed == images[::-1])).all((1, 2, 3, 4))
+    assert 0.4 < cut.mean() < 0.6
+
+
+def _batch(b=6):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (b, 32, 32, 3)).astype(np.uint8)
+    return Batch(images=images, labels=np.arange(b, dtype=np.int32) % 4, mask=np.ones(b, bool))
+
+
+def test_labels_stay_as_they_are_without_a_mixing():
+    batch = _batch()
+    seen = augment_jitted(jax.random.key(0), batch, ("flip", "rand_augment"), PLAIN, 4)
+    np.testing.assert_array_equal(seen.labels, batch.labels)
+    mixed = augment_jitted(jax.random.key(0), batch, ("mixup", "cutmix"), PLAIN, 4)
+    np.testing.assert_allclose(mixed.labels.sum(1), 1, rtol=1e-6)
+    assert mixed.labels.shape == (6, 4) and mixed.images.shape == (6, 32, 32, 3)
+
+
+def test_objective_of_mixed_labels_is_the_mixture_of_the_objectives():
+    net = MODELS["resnet10"](num_classes=4, stem="cifar", width=8)
+    params, stats = net.init(jax.random.key(0))
+    batch = _batch()
+    seen = Batch(images=batch.images / np.float32(255), labels=batch.labels, mask=batch.mask)
+    hard = np.eye(4, dtype=np.float32)[batch.labels]
+
+    def value(labels):
+        one = Batch(images=seen.images, labels=labels, mask=seen.mask)
+        loss, (_, metrics) = supervised(net, params, stats, one, jax.random.key(0), label_smoothing=0.1)
+        return float(loss), float(metrics["accuracy"])
+
+    (first, own), (second, _) = value(batch.labels), value(batch.labels[::-1])
+    mixed, accuracy = value(0.7 * hard + 0.3 * hard[::-1])
+    assert mixed == pytest.approx(0.7 * first + 0.3 * second, rel=1e-5) and abs(first - second) > 1e-3
+    assert accuracy == own and value(hard) == pytest.approx((first, own))

@@ -1,0 +1,252 @@
+"""The training recipe of T2T-ViT as a whole: the moving average, its checkpoints, many devices, and the config."""
+
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_transfer import checks, devices, pretraining
+from jax_transfer import config as settings
+from jax_transfer.data import batches
+from jax_transfer.data.sources import from_arrays
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.models import Net
+from jax_transfer.models.checkpoints import load_checkpoint
+from jax_transfer.models.net import Output
+from jax_transfer.models.trajectory import Trajectory, abstract
+from jax_transfer.records import InputError
+from jax_transfer.training import steps as training_steps
+from jax_transfer.training.loop import fit
+from jax_transfer.training.objectives import supervised
+from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer, make_schedule
+from jax_transfer.workspace import Workspace
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+PREPROCESSING = Preprocessing(image_size=8)
+RECIPE = ("pad_crop", "flip", "rand_augment", "mixup_or_cutmix", "random_erase")
+CLASSES, DECAY = 4, 0.8
+
+
+@functools.cache
+def _net():
+    """A linear model with a running mean of its input, as BatchNorm has: it compiles in no time."""
+
+    def init(key):
+        return {"fc": {"kernel": 0.1 * jax.random.normal(key, (192, CLASSES))}}, {"mean": jnp.zeros(192)}
+
+    def apply(params, stats, images):
+        features = images.reshape(len(images), -1) - stats["mean"]
+        return Output(logits=features @ params["fc"]["kernel"], features=features)
+
+    def apply_train(params, stats, images, key):
+        mean = 0.9 * stats["mean"] + 0.1 * images.reshape(len(images), -1).mean(0)
+        return apply(params, stats, images), {"mean": mean}
+
+    return Net("linear", CLASSES, 192, 8, init, apply, apply_train, ("fc",))
+
+
+def _feed(n=64):
+    rng = np.random.default_rng(0)
+    labels = (np.arange(n) % CLASSES).astype(np.int32)
+    images = (rng.integers(0, 60, (n, 8, 8, 3)) + 50 * labels[:, None, None, None]).astype(np.uint8)
+    source = from_arrays(images, labels, name="stripes", split="train")
+    return batches.make_feed(source, PREPROCESSING, devices.make_mesh(), 1.0, num_threads=1)
+
+
+@functools.cache
+def _optimizer():
+    return make_optimizer(OptimizerSettings(name="adamw", learning_rate=1e-2, weight_decay=0.05), 100)
+
+
+@functools.cache
+def _run(ema_decay=DECAY, names=RECIPE):
+    objective = functools.partial(supervised, label_smoothing=0.1)
+    view = training_steps.training_view(names, PREPROCESSING)
+    step = training_steps.make_train_step(_net(), objective, _optimizer(), view, ema_decay)
+    return training_steps.many_steps(step, batches.Resident.fetch, devices.make_mesh())
+
+
+def _start(ema=True):
+    start = jax.jit(lambda: training_steps.init_state(*_net().init(jax.random.key(0)), _optimizer(), 0, ema))
+    return devices.replicate(start(), devices.make_mesh())
+
+
+def _train(state, total_steps, ema_decay=DECAY, names=RECIPE, on_step=lambda state: None):
+    """Sixteen images a step; the states in between are copied, for each call donates them."""
+
+    def run(*arguments):
+        state, metrics = _run(ema_decay, names)(*arguments)
+        on_step(jax.device_get(state))
+        return state, metrics
+
+    return fit(state, run, _feed(), seed=3, batch_size=16, total_steps=total_steps, what="test",
+               on_metrics=lambda *_: None, on_epoch=lambda *_: None)  # fmt: skip
+
+
+def _equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+# --- the moving average
+
+
+def test_average_follows_its_formula():
+    seen = []
+    start = _start()
+    expected = jax.device_get({"params": start["params"], "stats": start["stats"]})
+    _equal(start["ema"], expected)
+    _train(start, 5, on_step=seen.append)
+    assert len(seen) == 5
+    for state in seen:
+        model = {name: state[name] for name in ("params", "stats")}
+        expected = jax.tree.map(lambda a, b: DECAY * a + (1 - DECAY) * b, expected, model)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state["ema"], expected)
+
+
+def test_average_leaves_the_training_alone():
+    names = ("flip",)
+    averaged, plain = _train(_start(), 4, names=names), _train(_start(ema=False), 4, ema_decay=0.0, names=names)
+    assert "ema" in averaged and "ema" not in plain
+    _equal({name: averaged[name] for name in plain}, plain)
+    assert training_steps.evaluated(plain)["params"] is plain["params"]
+    assert training_steps.evaluated(averaged) is averaged["ema"]
+
+
+def test_a_resumed_training_has_the_bits_of_an_uninterrupted_one(tmp_path):
+    whole = _train(_start(), 6)
+    half = _train(_start(), 4)
+    trajectory = Trajectory(tmp_path / "checkpoints")
+    trajectory.save(1, half, {})
+    trajectory.wait()
+    restored = trajectory.restore_state(1, abstract(half, devices.replicated(devices.make_mesh())))
+    _equal(restored, half)
+    model = trajectory.restore_model(1, abstract(half["ema"], devices.replicated(devices.make_mesh())))
+    trajectory.close()
+    _equal(model, half["ema"])
+    assert (model["params"]["fc"]["kernel"] != half["params"]["fc"]["kernel"]).any()
+    _equal(_train(restored, 6), whole)
+
+
+# --- pre-training by a config
+
+
+def _get_config(name, variant):
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+def _tiny(**changes):
+    config = _get_config("quickstart", "smoke")
+    config.source.dataset, config.targets = "embedded:digits?train=256&test=64", ("embedded:digits?train=128&test=64",)
+    config.preprocessing.image_size = 8
+    config.pretrain.batch_size = config.finetune.batch_size = 32
+    config.data.eval_batch_size = 64
+    config.pretrain.augment = ("mixup",)
+    config.pretrain.ema_decay = DECAY
+    for path, value in changes.items():
+        config.update_from_flattened_dict({path.replace("__", "."): value})
+    return config
+
+
+def test_a_checkpoint_is_the_average_and_its_accuracy_that_of_the_average(tmp_path):
+    config = _tiny()
+    checks.check(config)
+    work = Workspace(config, tmp_path)
+    pretraining.pretrain(work)
+    net = work.source_net(work.pretrainings[0])
+    start = jax.eval_shape(lambda: training_steps.init_state(
+        *net.init(jax.random.key(0)),
+        make_optimizer(settings.pretrain_optimizer(config), 16), 0, True,
+    ))  # fmt: skip
+    state = work.trajectory(work.pretrainings[0]).restore_state(2, abstract(start, devices.replicated(work.mesh)))
+    snapshot = work.snapshot(work.pretrainings[0], 2)
+    _equal(work.model(snapshot), state["ema"])
+    work.close()
+    found = load_checkpoint(tmp_path / "checkpoints" / "2")
+    _equal({"params": found.params, "stats": found.stats}, state["ema"])
+    evaluate = training_steps.make_evaluation(net, work.preprocessing, work.mesh)
+    test = work.feed(work.sources[0], "test")
+    accuracy = {}
+    for name, model in (("ema", state["ema"]), ("raw", {name: state[name] for name in ("params", "stats")})):
+        zeros = training_steps.zero_counts((net.num_classes,))
+        accuracy[name], _ = training_steps.accuracies(training_steps.count_correct(evaluate, model, test, 64, zeros))
+    assert found.source_accuracy == accuracy["ema"] != accuracy["raw"]
+
+
+LOSSES = """
+import json, sys
+sys.path.insert(0, "tests")
+import jax, numpy as np
+import test_t2t_recipe as t
+losses = []
+feed = t._feed()
+for held, items, count in feed.training_calls(0, 0, 3, 16):
+    state, metrics = t._run()(state if losses else t._start(), held, items, count)
+    losses += np.ravel(metrics["loss"]).tolist()
+total = float(sum(abs(x).sum() for x in jax.tree.leaves(state["ema"]["params"])))
+print(json.dumps([jax.device_count(), losses, total]))
+"""
+
+
+def test_eight_devices_mix_and_average_as_one():
+    found = []
+    for count in (1, 8):
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu",
+                       "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", LOSSES], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(jax.tree.leaves(json.loads(done.stdout.splitlines()[-1])))
+    assert [row[0] for row in found] == [1, 8] and len(found[0]) == 6
+    np.testing.assert_allclose(found[0][1:], found[1][1:], rtol=1e-4)
+
+
+# --- the config
+
+
+def test_the_full_recipe_is_the_released_one():
+    config = _get_config("t2t_vit_14_imagenet", "full")
+    checks.check(config)
+    steps = 300 * (1_281_167 // 512)
+    schedule = settings.pretrain_optimizer(config)
+    rate = make_schedule(schedule, steps)
+    np.testing.assert_allclose([rate(0), rate(steps // 30), rate(steps)], [1e-6, 5e-4, 1e-5], rtol=1e-3)
+    tokens = OptimizerSettings(name="adamw", learning_rate=1.0, weight_decay=0.05, decay_norm_and_bias=False)
+    decayed = make_optimizer(tokens, 1)
+    net = settings.make_net(config, settings.models(config)["t2t_vit_t_14"], 1000)
+    params, _ = jax.eval_shape(net.init, jax.random.key(0))
+    ones = {path[-1].key: jnp.ones((1,) * leaf.ndim) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    zeros = jax.tree.map(jnp.zeros_like, ones)
+    updates, _ = decayed.update(zeros, decayed.init(ones), ones)
+    assert {name for name, update in updates.items() if update.any()} == {"kernel"}
+    checks.check(_get_config("t2t_vit_14_imagenet", "smoke"))
+    with pytest.raises(InputError, match="Valid: full, smoke"):
+        _get_config("t2t_vit_14_imagenet", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretrain__ema_decay": 1.0}, r"config\.pretrain\.ema_decay = 1\.0: must lie in \[0, 1\); 0 turns it off"),
+        ({"pretrain__ema_decay": -0.1}, r"config\.pretrain\.ema_decay = -0\.1"),
+        ({"pretrain__label_smoothing": 1.5}, r"config\.pretrain\.label_smoothing = 1\.5"),
+        ({"pretrain__augment": ("mixip",)}, r"augmentation \(config\.pretrain\.augment\): 'mixip'.*'mixup'"),
+        ({"pretrain__optimizer.min_learning_rate": 1.0}, r"config\.pretrain\.optimizer\.min_learning_rate = 1\.0"),
+        ({"finetune__optimizer.warmup_learning_rate": -1.0}, r"config\.finetune\.optimizer\.warmup_learning_rate = -1"),
+    ],
+)
+def test_check_names_the_field(changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        checks.check(_tiny(**changes))
+    assert "\n" not in str(caught.value)
