@@ -14,7 +14,7 @@ paper trains as "the official T2T-ViT implementation" does (section 3), and says
 - The released models/t2t_vit.py: bicubic, 224 of 249 pixels (0.9), mean and std of ImageNet, no weight decay on the class
   token; and timm 0.3 for all that these names stand for, the order of the augmentations too.
 - Iterations of FE and FT, FE's learning rate 0.01: those of `resnet50_imagenet.py`, for the paper gives none for this model.
-  FT's learning rate 0.05 with a cosine: the released command for transfer (0.1, as for ResNet-50, is much for AdamW's weights).
+  FT's learning rate 0.05: the released command for transfer; its cosine is a choice made here.
 
 What differs: timm trains ten more epochs at 1e-5, changes the learning rate once an epoch and begins the cosine under the
 warm-up; it draws bilinear or bicubic for each crop and each warp, here both are bilinear; crops come from the 249-pixel

@@ -6,9 +6,13 @@ __version__ = importlib.metadata.version("jax_transfer")
 
 
 def __getattr__(name: str):
-    """`jax_transfer.rank`, imported when it is asked for: JAX and the data sets take seconds to import."""
+    """`rank`, `load_checkpoint` and `export`, imported when asked for: JAX and the data sets take seconds to import."""
     if name == "rank":
         from jax_transfer.rank_checkpoints import rank  # not rank.py: the module would hide the function
 
         return rank
+    if name in ("load_checkpoint", "export"):
+        from jax_transfer import models
+
+        return getattr(models, name)
     raise AttributeError(f"module 'jax_transfer' has no attribute {name!r}")

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jax_transfer import config as settings
 from jax_transfer import devices, logs, trees
-from jax_transfer.data.batches import Feed, make_feed
+from jax_transfer.data.batches import Feed, Streamed, make_feed
 from jax_transfer.data.sources import Source, load_source, subset
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features import extract
@@ -55,7 +55,7 @@ class Workspace:
         """`everywhere`: on the devices of all processes, which must then all ask for it."""
         source, data = self.source(dataset, split), self.config.data
         with logs.progress(len(source), f"read {dataset} {split}", "images") as bar:
-            return make_feed(
+            feed = make_feed(
                 source,
                 self.preprocessing,
                 devices.make_global_mesh() if everywhere and jax.process_count() > 1 else self.mesh,
@@ -63,6 +63,14 @@ class Workspace:
                 data.num_threads,
                 progress=lambda done: bar.update(done - bar.n),
             )
+        if isinstance(feed, Streamed):
+            log.info(
+                "%s %s exceeds config.data.resident_gigabytes = %g: it is streamed from disk.",
+                dataset,
+                split,
+                data.resident_gigabytes,
+            )
+        return feed
 
     def net(self, model: str, num_classes: int) -> Net:
         return settings.make_net(self.config, self.models[model], num_classes, devices.compute_dtype())

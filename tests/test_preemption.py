@@ -1,0 +1,198 @@
+"""SIGTERM: saved at the next step, exit code 75, and the same command goes on to the same bits. Several processes as one."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_study import REPOSITORY, TINY, _fingerprints, _results
+from test_training import _equal, _feed, _source, _start, _step
+
+from jax_transfer import devices, preemption
+from jax_transfer.records import InputError
+from jax_transfer.training.loop import fit
+from jax_transfer.training.steps import many_steps
+
+STEPS = 5  # an epoch of `_source()`
+
+
+def _fit(feed, total_steps, state=None, stop_after=None, so_far=None):
+    """(state, rows of epochs, what a stop left); stops after so many steps of this call."""
+    step, optimizer = _step()
+    mesh = devices.make_mesh()
+    asked, epochs, left = [0], [], []
+
+    def stop():
+        asked[0] += 1
+        return asked[0] == stop_after
+
+    state = fit(
+        devices.replicate(state or _start(optimizer, mesh), mesh),
+        many_steps(step, feed.fetch, mesh),
+        feed,
+        seed=0,
+        batch_size=8,
+        total_steps=total_steps,
+        what="test",
+        on_metrics=lambda first, metrics: None,
+        on_epoch=lambda epoch, state, row: epochs.append((epoch, row["loss"], row["accuracy"])),
+        stop=stop,
+        on_stop=lambda state, so_far: left.append(so_far),
+        so_far=so_far,
+    )
+    return jax.device_get(state), epochs, left
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 0.0], ids=["resident", "streamed"])
+@pytest.mark.parametrize("stop_after", [1, 7, STEPS, 2 * STEPS], ids="after step {}".format)
+def test_a_training_stopped_anywhere_goes_on_to_the_same_bits(gigabytes, stop_after):
+    feed = _feed(_source(), gigabytes)
+    whole, epochs, _ = _fit(feed, 3 * STEPS)
+    half, first, (so_far,) = _fit(feed, 3 * STEPS, stop_after=stop_after)
+    assert int(half["step"]) == stop_after and len(first) == (stop_after - 1) // STEPS
+    assert len(so_far["metrics"]["loss"]) == stop_after - len(first) * STEPS
+    so_far = json.loads(json.dumps(so_far))  # as the checkpoint keeps it
+    rest, second, _ = _fit(feed, 3 * STEPS, state=half, so_far=so_far)
+    _equal(whole, rest)
+    assert first + second == epochs
+
+
+def _run(workdir, *arguments, launcher=(sys.executable, "-m", "jax_transfer.main"), num_devices=1):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "PYTHON": sys.executable}
+    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices}"
+    command = [*launcher, *TINY, f"--workdir={workdir}", *arguments]
+    log = open(f"{workdir}.log", "a")  # noqa: SIM115  closed with the process
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log), pathlib.Path(log.name)
+
+
+def _wait_for(text, process, log, seconds=200):
+    for _ in range(20 * seconds):
+        if text in log.read_text():
+            return
+        assert process.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.05)
+    raise AssertionError(f"{text!r} was not said: {log.read_text()[-3000:]}")
+
+
+PRETRAIN = ("--config.stages=('pretrain',)", "--config.pretrain.epochs=20")
+
+
+def _stopped_and_resumed(workdir, *launcher):
+    """Runs a pre-training that gets SIGTERM after its second epoch, then again; returns how long the stop took."""
+    arguments = {"launcher": launcher} if launcher else {}
+    process, log = _run(workdir, *PRETRAIN, **arguments)
+    _wait_for("epoch 2/20", process, log)
+    told = time.perf_counter()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == preemption.EXIT_CODE, log.read_text()[-3000:]
+    seconds = time.perf_counter() - told
+    assert "is saved at step" in log.read_text() and "Traceback" not in log.read_text()
+    assert (workdir / "stopped").is_dir()
+    process, log = _run(workdir, *PRETRAIN, **arguments)
+    assert process.wait(200) == 0, log.read_text()[-3000:]
+    assert "where it was stopped" in log.read_text() and not (workdir / "stopped").exists()
+    return seconds
+
+
+def test_a_training_begun_on_eight_devices_goes_on_with_four_and_with_one(uninterrupted, tmp_path):
+    for num_devices, until in ((8, "epoch 2/20"), (4, "epoch 4/20"), (1, None)):
+        process, log = _run(tmp_path / "run", *PRETRAIN, num_devices=num_devices)
+        if until:
+            _wait_for(until, process, log)
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(200) == (preemption.EXIT_CODE if until else 0), log.read_text()[-3000:]
+    assert log.read_text().count("where it was stopped") == 2
+    found, expected = (_results(path)["pretrain.jsonl"] for path in (tmp_path / "run", uninterrupted))
+    assert [row["epoch"] for row in found] == [row["epoch"] for row in expected]
+    losses = [[row["train_loss"] for row in rows[1:8]] for rows in (found, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    process, log = _run(workdir, *PRETRAIN)
+    assert process.wait(200) == 0, log.read_text()[-3000:]
+    return workdir
+
+
+def test_sigterm_saves_within_ten_seconds_and_the_same_command_ends_with_the_same_bits(uninterrupted, tmp_path):
+    assert _stopped_and_resumed(tmp_path / "run") < 10
+    assert _results(tmp_path / "run") == _results(uninterrupted)
+    assert _fingerprints(tmp_path / "run") == _fingerprints(uninterrupted)
+
+
+def _close(found, expected):
+    """The same rows, numbers to 1e-5: two processes add up in another order."""
+    assert found.keys() == expected.keys()
+    for name, rows in expected.items():
+        assert len(found[name]) == len(rows), name
+        for a, b in zip(found[name], rows, strict=True):
+            assert {k: v for k, v in a.items() if not isinstance(v, float)} == {
+                k: v for k, v in b.items() if not isinstance(v, float)
+            }
+            for key, value in b.items():
+                if isinstance(value, float):
+                    np.testing.assert_allclose(a[key], value, rtol=2e-5, atol=1e-5, err_msg=f"{name} {key}")
+
+
+def test_two_processes_give_the_rows_of_one_and_stop_and_go_on_together(uninterrupted, tmp_path):
+    seconds = _stopped_and_resumed(tmp_path / "run", "bash", "launch/local_processes.sh", "2")
+    assert seconds < 20  # both, and the script that waits for them
+    _close(_results(tmp_path / "run"), _results(uninterrupted))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gigabytes", [1.0, 0.0], ids=["resident", "streamed"])
+def test_a_whole_study_of_two_processes_gives_the_rows_of_one(gigabytes, tmp_path):
+    data = f"--config.data.resident_gigabytes={gigabytes}"
+    alone, log = _run(tmp_path / "one", data)
+    assert alone.wait(400) == 0, log.read_text()[-3000:]
+    both, log = _run(tmp_path / "two", data, launcher=("bash", "launch/local_processes.sh", "2"))
+    assert both.wait(400) == 0, log.read_text()[-3000:]
+    assert "2 processes" in log.read_text()
+    _close(_results(tmp_path / "two"), _results(tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"coordinator_address": "localhost:1"}, "num_processes and process_id missing"),
+        ({"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 2}, "process_id = 2: .* 0 to 1"),
+    ],
+)
+def test_processes_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        devices.join_processes(**arguments)
+
+
+def test_the_environment_joins_processes(monkeypatch):
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: joined.append(kwargs))
+    devices.join_processes()
+    assert not joined
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    devices.join_processes()
+    assert joined.pop() == {}
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    devices.join_processes()
+    assert joined.pop() == {}
+    for name, value in (("COORDINATOR_ADDRESS", "h:1"), ("NUM_PROCESSES", "2"), ("PROCESS_ID", "1")):
+        monkeypatch.setenv(f"JAX_{name}", value)
+    devices.join_processes()
+    assert joined.pop() == {"coordinator_address": "h:1", "num_processes": 2, "process_id": 1}
+    monkeypatch.setenv("JAX_PROCESS_ID", "one")
+    with pytest.raises(InputError, match="must be whole numbers"):
+        devices.join_processes()
+
+
+def test_gather_and_wait_are_nothing_for_one_process():
+    assert devices.gather({"a": 1}) == [{"a": 1}] and devices.is_first_process()
+    devices.wait_for_all("x")
