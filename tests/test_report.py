@@ -38,6 +38,7 @@ def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list
                 12.0,
                 "tfds:cifar10",
                 str(e),
+                "resnet18",
             )
             for e, a in zip(epochs, source, strict=True)
         ],

@@ -161,7 +161,7 @@ def read_only(workdir, log, rng):
     workdir.chmod(0o555)
     try:
         nobody = (lambda: os.setuid(65534)) if os.geteuid() == 0 else None
-        code, text = finish(start(workdir, log, preexec=nobody), log, (2,))
+        _, text = finish(start(workdir, log, preexec=nobody), log, (2,))
         assert "cannot be written" in text, text[-2000:]
     finally:
         workdir.chmod(mode)
