@@ -81,16 +81,16 @@ class Trajectory:
     def _restore(self, epoch: int, **items):
         try:
             return self._manager.restore(epoch, args=ocp_args.Composite(**items))
-        # What tensorstore and Orbax raise for a missing, short or garbled file.
-        except (ValueError, OSError, KeyError, TypeError) as error:
-            others = [e for e in self.epochs() if e < epoch]
-            offer = (
-                f"The last one before it is epoch {others[-1]}: delete {self.folder / str(epoch)} and run again."
-                if others
-                else "No earlier checkpoint exists: delete the folder and run again."
-            )
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise InputError(f"Checkpoint {self.folder / str(epoch)} cannot be read ({reason}). {offer}") from error
+        except Exception as error:  # noqa: BLE001  Orbax raises plain Exceptions for missing, short and garbled files
+            said = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        # Not inside of `except`: with the error go the unfinished reads, which would complain when the program ends.
+        others = [e for e in self.epochs() if e < epoch]
+        offer = (
+            f"The last one before it is epoch {others[-1]}: delete {self.folder / str(epoch)} and run again."
+            if others
+            else "No earlier checkpoint exists: delete the folder and run again."
+        )
+        raise InputError(f"Checkpoint {self.folder / str(epoch)} cannot be read ({said[0][:200]}). {offer}")
 
 
 _OF_ALL = ocp.options.MultiprocessingOptions()
