@@ -71,6 +71,7 @@ def test_output_equals_the_torch_twin(make):
     assert_equals_the_twin(make(num_classes=5, width=0.1), twin, random_images(size, count=2))
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_reach_every_parameter():
     assert_gradients_reach_every_parameter(short_inception_resnet_v2(num_classes=5, width=0.1), random_images(95))
 

@@ -53,6 +53,7 @@ def test_output_equals_the_torch_twin(name, twin_name):
     assert_equals_the_twin(MODELS[name](num_classes=5, width=0.25), twin, random_images(64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_finite_and_reach_every_parameter(name):
     assert_gradients_reach_every_parameter(MODELS[name](num_classes=5, width=0.25), random_images(64))

@@ -121,6 +121,7 @@ def test_estimate_is_below_the_information_and_near_it(alpha):
         assert 0.75 * information <= np.mean(values) <= information + 0.02
 
 
+@pytest.mark.slow
 def test_larger_batches_are_tighter_and_log_k_limits_infonce():
     values = [score(FAR_X, FAR_Y, 64, alpha=1.0, batch_size=k) for k in (4, 16, 128)]
     assert np.all(np.array(values) <= np.log([4, 16, 128]) + 1e-5)

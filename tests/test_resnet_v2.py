@@ -52,6 +52,7 @@ def test_output_equals_the_torch_twin(make, stage_sizes, stem):
     assert_equals_the_twin(small(make, stem=stem), torch_twins_conv.randomised(twin), random_images(size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [resnet18_v2, resnet50_v2], ids=["resnet18_v2", "resnet50_v2"])
 def test_gradients_are_finite_and_reach_every_parameter(make):
     assert_gradients_reach_every_parameter(small(make), random_images(16))

@@ -198,6 +198,7 @@ print(json.dumps([jax.device_count(), losses, total]))
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_mix_and_average_as_one():
     found = []
     for count in (1, 8):
