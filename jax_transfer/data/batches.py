@@ -127,7 +127,9 @@ class Streamed:
 
     def _load(self, order: np.ndarray, count: int) -> Iterator[Batch]:
         """Batches [count, b, ...] on the device, read in the order given [steps, b], `count` steps at a time."""
-        rows = np.split(order, jax.process_count(), axis=1)[jax.process_index()]
+        rows = order
+        if devices.spans_processes(self.mesh):
+            rows = np.split(order, jax.process_count(), axis=1)[jax.process_index()]
         batches = (
             grain.MapDataset.source(_Rows(rows))
             .map(self._read)
