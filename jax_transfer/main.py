@@ -85,6 +85,8 @@ def run() -> None:
         print("jax_transfer: stopped as told. The same command goes on.", file=sys.stderr)
         sys.exit(preemption.EXIT_CODE)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            _fail(f"{error.filename} cannot be written or read: {error.strerror}. Mend that, and the same command goes on.")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _fail(

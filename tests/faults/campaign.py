@@ -229,7 +229,10 @@ def one_study(seed, folder, clean, faults):
     while counts.total() < faults and tries < 4 * faults:
         tries += 1
         (name,) = rng.choices(names, weights)
-        counts[name] += bool(FAULTS[name][0](workdir, log, rng))
+        try:
+            counts[name] += bool(FAULTS[name][0](workdir, log, rng))
+        except AssertionError as error:
+            return counts, [f"seed {seed}, {workdir}, {name}: {error}"]
     finish(start(workdir, log), log, (0,))
     same = outcome(workdir) == clean
     if same:
