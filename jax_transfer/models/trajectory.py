@@ -8,9 +8,11 @@ Orbax turns list indices into strings and layers change places.
 """
 
 import contextlib
+import logging
 import os
 import pathlib
 import re
+import reprlib
 from collections.abc import Sequence
 
 import jax
@@ -19,6 +21,10 @@ from orbax.checkpoint import args as ocp_args
 
 from jax_transfer.records import InputError
 
+# What tensorstore and Orbax raise for a missing, short or garbled file; for an array within one, a bare Exception.
+_UNREADABLE = (
+    ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RecursionError,
+)  # fmt: skip
 _ITEMS = ("model", "training", "metadata")
 
 
@@ -81,8 +87,10 @@ class Trajectory:
     def _restore(self, epoch: int, **items):
         try:
             return self._manager.restore(epoch, args=ocp_args.Composite(**items))
-        # What tensorstore and Orbax raise for a missing, short or garbled file.
-        except (ValueError, OSError, KeyError, TypeError) as error:
+        except Exception as error:
+            if not isinstance(error, _UNREADABLE) and type(error) is not Exception:
+                raise
+            logging.getLogger("asyncio").addFilter(_was_asked_for)
             others = [e for e in self.epochs() if e < epoch]
             offer = (
                 f"The last one before it is epoch {others[-1]}: delete {self.folder / str(epoch)} and run again."
@@ -91,6 +99,11 @@ class Trajectory:
             )
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise InputError(f"Checkpoint {self.folder / str(epoch)} cannot be read ({reason}). {offer}") from error
+
+
+def _was_asked_for(record: logging.LogRecord) -> bool:
+    """Drops the tracebacks of Orbax's other tasks, which failed for the same reason and which nobody waits for."""
+    return "was never retrieved" not in str(record.msg)
 
 
 _OF_ALL = ocp.options.MultiprocessingOptions()
@@ -149,12 +162,15 @@ def evaluated_epochs(rule: str | Sequence[int], last: int, field: str = "config.
         elif rule == "log":
             epochs = {0, last} | {2**i for i in range(last.bit_length()) if 2**i <= last}
         elif rule.startswith("every:"):
-            epochs = {last, *range(0, last + 1, int(rule.removeprefix("every:")))}
+            step = int(rule.removeprefix("every:"))
+            if step < 1:
+                raise ValueError(rule)
+            epochs = {last, *range(0, last + 1, step)}
         else:
             epochs = {int(epoch) for epoch in rule.split(",")}
     except ValueError as error:
         raise InputError(f"{field} = {rule!r}: expected 'all', 'every:K', 'log' or a list such as '0,1,5'.") from error
     outside = sorted(epoch for epoch in epochs if not 0 <= epoch <= last)
     if outside or not epochs:
-        raise InputError(f"{field} = {rule!r}: the epochs are 0 to {last}; there is no {outside}.")
+        raise InputError(f"{field} = {rule!r}: the epochs are 0 to {last}; there is no {reprlib.repr(outside)}.")
     return sorted(epochs)
