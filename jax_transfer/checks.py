@@ -1,4 +1,7 @@
-"""The checks of a study's config that are made before anything is compiled."""
+"""The checks of a config that are made before anything is compiled."""
+
+import reprlib
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -12,12 +15,14 @@ from jax_transfer.config import (
     finetune_settings,
     make_net,
     models,
+    preprocessing,
     probe_settings,
     sources,
 )
 from jax_transfer.data.augment import AUGMENTATIONS
 from jax_transfer.data.mixing import MIXINGS
-from jax_transfer.data.transforms import INTERPOLATIONS
+from jax_transfer.data.sources import ON_CORRUPT
+from jax_transfer.data.transforms import UNPRINTABLE
 from jax_transfer.models.trajectory import evaluated_epochs
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES
@@ -25,28 +30,78 @@ from jax_transfer.training.optimizers import OPTIMIZERS, SCHEDULES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES
 from jax_transfer.transfer.probe import PROTOCOLS
 
+# The largest float32.
+LARGEST = 3.4028e38
+
+# What the tuples hold whose default is empty or unset.
+ELEMENTS = {
+    "config.model.others": dict,
+    "config.source.others": str,
+    "config.paper": dict,
+    "augment": str,
+    "milestones": float,
+    "mean": float,
+    "std": float,
+}
+
+
+def _whole(least: int, most: int):
+    return lambda x: least <= x <= most, f"lie in [{least}, {most}]"
+
+
+_POSITIVE = (lambda x: x > 0, "be positive")
+_PROBABILITY = (lambda x: 0 <= x < 1, "lie in [0, 1); 0 turns it off")
+_PART = (lambda x: 0 <= x <= 1, "lie in [0, 1]")
+
+# The last part of a number's name -> what it must fulfil, in code and in words. Others must not be negative.
+RANGES = {
+    "seed": _whole(0, 2**31 - 1),
+    "epochs": _whole(1, 100_000),
+    "steps": _whole(1, 10**9),
+    "batch_size": _whole(1, 100_000),
+    "eval_batch_size": _whole(1, 100_000),
+    "num_seeds": _whole(1, 1000),
+    "num_threads": _whole(1, 1000),
+    "width": (lambda x: 0 < x <= 10_000, "lie in (0, 10000]"),
+    "stochastic_depth": _PROBABILITY,
+    "label_smoothing": _PROBABILITY,
+    "ema_decay": _PROBABILITY,
+    "momentum": _PROBABILITY,
+    "learning_rate": _POSITIVE,
+    "learning_rates": _POSITIVE,
+    "warmup": _PART,
+    "milestones": _PART,
+    "validation_fraction": (lambda x: 0 < x < 1, "lie in (0, 1)"),
+    "mean": (lambda x: True, ""),
+}
+NOT_NEGATIVE = (lambda x: x >= 0, "not be negative")
+
+PAPER = {"target": str, "epoch": int, "what": str, "accuracy": float, "where": str}
+PAPERS_WHAT = ("source", "FE", "FT", "FE main", "FE residual", "FT main", "FT residual")
+
 
 def check(config: ConfigDict) -> None:
-    """Checks every name, size and number that needs no data.
+    """Checks every field, name, size and number that needs no data.
 
     Raises:
       InputError: naming the field, what was expected and what to do.
     """
-    check_names(config.to_dict(), default_config().to_dict(), "config")
-    _check_complete(config.to_dict(), default_config().to_dict(), "config")
+    known = default_config()
+    check_fields(config, known)
+    for field in ("stages", "targets"):
+        if not config[field]:
+            raise InputError(f"config.{field} is empty: name at least one.")
+    _check_overrides(config, known)
+    _check_dictionaries(config, known)
     for stage in config.stages:
         choose(dict.fromkeys(STAGES), stage, "stage (config.stages)")
     choose(OBJECTIVES, config.pretrain.objective, "objective (config.pretrain.objective)")
-    choose(INTERPOLATIONS, config.preprocessing.interpolation, "interpolation (config.preprocessing.interpolation)")
+    choose(dict.fromkeys(ON_CORRUPT), config.data.on_corrupt, "value of config.data.on_corrupt")
     for score in config.scores:
         choose({**SCORES, **FINETUNE_SCORES}, score, "score (config.scores)")
-    if len(set(sources(config))) < len(sources(config)):
-        raise InputError(f"config.source names a data set twice: {', '.join(sources(config))}.")
-    if not config.targets:
-        raise InputError("config.targets is empty: name at least one data set to transfer to.")
-    for target in config.overrides:
-        if target not in config.targets:
-            raise InputError(f"config.overrides names {target!r}, which is none of config.targets: {config.targets}.")
+    for field in ("stages", "targets", "scores"):
+        _check_no_twice(config[field], f"config.{field}")
+    _check_no_twice(sources(config), "config.source")
     for name, section in [
         ("pretrain", config.pretrain),
         *[("finetune", finetune_settings(config, t)) for t in config.targets],
@@ -56,7 +111,6 @@ def check(config: ConfigDict) -> None:
             choose({**AUGMENTATIONS, **MIXINGS}, augmentation, f"augmentation ({where}.augment)")
         choose(OPTIMIZERS, section.optimizer.name, f"optimizer ({where}.optimizer.name)")
         choose(SCHEDULES, section.optimizer.schedule, f"schedule ({where}.optimizer.schedule)")
-        _positive(section.optimizer.learning_rate, f"{where}.optimizer.learning_rate")
         for field in ("min_learning_rate", "warmup_learning_rate"):
             rate = getattr(section.optimizer, field)
             if not 0 <= rate <= section.optimizer.learning_rate:
@@ -64,40 +118,25 @@ def check(config: ConfigDict) -> None:
                     f"{where}.optimizer.{field} = {rate}: must lie between 0 and learning_rate = "
                     f"{section.optimizer.learning_rate}."
                 )
-        _positive(section.batch_size, f"{where}.batch_size")
-        _positive(section.epochs, f"{where}.epochs")
         if name == "finetune" and section.checkpoints:
             evaluated_epochs(section.checkpoints, config.pretrain.epochs, f"{where}.checkpoints")
-    for field in ("label_smoothing", "ema_decay"):
-        value = config.pretrain[field]
-        if not 0 <= value < 1:
-            raise InputError(f"config.pretrain.{field} = {value}: must lie in [0, 1); 0 turns it off.")
     for target in config.targets:
         settings = probe_settings(config, target)
         for method in settings.methods:
             choose(PROTOCOLS, method, "probe (config.probe.methods)")
-        for field in ("epochs", "batch_size", "num_seeds"):
-            _positive(getattr(settings, field), f"config.probe.{field}")
+        _check_no_twice(settings.methods, "config.probe.methods")
         if not settings.learning_rates or not settings.l2:
             raise InputError("config.probe.learning_rates and config.probe.l2 need at least one value each.")
-        if not 0 < settings.validation_fraction < 1:
-            raise InputError(f"config.probe.validation_fraction = {settings.validation_fraction}: must lie in (0, 1).")
-    _positive(config.spectral.epochs, "config.spectral.epochs")
-    if config.spectral.batch_size is not None:
-        _positive(config.spectral.batch_size, "config.spectral.batch_size")
     if not 0 <= config.spectral.embedded_images <= MOST_POINTS or 0 < config.spectral.embedded_images < 4:
         raise InputError(
             f"config.spectral.embedded_images = {config.spectral.embedded_images}: t-SNE takes 4 to {MOST_POINTS:,} images, "
             "and 0 leaves it out."
         )
-    _positive(config.data.eval_batch_size, "config.data.eval_batch_size")
-    _positive(config.data.num_threads, "config.data.num_threads")
     evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
-    if not 0 < config.preprocessing.crop_fraction <= 1:
-        raise InputError(
-            f"config.preprocessing.crop_fraction = {config.preprocessing.crop_fraction}: must lie in (0, 1]."
-        )
+    preprocessing(config)
     for label, model in models(config).items():
+        if model["name"].startswith("resnet") and model.get("width", 1) % 1:
+            raise InputError(f"config.model.width = {model['width']}: {label} takes a whole number of channels.")
         smallest = make_net(config, model, num_classes=2).min_image_size
         if config.preprocessing.image_size < smallest:
             stem = f" with the {model.get('stem', 'imagenet')} stem" if label.startswith("resnet") else ""
@@ -105,6 +144,93 @@ def check(config: ConfigDict) -> None:
                 f"config.preprocessing.image_size = {config.preprocessing.image_size} does not suit {label}{stem}, which "
                 f"needs at least {smallest} pixels: use a larger size{' or another stem' if stem else ''}."
             )
+
+
+def check_fields(config: ConfigDict, known: ConfigDict) -> None:
+    """Checks that a config has the fields of `known` and no others, of the same types and with numbers in their RANGES.
+
+    Raises:
+      InputError: naming the field, and what was expected.
+    """
+    check_names(config.to_dict(), known.to_dict(), "config")
+    _check_complete(config.to_dict(), known.to_dict(), "config")
+    _check_values(config.to_dict(), known, "config")
+
+
+def _check_values(found: Mapping, known: ConfigDict, where: str) -> None:
+    """Each value of `found` is of the type that it has in `known`; only what is unset there may be unset."""
+    for name, value in found.items():
+        field, default = f"{where}.{name}", known[name]
+        if field == "config.overrides":
+            continue
+        if isinstance(default, ConfigDict):
+            _check_values(value, default, field)
+        elif value is None:
+            if default is not None and field != "config.spectral.batch_size":
+                raise InputError(f"{field} is unset: give it a value, such as {default!r}.")
+        elif known.get_type(name) is tuple:
+            kind = ELEMENTS.get(field) or ELEMENTS.get(name) or type(default[0])
+            if not isinstance(value, tuple | list):
+                raise InputError(f"{field} = {_shown(value)}: must be a tuple of {kind.__name__}, such as {default!r}.")
+            for place, part in enumerate(value):
+                _check_value(part, kind, f"{field}[{place}]", name)
+        else:
+            _check_value(value, known.get_type(name), field, name)
+
+
+def _check_value(value, kind: type, field: str, name: str) -> None:
+    """`name` is the last part of the field's, by which RANGES are known."""
+    accepted = {float: (float, int), dict: (Mapping, ConfigDict)}.get(kind, (kind,))
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{field} = {_shown(value)}: must be of type {kind.__name__}, not {type(value).__name__}.")
+    if kind is str and UNPRINTABLE.search(value):
+        raise InputError(f"{field} = {_shown(value)}: must hold no control characters, and be valid Unicode.")
+    if kind in (int, float):
+        fits, words = RANGES.get(name, NOT_NEGATIVE)
+        if not abs(value) <= LARGEST or not fits(value):
+            raise InputError(f"{field} = {_shown(value)}: must {words or 'be finite'}.")
+
+
+def _check_overrides(config: ConfigDict, known: ConfigDict) -> None:
+    if not isinstance(config.overrides, ConfigDict):
+        raise InputError(f"config.overrides = {_shown(config.overrides)}: must hold fields of single targets.")
+    sections = {name: known[name].to_dict() for name in ("probe", "finetune")}
+    for target, found in config.overrides.items():
+        if target not in config.targets:
+            raise InputError(f"config.overrides names {target!r}, which is none of config.targets: {config.targets}.")
+        where = f"config.overrides[{target!r}]"
+        if not isinstance(found, ConfigDict):
+            raise InputError(f"{where} = {_shown(found)}: must hold fields of probe and finetune.")
+        check_names(found.to_dict(), sections, where)
+        _check_values(found.to_dict(), known, where)
+
+
+def _check_dictionaries(config: ConfigDict, known: ConfigDict) -> None:
+    """Those in config.model.others and config.paper."""
+    fields = {name: value for name, value in known.model.items() if name != "others"}
+    for place, given in enumerate(config.model.others):
+        where = f"config.model.others[{place}]"
+        check_names(dict(given), fields, where)
+        _check_values(dict(given), known.model, where)
+    for place, entry in enumerate(config.paper):
+        where = f"config.paper[{place}]"
+        check_names(dict(entry), PAPER, where)
+        _check_complete(dict(entry), PAPER, where)
+        for name, value in entry.items():
+            _check_value(value, PAPER[name], f"{where}.{name}", name)
+        choose(dict.fromkeys(PAPERS_WHAT), entry["what"], f"what ({where})")
+
+
+def _check_no_twice(names: Sequence[str], where: str) -> None:
+    if twice := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
+        raise InputError(f"{where} names {twice[0]!r} twice.")
+
+
+def _shown(value) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a whole number of more digits than Python prints
+        return f"a {type(value).__name__}"
 
 
 def check_field(path: str, known: dict) -> None:
@@ -124,12 +250,7 @@ def check_field(path: str, known: dict) -> None:
 
 def _check_complete(found: dict, known: dict, where: str) -> None:
     if missing := [name for name in known if name not in found]:
-        raise InputError(f"{where} lacks {', '.join(missing)}: start from jax_transfer.config.default_config().")
+        raise InputError(f"{where} lacks {', '.join(missing)}: give it.")
     for name, value in known.items():
         if isinstance(value, dict):
             _check_complete(found[name], value, f"{where}.{name}")
-
-
-def _positive(value, field: str) -> None:
-    if not value > 0:
-        raise InputError(f"{field} = {value}: must be positive.")

@@ -7,10 +7,11 @@ import sys
 
 import rich
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from jax_transfer import checks, devices, logs, plan, preemption, rank_command
 from jax_transfer import config as settings
+from jax_transfer.data.transforms import printable
 from jax_transfer.preemption import Preempted
 from jax_transfer.records import InputError
 from jax_transfer.report import tables, trust
@@ -86,7 +87,9 @@ def run() -> None:
         sys.exit(preemption.EXIT_CODE)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            _fail(f"{error.filename} cannot be written or read: {error.strerror}. Mend that, and the same command goes on.")
+            _fail(
+                f"{error.filename} cannot be written or read: {error.strerror}. Mend that, and the same command goes on."
+            )
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _fail(
@@ -103,11 +106,19 @@ def _parse_flags(argv):
         if name.startswith("config."):
             checks.check_field(name, known)
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
     # A value of another type, and whatever is wrong inside a config file.
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        last = str(error).strip().splitlines()[-1]
-        raise InputError(re.sub(r"^[\w.]+Error: ", "", last)) from error
+    except (ArithmeticError, AttributeError, ImportError, LookupError, NameError, SyntaxError, TypeError, ValueError,
+            RuntimeError, OSError, flags.Error) as error:  # fmt: skip
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        said = re.sub(r"^[\w.]+Error: ", "", last)
+        # absl names the flag, unless something else went wrong while the config file was run.
+        file = next((argument for argument in argv if argument.lstrip("-").startswith("config=")), "--config")
+        where = "" if isinstance(error, flags.Error) else f"{file}: {type(error).__name__}: "
+        raise InputError(printable(where + said)) from error
+    if _CONFIG.value is not None and not isinstance(_CONFIG.value, ConfigDict):
+        raise InputError(f"--config: its get_config gives a {type(_CONFIG.value).__name__}, expected a ConfigDict.")
+    return rest
 
 
 def _fail(message) -> None:

@@ -7,9 +7,12 @@ import rich
 from ml_collections import ConfigDict, config_dict
 
 from jax_transfer import devices, logs
+from jax_transfer.analysis import SCORES
+from jax_transfer.checks import check_fields
 from jax_transfer.choose import choose
-from jax_transfer.config import check_names, to_json
+from jax_transfer.config import to_json
 from jax_transfer.data.sources import ON_CORRUPT
+from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.logs import log
 from jax_transfer.rank_checkpoints import DEFAULT_SCORES, rank
 from jax_transfer.records import InputError
@@ -42,29 +45,49 @@ def default_config() -> ConfigDict:
     return config
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Ranks what the config names, prints the table and writes the page and the CSV file into `workdir/report`.
+def check(config: ConfigDict) -> None:
+    """Checks every field, name and number that needs neither the checkpoints nor the images.
 
     Raises:
-      InputError: as `rank`, and for fields that do not exist or are missing.
+      InputError: naming the field, what was expected and what to do.
     """
-    check_names(config.to_dict(), default_config().to_dict(), "config")
-    checkpoints = [part.strip() for part in config.checkpoints.split(",") if part.strip()]
-    if not checkpoints:
+    check_fields(config, default_config())
+    if not _listed(config.checkpoints):
         raise InputError("config.checkpoints is empty: --config.checkpoints=a.safetensors,b.pth,run/checkpoints")
     if not config.target:
         raise InputError(
             "config.target is empty: --config.target=folder:/my/images, with a folder of images per class."
         )
     choose(dict.fromkeys(ON_CORRUPT), config.on_corrupt, "value of config.on_corrupt")
+    for score in config.scores:
+        choose(SCORES, score, "score (config.scores)")
+    Preprocessing.from_json({"image_size": 224, **_replaced(config)})
+
+
+def _listed(checkpoints: str) -> list[str]:
+    return [part.strip() for part in checkpoints.split(",") if part.strip()]
+
+
+def _replaced(config: ConfigDict) -> dict:
+    """The fields of `Preprocessing` that are set."""
+    return {name: value for name, value in config.preprocessing.items() if value is not None}
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Ranks what the config names, prints the table and writes the page and the CSV file into `workdir/report`.
+
+    Raises:
+      InputError: as `rank` and `check`.
+    """
+    check(config)
+    checkpoints = _listed(config.checkpoints)
     lock = lock_workdir(workdir)
     devices.use_compilation_cache(workdir / "compilation_cache")
     try:
         logs.write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1).encode())
-        overrides = {name: value for name, value in config.preprocessing.items() if value is not None}
         found = rank(
-            checkpoints, config.target, config.model or None, config.scores, overrides, config.seed, config.batch_size,
-            config.on_corrupt, workdir,
+            checkpoints, config.target, config.model or None, config.scores, _replaced(config), config.seed,
+            config.batch_size, config.on_corrupt, workdir,
         )  # fmt: skip
         page = report.write_page(found, workdir / "report")
         rich.print(report.table(found))

@@ -203,7 +203,7 @@ def test_reading_a_damaged_image_names_it(split_animals, name, reason):
 def test_skip_says_when_nothing_of_a_class_is_left(split_animals):
     for path in (split_animals / "train" / "dog").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="all images of class 'dog' are damaged"):
+    with pytest.raises(InputError, match="all images of class 'dog' in the train split are damaged"):
         load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from jax_transfer.data.subsets import stratified_split
-from jax_transfer.data.transforms import decode_file
+from jax_transfer.data.transforms import decode_file, printable
 from jax_transfer.records import InputError
 
 logger = logging.getLogger(__name__)
@@ -54,22 +54,32 @@ def find_images(root: pathlib.Path, split: str) -> tuple[tuple[str, ...], list[p
 
 
 def leave_out_damaged(
-    root: pathlib.Path, class_names: Sequence[str], paths: list[pathlib.Path], labels: np.ndarray, threads: int
+    root: pathlib.Path,
+    split: str,
+    class_names: Sequence[str],
+    paths: list[pathlib.Path],
+    labels: np.ndarray,
+    threads: int,
 ) -> tuple[list[pathlib.Path], np.ndarray]:
     """The (paths, labels) whose files decode; a warning counts and names the others.
 
     Raises:
-      InputError: if a class would be left without images.
+      InputError: if a class would be left without images to train on, or none at all to test on.
     """
     with ThreadPoolExecutor(threads) as pool:
         problems = list(pool.map(_problem, paths))
     good = np.array([problem is None for problem in problems])
     if not good.all():
         named = "\n  ".join(problem for problem in problems if problem)
-        logger.warning("%d of %d images in %s are damaged and left out:\n  %s", (~good).sum(), len(good), root, named)
+        count = (~good).sum()
+        logger.warning(
+            "%d of %d images in %s are damaged and left out:\n  %s", count, len(good), printable(root), named
+        )
     lost = sorted(set(labels) - set(labels[good]))
-    if lost:
-        raise InputError(f"{root}: all images of class {class_names[lost[0]]!r} are damaged; replace them.")
+    if lost and (split == "train" or not good.any()):
+        raise InputError(
+            f"{root}: all images of class {class_names[lost[0]]!r} in the {split} split are damaged; replace them."
+        )
     return [path for path, is_good in zip(paths, good, strict=True) if is_good], labels[good]
 
 
@@ -108,7 +118,7 @@ def _class_folders(folder: pathlib.Path) -> list[pathlib.Path]:
 def _images_of_classes(folder, class_names, root) -> tuple[list[pathlib.Path], np.ndarray]:
     paths, labels, others = [], [], Counter()
     for class_folder in _class_folders(folder):
-        files = list(_files(class_folder, root.resolve()))
+        files = list(_files(class_folder, root.resolve(), set()))
         images = [path for path in files if path.suffix.lower() in EXTENSIONS]
         if not images:
             raise InputError(f"{class_folder}: no images in this class; expected {', '.join(sorted(EXTENSIONS))}.")
@@ -116,21 +126,29 @@ def _images_of_classes(folder, class_names, root) -> tuple[list[pathlib.Path], n
         paths += images
         labels += [class_names.index(class_folder.name)] * len(images)
     if others:
-        kinds = ", ".join(sorted(others))
-        logger.warning("%s: %d files are no images and are not read (%s).", folder, others.total(), kinds)
+        kinds = printable(", ".join(sorted(others)))
+        logger.warning("%s: %d files are no images and are not read (%s).", printable(folder), others.total(), kinds)
     return paths, np.asarray(labels, dtype=np.int32)
 
 
-def _files(folder: pathlib.Path, resolved_root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """All visible files below `folder`, sorted in each folder."""
+def _files(folder: pathlib.Path, resolved_root: pathlib.Path, seen: set[pathlib.Path]) -> Iterator[pathlib.Path]:
+    """All visible files below `folder`, sorted in each folder; none of `seen`, which it adds to, is read again.
+
+    Links between a few folders could otherwise make endlessly many paths.
+    """
     _check_link(folder, resolved_root)
+    if folder.resolve() in seen:
+        raise InputError(
+            f"{folder}: leads to {folder.resolve()}, whose images are in this class already; remove the link."
+        )
+    seen.add(folder.resolve())
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = pathlib.Path(entry.path)
         if entry.name.startswith("."):
             continue
         _check_link(path, resolved_root)
         if entry.is_dir():
-            yield from _files(path, resolved_root)
+            yield from _files(path, resolved_root, seen)
         else:
             yield path
 

@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from jax_transfer.choose import choose
 from jax_transfer.data import catalog, folders
 from jax_transfer.data.subsets import OPTIONS, stratified_split
-from jax_transfer.data.transforms import decode_file, resize_square
+from jax_transfer.data.transforms import decode_file, printable, resize_square
 from jax_transfer.records import InputError
 
 SPLITS = ("train", "test")
@@ -68,6 +68,15 @@ def load_source(name: str, split: str, seed: int = 0, on_corrupt: str = "error")
     Raises:
       InputError: for a name, split or option that does not exist, and data that is not there or not as expected.
     """
+    try:
+        return _load_source(name, split, seed, on_corrupt)
+    except InputError as error:
+        raise InputError(printable(error)) from error
+
+
+def _load_source(name: str, split: str, seed: int, on_corrupt: str) -> Source:
+    if type(seed) is not int or seed < 0:
+        raise InputError(f"seed = {seed!r}: expected a whole number of at least 0.")
     if split not in SPLITS:
         raise InputError(f"Unknown split of {name!r}: {split!r}. Valid: {', '.join(SPLITS)}.")
     if on_corrupt not in ON_CORRUPT:
@@ -214,8 +223,10 @@ def _load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         builder = tfds.builder(tfds_name, data_dir=folder, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
         raise unknown_tfds_name(rest) from error
-    except (ValueError, AssertionError) as error:  # a version or configuration that does not exist
-        raise InputError(f"tfds:{rest}: {str(error).splitlines()[0]}") from error
+    # A version, a configuration or an option that does not exist, and a name that cannot be one.
+    except (ValueError, AssertionError, TypeError, LookupError, AttributeError, RuntimeError, OSError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"tfds:{rest}: {said}") from error
     except ImportError as error:
         raise InputError(f'tfds:{rest} needs TensorFlow: pip install "jax_transfer[prepare]".') from error
     features, splits = dict(builder.info.features.items()), builder.info.splits
@@ -267,11 +278,16 @@ def _not_noise(record: logging.LogRecord) -> bool:
 
 def _load_folder(rest: str, split: str, on_corrupt: str) -> Source:
     """Class folders of images; see `folders.find_images` for layouts."""
-    root = pathlib.Path(rest).expanduser()
-    class_names, paths, labels = folders.find_images(root, split)
-    if on_corrupt == "skip":
-        paths, labels = folders.leave_out_damaged(root, class_names, paths, labels, THREADS)
-    details = [(path.relative_to(root), path.stat()) for path in paths]
+    try:
+        root = pathlib.Path(rest).expanduser()
+        class_names, paths, labels = folders.find_images(root, split)
+        if on_corrupt == "skip":
+            paths, labels = folders.leave_out_damaged(root, split, class_names, paths, labels, THREADS)
+        details = [(path.relative_to(root), path.stat()) for path in paths]
+    except OSError as error:  # no permission, a name that is too long
+        raise InputError(f"folder:{rest}: {error.filename or 'it'} cannot be read ({error.strerror}).") from error
+    except RuntimeError as error:  # ~name, where there is no such user
+        raise InputError(f"folder:{rest}: {error}") from error
     content = [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in details]
     read = functools.partial(_read_files, paths)
     return Source(f"folder:{rest}", split, class_names, labels, read, _hash(split, *class_names, *content))

@@ -1,9 +1,13 @@
 """Decoding and resizing on the host: any image file or array -> uint8 RGB, and squares of one size for the device."""
 
 import dataclasses
+import os
 import pathlib
+import re
+import stat
 import struct
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,7 +25,19 @@ INTERPOLATIONS = {
 }
 
 # What PIL's decoders raise on damaged files; OSError covers truncated, unidentified and unreadable ones.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error,
+    ArithmeticError, MemoryError,
+)  # fmt: skip
+
+# What PIL may take a file for, whatever its name ends in: it knows others, and would start Ghostscript for one of them.
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF")
+
+# The largest side of the square that an image is resized to.
+MOST_PIXELS = 10_000
+
+# Characters that break a line or cannot be written: control characters, separators, and bytes that were no UTF-8.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 # Above this ratio of the sides an image is cut before it is resized: a 1 x 5,000 strip would become gigabytes.
 MAX_ASPECT_RATIO = 16
@@ -46,14 +62,21 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __post_init__(self):
-        if self.image_size < 1:
-            raise InputError(f"preprocessing.image_size must be at least 1, got {self.image_size}.")
-        if not 0 < self.crop_fraction <= 1:
-            raise InputError(f"preprocessing.crop_fraction must be in (0, 1], got {self.crop_fraction}.")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if type(self.image_size) is not int or not 1 <= self.image_size <= MOST_PIXELS:
             raise InputError(
-                f"preprocessing.mean and .std must be three numbers each, std > 0, got {self.mean} and {self.std}."
+                f"preprocessing.image_size must be a whole number from 1 to {MOST_PIXELS:,}, got {self.image_size!r}."
             )
+        if not _numbers([self.crop_fraction]) or not self.image_size / MOST_PIXELS <= self.crop_fraction <= 1:
+            raise InputError(
+                f"preprocessing.crop_fraction must be in (0, 1], and image_size / crop_fraction at most "
+                f"{MOST_PIXELS:,}, got {self.crop_fraction!r}."
+            )
+        if not (_numbers(self.mean, 3) and _numbers(self.std, 3) and min(self.std) > 0):
+            raise InputError(
+                f"preprocessing.mean and .std must be three numbers each, std > 0, got {self.mean!r} and {self.std!r}."
+            )
+        if not isinstance(self.interpolation, str):
+            raise InputError(f"preprocessing.interpolation must be a name, got {self.interpolation!r}.")
         choose(INTERPOLATIONS, self.interpolation, "interpolation (preprocessing.interpolation)")
 
     @property
@@ -67,13 +90,22 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict) -> "Preprocessing":
-        """Raises InputError for a missing image_size and for keys that are no fields."""
+        """Raises InputError for a missing image_size, and for keys that are no fields or values that are of no use."""
+        if not isinstance(values, Mapping):
+            raise InputError(f"Preprocessing: expected fields and their values, got {values!r}.")
         names = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(names))
+        unknown = sorted(map(str, set(values) - set(names)))
         if unknown or "image_size" not in values:
             problem = f"unknown {', '.join(unknown)}" if unknown else "image_size is missing"
             raise InputError(f"Preprocessing: {problem}. Fields: {', '.join(names)}.")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _numbers(values, count: int = 1) -> bool:
+    """Whether these are so many finite numbers."""
+    if not isinstance(values, tuple | list) or len(values) != count:
+        return False
+    return all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e30 for x in values)
 
 
 def to_uint8_rgb(image: np.ndarray) -> np.ndarray:
@@ -134,16 +166,20 @@ def decode_file(path: str | pathlib.Path) -> np.ndarray:
       InputError: naming the file, if it is empty, damaged, no image, too large (twice PIL's MAX_IMAGE_PIXELS), or
         has pixels without a known range (floating point).
     """
+    shown = printable(path)
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise OSError("no regular file")
+        with Image.open(path, formats=FORMATS) as image:
             return _to_rgb_array(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: the image is too large to decode safely ({error})") from error
+        raise InputError(f"{shown}: the image is too large to decode safely ({printable(error)})") from error
     except DECODE_ERRORS as error:
-        reason = "not an image that PIL knows" if isinstance(error, Image.UnidentifiedImageError) else _one_line(error)
-        if isinstance(error, Image.UnidentifiedImageError) and pathlib.Path(path).stat().st_size == 0:
-            reason = "the file is empty"
-        raise InputError(f"{path}: cannot be read as an image ({reason}); replace or remove the file.") from error
+        reason = printable(str(error) or type(error).__name__)
+        if isinstance(error, Image.UnidentifiedImageError):
+            empty = pathlib.Path(path).stat().st_size == 0
+            reason = "the file is empty" if empty else f"not an image of a kind that is read: {', '.join(FORMATS)}"
+        raise InputError(f"{shown}: cannot be read as an image ({reason}); replace or remove the file.") from error
 
 
 def _to_rgb_array(image: Image.Image) -> np.ndarray:
@@ -158,5 +194,6 @@ def _to_rgb_array(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def printable(text) -> str:
+    """As one line that can be shown and written as UTF-8: other characters, as names of files may hold, are escaped."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], str(text))

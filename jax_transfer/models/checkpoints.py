@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import math
+import os
 import pathlib
+from collections.abc import Mapping
 
 import jax
+import numpy as np
 
 from jax_transfer import devices
 from jax_transfer.choose import choose
-from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.data.transforms import Preprocessing, printable
 from jax_transfer.logs import log
 from jax_transfer.models import descriptions, renamings, torch_weights
 from jax_transfer.models.net import Net
@@ -50,7 +53,10 @@ def load_checkpoint(path: str | pathlib.Path, model: str | None = None) -> Check
       InputError: if the file cannot be used, or says that it is another model; it names the file and what to do.
     """
     path = pathlib.Path(path)
-    return _from_trajectory(path, model) if path.is_dir() else _from_file(path, model)
+    try:
+        return _from_trajectory(path, model) if os.path.isdir(path) else _from_file(path, model)
+    except InputError as error:
+        raise InputError(printable(error)) from error
 
 
 def describes_itself(path: str | pathlib.Path) -> bool:
@@ -60,10 +66,10 @@ def describes_itself(path: str | pathlib.Path) -> bool:
     file's name alone does not count. False for what cannot be read. No weights are read.
     """
     path = pathlib.Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _is_epoch(path)
     try:
-        return path.is_file() and descriptions.describe(path).model in MODELS
+        return os.path.isfile(path) and descriptions.describe(path).model in MODELS
     except InputError:  # load_checkpoint says why
         return False
 
@@ -72,21 +78,21 @@ def expand(path: str | pathlib.Path) -> list[pathlib.Path]:
     """The checkpoints that a path stands for: the epochs of a trajectory's folder, ascending; the .safetensors, .pth and .pt
     files of another folder, by name; or the file itself."""
     path = pathlib.Path(path)
-    if path.is_dir() and not path.name.isdigit():
+    if os.path.isdir(path) and not path.name.isdecimal():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        epochs = sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
+        epochs = sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()), key=lambda p: int(p.name))
         files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".pth", ".pt"))
         if not epochs and not files:
             raise InputError(
-                f"{path}: holds no checkpoints; expected folders named by epochs, such as {path / '5'}, or .safetensors, "
-                ".pth or .pt files."
+                f"{printable(path)}: holds no checkpoints; expected folders named by epochs, such as "
+                f"{printable(path / '5')}, or .safetensors, .pth or .pt files."
             )
         return epochs or files
     return [path]
 
 
 def _is_epoch(path: pathlib.Path) -> bool:
-    return path.name.isdigit() and (path / "model").is_dir()
+    return path.name.isdecimal() and (path / "model").is_dir()
 
 
 def _from_trajectory(path: pathlib.Path, model: str | None) -> Checkpoint:
@@ -96,21 +102,42 @@ def _from_trajectory(path: pathlib.Path, model: str | None) -> Checkpoint:
     try:
         if int(path.name) not in trajectory.epochs():
             raise InputError(f"{path}: is no complete checkpoint; the folder has {trajectory.epochs() or 'none'}.")
-        metadata = trajectory.metadata(int(path.name))
-        settings = dict(metadata["model"])
-        name = settings.pop("name")
+        described = _described(path, trajectory.metadata(int(path.name)))
+        name, settings = described.model, dict(described.settings)
         if model not in (None, name):
             raise InputError(f"{path}: is a {name}, not a {model}.")
-        net = choose(MODELS, name, f"model of {path}")(**settings)
+        net = _made(path, name, settings)
         shapes = jax.eval_shape(net.init, jax.random.key(0))
         target = dict(zip(("params", "stats"), shapes, strict=True))
         target = abstract(target, devices.replicated(devices.make_mesh()))
         weights = trajectory.restore_model(int(path.name), target)
     finally:
         trajectory.close()
-    preprocessing = Preprocessing.from_json(metadata["preprocessing"])
-    accuracy = metadata["source_accuracy"]
-    return Checkpoint(str(path), net, weights["params"], weights["stats"], preprocessing, accuracy, settings)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(weights))):
+        raise InputError(f"{path}: holds weights that are NaN or infinite; use an earlier epoch.")
+    params, stats, preprocessing = weights["params"], weights["stats"], described.preprocessing
+    return Checkpoint(str(path), net, params, stats, preprocessing, described.source_accuracy, settings)
+
+
+def _described(path: pathlib.Path, metadata: object) -> descriptions.Description:
+    """What the metadata of an epoch say, which must name the model and the preprocessing."""
+    try:
+        described = descriptions.from_metadata(metadata)
+    except InputError as error:
+        raise InputError(f"{path}: its metadata cannot be used ({str(error).rstrip('.')}).") from error
+    if described.model is None or described.preprocessing is None:
+        raise InputError(f"{path}: its metadata name no model or no preprocessing; use another epoch.")
+    return described
+
+
+def _made(path: pathlib.Path, name: str, settings: Mapping) -> Net:
+    make = choose(MODELS, name, f"model of {path}")
+    try:
+        return make(**settings)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{path}: its metadata has settings that a {name} does not take: {settings}.") from error
 
 
 def _from_file(path: pathlib.Path, model: str | None) -> Checkpoint:
@@ -121,13 +148,10 @@ def _from_file(path: pathlib.Path, model: str | None) -> Checkpoint:
     name = model or described.model or (descriptions.released_as(path) or (None,))[0]
     if name is None:
         raise InputError(f"{path}: which model is it? Name it (model=...): one of {', '.join(MODELS)}.")
-    make = choose(MODELS, name, f"model of {path}")
+    choose(MODELS, name, f"model of {path}")
     told = descriptions.settings_from_shapes(name, renamings.to_ours(file.state, str(path)), file.contrastive)
     settings = {**told, **described.settings}
-    try:
-        net = make(**{"num_classes": 1000, **settings})
-    except TypeError as error:
-        raise InputError(f"{path}: its metadata has settings that a {name} does not take: {settings}.") from error
+    net = _made(path, name, {"num_classes": 1000, **settings})
     params, stats, note = torch_weights.from_torch(file.state, net, str(path), file.contrastive)
     if note:
         log.warning("%s: %s.", path, note)

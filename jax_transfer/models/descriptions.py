@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import reprlib
 from collections.abc import Mapping
 
 from jax_transfer.data.transforms import Preprocessing
@@ -14,6 +15,8 @@ from jax_transfer.records import InputError
 
 # Names of files that say nothing: their folder's name does, as in resnet50.a1_in1k/model.safetensors.
 NAMELESS = ("model", "pytorch_model")
+# The largest number of classes, channels or pixels that is believed: a small file could ask for any amount of memory.
+MOST_OF_A_SETTING = 100_000
 # The bias of the classification head, in the models that have it under this name.
 HEADS = (
     "fc.bias",
@@ -94,32 +97,47 @@ def guessed_preprocessing(path: pathlib.Path, model: str, settings: Mapping) -> 
 
 def _ours(path, text) -> Description:
     try:
-        said = json.loads(text)
-        settings = dict(said.get("model", {}))
-        model = settings.pop("name", None)
-        if not isinstance(model, str | None):
-            raise TypeError(f"the name of its model is {model!r}")
-        preprocessing = Preprocessing.from_json(said["preprocessing"]) if said.get("preprocessing") else None
-        accuracy = said.get("source_accuracy")
-        if not isinstance(accuracy, int | float | None):
-            raise TypeError(f"the source accuracy is {accuracy!r}")
-    except (InputError, ValueError, TypeError, AttributeError) as error:
+        return from_metadata(json.loads(text))
+    except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: its metadata under 'jax_transfer' cannot be used ({error}); export it again."
+            f"{path}: its metadata under 'jax_transfer' cannot be used ({_said(error)}); export it again."
         ) from error
+
+
+def from_metadata(said: object) -> Description:
+    """What metadata say, of an exported file or an epoch: {"model", "preprocessing", "source_accuracy"}.
+
+    Raises:
+      InputError: if they are of other types, or have numbers that no model has.
+    """
+    if not isinstance(said, Mapping) or not isinstance(said.get("model", {}), Mapping):
+        raise InputError(f"expected fields, got {reprlib.repr(said)}")
+    settings = dict(said.get("model", {}))
+    model = settings.pop("name", None)
+    if not isinstance(model, str | None):
+        raise InputError(f"the name of its model is {reprlib.repr(model)}")
+    for name, value in settings.items():
+        if not isinstance(value, str | int | float | None) or not (
+            isinstance(value, str | None) or 0 <= value <= MOST_OF_A_SETTING
+        ):
+            raise InputError(f"its model's {name} is {reprlib.repr(value)}")
+    preprocessing = Preprocessing.from_json(said["preprocessing"]) if said.get("preprocessing") else None
+    accuracy = said.get("source_accuracy")
+    if not isinstance(accuracy, int | float | None):
+        raise InputError(f"the source accuracy is {reprlib.repr(accuracy)}")
     return Description("its metadata", model, settings, preprocessing, accuracy)
 
 
 def _said(error: Exception) -> str:
-    return str(error).rstrip(".")
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _timms(path, beside) -> Description:
     """The config.json of a folder in the layout of timm's hub, unless the file's name says that it is another model."""
     try:
         said = json.loads(beside.read_text())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{beside}: cannot be read as JSON ({error}); repair or remove it.") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise InputError(f"{beside}: cannot be read as JSON ({_said(error)}); repair or remove it.") from error
     architecture = said.get("architecture") if isinstance(said, dict) else None
     if not isinstance(architecture, str):
         return Description()
@@ -130,7 +148,7 @@ def _timms(path, beside) -> Description:
     config = said.get("pretrained_cfg", {})
     try:
         preprocessing = _timms_preprocessing(config) if "input_size" in config else None
-    except (InputError, TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise InputError(
             f"{beside}: its pretrained_cfg cannot be used ({_said(error)}); repair or remove it."
         ) from error

@@ -7,6 +7,9 @@ that one rule serves every model (`_torch_name`). Files that call the same parts
 import pathlib
 import pickle
 import re
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -35,6 +38,13 @@ CONTRASTIVE = ("encoder_q.", "base_encoder.")
 ENCODERS = (*CONTRASTIVE, "backbone.")
 # Not weights of the network that gives features: counters, and heads used in training alone.
 IGNORED = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2|aux_head)\.|^mask_token$")
+# What `torch.load` raises for a file that is none, or is damaged, besides pickle's own.
+TORCH_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
+    RuntimeError, TypeError, ValueError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+# Bytes that the compressed parts of an archive may unfold to: torch compresses the code of a TorchScript program.
+COMPRESSED = 2**24
 READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # types in a .safetensors file
 
 
@@ -99,15 +109,17 @@ def _with_safetensors(path, use):
     try:
         with safetensors.safe_open(_existing(path), framework="flax") as file:  # numpy alone knows no bfloat16
             return use(file)
-    except (safetensors.SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: is no safetensors file, or is cut off ({reason}); fetch it again.") from error
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such checkpoint file.")
     try:
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such checkpoint file.")
         path.open("rb").close()
     except OSError as error:
         raise InputError(f"{path}: cannot be opened ({error.strerror}).") from error
@@ -124,6 +136,7 @@ def _read_torch(path):
     advice = (
         "If you trust where it comes from, load it with torch and save its state_dict() alone, best as .safetensors."
     )
+    _check_not_compressed(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -135,7 +148,7 @@ def _read_torch(path):
         raise InputError(
             f"{path}: holds Python objects besides tensors{kind}, which could run code when loaded: refused. {advice}"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AssertionError) as error:
+    except TORCH_ERRORS as error:
         if "TorchScript" in str(error):
             raise InputError(f"{path}: is a TorchScript program, not a checkpoint: refused. {advice}") from error
         raise InputError(f"{path}: is no torch checkpoint, or is cut off; fetch it again.") from error
@@ -143,9 +156,33 @@ def _read_torch(path):
     found = found[container] if container else found
     items = found.items() if isinstance(found, Mapping) else ()
     tensors = {str(name): value for name, value in items if isinstance(value, torch.Tensor)}
-    if strange := [name for name, x in tensors.items() if x.layout != torch.strided or x.is_quantized]:
-        raise InputError(f"{path}: {strange[0]} is sparse or quantised; save it as a dense float32 tensor.")
-    return {name: value.float().numpy() for name, value in tensors.items()}
+    if strange := [name for name, x in tensors.items() if not _is_dense(x, torch)]:
+        raise InputError(
+            f"{path}: {strange[0]} is sparse or quantised, is complex, or repeats its numbers; save it as a "
+            "dense float32 tensor."
+        )
+    return {name: value.detach().resolve_neg().float().numpy() for name, value in tensors.items()}
+
+
+def _check_not_compressed(path) -> None:
+    """torch does not compress weights; what is compressed may unfold to more than the memory holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, LookupError, struct.error):
+        return  # of the older format, or damaged, as torch will say
+    claimed = sum(entry.file_size for entry in entries)
+    if claimed > path.stat().st_size + COMPRESSED:
+        raise InputError(
+            f"{path}: is an archive that unfolds to {claimed:,} bytes, which torch does not write: refused."
+        )
+
+
+def _is_dense(x, torch) -> bool:
+    """Whether a tensor has a number in memory for each of its own: a small file can claim more by strides of 0."""
+    if x.layout != torch.strided or x.is_quantized or x.is_complex() or x.device.type != "cpu":
+        return False
+    return x.numel() * x.element_size() <= x.untyped_storage().nbytes()
 
 
 def from_torch(

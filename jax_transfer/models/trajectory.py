@@ -9,9 +9,11 @@ Orbax turns list indices into strings and layers change places.
 
 import contextlib
 import ctypes
+import logging
 import os
 import pathlib
 import re
+import reprlib
 from collections.abc import Sequence
 
 import jax
@@ -20,6 +22,7 @@ from orbax.checkpoint import args as ocp_args
 
 from jax_transfer.records import InputError
 
+# What tensorstore and Orbax raise for a missing, short or garbled file; for an array within one, a bare Exception.
 _ITEMS = ("model", "training", "metadata")
 
 
@@ -85,6 +88,7 @@ class Trajectory:
         try:
             return self._manager.restore(epoch, args=ocp_args.Composite(**items))
         except Exception as error:  # noqa: BLE001  Orbax raises plain Exceptions for missing, short and garbled files
+            logging.getLogger("asyncio").addFilter(_was_asked_for)
             said = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         # Not inside of `except`: with the error go the unfinished reads, which would complain when the program ends.
         others = [e for e in self.epochs() if e < epoch]
@@ -94,6 +98,11 @@ class Trajectory:
             else "No earlier checkpoint exists: delete the folder and run again."
         )
         raise InputError(f"Checkpoint {self.folder / str(epoch)} cannot be read ({said[0][:200]}). {offer}")
+
+
+def _was_asked_for(record: logging.LogRecord) -> bool:
+    """Drops the tracebacks of Orbax's other tasks, which failed for the same reason and which nobody waits for."""
+    return "was never retrieved" not in str(record.msg)
 
 
 # glibc keeps what the threads of a save have freed for these threads: without this, the memory of a run grows with each
@@ -156,12 +165,15 @@ def evaluated_epochs(rule: str | Sequence[int], last: int, field: str = "config.
         elif rule == "log":
             epochs = {0, last} | {2**i for i in range(last.bit_length()) if 2**i <= last}
         elif rule.startswith("every:"):
-            epochs = {last, *range(0, last + 1, int(rule.removeprefix("every:")))}
+            step = int(rule.removeprefix("every:"))
+            if step < 1:
+                raise ValueError(rule)
+            epochs = {last, *range(0, last + 1, step)}
         else:
             epochs = {int(epoch) for epoch in rule.split(",")}
     except ValueError as error:
         raise InputError(f"{field} = {rule!r}: expected 'all', 'every:K', 'log' or a list such as '0,1,5'.") from error
     outside = sorted(epoch for epoch in epochs if not 0 <= epoch <= last)
     if outside or not epochs:
-        raise InputError(f"{field} = {rule!r}: the epochs are 0 to {last}; there is no {outside}.")
+        raise InputError(f"{field} = {rule!r}: the epochs are 0 to {last}; there is no {reprlib.repr(outside)}.")
     return sorted(epochs)

@@ -1,0 +1,7 @@
+"""Writes the table of the campaign when its last test is over."""
+
+import hostile
+
+
+def pytest_sessionfinish():
+    hostile.write_report()

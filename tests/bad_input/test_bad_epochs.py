@@ -1,0 +1,170 @@
+"""Epochs of a trajectory with missing, cut or garbled files: finite weights, or one line that names the folder."""
+
+import gc
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+from hostile import accepted_or_refused, examples
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from jax_transfer.models import load_checkpoint
+from jax_transfer.models.checkpoints import describes_itself, expand
+from jax_transfer.models.trajectory import Trajectory
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))  # pytest knows only the folder of a test
+from checkpoint_files import DESCRIBED, PARAMS, STATS
+
+STATE = {"params": PARAMS, "stats": STATS, "opt_state": {}, "step": np.int32(3), "key": np.zeros(2, np.uint32)}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A folder of two epochs; the second has weights that are no numbers."""
+    folder = tmp_path_factory.mktemp("sound") / "checkpoints"
+    trajectory = Trajectory(folder)
+    broken = {**STATE, "params": {**PARAMS, "bn1": jax.tree.map(lambda x: x * np.nan, PARAMS["bn1"])}}
+    trajectory.save(1, STATE, DESCRIBED)
+    trajectory.save(2, broken, DESCRIBED)
+    trajectory.close()
+    return folder
+
+
+def load(kind, path):
+    def use():
+        describes_itself(path)
+        return load_checkpoint(path)
+
+    found = accepted_or_refused(f"epoch: {kind}", use, str(path))
+    if found is not None:
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found.params, found.stats)))
+        assert jax.tree.map(np.shape, found.params) == jax.tree.map(np.shape, PARAMS)
+    return found
+
+
+def test_a_sound_epoch_loads_and_one_that_diverged_is_named(sound):
+    assert load("sound", sound / "1") is not None
+    assert load("diverged", sound / "2") is None
+
+
+def files(epoch):
+    """The largest first: their names are drawn by lot, and most of the small ones are not needed to load."""
+    found = [path for path in epoch.rglob("*") if path.is_file() and path.relative_to(epoch).parts[0] != "training"]
+    return [path.relative_to(epoch) for path in sorted(found, key=lambda path: (-path.stat().st_size, path.parent))]
+
+
+def harm(path, how, place, mask):
+    data = path.read_bytes()
+    at = int(place * len(data))
+    if how == "missing":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(data[:at])
+    elif how == "turned" and data:
+        path.write_bytes(data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :])
+    elif how == "random":
+        path.write_bytes(np.random.default_rng(mask).bytes(len(data)))
+    elif how == "folder":
+        path.unlink()
+        path.mkdir()
+    elif how == "item":  # all beside it too
+        shutil.rmtree(path.parent)
+    elif how == "dangling":
+        path.unlink()
+        path.symlink_to("/no/such")
+
+
+def test_any_harm_to_any_file(sound, tmp_path):
+    number = len(files(sound / "1"))
+
+    @examples(30, most=300)
+    @given(
+        st.integers(0, number - 1), st.sampled_from(("missing", "cut", "turned", "random", "folder", "item",
+        "dangling")),
+        st.floats(0, 0.9999), st.integers(1, 255),
+    )  # fmt: skip
+    def tried(which, how, place, mask):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(sound / "1", copy / "1")
+        harm(copy / "1" / files(sound / "1")[which], how, place, mask)
+        found = load(how, copy / "1")
+        if found is not None and how != "turned":  # Orbax keeps no checksum: a bit of a weight can turn unseen
+            assert jax.tree.all(jax.tree.map(np.array_equal, (found.params, found.stats), (PARAMS, STATS)))
+
+    tried()
+
+
+def test_a_damaged_epoch_is_one_line_and_no_tracebacks(sound, tmp_path, caplog):
+    shutil.copytree(sound / "1", tmp_path / "1")
+    harm(tmp_path / "1" / files(sound / "1")[0], "random", 0, 1)
+    assert load("random", tmp_path / "1") is None
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+VALUES = st.recursive(
+    st.sampled_from(
+        (None, True, 0, -1, 5, 10**9, 10**30, 1.5, float("nan"), float("inf"), "", "resnet18", "cifar", "a\nb", "vgg")
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(("name", "width", "x")), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+FIELDS = (
+    "model",
+    "preprocessing",
+    "source_accuracy",
+    "name",
+    "width",
+    "stem",
+    "num_classes",
+    "depth",
+    "image_size",
+    "mean",
+)
+
+
+def test_any_metadata(sound, tmp_path):
+    shutil.copytree(sound / "1", tmp_path / "1")
+    path = next((tmp_path / "1" / "metadata").glob("metadata"))
+
+    @examples(40, most=300)
+    @given(st.sampled_from((*FIELDS, "all")), VALUES)
+    @example("name", None)
+    @example("num_classes", 90_000)
+    @example("stem", ["cifar"])
+    def tried(field, value):
+        said = json.loads(json.dumps(DESCRIBED))
+        section = said if field in said else said["preprocessing"] if field in ("image_size", "mean") else said["model"]
+        section[field] = value
+        path.write_text(json.dumps(value if field == "all" else said))
+        load("metadata", tmp_path / "1")
+
+    tried()
+    for content in (b"", b"{", b"\xff", b"[" * 100_000, b"{}", b"null"):
+        path.write_bytes(content)
+        assert load("metadata", tmp_path / "1") is None
+
+
+@pytest.mark.parametrize("name", ["²", "1.orbax-checkpoint-tmp-7", "01", "-1", "9" * 30, "٣"])
+def test_folders_with_names_that_are_nearly_epochs(sound, tmp_path, name):
+    shutil.copytree(sound / "1", tmp_path / "run" / name)
+    load("a name", tmp_path / "run" / name)
+    accepted_or_refused("epoch: a name", lambda: expand(tmp_path / "run"), str(tmp_path / "run"))
+
+
+def test_folders_that_hold_no_trajectory(tmp_path):
+    (tmp_path / "5" / "model").mkdir(parents=True)
+    assert load("empty", tmp_path / "5") is None
+    (tmp_path / "a\nb").mkdir()
+    assert load("empty", tmp_path / "a\nb") is None
+    os.mkfifo(tmp_path / "6")
+    assert load("empty", tmp_path / "6") is None

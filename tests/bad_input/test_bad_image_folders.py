@@ -1,0 +1,299 @@
+"""Folders with anything in them: images, or one line that names the path; never a hang; `skip` keeps the sound."""
+
+import io
+import logging
+import os
+import pathlib
+import re
+import shutil
+import socket
+import struct
+import tempfile
+import zlib
+
+import numpy as np
+import pytest
+from hostile import accepted_or_refused, examples, watchdog
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from jax_transfer.data import folders
+from jax_transfer.data.sources import load_source, materialize
+from jax_transfer.data.transforms import decode_file, printable
+from jax_transfer.records import InputError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # PIL's own on damaged tags and large images
+RGB = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+
+
+def encoded(image, kind, **options):
+    held = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(held, kind, **options)
+    return held.getvalue()
+
+
+def turned(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(RGB, kind, exif=exif)
+
+
+def png_that_claims(width, height):
+    """A header that is in order, and no pixels worth the name."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
+    crc = [(len(data), name + data, zlib.crc32(name + data)) for name, data in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", n) + body + struct.pack(">I", c) for n, body, c in crc)
+
+
+FRAMES = [Image.new("P", (9, 9), colour) for colour in (0, 5, 9)]
+SOUND = {
+    "rgb.png": encoded(RGB, "PNG"),
+    "progressive.jpg": encoded(RGB, "JPEG", progressive=True),
+    "animated.gif": encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),
+    "animated.png": encoded(
+        FRAMES[0].convert("RGB"), "PNG", save_all=True, append_images=[f.convert("RGB") for f in FRAMES]
+    ),
+    "animated.webp": encoded(FRAMES[0].convert("RGBA"), "WEBP", save_all=True, append_images=FRAMES[1:]),
+    "palette_with_a_hole.png": encoded(FRAMES[1], "PNG", transparency=5),
+    "cmyk.jpeg": encoded(Image.new("CMYK", (8, 8), (0, 200, 255, 9)), "JPEG"),
+    "sixteen.png": encoded(RGB[:, :, 0].astype(np.uint16) * 257, "PNG"),
+    "sixteen.tif": encoded(RGB[:, :, 0].astype(np.uint16) * 257, "TIFF"),
+    "pages.tiff": encoded(FRAMES[0].convert("L"), "TIFF", save_all=True, append_images=[FRAMES[1].convert("L")]),
+    "alpha.png": encoded(np.dstack([RGB, RGB[:, :, 0]]), "PNG"),
+    "alpha.webp": encoded(np.dstack([RGB, RGB[:, :, 0]]), "WEBP", lossless=True),
+    "gray_alpha.png": encoded(Image.fromarray(RGB).convert("LA"), "PNG"),
+    "bits.bmp": encoded(Image.fromarray(RGB).convert("1"), "BMP"),
+    "lab.tif": encoded(Image.fromarray(RGB).convert("LAB"), "TIFF"),
+    "pixel.png": encoded(RGB[:1, :1], "PNG"),
+    "strip.png": encoded(np.zeros((1, 5000), np.uint8), "PNG"),
+    "pole.jpg": encoded(np.zeros((5000, 1), np.uint8), "JPEG"),
+    "png_called.jpg": encoded(RGB, "PNG"),
+    "CAPITALS.JPG": encoded(RGB, "JPEG"),
+    **{f"turned_{i}.jpg": turned("JPEG", i) for i in (2, 5, 6, 8, 77)},
+}
+DAMAGED = {
+    "empty.jpg": b"",
+    "bomb.png": png_that_claims(100_000, 100_000),
+    "claims.png": png_that_claims(3000, 3000),
+    "no_side.png": png_that_claims(0, 9),
+    "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch it_ran) (w) file closefile\n",
+    "vectors.gif": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "text.tif": b"no image",
+    "floats.tif": encoded(np.ones((4, 4), np.float32), "TIFF"),
+}
+SUFFIXES = sorted(folders.EXTENSIONS)
+NAMES = st.one_of(
+    st.sampled_from(
+        ["猫 и щенок", "كلب", "\u202etxt", "a\nb", "\x1b[2J", "👩‍🔬🐕", "e\u0301", "%s%d", "$(touch it_ran)", "-rf",
+         "~", "a?b=1", "CON",
+         os.fsdecode(b"\xff\xfe"), "z" * 240, "ü" * 120, " ", "..a", "'\"", "\\"]
+    ),
+    st.text(st.characters(blacklist_characters="/\x00", blacklist_categories=["Cs"]), min_size=1, max_size=12),
+)  # fmt: skip
+CONTENTS = st.one_of(
+    st.sampled_from(sorted(SOUND)).map(lambda name: ("sound", name, SOUND[name])),
+    st.sampled_from(sorted(DAMAGED)).map(lambda name: ("damaged", name, DAMAGED[name])),
+    st.tuples(st.just("unknown"), st.sampled_from(SUFFIXES), st.binary(max_size=60)),
+    st.tuples(st.sampled_from(sorted(SOUND)), st.floats(0, 0.999)).map(
+        lambda of: ("unknown", of[0], SOUND[of[0]][: int(of[1] * len(SOUND[of[0]]))])
+    ),
+    st.tuples(st.sampled_from(sorted(SOUND)), st.floats(0, 0.999), st.integers(1, 255)).map(
+        lambda of: ("unknown", of[0], flipped(SOUND[of[0]], of[1], of[2]))
+    ),
+    st.sampled_from(("fifo", "socket", "folder", "outside", "dangling", "loop", "inside")).map(
+        lambda kind: (kind, "x.png", b"")
+    ),
+)
+LINKS = ("outside", "dangling", "loop")
+
+
+def flipped(data, place, mask):
+    place = int(place * len(data))
+    return data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :]
+
+
+def put(path, kind, data, root):
+    """Writes one entry of a class folder; returns what may not be left out, what must be, or None if either may be."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        here = os.getcwd()
+        os.chdir(path.parent)  # the address of a socket has room for 107 bytes
+        try:
+            with socket.socket(socket.AF_UNIX) as held:
+                held.bind(path.name[:40] + ".png" if len(os.fsencode(path.name)) > 90 else path.name)
+        finally:
+            os.chdir(here)
+    elif kind == "folder":
+        path.mkdir()
+        (path / "inner.png").write_bytes(SOUND["rgb.png"])
+    elif kind in ("outside", "dangling", "loop", "inside"):
+        inside = root / "cat" / "0.png"
+        path.symlink_to({"outside": __file__, "dangling": "/no/such", "loop": path.name, "inside": inside}[kind])
+    else:
+        path.write_bytes(data)
+
+
+def fill(root, entries):
+    """(number of images that must remain, names that must be reported, links that must be refused)."""
+    sound, damaged, links = 0, [], []
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for i in range(12):  # so many that some are left in the test split
+            (root / name / f"{i}.png").write_bytes(SOUND["rgb.png"])
+            sound += 1
+    for place, (in_cat, stem, (kind, name, data)) in enumerate(entries):
+        suffix = name if name.startswith(".") else pathlib.PurePath(name).suffix
+        path = root / ("cat" if in_cat else "dog") / f"{stem}{place}{suffix}"
+        if len(os.fsencode(path.name)) > 255:
+            continue
+        put(path, kind, data, root)
+        if path.name.startswith("."):
+            continue
+        sound += kind in ("sound", "folder", "inside")
+        if kind in ("damaged", "fifo"):
+            damaged.append(path)
+        if kind in LINKS:
+            links.append(path)
+    return sound, damaged, links
+
+
+def both_splits(root, on_corrupt):  # with a slash, for a?b=1 would be an option
+    found = [materialize(load_source(f"folder:{root}", split, on_corrupt=on_corrupt), 8) for split in ("train", "test")]
+    for images, labels in found:
+        assert images.dtype == np.uint8 and images.shape == (len(labels), 8, 8, 3) and set(labels) <= {0, 1}
+    return sum(len(labels) for _, labels in found)
+
+
+@examples(60)
+@given(st.lists(st.tuples(st.booleans(), NAMES, CONTENTS), max_size=5), NAMES)
+def test_any_files_in_class_folders(entries, root_name):
+    outer = pathlib.Path(tempfile.mkdtemp())
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    folders.logger.addHandler(handler)
+    try:
+        root = outer / (root_name if root_name not in (".", "..") else "dots")
+        sound, damaged, links = fill(root, entries)
+        stopped = accepted_or_refused("folder: error", lambda: both_splits(f"{root}/", "error"), "cat", "dog")
+        assert stopped is None or not (damaged or links)
+        kept = accepted_or_refused(
+            "folder: skip", lambda: both_splits(f"{root}/", "skip"), *(map(str, links or [root]))
+        )
+        assert (kept is None) == bool(links)
+        if kept is not None:
+            said = "\n".join(records)
+            assert sound <= kept <= sound + len(entries)
+            assert all(printable(path) in said for path in damaged)
+        assert not list(outer.rglob("it_ran")) and not pathlib.Path("it_ran").exists()
+    finally:
+        folders.logger.removeHandler(handler)
+        shutil.rmtree(outer)
+
+
+@examples(150)
+@given(CONTENTS)
+def test_any_file_decodes_or_is_named(content):
+    kind, name, data = content
+    outer = pathlib.Path(tempfile.mkdtemp())
+    try:
+        path = outer / f"one{pathlib.PurePath(name).suffix or name}"
+        put(path, kind, data, outer)
+        image = accepted_or_refused(f"image: {kind}", lambda: decode_file(path), str(path))
+        assert image is not None or kind not in ("sound",)
+        if image is not None:
+            assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and 0 not in image.shape
+    finally:
+        shutil.rmtree(outer)
+
+
+# --- what needs no drawing
+
+
+def test_links_between_a_few_folders_do_not_make_endless_paths(tmp_path):
+    rooms = [tmp_path / "maze" / f"room{i}" for i in range(12)]
+    for room in rooms:
+        room.mkdir(parents=True)
+        (room / "0.png").write_bytes(SOUND["rgb.png"])
+    for room in rooms:
+        for other in rooms:
+            if other != room:
+                (room / other.name).symlink_to(other)
+    with watchdog(), pytest.raises(InputError, match=r"room\d+: (leads to|a link to a folder)"):
+        load_source(f"folder:{tmp_path / 'maze'}", "train")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["~no_such_user_here/x", "/" + "z" * 5000, "/\x00", "a\nb", "/dev/null", "/dev/stdin", os.fsdecode(b"/\xff")],
+)
+def test_a_root_that_cannot_be_is_named(name):
+    assert accepted_or_refused("folder: root", lambda: load_source(f"folder:{name}", "train"), "folder:") is None
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    fill(tmp_path / "x", [])
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read every folder
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "x")) + r".*cannot be read \(Permission denied\)"):
+        load_source(f"folder:{tmp_path / 'x'}", "train")
+
+
+def test_what_is_called_png_never_starts_another_program(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("subprocess.Popen", lambda *arguments, **options: started.append(arguments))
+    monkeypatch.setattr("subprocess.check_call", lambda *arguments, **options: started.append(arguments))
+    (tmp_path / "a.png").write_bytes(DAMAGED["postscript.png"])
+    with pytest.raises(InputError, match="not an image"):
+        decode_file(tmp_path / "a.png")
+    assert not started
+
+
+# --- names of data sets
+
+ADDRESSES = st.one_of(
+    st.sampled_from(("embedded:digits", "embedded:digit", "embedded:", "tfds:mnist", "tfds:mnist:9.9.9", "tfds:../x",
+    "tfds:a/b/c",
+                     "tfds:mnist/x=1", "tfds:os:system", "tfds:huggingface:x", "tfds:\x00", "tfds:MNIST", "tfds::",
+                     "tfds:mnist:",
+                     "folder:/", "folder:.", "folder:", "kaggle:x", "", ":", "?", "tfds")),
+    st.builds(lambda kind, rest: f"{kind}:{rest}", st.sampled_from(("tfds", "folder", "embedded", "x")),
+    st.text(max_size=12)),
+)  # fmt: skip
+VALUES = st.one_of(
+    st.integers(-2, 400).map(str),
+    st.sampled_from(("nan", "inf", "0.5", "1e-9", "9" * 5000, "", "٣", "1_0")),
+    st.text(max_size=4),
+)
+OPTIONS = st.lists(
+    st.tuples(st.sampled_from(("train", "test", "per_class", "fraction", "trian", "x")), VALUES).map("=".join),
+    max_size=3,
+)
+
+
+@examples(60)
+@given(ADDRESSES, OPTIONS, st.sampled_from(("train", "test")))
+def test_any_name_of_a_data_set(address, options, split):
+    empty = tempfile.mkdtemp()
+    before, here = os.environ.get("TFDS_DATA_DIR"), os.getcwd()
+    os.environ["TFDS_DATA_DIR"] = empty
+    os.chdir(empty)  # folder:. and names that lead nowhere
+    try:
+        name = "?".join([address, "&".join(options)] if options else [address])
+        if address != "folder:/":
+            found = accepted_or_refused("data set: a name", lambda: load_source(name, split))
+            assert found is None or (
+                len(found) > 0 and 0 <= found.labels.min() <= found.labels.max() < found.num_classes
+            )
+    finally:
+        os.chdir(here)
+        os.rmdir(empty)
+        os.environ.pop("TFDS_DATA_DIR")
+        if before is not None:
+            os.environ["TFDS_DATA_DIR"] = before
