@@ -22,7 +22,6 @@ from orbax.checkpoint import args as ocp_args
 
 from jax_transfer.records import InputError
 
-# What tensorstore and Orbax raise for a missing, short or garbled file; for an array within one, a bare Exception.
 _ITEMS = ("model", "training", "metadata")
 
 
