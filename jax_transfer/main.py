@@ -44,6 +44,7 @@ def _main(argv) -> None:
         if devices.is_first_process():
             rank_command.run(config, workdir)
         devices.wait_for_all("ranked")
+        preemption.done()
         return
     checks.check(config)
     lock = open_workdir(config, workdir)
@@ -60,6 +61,7 @@ def _main(argv) -> None:
         if devices.is_first_process():
             _print_summary(work.results)
         devices.wait_for_all("end")
+        preemption.done()
     finally:
         work.close()
         lock.close()

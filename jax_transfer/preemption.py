@@ -33,6 +33,11 @@ def listen() -> None:
         signal.signal(signal.SIGTERM, _told)
 
 
+def done() -> None:
+    """All is on disk: a signal that comes while the interpreter ends changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _told(number, frame) -> None:
     _state["requested"] = True
     if not _state["training"]:

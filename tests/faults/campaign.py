@@ -260,6 +260,8 @@ def main():
         seeds = range(options.seed, options.seed + number)
         for done in pool.map(lambda seed: one_study(seed, folder, clean, options.each), seeds):
             counts, losses = counts + done[0], losses + done[1]
+            for loss in done[1]:
+                print(loss, flush=True)
             print(f"{counts.total()} faults, {len(losses)} losses, {time.time() - begun:.0f} s", flush=True)
     lines = [f"| {name} | {counts[name]} |" for name in FAULTS]
     text = "\n".join(
