@@ -17,7 +17,7 @@ SHARED = REPOSITORY.parent / "shared"
 
 def pytest_collection_modifyitems(items):
     """The files that take minutes go first, so that no worker is left with one when the others are done."""
-    longest = ("test_study.py", "test_scores.py", "test_scoring.py", "test_mutual_information.py")
+    longest = ("test_study.py", "test_preemption.py", "test_scores.py", "test_scoring.py", "test_mutual_information.py")
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 

@@ -155,6 +155,22 @@ def test_two_processes_give_the_rows_of_one_and_stop_and_go_on_together(uninterr
 
 
 @pytest.mark.slow
+def test_one_of_two_processes_is_killed_and_the_same_command_gives_the_rows_of_one(uninterrupted, tmp_path):
+    launcher = ("bash", "launch/local_processes.sh", "2")
+    process, log = _run(tmp_path / "run", *PRETRAIN, launcher=launcher)
+    _wait_for("epoch 2/20", process, log)
+    found = subprocess.run(["pgrep", "-f", f"process_id=1 .*{tmp_path}"], capture_output=True, text=True, check=True)
+    os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
+    assert process.wait(120) not in (0, preemption.EXIT_CODE), log.read_text()[-3000:]
+    process, log = _run(tmp_path / "run", *PRETRAIN, launcher=launcher)
+    assert process.wait(200) == 0, log.read_text()[-3000:]
+    assert "goes on after epoch" in log.read_text()
+    found, expected = (_results(path)["pretrain.jsonl"] for path in (tmp_path / "run", uninterrupted))
+    assert len(found) == len(expected)
+    _close({"pretrain": found[:5]}, {"pretrain": expected[:5]})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("gigabytes", [1.0, 0.0], ids=["resident", "streamed"])
 def test_a_whole_study_of_two_processes_gives_the_rows_of_one(gigabytes, tmp_path):
     data = f"--config.data.resident_gigabytes={gigabytes}"

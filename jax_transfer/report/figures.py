@@ -163,7 +163,7 @@ def source_accuracy(pretrain_rows: Sequence[Row], source: str = "") -> Figure:
         legend_above(all_axes[1], columns=2)
     epoch_axis(all_axes[1], epochs)
     figure.align_ylabels(all_axes)
-    figure.suptitle(cut(f"Pre-training on {source or 'the source data'}", 38))
+    figure.suptitle(cut(f"Pre-training: {source}" if source else "Pre-training", 38))
     return figure
 
 

@@ -84,6 +84,7 @@ def _head(title: str, config: Mapping) -> list[str]:
     parts = {what: config.get(what) or {} for what in ("model", "source")}
     model, source = parts["model"].get("name"), parts["source"].get("dataset")
     source = " and ".join([source, *(parts["source"].get("others") or ())]) if source else None
+    model = ", ".join([model, *(other["name"] for other in parts["model"].get("others") or ())]) if model else None
     subject = f"{model or 'A model'} pre-trained on {source}" if source else model or ""
     return [f"<h1>{escape(title)}</h1>", f'<p class="quiet">{escape(subject)}</p>' if subject else ""]
 
