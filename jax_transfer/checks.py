@@ -22,9 +22,8 @@ from jax_transfer.config import (
 from jax_transfer.data.augment import AUGMENTATIONS
 from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.sources import ON_CORRUPT
-from jax_transfer.data.transforms import UNPRINTABLE
 from jax_transfer.models.trajectory import evaluated_epochs
-from jax_transfer.records import InputError
+from jax_transfer.records import UNPRINTABLE, InputError
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OPTIMIZERS, SCHEDULES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES

@@ -11,9 +11,8 @@ from ml_collections import ConfigDict, config_flags
 
 from jax_transfer import checks, devices, logs, plan, preemption, rank_command
 from jax_transfer import config as settings
-from jax_transfer.data.transforms import printable
 from jax_transfer.preemption import Preempted
-from jax_transfer.records import InputError
+from jax_transfer.records import InputError, printable
 from jax_transfer.report import tables, trust
 from jax_transfer.study import STAGES
 from jax_transfer.workspace import Workspace, open_workdir

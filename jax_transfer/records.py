@@ -7,6 +7,7 @@ not be evaluated has a row too: without a value, and with the reason in `error`.
 """
 
 import dataclasses
+import re
 
 import jax
 
@@ -16,6 +17,15 @@ class InputError(ValueError):
 
     `main` prints it without a traceback and exits with code 2.
     """
+
+
+# Characters that break a line or cannot be written: control characters, separators, and bytes that were no UTF-8.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def printable(text) -> str:
+    """As one line for a message: characters that cannot be shown or written, as names of files may hold, are escaped."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
 @jax.tree_util.register_dataclass

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from jax_transfer.data.subsets import stratified_split
-from jax_transfer.data.transforms import decode_file, printable
-from jax_transfer.records import InputError
+from jax_transfer.data.transforms import decode_file
+from jax_transfer.records import InputError, printable
 
 logger = logging.getLogger(__name__)
 

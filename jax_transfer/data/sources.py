@@ -24,8 +24,8 @@ from sklearn.datasets import load_digits
 from jax_transfer.choose import choose
 from jax_transfer.data import catalog, folders
 from jax_transfer.data.subsets import OPTIONS, stratified_split
-from jax_transfer.data.transforms import decode_file, printable, resize_square
-from jax_transfer.records import InputError
+from jax_transfer.data.transforms import decode_file, resize_square
+from jax_transfer.records import InputError, printable
 
 SPLITS = ("train", "test")
 ON_CORRUPT = ("error", "skip")

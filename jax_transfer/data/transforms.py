@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import re
 import stat
 import struct
 import zlib
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jax_transfer.choose import choose
-from jax_transfer.records import InputError
+from jax_transfer.records import InputError, printable
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -35,9 +34,6 @@ FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF")
 
 # The largest side of the square that an image is resized to.
 MOST_PIXELS = 10_000
-
-# Characters that break a line or cannot be written: control characters, separators, and bytes that were no UTF-8.
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 # Above this ratio of the sides an image is cut before it is resized: a 1 x 5,000 strip would become gigabytes.
 MAX_ASPECT_RATIO = 16
@@ -192,8 +188,3 @@ def _to_rgb_array(image: Image.Image) -> np.ndarray:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns about going to RGB directly
     return np.asarray(image.convert("RGB"))
-
-
-def printable(text) -> str:
-    """As one line that can be shown and written as UTF-8: other characters, as names of files may hold, are escaped."""
-    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], str(text))

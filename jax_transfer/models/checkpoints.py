@@ -12,14 +12,14 @@ import numpy as np
 
 from jax_transfer import devices
 from jax_transfer.choose import choose
-from jax_transfer.data.transforms import Preprocessing, printable
+from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.logs import log
 from jax_transfer.models import descriptions, renamings, torch_weights
 from jax_transfer.models.net import Net
 from jax_transfer.models.trajectory import Trajectory, abstract
 from jax_transfer.models.vit import resize_position_embedding
 from jax_transfer.models.zoo import MODELS
-from jax_transfer.records import InputError
+from jax_transfer.records import InputError, printable
 
 
 @dataclasses.dataclass(frozen=True)

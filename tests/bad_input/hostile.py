@@ -18,8 +18,7 @@ import threading
 
 import hypothesis
 
-from jax_transfer.data.transforms import printable
-from jax_transfer.records import InputError
+from jax_transfer.records import InputError, printable
 
 EXAMPLES = int(os.environ.get("BAD_INPUT_EXAMPLES", "0"))
 TRIED: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)

@@ -20,8 +20,8 @@ from PIL import Image
 
 from jax_transfer.data import folders
 from jax_transfer.data.sources import load_source, materialize
-from jax_transfer.data.transforms import decode_file, printable
-from jax_transfer.records import InputError
+from jax_transfer.data.transforms import decode_file
+from jax_transfer.records import InputError, printable
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PIL's own on damaged tags and large images
 RGB = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
