@@ -147,7 +147,7 @@ def _close(found, expected):
 
 def test_two_processes_give_the_rows_of_one_and_stop_and_go_on_together(uninterrupted, tmp_path):
     seconds = _stopped_and_resumed(tmp_path / "run", "bash", "launch/local_processes.sh", "2")
-    assert seconds < 20  # both, and the script that waits for them
+    assert seconds < 40  # two processes on what may be one core, and the script that waits for them
     # After some epochs the order of additions, magnified step by step, makes another training: the first ones tell.
     found, expected = (_results(path)["pretrain.jsonl"] for path in (tmp_path / "run", uninterrupted))
     assert len(found) == len(expected)
