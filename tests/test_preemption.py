@@ -80,7 +80,12 @@ def _wait_for(text, process, log, seconds=200):
     raise AssertionError(f"{text!r} was not said: {log.read_text()[-3000:]}")
 
 
-PRETRAIN = ("--config.stages=('pretrain',)", "--config.pretrain.epochs=20")
+PRETRAIN = (
+    "--config.stages=('pretrain',)",
+    "--config.pretrain.epochs=20",
+    # A larger one magnifies the rounding, which differs with the number of devices, within two epochs to another training.
+    "--config.pretrain.optimizer.learning_rate=0.002",
+)
 
 
 def _stopped_and_resumed(workdir, *launcher):
@@ -109,10 +114,7 @@ def test_a_training_begun_on_eight_devices_goes_on_with_four_and_with_one(uninte
             process.send_signal(signal.SIGTERM)
         assert process.wait(200) == (preemption.EXIT_CODE if until else 0), log.read_text()[-3000:]
     assert log.read_text().count("where it was stopped") == 2
-    found, expected = (_results(path)["pretrain.jsonl"] for path in (tmp_path / "run", uninterrupted))
-    assert [row["epoch"] for row in found] == [row["epoch"] for row in expected]
-    losses = [[row["train_loss"] for row in rows[1:8]] for rows in (found, expected)]
-    np.testing.assert_allclose(*losses, rtol=1e-3)
+    _same_losses(tmp_path / "run", uninterrupted)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,13 @@ def test_sigterm_saves_within_ten_seconds_and_the_same_command_ends_with_the_sam
     assert _stopped_and_resumed(tmp_path / "run") < 10
     assert _results(tmp_path / "run") == _results(uninterrupted)
     assert _fingerprints(tmp_path / "run") == _fingerprints(uninterrupted)
+
+
+def _same_losses(workdir, uninterrupted):
+    found, expected = (_results(path)["pretrain.jsonl"] for path in (workdir, uninterrupted))
+    assert [row["epoch"] for row in found] == [row["epoch"] for row in expected]
+    losses = [[row["train_loss"] for row in rows[1:6]] for rows in (found, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def _close(found, expected):
@@ -148,10 +157,7 @@ def _close(found, expected):
 def test_two_processes_give_the_rows_of_one_and_stop_and_go_on_together(uninterrupted, tmp_path):
     seconds = _stopped_and_resumed(tmp_path / "run", "bash", "launch/local_processes.sh", "2")
     assert seconds < 40  # two processes on what may be one core, and the script that waits for them
-    # After some epochs the order of additions, magnified step by step, makes another training: the first ones tell.
-    found, expected = (_results(path)["pretrain.jsonl"] for path in (tmp_path / "run", uninterrupted))
-    assert len(found) == len(expected)
-    _close({"pretrain": found[:5]}, {"pretrain": expected[:5]})
+    _same_losses(tmp_path / "run", uninterrupted)
 
 
 @pytest.mark.slow
@@ -165,9 +171,7 @@ def test_one_of_two_processes_is_killed_and_the_same_command_gives_the_rows_of_o
     process, log = _run(tmp_path / "run", *PRETRAIN, launcher=launcher)
     assert process.wait(200) == 0, log.read_text()[-3000:]
     assert "goes on after epoch" in log.read_text()
-    found, expected = (_results(path)["pretrain.jsonl"] for path in (tmp_path / "run", uninterrupted))
-    assert len(found) == len(expected)
-    _close({"pretrain": found[:5]}, {"pretrain": expected[:5]})
+    _same_losses(tmp_path / "run", uninterrupted)
 
 
 @pytest.mark.slow
