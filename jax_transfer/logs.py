@@ -43,8 +43,10 @@ def _not_raised_again(record: logging.LogRecord) -> bool:
 
 
 def _unraisable(found) -> None:
-    """Writes of a save that failed end after Orbax has closed its event loop; each would print a traceback."""
-    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+    """Of a save or a restore that failed, Orbax's other tasks end with its event loop; each would print a traceback."""
+    loop_closed = isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"
+    code = getattr(found.object, "cr_code", None)  # of a coroutine
+    if not (loop_closed or (code is not None and "orbax" in code.co_filename)):
         sys.__unraisablehook__(found)
 
 
