@@ -260,3 +260,14 @@ def test_cache_key_changes_with_all_that_determines_the_features():
         extract.cache_key("a", {"width": 8}, PREPROCESSING, _images("train")),
     }
     assert len(keys) == 5
+
+
+def test_the_company_changes_no_bit_of_the_mean_class_accuracy():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        count = np.broadcast_to(np.append(rng.integers(3, 9, 10), 0), (4, 1, 11)).astype(float)
+        correct = rng.binomial(count.astype(int), 0.8).astype(float)
+        together = probes.mean_class_accuracy(correct, count)
+        alone = [probes.mean_class_accuracy(correct[i : i + 1], count[i : i + 1])[0] for i in range(4)]
+        np.testing.assert_array_equal(together, alone)
+        np.testing.assert_allclose(together, (correct[..., :10] / count[..., :10]).mean(-1))

@@ -279,14 +279,20 @@ def probe(protocol: Protocol, train, test, num_classes: int, settings: ProbeSett
         chosen = np.full(lanes, candidates[0])
     counts = fit(every, chosen[..., None], x_test, y_test)
     correct, count = (np.asarray(counts[name], np.float64)[:, :, 0] for name in ("correct", "count"))
-    seen = count[0, 0] > 0
     all_seeds = functools.partial(np.broadcast_to, shape=(len(x), settings.num_seeds))
     return ProbeResult(
         accuracy=all_seeds(correct.sum(-1) / count.sum(-1)),
-        mean_class_accuracy=all_seeds((correct[..., seen] / count[..., seen]).mean(-1)),
+        mean_class_accuracy=all_seeds(mean_class_accuracy(correct, count)),
         chosen=all_seeds(chosen),
         gflops=_gigaflops(protocol, num_classes, settings, x[0], y, rows, candidates, chosen[0, :1]),
     )
+
+
+def mean_class_accuracy(correct: Float[np.ndarray, "k s c"], count: Float[np.ndarray, "k s c"]):
+    """Mean of the accuracies of the classes that occur: [k, s] from per-class counts, the same bits for any k."""
+    seen = count[0, 0] > 0
+    # Contiguous, or the order of the sum, and with it the last bit, would depend on how many checkpoints there are.
+    return np.ascontiguousarray(correct[..., seen] / count[..., seen]).mean(-1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
