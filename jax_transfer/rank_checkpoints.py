@@ -38,6 +38,7 @@ from jax_transfer.transfer.cross_validation import cross_validated, gigaflops, p
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
 NEED_LOGITS = ("leep", "nce")  # of the classes that the checkpoint was trained on
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # endings of files
+RESIDENT_GIGABYTES, NUM_THREADS = 4.0, 16  # a study's defaults
 RANDOM = "random:"  # random:resnet18 is that model as it is initialised: what a checkpoint must beat
 
 
@@ -189,8 +190,8 @@ class _Target:
                     source,
                     size,
                     self.mesh,
-                    4.0,
-                    16,
+                    RESIDENT_GIGABYTES,
+                    NUM_THREADS,
                     progress=lambda count, first=first: bar.update(first + count - bar.n),
                 )
                 for first, source in zip(done, self.sources, strict=False)

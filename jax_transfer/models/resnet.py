@@ -121,13 +121,23 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
     Raises:
       InputError: if an argument is not one of the above.
     """
+    checked = check_arguments(name, num_classes, dtype, stem, width)
+    return _build(name, stage_sizes, block, *checked, bool(zero_init_last))
+
+
+def check_arguments(name: str, num_classes, dtype, stem, width) -> tuple[int, str, str, int]:
+    """The arguments of a residual network, v1 or v2, in one form, so that equal ones share a Net.
+
+    Raises:
+      InputError: if one is not what `_resnet` says.
+    """
     dtype = getattr(dtype, "__name__", str(dtype))
     choose(DTYPES, dtype, f"dtype of {name}")
     choose(STEMS, stem, f"stem of {name}")
     for field, value in (("num_classes", num_classes), ("width", width)):
         if value < 1:
             raise InputError(f"{field} of {name} is {value!r}; expected a whole number of at least 1.")
-    return _build(name, stage_sizes, block, int(num_classes), dtype, stem, int(width), bool(zero_init_last))
+    return int(num_classes), dtype, stem, int(width)
 
 
 @functools.cache

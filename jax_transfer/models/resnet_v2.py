@@ -10,11 +10,9 @@ import functools
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jax_transfer.choose import choose
 from jax_transfer.models.layers import DTYPES, BatchNorm, MaxPool, chain, conv, gaussian_head, global_mean
 from jax_transfer.models.net import Net, Output, make_net
-from jax_transfer.models.resnet import STEMS
-from jax_transfer.records import InputError
+from jax_transfer.models.resnet import STEMS, check_arguments
 
 
 class Conv(nnx.Module):
@@ -120,13 +118,7 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
     Raises:
       InputError: if an argument is not one of the above.
     """
-    dtype = getattr(dtype, "__name__", str(dtype))
-    choose(DTYPES, dtype, f"dtype of {name}")
-    choose(STEMS, stem, f"stem of {name}")
-    for field, value in (("num_classes", num_classes), ("width", width)):
-        if value < 1:
-            raise InputError(f"{field} of {name} is {value!r}; expected a whole number of at least 1.")
-    return _build(name, stage_sizes, block, int(num_classes), dtype, stem, int(width))
+    return _build(name, stage_sizes, block, *check_arguments(name, num_classes, dtype, stem, width))
 
 
 @functools.cache
