@@ -9,6 +9,7 @@ import pathlib
 import socket
 import sys
 import threading
+import warnings
 
 import absl.logging
 import tqdm
@@ -30,6 +31,8 @@ def setup(level: int = logging.INFO) -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)
     absl.logging.get_absl_handler().addFilter(_not_raised_again)
     sys.unraisablehook = _unraisable
+    # Nor do the tasks matter that a failed save never came to.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def speak_for_all(first: bool) -> None:

@@ -30,6 +30,7 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 flags.mark_flags_as_required(["config", "workdir"])
 
 USER_ERROR = 2
+WAITED_IN_VAIN = 1  # as after a crash, the scripts in launch/ run the command again, but not for ever
 
 
 def _main(argv) -> None:
@@ -77,7 +78,7 @@ def _print_summary(results: pathlib.Path) -> None:
 
 
 def run() -> None:
-    """The command: user errors and a full disk end in one line and exit code 2."""
+    """The command: user errors and a full disk end in one line and exit code 2, waiting in vain in one line and 1."""
     logs.setup()
     try:
         app.run(_main, flags_parser=_parse_flags)
@@ -86,6 +87,12 @@ def run() -> None:
     except Preempted:
         print("jax_transfer: stopped as told. The same command goes on.", file=sys.stderr)
         sys.exit(preemption.EXIT_CODE)
+    except TimeoutError as error:
+        _fail(
+            f"A wait ended without result ({error}). Does the disk hang, or another process, or was the clock set? "
+            "The same command goes on.",
+            WAITED_IN_VAIN,
+        )
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             _fail(
@@ -122,9 +129,9 @@ def _parse_flags(argv):
     return rest
 
 
-def _fail(message) -> None:
+def _fail(message, code: int = USER_ERROR) -> None:
     print(f"jax_transfer: {message}", file=sys.stderr)
-    sys.exit(USER_ERROR)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,12 @@ def scores(work: Workspace) -> None:
             if not missing:
                 continue
             log.info("%s on %s: %d checkpoints", name, target, len(missing))
-            by = _by_finetuning if name in FINETUNE_SCORES else _by_features
-            for snapshot, measured in by(work, missing, target, name):
+            if name in FINETUNE_SCORES:
+                found = _by_finetuning(work, missing, target, name)
+            else:
+                counted = work.counted(row for row in rows.rows if (row.target, row.score) == (target, name))
+                found = _by_features(work, missing, target, name, counted)
+            for snapshot, measured in found:
                 if measured.get("error"):
                     log.warning("%s of checkpoint %s on %s: %s.", name, snapshot.name, target, measured["error"])
                 numbers = {**dict.fromkeys(("value", "seconds", "gflops"), math.nan), **measured}
@@ -37,23 +41,24 @@ def scores(work: Workspace) -> None:
                 rows.append(row)
 
 
-def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: str):
-    """Yields (snapshot, {value, seconds, gflops} or {error}): one compiled call for as many as the budget allows."""
+def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: str, gflops: dict[int, float]):
+    """Yields (snapshot, {value, seconds, gflops} or {error}): one compiled call for as many as the budget allows.
+
+    gflops: of checkpoints that are scored already, by feature dimension.
+    """
     num_classes = work.source(target, "train").num_classes
     problems = {snapshot: work.problem(snapshot, target) for snapshot in snapshots}
     yield from ((snapshot, {"error": problem}) for snapshot, problem in problems.items() if problem)
-    gflops: dict[tuple[int, ...], float] = {}
     for group in work.groups([snapshot for snapshot in snapshots if not problems[snapshot]], target):
         stacked = work.stacked_features(group, target, "train")
         start = time.perf_counter()
         values = score_all(name, stacked, num_classes)
         seconds = (time.perf_counter() - start) / len(group)
-        first = jax.tree.map(lambda x: x[0], stacked)
-        shape = first.features.shape
-        if shape not in gflops:
-            gflops[shape] = score_gigaflops(name, first, num_classes)
+        dim = stacked.features.shape[-1]
+        if dim not in gflops:
+            gflops[dim] = score_gigaflops(name, jax.tree.map(lambda x: x[0], stacked), num_classes)
         for i, (snapshot, value) in enumerate(zip(group, values, strict=True)):
-            measured = {"value": float(value), "seconds": seconds, "gflops": gflops[shape]}
+            measured = {"value": float(value), "seconds": seconds, "gflops": gflops[dim]}
             if not math.isfinite(value):
                 one = jax.tree.map(lambda x, i=i: x[i], stacked)
                 measured |= {"value": math.nan, "error": why_undefined(name, one, num_classes)}

@@ -51,6 +51,7 @@ def probes(work: Workspace) -> None:
                 log.warning("%s of checkpoint %s on %s is left out: %s.", method, snapshot.name, target, error)
                 for seed in seeds:
                     rows.append(work.transfer_row(snapshot, target, method, seed, error=error))
+            gflops = work.counted(row for row in rows.rows if (row.target, row.method) == (target, method))
             for group in work.groups(sound, target):
                 log.info("%s on %s: %d checkpoints", method, target, len(group))
                 start = time.perf_counter()
@@ -64,6 +65,7 @@ def probes(work: Workspace) -> None:
                     work.config.seed,
                 )
                 seconds = (time.perf_counter() - start) / result.accuracy.size
+                count = gflops.setdefault(train.features.shape[-1], result.gflops)
                 for i, snapshot in enumerate(group):
                     for s, seed in enumerate(seeds):
                         rows.append(
@@ -76,7 +78,7 @@ def probes(work: Workspace) -> None:
                                 accuracy=float(result.accuracy[i, s]),
                                 mean_class_accuracy=float(result.mean_class_accuracy[i, s]),
                                 seconds=seconds,
-                                gflops=result.gflops,
+                                gflops=count,
                             )
                         )
 

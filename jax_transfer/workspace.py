@@ -7,7 +7,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jax_transfer.features import extract
 from jax_transfer.logs import log
 from jax_transfer.models import Net
 from jax_transfer.models.trajectory import Trajectory, abstract, evaluated_epochs
-from jax_transfer.records import Features, InputError, Pretraining, Snapshot, TransferRow
+from jax_transfer.records import Features, InputError, Pretraining, ScoreRow, Snapshot, TransferRow
 
 
 class Workspace:
@@ -40,7 +40,7 @@ class Workspace:
         self.forward = functools.cache(self._forward)
         self.feed = functools.lru_cache(maxsize=4)(self._feed)
         self.model = functools.lru_cache(maxsize=1)(self._model)
-        self.model_fingerprint = functools.cache(lambda snapshot: trees.fingerprint(self.model(snapshot)))
+        self.model_fingerprint = functools.cache(self._model_fingerprint)
         self._opened: list[Trajectory] = []
 
     def _source(self, dataset: str, split: str) -> Source:
@@ -136,6 +136,16 @@ class Workspace:
 
     def _model(self, snapshot: Snapshot) -> dict:
         """{"params", "stats"} of a checkpoint, on every device."""
+        params, stats = jax.eval_shape(self.source_net(snapshot.pretraining).init, jax.random.key(0))
+        target = abstract({"params": params, "stats": stats}, devices.replicated(self.mesh))
+        return self._saved(snapshot).restore_model(snapshot.epoch, target)
+
+    def _model_fingerprint(self, snapshot: Snapshot) -> str:
+        """Of what the features of a checkpoint depend on; where there are features, the weights need not be read."""
+        return self._saved(snapshot).fingerprint(snapshot.epoch) or trees.fingerprint(self.model(snapshot))
+
+    def _saved(self, snapshot: Snapshot) -> Trajectory:
+        """The trajectory that holds a checkpoint."""
         trajectory = self.trajectory(snapshot.pretraining)
         saved = trajectory.epochs()
         if snapshot.epoch not in saved:
@@ -143,9 +153,7 @@ class Workspace:
                 f"{trajectory.folder} holds no checkpoint of epoch {snapshot.epoch} (it has {saved or 'none'}): "
                 "run the pretrain stage first."
             )
-        params, stats = jax.eval_shape(self.source_net(snapshot.pretraining).init, jax.random.key(0))
-        target = abstract({"params": params, "stats": stats}, devices.replicated(self.mesh))
-        return trajectory.restore_model(snapshot.epoch, target)
+        return trajectory
 
     def _forward(self, pretraining: Pretraining):
         return extract.make_forward(self.source_net(pretraining), self.preprocessing, self.mesh)
@@ -198,6 +206,16 @@ class Workspace:
             num_test=len(self.source(target, "test")),
             **{**dict.fromkeys(numbers, math.nan), **measured},
         )
+
+    def counted(self, rows: Iterable[TransferRow | ScoreRow]) -> dict[int, float]:
+        """Feature dimension -> gflops, as rows have it. The work of what runs until it converges is that of the first
+        checkpoint, whichever of them are missing when a run goes on."""
+        dims = {s.name: self.source_net(s.pretraining).feature_dim for s in self.snapshots}
+        found: dict[int, float] = {}
+        for row in rows:
+            if row.checkpoint in dims and not row.error:
+                found.setdefault(dims[row.checkpoint], row.gflops)
+        return found
 
     def groups(self, snapshots: list[Snapshot], dataset: str, copies: int = 1) -> list[list[Snapshot]]:
         """Splits checkpoints into those of equal feature dimension, and these so that `copies` of the stacked features of a

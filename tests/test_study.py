@@ -258,6 +258,19 @@ def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean,
     assert _fingerprints(tmp_path) == _fingerprints(expected)
 
 
+def test_a_clock_that_leaps_is_said_in_one_line_and_the_study_goes_on_afterwards(clean, tmp_path):
+    expected, _ = clean
+    leaps = (
+        "import itertools, time; real, n = time.time, itertools.count(); time.time = lambda: real() + 3600 * next(n)"
+    )
+    done = _command(tmp_path, code=("-c", f"{leaps}; from jax_transfer import main; main.run()"))
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "was the clock set? The same command goes on." in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert _command(tmp_path).returncode == 0
+    assert _fingerprints(tmp_path) == _fingerprints(expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,7 +1,8 @@
 """A trajectory: one Orbax checkpoint an epoch, and what is needed to use it without its config.
 
 `checkpoints/<epoch>/` holds three items: `model` (params, stats), `training` (optimizer, step, key) and
-`metadata` (JSON: model name and settings, preprocessing, source accuracy, the epoch's result row). Where the training
+`metadata` (JSON: model name and settings, preprocessing, source accuracy, the epoch's result row, and fingerprints of
+all three, without which a bit that turned on the disk would go unseen). Where the training
 keeps a moving average, the average is the `model`, and params and stats are in `training`.
 Epoch 0 is the initialisation. Checkpoints are always restored into an abstract target: without one,
 Orbax turns list indices into strings and layers change places.
@@ -9,6 +10,8 @@ Orbax turns list indices into strings and layers change places.
 
 import contextlib
 import ctypes
+import hashlib
+import json
 import logging
 import os
 import pathlib
@@ -20,6 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import args as ocp_args
 
+from jax_transfer import trees
 from jax_transfer.records import InputError
 
 _ITEMS = ("model", "training", "metadata")
@@ -53,10 +57,12 @@ class Trajectory:
     def save(self, epoch: int, state: dict, metadata: dict) -> None:
         """Saves a training state asynchronously; the files appear under their final name when all are written."""
         model, training = _divide(state)
+        saved = {"model": model, "training": training, "metadata": metadata}
+        fingerprints = {name: _fingerprint(name, item) for name, item in saved.items()}
         items = ocp_args.Composite(
             model=ocp_args.StandardSave(model),
             training=ocp_args.StandardSave(training),
-            metadata=ocp_args.JsonSave(metadata),
+            metadata=ocp_args.JsonSave({**metadata, "fingerprints": fingerprints}),
         )
         with _disk_errors():  # also those of the save before, which went on in the background
             self._manager.save(epoch, args=items)
@@ -69,7 +75,11 @@ class Trajectory:
             self._manager.wait_until_finished()
 
     def metadata(self, epoch: int) -> dict:
-        return self._restore(epoch, metadata=ocp_args.JsonRestore())["metadata"]
+        return self._restore(epoch)["metadata"]
+
+    def fingerprint(self, epoch: int) -> str | None:
+        """`trees.fingerprint` of an epoch's model, without reading it; None if it was not saved with it."""
+        return _fingerprints(self.metadata(epoch)).get("model")
 
     def restore_model(self, epoch: int, abstract_model: dict) -> dict:
         """{"params", "stats"} of an epoch, with the shapes, dtypes and shardings of `abstract_model`."""
@@ -84,19 +94,45 @@ class Trajectory:
         return {**found["model"], **found["training"]}
 
     def _restore(self, epoch: int, **items):
+        items["metadata"] = ocp_args.JsonRestore()
         try:
-            return self._manager.restore(epoch, args=ocp_args.Composite(**items))
+            found = self._manager.restore(epoch, args=ocp_args.Composite(**items))
+            wrong = _changed(found)
         except Exception as error:  # noqa: BLE001  Orbax raises plain Exceptions for missing, short and garbled files
             logging.getLogger("asyncio").addFilter(_was_asked_for)
-            said = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+            wrong = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:200]
         # Not inside of `except`: with the error go the unfinished reads, which would complain when the program ends.
+        if not wrong:
+            return found
         others = [e for e in self.epochs() if e < epoch]
         offer = (
             f"The last one before it is epoch {others[-1]}: delete {self.folder / str(epoch)} and run again."
             if others
             else "No earlier checkpoint exists: delete the folder and run again."
         )
-        raise InputError(f"Checkpoint {self.folder / str(epoch)} cannot be read ({said[0][:200]}). {offer}")
+        raise InputError(f"Checkpoint {self.folder / str(epoch)} cannot be read ({wrong}). {offer}")
+
+
+def _changed(found) -> str:
+    """Which items of an epoch are not as they were saved; "" for none, and where no fingerprints were saved."""
+    saved = _fingerprints(found["metadata"])
+    items = {name: found[name] for name in saved if name in found}
+    if "metadata" in items:
+        items["metadata"] = {name: value for name, value in found["metadata"].items() if name != "fingerprints"}
+    changed = [name for name, item in items.items() if _fingerprint(name, item) != saved[name]]
+    return f"its {' and '.join(changed)} changed on the disk since" if changed else ""
+
+
+def _fingerprint(name: str, item) -> str:
+    if name == "metadata":
+        return hashlib.blake2b(json.dumps(item, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return trees.fingerprint(item)
+
+
+def _fingerprints(metadata) -> dict[str, str]:
+    """item -> fingerprint, as they were saved; {} where there are none."""
+    found = metadata.get("fingerprints") if isinstance(metadata, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _was_asked_for(record: logging.LogRecord) -> bool:

@@ -95,7 +95,7 @@ def test_any_harm_to_any_file(sound, tmp_path):
         shutil.copytree(sound / "1", copy / "1")
         harm(copy / "1" / files(sound / "1")[which], how, place, mask)
         found = load(how, copy / "1")
-        if found is not None and how != "turned":  # Orbax keeps no checksum: a bit of a weight can turn unseen
+        if found is not None:
             assert jax.tree.all(jax.tree.map(np.array_equal, (found.params, found.stats), (PARAMS, STATS)))
 
     tried()

@@ -97,23 +97,43 @@ def torn_line(workdir, rng):
     return True
 
 
-def truncated_checkpoint(workdir, rng):
-    """A file of the last checkpoint loses its end. The program must say which one; its advice is followed."""
-    epochs = sorted((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
-    epochs = [path for path in epochs if path.name.isdigit()]
-    if len(epochs) < 2:
-        return False
-    files = [path for path in epochs[-1].rglob("*") if path.is_file() and path.stat().st_size > 50]
-    path = rng.choice(files)
-    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
-    log = workdir.with_suffix(".advice")
-    code, text = finish(start(workdir, log), log, (0, 2))
-    if code == 2:
-        advice = re.search(r"delete (\S+) and run again", text)
-        assert advice, text[-2000:]
-        # What was computed from the checkpoint stays: it was whole then.
-        shutil.rmtree(advice[1].rstrip("."))
-    return True
+def damaged_checkpoint(damage):
+    """Something happens to a file of the last checkpoint. If the program needs what is lost, it must say so; its advice is
+    followed."""
+
+    def change(workdir, rng):
+        epochs = sorted((path for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()), key=_number)
+        if len(epochs) < 2:
+            return False
+        path = rng.choice([path for path in epochs[-1].rglob("*") if path.is_file() and path.stat().st_size > 50])
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole, rng))
+        log = workdir.with_suffix(".advice")
+        code, text = finish(start(workdir, log), log, (0, 2))
+        if code == 2:
+            advice = re.search(r"delete (\S+) and run again", text)
+            assert advice, text[-2000:]
+            # What was computed from the checkpoint stays: it was whole then.
+            shutil.rmtree(advice[1].rstrip("."))
+        else:
+            path.write_bytes(whole)
+        return True
+
+    return change
+
+
+def _number(path):
+    return int(path.name)
+
+
+def truncated(data, rng):
+    return data[: rng.randrange(len(data))]
+
+
+def turned(data, rng):
+    """One bit is another one."""
+    place = rng.randrange(len(data))
+    return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
 
 
 def lost_features(workdir, rng):
@@ -130,7 +150,7 @@ def truncated_features(workdir, rng):
     if not paths:
         return False
     path = rng.choice(paths)
-    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+    path.write_bytes(truncated(path.read_bytes(), rng))
     return True
 
 
@@ -175,22 +195,23 @@ def _obey_permissions():
 
 
 def jumping_clock(workdir, log, rng):
-    """The study runs on, to its end or to a kill, while the clock jumps."""
+    """The study runs on, to its end or to a kill, while the clock jumps; a wait may seem to last for ever (1)."""
     process = start(workdir, log, code=("-c", JUMPING_CLOCK, str(rng.randrange(10**6))))
     try:
         process.wait(rng.uniform(8, 25))
     except subprocess.TimeoutExpired:
         process.kill()
-    finish(process, log, (0, -signal.SIGKILL))
+    finish(process, log, (0, 1, -signal.SIGKILL))
     return True
 
 
 # What happens -> (how, how often of a hundred).
 FAULTS = {
-    "kill -9": (stopped_by(signal.SIGKILL, (-signal.SIGKILL,)), 40),
-    "SIGTERM": (stopped_by(signal.SIGTERM, (75,)), 24),
+    "kill -9": (stopped_by(signal.SIGKILL, (-signal.SIGKILL,)), 36),
+    "SIGTERM": (stopped_by(signal.SIGTERM, (75,)), 22),
     "torn last line": (damaged(torn_line), 8),
-    "truncated checkpoint": (damaged(truncated_checkpoint), 6),
+    "truncated checkpoint": (damaged(damaged_checkpoint(truncated)), 6),
+    "turned bit of a checkpoint": (damaged(damaged_checkpoint(turned)), 6),
     "deleted features": (damaged(lost_features), 6),
     "truncated features": (damaged(truncated_features), 6),
     "full disk": (full_disk, 4),
@@ -211,7 +232,7 @@ def outcome(workdir):
         "for path in sys.argv[1:]:\n"
         "    found = load_checkpoint(path); print(trees.fingerprint({'params': found.params, 'stats': found.stats}))"
     )
-    epochs = sorted(path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    epochs = sorted((path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()), key=_number)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
     found = subprocess.run(
         [sys.executable, "-c", code, *epochs], env=environment, capture_output=True, text=True, check=True
