@@ -51,24 +51,35 @@ def finetunes(work: Workspace) -> None:
                 )
 
 
+def tune_again(work: Workspace, snapshots: list[Snapshot], target: str) -> None:
+    """Fine-tunes those whose features are not on disk (first seed), side by side; several processes share the work."""
+    lost = [s for s in snapshots if not all(_path(work, s, target, split).exists() for split in ("train", "test"))]
+    if lost:
+        log.info(
+            "The features of %d checkpoints fine-tuned on %s are missing: they are tuned again.", len(lost), target
+        )
+    # Each process may find something else missing, for the others write meanwhile: nobody waits for a result.
+    mine = lost[jax.process_index() :: jax.process_count()]
+    for _ in _finetune(work, mine, target, work.config.seed, keep_features=True, alone=True):
+        pass
+    devices.wait_for_all(f"tuned again on {target}")
+
+
 def tuned_features(work: Workspace, snapshot: Snapshot, target: str, split: str) -> Features:
     """Features of a checkpoint that was fine-tuned on the target (first seed): as the fine-tuning left them on disk.
 
-    Where they are not on disk, the checkpoint is fine-tuned again.
+    Where they cannot be read, the checkpoint is fine-tuned again.
     """
     path = _path(work, snapshot, target, split)
     found = extract.load(path)
     if found is None:
-        log.info(
-            "The features of checkpoint %s fine-tuned on %s are missing: it is tuned again.", snapshot.name, target
-        )
-        for _ in _finetune(work, [snapshot], target, work.config.seed, keep_features=True):
+        for _ in _finetune(work, [snapshot], target, work.config.seed, keep_features=True, alone=True):
             found = extract.load(path)
     return found
 
 
 def _finetune(
-    work: Workspace, snapshots: list[Snapshot], target: str, seed: int, keep_features: bool
+    work: Workspace, snapshots: list[Snapshot], target: str, seed: int, keep_features: bool, alone: bool = False
 ) -> Iterator[tuple[Snapshot, Finetuned]]:
     tuning = settings.finetune_settings(work.config, target)
     forward = functools.cache(lambda net: extract.make_forward(net, work.preprocessing, work.mesh))
@@ -80,7 +91,7 @@ def _finetune(
             extract.save(_path(work, snapshot, target, split), found)
 
     splits = ("train", "test")
-    yield from finetuned(work, snapshots, target, splits, tuning, seed, keep if keep_features else None)
+    yield from finetuned(work, snapshots, target, splits, tuning, seed, keep if keep_features else None, alone)
 
 
 def finetuned(
@@ -91,17 +102,20 @@ def finetuned(
     tuning: FinetuneSettings,
     seed: int,
     keep: Callable[[Snapshot, Net, dict], None] | None = None,
+    alone: bool = False,
 ) -> Iterator[tuple[Snapshot, Finetuned]]:
     """Fine-tunes on the first split and tests on the second: the checkpoints of a model at once, spread over the devices.
 
     Several processes share the work and all yield all results. `keep`, if given, is called with each tuned model, where it
-    was tuned and before its result is out, so that a kill in between leaves nothing out.
+    was tuned and before its result is out, so that a kill in between leaves nothing out. `alone`: this process does all of
+    its work, whatever the others do.
     """
+    first, processes = (0, 1) if alone else (jax.process_index(), jax.process_count())
     mesh = devices.make_mesh(sweep=jax.local_device_count())
     for model in dict.fromkeys(snapshot.pretraining.model for snapshot in snapshots):
         own = [snapshot for snapshot in snapshots if snapshot.pretraining.model == model]
         net = work.net(model, work.source(target, "train").num_classes)
-        mine = own[jax.process_index() :: jax.process_count()]
+        mine = own[first::processes]
         tuned = finetune(
             [f"checkpoint {snapshot.name}" for snapshot in mine],
             lambda i, mine=mine: work.model(mine[i]),
@@ -113,12 +127,13 @@ def finetuned(
             seed,
             work.config.data.eval_batch_size,
         )
-        for place in range(0, len(own), jax.process_count()):
+        for place in range(0, len(own), processes):
             done = next(tuned, None)  # none where the others have one more
             if done and keep:
                 keep(mine[done.index], net, done.model)
-            found = devices.gather(done and {**vars(done), "model": None})
-            for snapshot, result in zip(own[place:], found, strict=False):
+            own_result = done and {**vars(done), "model": None}
+            results = [own_result] if alone else devices.gather(own_result)
+            for snapshot, result in zip(own[place:], results, strict=False):
                 yield snapshot, Finetuned(**result)
 
 

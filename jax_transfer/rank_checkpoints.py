@@ -30,6 +30,7 @@ from jax_transfer.models import (
     load_checkpoint,
     released_preprocessing,
 )
+from jax_transfer.models.torch_weights import ALSO_READ, ENDINGS
 from jax_transfer.plan import duration
 from jax_transfer.records import Features, InputError
 from jax_transfer.report.ranking import Ranked, Ranking
@@ -37,7 +38,6 @@ from jax_transfer.transfer.cross_validation import cross_validated, gigaflops, p
 
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
 NEED_LOGITS = ("leep", "nce")  # of the classes that the checkpoint was trained on
-WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # endings of files
 RESIDENT_GIGABYTES, NUM_THREADS = 4.0, 16  # a study's defaults
 RANDOM = "random:"  # random:resnet18 is that model as it is initialised: what a checkpoint must beat
 
@@ -137,7 +137,7 @@ def _candidates(given: Sequence[str | pathlib.Path], model: str | None) -> list[
     paths = [path.absolute() for path, _ in found if path]
     common = pathlib.Path(os.path.commonpath([path.parent for path in paths])) if paths else None
     whole = [path.absolute().relative_to(common) if path else pathlib.Path(f"random {named}") for path, named in found]
-    plain = [str(name.with_suffix("")) if name.suffix in WEIGHTS else str(name) for name in whole]
+    plain = [str(name.with_suffix("")) if name.suffix in (*ENDINGS, *ALSO_READ) else str(name) for name in whole]
     names = plain if len(set(plain)) == len(plain) else list(map(str, whole))
     return [Candidate(name, path, named) for name, (path, named) in zip(names, found, strict=True)]
 

@@ -4,8 +4,9 @@ Before fine-tuning (`pretrained`) and after it (`finetuned`, where it was run), 
 "Towards Inadequately Pre-trained Models" come out of one run.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from jax_transfer.analysis.spectral import (
     singular_values,
     spectral_decay,
 )
-from jax_transfer.finetuning import tuned_features
+from jax_transfer.finetuning import tune_again, tuned_features
 from jax_transfer.logs import Rows, log
 from jax_transfer.records import EmbeddingRow, Features, SimilarityRow, Snapshot, SpectralRow, SpectrumRow
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
@@ -40,61 +41,76 @@ def spectral(work: Workspace) -> None:
         _explain(work, target, "pretrained", work.snapshots, lambda s, split, t=target: work.features(s, t, split))
         tuned = {row.checkpoint for row in transfer if (row.target, row.method, row.error) == (target, "finetune", "")}
         done = [snapshot for snapshot in work.snapshots if snapshot.name in tuned]
+        tune_again(work, _missing(work, target, "finetuned", done), target)
         _explain(work, target, "finetuned", done, lambda s, split, t=target: tuned_features(work, s, t, split))
+
+
+def _missing(work: Workspace, target: str, stage: str, snapshots: list[Snapshot]) -> list[Snapshot]:
+    """Those without components or without a spectrum."""
+    spectral, spectrum = Rows(work.results, "spectral"), Rows(work.results, "spectrum")
+    return [
+        s
+        for s in snapshots
+        if (s.name, target, stage) not in spectrum
+        or not all((s.name, target, stage, component) in spectral for component in COMPONENTS)
+    ]
 
 
 def _explain(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
     if not snapshots:
         return
     log.info("spectral components on %s, %s: %d checkpoints", target, stage, len(snapshots))
-    sound = list(_sound(work, target, stage, snapshots, load))
-    _components(work, target, stage, sound, load)
-    _spectra(work, target, stage, sound, load)
+    rows = Rows(work.results, "spectral")
+    for group in work.groups(_missing(work, target, stage, snapshots), target, copies=len(COMPONENTS) + 1):
+        read = functools.cache(load)  # once for all that is made of a group's features
+        sound = [snapshot for snapshot in group if _is_sound(work, target, stage, snapshot, read, rows)]
+        _components(work, target, stage, sound, read, rows)
+        _spectra(work, target, stage, sound, read)
+    failed = {row.checkpoint for row in rows.rows if (row.target, row.stage) == (target, stage) and row.error}
+    sound = [snapshot for snapshot in snapshots if snapshot.name not in failed]
     _similarities(work, target, stage, sound, load)
     _embeddings(work, target, stage, sound, load)
 
 
-def _sound(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> Iterator[Snapshot]:
-    """Those whose features are finite; each other one is a row that says what is wrong."""
-    rows = Rows(work.results, "spectral")
-    for snapshot in snapshots:
-        error = work.problem(snapshot, target, load)
-        if not error:
-            yield snapshot
-            continue
+def _is_sound(work: Workspace, target: str, stage: str, snapshot: Snapshot, load: Load, rows: Rows) -> bool:
+    """Whether the features are finite; if not, rows say what is wrong."""
+    error = work.problem(snapshot, target, load)
+    if error:
         log.warning("checkpoint %s on %s, %s, is left out: %s.", snapshot.name, target, stage, error)
         for component in COMPONENTS:
             rows.append(SpectralRow(snapshot.name, snapshot.epoch, target, stage, component, math.nan, math.nan, error))
+    return not error
 
 
-def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
+def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load, rows: Rows) -> None:
     """A probe on the full features, the main and the residual component of each batch of 128, as in Table 1."""
-    rows, spectral = Rows(work.results, "spectral"), work.config.spectral
     missing = [s for s in snapshots if not all((s.name, target, stage, c) in rows for c in COMPONENTS)]
+    if not missing:
+        return
+    spectral = work.config.spectral
     settings = ProbeSettings(epochs=spectral.epochs, batch_size=128, learning_rates=(0.01,))
+    splits, ranks = {}, []
+    for split in ("train", "test"):
+        order = np.random.default_rng(work.config.seed).permutation(len(work.source(target, split)))
+        stacked = []
+        for snapshot in missing:
+            found = load(snapshot, split)
+            x = jnp.asarray(found.features[order])
+            parts = batched_spectral_components(x, spectral.batch_size or len(x))
+            stacked += [x, parts.main, parts.residual]
+            if split == "train":
+                most = min(spectral.batch_size or len(x), *x.shape)
+                kept = float(jnp.mean(parts.rank))
+                ranks.append({"full": float(most), "main": kept, "residual": most - kept})
+        splits[split] = jnp.stack(stacked), found.labels[order]
     num_classes = work.source(target, "train").num_classes
-    for group in work.groups(missing, target, copies=len(COMPONENTS)):
-        splits, ranks = {}, []
-        for split in ("train", "test"):
-            order = np.random.default_rng(work.config.seed).permutation(len(work.source(target, split)))
-            stacked = []
-            for snapshot in group:
-                found = load(snapshot, split)
-                x = jnp.asarray(found.features[order])
-                parts = batched_spectral_components(x, spectral.batch_size or len(x))
-                stacked += [x, parts.main, parts.residual]
-                if split == "train":
-                    most = min(spectral.batch_size or len(x), *x.shape)
-                    kept = float(jnp.mean(parts.rank))
-                    ranks.append({"full": float(most), "main": kept, "residual": most - kept})
-            splits[split] = jnp.stack(stacked), found.labels[order]
-        result = probe(PROTOCOLS["probe"], splits["train"], splits["test"], num_classes, settings, work.config.seed)
-        accuracies = result.accuracy[:, 0].reshape(len(group), len(COMPONENTS))
-        for snapshot, rank, accuracy in zip(group, ranks, accuracies, strict=True):
-            for component, value in zip(COMPONENTS, accuracy, strict=True):
-                rows.append(
-                    SpectralRow(snapshot.name, snapshot.epoch, target, stage, component, rank[component], float(value))
-                )
+    result = probe(PROTOCOLS["probe"], splits["train"], splits["test"], num_classes, settings, work.config.seed)
+    accuracies = result.accuracy[:, 0].reshape(len(missing), len(COMPONENTS))
+    for snapshot, rank, accuracy in zip(missing, ranks, accuracies, strict=True):
+        for component, value in zip(COMPONENTS, accuracy, strict=True):
+            rows.append(
+                SpectralRow(snapshot.name, snapshot.epoch, target, stage, component, rank[component], float(value))
+            )
 
 
 def _spectra(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
@@ -126,16 +142,26 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
     if not names or all((a, b, target, stage) in rows for a in names for b in names):
         return
     images = _some_images(work, target, SIMILARITY_IMAGES)
-    features = [load(snapshot, "test").features[images] for snapshot in snapshots]
-    widest = max(x.shape[1] for x in features)  # columns of zeros change neither similarity
-    padded = [np.pad(x, ((0, 0), (0, widest - x.shape[1]))) for x in features]
-    found = similarities(jnp.stack(padded))
-    cka, overlap = np.asarray(found.cka, float), np.asarray(found.overlap, float)
-    new = [
-        SimilarityRow(a, b, target, stage, cka[i, j], overlap[i, j])
-        for i, a in enumerate(names)
-        for j, b in enumerate(names)
-    ]
+    widest = max(work.source_net(snapshot.pretraining).feature_dim for snapshot in snapshots)
+
+    def stacked(part: list[Snapshot]):
+        features = [load(snapshot, "test").features[images] for snapshot in part]
+        # Columns of zeros change neither similarity.
+        return jnp.stack([np.pad(x, ((0, 0), (0, widest - x.shape[1]))) for x in features])
+
+    n = len(images)
+    bytes_each = 2 * 4 * (2 * n**2 + n * widest)  # of the checkpoints of two parts
+    parts = work.tiles(snapshots, bytes_each, "similarities", target)
+    cka, overlap = {}, {}
+    for i, part in enumerate(parts):
+        x = stacked(part)
+        for other in parts[i:]:
+            found = similarities(x) if other is part else similarities(x, stacked(other))
+            pairs = [(a.name, b.name) for a in part for b in other]
+            for values, matrix in ((cka, found.cka), (overlap, found.overlap)):
+                for (a, b), value in zip(pairs, np.asarray(matrix, float).ravel(), strict=True):
+                    values[a, b] = values[b, a] = value
+    new = [SimilarityRow(a, b, target, stage, cka[a, b], overlap[a, b]) for a in names for b in names]
     rows.replace([row for row in rows.rows if (row.target, row.stage) != (target, stage)] + new)
 
 

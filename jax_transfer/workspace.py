@@ -223,18 +223,22 @@ class Workspace:
         by_dim: dict[int, list[Snapshot]] = {}
         for snapshot in snapshots:
             by_dim.setdefault(self.source_net(snapshot.pretraining).feature_dim, []).append(snapshot)
-        return [group for dim, alike in by_dim.items() for group in self._split(alike, dim, dataset, copies)]
-
-    def _split(self, snapshots: list[Snapshot], dim: int, dataset: str, copies: int) -> list[list[Snapshot]]:
         images = sum(len(self.source(dataset, split)) for split in ("train", "test"))
         widest = max(self.source(source, "train").num_classes for source in self.sources)
-        bytes_each = images * (dim + widest) * 4 * copies
+        return [
+            group
+            for dim, alike in by_dim.items()
+            for group in self.tiles(alike, images * (dim + widest) * 4 * copies, "features", dataset)
+        ]
+
+    def tiles(self, snapshots: list[Snapshot], bytes_each: int, what: str, dataset: str) -> list[list[Snapshot]]:
+        """Splits checkpoints so that `bytes_each` of each in a part fit the budget for features; says so if it must."""
         largest = max(1, int(self.config.data.features_gigabytes * 1e9 // bytes_each))
         count = math.ceil(len(snapshots) / largest)
         if count > 1:
             log.info(
-                "The features of %d checkpoints on %s exceed config.data.features_gigabytes = %g: worked off in "
-                "%d groups.",
+                "The %s of %d checkpoints on %s exceed config.data.features_gigabytes = %g: worked off in %d groups.",
+                what,
                 len(snapshots),
                 dataset,
                 self.config.data.features_gigabytes,

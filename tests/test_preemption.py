@@ -184,6 +184,12 @@ def test_a_whole_study_of_two_processes_gives_the_rows_of_one(gigabytes, tmp_pat
     assert both.wait(400) == 0, log.read_text()[-3000:]
     assert "2 processes" in log.read_text()
     _close(_results(tmp_path / "two"), _results(tmp_path / "one"))
+    for path in (*(tmp_path / "two" / "features").glob("*.npz"), tmp_path / "two" / "results" / "spectral.jsonl"):
+        path.unlink()
+    both, log = _run(tmp_path / "two", data, launcher=("bash", "launch/local_processes.sh", "2"))
+    assert both.wait(400) == 0, log.read_text()[-3000:]
+    assert "tuned again" in log.read_text()
+    _close(_results(tmp_path / "two"), _results(tmp_path / "one"))
 
 
 @pytest.mark.parametrize(

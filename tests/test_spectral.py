@@ -191,6 +191,13 @@ def test_similarities_equal_numpys():
             assert float(found.overlap[i, j]) == pytest.approx((cosines**2).mean(), abs=1e-3)
 
 
+def test_similarities_of_parts_are_those_of_the_whole():
+    x = jnp.stack([jnp.asarray(power_law(60, 20, decay), jnp.float32) for decay in (0.3, 0.8, 1.0, 1.2, 1.5)])
+    whole, part = similarities(x), similarities(x[:2], x[2:])
+    np.testing.assert_allclose(part.cka, whole.cka[:2, 2:], rtol=1e-5)
+    np.testing.assert_allclose(part.overlap, whole.overlap[:2, 2:], rtol=1e-5)
+
+
 def test_similarities_ignore_rotation_scale_and_columns_of_zeros():
     a = power_law(40, 20)
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(20, 20)))[0]

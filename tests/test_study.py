@@ -190,15 +190,26 @@ def test_a_stage_runs_alone_and_adds_only_what_is_missing(clean, tmp_path):
     assert (tmp_path / "copy/results/transfer.jsonl").read_bytes() == before
 
 
-def test_lost_features_of_fine_tuned_models_are_made_again(clean, tmp_path):
+def test_lost_features_of_fine_tuned_models_are_made_again_also_within_a_small_budget(clean, tmp_path):
     expected, _ = clean
     shutil.copytree(expected, tmp_path / "copy")
-    for path in (*(tmp_path / "copy/features").glob("*.npz"), tmp_path / "copy/results/spectral.jsonl"):
+    lost = ("results/spectral.jsonl", "results/similarity.jsonl")
+    for path in (*(tmp_path / "copy/features").glob("*.npz"), *(tmp_path / "copy" / name for name in lost)):
         path.unlink()
-    again = _command(tmp_path / "copy", "--config.stages=('spectral',)")
+    budget = "--config.data.features_gigabytes=1e-6"
+    again = _command(tmp_path / "copy", "--config.stages=('spectral',)", budget)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "it is tuned again" in again.stderr
-    assert _results(tmp_path / "copy") == _results(expected)
+    assert "The features of 3 checkpoints fine-tuned on" in again.stderr
+    assert "The similarities of 3 checkpoints on" in again.stderr
+    found, whole = _results(tmp_path / "copy"), _results(expected)
+    rows, whole_rows = found.pop("similarity.jsonl"), whole.pop("similarity.jsonl")
+    assert found == whole
+    assert [(r["checkpoint"], r["other"], r["stage"]) for r in rows] == [
+        (r["checkpoint"], r["other"], r["stage"]) for r in whole_rows
+    ]
+    for measure in ("cka", "overlap"):
+        values = [[row[measure] for row in group] for group in (rows, whole_rows)]
+        np.testing.assert_allclose(*values, rtol=1e-4)
 
 
 # --- bad input: one line on stderr, exit code 2

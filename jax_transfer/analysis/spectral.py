@@ -150,15 +150,15 @@ def spectral_decay(singular_values: Float[Array, "s"]) -> Float[Array, ""]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Similarities:
-    """Between k feature matrices of the same samples, each in [0, 1], 1 on the diagonal."""
+    """Between k and l feature matrices of the same samples, each in [0, 1], 1 between equal ones."""
 
-    cka: Float[Array, "k k"]
-    overlap: Float[Array, "k k"]
+    cka: Float[Array, "k l"]
+    overlap: Float[Array, "k l"]
 
 
 @jax.jit
-def similarities(x: Float[Array, "k n d"], energy: float = 0.8) -> Similarities:
-    """How alike k checkpoints represent the same n samples, whatever rotates or scales their features.
+def similarities(x: Float[Array, "k n d"], y: Float[Array, "l n e"] | None = None, energy: float = 0.8) -> Similarities:
+    """How alike k checkpoints represent n samples as l others do, whatever rotates or scales their features.
 
     cka: linear centred kernel alignment, <K_a, K_b> / (|K_a| |K_b|) for the Gram matrices K of centred features
       (Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, equation 5).
@@ -166,7 +166,9 @@ def similarities(x: Float[Array, "k n d"], energy: float = 0.8) -> Similarities:
       `spectral_components`: the mean squared cosine of the principal angles. Random subspaces have max(rank) / n.
 
     Args:
-      x: stacked features; narrower ones padded with columns of zeros. Memory grows with k n^2: take a sample of images.
+      x: stacked features; narrower ones padded with columns of zeros. Memory grows with (k + l) n^2: take a sample of
+        images, and a part of many checkpoints.
+      y: those of the others; None: x again.
       energy: as for `spectral_components`.
     """
 
@@ -178,13 +180,13 @@ def similarities(x: Float[Array, "k n d"], energy: float = 0.8) -> Similarities:
         u = jnp.where(jnp.arange(len(s)) < rank, u, 0)
         centred = x - x.mean(0)
         kernel = centred @ centred.T
-        return kernel / positive(jnp.linalg.norm(kernel)), u @ u.T, rank
+        return (kernel / positive(jnp.linalg.norm(kernel))).ravel(), (u @ u.T).ravel(), rank
 
     with jax.default_matmul_precision("float32"):
-        kernels, projections, ranks = jax.lax.map(views, x)
-        kernels, projections = (matrices.reshape(len(x), -1) for matrices in (kernels, projections))
-        overlap = projections @ projections.T / jnp.minimum(ranks[:, None], ranks)
-        return Similarities(cka=kernels @ kernels.T, overlap=overlap)
+        kernels, projections, ranks = of_x = jax.lax.map(views, x)
+        other_kernels, other_projections, other_ranks = of_x if y is None else jax.lax.map(views, y)
+        overlap = projections @ other_projections.T / jnp.minimum(ranks[:, None], other_ranks)
+        return Similarities(cka=kernels @ other_kernels.T, overlap=overlap)
 
 
 def _shorter_side(x: Float[Array, "n d"]) -> tuple[Float[Array, "s s"], Float[Array, "s"]]:

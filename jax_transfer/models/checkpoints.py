@@ -81,7 +81,7 @@ def expand(path: str | pathlib.Path) -> list[pathlib.Path]:
     if os.path.isdir(path) and not path.name.isdecimal():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         epochs = sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()), key=lambda p: int(p.name))
-        files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".pth", ".pt"))
+        files = sorted(p for p in folder.iterdir() if p.suffix in torch_weights.ENDINGS)
         if not epochs and not files:
             raise InputError(
                 f"{printable(path)}: holds no checkpoints; expected folders named by epochs, such as "

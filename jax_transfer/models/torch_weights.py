@@ -26,6 +26,8 @@ from jax_transfer.models.net import Net, with_new_head
 from jax_transfer.models.renamings import State
 from jax_transfer.records import InputError
 
+ENDINGS = (".safetensors", ".pth", ".pt")  # of files of weights, when a folder is looked through
+ALSO_READ = (".bin", ".tar")  # when named
 # Our last part of a name -> torch's, for parameters that are matrices or kernels, and for the rest.
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
@@ -68,7 +70,7 @@ def read_state(path: pathlib.Path) -> File:
     """
     if path.suffix == ".safetensors":
         metadata, state = read_metadata(path), _read_safetensors(path)
-    elif path.suffix in (".pth", ".pt", ".bin", ".tar"):
+    elif path.suffix in (*ENDINGS, *ALSO_READ):
         metadata, state = {}, _read_torch(_existing(path))
     else:
         raise InputError(f"{path}: expected a .safetensors, .pth or .pt file, or an epoch such as run/checkpoints/5.")

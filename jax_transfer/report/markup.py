@@ -62,7 +62,7 @@ def to_page(title: str, body: list[str]) -> str:
 
 def escape(text: str, keep_lines: bool = False) -> str:
     """Text as HTML shows it; without keep_lines a line break is a character like those that HTML cannot hold."""
-    return "\n".join(html.escape(tables.printable(line)) for line in (text.split("\n") if keep_lines else [text]))
+    return "\n".join(html.escape(tables.showable(line)) for line in (text.split("\n") if keep_lines else [text]))
 
 
 def inline_svg(svg: str, prefix: str, label: str) -> str:

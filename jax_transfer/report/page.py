@@ -49,7 +49,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     (report / "figures").mkdir(parents=True, exist_ok=True)
     for name, rows in results.items():
         tables.to_csv(rows, report / f"{name}.csv", tables.column_names(name, rows))
-    title = tables.printable(config.get("name") or workdir.resolve().name)
+    title = tables.showable(config.get("name") or workdir.resolve().name)
     body = [
         *_head(title, config),
         *_answer(results.get("transfer", [])),
@@ -96,7 +96,7 @@ def _points(gain: float) -> str:
 def _sentence(row: Row) -> str:
     """One method on one target in words; `row` is one of `tables.best_checkpoints`."""
     words = METHODS[row["method"]][1] if row["method"] in METHODS else f"by {tables.method_name(row['method'])}"
-    source = f"{tables.printable(row['source'])} " if row["source"] else ""
+    source = f"{tables.showable(row['source'])} " if row["source"] else ""
     said = f"{words}, {source}epoch {row['best_epoch']} is best with {percent(row['best_accuracy'])}"
     if row["num_checkpoints"] == 1:
         return f"{said} (the only checkpoint evaluated)."

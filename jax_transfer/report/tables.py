@@ -110,17 +110,17 @@ def column_names(name: str, rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(known + [key for row in rows for key in row]))
 
 
-def printable(text) -> str:
+def showable(text) -> str:
     """Text with what XML cannot hold (control characters, halves of surrogate pairs) replaced."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", str(text))
 
 
 def short_target(target: str) -> str:
     """How a target is shown: `tfds:mnist?per_class=100` -> `mnist (100 per class)`, `folder:/my/birds` -> `birds`."""
-    name, mark, query = printable(target).partition("?")
+    name, mark, query = showable(target).partition("?")
     pairs = [pair.partition("=") for pair in re.split("[&,]", query)]
     if mark and not all(key.isidentifier() and equals for key, equals, _ in pairs):
-        name, pairs = printable(target), []  # a question mark that belongs to a folder's name
+        name, pairs = showable(target), []  # a question mark that belongs to a folder's name
     source, colon, rest = name.partition(":")
     name = (rest.rstrip("/").rpartition("/")[2] or rest) if colon and source in ("tfds", "folder", "embedded") else name
     options = [TARGET_OPTIONS.get(key, key + " {}").replace("{}", value) for key, _, value in pairs if key]
@@ -131,15 +131,15 @@ def target_names(targets: Iterable[str]) -> dict[str, str]:
     """Each target's short name, or its full one where two targets would share the short one."""
     targets = list(dict.fromkeys(targets))
     short = [short_target(target) for target in targets]
-    return {t: name if short.count(name) == 1 else printable(t) for t, name in zip(targets, short, strict=True)}
+    return {t: name if short.count(name) == 1 else showable(t) for t, name in zip(targets, short, strict=True)}
 
 
 def method_name(method: str) -> str:
-    return METHODS[method][0] if method in METHODS else printable(method)
+    return METHODS[method][0] if method in METHODS else showable(method)
 
 
 def score_name(score: str) -> str:
-    return SCORE_NAMES.get(score, printable(score))
+    return SCORE_NAMES.get(score, showable(score))
 
 
 def source_of(row: Row) -> str:
@@ -242,7 +242,7 @@ def summary_rows(transfer_rows: Sequence[Row]) -> list[Row]:
 
 
 def _marked_source(row: Row) -> str:
-    return printable(row["source"]) + (" \N{BLACK STAR}" if row["is_best_source"] else "")
+    return showable(row["source"]) + (" \N{BLACK STAR}" if row["is_best_source"] else "")
 
 
 def summary_table(transfer_rows: Sequence[Row]) -> Table:
@@ -284,7 +284,7 @@ def format_value(value) -> str:
     if isinstance(value, list):
         return f"({len(value):,} values)"
     if not isinstance(value, float) or value == 0 or math.isinf(value):
-        return printable(value)
+        return showable(value)
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.4f}" if abs(value) >= 1e-3 else f"{value:.2e}"
@@ -296,7 +296,7 @@ def to_html(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
     cells = [[format_value(row.get(column)) for column in columns] for row in rows]
     numeric = [all(line[i] == EN_DASH or line[i][:1] in "+-0123456789" for line in cells) for i in range(len(columns))]
     css = [' class="n"' if right else "" for right in numeric]
-    head = "".join(f"<th{c}>{html.escape(printable(name))}</th>" for c, name in zip(css, columns, strict=True))
+    head = "".join(f"<th{c}>{html.escape(showable(name))}</th>" for c, name in zip(css, columns, strict=True))
     body = "\n".join(
         "<tr>" + "".join(f"<td{c}>{html.escape(cell)}</td>" for c, cell in zip(css, line, strict=True)) + "</tr>"
         for line in cells

@@ -303,7 +303,8 @@ def main():
     )
     print(text)
     if options.report:
-        options.report.write_text(text.rstrip() + "\n")
+        _, mark, by_hand = (options.report.read_text() if options.report.exists() else "").partition("\n## ")
+        options.report.write_text(text.rstrip() + "\n" + mark + by_hand)
     if not losses:
         shutil.rmtree(folder)
     sys.exit(bool(losses))
