@@ -8,8 +8,10 @@ else is independent work: each process does its part, or the same as the others,
 
 import functools
 import json
+import math
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,8 +22,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_transfer.records import InputError
 
-# Longest run of training steps in one compiled call on an accelerator; bounds the wait for a progress line.
+# Bounds of one compiled call of training steps on an accelerator: SIGTERM is obeyed, and progress shown, between calls.
 _MAX_STEPS_PER_CALL = 512
+_SECONDS_PER_CALL = 0.5  # by a rate that a training comes near to; three calls may be under way
 
 
 def join_processes(
@@ -173,6 +176,16 @@ def steps_per_call(steps: int, start: int = 0, limit: int = _MAX_STEPS_PER_CALL)
     if jax.default_backend() == "cpu":
         return 1
     return max(n for n in range(1, min(steps, limit) + 1) if steps % n == 0 and start % n == 0)
+
+
+def max_steps_per_call(step_gigaflops: Callable[[], float]) -> int:
+    """How many training steps one compiled call may make, for the work of a step on one device (not asked on CPU)."""
+    if jax.default_backend() == "cpu":
+        return 1
+    work = step_gigaflops()
+    if not math.isfinite(work):  # a backend whose compiler gives no cost
+        return _MAX_STEPS_PER_CALL
+    return max(1, min(_MAX_STEPS_PER_CALL, int(_SECONDS_PER_CALL * sustained_gigaflops_per_second() / work)))
 
 
 def gigaflops(function, *args) -> float:

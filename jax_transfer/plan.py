@@ -15,8 +15,8 @@ from jax_transfer.logs import log
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import make_optimizer
-from jax_transfer.training.steps import make_train_step, training_view
-from jax_transfer.transfer.finetune import FINETUNE_SCORES, total_steps, train_step_gigaflops
+from jax_transfer.training.steps import make_train_step, train_step_gigaflops, training_view
+from jax_transfer.transfer.finetune import FINETUNE_SCORES, total_steps
 from jax_transfer.workspace import Workspace
 
 

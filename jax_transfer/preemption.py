@@ -9,6 +9,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 
 import jax
 from jax.experimental import multihost_utils
@@ -29,8 +30,15 @@ def listen() -> None:
 
     Of several processes JAX listens itself, and sees to it that all stop at the same step.
     """
-    if jax.process_count() == 1:
-        signal.signal(signal.SIGTERM, _told)
+    if jax.process_count() > 1:
+        return
+    # Python calls a handler between two of its own instructions, which can be minutes apart while a compiled program runs.
+    # So a thread of its own reads what the signal writes at once.
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    threading.Thread(target=_watch, args=(read,), daemon=True).start()
 
 
 def done() -> None:
@@ -38,7 +46,13 @@ def done() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _told(number, frame) -> None:
+def _watch(read: int) -> None:
+    while number := os.read(read, 1):
+        if number[0] == signal.SIGTERM:
+            _told()
+
+
+def _told() -> None:
     _state["requested"] = True
     if not _state["training"]:
         print("jax_transfer: told to stop (SIGTERM). The same command goes on.", file=sys.stderr, flush=True)

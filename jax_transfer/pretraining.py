@@ -70,9 +70,19 @@ def _train(work: Workspace, pretraining: Pretraining, trajectory: Trajectory, ro
         weights = net.init(jax.random.key(config.seed))
         return training_steps.init_state(*weights, optimizer, config.seed, ema=bool(ema_decay))
 
+    def step_gigaflops():
+        whole = training_steps.train_step_gigaflops(
+            step, net, optimizer, work.preprocessing, batch_size, bool(ema_decay)
+        )
+        return whole / mesh.size
+
     def finish_epoch(epoch, state, metrics):
+        """Whether it was told to stop instead."""
         model = training_steps.evaluated(state)
-        counts = training_steps.count_correct(evaluate, model, test, config.data.eval_batch_size, zeros)
+        stop = preemption.requested
+        counts = training_steps.count_correct(evaluate, model, test, config.data.eval_batch_size, zeros, stop)
+        if counts is None:
+            return True
         row = PretrainRow(
             epoch=epoch,
             source=source,
@@ -98,9 +108,10 @@ def _train(work: Workspace, pretraining: Pretraining, trajectory: Trajectory, ro
                 row.test_accuracy,
                 row.images_per_second,
             )
+        return False
 
     def on_epoch(epoch, state, metrics):
-        finish_epoch(
+        return finish_epoch(
             epoch,
             state,
             {
@@ -154,6 +165,7 @@ def _train(work: Workspace, pretraining: Pretraining, trajectory: Trajectory, ro
             what=f"pretrain on {source}" if not pretraining.name else f"pretrain {what}",
             on_metrics=on_metrics,
             on_epoch=on_epoch,
+            max_steps=devices.max_steps_per_call(step_gigaflops),
             stop=preemption.requested,
             on_stop=on_stop,
             so_far=so_far,

@@ -22,8 +22,8 @@ from jax_transfer.training.steps import many_steps
 STEPS = 5  # an epoch of `_source()`
 
 
-def _fit(feed, total_steps, state=None, stop_after=None, so_far=None):
-    """(state, rows of epochs, what a stop left); stops after so many steps of this call."""
+def _fit(feed, total_steps, state=None, stop_after=None, so_far=None, stop_at_epoch=None):
+    """(state, rows of epochs, what a stop left); stops after so many steps of this call, or while that epoch is evaluated."""
     step, optimizer = _step()
     mesh = devices.make_mesh()
     asked, epochs, left = [0], [], []
@@ -31,6 +31,11 @@ def _fit(feed, total_steps, state=None, stop_after=None, so_far=None):
     def stop():
         asked[0] += 1
         return asked[0] == stop_after
+
+    def on_epoch(epoch, state, row):
+        if epoch == stop_at_epoch:
+            return True
+        epochs.append((epoch, row["loss"], row["accuracy"]))
 
     state = fit(
         devices.replicate(state or _start(optimizer, mesh), mesh),
@@ -41,7 +46,7 @@ def _fit(feed, total_steps, state=None, stop_after=None, so_far=None):
         total_steps=total_steps,
         what="test",
         on_metrics=lambda first, metrics: None,
-        on_epoch=lambda epoch, state, row: epochs.append((epoch, row["loss"], row["accuracy"])),
+        on_epoch=on_epoch,
         stop=stop,
         on_stop=lambda state, so_far: left.append(so_far),
         so_far=so_far,
@@ -61,6 +66,49 @@ def test_a_training_stopped_anywhere_goes_on_to_the_same_bits(gigabytes, stop_af
     rest, second, _ = _fit(feed, 3 * STEPS, state=half, so_far=so_far)
     _equal(whole, rest)
     assert first + second == epochs
+
+
+def test_a_stop_while_an_epoch_is_evaluated_goes_on_with_its_evaluation():
+    feed = _feed(_source())
+    whole, epochs, _ = _fit(feed, 3 * STEPS)
+    half, first, (so_far,) = _fit(feed, 3 * STEPS, stop_at_epoch=2)
+    assert int(half["step"]) == 2 * STEPS and [row[0] for row in first] == [1]
+    rest, second, _ = _fit(feed, 3 * STEPS, state=half, so_far=json.loads(json.dumps(so_far)))
+    _equal(whole, rest)
+    assert first + second == epochs
+
+
+LONG = """
+import jax
+from jax_transfer import preemption
+preemption.listen()
+print("listening", flush=True)
+jax.jit(lambda: jax.lax.while_loop(lambda i: i >= 0, lambda i: (i + 1) % 7, 0))().block_until_ready()
+"""
+
+
+def test_sigterm_ends_the_program_also_while_a_compiled_program_runs():
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", LONG], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "listening\n"
+        time.sleep(2)  # the loop without an end is compiled and running
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == preemption.EXIT_CODE
+    assert said.endswith("told to stop (SIGTERM). The same command goes on.\n")
+
+
+@pytest.mark.parametrize(("work", "steps"), [(10.0, 50), (1e9, 1), (1e-9, 512), (float("nan"), 512)])
+def test_a_compiled_call_on_an_accelerator_is_short_enough_to_stop(work, steps, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(devices, "sustained_gigaflops_per_second", lambda: 1000.0)
+    assert devices.max_steps_per_call(lambda: work) == steps
+    assert devices.steps_per_call(390, 0, steps) == max(n for n in range(1, steps + 1) if 390 % n == 0)
 
 
 def _run(workdir, *arguments, launcher=(sys.executable, "-m", "jax_transfer.main"), num_devices=1):

@@ -144,6 +144,8 @@ def test_masked_evaluation_equals_a_plain_loop():
     evaluate = training_steps.make_evaluation(net, PREPROCESSING, feed.mesh)
     zeros = training_steps.zero_counts((CLASSES,))
     counts = training_steps.count_correct(evaluate, {"params": params, "stats": stats}, feed, 16, zeros)
+    stopped = training_steps.count_correct(evaluate, {"params": params, "stats": stats}, feed, 16, zeros, lambda: True)
+    assert stopped is None
     images = augment.evaluation_view(np.stack(source.read(range(37))), PREPROCESSING)
     hits = np.asarray(net.apply(params, stats, images).logits.argmax(-1)) == source.labels
     accuracy, mean_class = training_steps.accuracies(counts)

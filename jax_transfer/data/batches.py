@@ -39,7 +39,9 @@ class Feed(Protocol):
 
     source: Source
 
-    def training_calls(self, epoch: int, start: int, seed: int, batch_size: int) -> Iterator[tuple[Any, Any, int]]:
+    def training_calls(
+        self, epoch: int, start: int, seed: int, batch_size: int, max_steps: int = 512
+    ) -> Iterator[tuple[Any, Any, int]]:
         """Yields (held, items, steps) for `steps.many_steps`, from step `start` of the epoch on."""
 
     @staticmethod
@@ -74,11 +76,11 @@ class Resident:
     held: Batch  # [n, ...]
     mesh: Mesh
 
-    def training_calls(self, epoch, start, seed, batch_size):
+    def training_calls(self, epoch, start, seed, batch_size, max_steps=512):
         steps = len(self.source) // batch_size
         order = epoch_order(_scalar(seed), _scalar(epoch), len(self.source), batch_size)
         order = devices.replicate(order, self.mesh)
-        count = devices.steps_per_call(steps, start)
+        count = devices.steps_per_call(steps, start, max_steps)
         for _ in range(start, steps, count):
             yield (self.held, order), None, count
 
@@ -143,9 +145,9 @@ class Streamed:
                 yield waiting.popleft()
         yield from waiting
 
-    def training_calls(self, epoch, start, seed, batch_size):
+    def training_calls(self, epoch, start, seed, batch_size, max_steps=512):
         order = np.asarray(epoch_order(_scalar(seed), _scalar(epoch), len(self.source), batch_size))
-        count = devices.steps_per_call(len(order), start, limit=16)
+        count = devices.steps_per_call(len(order), start, min(max_steps, 16))
         for batch in self._load(order[start:], count):
             yield None, batch, count
 

@@ -44,7 +44,7 @@ class Trajectory:
             max_to_keep=None,
             multiprocessing_options=_of_one_process() if alone and jax.process_count() > 1 else _OF_ALL,
         )
-        self._manager = ocp.CheckpointManager(self.folder, item_names=_ITEMS, options=options)
+        self._manager = _Manager(self.folder, item_names=_ITEMS, options=options)
 
     def close(self) -> None:
         with _disk_errors():
@@ -111,6 +111,13 @@ class Trajectory:
             else "No earlier checkpoint exists: delete the folder and run again."
         )
         raise InputError(f"Checkpoint {self.folder / str(epoch)} cannot be read ({wrong}). {offer}")
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Orbax would ask JAX, which takes epochs for later or earlier questions of `preemption.requested` and then never
+        tells one of several processes to stop."""
+        return False
 
 
 def _changed(found) -> str:

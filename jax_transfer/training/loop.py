@@ -21,7 +21,8 @@ def fit(
     total_steps: int,
     what: str,
     on_metrics: Callable[[int, dict], None],
-    on_epoch: Callable[[int, dict, dict], None],
+    on_epoch: Callable[[int, dict, dict], bool | None],
+    max_steps: int = 512,
     stop: Callable[[], bool] = lambda: False,
     on_stop: Callable[[dict, dict], None] = lambda state, so_far: None,
     so_far: dict | None = None,
@@ -33,9 +34,11 @@ def fit(
       what: for the progress line, such as "pretrain".
       on_metrics: called with the first step and the metrics ([t] each, or [rows, t]) of each compiled call.
       on_epoch: called at the end of each epoch with its number (from 1), the state, and
-        {"images_per_second", "seconds"} plus the mean of each metric over the epoch's last axis.
-      stop: asked after each compiled call. Once it says so, `on_stop` gets the state and the epoch's metrics so far, and
-        training ends.
+        {"images_per_second", "seconds"} plus the mean of each metric over the epoch's last axis. True if it was told to
+        stop before it was done: it will be called again for that epoch.
+      max_steps: of one compiled call.
+      stop: asked after each compiled call. Once it, or `on_epoch`, says so, `on_stop` gets the state and the epoch's metrics
+        so far, and training ends.
       so_far: what `on_stop` got with the state that training goes on from, for an epoch that was begun then.
 
     Returns:
@@ -64,7 +67,7 @@ def fit(
             history.append(metrics)
 
         with logs.progress(images, f"{what}, epoch {epoch + 1}/{-(-total_steps // steps_an_epoch)}", "images") as bar:
-            calls = feed.training_calls(epoch, start, seed, batch_size) if start < end else ()
+            calls = feed.training_calls(epoch, start, seed, batch_size, max_steps) if start < end else ()
             for held, items, count in calls:
                 if step >= total_steps:
                     break
@@ -81,12 +84,11 @@ def fit(
                 collect()
         seconds = time.perf_counter() - begun
         metrics = {name: np.concatenate([m[name] for m in history], -1) for name in history[0]}
-        if stopped:
-            on_stop(state, {"metrics": {name: values.tolist() for name, values in metrics.items()}, "seconds": seconds})
-            return state
         means = {name: values.mean(-1) for name, values in metrics.items()}
         speed = {"seconds": seconds, "images_per_second": end * batch_size * rows / seconds}
-        on_epoch(epoch + 1, state, {**means, **speed})
+        if stopped or on_epoch(epoch + 1, state, {**means, **speed}):
+            on_stop(state, {"metrics": {name: values.tolist() for name, values in metrics.items()}, "seconds": seconds})
+            return state
     return state
 
 

@@ -4,6 +4,7 @@ A state is a dictionary {"params", "stats", "opt_state", "step", "key"} of array
 "ema": {"params", "stats"}, and that is the model that is evaluated and transferred.
 """
 
+import collections
 import functools
 from collections.abc import Callable
 
@@ -80,6 +81,23 @@ def make_train_step(
 def training_view(names: tuple[str, ...], preprocessing: Preprocessing):
     """The `view` of `make_train_step`: augmentations by name, then normalisation."""
     return lambda key, batch, num_classes: augment.apply(key, batch, names, preprocessing, num_classes)
+
+
+def train_step_gigaflops(
+    step, net: Net, optimizer, preprocessing: Preprocessing, batch_size: int, ema: bool = False
+) -> float:
+    """The work of one training step, by the compiler's cost analysis of shapes alone."""
+    state = jax.eval_shape(
+        lambda key: init_state(*net.init(key), optimizer, 0, ema),
+        jax.ShapeDtypeStruct((), jax.random.key(0).dtype),
+    )
+    size = preprocessing.host_size
+    batch = Batch(
+        images=jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8),
+        labels=jax.ShapeDtypeStruct((batch_size,), np.int32),
+        mask=jax.ShapeDtypeStruct((batch_size,), bool),
+    )
+    return devices.gigaflops(step, state, batch)
 
 
 def many_steps(step: Callable, fetch: Callable, mesh: Mesh):
@@ -161,10 +179,21 @@ def _count_correct(net, preprocessing, counts, model, batch):
     return {"correct": counts["correct"] + correct.sum(0), "count": counts["count"] + count.sum(0)}
 
 
-def count_correct(evaluate, model: dict, feed: Feed, batch_size: int, counts: dict) -> dict:
-    """Per-class counts over a whole feed, on the host; `counts` are zeros of the right shape and placement."""
+def count_correct(
+    evaluate, model: dict, feed: Feed, batch_size: int, counts: dict, stop: Callable[[], bool] = lambda: False
+) -> dict | None:
+    """Per-class counts over a whole feed, on the host; `counts` are zeros of the right shape and placement.
+
+    None if `stop`, asked after each batch, said so.
+    """
+    under_way: collections.deque = collections.deque()
     for batch in feed.evaluation_batches(batch_size):
         counts = evaluate(counts, model, batch)
+        under_way.append(counts)
+        if len(under_way) > 2:  # keeps the device busy, and `stop` in time
+            jax.block_until_ready(under_way.popleft())
+        if stop():
+            return None
     return jax.device_get(counts)
 
 

@@ -10,14 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jax_transfer import devices, logs, trees
 from jax_transfer.data.batches import Feed, steps_per_epoch
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.net import Net, with_new_head
-from jax_transfer.records import Batch
 from jax_transfer.training import steps as training_steps
 from jax_transfer.training.loop import first_bad_step, fit
 from jax_transfer.training.objectives import supervised
@@ -89,7 +87,8 @@ def finetune(
     step = training_steps.make_train_step(net, supervised, optimizer, view)
     run = training_steps.many_steps_of_many(step, train.fetch, mesh)
     evaluate = training_steps.make_evaluation_of_many(net, preprocessing, mesh)
-    gflops = count * train_step_gigaflops(step, net, optimizer, preprocessing, settings.batch_size)
+    step_gflops = training_steps.train_step_gigaflops(step, net, optimizer, preprocessing, settings.batch_size)
+    gflops = count * step_gflops
 
     @jax.jit
     def start(model):
@@ -128,6 +127,7 @@ def finetune(
             what=label,
             on_metrics=check,
             on_epoch=lambda *_: None,
+            max_steps=devices.max_steps_per_call(lambda: step_gflops),
         )
         model = {name: state[name] for name in ("params", "stats")}
         zeros = devices.split(training_steps.zero_counts((rows, net.num_classes)), mesh, "sweep")
@@ -139,18 +139,3 @@ def finetune(
                 accuracy = mean_class = math.nan
             tuned = jax.tree.map(lambda x, row=row: x[row], model)
             yield Finetuned(index, accuracy, mean_class, seconds, gflops, tuned, diverged_at.get(index))
-
-
-def train_step_gigaflops(step, net: Net, optimizer, preprocessing: Preprocessing, batch_size: int) -> float:
-    """The work of one training step, by the compiler's cost analysis of shapes alone."""
-    state = jax.eval_shape(
-        lambda key: training_steps.init_state(*net.init(key), optimizer, 0),
-        jax.ShapeDtypeStruct((), jax.random.key(0).dtype),
-    )
-    size = preprocessing.host_size
-    batch = Batch(
-        images=jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8),
-        labels=jax.ShapeDtypeStruct((batch_size,), np.int32),
-        mask=jax.ShapeDtypeStruct((batch_size,), bool),
-    )
-    return devices.gigaflops(step, state, batch)
