@@ -170,7 +170,7 @@ def steps_per_call(steps: int, start: int = 0, limit: int = _MAX_STEPS_PER_CALL)
 
     And of `start`, the step of the epoch to begin with, which is no multiple where another machine made the first ones.
 
-    A whole epoch on accelerators where it is not too long. One on CPU: XLA's CPU backend computes the
+    On accelerators a whole epoch where `limit` allows it. One on CPU: XLA's CPU backend computes the
     gradient of a convolution about thirty times slower inside a loop than outside of one.
     """
     if jax.default_backend() == "cpu":

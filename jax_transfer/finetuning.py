@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from jax_transfer import config as settings
-from jax_transfer import devices
+from jax_transfer import devices, preemption
 from jax_transfer.features import extract
 from jax_transfer.logs import Rows, log
 from jax_transfer.models import Net
@@ -128,6 +128,8 @@ def finetuned(
             work.config.data.eval_batch_size,
         )
         for place in range(0, len(own), processes):
+            if not alone:
+                preemption.stop_if_requested()
             done = next(tuned, None)  # none where the others have one more
             if done and keep:
                 keep(mine[done.index], net, done.model)

@@ -56,6 +56,7 @@ def _main(argv) -> None:
         for name, stage in STAGES.items():
             if name in config.stages:
                 devices.wait_for_all(name)  # what the stage before has written is there
+                preemption.stop_if_requested()
                 logs.log.info("Stage %s", name)
                 stage(work)
         if devices.is_first_process():

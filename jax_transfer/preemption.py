@@ -1,7 +1,8 @@
 """Being told to stop: SIGTERM, which clusters send before they take a machine away.
 
-Only a training holds what is not on disk yet: it polls `requested` between steps, saves and ends. Everywhere else the
-program ends at once. Either way the exit code is EXIT_CODE, and the same command goes on.
+Only a pre-training holds what is not on disk yet: it polls `requested` between steps, saves and ends. Everywhere else the
+program ends at once; several processes, which must agree, before the next stage or checkpoint to fine-tune. Either way the
+exit code is EXIT_CODE, and the same command goes on.
 """
 
 import contextlib
@@ -68,6 +69,16 @@ def training():
     finally:
         _state["training"] = False
     if _state["requested"]:
+        raise Preempted
+
+
+def stop_if_requested() -> None:
+    """Of several processes all must call this equally often.
+
+    Raises:
+      Preempted: to end here, for all is on disk.
+    """
+    if requested():
         raise Preempted
 
 

@@ -209,6 +209,21 @@ def test_two_processes_give_the_rows_of_one_and_stop_and_go_on_together(uninterr
 
 
 @pytest.mark.slow
+def test_two_processes_stop_before_the_next_checkpoint_to_fine_tune(tmp_path):
+    launcher = ("bash", "launch/local_processes.sh", "2")
+    long = ("--config.finetune.epochs=20", "--config.pretrain.epochs=5", "--config.spectral.embedded_images=0")
+    process, log = _run(tmp_path / "run", *long, launcher=launcher)
+    _wait_for("finetune checkpoint 0", process, log)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == preemption.EXIT_CODE, log.read_text()[-3000:]
+    assert "Traceback" not in log.read_text() and "Stage scores" not in log.read_text()
+    process, log = _run(tmp_path / "run", *long, launcher=launcher)
+    assert process.wait(200) == 0, log.read_text()[-3000:]
+    tuned = [row["epoch"] for row in _results(tmp_path / "run")["transfer.jsonl"] if row["method"] == "finetune"]
+    assert sorted(tuned) == list(range(6))
+
+
+@pytest.mark.slow
 def test_one_of_two_processes_is_killed_and_the_same_command_gives_the_rows_of_one(uninterrupted, tmp_path):
     launcher = ("bash", "launch/local_processes.sh", "2")
     process, log = _run(tmp_path / "run", *PRETRAIN, launcher=launcher)
