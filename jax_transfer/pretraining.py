@@ -165,7 +165,8 @@ def _train(work: Workspace, pretraining: Pretraining, trajectory: Trajectory, ro
             what=f"pretrain on {source}" if not pretraining.name else f"pretrain {what}",
             on_metrics=on_metrics,
             on_epoch=on_epoch,
-            max_steps=devices.max_steps_per_call(step_gigaflops),
+            # The same for all processes, which each have timed their own devices.
+            max_steps=min(devices.gather(devices.max_steps_per_call(step_gigaflops))),
             stop=preemption.requested,
             on_stop=on_stop,
             so_far=so_far,
