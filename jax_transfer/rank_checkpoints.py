@@ -39,6 +39,7 @@ from jax_transfer.transfer.cross_validation import cross_validated, gigaflops, p
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
 NEED_LOGITS = ("leep", "nce")  # of the classes that the checkpoint was trained on
 RESIDENT_GIGABYTES, NUM_THREADS = 4.0, 16  # a study's defaults
+KEPT_GIGABYTES = 2.0  # of the checkpoints that are read for the estimate; the others are read again
 RANDOM = "random:"  # random:resnet18 is that model as it is initialised: what a checkpoint must beat
 
 
@@ -93,17 +94,18 @@ def rank(
         raise InputError(f"{target} has a single class ({sources[0].class_names[0]!r}): at least two are needed.")
     load = functools.partial(_load, overrides=preprocessing or {}, seed=seed)
     target_of = _Target(sources, batch_size, workdir)
-    _say_what_and_how_long(candidates, load, target_of)
+    known = _say_what_and_how_long(candidates, load, target_of)
     rows, correct = [], {}
     for place, candidate in enumerate(candidates, 1):
-        row, right = _evaluate(candidate, load, target_of, tuple(scores), seed)
+        found = known.pop(candidate, None)
+        row, correct[candidate.name] = _evaluate(candidate, found, load, target_of, tuple(scores), seed)
+        rows.append(row)
         said = (
             row.error
             or f"probe {100 * row.accuracy:.2f} % ({100 * row.low:.1f} to {100 * row.high:.1f}), {row.seconds:.0f} s"
         )
-        (log.warning if row.error else log.info)("%d/%d %s: %s", place, len(candidates), candidate.name, said)
-        rows.append(row)
-        correct[row.checkpoint] = right
+        if not isinstance(found, str):
+            (log.warning if row.error else log.info)("%d/%d %s: %s", place, len(candidates), candidate.name, said)
     if all(row.error for row in rows):
         raise InputError("No checkpoint can be used. " + " ".join(row.error for row in rows))
     rows.sort(key=lambda row: -row.accuracy if not row.error else math.inf)
@@ -222,11 +224,18 @@ class _Target:
         return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
 
-def _evaluate(candidate: Candidate, load, target: _Target, scores, seed) -> tuple[Ranked, np.ndarray | None]:
-    """A row, and which of the images the probe has right; none for a checkpoint that fails."""
+def _evaluate(
+    candidate: Candidate, known: Checkpoint | str | None, load, target: _Target, scores, seed
+) -> tuple[Ranked, np.ndarray | None]:
+    """A row, and which of the images the probe has right; none for a checkpoint that fails.
+
+    known: the checkpoint, or why there is none, if it was read already.
+    """
     where, start = str(candidate.path or candidate.name), time.perf_counter()
+    if isinstance(known, str):
+        return Ranked(candidate.name, where, error=known), None
     try:
-        checkpoint = load(candidate)
+        checkpoint = known or load(candidate)
         features = target.features(checkpoint)
         if problem := extract.problem(features, target.num_classes):
             raise InputError(f"{where}: {problem}.")
@@ -261,8 +270,14 @@ def _scores(checkpoint, features, num_classes, scores, where) -> Iterator[tuple[
         yield score, value
 
 
-def _say_what_and_how_long(candidates: list[Candidate], load, target: _Target) -> None:
-    """Logs what will be done and about how long it takes, before it starts. Checkpoints of a trajectory are alike."""
+def _say_what_and_how_long(candidates: list[Candidate], load, target: _Target) -> dict[Candidate, Checkpoint | str]:
+    """Logs what will be done and about how long it takes, before it starts. Checkpoints of a trajectory are alike.
+
+    Returns:
+      What was read for it, as far as it may be kept, and why what could not be read could not.
+    """
+    known: dict[Candidate, Checkpoint | str] = {}
+    room = KEPT_GIGABYTES * 1e9
     rate = devices.sustained_gigaflops_per_second()
     alike: dict[object, list[Candidate]] = {}
     for candidate in candidates:
@@ -273,8 +288,13 @@ def _say_what_and_how_long(candidates: list[Candidate], load, target: _Target) -
     for group in alike.values():
         try:
             checkpoint = load(group[0])
-        except InputError:
-            continue  # named when its turn comes
+        except InputError as error:
+            known[group[0]] = str(error)
+            log.warning("  %s: %s", group[0].name, error)
+            continue
+        room -= trees.size_bytes((checkpoint.params, checkpoint.stats))
+        if room >= 0:
+            known[group[0]] = checkpoint
         image = target.gigaflops_per_image(checkpoint)
         work = target.num_images * image + gigaflops(target.num_images, checkpoint.net.feature_dim, target.num_classes)
         seconds = len(group) * work / rate
@@ -294,3 +314,4 @@ def _say_what_and_how_long(candidates: list[Candidate], load, target: _Target) -
     target.sources[0].read(list(sample))
     reading = len(sizes) * target.num_images * (time.perf_counter() - start) / len(sample)
     log.info("In all about %s, and reading the images (%s) and compilation.", duration(total), duration(reading))
+    return known

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 import jax_transfer as jt
-from jax_transfer import rank_command
+from jax_transfer import rank_checkpoints, rank_command
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS, torch_weights
 from jax_transfer.records import InputError
@@ -74,6 +74,21 @@ def test_one_bad_checkpoint_never_stops_the_others_and_says_what_is_wrong(rankin
         assert str(folder / name) in error and "\n" not in error
     assert "NaN" in errors["nan"] and "cut off" in errors["short"]
     assert all(math.isnan(row.accuracy) for row in ranking.rows if row.error)
+
+
+@pytest.mark.parametrize("gigabytes", [2.0, 0.0], ids=["kept", "read again"])
+def test_what_a_file_lacks_is_said_before_the_work_begins_and_once(folder, gigabytes, caplog, monkeypatch):
+    monkeypatch.setattr(rank_checkpoints, "KEPT_GIGABYTES", gigabytes)
+    files = [folder / name for name in ("headless.safetensors", "small.safetensors", "short.safetensors")]
+    with caplog.at_level("INFO", "jax_transfer"):
+        ranking = jt.rank(files, TARGET, scores=("logme",))
+    assert [row.checkpoint for row in ranking.rows if row.error] == ["short"]
+    messages = [record.getMessage() for record in caplog.records]
+    (estimate,) = [place for place, message in enumerate(messages) if message.startswith("In all about")]
+    (broken,) = [place for place, message in enumerate(messages) if "cut off" in message]
+    headless = [place for place, message in enumerate(messages) if "was left out" in message]
+    assert broken < estimate and headless[0] < estimate
+    assert len(headless) == (1 if gigabytes else 2)
 
 
 def test_scores_of_logits_need_a_head(ranking):
