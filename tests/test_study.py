@@ -258,6 +258,9 @@ def test_divergence_stops_with_the_step_and_keeps_the_last_good_epoch(clean, tmp
     trajectory.close()
 
 
+PRETRAIN = "--config.stages=('pretrain',)"
+
+
 def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean, tmp_path):
     expected, _ = clean
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); from jax_transfer import main; main.run()"
@@ -265,7 +268,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean,
     assert done.returncode == 2, done.stderr[-3000:]
     assert "disk is full" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert _command(tmp_path).returncode == 0
+    assert _command(tmp_path, PRETRAIN).returncode == 0
     assert _fingerprints(tmp_path) == _fingerprints(expected)
 
 
@@ -278,7 +281,7 @@ def test_a_clock_that_leaps_is_said_in_one_line_and_the_study_goes_on_afterwards
     assert done.returncode == 1, done.stderr[-3000:]
     assert "was the clock set? The same command goes on." in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert _command(tmp_path).returncode == 0
+    assert _command(tmp_path, PRETRAIN).returncode == 0
     assert _fingerprints(tmp_path) == _fingerprints(expected)
 
 
