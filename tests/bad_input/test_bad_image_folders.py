@@ -123,7 +123,7 @@ def put(path, kind, data, root):
         os.chdir(path.parent)  # the address of a socket has room for 107 bytes
         try:
             with socket.socket(socket.AF_UNIX) as held:
-                held.bind(path.name[:40] + ".png" if len(os.fsencode(path.name)) > 90 else path.name)
+                held.bind(path.name[-20:] if len(os.fsencode(path.name)) > 90 else path.name)
         finally:
             os.chdir(here)
     elif kind == "folder":
