@@ -53,7 +53,8 @@ def test_a_head_of_another_size_is_left_out_and_said(tmp_path):
     mlp = {name: value for name, value in state().items() if not name.startswith("fc.")}
     mlp |= {"fc.0.weight": np.ones((64, 64), np.float32), "fc.2.weight": np.ones((5, 64), np.float32)}
     assert "fc.0.weight" in torch_weights.from_torch(mlp, NET, "x")[2]
-    assert "(none)" in torch_weights.from_torch({n: v for n, v in state().items() if n[:3] != "fc."}, NET, "x")[2]
+    headless = {n: v for n, v in state().items() if n[:3] != "fc."}
+    assert torch_weights.from_torch(headless, NET, "x")[2] == "it holds no head"
     params, _, note = torch_weights.from_torch(state(), NET, "x", contrastive=True)
     assert "is a contrastive loss's" in note and not np.array_equal(params["fc"]["kernel"], PARAMS["fc"]["kernel"])
 
@@ -111,12 +112,12 @@ def test_pth_files_equal_the_twin_that_wrote_them(tmp_path, caplog):
         np.testing.assert_allclose(output.features, features, atol=1e-4)
 
 
-def test_a_head_that_was_left_out_is_logged(tmp_path, caplog, monkeypatch):
+def test_a_head_that_is_missing_is_logged(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("jax_transfer"), "propagate", True)
     found = {name: value for name, value in state().items() if not name.startswith("fc.")}
     with caplog.at_level(logging.WARNING):
         load_checkpoint(saved(tmp_path / "a.safetensors", found, METADATA))
-    assert "was left out" in caplog.text
+    assert "it holds no head" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

@@ -86,7 +86,7 @@ def test_what_a_file_lacks_is_said_before_the_work_begins_and_once(folder, gigab
     messages = [record.getMessage() for record in caplog.records]
     (estimate,) = [place for place, message in enumerate(messages) if message.startswith("In all about")]
     (broken,) = [place for place, message in enumerate(messages) if "cut off" in message]
-    headless = [place for place, message in enumerate(messages) if "was left out" in message]
+    headless = [place for place, message in enumerate(messages) if "holds no head" in message]
     assert broken < estimate and headless[0] < estimate
     assert len(headless) == (1 if gigabytes else 2)
 

@@ -212,9 +212,9 @@ def from_torch(
     own = {name: value.shape for name, value in state.items() if name.startswith(head)}
     note = ""
     if contrastive or own != {name: shape for name, shape in shapes.items() if name.startswith(head)}:
-        listed = ", ".join(f"{name} {list(shape)}" for name, shape in own.items()) or "none"
+        listed = ", ".join(f"{name} {list(shape)}" for name, shape in own.items())
         reason = "is a contrastive loss's" if contrastive else f"is not one of {net.num_classes} classes"
-        note = f"its head ({listed}) {reason} and was left out"
+        note = f"its head ({listed}) {reason} and was left out" if own else "it holds no head"
         state = {name: value for name, value in state.items() if name not in own}
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith(head)}
     expected = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
