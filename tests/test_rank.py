@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import pickle
 
@@ -79,6 +80,7 @@ def test_one_bad_checkpoint_never_stops_the_others_and_says_what_is_wrong(rankin
 @pytest.mark.parametrize("gigabytes", [2.0, 0.0], ids=["kept", "read again"])
 def test_what_a_file_lacks_is_said_before_the_work_begins_and_once(folder, gigabytes, caplog, monkeypatch):
     monkeypatch.setattr(rank_checkpoints, "KEPT_GIGABYTES", gigabytes)
+    monkeypatch.setattr(logging.getLogger("jax_transfer"), "propagate", True)  # whatever ran before
     files = [folder / name for name in ("headless.safetensors", "small.safetensors", "short.safetensors")]
     with caplog.at_level("INFO", "jax_transfer"):
         ranking = jt.rank(files, TARGET, scores=("logme",))
