@@ -139,7 +139,8 @@ def _fingerprint(name: str, item) -> str:
 def _fingerprints(metadata) -> dict[str, str]:
     """item -> fingerprint, as they were saved; {} where there are none."""
     found = metadata.get("fingerprints") if isinstance(metadata, dict) else None
-    return found if isinstance(found, dict) else {}
+    found = found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def _was_asked_for(record: logging.LogRecord) -> bool:
