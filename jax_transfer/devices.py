@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax_transfer.records import InputError
 
 # Bounds of one compiled call of training steps on an accelerator: SIGTERM is obeyed, and progress shown, between calls.
-_MAX_STEPS_PER_CALL = 512
+MAX_STEPS_PER_CALL = 512
 _SECONDS_PER_CALL = 0.5  # by a rate that a training comes near to; three calls may be under way
 
 
@@ -165,7 +165,7 @@ def compute_dtype():
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
-def steps_per_call(steps: int, start: int = 0, limit: int = _MAX_STEPS_PER_CALL) -> int:
+def steps_per_call(steps: int, start: int = 0, limit: int = MAX_STEPS_PER_CALL) -> int:
     """How many training steps one compiled call makes: a divisor of `steps`, so that one program serves.
 
     And of `start`, the step of the epoch to begin with, which is no multiple where another machine made the first ones.
@@ -184,8 +184,8 @@ def max_steps_per_call(step_gigaflops: Callable[[], float]) -> int:
         return 1
     work = step_gigaflops()
     if not math.isfinite(work):  # a backend whose compiler gives no cost
-        return _MAX_STEPS_PER_CALL
-    return max(1, min(_MAX_STEPS_PER_CALL, int(_SECONDS_PER_CALL * sustained_gigaflops_per_second() / work)))
+        return MAX_STEPS_PER_CALL
+    return max(1, min(MAX_STEPS_PER_CALL, int(_SECONDS_PER_CALL * sustained_gigaflops_per_second() / work)))
 
 
 def gigaflops(function, *args) -> float:

@@ -40,7 +40,7 @@ class Feed(Protocol):
     source: Source
 
     def training_calls(
-        self, epoch: int, start: int, seed: int, batch_size: int, max_steps: int = 512
+        self, epoch: int, start: int, seed: int, batch_size: int, max_steps: int = devices.MAX_STEPS_PER_CALL
     ) -> Iterator[tuple[Any, Any, int]]:
         """Yields (held, items, steps) for `steps.many_steps`, from step `start` of the epoch on."""
 
@@ -76,7 +76,7 @@ class Resident:
     held: Batch  # [n, ...]
     mesh: Mesh
 
-    def training_calls(self, epoch, start, seed, batch_size, max_steps=512):
+    def training_calls(self, epoch, start, seed, batch_size, max_steps=devices.MAX_STEPS_PER_CALL):
         steps = len(self.source) // batch_size
         order = epoch_order(_scalar(seed), _scalar(epoch), len(self.source), batch_size)
         order = devices.replicate(order, self.mesh)
@@ -145,7 +145,7 @@ class Streamed:
                 yield waiting.popleft()
         yield from waiting
 
-    def training_calls(self, epoch, start, seed, batch_size, max_steps=512):
+    def training_calls(self, epoch, start, seed, batch_size, max_steps=devices.MAX_STEPS_PER_CALL):
         order = np.asarray(epoch_order(_scalar(seed), _scalar(epoch), len(self.source), batch_size))
         count = devices.steps_per_call(len(order), start, min(max_steps, 16))
         for batch in self._load(order[start:], count):

@@ -127,7 +127,7 @@ def _changed(found) -> str:
     if "metadata" in items:
         items["metadata"] = {name: value for name, value in found["metadata"].items() if name != "fingerprints"}
     changed = [name for name, item in items.items() if _fingerprint(name, item) != saved[name]]
-    return f"its {' and '.join(changed)} changed on the disk since" if changed else ""
+    return f"its {' and '.join(changed)} changed on the disk since it was saved" if changed else ""
 
 
 def _fingerprint(name: str, item) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jax_transfer import logs
+from jax_transfer import devices, logs
 from jax_transfer.data.batches import Feed
 
 
@@ -22,7 +22,7 @@ def fit(
     what: str,
     on_metrics: Callable[[int, dict], None],
     on_epoch: Callable[[int, dict, dict], bool | None],
-    max_steps: int = 512,
+    max_steps: int = devices.MAX_STEPS_PER_CALL,
     stop: Callable[[], bool] = lambda: False,
     on_stop: Callable[[dict, dict], None] = lambda state, so_far: None,
     so_far: dict | None = None,
