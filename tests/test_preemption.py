@@ -130,7 +130,7 @@ def _wait_for(text, process, log, seconds=200):
 
 PRETRAIN = (
     "--config.stages=('pretrain',)",
-    "--config.pretrain.epochs=20",
+    "--config.pretrain.epochs=12",
     # A larger one magnifies the rounding, which differs with the number of devices, within two epochs to another training.
     "--config.pretrain.optimizer.learning_rate=0.002",
 )
@@ -140,7 +140,7 @@ def _stopped_and_resumed(workdir, *launcher):
     """Runs a pre-training that gets SIGTERM after its second epoch, then again; returns how long the stop took."""
     arguments = {"launcher": launcher} if launcher else {}
     process, log = _run(workdir, *PRETRAIN, **arguments)
-    _wait_for("epoch 2/20", process, log)
+    _wait_for("epoch 2/12", process, log)
     told = time.perf_counter()
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == preemption.EXIT_CODE, log.read_text()[-3000:]
@@ -155,7 +155,7 @@ def _stopped_and_resumed(workdir, *launcher):
 
 @pytest.mark.slow
 def test_a_training_begun_on_eight_devices_goes_on_with_four_and_with_one(uninterrupted, tmp_path):
-    for num_devices, until in ((8, "epoch 2/20"), (4, "epoch 4/20"), (1, None)):
+    for num_devices, until in ((8, "epoch 2/12"), (4, "epoch 4/12"), (1, None)):
         process, log = _run(tmp_path / "run", *PRETRAIN, num_devices=num_devices)
         if until:
             _wait_for(until, process, log)
@@ -227,7 +227,7 @@ def test_two_processes_stop_before_the_next_checkpoint_to_fine_tune(tmp_path):
 def test_one_of_two_processes_is_killed_and_the_same_command_gives_the_rows_of_one(uninterrupted, tmp_path):
     launcher = ("bash", "launch/local_processes.sh", "2")
     process, log = _run(tmp_path / "run", *PRETRAIN, launcher=launcher)
-    _wait_for("epoch 2/20", process, log)
+    _wait_for("epoch 2/12", process, log)
     found = subprocess.run(["pgrep", "-f", f"process_id=1 .*{tmp_path}"], capture_output=True, text=True, check=True)
     os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
     assert process.wait(120) not in (0, preemption.EXIT_CODE), log.read_text()[-3000:]

@@ -24,6 +24,7 @@ def small_config(**changes):
     config.pretrain.batch_size = config.finetune.batch_size = 32
     config.pretrain.epochs = 1
     config.data.eval_batch_size = 64
+    config.spectral.embedded_images = 0
     for path, value in changes.items():
         config.update_from_flattened_dict({path.replace("__", "."): value})
     return config

@@ -74,8 +74,8 @@ elif point == "between stages":
 main.run()
 """
 slow = pytest.mark.slow
-POINTS = ("in an epoch", "while saving", *(pytest.param(point, marks=slow) for point in (
-    "after saving, before the row", "in the middle of a row", "while writing features", "between stages")))  # fmt: skip
+POINTS = ("in an epoch", *(pytest.param(point, marks=slow) for point in (
+    "while saving", "after saving, before the row", "in the middle of a row", "while writing features", "between stages")))  # fmt: skip
 
 
 def _command(workdir, *arguments, code=("-m", "jax_transfer.main")):
@@ -272,6 +272,21 @@ def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean,
     assert _fingerprints(tmp_path) == _fingerprints(expected)
 
 
+def test_a_wait_in_vain_is_said_in_one_line(monkeypatch, capsys):
+    from jax_transfer import main
+
+    def waits(*arguments, **named):
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(main.app, "run", waits)
+    monkeypatch.setattr(main.logs, "setup", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        main.run()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("jax_transfer: A wait ended without result (no answer).")
+
+
+@slow
 def test_a_clock_that_leaps_is_said_in_one_line_and_the_study_goes_on_afterwards(clean, tmp_path):
     expected, _ = clean
     leaps = (
