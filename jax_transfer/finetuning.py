@@ -73,6 +73,7 @@ def tuned_features(work: Workspace, snapshot: Snapshot, target: str, split: str)
     path = _path(work, snapshot, target, split)
     found = extract.load(path)
     if found is None:
+        log.info("Checkpoint %s is fine-tuned on %s again, for its features.", snapshot.name, target)
         for _ in _finetune(work, [snapshot], target, work.config.seed, keep_features=True, alone=True):
             found = extract.load(path)
     return found

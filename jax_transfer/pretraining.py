@@ -153,7 +153,8 @@ def _train(work: Workspace, pretraining: Pretraining, trajectory: Trajectory, ro
     else:
         state = start()
         nothing = dict.fromkeys(("train_loss", "train_accuracy", "images_per_second", "seconds"), math.nan)
-        finish_epoch(0, state, nothing)
+        if finish_epoch(0, state, nothing):
+            raise Preempted  # the same command makes the same initialisation
     with preemption.training():
         fit(
             state,

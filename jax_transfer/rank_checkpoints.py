@@ -207,11 +207,12 @@ class _Target:
     def features(self, checkpoint: Checkpoint) -> Features:
         weights = {"params": checkpoint.params, "stats": checkpoint.stats}
         settings = {"name": checkpoint.net.name, **checkpoint.settings}
+        fingerprint = trees.fingerprint(weights) if self.folder else ""
         parts = []
         for place, source in enumerate(self.sources):
             path = found = None
             if self.folder:
-                key = extract.cache_key(trees.fingerprint(weights), settings, checkpoint.preprocessing, source)
+                key = extract.cache_key(fingerprint, settings, checkpoint.preprocessing, source)
                 path = self.folder / f"{key}.npz"
                 found = extract.load(path)
             if found is None:

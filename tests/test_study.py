@@ -1,5 +1,6 @@
 """A study runs end to end, survives being killed at any moment, and refuses bad input in one line."""
 
+import contextlib
 import csv
 import json
 import os
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import jax_transfer
-from jax_transfer import checks, plan, trees
+from jax_transfer import checks, plan, preemption, pretraining, trees
 from jax_transfer import config as settings
 from jax_transfer.logs import Rows
 from jax_transfer.models.trajectory import Trajectory
@@ -270,6 +271,18 @@ def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean,
     assert "Traceback" not in done.stderr
     assert _command(tmp_path, PRETRAIN).returncode == 0
     assert _fingerprints(tmp_path) == _fingerprints(expected)
+
+
+def test_a_stop_while_the_initialisation_is_evaluated_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
+    for requested, saved in ((True, []), (False, [0, 1])):
+        work = Workspace(_tiny(pretrain__epochs=1), tmp_path)
+        with monkeypatch.context() as patched:
+            patched.setattr(preemption, "requested", lambda requested=requested: requested)
+            with pytest.raises(preemption.Preempted) if requested else contextlib.nullcontext():
+                pretraining.pretrain(work)
+        assert work.trajectory(work.pretrainings[0]).epochs() == saved
+        assert not (tmp_path / "stopped").exists()
+        work.close()
 
 
 def test_a_wait_in_vain_is_said_in_one_line(monkeypatch, capsys):
