@@ -1,8 +1,6 @@
 """Which checkpoint transfers best to my data, and why. See README.md."""
 
-import importlib.metadata
-
-__version__ = importlib.metadata.version("jax_transfer")
+__version__ = "0.1.0"  # pyproject.toml reads it here, so a checkout that is not installed has one too
 
 
 def __getattr__(name: str):

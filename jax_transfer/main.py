@@ -17,29 +17,38 @@ from jax_transfer.report import tables, trust
 from jax_transfer.study import STAGES
 from jax_transfer.workspace import Workspace, open_workdir
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The study: a file in configs/, FILE or FILE:VARIANT.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, features, results and the report go.")
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "host:port of process 0, where several run this command."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
-_DISTRIBUTED = flags.DEFINE_boolean(
-    "distributed", False, "Find the other processes by the cluster: Cloud TPU, Slurm, GKE."
-)
-flags.mark_flags_as_required(["config", "workdir"])
-
+FLAGS = flags.FLAGS
 USER_ERROR = 2
-WAITED_IN_VAIN = 1  # as after a crash, the scripts in launch/ run the command again, but not for ever
+TIMED_OUT = 1  # as after a crash: the scripts in launch/ run the command again, a limited number of times
+
+
+def _define_flags() -> None:
+    """Defines the options of the command.
+
+    Raises:
+      InputError: if a file named by --flagfile cannot be read: `config_flags` reads it as soon as it is defined.
+    """
+    try:
+        config_flags.DEFINE_config_file("config", None, "The study: a file in configs/, FILE or FILE:VARIANT.")
+    except (flags.Error, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--flagfile cannot be used ({_last_line(error)}): expected a text file with one flag a line."
+        ) from error
+    flags.DEFINE_string("workdir", None, "Where checkpoints, features, results and the report go.")
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where several run this command.")
+    flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+    flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
+    flags.DEFINE_boolean("distributed", False, "Find the other processes by the cluster: Cloud TPU, Slurm, GKE.")
+    flags.mark_flags_as_required(["config", "workdir"])
 
 
 def _main(argv) -> None:
     if len(argv) > 1:
         raise InputError(f"Unexpected argument {argv[1]!r}: options are --config, --workdir and --config.FIELD=VALUE.")
-    devices.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
+    devices.join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.distributed)
     preemption.listen()
     logs.speak_for_all(devices.is_first_process())
-    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    config, workdir = FLAGS.config, pathlib.Path(FLAGS.workdir)
     if "checkpoints" in config:
         if devices.is_first_process():
             rank_command.run(config, workdir)
@@ -79,31 +88,30 @@ def _print_summary(results: pathlib.Path) -> None:
 
 
 def run() -> None:
-    """The command: user errors and a full disk end in one line and exit code 2, waiting in vain in one line and 1."""
+    """Runs the command. User errors and a full disk end in one line and exit code 2, a wait that times out in one line and 1."""
     logs.setup()
     try:
+        _define_flags()
         app.run(_main, flags_parser=_parse_flags)
     except InputError as error:
         _fail(error)
     except Preempted:
-        print("jax_transfer: stopped as told. The same command goes on.", file=sys.stderr)
+        print("jax_transfer: stopped on request (SIGTERM). Run the same command again to resume.", file=sys.stderr)
         sys.exit(preemption.EXIT_CODE)
     except TimeoutError as error:
         _fail(
-            f"A wait ended without result ({error}). Does the disk hang, or another process, or was the clock set? "
-            "The same command goes on.",
-            WAITED_IN_VAIN,
+            f"A wait timed out ({error}): does the disk hang, or another process, or was the clock set? "
+            "Run the same command again to resume.",
+            TIMED_OUT,
         )
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             _fail(
-                f"{error.filename} cannot be written or read: {error.strerror}. Mend that, and the same command goes on."
+                f"{error.filename} cannot be written or read: {error.strerror}. Correct that and run the same command again to resume."
             )
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        _fail(
-            f"The disk is full: {error}. Free some space and run the same command again; it goes on where it stopped."
-        )
+        _fail(f"The disk is full: {error}. Free some space and run the same command again to resume.")
 
 
 def _parse_flags(argv):
@@ -115,19 +123,22 @@ def _parse_flags(argv):
         if name.startswith("config."):
             checks.check_field(name, known)
     try:
-        rest = flags.FLAGS(argv)
+        rest = FLAGS(argv)
     # A value of another type, and whatever is wrong inside a config file.
     except (ArithmeticError, AttributeError, ImportError, LookupError, NameError, SyntaxError, TypeError, ValueError,
             RuntimeError, OSError, flags.Error) as error:  # fmt: skip
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        said = re.sub(r"^[\w.]+Error: ", "", last)
+        said = re.sub(r"^[\w.]+Error: ", "", _last_line(error))
         # absl names the flag, unless something else went wrong while the config file was run.
         file = next((argument for argument in argv if argument.lstrip("-").startswith("config=")), "--config")
         where = "" if isinstance(error, flags.Error) else f"{file}: {type(error).__name__}: "
         raise InputError(printable(where + said)) from error
-    if _CONFIG.value is not None and not isinstance(_CONFIG.value, ConfigDict):
-        raise InputError(f"--config: its get_config gives a {type(_CONFIG.value).__name__}, expected a ConfigDict.")
+    if FLAGS.config is not None and not isinstance(FLAGS.config, ConfigDict):
+        raise InputError(f"--config: its get_config gives a {type(FLAGS.config).__name__}, expected a ConfigDict.")
     return rest
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].removeprefix("ERROR:: ")
 
 
 def _fail(message, code: int = USER_ERROR) -> None:

@@ -2,7 +2,7 @@
 
 Only a pre-training holds what is not on disk yet: it polls `requested` between steps, saves and ends. Everywhere else the
 program ends at once; several processes, which must agree, before the next stage or checkpoint to fine-tune. Either way the
-exit code is EXIT_CODE, and the same command goes on.
+exit code is EXIT_CODE, and the same command resumes.
 """
 
 import contextlib
@@ -56,7 +56,11 @@ def _watch(read: int) -> None:
 def _told() -> None:
     _state["requested"] = True
     if not _state["training"]:
-        print("jax_transfer: told to stop (SIGTERM). The same command goes on.", file=sys.stderr, flush=True)
+        print(
+            "jax_transfer: stopped on request (SIGTERM). Run the same command again to resume.",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(EXIT_CODE)
 
 

@@ -100,7 +100,7 @@ def test_sigterm_ends_the_program_also_while_a_compiled_program_runs():
     finally:
         process.kill()
     assert process.returncode == preemption.EXIT_CODE
-    assert said.endswith("told to stop (SIGTERM). The same command goes on.\n")
+    assert said.endswith("stopped on request (SIGTERM). Run the same command again to resume.\n")
 
 
 @pytest.mark.parametrize(("work", "steps"), [(10.0, 50), (1e9, 1), (1e-9, 512), (float("nan"), 512)])

@@ -1,12 +1,14 @@
 """`rank`: the best checkpoint first, bad ones last with their reason, and an honest word on how sure that is."""
 
 import csv
+import functools
 import json
 import logging
 import math
 import pickle
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +21,8 @@ from jax_transfer.features import extract
 from jax_transfer.models import MODELS, torch_weights
 from jax_transfer.records import InputError
 from jax_transfer.report.ranking import Ranked, Ranking, answer, write_page
-from jax_transfer.transfer.cross_validation import FOLDS, cross_validated, paired_difference, wilson
+from jax_transfer.transfer.cross_validation import cross_validated, paired_difference, wilson
+from jax_transfer.transfer.probe import ProbeSettings, converged
 
 TARGET = "embedded:digits?train=160&test=40"
 
@@ -160,10 +163,31 @@ def test_cross_validation_is_near_that_of_scikit_learn_and_blind_to_labels_it_te
     held_out = [i for i in range(203) if i % 5 == 0]
     fitted = [i for i in range(203) if i % 5]
     peer = LogisticRegression(C=1.0).fit(x[fitted], y[fitted]).score(x[held_out], y[held_out])
-    assert right.shape == (203 // FOLDS * FOLDS,) and abs(right.mean() - peer) < 0.1
+    assert right.shape == (203,) and abs(right.mean() - peer) < 0.1
     assert cross_validated(x, rng.permutation(y), 3).mean() < 0.5
     # The same images in the same places, whatever the features are.
     assert np.array_equal(cross_validated(x[:, ::-1], y, 3), right)
+
+
+@pytest.mark.parametrize("counts", [(100, 4), (33, 1, 20), (2, 2, 1)])
+def test_every_image_is_tested_once_by_a_classifier_that_has_not_seen_it(counts):
+    y = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    unique = np.eye(len(y), dtype=np.float32)  # nothing that one image says helps with another
+    right, rare = cross_validated(unique, y, len(counts)), 2 * np.array(counts)[y] < max(counts)
+    assert right.shape == y.shape and not right[rare].any()
+    shuffled = np.random.default_rng(0).permutation(y)
+    right = cross_validated(np.eye(len(counts), dtype=np.float32)[shuffled], shuffled, len(counts))
+    np.testing.assert_array_equal(right, np.array(counts)[shuffled] > 1)  # a class's only image cannot be learnt
+
+
+def test_padding_of_a_fold_has_no_influence_on_the_fitted_classifier():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 5)).astype(np.float32), rng.integers(0, 3, 40).astype(np.int32)
+    fit = functools.partial(converged, x, y, l2=0.01, key=None, num_classes=3, settings=ProbeSettings())
+    rows, mask = np.r_[:30, 35, 35, 39], np.arange(33) < 30
+    plain, padded = fit(indices=np.arange(30)), fit(indices=rows, mask=jnp.asarray(mask))
+    for name in ("w", "b"):
+        np.testing.assert_allclose(padded[name], plain[name], atol=1e-5)
 
 
 def test_architectures_mix_and_the_preprocessing_can_be_replaced(folder, tmp_path):

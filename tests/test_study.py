@@ -307,7 +307,7 @@ def test_a_clock_that_leaps_is_said_in_one_line_and_the_study_goes_on_afterwards
     )
     done = _command(tmp_path, code=("-c", f"{leaps}; from jax_transfer import main; main.run()"))
     assert done.returncode == 1, done.stderr[-3000:]
-    assert "was the clock set? The same command goes on." in done.stderr.strip().splitlines()[-1]
+    assert "was the clock set? Run the same command again to resume." in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert _command(tmp_path, PRETRAIN).returncode == 0
     assert _fingerprints(tmp_path) == _fingerprints(expected)

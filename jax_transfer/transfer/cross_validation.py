@@ -18,37 +18,54 @@ NORMAL_95 = 1.96  # standard deviations
 
 def cross_validated(
     x: Float[Array, "n d"], y: Int[np.ndarray, " n"], num_classes: int, seed: int = 0
-) -> Bool[np.ndarray, " m"]:
+) -> Bool[np.ndarray, " n"]:
     """Which images a softmax regression on the others classifies correctly, in five stratified folds.
 
-    The regularisation of highest accuracy is taken, of the four in L2: with so few, that is hardly optimistic. Up to four
-    images are left out (m = n - n mod 5), so that the folds are of one size. The same labels and seed give the same folds,
-    so that two checkpoints can be compared image by image.
+    Every image is tested once. A class's images are spread evenly over the folds, whose sizes differ by at most one; a
+    class with a single image is tested by a classifier that has never seen it. The regularisation of highest accuracy is
+    taken, of the four in L2: with so few, that is hardly optimistic. The same labels and seed give the same folds, so that
+    two checkpoints can be compared image by image.
+
+    Returns:
+      For each image, in the order given, whether its prediction is right.
 
     Raises:
       InputError: for fewer than five images.
     """
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(y)), y))
-    size = len(y) // FOLDS
-    if size == 0:
-        raise InputError(f"The target has {len(y)} images: at least {FOLDS} are needed.")
-    folds = order[: size * FOLDS].reshape(size, FOLDS).T  # neighbours, which are of one class, go to different folds
-    train = np.stack([np.concatenate(np.delete(folds, i, axis=0)) for i in range(FOLDS)])
+    n = len(y)
+    if n < FOLDS:
+        raise InputError(f"The target has {n} images: at least {FOLDS} are needed.")
+    order = np.lexsort((np.random.default_rng(seed).permutation(n), y))
+    fold = np.empty(n, int)
+    fold[order] = np.arange(n) % FOLDS  # neighbours, which are of one class, go to different folds
+    train, in_train = _padded([np.flatnonzero(fold != i) for i in range(FOLDS)])
+    test, in_test = _padded([np.flatnonzero(fold == i) for i in range(FOLDS)])
     with jax.default_matmul_precision("float32"):
-        correct = np.asarray(_correct(jnp.asarray(x), jnp.asarray(y), train, folds, num_classes))
-    return correct[:, correct.sum((0, 2)).argmax()].ravel()
+        correct = np.asarray(_correct(jnp.asarray(x), jnp.asarray(y), train, in_train, test, num_classes))
+    best = correct.sum((0, 2), where=in_test[:, None]).argmax()
+    right = np.empty(n, bool)
+    right[test[in_test]] = correct[:, best][in_test]
+    return right
+
+
+def _padded(rows: list[Int[np.ndarray, " _"]]) -> tuple[Int[np.ndarray, "f m"], Bool[np.ndarray, "f m"]]:
+    """Lists of indices as one array, the shorter ones padded with their first index, and where there is no padding."""
+    size = max(map(len, rows))
+    mask = np.arange(size) < np.array([[len(row)] for row in rows])
+    return np.stack([np.pad(row, (0, size - len(row)), constant_values=row[0]) for row in rows]), mask
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
-def _correct(x, y, train, test, num_classes):
-    """[folds, values of L2, images of a fold]"""
+def _correct(x, y, train, in_train, test, num_classes):
+    """Whether each test image's prediction is right: [folds, values of L2, images of a fold]."""
+    l2, key = jnp.asarray(L2, x.dtype), jax.random.key(0)
 
     def fold(rows):
-        train, test = rows
-        weights = converged(x, y, train, jnp.asarray(L2, x.dtype), jax.random.key(0), num_classes, ProbeSettings())
+        train, in_train, test = rows
+        weights = converged(x, y, train, l2, key, num_classes, ProbeSettings(), mask=in_train)
         return (x[test] @ weights["w"] + weights["b"][:, None]).argmax(-1) == y[test]
 
-    return jax.lax.map(fold, (train, test))
+    return jax.lax.map(fold, (train, in_train, test))
 
 
 def gigaflops(n: int, d: int, num_classes: int, steps: int = 40) -> float:

@@ -91,15 +91,24 @@ def zero_start(d: int, occurs: Bool[Array, " c"]):
     return {"w": jnp.zeros((d, len(occurs))), "b": jnp.where(occurs, 0.0, -1e9)}
 
 
-def standardised(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, ""]]:
-    """((x - mean) / scale, mean, scale): one scale, the largest standard deviation of a feature (or 1), for all features."""
-    mean = x.mean(0)
+def standardised(
+    x: Float[Array, "n d"], share: Float[Array, " n"] | None = None
+) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, ""]]:
+    """((x - mean) / scale, mean, scale): one scale, the largest standard deviation of a feature (or 1), for all features.
+
+    share: the weight of each row in the mean and the deviations, with sum 1; None for equal weights.
+    """
+    mean = x.mean(0) if share is None else share @ x
     largest = positive(jnp.abs(x - mean).max())  # first to at most 1: squares overflow
-    scale = positive(((x - mean) / largest).std(0).max()) * largest
+    rest = (x - mean) / largest
+    deviations = rest.std(0) if share is None else jnp.sqrt(share @ (rest - share @ rest) ** 2)
+    scale = positive(deviations.max()) * largest
     return (x - mean) / scale, mean, scale
 
 
-def converged(x, y, indices, l2, key, num_classes: int, settings: ProbeSettings, tolerance=1e-6, max_steps=1000):
+def converged(
+    x, y, indices, l2, key, num_classes: int, settings: ProbeSettings, tolerance=1e-6, max_steps=1000, mask=None
+):
     """The minimiser of mean cross-entropy + l2/2 ||w||^2 (the bias is free), for one l2 or several.
 
     Features are centred and divided by one common scale first, which makes the problem better
@@ -112,20 +121,24 @@ def converged(x, y, indices, l2, key, num_classes: int, settings: ProbeSettings,
       l2: a positive number, or several [v].
       tolerance: how far above the minimum the objective may be, as a part of it; float32 may stop before.
       max_steps: for each l2.
+      mask: bool, as long as `indices`: False for padding, which has no influence. None: no padding.
 
     Returns:
       {"w": [d, c], "b": [c]}, with a leading axis [v] for several l2.
     """
     l2 = jnp.asarray(l2, x.dtype)
 
+    mask = jnp.ones(len(indices), bool) if mask is None else mask
+
     @jax.custom_batching.sequential_vmap
-    def fit(x, y, indices, l2):
-        x, mean, scale = standardised(x[indices])
-        occurs = jnp.zeros(num_classes, bool).at[y[indices]].set(True)
+    def fit(x, y, indices, l2, mask):
+        share = mask / jnp.sum(mask, dtype=x.dtype)
+        x, mean, scale = standardised(x[indices], share)
+        occurs = jnp.zeros(num_classes, bool).at[y[indices]].max(mask)
         descending = jnp.argsort(-l2)
 
         def next_l2(weights, l2):
-            weights = _minimum(x, y[indices], l2, weights, tolerance, max_steps)
+            weights = _minimum(x, y[indices], share, l2, weights, tolerance, max_steps)
             return weights, weights
 
         _, weights = jax.lax.scan(next_l2, zero_start(x.shape[1], occurs), l2[descending])
@@ -133,12 +146,12 @@ def converged(x, y, indices, l2, key, num_classes: int, settings: ProbeSettings,
         w = weights["w"] / scale
         return {"w": w, "b": weights["b"] - mean @ w}
 
-    weights = fit(x, y, indices, l2.ravel())
+    weights = fit(x, y, indices, l2.ravel(), mask)
     return jax.tree.map(lambda leaf: leaf.reshape(*l2.shape, *leaf.shape[1:]), weights)
 
 
-def _minimum(x, y, l2, weights, tolerance, max_steps):
-    """L-BFGS (optax's directions) with a line search on the logits.
+def _minimum(x, y, share, l2, weights, tolerance, max_steps):
+    """L-BFGS (optax's directions) with a line search on the logits. Row i counts by share[i]; the shares sum to 1.
 
     Along a direction the logits are affine in the step, so a step costs two products with x, one for the
     logits' direction and one for the gradient, however many steps the search tries. The classes come
@@ -162,7 +175,7 @@ def _minimum(x, y, l2, weights, tolerance, max_steps):
         logits_direction = -direction @ transposed
 
         def at(t):
-            loss, residual = _cross_entropy_of_logits(logits + t * logits_direction, is_label)
+            loss, residual = _cross_entropy_of_logits(logits + t * logits_direction, is_label, share)
             moved = weights - t * direction
             slope = jnp.vdot(residual, logits_direction) - jnp.vdot(decay * moved, direction)
             return loss + 0.5 * jnp.vdot(decay * moved, moved), slope, residual
@@ -182,7 +195,7 @@ def _minimum(x, y, l2, weights, tolerance, max_steps):
         }
 
     logits = weights @ transposed
-    loss, residual = _cross_entropy_of_logits(logits, is_label)
+    loss, residual = _cross_entropy_of_logits(logits, is_label, share)
     value = loss + 0.5 * jnp.vdot(decay * weights, weights)
     state = {"weights": weights, "logits": logits, "value": value, "gradient": residual @ x + decay * weights}
     state |= {"memory": lbfgs.init(weights), "steps": 0, "lowest": value, "last_progress": 0}
@@ -193,8 +206,8 @@ def _minimum(x, y, l2, weights, tolerance, max_steps):
 PATIENCE = 20  # steps of L-BFGS without a smaller objective: float32 comes no nearer to the minimum
 
 
-def _cross_entropy_of_logits(logits: Float[Array, "c n"], is_label: Bool[Array, "c n"]):
-    """Mean cross-entropy and its gradient [c, n].
+def _cross_entropy_of_logits(logits: Float[Array, "c n"], is_label: Bool[Array, "c n"], share: Float[Array, " n"]):
+    """Mean cross-entropy, sample i weighted by share[i], and its gradient [c, n].
 
     As softplus(logsumexp of the other logits - the label's): 1 - p of the label would have no digits where p is near 1.
     """
@@ -205,7 +218,7 @@ def _cross_entropy_of_logits(logits: Float[Array, "c n"], is_label: Bool[Array, 
     margin = largest + jnp.log(total) - jnp.sum(jnp.where(is_label, logits, 0), axis=0)
     wrong = jax.nn.sigmoid(margin)
     residual = jnp.where(is_label, -wrong, exponentials * (wrong / total))
-    return jax.nn.softplus(margin).mean(), residual / logits.shape[1]
+    return share @ jax.nn.softplus(margin), residual * share
 
 
 def _wolfe_step(at, slope_0, flatter=0.5, max_trials=20):

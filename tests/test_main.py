@@ -1,0 +1,38 @@
+"""The command and the package as a newcomer meets them: an option that cannot be used, a checkout that is not installed."""
+
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import REPOSITORY
+
+import jax_transfer as jt
+
+
+@pytest.mark.parametrize("content", [None, b"\xd0\xff"], ids=["missing", "binary"])
+def test_a_flag_file_that_cannot_be_used_is_one_line(content, tmp_path):
+    file = tmp_path / "flags"
+    if content is not None:
+        file.write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-m", "jax_transfer.main", f"--flagfile={file}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and line.startswith("jax_transfer: --flagfile cannot be used")
+
+
+def test_a_checkout_can_be_imported_without_being_installed():
+    bare = [sys.executable, "-S", "-c", "import jax_transfer; print(jax_transfer.__version__)"]  # -S: no site-packages
+    done = subprocess.run(bare, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    assert done.stdout.strip() == jt.__version__, done.stderr
+
+
+def test_the_version_stands_once():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "jax_transfer.__version__"}
