@@ -6,7 +6,7 @@ __version__ = "0.1.0"  # pyproject.toml reads it here, so a checkout that is not
 def __getattr__(name: str):
     """`rank`, `load_checkpoint` and `export`, imported when asked for: JAX and the data sets take seconds to import."""
     if name == "rank":
-        from jax_transfer.rank_checkpoints import rank  # not rank.py: the module would hide the function
+        from jax_transfer.ranking.rank import rank
 
         return rank
     if name in ("load_checkpoint", "export"):

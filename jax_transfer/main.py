@@ -9,9 +9,10 @@ import rich
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_transfer import checks, devices, logs, plan, preemption, rank_command
+from jax_transfer import checks, devices, logs, plan, preemption
 from jax_transfer import config as settings
 from jax_transfer.preemption import Preempted
+from jax_transfer.ranking import command
 from jax_transfer.records import InputError, printable
 from jax_transfer.report import tables, trust
 from jax_transfer.study import STAGES
@@ -51,7 +52,7 @@ def _main(argv) -> None:
     config, workdir = FLAGS.config, pathlib.Path(FLAGS.workdir)
     if "checkpoints" in config:
         if devices.is_first_process():
-            rank_command.run(config, workdir)
+            command.run(config, workdir)
         devices.wait_for_all("ranked")
         preemption.done()
         return
@@ -115,7 +116,7 @@ def run() -> None:
 
 
 def _parse_flags(argv):
-    known = {**rank_command.default_config().to_dict(), **settings.default_config().to_dict()}
+    known = {**command.default_config().to_dict(), **settings.default_config().to_dict()}
     for argument in argv[1:]:
         name, _, value = argument.lstrip("-").partition("=")
         if name == "config" and value and not pathlib.Path(value.split(":")[0]).is_file():

@@ -28,6 +28,10 @@ def printable(text) -> str:
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
+# What a study or a ranking may compare checkpoints by; either is in each result row.
+METRICS = ("accuracy", "mean_class_accuracy")
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jax_transfer"
 # A folder or file imports only from those above it.
 ORDER = ("records", "choose", "devices", "preemption", "flops", "numerics", "logs", "trees", "data", "models", "training", "features", "transfer",
          "analysis", "selection", "report", "config", "checks", "workspace", "plan", "pretraining",
-         "finetuning", "scoring", "spectra", "study", "rank_checkpoints", "rank_command", "main")  # fmt: skip
+         "finetuning", "scoring", "spectra", "study", "ranking", "main")  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

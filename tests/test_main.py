@@ -1,14 +1,16 @@
 """The command and the package as a newcomer meets them: an option that cannot be used, a checkout that is not installed."""
 
 import os
+import pathlib
 import subprocess
 import sys
 import tomllib
 
 import pytest
-from conftest import REPOSITORY
 
 import jax_transfer as jt
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("content", [None, b"\xd0\xff"], ids=["missing", "binary"])

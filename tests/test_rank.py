@@ -1,6 +1,7 @@
 """`rank`: the best checkpoint first, bad ones last with their reason, and an honest word on how sure that is."""
 
 import csv
+import dataclasses
 import functools
 import json
 import logging
@@ -16,13 +17,20 @@ from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 import jax_transfer as jt
-from jax_transfer import rank_checkpoints, rank_command
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS, torch_weights
+from jax_transfer.ranking import command
+from jax_transfer.ranking import rank as ranking_module
+from jax_transfer.ranking.page import write_page
+from jax_transfer.ranking.result import Ranked, Ranking, answer
 from jax_transfer.records import InputError
-from jax_transfer.report.ranking import Ranked, Ranking, answer, write_page
-from jax_transfer.transfer.cross_validation import cross_validated, paired_difference, wilson
-from jax_transfer.transfer.probe import ProbeSettings, converged
+from jax_transfer.transfer.cross_validation import (
+    cross_validated,
+    image_weights,
+    paired_difference,
+    share_with_interval,
+)
+from jax_transfer.transfer.softmax_regression import ProbeSettings, converged
 
 TARGET = "embedded:digits?train=160&test=40"
 
@@ -71,6 +79,24 @@ def test_the_best_is_first_and_failures_are_last(ranking):
     assert ranking.rows[2] not in ranking.tied
 
 
+def test_each_row_loads_the_checkpoint_that_was_evaluated(ranking, folder):
+    loaded = ranking.best.load()
+    assert loaded.preprocessing == ranking.best.preprocessing and loaded.net.name == ranking.best.model
+    one = jt.rank(
+        f"{folder / 'small.safetensors'}=resnet10", TARGET, scores=("logme",), preprocessing={"mean": (0, 0, 0)}
+    )
+    assert one.best.load().preprocessing.mean == (0, 0, 0)
+    random = jt.rank("random:resnet10", TARGET, scores=("logme",), preprocessing={"image_size": 32}, seed=3)
+    expected, _ = MODELS["resnet10"](num_classes=1000).init(jax.random.key(3))
+    assert jax.tree.all(jax.tree.map(np.array_equal, random.best.load().params, expected))
+    with pytest.raises(InputError, match="cut off"):
+        next(row for row in ranking.rows if row.checkpoint == "short").load()
+
+
+def test_a_ranking_can_be_pickled(ranking):
+    assert pickle.loads(pickle.dumps(ranking)).best.load().net is ranking.best.load().net
+
+
 def test_one_bad_checkpoint_never_stops_the_others_and_says_what_is_wrong(ranking, folder):
     errors = {row.checkpoint: row.error for row in ranking.rows if row.error}
     assert set(errors) == {"nan", "broken", "short", "code"}
@@ -82,7 +108,7 @@ def test_one_bad_checkpoint_never_stops_the_others_and_says_what_is_wrong(rankin
 
 @pytest.mark.parametrize("gigabytes", [2.0, 0.0], ids=["kept", "read again"])
 def test_what_a_file_lacks_is_said_before_the_work_begins_and_once(folder, gigabytes, caplog, monkeypatch):
-    monkeypatch.setattr(rank_checkpoints, "KEPT_GIGABYTES", gigabytes)
+    monkeypatch.setattr(ranking_module, "KEPT_GIGABYTES", gigabytes)
     monkeypatch.setattr(logging.getLogger("jax_transfer"), "propagate", True)  # whatever ran before
     files = [folder / name for name in ("headless.safetensors", "small.safetensors", "short.safetensors")]
     with caplog.at_level("INFO", "jax_transfer"):
@@ -123,19 +149,69 @@ def _row(name, accuracy, behind_low, **scores):
 
 def test_the_answer_names_what_cannot_be_told_apart_and_who_contradicts():
     rows = [_row("a", 0.8, 0, s=1.0, t=3.0), _row("b", 0.7, -0.01, s=3.0, t=2.0), _row("c", 0.6, 0.05, s=2.0, t=1.0)]
-    found = Ranking("folder:x", 9, 2, 0.5, rows)
+    found = Ranking("folder:x", 9, 2, 0.3, rows)
     assert [row.checkpoint for row in found.tied] == ["b"]
     said = " ".join(answer(found))
     assert "cannot tell it from b" in said and "t puts it first too; s puts b first" in said
     assert found.agreement("t") == 1 and found.agreement("s") == pytest.approx(-1 / 3)
     assert found.mean_agreement == pytest.approx((1 - 1 / 3 - 1 / 3) / 3) and "contradict" in said
-    clear = Ranking("folder:x", 9, 2, 0.5, [rows[0], rows[2]])
+    clear = Ranking("folder:x", 9, 2, 0.3, [rows[0], rows[2]])
     assert not clear.tied and "next one, c, is 10.00 points behind" in " ".join(answer(clear))
 
 
-def test_wilson_equals_scipys():
+@pytest.mark.parametrize(("low", "advice"), [(0.49, "Take none"), (0.5, "Take none"), (0.51, "Take a")])
+def test_a_checkpoint_no_better_than_the_largest_class_is_not_recommended(low, advice):
+    row = dataclasses.replace(_row("a", 0.6, 0, s=1.0), low=low)
+    said = answer(Ranking("folder:x", 100, 2, 0.5, [row]))
+    assert said[0].startswith(advice)
+
+
+def test_a_score_that_a_checkpoint_lacks_ranks_nothing(tmp_path):
+    rows = [
+        _row("a", 0.8, 0, s=1.0, t=3.0),
+        _row("b", 0.7, -0.01, s=3.0, t=math.nan),
+        _row("c", 0.6, 0.05, s=2.0, t=1.0),
+    ]
+    found = Ranking("folder:x", 9, 2, 0.3, rows)
+    assert found.first_by("t") is None and math.isnan(found.agreement("t")) and math.isfinite(found.agreement("s"))
+    assert found.num_scored("t") == 2 and found.complete_scores == ["s"]
+    assert "t exists for fewer than all 3 checkpoints and ranks nothing" in " ".join(answer(found))
+    assert "2 of 3" in write_page(found, tmp_path).read_text() and "3.00★" not in str(found)
+
+
+def test_the_metric_orders_the_checkpoints_and_heads_the_columns(tmp_path):
+    target = images(tmp_path / "images", classes=("cat", "dog", "emu"), count=12)
+    for extra in range(30):  # two thirds of the images are cats: accuracy favours who always says cat
+        Image.fromarray(np.full((8, 8, 3), extra, np.uint8)).save(tmp_path / "images" / "cat" / f"more_{extra}.png")
+    arguments = {"target": target, "scores": ("logme",), "preprocessing": {"image_size": 32}}
+    found = jt.rank("random:resnet10", metric="mean_class_accuracy", **arguments)
+    assert found.metric == "mean_class_accuracy" and found.majority == pytest.approx(1 / 3)
+    assert "mean over classes" in answer(found)[0] and "class mean %" in write_page(found, tmp_path).read_text()
+    assert jt.rank("random:resnet10", **arguments).majority == pytest.approx(42 / 66)
+    with pytest.raises(InputError, match="metric"):
+        jt.rank("random:resnet10", metric="mean", **arguments)
+
+
+def test_log_table_and_page_name_the_classes_and_say_which_are_small(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("jax_transfer"), "propagate", True)
+    target = images(tmp_path / "images", classes=tuple("abcdefgh"), count=6)
+    for place in range(3, 6):
+        (tmp_path / "images" / "c" / f"{place}.png").unlink()
+    with caplog.at_level("INFO", "jax_transfer"):
+        found = jt.rank("random:resnet10", target, scores=("logme",), preprocessing={"image_size": 32})
+    named = "(a, b, c, d, ... h)"
+    assert named in caplog.text and named in str(found) and named in write_page(found, tmp_path).read_text()
+    (note,) = [note for note in found.notes if "fewer than 5 images" in note]
+    assert (
+        note.startswith("1 of 8 classes")
+        and "(c 3)" in note
+        and "1 of 8 classes" in write_page(found, tmp_path).read_text()
+    )
+
+
+def test_the_interval_of_equal_weights_is_scipys_wilson():
     for correct, total in ((0, 10), (7, 10), (180, 200), (50, 50)):
-        share, low, high = wilson(correct, total)
+        share, low, high = share_with_interval(np.arange(total) < correct, np.ones(total))
         expected = binomtest(correct, total).proportion_ci(method="wilson")
         assert share == correct / total
         np.testing.assert_allclose((low, high), expected, atol=1e-4)
@@ -147,12 +223,25 @@ def test_the_paired_interval_covers_the_true_difference_95_times_in_100():
     for _ in range(400):
         a = rng.random(500) < 0.8
         b = np.where(rng.random(500) < 0.1, rng.random(500) < 0.4, a)  # right on 0.76 of the images
-        difference, low, high = paired_difference(a, b)
+        difference, low, high = paired_difference(a, b, np.full(500, 3.0))
         assert difference == pytest.approx(a.mean() - b.mean())
         inside += low <= 0.04 <= high
         unpaired = np.sqrt(a.var() / 500 + b.var() / 500) * 2 * 1.96
         narrower += high - low < 0.6 * unpaired
     assert 0.92 < inside / 400 < 0.98 and narrower == 400
+
+
+def test_the_mean_class_accuracy_has_an_interval_that_covers_it():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], [300, 60, 40])
+    of_class = np.array([0.9, 0.6, 0.3])
+    weights, inside = image_weights(y, "mean_class_accuracy"), 0
+    for _ in range(300):
+        right = rng.random(400) < of_class[y]
+        share, low, high = share_with_interval(right, weights)
+        assert share == pytest.approx(np.mean([right[y == k].mean() for k in range(3)]))
+        inside += low <= of_class.mean() <= high
+    assert 0.92 < inside / 300 <= 1
 
 
 def test_cross_validation_is_near_that_of_scikit_learn_and_blind_to_labels_it_tests():
@@ -217,14 +306,14 @@ def images(folder, classes=("a", "b"), count=10, damaged=0):
 
 
 def test_the_command_writes_everything_and_a_second_run_needs_no_forward_pass(folder, tmp_path, monkeypatch, capsys):
-    config = rank_command.default_config()
+    config = command.default_config()
     config.checkpoints = f"{folder / 'small.safetensors'}, {folder / 'nan.safetensors'}"
     config.target, config.scores = TARGET, ("logme",)
-    rank_command.run(config, tmp_path)
+    command.run(config, tmp_path)
     first = (tmp_path / "report" / "ranking.csv").read_text()
     assert "Take small" in capsys.readouterr().out and (tmp_path / "report" / "index.html").exists()
     monkeypatch.setattr(extract, "extract", None)
-    rank_command.run(config, tmp_path)
+    command.run(config, tmp_path)
     without_seconds = [
         [[cell for name, cell in row.items() if name != "seconds"] for row in csv.DictReader(text.splitlines())]
         for text in (first, (tmp_path / "report" / "ranking.csv").read_text())
@@ -275,8 +364,8 @@ def test_bad_arguments_are_named(arguments, message):
     ],
 )
 def test_the_command_names_the_field(field, value, message, tmp_path):
-    config = rank_command.default_config()
+    config = command.default_config()
     config.checkpoints, config.target = "random:resnet10", TARGET
     config[field] = value
     with pytest.raises(InputError, match=message):
-        rank_command.run(config, tmp_path)
+        command.run(config, tmp_path)

@@ -63,6 +63,8 @@ SCORES = {
     "mi_pca_alpha_0.5": _mutual_information(alpha=0.5, energy=0.8),
 }
 
+NEED_HEAD = ("leep", "nce")
+
 # Compiled for the number of dimensions that a checkpoint's features turn out to have, rather than for all there may be.
 _ONE_BY_ONE = ("nleep",)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_transfer.analysis.canonical import canonical
-from jax_transfer.transfer.probe import ProbeSettings, converged, minibatch, standardised, zero_start
+from jax_transfer.transfer.softmax_regression import ProbeSettings, converged, minibatch, standardised, zero_start
 
 STATIC = ("num_classes", "epochs", "validation_fraction", "batch_size")
 

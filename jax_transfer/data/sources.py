@@ -49,7 +49,8 @@ class Source:
     labels: np.ndarray
     read: Callable[[Sequence[int]], list[np.ndarray]]
     fingerprint: str
-    mean_per_class: bool = False
+    metric: str = "accuracy"
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -252,7 +253,7 @@ def _load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         _read_tfds_labels(undecoded, f"tfds:{rest} ({expression})"),
         functools.partial(_read_tfds, decoded),
         _hash(builder.info.full_name, expression, *sizes),
-        bool(entry and entry.mean_per_class),
+        "mean_class_accuracy" if entry and entry.mean_per_class else "accuracy",
     )
 
 

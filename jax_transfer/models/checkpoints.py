@@ -34,6 +34,8 @@ class Checkpoint:
     source_accuracy: float | None = None
     settings: dict = dataclasses.field(default_factory=dict)  # arguments of MODELS[net.name]
     has_head: bool = True  # False: the logits are of an untrained head, for the file holds none that fits
+    notes: tuple[str, ...] = ()
+    preprocessing_is_guess: bool = False
 
 
 def load_checkpoint(path: str | pathlib.Path, model: str | None = None) -> Checkpoint:

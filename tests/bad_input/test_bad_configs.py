@@ -15,9 +15,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jax_transfer import checks, main, plan, rank_command
+from jax_transfer import checks, main, plan
 from jax_transfer import config as settings
 from jax_transfer.models.trajectory import evaluated_epochs
+from jax_transfer.ranking import command
 from jax_transfer.records import InputError
 from jax_transfer.training.optimizers import make_optimizer, make_schedule
 from jax_transfer.workspace import Workspace
@@ -48,7 +49,7 @@ def study():
 
 
 def ranking():
-    config = rank_command.default_config()
+    config = command.default_config()
     config.checkpoints, config.target = "random:resnet10", "embedded:digits?train=160&test=40"
     return config
 
@@ -165,7 +166,7 @@ def check_study(config, workdir):
 
 
 def check_ranking(config, workdir):
-    rank_command.check(config)
+    command.check(config)
     json.dumps(settings.to_json(config), ensure_ascii=False).encode()
     return True
 
@@ -281,8 +282,10 @@ FLAGS = [".".join(("config", *path)) for path in FIELDS["study"]]
 def parse(arguments, config="configs/quickstart.py:smoke"):
     """What the command makes of its arguments before it runs anything."""
     sys.argv = ["main", f"--config={config}", "--workdir=unused", *arguments]
+    if "workdir" not in main.FLAGS:
+        main._define_flags()
     main._parse_flags(sys.argv)
-    checks.check(main._CONFIG.value)
+    checks.check(main.FLAGS.config)
     return True
 
 

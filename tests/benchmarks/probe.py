@@ -23,7 +23,7 @@ from nleep import power_law_features
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from jax_transfer.transfer.probe import ProbeSettings, converged
+from jax_transfer.transfer.softmax_regression import ProbeSettings, converged
 
 L2 = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 SMALL = {"checkpoints": 2, "n": 300, "d": 32, "classes": 5}

@@ -1,24 +1,22 @@
-"""The result of `jax_transfer.rank`: which checkpoint to take for a target, as a table, a CSV file and a page."""
+"""The result of `jax_transfer.rank`: which checkpoint to take for a target, in sentences, as a table and as a CSV file."""
 
 import dataclasses
 import itertools
 import math
 import pathlib
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 
-import matplotlib
 import rich.box
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jax_transfer.analysis import MIN_CHECKPOINTS, kendall
 from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.models import Checkpoint
+from jax_transfer.records import InputError
 from jax_transfer.report import tables
-from jax_transfer.report.markup import escape, inline_svg, to_page
-from jax_transfer.report.style import BLUE, GREY, STYLE, WIDTH, cut, to_svg
 from jax_transfer.report.tables import EN_DASH, Row, percent
 
 LOW_AGREEMENT = 0.3  # of Kendall's tau: two of three pairs in the same order
@@ -30,7 +28,8 @@ class Ranked:
     """One checkpoint. Accuracies are in [0, 1], those of a cross-validated linear probe, with their 95 % intervals.
 
     behind: accuracy of the best checkpoint minus that of this one, from the same images. A score that does not apply is
-    NaN. A checkpoint that could not be evaluated has NaN everywhere and the reason in `error`.
+    NaN. notes: what was assumed about the checkpoint or left out of it, in sentences. A checkpoint that could not be
+    evaluated has NaN everywhere and the reason in `error`.
     """
 
     checkpoint: str
@@ -46,14 +45,30 @@ class Ranked:
     behind_high: float = math.nan
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = math.nan
+    notes: tuple[str, ...] = ()
+    preprocessing_is_guess: bool = False
     error: str = ""
+    loader: Callable[[], Checkpoint] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def load(self) -> Checkpoint:
+        """Loads the checkpoint as it was evaluated: the model named for it, the preprocessing replaced.
+
+        Raises:
+          InputError: if it could not be read then, or cannot be now.
+        """
+        if self.loader is None:
+            raise InputError(
+                f"{self.checkpoint} cannot be loaded: {self.error or 'this row is not the result of a ranking'}"
+            )
+        return self.loader()
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
     """The checkpoints, best probe accuracy first, failures last. `print` shows a table.
 
-    majority: share of the largest class, the accuracy of knowing nothing.
+    majority: what always naming the largest class achieves on the same images, by the same metric. metric: what
+    accuracies are, "accuracy" or "mean_class_accuracy". notes: what a reader should know of the images, in sentences.
     """
 
     target: str
@@ -61,6 +76,9 @@ class Ranking:
     num_classes: int
     majority: float
     rows: list[Ranked]
+    metric: str = "accuracy"
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> Ranked:
@@ -72,6 +90,11 @@ class Ranking:
         return [row for row in self.rows if not row.error]
 
     @property
+    def is_useful(self) -> bool:
+        """Whether the best checkpoint is better than always naming the largest class, its interval included."""
+        return self.best.low > self.majority
+
+    @property
     def tied(self) -> list[Ranked]:
         """Those that these images cannot tell from the best one: the interval of the difference reaches 0."""
         return [row for row in self.sound[1:] if row.behind_low <= 0]
@@ -79,23 +102,33 @@ class Ranking:
     @property
     def scores(self) -> list[str]:
         """Those that apply to at least one checkpoint."""
-        return [name for name in self.best.scores if any(math.isfinite(row.scores[name]) for row in self.sound)]
+        return [name for name in self.best.scores if self.num_scored(name)]
 
-    def first_by(self, score: str) -> Ranked:
-        """The checkpoint of the highest score."""
-        return max((row for row in self.sound if math.isfinite(row.scores[score])), key=lambda row: row.scores[score])
+    @property
+    def complete_scores(self) -> list[str]:
+        """Those that every evaluated checkpoint has: only they say which of all checkpoints is first."""
+        return [name for name in self.scores if self.num_scored(name) == len(self.sound)]
+
+    def num_scored(self, score: str) -> int:
+        """How many checkpoints have a score."""
+        return sum(math.isfinite(row.scores[score]) for row in self.sound)
+
+    def first_by(self, score: str) -> Ranked | None:
+        """The checkpoint of the highest score; None where a checkpoint has none, which might have been the first."""
+        return max(self.sound, key=lambda row: row.scores[score]) if score in self.complete_scores else None
 
     def agreement(self, score: str) -> float:
-        """Kendall's tau of a score with the probe accuracy; NaN where fewer than three checkpoints have both."""
-        rows = [row for row in self.sound if math.isfinite(row.scores[score])]
-        return _tau([row.scores[score] for row in rows], [row.accuracy for row in rows])
+        """Kendall's tau of a score with the probe accuracy over all checkpoints.
+
+        NaN for fewer than three checkpoints, and where one of them has no such score.
+        """
+        return _tau([row.scores[score] for row in self.sound], [row.accuracy for row in self.sound])
 
     @property
     def mean_agreement(self) -> float:
-        """Kendall's tau between the probe and the scores, each with each, in the mean. A low one: they contradict each other."""
+        """Kendall's tau between the probe and the complete scores, each with each, in the mean. A low one: they contradict."""
         columns = [[row.accuracy for row in self.sound]]
-        columns += [[row.scores[score] for row in self.sound] for score in self.scores]
-        columns = [column for column in columns if all(map(math.isfinite, column))]
+        columns += [[row.scores[score] for row in self.sound] for score in self.complete_scores]
         taus = [_tau(a, b) for a, b in itertools.combinations(columns, 2)]
         taus = [tau for tau in taus if math.isfinite(tau)]
         return statistics.fmean(taus) if taus else math.nan
@@ -108,14 +141,21 @@ class Ranking:
         cells = {"rank": place, **dataclasses.asdict(row)}
         preprocessing = cells.pop("preprocessing") or {}
         scores = cells.pop("scores") or dict.fromkeys(self.best.scores, math.nan)
-        error = cells.pop("error")
-        return {**cells, "image_size": preprocessing.get("image_size", ""), **scores, "error": error}
+        error, notes = cells.pop("error"), " ".join(cells.pop("notes"))
+        del cells["loader"]
+        return {**cells, "image_size": preprocessing.get("image_size", ""), **scores, "notes": notes, "error": error}
 
     def __str__(self) -> str:
         console = Console(width=80)
         with console.capture() as capture:
             console.print(table(self))
         return capture.get()
+
+
+METRIC_SENTENCES = {
+    "accuracy": "is right on {} of the images",
+    "mean_class_accuracy": "is right on {} of the images of a class in the mean over classes",
+}
 
 
 def _tau(a: list[float], b: list[float]) -> float:
@@ -125,9 +165,19 @@ def _tau(a: list[float], b: list[float]) -> float:
 def answer(ranking: Ranking) -> list[str]:
     """The result in sentences, the most important one first."""
     best, tied = ranking.best, [row.checkpoint for row in ranking.tied]
+    right = METRIC_SENTENCES[ranking.metric].format(percent(best.accuracy))
+    interval = f"(95 %: {percent(best.low)} to {percent(best.high)})"
+    if not ranking.is_useful:
+        return [
+            f"Take none: no checkpoint is shown to be better than always naming the largest class, which "
+            f"{METRIC_SENTENCES[ranking.metric].format(percent(ranking.majority))}. A linear classifier on the features of the best "
+            f"one, {best.checkpoint}, {right} {interval}.",
+            *_failures(ranking),
+            "Try other checkpoints, more images, or fine-tuning, which was not measured here.",
+        ]
     said = [
-        f"Take {best.checkpoint}: a linear classifier on its features is right on {percent(best.accuracy)} of the images "
-        f"(95 %: {percent(best.low)} to {percent(best.high)}); always naming the largest class, on {percent(ranking.majority)}."
+        f"Take {best.checkpoint}: a linear classifier on its features {right} {interval}; always naming the largest class, "
+        f"on {percent(ranking.majority)}."
     ]
     if len(ranking.sound) == 1:
         said.append("It is the only checkpoint that could be evaluated.")
@@ -153,27 +203,44 @@ def answer(ranking: Ranking) -> list[str]:
             said.append(f"The criteria agree with a mean Kendall's tau of {tau}.")
     if 2 < len(ranking.sound) < MIN_CHECKPOINTS:
         said.append(
-            f"Of {len(ranking.sound)} checkpoints a tau says little: at least {MIN_CHECKPOINTS} would be needed."
+            f"A tau over {len(ranking.sound)} checkpoints says little: at least {MIN_CHECKPOINTS} would be needed."
         )
-    if len(ranking.sound) < len(ranking.rows):
-        said.append(f"{len(ranking.rows) - len(ranking.sound)} could not be evaluated: see below.")
-    said.append("All this judges frozen features; fine-tuned, the order may differ.")
-    return said
+    return [*said, *_failures(ranking), "All this judges frozen features; fine-tuned, the order may differ."]
+
+
+def _failures(ranking: Ranking) -> list[str]:
+    failed = len(ranking.rows) - len(ranking.sound)
+    return [f"{failed} could not be evaluated: see below."] if failed else []
 
 
 def _what_the_scores_say(ranking: Ranking) -> str:
     """Which checkpoint each score puts first, in a sentence."""
     by: dict[str, list[str]] = {ranking.best.checkpoint: []}
-    for score in ranking.scores:
+    for score in ranking.complete_scores:
         by.setdefault(ranking.first_by(score).checkpoint, []).append(tables.score_name(score))
     own = by.pop(ranking.best.checkpoint)
     clauses = [f"{_listed(own)} put{'s' * (len(own) == 1)} it first too"] if own else ["No score puts it first"]
     clauses += [f"{_listed(scores)} put{'s' * (len(scores) == 1)} {name} first" for name, scores in by.items()]
-    return "; ".join(clauses) + "."
+    said = "; ".join(clauses) + "."
+    if partial := [tables.score_name(score) for score in ranking.scores if score not in ranking.complete_scores]:
+        count = len(ranking.sound)
+        said += f" {_listed(partial)} exist{'s' * (len(partial) == 1)} for fewer than all {count} checkpoints and rank{'s' * (len(partial) == 1)} nothing."
+    return said
 
 
 def _listed(names: list[str]) -> str:
     return names[0] if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+NAMED_CLASSES = 6
+
+
+def named_classes(class_names: Sequence[str]) -> str:
+    """ " (cat, dog, ... zebra)": the first classes and the last, for what a folder was taken for to be seen at once."""
+    names = list(class_names)
+    if len(names) > NAMED_CLASSES:
+        names = [*names[: NAMED_CLASSES - 2], f"... {names[-1]}"]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def table_rows(ranking: Ranking) -> list[Row]:
@@ -186,7 +253,7 @@ def table_rows(ranking: Ranking) -> list[Row]:
         cells = {"": str(place) if ok else EN_DASH, "Checkpoint": row.checkpoint}
         cells |= {"Model": row.model or EN_DASH} if several else {}
         cells |= {
-            "Probe %": percent(row.accuracy, unit=""),
+            _heading(ranking): percent(row.accuracy, unit=""),
             "95 %": f"{100 * row.low:.1f}..{100 * row.high:.1f}" if ok else EN_DASH,
             "Behind": _behind(ranking, row),
         }
@@ -194,6 +261,10 @@ def table_rows(ranking: Ranking) -> list[Row]:
             cells[tables.score_name(score)] = _score(row.scores[score], row is firsts[score]) if ok else EN_DASH
         found.append(cells)
     return found
+
+
+def _heading(ranking: Ranking) -> str:
+    return {"accuracy": "Probe %", "mean_class_accuracy": "Probe, class mean %"}[ranking.metric]
 
 
 def _behind(ranking: Ranking, row: Ranked) -> str:
@@ -211,15 +282,24 @@ def _score(value: float, first: bool) -> str:
 
 
 # How a narrow terminal heads a column.
-SHORT = {"H-score (shrunk)": "H-\nscore", "N-LEEP": "N-\nLEEP", "TransRate": "Trans\nRate", "Behind": "Be-\nhind"}
+SHORT = {
+    "Probe, class mean %": "Probe, class\nmean %",
+    "H-score (shrunk)": "H-\nscore",
+    "N-LEEP": "N-\nLEEP",
+    "TransRate": "Trans\nRate",
+    "Behind": "Be-\nhind",
+}
 
 
 def table(ranking: Ranking) -> Table:
     """For a terminal, 80 columns wide: `rich.print(table(ranking))`."""
     found = Table(
-        title=f"{tables.short_target(ranking.target)}: {ranking.num_images:,} images, {ranking.num_classes} classes",
+        title=f"{tables.short_target(ranking.target)}: {ranking.num_images:,} images, {ranking.num_classes} classes"
+        + named_classes(ranking.class_names),
         box=rich.box.SIMPLE_HEAD,
-        caption="\n".join([*answer(ranking), *(f"Failed: {row.error}" for row in ranking.rows if row.error)]),
+        caption="\n".join(
+            [*answer(ranking), *ranking.notes, *(f"Failed: {row.error}" for row in ranking.rows if row.error)]
+        ),
         caption_justify="left",
         pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -229,7 +309,7 @@ def table(ranking: Ranking) -> Table:
     ]
     for row, cells in zip(ranking.rows, rows, strict=True):
         if not row.error:
-            cells["Probe %"] = f"{100 * row.accuracy:.1f} ±{50 * (row.high - row.low):.1f}"
+            cells[_heading(ranking)] = f"{100 * row.accuracy:.1f} ±{50 * (row.high - row.low):.1f}"
     for title in rows[0]:
         name = title == "Checkpoint"
         found.add_column(
@@ -238,93 +318,3 @@ def table(ranking: Ranking) -> Table:
     for cells in rows:
         found.add_row(*map(Text, cells.values()))
     return found
-
-
-@matplotlib.rc_context(STYLE)
-def figure(ranking: Ranking) -> Figure:
-    """The probe accuracy of each checkpoint with its 95 % interval, the best on top."""
-    rows = ranking.sound[::-1]
-    drawn = Figure(figsize=(WIDTH, 0.55 + 0.2 * len(rows)), layout="constrained")
-    axes = drawn.subplots()
-    for place, row in enumerate(rows):
-        alike = any(row is other for other in (ranking.best, *ranking.tied))
-        colour = BLUE if alike else GREY
-        ends = [[100 * (row.accuracy - row.low)], [100 * (row.high - row.accuracy)]]
-        axes.errorbar([100 * row.accuracy], [place], xerr=ends, fmt="o", color=colour, markersize=4, elinewidth=1.2)
-    axes.set_yticks(range(len(rows)), [cut(row.checkpoint, 30) for row in rows])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.grid(axis="x", linewidth=0.4, alpha=0.5)
-    axes.set_xlabel("Probe accuracy (%)")
-    return drawn
-
-
-def write_page(ranking: Ranking, folder: pathlib.Path) -> pathlib.Path:
-    """Writes `index.html`, `accuracy.svg` and `ranking.csv` into a folder; returns the path of the page."""
-    svg = to_svg(figure(ranking))
-    tables.write_text(folder / "accuracy.svg", svg)
-    ranking.to_csv(folder / "ranking.csv")
-    title = f"Which checkpoint to take for {tables.short_target(ranking.target)}"
-    tables.write_text(folder / "index.html", to_page(title, list(_body(ranking, title, svg))))
-    return folder / "index.html"
-
-
-def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
-    first, *others = answer(ranking)
-    yield f"<h1>{escape(title)}</h1>"
-    yield (
-        f'<p class="quiet">{escape(ranking.target)}: {ranking.num_images:,} images of {ranking.num_classes} classes, '
-        f"{len(ranking.rows)} checkpoints</p>"
-    )
-    yield f'<p class="answer">{escape(first)}</p>'
-    yield f"<p>{escape(' '.join(others))}</p>"
-    yield tables.to_html(table_rows(ranking))
-    yield (
-        '<p class="quiet">Probe: accuracy of a softmax regression on the frozen features, each image tested by a classifier '
-        "trained on four fifths of the others, with its 95 % interval. Behind: points less than the best, on the same "
-        f"images; ≈: the 95 % interval of that difference reaches 0. {STAR}: first by this score. Scores: higher is better; "
-        "their values compare checkpoints of one target and nothing else.</p>"
-    )
-    caption = (
-        "Probe accuracy and its 95 % interval. Blue: the best one, and those that these images cannot tell from it."
-    )
-    yield f"<figure>{inline_svg(svg, 'a-', caption)}<figcaption>{escape(caption)}</figcaption></figure>"
-    yield "<h2>How far to trust it</h2>"
-    yield tables.to_html(
-        [
-            {
-                "Score": tables.score_name(score),
-                "Puts first": ranking.first_by(score).checkpoint,
-                "Kendall's tau with the probe": f"{tau:.2f}"
-                if math.isfinite(tau := ranking.agreement(score))
-                else EN_DASH,
-                "Checkpoints": sum(math.isfinite(row.scores[score]) for row in ranking.sound),
-            }
-            for score in ranking.scores
-        ]
-    )
-    yield (
-        '<p class="quiet">The probe is measured, the scores are predictions of it: where they agree, the order does not '
-        "depend on the criterion. LEEP and NCE need the classes that a checkpoint was trained on.</p>"
-    )
-    failed = [{"Checkpoint": row.checkpoint, "Why": row.error} for row in ranking.rows if row.error]
-    if failed:
-        yield "<h2>What failed</h2>"
-        yield tables.to_html(failed)
-    yield "<h2>What was measured</h2>"
-    yield tables.to_html(
-        [
-            {
-                "Checkpoint": row.path,
-                "Model": row.model,
-                "Parameters": f"{row.num_parameters:,}",
-                "Image size": row.preprocessing.image_size,
-                "Crop fraction": f"{row.preprocessing.crop_fraction:g}",
-                "Mean": " ".join(f"{value:.3f}" for value in row.preprocessing.mean),
-                "Std": " ".join(f"{value:.3f}" for value in row.preprocessing.std),
-                "Interpolation": row.preprocessing.interpolation,
-                "Seconds": f"{row.seconds:.1f}",
-            }
-            for row in ranking.sound
-            if row.preprocessing
-        ]
-    )

@@ -7,53 +7,41 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_transfer import devices, logs, trees
-from jax_transfer.analysis import SCORES, score_all, why_undefined
+from jax_transfer.analysis import NEED_HEAD, SCORES, score_all, why_undefined
 from jax_transfer.choose import choose
 from jax_transfer.data.batches import Feed, make_feed
 from jax_transfer.data.sources import Source, load_source
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features import extract
 from jax_transfer.logs import log
-from jax_transfer.models import (
-    MODELS,
-    Checkpoint,
-    at_image_size,
-    describes_itself,
-    expand,
-    load_checkpoint,
-    released_preprocessing,
-)
-from jax_transfer.models.torch_weights import ALSO_READ, ENDINGS
+from jax_transfer.models import Checkpoint
 from jax_transfer.plan import duration
-from jax_transfer.records import Features, InputError
-from jax_transfer.report.ranking import Ranked, Ranking
-from jax_transfer.transfer.cross_validation import cross_validated, gigaflops, paired_difference, wilson
+from jax_transfer.ranking.candidates import Candidate, list_candidates, load
+from jax_transfer.ranking.result import Ranked, Ranking, named_classes
+from jax_transfer.records import METRICS, Features, InputError
+from jax_transfer.transfer.cross_validation import (
+    FOLDS,
+    cross_validated,
+    gigaflops,
+    image_weights,
+    paired_difference,
+    share_with_interval,
+)
 
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
-NEED_LOGITS = ("leep", "nce")  # of the classes that the checkpoint was trained on
 RESIDENT_GIGABYTES, NUM_THREADS = 4.0, 16  # a study's defaults
 KEPT_GIGABYTES = 2.0  # of the checkpoints that are read for the estimate; the others are read again
-RANDOM = "random:"  # random:resnet18 is that model as it is initialised: what a checkpoint must beat
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One of the checkpoints to rank, not read yet. `path` is None for a random initialisation."""
-
-    name: str
-    path: pathlib.Path | None
-    model: str | None
 
 
 def rank(
-    checkpoints: Sequence[str | pathlib.Path],
+    checkpoints: str | os.PathLike | Sequence[str | os.PathLike],
     target: str,
     model: str | None = None,
     scores: Sequence[str] = DEFAULT_SCORES,
@@ -62,6 +50,7 @@ def rank(
     batch_size: int = 64,
     on_corrupt: str = "skip",
     workdir: str | pathlib.Path | None = None,
+    metric: str | None = None,
 ) -> Ranking:
     """Ranks checkpoints for a target, without fine-tuning any.
 
@@ -71,7 +60,7 @@ def rank(
     Args:
       checkpoints: files (.safetensors, .pth), epochs (`run/checkpoints/5`), whole trajectories (`run/checkpoints`),
         folders of such files, and random initialisations to compare with (`random:resnet18`). `FILE=MODEL` says which
-        model a file is of.
+        model a file is of. A single name or path is a list of one.
       target: a data set, such as "folder:/my/images" or "tfds:caltech101?train=2000"; see `data.sources`.
       model: the key of MODELS, for files that do not say which model they are.
       scores: keys of SCORES.
@@ -80,25 +69,28 @@ def rank(
       batch_size: of the forward pass.
       on_corrupt: "skip" leaves damaged images out and names them; "error" stops.
       workdir: keeps the features, so that a repeated ranking need not compute them again.
+      metric: "accuracy", or "mean_class_accuracy" (the mean of the classes' accuracies), which orders the checkpoints. None:
+        what the field reports for the target (`data.catalog`), accuracy where nothing is known.
 
     Raises:
       InputError: if the target or an argument cannot be used, a checkpoint is given twice, or none is usable.
     """
     for score in scores:
         choose(SCORES, score, "score (scores)")
-    candidates = _candidates(checkpoints, model)
+    candidates = list_candidates(checkpoints, model)
     sources = [load_source(target, split, seed, on_corrupt) for split in ("train", "test")]
-    labels = np.concatenate([source.labels for source in sources])
-    classes = np.bincount(labels, minlength=sources[0].num_classes)
-    if np.count_nonzero(classes) < 2:
-        raise InputError(f"{target} has a single class ({sources[0].class_names[0]!r}): at least two are needed.")
-    load = functools.partial(_load, overrides=preprocessing or {}, seed=seed)
-    target_of = _Target(sources, batch_size, workdir)
-    known = _say_what_and_how_long(candidates, load, target_of)
+    metric = metric or sources[0].metric
+    choose(dict.fromkeys(METRICS), metric, "metric (metric)")
+    images = _Target(sources, metric, batch_size, workdir)
+    if len(images.classes) < 2:
+        raise InputError(f"{target} has a single class ({images.classes[0]!r}): at least two are needed.")
+    notes = (*dict.fromkeys(note for source in sources for note in source.notes), *_small_classes(images))
+    loaders = {c: functools.partial(load, c, overrides=preprocessing or {}, seed=seed) for c in candidates}
+    known = _say_what_and_how_long(loaders, images)
     rows, correct = [], {}
-    for place, candidate in enumerate(candidates, 1):
+    for place, (candidate, loader) in enumerate(loaders.items(), 1):
         found = known.pop(candidate, None)
-        row, correct[candidate.name] = _evaluate(candidate, found, load, target_of, tuple(scores), seed)
+        row, correct[candidate.name] = _evaluate(candidate, found, loader, images, tuple(scores), seed)
         rows.append(row)
         said = (
             row.error
@@ -109,73 +101,38 @@ def rank(
     if all(row.error for row in rows):
         raise InputError("No checkpoint can be used. " + " ".join(row.error for row in rows))
     rows.sort(key=lambda row: -row.accuracy if not row.error else math.inf)
-    rows = [row if row.error else _compared(row, correct[rows[0].checkpoint], correct[row.checkpoint]) for row in rows]
-    return Ranking(target, len(labels), int(np.count_nonzero(classes)), float(classes.max() / len(labels)), rows)
+    best = correct[rows[0].checkpoint]
+    for place, row in enumerate(rows):
+        if not row.error:
+            behind, low, high = paired_difference(best, correct[row.checkpoint], images.weights)
+            rows[place] = dataclasses.replace(row, behind=behind, behind_low=low, behind_high=high)
+    majority = float(np.bincount(images.labels, images.weights).max() / images.weights.sum())
+    return Ranking(target, len(images.labels), len(images.classes), majority, rows, metric, images.classes, notes)
 
 
-def _compared(row: Ranked, best: np.ndarray, own: np.ndarray) -> Ranked:
-    behind, low, high = paired_difference(best, own)
-    return dataclasses.replace(row, behind=behind, behind_low=low, behind_high=high)
-
-
-def _candidates(given: Sequence[str | pathlib.Path], model: str | None) -> list[Candidate]:
-    """What `checkpoints` of `rank` stands for; each is called by the part of its path in which it differs from the others."""
-    if model is not None:
-        choose(MODELS, model, "model (model)")
-    found: list[tuple[pathlib.Path | None, str | None]] = []
-    for one in map(str, given):
-        path, mark, named = one.rpartition("=")
-        if one.startswith(RANDOM):
-            found.append((None, _model_named(one.removeprefix(RANDOM), one)))
-        elif mark and named in MODELS:
-            found += [(p, named) for p in expand(path)]
-        else:
-            found += [(p, None if describes_itself(p) else model) for p in expand(one)]
-    if not found:
-        raise InputError("checkpoints is empty: name at least one file or folder.")
-    same = [path.resolve() if path else named for path, named in found]
-    if twice := [place for place in dict.fromkeys(same) if same.count(place) > 1]:
-        raise InputError(f"checkpoints names {twice[0]} twice.")
-    paths = [path.absolute() for path, _ in found if path]
-    common = pathlib.Path(os.path.commonpath([path.parent for path in paths])) if paths else None
-    whole = [path.absolute().relative_to(common) if path else pathlib.Path(f"random {named}") for path, named in found]
-    plain = [str(name.with_suffix("")) if name.suffix in (*ENDINGS, *ALSO_READ) else str(name) for name in whole]
-    names = plain if len(set(plain)) == len(plain) else list(map(str, whole))
-    return [Candidate(name, path, named) for name, (path, named) in zip(names, found, strict=True)]
-
-
-def _model_named(name: str, given: str) -> str:
-    choose(MODELS, name, f"model (checkpoint {given!r})")
-    return name
-
-
-def _load(candidate: Candidate, overrides: dict, seed: int) -> Checkpoint:
-    """The checkpoint, with what replaces its preprocessing."""
-    if candidate.path is None:
-        net = MODELS[candidate.model](num_classes=1000)
-        settings, preprocessing = {}, released_preprocessing(candidate.model)
-        if candidate.model.startswith("vit_tiny_patch"):  # the small ones take other images than the released
-            preprocessing = dataclasses.replace(preprocessing, image_size=net.min_image_size)
-        params, stats = net.init(jax.random.key(seed))
-        found = Checkpoint(candidate.name, net, params, stats, preprocessing, settings=settings, has_head=False)
-    else:
-        found = load_checkpoint(candidate.path, candidate.model)
-    if "image_size" in overrides:
-        found = at_image_size(found, overrides["image_size"])
-    changed = Preprocessing.from_json({**found.preprocessing.to_json(), **overrides})
-    if changed.image_size < found.net.min_image_size:
-        raise InputError(
-            f"{candidate.name}: image_size {changed.image_size} is too small; {found.net.name} needs at least "
-            f"{found.net.min_image_size} pixels."
+def _small_classes(images: "_Target") -> Iterator[str]:
+    """Says which classes are too small for each fold to test an image of them."""
+    count = np.bincount(images.labels)
+    small = [f"{images.sources[0].class_names[k]} {count[k]}" for k in np.flatnonzero((count > 0) & (count < FOLDS))]
+    if small:
+        yield (
+            f"{len(small)} of {len(images.classes)} classes have fewer than {FOLDS} images ({', '.join(small[:3])}"
+            f"{', ...' if len(small) > 3 else ''}): a class's only image is always tested by a classifier that has never "
+            "seen the class, and their accuracies are rough."
         )
-    return dataclasses.replace(found, preprocessing=changed)
 
 
 class _Target:
-    """The images of the target, training and test split together, and the features that checkpoints make of them."""
+    """The images of the target, training and test split together, and the features that checkpoints make of them.
 
-    def __init__(self, sources: list[Source], batch_size: int, workdir: str | pathlib.Path | None):
-        self.sources, self.batch_size = sources, batch_size
+    weights: what each image counts in the metric. classes: the names of those that occur.
+    """
+
+    def __init__(self, sources: list[Source], metric: str, batch_size: int, workdir: str | pathlib.Path | None):
+        self.sources, self.metric, self.batch_size = sources, metric, batch_size
+        self.labels = np.concatenate([source.labels for source in sources])
+        self.weights = image_weights(self.labels, metric)
+        self.classes = tuple(sources[0].class_names[label] for label in np.unique(self.labels))
         self.folder = pathlib.Path(workdir) / "features" if workdir else None
         self.mesh = devices.make_mesh()
         self.num_images, self.num_classes = sum(map(len, sources)), sources[0].num_classes
@@ -226,7 +183,7 @@ class _Target:
 
 
 def _evaluate(
-    candidate: Candidate, known: Checkpoint | str | None, load, target: _Target, scores, seed
+    candidate: Candidate, known: Checkpoint | str | None, loader, target: _Target, scores, seed
 ) -> tuple[Ranked, np.ndarray | None]:
     """A row, and which of the images the probe has right; none for a checkpoint that fails.
 
@@ -236,16 +193,16 @@ def _evaluate(
     if isinstance(known, str):
         return Ranked(candidate.name, where, error=known), None
     try:
-        checkpoint = known or load(candidate)
+        checkpoint = known or loader()
         features = target.features(checkpoint)
         if problem := extract.problem(features, target.num_classes):
             raise InputError(f"{where}: {problem}.")
-        right = cross_validated(features.features, features.labels, target.num_classes, seed)
+        right = cross_validated(features.features, features.labels, target.num_classes, seed, target.metric)
     except InputError as error:
         return Ranked(candidate.name, where, error=str(error)), None
     except jax.errors.JaxRuntimeError as error:  # such as a model that does not fit into the device's memory
         return Ranked(candidate.name, where, error=f"{where}: {str(error).splitlines()[0]}"), None
-    accuracy, low, high = wilson(int(right.sum()), len(right))
+    accuracy, low, high = share_with_interval(right, target.weights)
     row = Ranked(
         candidate.name,
         where,
@@ -257,6 +214,9 @@ def _evaluate(
         high,
         scores=dict(_scores(checkpoint, features, target.num_classes, scores, where)),
         seconds=time.perf_counter() - start,
+        notes=checkpoint.notes,
+        preprocessing_is_guess=checkpoint.preprocessing_is_guess,
+        loader=loader,
     )
     return row, right
 
@@ -264,14 +224,16 @@ def _evaluate(
 def _scores(checkpoint, features, num_classes, scores, where) -> Iterator[tuple[str, float]]:
     stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], features)
     for score in scores:
-        applies = checkpoint.has_head or score not in NEED_LOGITS
+        applies = checkpoint.has_head or score not in NEED_HEAD
         value = float(score_all(score, stacked, num_classes)[0]) if applies else math.nan
         if applies and not math.isfinite(value):
             log.warning("%s of %s: %s.", score, where, why_undefined(score, features, num_classes))
         yield score, value
 
 
-def _say_what_and_how_long(candidates: list[Candidate], load, target: _Target) -> dict[Candidate, Checkpoint | str]:
+def _say_what_and_how_long(
+    loaders: dict[Candidate, Callable[[], Checkpoint]], target: _Target
+) -> dict[Candidate, Checkpoint | str]:
     """Logs what will be done and about how long it takes, before it starts. Checkpoints of a trajectory are alike.
 
     Returns:
@@ -281,14 +243,20 @@ def _say_what_and_how_long(candidates: list[Candidate], load, target: _Target) -
     room = KEPT_GIGABYTES * 1e9
     rate = devices.sustained_gigaflops_per_second()
     alike: dict[object, list[Candidate]] = {}
-    for candidate in candidates:
+    for candidate in loaders:
         path = candidate.path
         alike.setdefault(path.parent if path and path.is_dir() else candidate.name, []).append(candidate)
     total, sizes = 0.0, set()
-    log.info("%d checkpoints, %d images of %d classes:", len(candidates), target.num_images, target.num_classes)
+    log.info(
+        "%d checkpoints, %d images of %d classes%s:",
+        len(loaders),
+        target.num_images,
+        len(target.classes),
+        named_classes(target.classes),
+    )
     for group in alike.values():
         try:
-            checkpoint = load(group[0])
+            checkpoint = loaders[group[0]]()
         except InputError as error:
             known[group[0]] = str(error)
             log.warning("  %s: %s", group[0].name, error)
@@ -302,10 +270,11 @@ def _say_what_and_how_long(candidates: list[Candidate], load, target: _Target) -
         name = group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more"
         size = checkpoint.preprocessing.image_size
         log.info(
-            "  %s: %s, %d pixels, %.2f GFLOP an image, about %s",
+            "  %s: %s, %d pixels%s, %.2f GFLOP an image, about %s",
             name,
             checkpoint.net.name,
             size,
+            " (preprocessing is a guess)" if checkpoint.preprocessing_is_guess else "",
             image,
             duration(seconds),
         )

@@ -14,9 +14,9 @@ from jax_transfer.config import to_json
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.logs import log
-from jax_transfer.rank_checkpoints import DEFAULT_SCORES, rank
-from jax_transfer.records import InputError
-from jax_transfer.report import ranking as report
+from jax_transfer.ranking import page, result
+from jax_transfer.ranking.rank import DEFAULT_SCORES, rank
+from jax_transfer.records import METRICS, InputError
 from jax_transfer.workspace import lock_workdir
 
 
@@ -38,6 +38,8 @@ def default_config() -> ConfigDict:
     config.preprocessing.mean = config_dict.placeholder(tuple)
     config.preprocessing.std = config_dict.placeholder(tuple)
     config.preprocessing.interpolation = config_dict.placeholder(str)
+    # "accuracy" or "mean_class_accuracy"; unset: what the field reports for the target, accuracy where nothing is known.
+    config.metric = config_dict.placeholder(str)
     config.seed = 0
     config.batch_size = 64
     # skip: damaged images are named and left out; error: stop at the first.
@@ -59,6 +61,8 @@ def check(config: ConfigDict) -> None:
             "config.target is empty: --config.target=folder:/my/images, with a folder of images per class."
         )
     choose(dict.fromkeys(ON_CORRUPT), config.on_corrupt, "value of config.on_corrupt")
+    if config.metric is not None:
+        choose(dict.fromkeys(METRICS), config.metric, "metric (config.metric)")
     for score in config.scores:
         choose(SCORES, score, "score (config.scores)")
     Preprocessing.from_json({"image_size": 224, **_replaced(config)})
@@ -87,10 +91,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         logs.write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1).encode())
         found = rank(
             checkpoints, config.target, config.model or None, config.scores, _replaced(config), config.seed,
-            config.batch_size, config.on_corrupt, workdir,
+            config.batch_size, config.on_corrupt, workdir, config.metric or None,
         )  # fmt: skip
-        page = report.write_page(found, workdir / "report")
-        rich.print(report.table(found))
-        log.info("Page: %s; the table: %s", page, page.with_name("ranking.csv"))
+        written = page.write_page(found, workdir / "report")
+        rich.print(result.table(found))
+        log.info("Page: %s; the table: %s", written, written.with_name("ranking.csv"))
     finally:
         lock.close()
