@@ -16,7 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from jax_transfer.data.folders import Folder
-from jax_transfer.data.transforms import WEAK_PEAK, is_constant, read_pixels, sixteen_bit_depth, to_uint8_rgb
+from jax_transfer.data.transforms import (
+    WEAK_PEAK,
+    is_constant,
+    is_transparent,
+    read_pixels,
+    sixteen_bit_depth,
+    to_uint8_rgb,
+)
 from jax_transfer.records import InputError
 
 SAMPLE = 64  # images whose pixels are looked at where not all are decoded
@@ -103,8 +110,7 @@ def look(pixels: np.ndarray) -> Look:
     constant = is_constant(seen)
     content = seen[:1, :1] if constant else seen  # one colour is one colour in every size
     digest = hashlib.blake2b(repr(content.shape).encode() + content.tobytes(), digest_size=16).digest()
-    alpha = pixels[:, :, 3:]
-    return Look(digest, constant, bool(alpha.size and alpha.min() < np.iinfo(alpha.dtype).max), peak)
+    return Look(digest, constant, is_transparent(pixels), peak)
 
 
 def _look_at_file(path: pathlib.Path) -> Look:

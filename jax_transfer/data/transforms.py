@@ -51,8 +51,9 @@ WEAK_PEAK = 2**12
 # The largest side of the square that an image is resized to.
 MOST_PIXELS = 10_000
 
-# Above this ratio of the sides only the window that is kept is resized: a 1 x 5,000 strip would become gigabytes.
-MAX_ASPECT_RATIO = 16
+# An image that would have more pixels than this once it is resized, and four times those of the square, is a strip, of
+# which only the square is computed: one of 1 x 5,000 would become gigabytes.
+MOST_RESIZED_PIXELS = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +158,9 @@ def to_uint8_rgb(image: np.ndarray, depth: int = 16) -> np.ndarray:
     if image.dtype == np.bool_:
         colours, alpha = (part.astype(np.uint8) * 255 for part in (colours, alpha))
     elif image.dtype.kind == "u" and image.dtype.itemsize == 2:
-        opaque = 16 if alpha.size and alpha.max() >= WEAK_PEAK else depth  # alpha may use all bits where colours do not
+        bits = sixteen_bit_depth(int(alpha.max())) if alpha.size else 16  # alpha may use all where colours do not
         colours, alpha = (
-            np.minimum(part >> (bits - 8), 255).astype(np.uint8) for part, bits in ((colours, depth), (alpha, opaque))
+            np.minimum(part >> (used - 8), 255).astype(np.uint8) for part, used in ((colours, depth), (alpha, bits))
         )
     elif image.dtype != np.uint8:
         raise InputError(f"An image must be uint8, uint16 or bool, got {image.dtype}; scale it to uint8 0..255.")
@@ -174,6 +175,15 @@ def _over(colours: np.ndarray, alpha: np.ndarray, background: int) -> np.ndarray
     return ((colours * weights + background * (255 - weights) + 127) // 255).astype(np.uint8)
 
 
+def is_transparent(image: np.ndarray) -> bool:
+    """Whether a uint8 or uint16 image [h, w, c] has pixels that are not opaque."""
+    alpha = image[:, :, 3:]
+    if not alpha.size:
+        return False
+    bits = 8 if alpha.dtype == np.uint8 else sixteen_bit_depth(int(alpha.max()))
+    return int(alpha.min()) >> (bits - 8) < 255
+
+
 def is_constant(image: np.ndarray) -> bool:
     """Whether all pixels of an image [h, w, c] are equal."""
     return bool((image == image[:1, :1]).all())
@@ -186,8 +196,8 @@ def resize_square(
 
     The square lies so that `image_size` pixels from `crop_start(size, image_size)` on, which a device may cut out, are
     those of torchvision's Resize(size) and CenterCrop(image_size) on PIL images, antialiasing included, for every size
-    and shape; image_size: `size` if not given. Of an image longer than MAX_ASPECT_RATIO times its width only the
-    square is computed, which rounds some values differently by 1. An image that already fits is returned as it is.
+    and shape; image_size: `size` if not given. Of a strip (see MOST_RESIZED_PIXELS) only the square is computed, which
+    rounds some values differently by 1. An image that already fits is returned as it is.
 
     Raises:
       InputError: for an unknown interpolation, or an image that `to_uint8_rgb` refuses.
@@ -199,7 +209,7 @@ def resize_square(
     height, width = (int(size * side / short) for side in sides)  # the short one exactly `size`
     seen = image_size or size
     top, left = (crop_start(side, seen) - crop_start(size, seen) for side in (height, width))
-    if max(sides) > MAX_ASPECT_RATIO * short:
+    if height * width > max(MOST_RESIZED_PIXELS, 4 * size * size):
         return _resize_window(image, (height, width), (top, left), size, resampling)
     if short != size:
         image = np.asarray(Image.fromarray(image).resize((width, height), resampling))
