@@ -1,6 +1,7 @@
 """Class folders: layouts, splits, links, damaged images, and every error a user can meet."""
 
 import logging
+import os
 import pickle
 import shutil
 
@@ -94,7 +95,7 @@ def test_extensions_hidden_files_and_nested_folders(animals, caplog):
     (animals / "cat" / "notes.txt").write_text("no image")
     counts = [np.bincount(load_source(f"folder:{animals}", split).labels).tolist() for split in ("train", "test")]
     assert np.sum(counts, axis=0).tolist() == [12, 5]
-    assert "1 files are no images and are not read (.txt)" in caplog.text
+    assert "1 file is not read, for the ending (.txt; such as cat/notes.txt)" in caplog.text
 
 
 @pytest.mark.parametrize("folder", ["what?", "a?b", "katzen und häuser 猫", "x?y=1/z", "50% & more=less"])
@@ -132,7 +133,7 @@ def test_missing_folders_and_empty_classes_are_named(tmp_path, split_animals):
     write_images(tmp_path / "x" / "cat", 1)
     assert "no class has 2 images" in message("test")
     (tmp_path / "x" / "empty").mkdir()
-    assert f"{tmp_path / 'x' / 'empty'}: no images in this class; expected .bmp" in message()
+    assert f"{tmp_path / 'x' / 'empty'}: no images in this class; expected .apng, .bmp" in message()
 
 
 def test_wrong_split_folders_are_named(split_animals):
@@ -151,28 +152,55 @@ def test_split_folders_without_classes_are_not_classes(tmp_path):
         load_source(f"folder:{tmp_path}", "train")
 
 
-def test_links_inside_are_followed_and_links_that_leave_are_named(animals, tmp_path):
+def test_links_are_followed_inside_and_outside(animals, tmp_path):
+    write_images(tmp_path / "elsewhere", 4)
     (animals / "cat" / "inside.png").symlink_to(animals / "dog" / "00.png")
-    assert len(load_source(f"folder:{animals}", "train")) == 13
+    (animals / "cat" / "outside.png").symlink_to(tmp_path / "elsewhere" / "00.png")
+    (animals / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (animals / "wolf").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to(animals)
+    whole = [load_source(f"folder:{tmp_path / 'link'}", split) for split in ("train", "test")]
+    assert whole[0].class_names == ("cat", "dog", "wolf")
+    assert sum(np.bincount(source.labels, minlength=3) for source in whole).tolist() == [16, 5, 4]
+    assert all(image.shape == (12, 10, 3) for source in whole for image in source.read(range(len(source))))
+
+
+def test_split_folders_may_be_links_to_elsewhere(split_animals, tmp_path):
+    before = load_source(f"folder:{split_animals}", "train").fingerprint
+    (split_animals / "train").rename(tmp_path / "outside")
+    (split_animals / "train").symlink_to(tmp_path / "outside")
+    assert load_source(f"folder:{split_animals}", "train").fingerprint == before
+
+
+def test_a_snapshot_of_links_to_blobs_is_read(split_animals, tmp_path):
+    """As a hub's cache lays it out: the snapshot holds relative links to files named by their hashes."""
+    snapshot = tmp_path / "hub" / "snapshots" / "1a2b"
+    for i, path in enumerate(sorted(split_animals.rglob("*.png"))):
+        link = snapshot / path.relative_to(split_animals)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        blob = tmp_path / "hub" / "blobs" / f"{i:064x}"
+        blob.parent.mkdir(exist_ok=True)
+        path.rename(blob)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    source = load_source(f"folder:{snapshot}", "train", on_corrupt="skip")
+    assert len(source) == 12 and source.class_names == ("cat", "dog") and len(source.read(range(12))) == 12
+
+
+def test_links_to_nothing_and_links_that_go_round_are_named(animals, tmp_path):
     write_images(tmp_path / "elsewhere", 1)
+    (tmp_path / "elsewhere" / "back").symlink_to(animals / "cat")
     for link, target, message in (
-        (animals / "cat" / "out.png", tmp_path / "elsewhere" / "00.png", "out.png: a link that leaves"),
-        (animals / "wolf", tmp_path / "elsewhere", "wolf: a link that leaves"),
         (animals / "gone", tmp_path / "nothing", "gone: a link to nothing"),
         (animals / "cat" / "gone.png", tmp_path / "nothing", "gone.png: a link to nothing"),
+        (animals / "cat" / "self.png", animals / "cat" / "self.png", "self.png: a link to nothing"),
         (animals / "cat" / "loop", animals, "loop: a link to a folder it lies in"),
+        (animals / "loop", animals, "loop: a link to a folder it lies in"),
+        (animals / "cat" / "round", tmp_path / "elsewhere", "back: leads to .*cat, whose images are in this class"),
     ):
         link.symlink_to(target)
         with pytest.raises(InputError, match=message):
             load_source(f"folder:{animals}", "train")
         link.unlink()
-
-
-def test_a_train_folder_that_is_a_link_outside_is_named(split_animals, tmp_path):
-    (split_animals / "train").rename(tmp_path / "outside")
-    (split_animals / "train").symlink_to(tmp_path / "outside")
-    with pytest.raises(InputError, match="train: a link that leaves"):
-        load_source(f"folder:{split_animals}", "train")
 
 
 def damage(folder):

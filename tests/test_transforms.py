@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jax_transfer.data import transforms
 from jax_transfer.data.subsets import capped, few_shot, fraction, stratified_split
 from jax_transfer.data.transforms import INTERPOLATIONS, Preprocessing, decode_file, resize_square, to_uint8_rgb
 from jax_transfer.records import InputError
@@ -50,13 +51,24 @@ def test_gray_is_repeated_over_three_channels():
         assert rgb.shape == (4, 5, 3) and all(np.array_equal(rgb[:, :, c], gray) for c in range(3))
 
 
-def test_alpha_is_dropped_and_rgb_kept():
+def test_transparency_is_shown_over_white():
     rgba = noise(4, 5, 4)
+    weight = rgba[:, :, 3:] / 255
+    assert np.abs(to_uint8_rgb(rgba) - (rgba[:, :, :3] * weight + 255 * (1 - weight))).max() <= 0.5
+    rgba[:, :, 3] = 255
     assert np.array_equal(to_uint8_rgb(rgba), rgba[:, :, :3])
+
+
+@pytest.mark.parametrize("colour", [0, 90, 255])
+def test_what_is_drawn_in_transparency_alone_is_seen(colour):
+    drawing = np.dstack([np.full((8, 8, 3), colour, np.uint8), noise(8, 8)])
+    assert to_uint8_rgb(drawing).std() > 10
 
 
 def test_sixteen_bits_become_eight_and_masks_black_and_white():
     assert to_uint8_rgb(np.array([[0, 255, 256, 65535]], np.uint16))[0, :, 0].tolist() == [0, 0, 1, 255]
+    assert to_uint8_rgb(np.array([[0, 7, 255, 300]], np.uint16), depth=8)[0, :, 0].tolist() == [0, 7, 255, 255]
+    assert to_uint8_rgb(np.array([[0, 15, 16, 4095]], np.uint16), depth=12)[0, :, 0].tolist() == [0, 0, 1, 255]
     assert to_uint8_rgb(np.array([[False, True]]))[0, :, 0].tolist() == [0, 255]
 
 
@@ -90,17 +102,32 @@ def test_resize_leaves_an_image_that_fits():
     assert resize_square(image, 16) is image or np.shares_memory(resize_square(image, 16), image)
 
 
-def test_a_strip_is_cut_before_it_is_resized(monkeypatch):
-    fromarray, shapes = Image.fromarray, []
-    monkeypatch.setattr(Image, "fromarray", lambda image: shapes.append(image.shape) or fromarray(image))
-    assert resize_square(noise(1, 5000), 64).shape == (64, 64, 3)
-    assert shapes == [(1, 16, 3)]
+@pytest.mark.parametrize("shape", [(1, 5000), (3, 100), (101, 3), (2, 35), (65, 4), (7, 113)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_of_a_strip_only_the_square_that_is_kept_is_computed(monkeypatch, shape, interpolation):
+    image, size = noise(*shape, 3), 20
+    height, width = (int(size * side / min(shape)) for side in shape)
+    whole = np.asarray(Image.fromarray(image).resize((width, height), INTERPOLATIONS[interpolation]))
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    expected = whole[top : top + size, left : left + size].astype(int)
+    assert np.array_equal(resize_square(image, size, interpolation), expected)  # this one is not too large to do all
+    monkeypatch.setattr(transforms, "MOST_RESIZED_PIXELS", 0)
+    resize, sizes = Image.Image.resize, []
+    monkeypatch.setattr(Image.Image, "resize", lambda self, to, *a, **k: sizes.append(to) or resize(self, to, *a, **k))
+    found = resize_square(image, size, interpolation).astype(int)
+    assert sizes == [(size, size)] and np.abs(found - expected).max() <= 1
+
+
+def test_a_strip_does_not_become_gigabytes(monkeypatch):
+    resize, sizes = Image.Image.resize, []
+    monkeypatch.setattr(Image.Image, "resize", lambda self, to, *a, **k: sizes.append(to) or resize(self, to, *a, **k))
+    assert resize_square(noise(1, 5000), 224).shape == (224, 224, 3) and sizes == [(224, 224)]
 
 
 # ---- decode_file
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "webp", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "dib", "gif", "webp", "tif", "tiff", "ppm", "pnm"])
 def test_lossless_files_decode_to_their_pixels(tmp_path, suffix):
     image = np.repeat(noise(6, 9)[:, :, None], 3, axis=2)
     Image.fromarray(image).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))

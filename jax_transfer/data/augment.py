@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax_transfer.choose import choose
 from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.rand_augment import rand_augment
-from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.data.transforms import Preprocessing, crop_start
 from jax_transfer.records import Batch
 
 
@@ -150,7 +150,7 @@ def evaluation_view(images, preprocessing: Preprocessing):
 
 
 def _centre(images, size):
-    top, left = round((images.shape[1] - size) / 2), round((images.shape[2] - size) / 2)
+    top, left = (crop_start(side, size) for side in images.shape[1:3])
     return images[:, top : top + size, left : left + size]
 
 

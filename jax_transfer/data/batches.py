@@ -8,7 +8,7 @@ comes from one function, and augmentation happens later, on the device.
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import grain
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from jax_transfer import devices
 from jax_transfer.data.sources import Source, materialize, subset
-from jax_transfer.data.transforms import Preprocessing, resize_square, to_uint8_rgb
+from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.records import Batch, InputError
 
 
@@ -111,8 +111,7 @@ class Streamed:
     """A data set read, decoded and resized in Grain's threads while the device computes."""
 
     source: Source
-    size: int
-    interpolation: str
+    preprocessing: Preprocessing
     mesh: Mesh
     num_threads: int
     ahead: int = 2  # calls whose batches are already on the device
@@ -120,9 +119,10 @@ class Streamed:
     def _read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """One batch; an index of -1 is padding."""
         real = indices[indices >= 0]
-        images = np.zeros((len(indices), self.size, self.size, 3), np.uint8)
+        size = self.preprocessing.host_size
+        images = np.zeros((len(indices), size, size, 3), np.uint8)
         for i, image in enumerate(self.source.read(real.tolist())):
-            images[i] = resize_square(to_uint8_rgb(image), self.size, self.interpolation)
+            images[i] = self.preprocessing.square(image)
         labels = np.zeros(len(indices), np.int32)
         labels[: len(real)] = self.source.labels[real]
         return {"images": images, "labels": labels, "mask": indices >= 0}
@@ -181,22 +181,43 @@ class _Rows(collections.abc.Sequence):
 def make_feed(
     source: Source, preprocessing: Preprocessing, mesh: Mesh, resident_gigabytes: float, num_threads: int, progress=None
 ) -> Feed:
-    """Resident where the decoded data set fits into `resident_gigabytes`, streamed otherwise."""
+    """Resident where the decoded data set fits into `resident_gigabytes`, streamed otherwise.
+
+    Raises:
+      InputError: for an image that cannot be read, and a training set whose images are all equal.
+    """
     size = preprocessing.host_size
-    if len(source) * size * size * 3 > resident_gigabytes * 1e9:
-        return Streamed(source, size, preprocessing.interpolation, mesh, num_threads)
-    if not devices.spans_processes(mesh):
-        images, labels = materialize(source, size, preprocessing.interpolation, progress=progress)
+    fits = len(source) * size * size * 3 <= resident_gigabytes * 1e9
+    read = functools.partial(
+        materialize, size=size, interpolation=preprocessing.interpolation, image_size=preprocessing.image_size
+    )
+    if fits and not devices.spans_processes(mesh):
+        images, labels = read(source, progress=progress)
+        require_different(source, images)
         held = Batch(images=images, labels=labels, mask=np.ones(len(labels), bool))
         return Resident(source, devices.replicate(held, mesh), mesh)
+    require_different(source, (preprocessing.square(source.read([i])[0]) for i in range(len(source))))
+    if not fits:
+        return Streamed(source, preprocessing, mesh, num_threads)
     # Each process reads its own part, and the devices tell each other; the last part is filled up and cut off again.
     n, count = len(source), mesh.size
     mine = np.arange(-(-n // count) * count).reshape(jax.process_count(), -1)[jax.process_index()]
     part = subset(source, np.minimum(mine, n - 1))
-    images, labels = materialize(part, size, preprocessing.interpolation, progress=progress)
+    images, labels = read(part, progress=progress)
     held = Batch(images=images, labels=labels, mask=np.ones(len(labels), bool))
     join = jax.jit(lambda held: jax.tree.map(lambda x: x[:n], held), out_shardings=devices.replicated(mesh))
     return Resident(source, join(devices.split(held, mesh, "data")), mesh)
+
+
+def require_different(source: Source, images: Iterable[np.ndarray]) -> None:
+    """Raises InputError if all `images` of a training set are equal; it looks no further than to the first that differs."""
+    images = iter(images)
+    first = next(images, None)
+    if source.split == "train" and len(source) > 1 and all(np.array_equal(first, image) for image in images):
+        raise InputError(
+            f"{source.name}: all {len(source)} training images are equal once they are resized: there is nothing to "
+            "learn from; look at the files."
+        )
 
 
 def _scalar(value: int):

@@ -11,7 +11,7 @@ import dataclasses
 class Entry:
     """tfds: the builder's name. train, test: split expressions. image_size: side in pixels the papers train at.
 
-    mean_per_class: the field reports the mean of the classes' accuracies. layout: how to arrange the files for
+    metric: what the field reports, of all images or the mean over the classes. layout: how to arrange the files for
     `folder:`, for data sets that TFDS cannot build.
     """
 
@@ -20,11 +20,11 @@ class Entry:
     train: str = "train"
     test: str = "test"
     image_size: int = 224
-    mean_per_class: bool = False
+    metric: str = "accuracy"
     layout: str = ""
 
 
-# `tfds:<key>` loads an entry; so does the builder's own name. mean_per_class follows Kornblith et al. 2019, Table 1.
+# `tfds:<key>` loads an entry; so does the builder's own name. metric follows Kornblith et al. 2019, Table 1.
 CATALOG = {
     # Small images
     "mnist": Entry("mnist", 10, image_size=28),
@@ -47,12 +47,12 @@ CATALOG = {
     "aircraft": Entry(
         "fgvc_aircraft",
         100,
-        mean_per_class=True,
+        metric="mean_class_accuracy",
         layout="train/<variant>/*.jpg (trainval list, 6,667 images) and test/<variant>/*.jpg (3,333 images)",
     ),
     "stanford_cars": Entry("cars196", 196),
     "cub200": Entry("caltech_birds2011", 200),
-    "flowers102": Entry("oxford_flowers102", 102, train="train+validation", mean_per_class=True),
+    "flowers102": Entry("oxford_flowers102", 102, train="train+validation", metric="mean_class_accuracy"),
     "indoor67": Entry(
         "indoor67",
         67,
@@ -64,14 +64,14 @@ CATALOG = {
         layout="train/{negative,positive}/*.png and test/{negative,positive}/*.png (valid), one class per study label",
     ),
     # Targets of "ranking neural checkpoints", with Flowers-102
-    "caltech101": Entry("caltech101", 102, mean_per_class=True),  # TFDS keeps background_google as a class
+    "caltech101": Entry("caltech101", 102, metric="mean_class_accuracy"),  # TFDS keeps background_google as a class
     "sun397": Entry(
         "sun397", 397, train="train+validation"
     ),  # TFDS's own split of all images, not the ten 50 + 50 ones
     "patch_camelyon": Entry("patch_camelyon", 2),
     # Targets of "pre-training data reuse", with Cars, CUB, SUN, Aircraft and Caltech
     "stanford_dogs": Entry("stanford_dogs", 120),
-    "pets": Entry("oxford_iiit_pet", 37, mean_per_class=True),
+    "pets": Entry("oxford_iiit_pet", 37, metric="mean_class_accuracy"),
     "dtd": Entry("dtd", 47, train="train+validation"),
     # Further medical target
     "shenzhen_cxr": Entry(

@@ -10,7 +10,7 @@ import sys
 import tensorflow_datasets as tfds
 
 from jax_transfer.data import catalog
-from jax_transfer.data.sources import unknown_tfds_name
+from jax_transfer.data.tfds_sets import unknown_tfds_name
 
 
 def main(arguments: list[str] | None = None) -> int:

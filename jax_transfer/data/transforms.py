@@ -1,17 +1,24 @@
-"""Decoding and resizing on the host: any image file or array -> uint8 RGB, and squares of one size for the device."""
+"""Decoding and resizing on the host: any image file or array -> uint8 RGB, and squares of one size for the device.
+
+The model sees what torchvision's Resize and CenterCrop give: `crop_start` is the one place where a centre is computed,
+for the square that the host keeps and for the part of it that the device cuts out.
+"""
 
 import dataclasses
+import io
 import os
 import pathlib
 import stat
 import struct
+import sys
 import zlib
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from jax_transfer.choose import choose
+from jax_transfer.data.containers import pixels_only
 from jax_transfer.records import InputError, printable
 
 INTERPOLATIONS = {
@@ -30,13 +37,23 @@ DECODE_ERRORS = (
 )  # fmt: skip
 
 # What PIL may take a file for, whatever its name ends in: it knows others, and would start Ghostscript for one of them.
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF")
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
+
+# Part of the fingerprint of data sets: other pixels come out of the same files than in another version. Version 2 reads
+# files apart from their metadata, shows transparent images over white, and keeps weak 16-bit values visible.
+DECODING_VERSION = 2
+
+MOST_BYTES = 2**31  # of a file that is read
+
+# 16-bit values below this use less than 1/16 of their range: they are values of 8 to 12 bits in a larger container.
+WEAK_PEAK = 2**12
 
 # The largest side of the square that an image is resized to.
 MOST_PIXELS = 10_000
 
-# Above this ratio of the sides an image is cut before it is resized: a 1 x 5,000 strip would become gigabytes.
-MAX_ASPECT_RATIO = 16
+# An image that would have more pixels than this once it is resized, and four times those of the square, is a strip, of
+# which only the square is computed: one of 1 x 5,000 would become gigabytes.
+MOST_RESIZED_PIXELS = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +97,15 @@ class Preprocessing:
         """The side in pixels that images have on the host and in device memory."""
         return round(self.image_size / self.crop_fraction)
 
+    @property
+    def reading(self) -> "Preprocessing":
+        """What the host's part depends on: preprocessings with the same can share images that were read."""
+        return Preprocessing(self.image_size, self.crop_fraction, interpolation=self.interpolation)
+
+    def square(self, image: np.ndarray) -> np.ndarray:
+        """The host's part for one image [h, w, c], see `resize_square`: uint8 [host_size, host_size, 3]."""
+        return resize_square(image, self.host_size, self.interpolation, self.image_size)
+
     def to_json(self) -> dict:
         """A plain dict that `json` writes; `from_json` restores it."""
         return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
@@ -104,10 +130,21 @@ def _numbers(values, count: int = 1) -> bool:
     return all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e30 for x in values)
 
 
-def to_uint8_rgb(image: np.ndarray) -> np.ndarray:
-    """Gray [h, w] or [h, w, 1], RGB [h, w, 3] or RGBA [h, w, 4] -> uint8 [h, w, 3]; alpha is dropped.
+def crop_start(length: int, size: int) -> int:
+    """Where the central `size` of `length` pixels begin, as in torchvision's CenterCrop and timm's: ties to even."""
+    return round((length - size) / 2)
 
-    bool becomes 0 and 255; 16-bit becomes 8-bit by its high byte.
+
+def sixteen_bit_depth(peak: int) -> int:
+    """How many bits 16-bit values use that reach `peak`: 8 to 12 if it is below WEAK_PEAK, else all 16."""
+    return max(8, peak.bit_length()) if peak < WEAK_PEAK else 16
+
+
+def to_uint8_rgb(image: np.ndarray, depth: int = 16) -> np.ndarray:
+    """Gray [h, w] or [h, w, 1], RGB [h, w, 3] or RGBA [h, w, 4] -> uint8 [h, w, 3]; transparency is shown over white.
+
+    If that would leave a single colour though transparency varies (a white drawing), it is shown over black. bool
+    becomes 0 and 255; 16-bit values, of which `depth` bits are used, become 8-bit by their high bits.
 
     Raises:
       InputError: for other shapes, and for values whose range is not known from their type (floats, 32-bit).
@@ -117,57 +154,104 @@ def to_uint8_rgb(image: np.ndarray) -> np.ndarray:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
         raise InputError(f"An image must be [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], got {list(image.shape)}.")
+    colours, alpha = image[:, :, :3], image[:, :, 3:]
     if image.dtype == np.bool_:
-        image = image.astype(np.uint8) * 255
+        colours, alpha = (part.astype(np.uint8) * 255 for part in (colours, alpha))
     elif image.dtype.kind == "u" and image.dtype.itemsize == 2:
-        image = (image >> 8).astype(np.uint8)
+        bits = sixteen_bit_depth(int(alpha.max())) if alpha.size else 16  # alpha may use all where colours do not
+        colours, alpha = (
+            np.minimum(part >> (used - 8), 255).astype(np.uint8) for part, used in ((colours, depth), (alpha, bits))
+        )
     elif image.dtype != np.uint8:
         raise InputError(f"An image must be uint8, uint16 or bool, got {image.dtype}; scale it to uint8 0..255.")
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[:, :, :3]
+    if alpha.size and alpha.min() < 255:
+        white = _over(colours, alpha, 255)
+        return _over(colours, alpha, 0) if alpha.min() < alpha.max() and is_constant(white) else white
+    return np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours
 
 
-def resize_square(image: np.ndarray, size: int, interpolation: str = "bilinear") -> np.ndarray:
-    """uint8 [h, w, c] -> uint8 [size, size, 3]: the short side to `size`, then the central square.
+def _over(colours: np.ndarray, alpha: np.ndarray, background: int) -> np.ndarray:
+    weights = alpha.astype(np.uint16)
+    return ((colours * weights + background * (255 - weights) + 127) // 255).astype(np.uint8)
 
-    Equals torchvision's Resize(size) and CenterCrop(size) on PIL images, antialiasing included (an image longer than
-    MAX_ASPECT_RATIO times its width is cut to that first). An image that already fits is returned as it is.
+
+def is_transparent(image: np.ndarray) -> bool:
+    """Whether a uint8 or uint16 image [h, w, c] has pixels that are not opaque."""
+    alpha = image[:, :, 3:]
+    if not alpha.size:
+        return False
+    bits = 8 if alpha.dtype == np.uint8 else sixteen_bit_depth(int(alpha.max()))
+    return int(alpha.min()) >> (bits - 8) < 255
+
+
+def is_constant(image: np.ndarray) -> bool:
+    """Whether all pixels of an image [h, w, c] are equal."""
+    return bool((image == image[:1, :1]).all())
+
+
+def resize_square(
+    image: np.ndarray, size: int, interpolation: str = "bilinear", image_size: int | None = None
+) -> np.ndarray:
+    """uint8 [h, w, c] -> uint8 [size, size, 3]: the short side to `size`, then a square around the centre.
+
+    The square lies so that `image_size` pixels from `crop_start(size, image_size)` on, which a device may cut out, are
+    those of torchvision's Resize(size) and CenterCrop(image_size) on PIL images, antialiasing included, for every size
+    and shape; image_size: `size` if not given. Of a strip (see MOST_RESIZED_PIXELS) only the square is computed, which
+    rounds some values differently by 1. An image that already fits is returned as it is.
 
     Raises:
       InputError: for an unknown interpolation, or an image that `to_uint8_rgb` refuses.
     """
     resampling = choose(INTERPOLATIONS, interpolation, "interpolation")
     image = to_uint8_rgb(image)
-    short = min(image.shape[:2])
-    image = _centre_crop(image, MAX_ASPECT_RATIO * short, MAX_ASPECT_RATIO * short)
-    height, width = image.shape[:2]
+    sides = image.shape[:2]
+    short = min(sides)
+    height, width = (int(size * side / short) for side in sides)  # the short one exactly `size`
+    seen = image_size or size
+    top, left = (crop_start(side, seen) - crop_start(size, seen) for side in (height, width))
+    if height * width > max(MOST_RESIZED_PIXELS, 4 * size * size):
+        return _resize_window(image, (height, width), (top, left), size, resampling)
     if short != size:
-        new_height, new_width = (int(size * side / short) for side in (height, width))
-        image = np.asarray(Image.fromarray(image).resize((new_width, new_height), resampling))
-    return _centre_crop(image, size, size)
+        image = np.asarray(Image.fromarray(image).resize((width, height), resampling))
+    return image[top : top + size, left : left + size]
 
 
-def _centre_crop(image, height, width):
-    height, width = min(height, image.shape[0]), min(width, image.shape[1])
-    top = round((image.shape[0] - height) / 2)
-    left = round((image.shape[1] - width) / 2)
-    return image[top : top + height, left : left + width]
+def _resize_window(image, resized: tuple[int, int], corner: tuple[int, int], size: int, resampling) -> np.ndarray:
+    """The square at `corner` of what `image` would be at the size `resized`."""
+    (height, width), scales = image.shape[:2], [side / new for side, new in zip(image.shape, resized, strict=False)]
+    margin = [int(np.ceil(4 * max(scale, 1))) for scale in scales]  # more than any filter reaches
+    starts = [max(0, int(at * scale) - m) for at, scale, m in zip(corner, scales, margin, strict=True)]
+    ends = [int((at + size) * scale) + m + 1 for at, scale, m in zip(corner, scales, margin, strict=True)]
+    part = image[starts[0] : min(ends[0], height), starts[1] : min(ends[1], width)]
+    (y, x), (sy, sx) = [at * scale - start for at, scale, start in zip(corner, scales, starts, strict=True)], scales
+    box = (x, y, min(x + size * sx, part.shape[1]), min(y + size * sy, part.shape[0]))
+    return np.asarray(Image.fromarray(part).resize((size, size), resampling, box=box))
 
 
-def decode_file(path: str | pathlib.Path) -> np.ndarray:
+def decode_file(path: str | pathlib.Path, depth: int = 16) -> np.ndarray:
     """An image file -> uint8 [h, w, 3], turned as its EXIF orientation says; the first frame of an animation.
 
-    Palettes, CMYK, 16-bit gray and alpha (dropped) become RGB.
+    Palettes, CMYK, 16-bit values and transparency become RGB as `to_uint8_rgb` says; depth: the bits that 16-bit files
+    use. Nothing but the pixels and the orientation is looked at, whatever else the file holds.
 
     Raises:
       InputError: naming the file, if it is empty, damaged, no image, too large (twice PIL's MAX_IMAGE_PIXELS), or
         has pixels without a known range (floating point).
     """
+    return to_uint8_rgb(read_pixels(path), depth)
+
+
+def read_pixels(path: str | pathlib.Path) -> np.ndarray:
+    """An image file -> uint8 or uint16 [h, w, c] of gray (1), RGB (3) or RGBA (4), otherwise as `decode_file`."""
     shown = printable(path)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
             raise OSError("no regular file")
-        with Image.open(path, formats=FORMATS) as image:
-            return _to_rgb_array(ImageOps.exif_transpose(image))
+        if found.st_size > MOST_BYTES:
+            raise OSError(f"the file is larger than {MOST_BYTES // 2**30} GiB")
+        data, orientation = pixels_only(pathlib.Path(path).read_bytes())
+        return UPRIGHT[orientation](_pixels(data))
     except Image.DecompressionBombError as error:
         raise InputError(f"{shown}: the image is too large to decode safely ({printable(error)})") from error
     except DECODE_ERRORS as error:
@@ -178,13 +262,78 @@ def decode_file(path: str | pathlib.Path) -> np.ndarray:
         raise InputError(f"{shown}: cannot be read as an image ({reason}); replace or remove the file.") from error
 
 
-def _to_rgb_array(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I;16"):
-        return to_uint8_rgb(np.asarray(image))
-    if image.mode == "I" and image.getextrema()[0] >= 0 and image.getextrema()[1] <= 65535:
-        return to_uint8_rgb(np.asarray(image).astype(np.uint16))  # older PILs give 16-bit PNGs this 32-bit mode
-    if image.mode in ("I", "F"):
-        raise ValueError("32-bit or floating point pixels have no known range; save it as 8-bit")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL warns about going to RGB directly
-    return np.asarray(image.convert("RGB"))
+# EXIF's orientations: what brings the pixels [h, w, c] of a file upright.
+UPRIGHT = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels),
+}
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        transparent = image.info.get("transparency")
+        if image.mode.startswith("I;16"):
+            return _with_key(np.asarray(image).astype(np.uint16)[:, :, None], transparent)
+        if image.mode == "I" and image.getextrema()[0] >= 0 and image.getextrema()[1] <= 65535:
+            return np.asarray(image).astype(np.uint16)[:, :, None]  # older PILs give 16-bit PNGs this 32-bit mode
+        if image.mode in ("I", "F"):
+            raise ValueError("32-bit or floating point pixels have no known range; save it as 8-bit")
+        if (whole := _sixteen_bit_colours(image, data)) is not None:
+            return whole if whole.shape[2] == 4 else _with_key(whole, transparent)
+        has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent is not None
+        if image.mode == "La":
+            image = image.convert("LA")
+        return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+
+
+def _with_key(pixels: np.ndarray, transparent) -> np.ndarray:
+    """uint16 pixels, with alpha [h, w, 4] if one of the colours stands for "transparent"."""
+    if transparent is None:
+        return pixels
+    alpha = np.where((pixels == np.asarray(transparent, np.uint16)).all(2, keepdims=True), 0, 65535)
+    return np.concatenate([np.broadcast_to(pixels, (*pixels.shape[:2], 3)), alpha], 2).astype(np.uint16)
+
+
+# PIL takes the high bytes of 16-bit colours. Read in the other order of bytes, the low ones come out.
+NATIVE = "L" if sys.byteorder == "little" else "B"
+LOW_BYTES = {
+    f"{mode};16{order}": f"{mode};16{'B' if (NATIVE if order == 'N' else order) == 'L' else 'L'}"
+    for mode in ("RGB", "RGBA")
+    for order in "LBN"
+}
+
+
+def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """uint16 [h, w, 3 or 4] of an opened image with 16-bit colours, gray with alpha included; None for any other."""
+    if not image.tile:
+        return None
+    name, _, offset, args = image.tile[0]
+    raw, *rest = args if isinstance(args, tuple | list) else (args,)
+    if image.format == "PPM" and name == "ppm" and image.mode == "RGB" and rest[-1] > 255:
+        counts = np.frombuffer(data, ">u2", image.width * image.height * 3, offset).astype(np.uint32)
+        return np.minimum(counts * 65535 // rest[-1], 65535).astype(np.uint16).reshape(image.height, image.width, 3)
+    if raw == "LA;16B":  # the four bytes of a pixel are the two of gray and the two of alpha
+        parts = _decoded_as(data, "RGBA").astype(np.uint16)
+        gray, alpha = parts[:, :, :1] << 8 | parts[:, :, 1:2], parts[:, :, 2:3] << 8 | parts[:, :, 3:]
+        return np.concatenate([gray, gray, gray, alpha], 2)
+    if raw not in LOW_BYTES:
+        return None
+    high = np.asarray(image).astype(np.uint16)
+    return high << 8 | _decoded_as(data, LOW_BYTES[raw])
+
+
+def _decoded_as(data: bytes, raw: str) -> np.ndarray:
+    """The image with its bytes taken for those of PIL's raw mode `raw`."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        tiles = []
+        for tile in image.tile:
+            args = (raw, *tile[3][1:]) if isinstance(tile[3], tuple | list) else raw
+            tiles.append(getattr(type(tile), "_make", tuple)((*tile[:3], args)))
+        image.tile = tiles
+        return np.asarray(image)

@@ -5,6 +5,7 @@ the data with its size, the preprocessing and the precision of the computation.
 """
 
 import collections
+import functools
 import hashlib
 import io
 import json
@@ -79,6 +80,11 @@ def forward_gigaflops(forward: Callable, model: dict, preprocessing: Preprocessi
     return devices.gigaflops(forward, model, batch) / batch_size
 
 
+# Part of the name of cached features. Version 2: images are decoded, cropped and split otherwise than in version 1,
+# whose files were named by the hash alone.
+FEATURES_VERSION = 2
+
+
 def cache_key(model_fingerprint: str, model_settings: dict, preprocessing: Preprocessing, source: Source) -> str:
     """Changes whenever the features would. `model_fingerprint` is `trees.fingerprint` of the parameters."""
     determined_by = [
@@ -88,7 +94,7 @@ def cache_key(model_fingerprint: str, model_settings: dict, preprocessing: Prepr
         source.fingerprint,
         jnp.dtype(devices.compute_dtype()).name,
     ]
-    return hashlib.blake2b("\n".join(determined_by).encode(), digest_size=16).hexdigest()
+    return f"v{FEATURES_VERSION}-{hashlib.blake2b(chr(10).join(determined_by).encode(), digest_size=16).hexdigest()}"
 
 
 def save(path: pathlib.Path, features: Features) -> None:
@@ -100,6 +106,7 @@ def save(path: pathlib.Path, features: Features) -> None:
 def load(path: pathlib.Path) -> Features | None:
     """The cached features, or None where there are none. A file that cannot be read is named and made again."""
     if not path.exists():
+        _say_which_are_outdated(path.parent)
         return None
     try:
         with np.load(path) as arrays:
@@ -107,3 +114,15 @@ def load(path: pathlib.Path) -> Features | None:
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
         logs.log.warning("%s cannot be read (%s): the features are extracted again.", path, error)
         return None
+
+
+@functools.cache  # once a folder
+def _say_which_are_outdated(folder: pathlib.Path) -> None:
+    outdated = [path for path in folder.glob("*.npz") if not path.name.startswith(f"v{FEATURES_VERSION}-")]
+    if outdated:
+        logs.log.warning(
+            "%s holds %d files of features that another version made from other pixels: they are not used, and the "
+            "features are extracted again.",
+            folder,
+            len(outdated),
+        )

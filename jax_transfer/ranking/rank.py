@@ -140,14 +140,13 @@ class _Target:
         self.forward = functools.cache(lambda net, preprocessing: extract.make_forward(net, preprocessing, self.mesh))
         self._feeds = functools.lru_cache(maxsize=1)(self._read)
 
-    def _read(self, host_size: int, interpolation: str) -> list[Feed]:
-        size = Preprocessing(image_size=host_size, interpolation=interpolation)
-        with logs.progress(self.num_images, f"read images at {host_size} pixels", "images") as bar:
+    def _read(self, reading: Preprocessing) -> list[Feed]:
+        with logs.progress(self.num_images, f"read images at {reading.host_size} pixels", "images") as bar:
             done = itertools.accumulate([0, *map(len, self.sources)])
             return [
                 make_feed(
                     source,
-                    size,
+                    reading,
                     self.mesh,
                     RESIDENT_GIGABYTES,
                     NUM_THREADS,
@@ -174,7 +173,7 @@ class _Target:
                 found = extract.load(path)
             if found is None:
                 forward = self.forward(checkpoint.net, checkpoint.preprocessing)
-                feed = self._feeds(checkpoint.preprocessing.host_size, checkpoint.preprocessing.interpolation)[place]
+                feed = self._feeds(checkpoint.preprocessing.reading)[place]
                 found = extract.extract(forward, devices.replicate(weights, self.mesh), feed, self.batch_size)
                 if path:
                     extract.save(path, found)
@@ -279,7 +278,7 @@ def _say_what_and_how_long(
             duration(seconds),
         )
         total += seconds
-        sizes.add((checkpoint.preprocessing.host_size, checkpoint.preprocessing.interpolation))
+        sizes.add(checkpoint.preprocessing.reading)
     start, sample = time.perf_counter(), range(min(16, len(target.sources[0])))
     target.sources[0].read(list(sample))
     reading = len(sizes) * target.num_images * (time.perf_counter() - start) / len(sample)

@@ -1,0 +1,121 @@
+"""Data sets that TFDS prepared on this machine."""
+
+import dataclasses
+import difflib
+import functools
+import logging
+import os
+
+import absl.logging
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jax_transfer.data import catalog, examine
+from jax_transfer.data.source import SPLITS, Source, content_hash, subset
+from jax_transfer.data.subsets import stratified_split
+from jax_transfer.data.transforms import DECODING_VERSION, WEAK_PEAK
+from jax_transfer.records import InputError
+
+CHUNK = 256  # records of which the labels are read at a time
+
+
+def unknown_tfds_name(name: str) -> InputError:
+    """The error for a name that TFDS does not know: close matches, or the folder layout the catalog gives."""
+    entry = catalog.find(name)
+    if entry and entry.layout:
+        return InputError(
+            f"TFDS cannot build {name!r}. Set TFDS_DATA_DIR to where it is prepared, or load it as folder:DIR, "
+            f"laid out as {entry.layout}."
+        )
+    names = {*tfds.list_builders(with_community_datasets=False), *catalog.CATALOG}
+    close = difflib.get_close_matches(name.lower(), sorted(names), n=3)
+    hint = f"Did you mean {' or '.join(close)}?" if close else "See tensorflow.org/datasets for the names."
+    return InputError(f"Unknown TFDS data set: {name!r}. {hint}")
+
+
+def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
+    """A TFDS set prepared in ArrayRecord format below TFDS_DATA_DIR; the catalog may name its splits and metric."""
+    entry = catalog.find(rest)
+    tfds_name = entry.tfds if rest in catalog.CATALOG else rest
+    folder = os.environ.get("TFDS_DATA_DIR")  # read here: tfds itself reads it only once, when imported
+    absent = InputError(
+        f"tfds:{rest} is not on disk in ArrayRecord format (looked in {folder or '~/tensorflow_datasets'}). "
+        f"Prepare it: python -m jax_transfer.data.prepare {rest} (or set TFDS_DATA_DIR to where it is)."
+    )
+    absl.logging.get_absl_logger().addFilter(_not_noise)
+    try:
+        builder = tfds.builder(tfds_name, data_dir=folder, try_gcs=False)
+    except tfds.core.DatasetNotFoundError as error:
+        raise unknown_tfds_name(rest) from error
+    # A version, a configuration or an option that does not exist, and a name that cannot be one.
+    except (ValueError, AssertionError, TypeError, LookupError, AttributeError, RuntimeError, OSError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"tfds:{rest}: {said}") from error
+    except ImportError as error:
+        raise InputError(f'tfds:{rest} needs TensorFlow: pip install "jax_transfer[prepare]".') from error
+    features, splits = dict(builder.info.features.items()), builder.info.splits
+    image, label = features.get("image"), features.get("label")
+    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+        raise InputError(f"tfds:{rest} needs the features 'image' and 'label', but has {', '.join(features)}.")
+    if not splits:
+        raise absent
+    expression = getattr(entry, split, None) or ("validation" if split == "test" and "test" not in splits else split)
+    only = next(iter(splits)) if len(splits) == 1 else ""
+    if only:
+        expression = only
+    if not all(part in splits for part in expression.split("+")):
+        raise InputError(f"tfds:{rest} has no split {expression!r} to {split} on. It has: {', '.join(splits)}.")
+    skip = {key: tfds.decode.SkipDecoding() for key, kind in features.items() if isinstance(kind, tfds.features.Image)}
+    try:
+        sizes = [f"{file}={(builder.data_path / file).stat().length}" for file in sorted(splits[expression].filenames)]
+        undecoded = builder.as_data_source(split=expression, decoders=skip)
+        decoded = builder.as_data_source(split=expression, decoders={k: v for k, v in skip.items() if k != "image"})
+    except (NotImplementedError, FileNotFoundError) as error:  # prepared as TFRecord, or files are missing
+        raise absent from error
+    source = Source(
+        f"tfds:{rest}",
+        split,
+        tuple(label.names),
+        _read_tfds_labels(undecoded, f"tfds:{rest} ({expression})"),
+        functools.partial(_read_tfds, decoded),
+        content_hash(builder.info.full_name, expression, *sizes, str(DECODING_VERSION)),
+        entry.metric if entry else "accuracy",
+    )
+    notes = []
+    if only:
+        source = subset(source, stratified_split(source.labels)[SPLITS.index(split)])
+        notes.append(f"It has one split ({only}): a fifth of each class is tested on.")
+    if not len(source):
+        raise InputError(f"tfds:{rest}: no class has 2 images, so none are left to test on.")
+    return dataclasses.replace(source, notes=(*notes, *_notes_on_sample(source)))
+
+
+def _notes_on_sample(source: Source) -> list[str]:
+    """What the pixels of a few images show."""
+    indices = examine.spread(range(len(source)))
+    looks = dict(zip(indices, map(examine.look, source.read(indices)), strict=True))
+    weak = [i for i, look in looks.items() if look.peak is not None and look.peak < WEAK_PEAK]
+    notes = examine.notes_on_looks(looks, lambda i: f"number {i} of {source.split}")
+    if weak:
+        notes.append(
+            f"{len(weak)} of {len(looks)} images looked at use less than 1/16 of the range of their 16 bits and come "
+            f"out dark (such as number {weak[0]} of {source.split})."
+        )
+    return notes
+
+
+def _read_tfds_labels(data_source, what: str) -> np.ndarray:
+    chunks = [range(start, min(start + CHUNK, len(data_source))) for start in range(0, len(data_source), CHUNK)]
+    labels = [record["label"] for chunk in chunks for record in data_source.__getitems__(chunk)]
+    if not labels or min(labels) < 0:
+        raise InputError(f"{what} holds no images with labels; choose a labelled data set.")
+    return np.asarray(labels, dtype=np.int32)
+
+
+def _read_tfds(data_source, indices):
+    return [record["image"] for record in data_source.__getitems__([int(i) for i in indices])]
+
+
+def _not_noise(record: logging.LogRecord) -> bool:
+    """Drops two messages: one on the speed of prepared files, one on absent files, for which we raise an error."""
+    return "created with group size" not in str(record.msg) and "Variant folder" not in str(record.msg)
