@@ -89,8 +89,12 @@ class Rows:
         self.name, self.path = name, results / f"{name}.jsonl"
         self.row_type, self.key_fields = ROWS[name]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [self._read(line) for line in self._whole_lines()]
-        self.rows = [self._row(values) for values in lines if is_current(name, values, self.path)]
+        lines = [self._read(number, line) for number, line in enumerate(self._whole_lines(), start=1)]
+        self.rows = [
+            self._row(values)
+            for number, values in enumerate(lines, start=1)
+            if is_current(name, values, f"{self.path}: line {number}")
+        ]
         self._num_older = len(lines) - len(self.rows)
         self._keys = set(map(self.key, self.rows))
         self._lock = threading.Lock()
@@ -106,15 +110,13 @@ class Rows:
                 file.truncate(end)
         return data[:end].decode().split("\n")[:-1]  # not splitlines: a name may hold other line separators
 
-    def _read(self, line: str) -> dict:
+    def _read(self, number: int, line: str) -> dict:
         try:
             values = json.loads(line)
         except ValueError as error:
-            raise InputError(
-                f"{self.path}: a line is not JSON ({error}). Remove it, or use another --workdir."
-            ) from error
+            raise InputError(f"{self.path}: line {number} is not JSON ({error}); remove or repair it.") from error
         if not isinstance(values, dict):
-            raise InputError(f"{self.path}: a line is not a JSON object. Remove it, or use another --workdir.")
+            raise InputError(f"{self.path}: line {number} is not a JSON object; remove or repair it.")
         return values
 
     def _row(self, values: dict):

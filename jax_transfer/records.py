@@ -45,22 +45,25 @@ VERSIONS = {
 }
 
 
-def is_current(file: str, line: dict, path) -> bool:
+def is_current(file: str, line: dict, where) -> bool:
     """Whether a line of a result file was computed as this version of jax_transfer computes it, and not by an older one.
 
+    Args:
+      where: the line stands, for messages.
+
     Raises:
-      InputError: if a newer one computed it, or its version is no whole number.
+      InputError: if a newer one computed it, its version is no whole number, or it is no row of that file in any version.
     """
     version = line.get("version", 1)
     if type(version) is not int or version < 1:
-        raise InputError(
-            f"{path}: a row has version {version!r}, expected a whole number from 1: use another --workdir."
-        )
+        raise InputError(f"{where} has version {version!r}, expected a whole number from 1: use another --workdir.")
     if version > VERSIONS[file]:
         raise InputError(
-            f"{path}: rows have version {version}, this jax_transfer computes version {VERSIONS[file]}: "
-            "use a newer jax_transfer, or another --workdir."
+            f"{where} was computed by a newer version of jax_transfer ({version}, this one computes {VERSIONS[file]}): "
+            "use that one, or another --workdir."
         )
+    if missing := [name for name in ROWS[file][1] if name not in line]:
+        raise InputError(f"{where} lacks {', '.join(missing)}; remove that line and rerun its stage.")
     return version == VERSIONS[file]
 
 

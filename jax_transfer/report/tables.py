@@ -100,7 +100,7 @@ def read_rows(path: pathlib.Path) -> list[Row]:
             raise InputError(f"{path}: line {number} is not JSON ({error}); remove or mend that line.") from error
         if path.stem in records.ROWS and isinstance(row, dict):
             row.setdefault("version", 1)
-            if not records.is_current(path.stem, row, path):
+            if not records.is_current(path.stem, row, f"{path}: line {number}"):
                 num_older += 1
                 continue
         missing = [name for name in column_names(path.stem, []) if not isinstance(row, dict) or name not in row]

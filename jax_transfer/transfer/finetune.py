@@ -44,7 +44,7 @@ class FinetuneSettings:
 class Finetuned:
     """One checkpoint, fine-tuned for some epochs: where it stood in the list given, its test accuracies and its model.
 
-    seconds, gflops: of the training up to here; the seconds with this one test.
+    seconds, gflops: of the work up to here; the tests are in the seconds only.
     diverged_at: the first step whose loss was not finite, None if there was none; the accuracies are then NaN.
     """
 
@@ -141,7 +141,7 @@ def finetune(
                 if bad is not None:
                     diverged(index, bad)
 
-        trained = time.perf_counter() - begun
+        spent = time.perf_counter() - begun  # not counting what is done with the results
         label = f"finetune {names[group[0]]}" + (f" to {names[group[-1]]}" if len(group) > 1 else "") + f" on {what}"
         for epoch, stop in stops.items():
             begun = time.perf_counter()
@@ -158,11 +158,9 @@ def finetune(
                 max_steps=devices.max_steps_per_call(lambda: step_gflops),
             )
             model = {name: state[name] for name in ("params", "stats")}
-            tested = time.perf_counter()
-            trained += tested - begun
             zeros = devices.split(training_steps.zero_counts((rows, net.num_classes)), mesh, "sweep")
             counts = training_steps.count_correct(evaluate, model, test, eval_batch_size, zeros)
-            seconds = (trained + time.perf_counter() - tested) / len(group)
+            spent += time.perf_counter() - begun
             for row, index in enumerate(group):
                 own = {name: value[row] for name, value in counts.items()}
                 if own["not_finite"].any():  # broken by the last step, whose loss was still finite
@@ -175,7 +173,7 @@ def finetune(
                     epoch,
                     accuracy,
                     mean_class,
-                    seconds,
+                    spent / len(group),
                     stop * step_gflops,
                     jax.tree.map(lambda x, row=row: x[row], model),
                     diverged_at.get(index),
