@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_study import _get_config
 
-from jax_transfer import checks, plan, scoring
+from jax_transfer import checks, devices, finetuning, plan, scoring
 from jax_transfer.analysis import SCORES, score_all, why_undefined
 from jax_transfer.features import extract
 from jax_transfer.logs import Rows
@@ -200,6 +200,43 @@ def test_one_run_of_a_checkpoint_gives_all_the_early_stops_that_it_lacks(there, 
     assert sorted(e for group, _ in runs for e in group) == sorted(ends)
     assert sorted(max(epochs) for _, epochs in runs) == sorted(set(ends.values()))
     assert all(ends[e] == max(epochs) for group, epochs in runs for e in group)
+    work.close()
+
+
+@pytest.mark.parametrize("epochs", [(), (1,), (1, 5)])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("devices_each", [1, 2])
+def test_all_processes_yield_each_result_of_each_checkpoint_once(
+    processes, devices_each, epochs, tmp_path, monkeypatch
+):
+    work = Workspace(small_config(pretrain__epochs=4, trajectory__epochs="all"), tmp_path)
+    names = [snapshot.name for snapshot in work.snapshots]
+    tested = epochs or (9,)
+
+    def stream(process):
+        """What `finetune` yields in a process: the checkpoints that train side by side, epoch by epoch."""
+        mine = range(len(names[process::processes]))
+        for first in range(0, len(mine), devices_each):
+            for epoch, index in itertools.product(tested, mine[first : first + devices_each]):
+                yield Finetuned(index, epoch, float(names[process::processes][index]), 0.0, 1.0, 1.0, {}, None)
+
+    for process in range(processes):
+        rounds = itertools.zip_longest(*map(stream, range(processes)))
+        monkeypatch.setattr(finetuning.jax, "process_index", lambda process=process: process)
+        monkeypatch.setattr(finetuning.jax, "process_count", lambda: processes)
+        monkeypatch.setattr(devices, "make_mesh", lambda **_: work.mesh)
+        monkeypatch.setattr(finetuning, "finetune", lambda *_, process=process: stream(process))
+
+        def gather(own, process=process, rounds=rounds):
+            found = [done and {**vars(done), "model": None} for done in next(rounds)]
+            assert found[process] == own
+            return found
+
+        monkeypatch.setattr(devices, "gather", gather)
+        found = finetuning.finetuned(work, work.snapshots, TARGET, ("fit", "held_out"), None, 0, epochs=epochs)
+        seen = [(snapshot.name, done.epoch, done.accuracy) for snapshot, done in found]
+        assert sorted(seen) == [(name, epoch, float(name)) for name in names for epoch in tested]
+        assert next(rounds, None) is None
     work.close()
 
 
