@@ -120,6 +120,8 @@ def check(config: ConfigDict) -> None:
         if name == "finetune" and section.checkpoints:
             evaluated_epochs(section.checkpoints, config.pretrain.epochs, f"{where}.checkpoints")
     for target in config.targets:
+        if "scores" in config.stages:
+            check_early_stops(config, target)
         settings = probe_settings(config, target)
         for method in settings.methods:
             choose(PROTOCOLS, method, "probe (config.probe.methods)")
@@ -142,6 +144,33 @@ def check(config: ConfigDict) -> None:
             raise InputError(
                 f"config.preprocessing.image_size = {config.preprocessing.image_size} does not suit {label}{stem}, which "
                 f"needs at least {smallest} pixels: use a larger size{' or another stem' if stem else ''}."
+            )
+
+
+def check_early_stops(config: ConfigDict, target: str, steps_an_epoch: int | None = None) -> None:
+    """Checks that the fine-tuning schedule of a target lasts until the scores by early stopping are taken.
+
+    Args:
+      steps_an_epoch: on the images that those scores train on; without it, a schedule given in steps is not checked.
+
+    Raises:
+      InputError: naming the field that is too small.
+    """
+    tuning = finetune_settings(config, target)
+    field = "steps" if tuning.steps else "epochs"
+    length = tuning.steps or tuning.epochs
+    where = "config.finetune"
+    if field in config.overrides.get(target, ConfigDict()).get("finetune", ConfigDict()):
+        where = f"config.overrides[{target!r}].finetune"
+    for score in config.scores:
+        if score not in FINETUNE_SCORES or (tuning.steps and steps_an_epoch is None):
+            continue
+        least = FINETUNE_SCORES[score] * (steps_an_epoch if tuning.steps else 1)
+        if length < least:
+            epochs = f" (an epoch of its training images for scores is {steps_an_epoch} steps)" if tuning.steps else ""
+            raise InputError(
+                f"{where}.{field} = {length}: {score} (config.scores) stops this schedule after {FINETUNE_SCORES[score]} "
+                f"epochs on {target}{epochs}: give it at least {least} {field}, or leave {score} out."
             )
 
 

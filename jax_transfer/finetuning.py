@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
@@ -12,7 +12,7 @@ from jax_transfer import devices, preemption
 from jax_transfer.features import extract
 from jax_transfer.logs import Rows, log
 from jax_transfer.models import Net
-from jax_transfer.records import Features, Snapshot
+from jax_transfer.records import VERSIONS, Features, Snapshot
 from jax_transfer.transfer.finetune import Finetuned, FinetuneSettings, finetune
 from jax_transfer.workspace import Workspace
 
@@ -104,12 +104,13 @@ def finetuned(
     seed: int,
     keep: Callable[[Snapshot, Net, dict], None] | None = None,
     alone: bool = False,
+    epochs: Sequence[int] = (),
 ) -> Iterator[tuple[Snapshot, Finetuned]]:
     """Fine-tunes on the first split and tests on the second: the checkpoints of a model at once, spread over the devices.
 
     Several processes share the work and all yield all results. `keep`, if given, is called with each tuned model, where it
     was tuned and before its result is out, so that a kill in between leaves nothing out. `alone`: this process does all of
-    its work, whatever the others do.
+    its work, whatever the others do. `epochs`: a result for each, see `finetune`; empty for one at the end.
     """
     first, processes = (0, 1) if alone else (jax.process_index(), jax.process_count())
     mesh = devices.make_mesh(sweep=jax.local_device_count())
@@ -127,8 +128,9 @@ def finetuned(
             mesh,
             seed,
             work.config.data.eval_batch_size,
+            epochs,
         )
-        for place in range(0, len(own), processes):
+        for _ in range(-(-len(own) // processes) * max(1, len(epochs))):
             if not alone:
                 preemption.stop_if_requested()
             done = next(tuned, None)  # none where the others have one more
@@ -136,8 +138,9 @@ def finetuned(
                 keep(mine[done.index], net, done.model)
             own_result = done and {**vars(done), "model": None}
             results = [own_result] if alone else devices.gather(own_result)
-            for snapshot, result in zip(own[place:], results, strict=False):
-                yield snapshot, Finetuned(**result)
+            for process, result in enumerate(results):
+                if result:
+                    yield own[process::processes][result["index"]], Finetuned(**result)
 
 
 def _path(work: Workspace, snapshot: Snapshot, target: str, split: str):
@@ -148,7 +151,7 @@ def _path(work: Workspace, snapshot: Snapshot, target: str, split: str):
     )  # of them, none depends on it
     made_from = (work.model_fingerprint(snapshot), work.source(target, "train").fingerprint, tuning, work.config.seed)
     key = extract.cache_key(
-        f"fine-tuned {made_from}",
+        f"fine-tuned {(*made_from, VERSIONS['transfer'])}",
         work.models[snapshot.pretraining.model],
         work.preprocessing,
         work.source(target, split),

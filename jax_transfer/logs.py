@@ -15,7 +15,7 @@ import absl.logging
 import tqdm
 
 from jax_transfer import devices
-from jax_transfer.records import COLUMNS, ROWS, InputError, to_json_dict
+from jax_transfer.records import COLUMNS, ROWS, InputError, is_current, to_json_dict
 
 log = logging.getLogger("jax_transfer")
 _field_of_column = {column: field for field, column in COLUMNS.items()}
@@ -78,14 +78,24 @@ class Rows:
     """One results file: rows appended and flushed, a torn last line dropped with a warning.
 
     A row whose key fields equal those of an earlier row is not written again, so a stage that is
-    repeated after a kill adds only what is missing. Of several processes, only the first writes.
+    repeated after a kill adds only what is missing. Rows that an older version of jax_transfer computed do not
+    count; the first stage that writes removes them from the file. Only the first process writes.
+
+    Raises:
+      InputError: if a newer version wrote the file, or a line is not what this version writes.
     """
 
     def __init__(self, results: pathlib.Path, name: str):
         self.name, self.path = name, results / f"{name}.jsonl"
         self.row_type, self.key_fields = ROWS[name]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows = [self._parse(line) for line in self._whole_lines()]
+        lines = [self._read(number, line) for number, line in enumerate(self._whole_lines(), start=1)]
+        self.rows = [
+            self._row(values)
+            for number, values in enumerate(lines, start=1)
+            if is_current(name, values, f"{self.path}: line {number}")
+        ]
+        self._num_older = len(lines) - len(self.rows)
         self._keys = set(map(self.key, self.rows))
         self._lock = threading.Lock()
 
@@ -100,13 +110,22 @@ class Rows:
                 file.truncate(end)
         return data[:end].decode().split("\n")[:-1]  # not splitlines: a name may hold other line separators
 
-    def _parse(self, line: str):
-        values = {_field_of_column.get(name, name): value for name, value in json.loads(line).items()}
+    def _read(self, number: int, line: str) -> dict:
         try:
-            return self.row_type(**{name: math.nan if value is None else value for name, value in values.items()})
+            values = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{self.path}: line {number} is not JSON ({error}); remove or repair it.") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{self.path}: line {number} is not a JSON object; remove or repair it.")
+        return values
+
+    def _row(self, values: dict):
+        fields = {_field_of_column.get(name, name): value for name, value in values.items()}
+        try:
+            return self.row_type(**{name: math.nan if value is None else value for name, value in fields.items()})
         except TypeError as error:
             raise InputError(
-                f"{self.path} was written by another version of jax_transfer, or changed: a line has other fields than "
+                f"{self.path} was changed, or written by another version of jax_transfer: a line has other fields than "
                 f"{', '.join(field.name for field in dataclasses.fields(self.row_type))}. Use another --workdir."
             ) from error
 
@@ -119,6 +138,8 @@ class Rows:
     def append(self, row) -> None:
         if self.key(row) in self:
             return
+        if self._num_older:
+            self.replace(self.rows)
         if devices.is_first_process():
             with self._lock, open(self.path, "a", encoding="utf-8") as file:
                 file.write(_line(row))
@@ -128,16 +149,25 @@ class Rows:
         self._keys.add(self.key(row))
 
     def forget_failures(self) -> None:
-        """Drops the rows of what failed, so that it is tried again."""
-        if any(row.error for row in self.rows):
+        """Drops the rows of what failed and of older versions, so that they are computed again."""
+        if self._num_older or any(row.error for row in self.rows):
             self.replace([row for row in self.rows if not row.error])
 
     def replace(self, rows) -> None:
         """Writes the whole file anew; a kill leaves the old file or the new one."""
+        if self._num_older and devices.is_first_process():
+            log.warning("%s: %s.", self.path, older(self._num_older, "computed again"))
+        self._num_older = 0
         self.rows = list(rows)
         self._keys = set(map(self.key, self.rows))
         if devices.is_first_process():
             write_atomically(self.path, "".join(map(_line, self.rows)).encode())
+
+
+def older(count: int, what: str) -> str:
+    """What a message says of rows of an older version; `what` is done with them."""
+    rows, were, are = ("1 row", "was", "is") if count == 1 else (f"{count:,} rows", "were", "are")
+    return f"{rows} {were} computed by an older version of jax_transfer and {are} {what}"
 
 
 def _line(row) -> str:

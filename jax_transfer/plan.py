@@ -9,6 +9,7 @@ from rich.table import Table
 
 from jax_transfer import config as settings
 from jax_transfer import devices
+from jax_transfer.checks import check_early_stops
 from jax_transfer.data.batches import steps_per_epoch
 from jax_transfer.features import extract
 from jax_transfer.logs import log
@@ -16,7 +17,7 @@ from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import make_optimizer
 from jax_transfer.training.steps import make_train_step, train_step_gigaflops, training_view
-from jax_transfer.transfer.finetune import FINETUNE_SCORES, total_steps
+from jax_transfer.transfer.finetune import early_epochs, total_steps
 from jax_transfer.workspace import Workspace
 
 
@@ -52,10 +53,10 @@ def check_data(work: Workspace) -> None:
         tuning = settings.finetune_settings(config, target)
         if "finetune" in config.stages:
             steps_per_epoch(len(work.source(target, "train")), tuning.batch_size, f"{target} (config.finetune)")
-        early = [score for score in config.scores if score in FINETUNE_SCORES]
-        if "scores" in config.stages and early:
-            what = f"The part of {target} for {early[0]} (config.scores)"
-            steps_per_epoch(len(work.source(target, "fit")), tuning.batch_size, what)
+        if "scores" in config.stages and early_epochs(config.scores):
+            what = f"The part of {target} for early stopping (config.scores)"
+            steps = steps_per_epoch(len(work.source(target, "fit")), tuning.batch_size, what)
+            check_early_stops(config, target, steps)
 
 
 def show(work: Workspace) -> None:
@@ -130,7 +131,7 @@ def _gigaflops_of(work: Workspace, model: str) -> dict[str, float]:
         "finetune": 0.0,
         "scores": 0.0,
     }
-    early = sum(FINETUNE_SCORES[score] for score in config.scores if score in FINETUNE_SCORES)
+    early = max(early_epochs(config.scores), default=0)
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
         if sizes[target][0] < tuning.batch_size:

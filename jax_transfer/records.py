@@ -4,9 +4,12 @@ Every result row is a frozen dataclass; its fields, in order, are the columns of
 and of the CSV the report writes. Accuracies are in [0, 1], times in seconds, and `gflops` counts
 floating point operations / 1e9 (not a rate). `checkpoint` is the name of a `Snapshot`. A checkpoint that could
 not be evaluated has a row too: without a value, and with the reason in `error`.
+
+`version` says how a row was computed, see VERSIONS.
 """
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -30,6 +33,41 @@ def printable(text) -> str:
 
 # What a study or a ranking may compare checkpoints by; either is in each result row.
 METRICS = ("accuracy", "mean_class_accuracy")
+
+# Result file -> version of what its numbers are. Raise it when a change makes the same study write other numbers: the
+# older rows are then computed again. Lines from before there were versions count as version 1.
+VERSIONS = {
+    "pretrain": 1,
+    "transfer": 2,
+    "scores": 2,
+    "spectral": 2,
+    "spectrum": 2,
+    "similarity": 2,
+    "embedding": 2,
+    "ranking": 2,
+}
+
+
+def is_current(file: str, line: dict, where) -> bool:
+    """Whether a line of a result file was computed as this version of jax_transfer computes it, and not by an older one.
+
+    Args:
+      where: the line stands, for messages.
+
+    Raises:
+      InputError: if a newer one computed it, its version is no whole number, or it is no row of that file in any version.
+    """
+    version = line.get("version", 1)
+    if type(version) is not int or version < 1:
+        raise InputError(f"{where} has version {version!r}, expected a whole number from 1: use another --workdir.")
+    if version > VERSIONS[file]:
+        raise InputError(
+            f"{where} was computed by a newer version of jax_transfer ({version}, this one computes {VERSIONS[file]}): "
+            "use that one, or another --workdir."
+        )
+    if missing := [name for name in ROWS[file][1] if name not in line]:
+        raise InputError(f"{where} lacks {', '.join(missing)}; remove that line and rerun its stage.")
+    return version == VERSIONS[file]
 
 
 @jax.tree_util.register_dataclass
@@ -81,6 +119,7 @@ class PretrainRow:
     source: str
     checkpoint: str
     model: str
+    version: int = VERSIONS["pretrain"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +137,13 @@ class TransferRow:
     seconds: float
     gflops: float
     error: str = ""
+    version: int = VERSIONS["transfer"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRow:
+    """forward_gflops, test_forward_gflops: one forward pass over the training and over the test images; not part of gflops."""
+
     checkpoint: str
     epoch: int
     target: str
@@ -111,6 +153,8 @@ class ScoreRow:
     gflops: float
     forward_gflops: float
     error: str = ""
+    test_forward_gflops: float = math.nan
+    version: int = VERSIONS["scores"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +169,7 @@ class SpectralRow:
     rank: float
     accuracy: float
     error: str = ""
+    version: int = VERSIONS["spectral"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +185,7 @@ class SpectrumRow:
     decay: float
     places: list[int]
     shares: list[float]
+    version: int = VERSIONS["spectrum"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +198,7 @@ class SimilarityRow:
     stage: str
     cka: float
     overlap: float
+    version: int = VERSIONS["similarity"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +212,7 @@ class EmbeddingRow:
     x: list[float]
     y: list[float]
     labels: list[int]
+    version: int = VERSIONS["embedding"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +231,7 @@ class RankingRow:
     kendall_low: float
     kendall_high: float
     regret: float
+    version: int = VERSIONS["ranking"]
 
 
 # Row fields that are no Python names: the files and tables say recall@1.

@@ -1,6 +1,5 @@
 """The stage of a study that scores: all checkpoints of a target at once, from their features or by an early stop."""
 
-import dataclasses
 import functools
 import math
 import time
@@ -21,24 +20,32 @@ def scores(work: Workspace) -> None:
     """Transferability scores on the training images of each target. What cannot be scored is a row that says why."""
     rows = Rows(work.results, "scores")
     rows.forget_failures()
+    gigaflops = functools.cache(lambda pretraining: _forward_gigaflops(work, pretraining))
     for target in work.config.targets:
-        for name in work.config.scores:
-            missing = [snapshot for snapshot in work.snapshots if (snapshot.name, target, name) not in rows]
-            if not missing:
-                continue
-            log.info("%s on %s: %d checkpoints", name, target, len(missing))
-            if name in FINETUNE_SCORES:
-                found = _by_finetuning(work, missing, target, name)
-            else:
-                counted = work.counted(row for row in rows.rows if (row.target, row.score) == (target, name))
-                found = _by_features(work, missing, target, name, counted)
-            for snapshot, measured in found:
-                if measured.get("error"):
-                    log.warning("%s of checkpoint %s on %s: %s.", name, snapshot.name, target, measured["error"])
-                numbers = {**dict.fromkeys(("value", "seconds", "gflops"), math.nan), **measured}
-                forward = _forward_gigaflops(work, snapshot.pretraining) * len(work.source(target, "train"))
-                row = ScoreRow(snapshot.name, snapshot.epoch, target, name, forward_gflops=forward, **numbers)
-                rows.append(row)
+        for snapshot, name, measured in _measured(work, target, rows):
+            if measured.get("error"):
+                log.warning("%s of checkpoint %s on %s: %s.", name, snapshot.name, target, measured["error"])
+            numbers = {**dict.fromkeys(("value", "seconds", "gflops"), math.nan), **measured}
+            train, test = (gigaflops(snapshot.pretraining) * len(work.source(target, s)) for s in ("train", "test"))
+            numbers |= {"forward_gflops": train, "test_forward_gflops": test}
+            rows.append(ScoreRow(snapshot.name, snapshot.epoch, target, name, **numbers))
+
+
+def _measured(work: Workspace, target: str, rows: Rows):
+    """Yields (snapshot, score, {value, seconds, gflops, error}) of what has no row yet; early stopping comes last."""
+    missing = {
+        name: [snapshot for snapshot in work.snapshots if (snapshot.name, target, name) not in rows]
+        for name in work.config.scores
+    }
+    for name, snapshots in missing.items():
+        if not snapshots or name in FINETUNE_SCORES:
+            continue
+        log.info("%s on %s: %d checkpoints", name, target, len(snapshots))
+        counted = work.counted(row for row in rows.rows if (row.target, row.score) == (target, name))
+        for snapshot, measured in _by_features(work, snapshots, target, name, counted):
+            yield snapshot, name, measured
+    early = {name: snapshots for name, snapshots in missing.items() if name in FINETUNE_SCORES}
+    yield from _by_finetuning(work, early, target)
 
 
 def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: str, gflops: dict[int, float]):
@@ -65,17 +72,26 @@ def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: 
             yield snapshot, measured
 
 
-def _by_finetuning(work: Workspace, snapshots: list[Snapshot], target: str, name: str):
-    """Yields (snapshot, {value, seconds, gflops, error}) of a few epochs of fine-tuning on a part of the training images."""
-    tuning = dataclasses.replace(
-        settings.finetune_settings(work.config, target), epochs=FINETUNE_SCORES[name], steps=None
-    )
-    for snapshot, done in finetuned(work, snapshots, target, ("fit", "held_out"), tuning, work.config.seed):
-        error = "" if done.diverged_at is None else f"the loss is not finite at step {done.diverged_at}"
-        yield snapshot, {"value": done.accuracy, "seconds": done.seconds, "gflops": done.gflops, "error": error}
+def _by_finetuning(work: Workspace, missing: dict[str, list[Snapshot]], target: str):
+    """Yields (snapshot, score, {value, seconds, gflops, error}): fine-tuning on a part of the training images, stopped early.
+
+    One run of a checkpoint gives all scores that it lacks.
+    """
+    tuning = settings.finetune_settings(work.config, target)
+    lacks = {s: [name for name in missing if s in missing[name]] for s in work.snapshots}
+    ends = {s: max(FINETUNE_SCORES[name] for name in names) for s, names in lacks.items() if names}
+    for end in sorted(set(ends.values())):
+        group = [snapshot for snapshot in ends if ends[snapshot] == end]
+        names = {FINETUNE_SCORES[name]: name for name in missing if any(name in lacks[s] for s in group)}
+        log.info("%s on %s: %d checkpoints", " and ".join(names.values()), target, len(group))
+        splits = ("fit", "held_out")
+        for snapshot, done in finetuned(work, group, target, splits, tuning, work.config.seed, epochs=sorted(names)):
+            if names[done.epoch] in lacks[snapshot]:
+                error = "" if done.diverged_at is None else f"the loss is not finite at step {done.diverged_at}"
+                measured = {"value": done.accuracy, "seconds": done.seconds, "gflops": done.gflops, "error": error}
+                yield snapshot, names[done.epoch], measured
 
 
-@functools.cache
 def _forward_gigaflops(work: Workspace, pretraining: Pretraining) -> float:
     """Of one image."""
     params, stats = jax.eval_shape(work.source_net(pretraining).init, jax.random.key(0))

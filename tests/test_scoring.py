@@ -1,17 +1,22 @@
 """The stage that scores: several sources in one ranking, and what cannot be scored stops nothing else."""
 
+import gc
+import itertools
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
 from test_study import _get_config
 
-from jax_transfer import checks, plan
+from jax_transfer import checks, devices, finetuning, plan, scoring
 from jax_transfer.analysis import SCORES, score_all, why_undefined
 from jax_transfer.features import extract
+from jax_transfer.logs import Rows
 from jax_transfer.records import Features, InputError
 from jax_transfer.study import STAGES
+from jax_transfer.transfer.finetune import FINETUNE_SCORES, Finetuned
 from jax_transfer.workspace import Workspace
 
 TARGET = "embedded:digits?train=160&test=64"
@@ -157,6 +162,149 @@ def test_a_diverged_finetuning_fails_alone(tmp_path):
     assert len(tuned) == 4 and all("not finite at step" in row["error"] for row in tuned)
     assert all(row["accuracy"] > 0 for row in results["transfer"] if row["method"] == "probe")
     assert {row["stage"] for row in results["spectral"]} == {"pretrained"}
+
+
+@pytest.mark.parametrize(
+    "there",
+    [found for n in range(5) for found in itertools.combinations(itertools.product((0, 1), FINETUNE_SCORES), n)],
+)
+def test_one_run_of_a_checkpoint_gives_all_the_early_stops_that_it_lacks(there, tmp_path, monkeypatch):
+    """there: (epoch of the checkpoint, score) of the rows that are there."""
+    work = Workspace(small_config(scores=("finetune_5", "finetune_1"), stages=("scores",)), tmp_path)
+    runs = []
+
+    def finetuned(work, snapshots, target, splits, tuning, seed, epochs):
+        assert splits == ("fit", "held_out") and tuning.epochs == work.config.finetune.epochs
+        runs.append(([snapshot.epoch for snapshot in snapshots], tuple(epochs)))
+        for snapshot, epoch in itertools.product(snapshots, epochs):
+            diverged = 99 if epoch == 5 and snapshot.epoch == 1 else None
+            accuracy = math.nan if diverged else epoch / 10
+            yield snapshot, Finetuned(snapshot.epoch, epoch, accuracy, 0.0, float(epoch), 1.0, {}, diverged)
+
+    monkeypatch.setattr(scoring, "finetuned", finetuned)
+    monkeypatch.setattr(scoring, "_forward_gigaflops", lambda *_: 1.0)
+    rows = Rows(work.results, "scores")
+    for epoch, score in there:
+        rows.append(scoring.ScoreRow(str(epoch), epoch, TARGET, score, 0.9, 1.0, 1.0, 1.0))
+    scoring.scores(work)
+    found = {(row.epoch, row.score): row for row in Rows(work.results, "scores").rows}
+    assert found.keys() == set(itertools.product((0, 1), FINETUNE_SCORES))
+    for (epoch, score), row in found.items():
+        failed = (epoch, score) == (1, "finetune_5") and (epoch, score) not in there
+        assert row.error == ("the loss is not finite at step 99" if failed else "")
+        expected = 0.9 if (epoch, score) in there else math.nan if failed else FINETUNE_SCORES[score] / 10
+        assert row.value == pytest.approx(expected, nan_ok=True)
+    # Nobody trains longer than for what is missing, nobody twice, and all who train equally long train together.
+    lacking = {e: {s for s in FINETUNE_SCORES if (e, s) not in there} for e in (0, 1)}
+    ends = {e: max(map(FINETUNE_SCORES.get, lacking[e])) for e in (0, 1) if lacking[e]}
+    assert sorted(e for group, _ in runs for e in group) == sorted(ends)
+    assert sorted(max(epochs) for _, epochs in runs) == sorted(set(ends.values()))
+    assert all(ends[e] == max(epochs) for group, epochs in runs for e in group)
+    work.close()
+
+
+@pytest.mark.parametrize("epochs", [(), (1,), (1, 5)])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("devices_each", [1, 2])
+def test_all_processes_yield_each_result_of_each_checkpoint_once(
+    processes, devices_each, epochs, tmp_path, monkeypatch
+):
+    work = Workspace(small_config(pretrain__epochs=4, trajectory__epochs="all"), tmp_path)
+    names = [snapshot.name for snapshot in work.snapshots]
+    tested = epochs or (9,)
+
+    def stream(process):
+        """What `finetune` yields in a process: the checkpoints that train side by side, epoch by epoch."""
+        mine = range(len(names[process::processes]))
+        for first in range(0, len(mine), devices_each):
+            for epoch, index in itertools.product(tested, mine[first : first + devices_each]):
+                yield Finetuned(index, epoch, float(names[process::processes][index]), 0.0, 1.0, 1.0, {}, None)
+
+    for process in range(processes):
+        rounds = itertools.zip_longest(*map(stream, range(processes)))
+        monkeypatch.setattr(finetuning.jax, "process_index", lambda process=process: process)
+        monkeypatch.setattr(finetuning.jax, "process_count", lambda: processes)
+        monkeypatch.setattr(devices, "make_mesh", lambda **_: work.mesh)
+        monkeypatch.setattr(finetuning, "finetune", lambda *_, process=process: stream(process))
+
+        def gather(own, process=process, rounds=rounds):
+            found = [done and {**vars(done), "model": None} for done in next(rounds)]
+            assert found[process] == own
+            return found
+
+        monkeypatch.setattr(devices, "gather", gather)
+        found = finetuning.finetuned(work, work.snapshots, TARGET, ("fit", "held_out"), None, 0, epochs=epochs)
+        seen = [(snapshot.name, done.epoch, done.accuracy) for snapshot, done in found]
+        assert sorted(seen) == [(name, epoch, float(name)) for name in names for epoch in tested]
+        assert next(rounds, None) is None
+    work.close()
+
+
+def test_no_cache_keeps_the_study_once_it_is_scored(tmp_path):
+    config = small_config(stages=("pretrain", "scores"), scores=("logme",), trajectory__epochs="1")
+    run(config, tmp_path)
+    (tmp_path / "results/scores.jsonl").unlink()
+    work = Workspace(config, tmp_path)
+    scoring.scores(work)
+    work.close()
+    gone = weakref.ref(work)
+    del work
+    gc.collect()
+    assert gone() is None
+
+
+SHORT = [
+    (
+        {"finetune__epochs": 4},
+        r"config\.finetune\.epochs = 4: finetune_5 .* at least 5 epochs, or leave finetune_5 out",
+    ),
+    ({"finetune__epochs": 1}, r"config\.finetune\.epochs = 1: finetune_5"),
+    ({"finetune__epochs": 9, "override": {"epochs": 3}}, r"config\.overrides\['embedded.*'\]\.finetune\.epochs = 3"),
+    ({"finetune__epochs": 4, "override": {"batch_size": 16}}, r"config\.finetune\.epochs = 4"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), SHORT)
+def test_a_schedule_shorter_than_its_early_stop_is_refused_before_the_data_are_read(changes, message):
+    changes, override = {**changes}, changes.get("override")
+    changes.pop("override", None)
+    config = small_config(scores=("logme", "finetune_1", "finetune_5"), **changes)
+    if override:
+        config.overrides = {TARGET: {"finetune": override}}
+    with pytest.raises(InputError, match=message):
+        checks.check(config)
+    config.scores = ("logme", "finetune_1")
+    checks.check(config)
+    config.scores, config.stages = ("finetune_5",), ("probe", "finetune")  # asked for by nobody
+    checks.check(config)
+
+
+def test_a_schedule_of_exactly_five_epochs_will_do():
+    checks.check(small_config(scores=("finetune_5",), finetune__epochs=5))
+
+
+@pytest.mark.parametrize("batch_size", [8, 32])
+@pytest.mark.parametrize("score", FINETUNE_SCORES)
+@pytest.mark.parametrize("where", ["config.finetune", f"config.overrides['{TARGET}'].finetune"])
+def test_a_schedule_in_steps_is_measured_by_the_images_it_trains_on(batch_size, score, where, tmp_path):
+    config = small_config(scores=(score,), finetune__epochs=1, finetune__batch_size=batch_size)
+    fit = 4 * 160 // 5  # four fifths of 160 training images are trained on
+    least = FINETUNE_SCORES[score] * (fit // batch_size)
+    for steps in (least - 1, least, least + 1):
+        if "overrides" in where:
+            config.overrides = {TARGET: {"finetune": {"steps": steps}}}
+        else:
+            config.finetune.steps = steps
+        checks.check(config)
+        work = Workspace(config, tmp_path)
+        if steps >= least:
+            plan.check_data(work)
+            continue
+        with pytest.raises(InputError, match="give it at least") as raised:
+            plan.check_data(work)
+        assert f"{where}.steps = {steps}: {score}" in str(raised.value) and f"at least {least} steps" in str(
+            raised.value
+        )
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,22 @@ def test_the_hot_loop_makes_no_implicit_transfer():
         training_steps.count_correct(evaluate, state, feed, 16, zeros)
 
 
+@pytest.mark.parametrize("total", range(1, 26))
+def test_training_ends_after_exactly_as_many_steps_as_asked(total, monkeypatch):
+    """Also where a compiled call makes many steps, as on accelerators: 12 steps an epoch, at most 6 a call."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    counts = []
+
+    def run(state, held, items, count):
+        counts.append(count)
+        return {"step": state["step"] + count}, {"loss": np.zeros(count)}
+
+    state = fit({"step": np.int32(0)}, run, _feed(_source(n=48)), seed=0, batch_size=4, total_steps=total, what="",
+                on_metrics=lambda *_: None, on_epoch=lambda *_: None, max_steps=6)  # fmt: skip
+    assert state["step"] == sum(counts) == total
+    assert counts[: total // 12 * 2] == [6] * (total // 12 * 2)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_falls_in_twenty_steps(name):
     feed = _feed(_source(n=64))

@@ -14,10 +14,14 @@ from jax_transfer.data.sources import from_arrays
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS
-from jax_transfer.records import Features
-from jax_transfer.training.optimizers import OptimizerSettings
+from jax_transfer.models.net import with_new_head
+from jax_transfer.records import Features, InputError
+from jax_transfer.training import steps as training_steps
+from jax_transfer.training.loop import fit
+from jax_transfer.training.objectives import supervised
+from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
 from jax_transfer.transfer import probe as probes
-from jax_transfer.transfer.finetune import FinetuneSettings, finetune
+from jax_transfer.transfer.finetune import FinetuneSettings, finetune, total_steps
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
 
 SETTINGS = ProbeSettings(epochs=20, batch_size=32, learning_rates=(0.01,), l2=(1e-3,))
@@ -199,9 +203,87 @@ def test_finetuning_learns_and_does_not_depend_on_the_company():
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(alone.model), jax.device_get(together[2].model))
 
 
+_tuned_net = functools.cache(lambda: MODELS["resnet10"](num_classes=3, stem="cifar", width=4))
+
+
+def _tune(settings, epochs=(), seed=2):
+    net, mesh = _tuned_net(), devices.make_mesh(sweep=jax.device_count())
+    load = lambda _: dict(zip(("params", "stats"), net.init(jax.random.key(5)), strict=True))  # noqa: E731
+    train, test = (_feed(split, mesh) for split in ("train", "test"))
+    return list(finetune(["one"], load, net, train, test, PREPROCESSING, settings, mesh, seed, 16, epochs))
+
+
+def _whole_run(settings, seed=2):
+    """Accuracy and parameters after each epoch of an uninterrupted run of the whole schedule, by the training loop alone."""
+    net, mesh = _tuned_net(), devices.make_mesh(sweep=jax.device_count())
+    train, test = (_feed(split, mesh) for split in ("train", "test"))
+    optimizer = make_optimizer(settings.optimizer, total_steps(settings, 48, ""))
+    view = training_steps.training_view(settings.augment, PREPROCESSING)
+    step = training_steps.make_train_step(net, supervised, optimizer, view)
+    evaluate = training_steps.make_evaluation_of_many(net, PREPROCESSING, mesh)
+    params, stats = net.init(jax.random.key(5))
+    head = jax.random.fold_in(jax.random.key(seed), 0x4EAD)
+    params = jax.jit(lambda params: with_new_head(params, net, head))(params)
+    state = training_steps.init_state(params, stats, optimizer, seed)
+    state = devices.split(jax.tree.map(lambda x: np.stack([x] * jax.device_count()), state), mesh, "sweep")
+    found = {}
+
+    def on_epoch(epoch, state, metrics):
+        model = {name: state[name] for name in ("params", "stats")}
+        zeros = devices.split(training_steps.zero_counts((jax.device_count(), 3)), mesh, "sweep")
+        counts = training_steps.count_correct(evaluate, model, test, 16, zeros)
+        found[epoch] = counts["correct"][0].sum() / 48, jax.device_get(jax.tree.map(lambda x: x[0], state["params"]))
+
+    run = training_steps.many_steps_of_many(step, train.fetch, mesh)
+    fit(state, run, train, seed=seed, batch_size=settings.batch_size, what="", total_steps=total_steps(settings, 48, ""),
+        on_metrics=lambda *_: None, on_epoch=on_epoch)  # fmt: skip
+    return found
+
+
+# Of three steps an epoch; the last one ends within its sixth epoch.
+SCHEDULES = {
+    "cosine": FinetuneSettings(epochs=6, batch_size=16, augment=("flip",), optimizer=OptimizerSettings(schedule="cosine", warmup=0.2)),
+    "step": FinetuneSettings(steps=17, batch_size=16, optimizer=OptimizerSettings(schedule="step", milestones=(0.1, 0.5))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "asked"), [("cosine", (1, 5)), ("cosine", (1,)), ("step", (5,)), ("step", (1, 2, 5))])
+def test_early_stopping_is_the_whole_schedule_stopped(kind, asked):
+    whole, stopped = _whole_run(SCHEDULES[kind]), _tune(SCHEDULES[kind], asked)
+    assert [done.epoch for done in stopped] == list(asked)
+    for done in stopped:
+        accuracy, params = whole[done.epoch]
+        assert done.accuracy == accuracy and done.diverged_at is None
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(done.model["params"]), params)
+    assert [done.gflops / stopped[0].gflops for done in stopped] == pytest.approx([e / asked[0] for e in asked])
+    seconds = [done.seconds for done in stopped]
+    assert seconds[0] > 0 and seconds == sorted(seconds)
+    if asked == (1, 5):
+        (end,) = _tune(SCHEDULES[kind])
+        assert (end.epoch, end.accuracy) == (6, whole[6][0]) and end.gflops == pytest.approx(6 * stopped[0].gflops)
+
+
+def test_a_schedule_that_is_too_short_is_refused_before_it_runs():
+    for settings in (FinetuneSettings(epochs=4, batch_size=16), FinetuneSettings(steps=14, batch_size=16)):
+        with pytest.raises(InputError, match=r"shades ends after 4(\.67)? epochs, it cannot be tested after 5"):
+            _tune(settings, (1, 5))
+
+
+@pytest.mark.parametrize("explodes", [2, 3])
+def test_what_diverges_later_leaves_the_earlier_stop_valid(explodes):
+    """The rate becomes 1e30 for the update of one step, of three in an epoch; the loss is not finite after it."""
+    optimizer = OptimizerSettings(learning_rate=0.01, schedule="step", milestones=(explodes / 9,), decay_factor=1e32)
+    first, second = _tune(FinetuneSettings(epochs=3, batch_size=16, optimizer=optimizer), (1, 2))
+    assert np.isnan(second.accuracy) and second.diverged_at == explodes + 1
+    if explodes < 3:  # also where the last update of the epoch broke the model and no loss has said so yet
+        assert np.isnan(first.accuracy) and first.diverged_at == explodes + 1
+    else:
+        assert first.diverged_at is None and 0 <= first.accuracy <= 1
+
+
 def test_more_checkpoints_compile_nothing_more():
     net, mesh = MODELS["resnet10"](num_classes=3, stem="cifar", width=8), devices.make_mesh(sweep=jax.device_count())
-    settings = FinetuneSettings(epochs=1, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.05))
+    settings = FinetuneSettings(epochs=3, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.05))
     load = lambda i: dict(zip(("params", "stats"), net.init(jax.random.key(i)), strict=True))  # noqa: E731
     train, test = _feed("train", mesh), _feed("test", mesh)
     compiled = []
@@ -209,9 +291,9 @@ def test_more_checkpoints_compile_nothing_more():
         lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
     counts = []
-    for _ in finetune(["a", "b", "c"], load, net, train, test, PREPROCESSING, settings, mesh, 0, 16):
+    for _ in finetune(["a", "b", "c"], load, net, train, test, PREPROCESSING, settings, mesh, 0, 16, epochs=(1, 2)):
         counts.append(len(compiled))
-    assert counts[0] > 0 and counts[0] == counts[-1]
+    assert len(counts) == 6 and counts[0] > 0 and counts[0] == counts[-1]
     forward = extract.make_forward(net, PREPROCESSING, mesh)
     extract.extract(forward, load(0), test, 20)
     before = len(compiled)

@@ -6,6 +6,7 @@ in percent wherever a reader sees them. A missing value (None or NaN) shows as a
 
 import csv
 import dataclasses
+import functools
 import html
 import io
 import json
@@ -20,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jax_transfer import records
-from jax_transfer.logs import log, write_atomically
+from jax_transfer.logs import log, older, write_atomically
 from jax_transfer.records import InputError
 
 Row = dict
@@ -75,7 +76,8 @@ def is_number(value) -> bool:
 def read_rows(path: pathlib.Path) -> list[Row]:
     """The rows of a JSON-lines file, in order.
 
-    A last line that a killed run left torn is dropped with a warning; NaN is read as a float.
+    A last line that a killed run left torn is dropped with a warning; NaN is read as a float. Rows that an older
+    version of jax_transfer computed are left out with a warning.
 
     Raises:
       InputError: if the file cannot be read, another line is not a JSON object, or a row of a file known to
@@ -85,7 +87,7 @@ def read_rows(path: pathlib.Path) -> list[Row]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a JSON-lines file.") from error
-    rows = []
+    rows, num_older = [], 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -96,11 +98,23 @@ def read_rows(path: pathlib.Path) -> list[Row]:
                 log.warning("%s: line %d is torn (a run was killed while writing it); dropped.", path, number)
                 break
             raise InputError(f"{path}: line {number} is not JSON ({error}); remove or mend that line.") from error
+        if path.stem in records.ROWS and isinstance(row, dict):
+            row.setdefault("version", 1)
+            if not records.is_current(path.stem, row, f"{path}: line {number}"):
+                num_older += 1
+                continue
         missing = [name for name in column_names(path.stem, []) if not isinstance(row, dict) or name not in row]
         if missing or not isinstance(row, dict):
             raise InputError(f"{path}: line {number} lacks {', '.join(missing) or 'an object'}; rerun its stage.")
         rows.append(row)
+    if num_older:
+        _say_older(path, num_older)
     return rows
+
+
+@functools.cache  # the page and the terminal read the same files
+def _say_older(path: pathlib.Path, count: int) -> None:
+    log.warning("%s: %s: run its stage again.", path, older(count, "left out"))
 
 
 def column_names(name: str, rows: Iterable[Row]) -> list[str]:

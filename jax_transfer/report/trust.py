@@ -1,5 +1,6 @@
 """How far each score can be trusted: all scores by all metrics, as Tables 1 to 3 of "Ranking Neural Checkpoints"."""
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from rich.text import Text
 from jax_transfer.analysis import MIN_CHECKPOINTS
 from jax_transfer.report import tables
 from jax_transfer.report.tables import Row, is_number
+from jax_transfer.transfer.finetune import FINETUNE_SCORES
 
 # Column title -> column of results/ranking.jsonl, and its decimals on the page and in the narrower terminal; each is
 # shown in per cent, the mean over targets.
@@ -24,6 +26,7 @@ METRICS = {
     "Regret": ("regret", (2, 1)),
 }
 INTERVAL = "95 % interval"
+AS_IN_THE_PAPER = "GFLOPS as in the paper"
 
 
 def trust_rows(
@@ -31,7 +34,7 @@ def trust_rows(
 ) -> list[Row]:
     """Column title -> text, a row a score: how it ranks checkpoints by their accuracy with `method`; best Kendall first.
 
-    GFLOPS: the mean work of the score for one checkpoint, the forward pass left out.
+    GFLOPS: the mean work of the score for one checkpoint, as its rows have it, and as `paper_gigaflops` has it.
     """
     own = [row for row in ranking_rows if row["method"] == method]
     found = []
@@ -43,10 +46,40 @@ def trust_rows(
             if title == "Kendall":
                 ends = mean["kendall_low"], mean["kendall_high"]
                 cells[INTERVAL] = tables.EN_DASH if None in ends else "{}..{}".format(*(round(100 * e) for e in ends))
-        work = _mean(row["gflops"] for row in score_rows if row["score"] == score)
-        cells["GFLOPS"] = tables.EN_DASH if work is None else f"{work:.2g}" if 0.01 <= work < 100 else f"{work:.0e}"
+        own_scores = [row for row in score_rows if row["score"] == score]
+        cells["GFLOPS"] = _work(_mean(row["gflops"] for row in own_scores), 2 - terminal)
+        cells[AS_IN_THE_PAPER] = _work(_mean(map(paper_gigaflops, own_scores)), 2 - terminal)
         found.append((-2 if mean["kendall"] is None else mean["kendall"], cells))
     return [cells for _, cells in sorted(found, key=lambda pair: -pair[0])]
+
+
+def paper_gigaflops(row: Row) -> float:
+    """The work of a score by the rule of "Ranking Neural Checkpoints", from a row of results/scores.jsonl.
+
+    A multiply-add is one operation there; rows count two. A forward pass over the training images, F, serves all scores
+    and is left out. Fine-tuning for k epochs costs 3 F an epoch, less that one, and T, a forward pass over the test images:
+    (3 k - 1) F + T. A linear classifier costs T and its training. Other scores cost what they compute.
+
+    Returns:
+      Multiply-adds / 1e9; NaN where the row lacks a number.
+    """
+    own, forward, test_forward = (
+        row[name] / 2 if is_number(row.get(name)) else math.nan
+        for name in ("gflops", "forward_gflops", "test_forward_gflops")
+    )
+    if row["score"] in FINETUNE_SCORES:
+        return (3 * FINETUNE_SCORES[row["score"]] - 1) * forward + test_forward
+    return own + test_forward if row["score"].startswith("linear_") else own
+
+
+def _work(gflops: float | None, decimals: int) -> str:
+    """6.51e5, with so many decimals."""
+    if gflops is None:
+        return tables.EN_DASH
+    if 0.01 <= gflops < 100:
+        return f"{gflops:.{decimals + 1}g}"
+    mantissa, exponent = f"{gflops:.{decimals}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def trust_note(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str) -> str:
@@ -62,7 +95,14 @@ def trust_note(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: s
     note += "the score, in points."
     forward = _mean([row["forward_gflops"] for row in score_rows])
     if forward is not None:
-        note += f" GFLOPS: of one checkpoint, without the forward pass over the training images ({forward:.3g})."
+        note += (
+            " GFLOPS: of one checkpoint, a multiply-add being two operations; without the forward pass over the training "
+            f"images ({forward:.3g}), which all scores share, and without any over the images that a score is tested on; "
+            "fine-tuning counts its training steps, on four fifths of the images. As in the paper: a multiply-add is one "
+            "operation; with F and T one forward pass over the training and the test images, fine-tuning for k epochs costs "
+            "(3k - 1) F + T, a linear classifier T and its training. That gives the paper's GFLOPS of groups I and II to "
+            "1 %; those it prints for group III do not fit."
+        )
     if counts[0] < MIN_CHECKPOINTS:
         note += f" {counts[0]} checkpoints are too few to trust any of this: at least {MIN_CHECKPOINTS} are needed."
     return note
@@ -82,7 +122,7 @@ def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: 
         caption=note,
         box=rich.box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     rows = [
         {k: v for k, v in row.items() if k != "weighted"} for row in trust_rows(ranking_rows, score_rows, method, 1)
@@ -93,6 +133,7 @@ def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: 
         "Kendall": "Ken-\ndall",
         INTERVAL: "its\n95 %",
         "GFLOPS": "GF-\nLOPS",
+        AS_IN_THE_PAPER: "as in\npaper",
         "Regret": "Re-\ngret",
     }
     for title in rows[0] if rows else ():

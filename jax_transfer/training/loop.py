@@ -1,6 +1,7 @@
 """The one training loop: pre-training and every kind of fine-tuning run through `fit`."""
 
 import collections
+import math
 import time
 from collections.abc import Callable
 
@@ -57,6 +58,8 @@ def fit(
             history.append({name: np.asarray(values, np.float32) for name, values in so_far["metrics"].items()})
             begun -= so_far["seconds"]
             so_far = None
+        # Where training ends within an epoch, its calls end there too.
+        limit = max_steps if end == steps_an_epoch else _divisor(math.gcd(steps_an_epoch, start, end), max_steps)
         waiting: collections.deque = collections.deque()
         images = (end - start) * batch_size * rows
 
@@ -67,7 +70,7 @@ def fit(
             history.append(metrics)
 
         with logs.progress(images, f"{what}, epoch {epoch + 1}/{-(-total_steps // steps_an_epoch)}", "images") as bar:
-            calls = feed.training_calls(epoch, start, seed, batch_size, max_steps) if start < end else ()
+            calls = feed.training_calls(epoch, start, seed, batch_size, limit) if start < end else ()
             for held, items, count in calls:
                 if step >= total_steps:
                     break
@@ -90,6 +93,10 @@ def fit(
             on_stop(state, {"metrics": {name: values.tolist() for name, values in metrics.items()}, "seconds": seconds})
             return state
     return state
+
+
+def _divisor(number: int, most: int) -> int:
+    return max(n for n in range(1, min(number, most) + 1) if number % n == 0)
 
 
 def first_bad_step(first: int, losses: np.ndarray) -> int | None:

@@ -147,7 +147,7 @@ def _steps(step, fetch, mesh: Mesh | None):
 
 
 def make_evaluation(net: Net, preprocessing: Preprocessing, mesh: Mesh):
-    """Compiles evaluate(counts, model, batch) -> counts: adds a batch to {"correct": [c], "count": [c]}, per class."""
+    """Compiles evaluate(counts, model, batch) -> counts: adds a batch to the counts of `zero_counts`."""
 
     @jax.jit
     def evaluate(counts, model, batch: Batch):
@@ -173,10 +173,13 @@ def make_evaluation_of_many(net: Net, preprocessing: Preprocessing, mesh: Mesh):
 
 def _count_correct(net, preprocessing, counts, model, batch):
     output = net.apply(model["params"], model["stats"], augment.evaluation_view(batch.images, preprocessing))
-    hit = (output.logits.argmax(-1) == batch.labels) & batch.mask
+    found = {
+        "correct": output.logits.argmax(-1) == batch.labels,
+        "count": batch.mask,
+        "not_finite": ~jnp.isfinite(output.logits).all(-1),
+    }
     classes = jnp.eye(net.num_classes, dtype=jnp.int32)[batch.labels]
-    correct, count = (classes * rows[:, None] for rows in (hit, batch.mask))
-    return {"correct": counts["correct"] + correct.sum(0), "count": counts["count"] + count.sum(0)}
+    return {name: counts[name] + (classes * (rows & batch.mask)[:, None]).sum(0) for name, rows in found.items()}
 
 
 def count_correct(
@@ -198,7 +201,8 @@ def count_correct(
 
 
 def zero_counts(shape: tuple[int, ...]) -> dict:
-    return {name: np.zeros(shape, np.int32) for name in ("correct", "count")}
+    """Images of each class [..., c]: those named rightly, all of them, and those with a logit that is NaN or infinite."""
+    return {name: np.zeros(shape, np.int32) for name in ("correct", "count", "not_finite")}
 
 
 def accuracies(counts: dict) -> tuple[float, float]:
