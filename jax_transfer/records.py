@@ -7,6 +7,7 @@ not be evaluated has a row too: without a value, and with the reason in `error`.
 """
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -26,6 +27,10 @@ UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 def printable(text) -> str:
     """As one line for a message: characters that cannot be shown or written, as names of files may hold, are escaped."""
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], str(text))
+
+
+# What may count on a target: column of results/transfer.jsonl -> its name in a sentence.
+METRICS = {"accuracy": "accuracy", "mean_class_accuracy": "mean class accuracy"}
 
 
 @jax.tree_util.register_dataclass
@@ -50,11 +55,15 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """One model trained on one source: a trajectory. `name` tells it from the others of a study; "" if there are none."""
+    """One model trained on one source: a trajectory. `name` tells it from the others of a study; "" if there are none.
+
+    has_head: the logits are of the classes of the source; LEEP and NCE exist only then.
+    """
 
     model: str
     source: str
     name: str
+    has_head: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +120,7 @@ class ScoreRow:
 
 @dataclasses.dataclass(frozen=True)
 class SpectralRow:
-    """Accuracy of a probe on one spectral component. stage: pretrained or finetuned; rank: mean over batches."""
+    """Accuracies of a probe on one spectral component. stage: pretrained or finetuned; rank: mean over batches."""
 
     checkpoint: str
     epoch: int
@@ -121,6 +130,7 @@ class SpectralRow:
     rank: float
     accuracy: float
     error: str = ""
+    mean_class_accuracy: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +175,12 @@ class EmbeddingRow:
 
 @dataclasses.dataclass(frozen=True)
 class RankingRow:
+    """How well a score predicts the `metric` of a method on a target, against all `num_checkpoints` of the study.
+
+    `num_scored` of them have both the score and the metric. If these are not all, nothing else is known: a ranking of the
+    others says nothing of the missing ones.
+    """
+
     target: str
     method: str
     score: str
@@ -179,6 +195,21 @@ class RankingRow:
     kendall_low: float
     kendall_high: float
     regret: float
+    num_scored: int | None = None
+    metric: str = "accuracy"
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetRow:
+    """A target as the report shows it. metric: a key of METRICS; class_names: the first few; notes: on its data."""
+
+    target: str
+    metric: str
+    num_classes: int
+    class_names: list[str]
+    num_train: int
+    num_test: int
+    notes: list[str]
 
 
 # Row fields that are no Python names: the files and tables say recall@1.
@@ -194,6 +225,7 @@ ROWS = {
     "similarity": (SimilarityRow, ("checkpoint", "other", "target", "stage")),
     "embedding": (EmbeddingRow, ("checkpoint", "target", "stage")),
     "ranking": (RankingRow, ("target", "method", "score")),
+    "targets": (TargetRow, ("target",)),
 }
 
 

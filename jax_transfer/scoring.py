@@ -8,7 +8,7 @@ import time
 import jax
 
 from jax_transfer import config as settings
-from jax_transfer.analysis import score_all, score_gigaflops, why_undefined
+from jax_transfer.analysis import NEED_HEAD, score_all, score_gigaflops, why_undefined
 from jax_transfer.features import extract
 from jax_transfer.finetuning import finetuned
 from jax_transfer.logs import Rows, log
@@ -21,9 +21,11 @@ def scores(work: Workspace) -> None:
     """Transferability scores on the training images of each target. What cannot be scored is a row that says why."""
     rows = Rows(work.results, "scores")
     rows.forget_failures()
+    gigaflops_per_image = functools.cache(lambda pretraining: _forward_gigaflops(work, pretraining))
     for target in work.config.targets:
         for name in work.config.scores:
-            missing = [snapshot for snapshot in work.snapshots if (snapshot.name, target, name) not in rows]
+            exists = [s for s in work.snapshots if s.pretraining.has_head or name not in NEED_HEAD]
+            missing = [snapshot for snapshot in exists if (snapshot.name, target, name) not in rows]
             if not missing:
                 continue
             log.info("%s on %s: %d checkpoints", name, target, len(missing))
@@ -36,7 +38,7 @@ def scores(work: Workspace) -> None:
                 if measured.get("error"):
                     log.warning("%s of checkpoint %s on %s: %s.", name, snapshot.name, target, measured["error"])
                 numbers = {**dict.fromkeys(("value", "seconds", "gflops"), math.nan), **measured}
-                forward = _forward_gigaflops(work, snapshot.pretraining) * len(work.source(target, "train"))
+                forward = gigaflops_per_image(snapshot.pretraining) * len(work.source(target, "train"))
                 row = ScoreRow(snapshot.name, snapshot.epoch, target, name, forward_gflops=forward, **numbers)
                 rows.append(row)
 
@@ -75,7 +77,6 @@ def _by_finetuning(work: Workspace, snapshots: list[Snapshot], target: str, name
         yield snapshot, {"value": done.accuracy, "seconds": done.seconds, "gflops": done.gflops, "error": error}
 
 
-@functools.cache
 def _forward_gigaflops(work: Workspace, pretraining: Pretraining) -> float:
     """Of one image."""
     params, stats = jax.eval_shape(work.source_net(pretraining).init, jax.random.key(0))

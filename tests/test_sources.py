@@ -133,7 +133,7 @@ def test_materialize_equals_reading_and_resizing_one_by_one():
 def test_tfds_labels_match_their_images(tfds_dir):
     source = load_source("tfds:fashion_mnist", "test")
     assert len(source) == 10_000 and np.bincount(source.labels).tolist() == [1000] * 10
-    assert source.class_names[0] == "T-shirt/top" and not source.mean_per_class
+    assert source.class_names[0] == "T-shirt/top" and source.metric == "accuracy"
     direct = tfds.data_source("fashion_mnist", split="test", data_dir=tfds_dir, download=False)
     indices = [77, 3, 9_999]
     assert all(
@@ -156,7 +156,7 @@ def test_without_a_test_split_validation_is_tested_on(tfds_dir):
 
 def test_caltech101_reports_mean_per_class_and_reads_in_threads(tfds_dir):
     source = load_source("tfds:caltech101?train=306", "train")
-    assert source.mean_per_class and source.num_classes == 102
+    assert source.metric == "mean_class_accuracy" and source.num_classes == 102
     images, _ = materialize(source, 32)
     assert np.array_equal(images[300], resize_square(source.read([300])[0], 32))
 

@@ -40,7 +40,7 @@ class Source:
     name: as the user wrote it. split: "train" or "test". labels: int32 [n], indices into class_names.
     read(indices): decoded uint8 images of any size, [h, w], [h, w, 1] or [h, w, 3], in the order asked; threads may
     share it, and it pickles. fingerprint: a hash of all that determines the content, found without decoding it.
-    mean_per_class: the field reports the mean of the classes' accuracies for this set.
+    metric: what the field reports for this set, a key of `records.METRICS`. notes: sentences on what was found in it.
     """
 
     name: str
@@ -49,7 +49,8 @@ class Source:
     labels: np.ndarray
     read: Callable[[Sequence[int]], list[np.ndarray]]
     fingerprint: str
-    mean_per_class: bool = False
+    metric: str = "accuracy"
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -252,7 +253,7 @@ def _load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         _read_tfds_labels(undecoded, f"tfds:{rest} ({expression})"),
         functools.partial(_read_tfds, decoded),
         _hash(builder.info.full_name, expression, *sizes),
-        bool(entry and entry.mean_per_class),
+        "mean_class_accuracy" if entry and entry.mean_per_class else "accuracy",
     )
 
 
