@@ -154,11 +154,12 @@ def _answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
     if any(row["num_seeds"] == 1 for row in best):
         yield "<p>Where one seed was run, it is not known how far seeds differ: a small gain may be chance.</p>"
     yield tables.to_html(summary_rows(transfer_rows))
+    several = any(row["metric"] == "mean_class_accuracy" for row in best)
+    mean_class = " Mean class accuracy: all classes count alike, however many test images each has." if several else ""
     yield (
         '<p class="quiet">FE: the backbone is frozen and a classifier is trained on its features. FT: the whole model is'
-        " fine-tuned. Mean class accuracy: each class counts alike, whatever its number of test images."
-        " Accuracies are means over seeds; of equal ones the earliest epoch is named. Gain: best minus last"
-        " checkpoint. Seed spread: highest minus lowest accuracy over seeds, at the best or the last epoch. The best"
+        f" fine-tuned.{mean_class} Accuracies are means over seeds; of equal ones the earliest epoch is named. Gain: best"
+        " minus last checkpoint. Seed spread: highest minus lowest accuracy over seeds, at the best or the last epoch. The best"
         " epoch is chosen by the accuracy reported here, so small gains are optimistic.</p>"
     )
 
@@ -204,8 +205,8 @@ def _why(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     yield "</ul>"
     yield tables.to_html(explain.table_1(results))
     yield (
-        '<p class="quiet">The checkpoint of highest FE accuracy and the last one. Accuracy: of the FE probe or of the'
-        " fine-tuned model. Probe: a softmax classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on"
+        '<p class="quiet">The checkpoint of highest FE accuracy and the last one. Accuracy (by the metric of the target): of'
+        " the FE probe or of the fine-tuned model. Probe: a softmax classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on"
         " their main component (the fewest singular directions of each batch that hold 80 % of the sum of its singular"
         " values) and on the residual.</p>"
     )
