@@ -245,7 +245,7 @@ def _check_no_twice(names: Sequence[str], where: str) -> None:
 
 def _shown(value) -> str:
     try:
-        return reprlib.repr(value)
+        return reprlib.repr(value.to_dict() if isinstance(value, ConfigDict) else value)
     except ValueError:  # a whole number of more digits than Python prints
         return f"a {type(value).__name__}"
 

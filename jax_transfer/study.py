@@ -7,7 +7,7 @@ import jax
 
 from jax_transfer import config as settings
 from jax_transfer import devices, logs
-from jax_transfer.analysis import NEED_HEAD, ranking_row
+from jax_transfer.analysis import ranking_row
 from jax_transfer.finetuning import finetunes
 from jax_transfer.logs import Rows, log
 from jax_transfer.plan import record_targets
@@ -104,8 +104,8 @@ def _ranking(work: Workspace) -> list[RankingRow]:
         for row in scored:
             if row.target == target:
                 values.setdefault(row.score, {})[row.checkpoint] = row.value
-        if values:  # a score that exists for no checkpoint is shown without values beside the others
-            values = {**values, **{name: {} for name in work.config.scores if name in NEED_HEAD and name not in values}}
+        if values:  # a score that no checkpoint has, such as LEEP without a head over classes, is shown without values
+            values = {**{score: {} for score in work.config.scores}, **values}
         for method in dict.fromkeys(row.method for row in transfer if row.target == target):
             expected = work.tuned_snapshots(target) if method == "finetune" else work.snapshots
             tried = [row.checkpoint for row in transfer if (row.target, row.method) == (target, method)]
