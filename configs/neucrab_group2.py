@@ -69,6 +69,7 @@ def full():
     config.pretrain.optimizer.weight_decay = 1e-4
     config.trajectory.epochs = "18,36,54,60"
     config.targets = ("tfds:caltech101", "tfds:flowers102", "tfds:sun397", "tfds:patch_camelyon")
+    config.metrics = dict.fromkeys(config.targets, "accuracy")  # as in the paper, on every target
     config.finetune.steps = 9000
     config.finetune.augment = ("random_crop", "flip")
     config.finetune.optimizer.schedule = "cosine"
@@ -92,6 +93,7 @@ def smoke():
     config.pretrain.optimizer.learning_rate = 0.05
     config.trajectory.epochs = "2,3,4,5"
     config.targets = ("tfds:fashion_mnist?per_class=40&test=500", "tfds:mnist?per_class=40&test=500")
+    config.metrics = dict.fromkeys(config.targets, "accuracy")
     config.finetune.steps = 60
     config.finetune.batch_size = 32
     config.finetune.augment = ()

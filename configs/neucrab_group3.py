@@ -79,6 +79,7 @@ def full():
     config.pretrain.optimizer.weight_decay = 4e-5
     config.trajectory.epochs = "90"
     config.targets = ("tfds:caltech101", "tfds:flowers102", "tfds:sun397", "tfds:patch_camelyon")
+    config.metrics = dict.fromkeys(config.targets, "accuracy")  # as in the paper, on every target
     config.finetune.steps = 9000
     config.finetune.augment = ("random_crop", "flip")
     config.finetune.optimizer.schedule = "cosine"
@@ -105,6 +106,7 @@ def smoke():
     config.pretrain.optimizer.learning_rate = 0.05
     config.trajectory.epochs = "4"
     config.targets = ("tfds:fashion_mnist?per_class=40&test=500", "tfds:mnist?per_class=40&test=500")
+    config.metrics = dict.fromkeys(config.targets, "accuracy")
     config.finetune.steps = 60
     config.finetune.batch_size = 32
     config.finetune.augment = ()

@@ -48,6 +48,7 @@ def full():
     config.pretrain.optimizer.weight_decay = 1e-4
     config.trajectory.epochs = "every:10"
     config.targets = TARGETS
+    config.metrics = dict.fromkeys(config.targets, "accuracy")  # as in the paper, on every target
     config.probe.steps = 6000
     config.finetune.steps = 9000
     config.finetune.augment = ("random_crop", "flip")
@@ -71,6 +72,7 @@ def smoke():
     config.pretrain.optimizer.learning_rate = 0.05
     config.trajectory.epochs = "all"
     config.targets = ("tfds:caltech101?train=1020&test=1000", "tfds:mnist?per_class=100&test=1000")
+    config.metrics = dict.fromkeys(config.targets, "accuracy")
     config.overrides = {}
     config.paper = ()
     config.spectral.embedded_images = 500

@@ -68,6 +68,7 @@ def full():
     config.pretrain.optimizer.decay_norm_and_bias = False
     config.trajectory.epochs = "every:30"
     config.targets = TARGETS
+    config.metrics = dict.fromkeys(config.targets, "accuracy")  # as in the paper, on every target
     config.probe.steps = 6000
     config.finetune.steps = 9000
     config.finetune.augment = ("random_crop", "flip")
@@ -91,6 +92,7 @@ def smoke():
     config.pretrain.optimizer.warmup = 0.5
     config.trajectory.epochs = "all"
     config.targets = ("tfds:mnist?per_class=50&test=500",)
+    config.metrics = dict.fromkeys(config.targets, "accuracy")
     config.overrides = {}
     config.paper = ()
     config.stages = ("pretrain", "features", "probe", "finetune", "scores", "report")

@@ -9,6 +9,7 @@ from jax_transfer.analysis import SCORES
 from jax_transfer.analysis.embedding import MOST_POINTS
 from jax_transfer.choose import choose
 from jax_transfer.config import (
+    BY_TARGET,
     STAGES,
     check_names,
     default_config,
@@ -23,7 +24,7 @@ from jax_transfer.data.augment import AUGMENTATIONS
 from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.models.trajectory import evaluated_epochs
-from jax_transfer.records import UNPRINTABLE, InputError
+from jax_transfer.records import METRICS, UNPRINTABLE, InputError
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OPTIMIZERS, SCHEDULES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES
@@ -91,6 +92,7 @@ def check(config: ConfigDict) -> None:
         if not config[field]:
             raise InputError(f"config.{field} is empty: name at least one.")
     _check_overrides(config, known)
+    _check_metrics(config)
     _check_dictionaries(config, known)
     for stage in config.stages:
         choose(dict.fromkeys(STAGES), stage, "stage (config.stages)")
@@ -189,7 +191,7 @@ def _check_values(found: Mapping, known: ConfigDict, where: str) -> None:
     """Each value of `found` is of the type that it has in `known`; only what is unset there may be unset."""
     for name, value in found.items():
         field, default = f"{where}.{name}", known[name]
-        if field == "config.overrides":
+        if where == "config" and name in BY_TARGET:
             continue
         if isinstance(default, ConfigDict):
             _check_values(value, default, field)
@@ -222,15 +224,31 @@ def _check_value(value, kind: type, field: str, name: str) -> None:
 def _check_overrides(config: ConfigDict, known: ConfigDict) -> None:
     if not isinstance(config.overrides, ConfigDict):
         raise InputError(f"config.overrides = {_shown(config.overrides)}: must hold fields of single targets.")
+    _check_targets(config, "overrides")
     sections = {name: known[name].to_dict() for name in ("probe", "finetune")}
     for target, found in config.overrides.items():
-        if target not in config.targets:
-            raise InputError(f"config.overrides names {target!r}, which is none of config.targets: {config.targets}.")
         where = f"config.overrides[{target!r}]"
         if not isinstance(found, ConfigDict):
             raise InputError(f"{where} = {_shown(found)}: must hold fields of probe and finetune.")
         check_names(found.to_dict(), sections, where)
         _check_values(found.to_dict(), known, where)
+
+
+def _check_metrics(config: ConfigDict) -> None:
+    if not isinstance(config.metrics, ConfigDict):
+        expected = f'{{target: metric}}, such as {{{config.targets[0]!r}: "mean_class_accuracy"}}'
+        raise InputError(f"config.metrics = {_shown(config.metrics)}: must be {expected}.")
+    _check_targets(config, "metrics")
+    for target, metric in config.metrics.items():
+        if not isinstance(metric, str):
+            raise InputError(f"config.metrics[{target!r}] = {_shown(metric)}: must be one of {', '.join(METRICS)}.")
+        choose(METRICS, metric, f"metric (config.metrics[{target!r}])")
+
+
+def _check_targets(config: ConfigDict, field: str) -> None:
+    """The keys of a field in BY_TARGET are targets of the study."""
+    for target in config[field]:
+        choose(dict.fromkeys(config.targets), target, f"target (config.{field}; it must be one of config.targets)")
 
 
 def _check_dictionaries(config: ConfigDict, known: ConfigDict) -> None:
@@ -256,7 +274,7 @@ def _check_no_twice(names: Sequence[str], where: str) -> None:
 
 def _shown(value) -> str:
     try:
-        return reprlib.repr(value)
+        return reprlib.repr(value.to_dict() if isinstance(value, ConfigDict) else value)
     except ValueError:  # a whole number of more digits than Python prints
         return f"a {type(value).__name__}"
 
@@ -271,7 +289,7 @@ def check_field(path: str, known: dict) -> None:
     for name in names:
         if not isinstance(known, dict):
             raise InputError(f"{where} is a value and has no field {name!r}.")
-        if where == "config.overrides":
+        if where in [f"config.{field}" for field in BY_TARGET]:
             return
         known, where = choose(known, name, f"field of {where}"), f"{where}.{name}"
 

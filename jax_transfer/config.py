@@ -21,12 +21,29 @@ STAGES = ("pretrain", "features", "probe", "finetune", "scores", "spectral", "re
 
 # What may change between two runs in one working directory: it adds or leaves out work, but no result
 # that is already there would come out otherwise. So may `checkpoints` of finetune and of its overrides.
-CHANGEABLE = ("stages", "targets", "scores", "trajectory", "data", "paper")
+CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "paper")
+
+# Fields whose keys are targets.
+BY_TARGET = ("overrides", "metrics")
+
+
+class StudyConfig(ConfigDict):
+    """A ConfigDict whose keys may hold dots, as the names of targets do (`folder:/data/v1.2/x`)."""
+
+    def __init__(self, *arguments, allow_dotted_keys: bool = True, **named):
+        super().__init__(*arguments, allow_dotted_keys=allow_dotted_keys, **named)
+
+    def get_type(self, key: str) -> type:
+        """Returns the type of a field; `object`, a literal on the command line, for those in BY_TARGET.
+
+        The parser that ml_collections has for a ConfigDict refuses keys with dots.
+        """
+        return object if key in BY_TARGET else super().get_type(key)
 
 
 def default_config() -> ConfigDict:
     """A complete config: a ResNet-18 on CIFAR-10 and its transfer to MNIST."""
-    config = ConfigDict()
+    config = StudyConfig()
     # Shown at the head of the report.
     config.name = "study"
     # Of initialisation, data order, augmentation, subsets and splits.
@@ -86,6 +103,11 @@ def default_config() -> ConfigDict:
 
     # The data sets to transfer to.
     config.targets = ("tfds:mnist",)
+    # What counts on single targets, a key of jax_transfer.records.METRICS: {"folder:/my/birds": "mean_class_accuracy"}. A
+    # target without one has the metric that the field uses for it (jax_transfer.data.catalog), else accuracy. It decides
+    # which checkpoint is best and what tables and figures show; it changes no result. Learning rates and l2 of probes are
+    # chosen by accuracy on a validation split, and scores that are accuracies stay accuracies.
+    config.metrics = StudyConfig()
 
     config.probe = ConfigDict()
     # Keys of jax_transfer.transfer.probe.PROTOCOLS: "probe" is the papers' FE, "probe_converged" L-BFGS.
@@ -112,7 +134,7 @@ def default_config() -> ConfigDict:
     config.finetune.optimizer = _optimizer(learning_rate=0.01)
 
     # Fields of probe and finetune for single targets: {"tfds:cifar10": {"probe": {"epochs": 150}}}.
-    config.overrides = ConfigDict()
+    config.overrides = StudyConfig()
 
     # Keys of jax_transfer.analysis.SCORES, and of jax_transfer.transfer.finetune.FINETUNE_SCORES: finetune_5 is the schedule of
     # config.finetune stopped after 5 epochs, so it must have as many.
@@ -190,7 +212,7 @@ def check_names(found: dict, known: dict, where: str) -> None:
     """Every field of `found` exists in `known`, and holds fields where `known` does."""
     for name, value in found.items():
         choose(known, name, f"field of {where}")
-        if isinstance(known[name], dict) and (where, name) != ("config", "overrides"):
+        if isinstance(known[name], dict) and not (where == "config" and name in BY_TARGET):
             if not isinstance(value, dict):
                 raise InputError(f"{where}.{name} must hold fields, not {value!r}.")
             check_names(value, known[name], f"{where}.{name}")

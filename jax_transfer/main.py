@@ -14,7 +14,7 @@ from jax_transfer import config as settings
 from jax_transfer.preemption import Preempted
 from jax_transfer.ranking import command
 from jax_transfer.records import InputError, printable
-from jax_transfer.report import tables, trust
+from jax_transfer.report import best, tables, trust
 from jax_transfer.study import STAGES
 from jax_transfer.workspace import Workspace, open_workdir
 
@@ -62,6 +62,7 @@ def _main(argv) -> None:
     work = Workspace(config, workdir)
     try:
         plan.check_data(work)
+        plan.record_targets(work)
         plan.show(work)
         for name, stage in STAGES.items():
             if name in config.stages:
@@ -79,10 +80,10 @@ def _main(argv) -> None:
 
 
 def _print_summary(results: pathlib.Path) -> None:
-    paths = (results / f"{name}.jsonl" for name in ("transfer", "ranking", "scores"))
+    paths = (results / f"{name}.jsonl" for name in ("targets", "transfer", "ranking", "scores"))
     rows = {path.stem: tables.read_rows(path) for path in paths if path.exists()}
     if rows.get("transfer"):
-        rich.print(tables.summary_table(rows["transfer"]))
+        rich.print(best.summary_table(best.by_metric(rows)["transfer"]))
     ranking, scored = rows.get("ranking", []), rows.get("scores", [])
     if method := trust.ground_truth(ranking):
         rich.print(trust.trust_table(ranking, scored, method))

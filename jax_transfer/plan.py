@@ -6,19 +6,23 @@ import jax
 from clu import parameter_overview
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jax_transfer import config as settings
 from jax_transfer import devices
 from jax_transfer.checks import check_early_stops
 from jax_transfer.data.batches import steps_per_epoch
 from jax_transfer.features import extract
-from jax_transfer.logs import log
-from jax_transfer.records import InputError
+from jax_transfer.logs import Rows, log
+from jax_transfer.records import METRICS, InputError, TargetRow
+from jax_transfer.report import tables
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import make_optimizer
 from jax_transfer.training.steps import make_train_step, train_step_gigaflops, training_view
 from jax_transfer.transfer.finetune import early_epochs, total_steps
 from jax_transfer.workspace import Workspace
+
+NUM_NAMES = 10  # of a target's classes that its row holds
 
 
 def check_data(work: Workspace) -> None:
@@ -59,6 +63,28 @@ def check_data(work: Workspace) -> None:
             check_early_stops(config, target, steps)
 
 
+def record_targets(work: Workspace) -> None:
+    """Writes results/targets.jsonl: what the report needs to know of the targets, for it does not open their data.
+
+    Rows of targets that an earlier run evaluated stay as they are.
+    """
+    new = []
+    for target in work.config.targets:
+        train, test = (work.source(target, split) for split in ("train", "test"))
+        row = TargetRow(
+            target,
+            work.metric(target),
+            train.num_classes,
+            list(train.class_names[:NUM_NAMES]),
+            len(train),
+            len(test),
+            list(dict.fromkeys((*train.notes, *test.notes))),
+        )
+        new.append(row)
+    rows = Rows(work.results, "targets")
+    rows.replace([*new, *(row for row in rows.rows if row.target not in work.config.targets)])
+
+
 def show(work: Workspace) -> None:
     """Prints the parameters, and the stages with what they do and a rough estimate of their time."""
     console = Console(stderr=True, quiet=not devices.is_first_process())
@@ -91,7 +117,10 @@ def show(work: Workspace) -> None:
     table.add_section()
     for target in config.targets:
         train, test = (work.source(target, split) for split in ("train", "test"))
-        table.add_row("target", f"{target}: {len(train):,} train, {len(test):,} test, {train.num_classes} classes", "")
+        classes = tables.class_list(train.class_names, train.num_classes)
+        images = f"{len(train):,} train, {len(test):,} test images"
+        row = f"{target}: {images}; by {METRICS[work.metric(target)]}; classes: {classes}"
+        table.add_row("target", Text(row), "")
     table.caption = (
         f"In all about {duration(sum(seconds.values()))} and compilation, from a timed convolution "
         f"({rate:,.0f} GFLOP/s); what is already done is skipped."

@@ -214,6 +214,7 @@ def _metadata(work: Workspace, pretraining: Pretraining, row: PretrainRow) -> di
         "preprocessing": work.preprocessing.to_json(),
         "source": pretraining.source,
         "source_accuracy": row.test_accuracy,
+        "has_head": pretraining.has_head,
         "row": values,
     }
 

@@ -31,9 +31,6 @@ def printable(text) -> str:
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
-# What a study or a ranking may compare checkpoints by; either is in each result row.
-METRICS = ("accuracy", "mean_class_accuracy")
-
 # Result file -> version of what its numbers are. Raise it when a change makes the same study write other numbers: the
 # older rows are then computed again. Lines from before there were versions count as version 1.
 VERSIONS = {
@@ -45,6 +42,7 @@ VERSIONS = {
     "similarity": 2,
     "embedding": 2,
     "ranking": 2,
+    "targets": 1,
 }
 
 
@@ -70,6 +68,10 @@ def is_current(file: str, line: dict, where) -> bool:
     return version == VERSIONS[file]
 
 
+# What may count on a target: column of results/transfer.jsonl -> its name in a sentence.
+METRICS = {"accuracy": "accuracy", "mean_class_accuracy": "mean class accuracy"}
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -92,11 +94,15 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """One model trained on one source: a trajectory. `name` tells it from the others of a study; "" if there are none."""
+    """One model trained on one source: a trajectory. `name` tells it from the others of a study; "" if there are none.
+
+    has_head: the logits are of the classes of the source; LEEP and NCE exist only then.
+    """
 
     model: str
     source: str
     name: str
+    has_head: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +165,7 @@ class ScoreRow:
 
 @dataclasses.dataclass(frozen=True)
 class SpectralRow:
-    """Accuracy of a probe on one spectral component. stage: pretrained or finetuned; rank: mean over batches."""
+    """Accuracies of a probe on one spectral component. stage: pretrained or finetuned; rank: mean over batches."""
 
     checkpoint: str
     epoch: int
@@ -169,6 +175,7 @@ class SpectralRow:
     rank: float
     accuracy: float
     error: str = ""
+    mean_class_accuracy: float = math.nan
     version: int = VERSIONS["spectral"]
 
 
@@ -217,6 +224,12 @@ class EmbeddingRow:
 
 @dataclasses.dataclass(frozen=True)
 class RankingRow:
+    """How well a score predicts the `metric` of a method on a target, against all `num_checkpoints` of the study.
+
+    `num_scored` of them have both the score and the metric. If these are not all, nothing else is known: a ranking of the
+    others says nothing of the missing ones.
+    """
+
     target: str
     method: str
     score: str
@@ -231,7 +244,22 @@ class RankingRow:
     kendall_low: float
     kendall_high: float
     regret: float
+    num_scored: int | None = None
+    metric: str = "accuracy"
     version: int = VERSIONS["ranking"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetRow:
+    """A target as the report shows it. metric: a key of METRICS; class_names: the first few; notes: on its data."""
+
+    target: str
+    metric: str
+    num_classes: int
+    class_names: list[str]
+    num_train: int
+    num_test: int
+    notes: list[str]
 
 
 # Row fields that are no Python names: the files and tables say recall@1.
@@ -247,6 +275,7 @@ ROWS = {
     "similarity": (SimilarityRow, ("checkpoint", "other", "target", "stage")),
     "embedding": (EmbeddingRow, ("checkpoint", "target", "stage")),
     "ranking": (RankingRow, ("target", "method", "score")),
+    "targets": (TargetRow, ("target",)),
 }
 
 

@@ -7,7 +7,7 @@ import time
 import jax
 
 from jax_transfer import config as settings
-from jax_transfer.analysis import score_all, score_gigaflops, why_undefined
+from jax_transfer.analysis import NEED_HEAD, score_all, score_gigaflops, why_undefined
 from jax_transfer.features import extract
 from jax_transfer.finetuning import finetuned
 from jax_transfer.logs import Rows, log
@@ -34,7 +34,11 @@ def scores(work: Workspace) -> None:
 def _measured(work: Workspace, target: str, rows: Rows):
     """Yields (snapshot, score, {value, seconds, gflops, error}) of what has no row yet; early stopping comes last."""
     missing = {
-        name: [snapshot for snapshot in work.snapshots if (snapshot.name, target, name) not in rows]
+        name: [
+            snapshot
+            for snapshot in work.snapshots
+            if (snapshot.pretraining.has_head or name not in NEED_HEAD) and (snapshot.name, target, name) not in rows
+        ]
         for name in work.config.scores
     }
     for name, snapshots in missing.items():

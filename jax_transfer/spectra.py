@@ -22,7 +22,17 @@ from jax_transfer.analysis.spectral import (
 )
 from jax_transfer.finetuning import tune_again, tuned_features
 from jax_transfer.logs import Rows, log
-from jax_transfer.records import EmbeddingRow, Features, SimilarityRow, Snapshot, SpectralRow, SpectrumRow
+from jax_transfer.records import (
+    EmbeddingRow,
+    Features,
+    SimilarityRow,
+    Snapshot,
+    SpectralRow,
+    SpectrumRow,
+    to_json_dict,
+)
+from jax_transfer.report.best import with_metrics
+from jax_transfer.report.explain import shown_epochs
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
 from jax_transfer.workspace import Workspace
 
@@ -35,7 +45,9 @@ Load = Callable[[Snapshot, str], Features]  # (checkpoint, split) -> features
 
 def spectral(work: Workspace) -> None:
     """Components, spectra, similarities and embeddings for every target, before and after fine-tuning."""
-    Rows(work.results, "spectral").forget_failures()
+    rows = Rows(work.results, "spectral")
+    rows.forget_failures()
+    _forget_other_metrics(work, rows)
     transfer = Rows(work.results, "transfer").rows
     for target in work.config.targets:
         _explain(work, target, "pretrained", work.snapshots, lambda s, split, t=target: work.features(s, t, split))
@@ -43,6 +55,15 @@ def spectral(work: Workspace) -> None:
         done = [snapshot for snapshot in work.snapshots if snapshot.name in tuned]
         tune_again(work, _missing(work, target, "finetuned", done), target)
         _explain(work, target, "finetuned", done, lambda s, split, t=target: tuned_features(work, s, t, split))
+
+
+def _forget_other_metrics(work: Workspace, rows: Rows) -> None:
+    """Drops rows of an earlier version that lack the accuracy which counts on their target, so that they are made again."""
+    kept = [row for row in rows.rows if math.isfinite(getattr(row, work.metrics.get(row.target, "accuracy")))]
+    if len(kept) < len(rows.rows):
+        count = len(rows.rows) - len(kept)
+        log.info("%d rows of %s lack the mean class accuracy: they are computed again.", count, rows.path)
+        rows.replace(kept)
 
 
 def _missing(work: Workspace, target: str, stage: str, snapshots: list[Snapshot]) -> list[Snapshot]:
@@ -105,12 +126,22 @@ def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
         splits[split] = jnp.stack(stacked), found.labels[order]
     num_classes = work.source(target, "train").num_classes
     result = probe(PROTOCOLS["probe"], splits["train"], splits["test"], num_classes, settings, work.config.seed)
-    accuracies = result.accuracy[:, 0].reshape(len(missing), len(COMPONENTS))
-    for snapshot, rank, accuracy in zip(missing, ranks, accuracies, strict=True):
-        for component, value in zip(COMPONENTS, accuracy, strict=True):
-            rows.append(
-                SpectralRow(snapshot.name, snapshot.epoch, target, stage, component, rank[component], float(value))
+    parts = [
+        (snapshot, rank, component) for snapshot, rank in zip(missing, ranks, strict=True) for component in COMPONENTS
+    ]
+    for i, (snapshot, rank, component) in enumerate(parts):
+        rows.append(
+            SpectralRow(
+                snapshot.name,
+                snapshot.epoch,
+                target,
+                stage,
+                component,
+                rank[component],
+                accuracy=float(result.accuracy[i, 0]),
+                mean_class_accuracy=float(result.mean_class_accuracy[i, 0]),
             )
+        )
 
 
 def _spectra(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
@@ -166,29 +197,35 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
 
 
 def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
-    """Figure 4: of each pre-training, the checkpoint of highest FE accuracy and the last one."""
-    rows, transfer = Rows(work.results, "embedding"), Rows(work.results, "transfer").rows
-    accuracy = {r.checkpoint: r.accuracy for r in transfer if (r.target, r.method, r.error) == (target, "probe", "")}
+    """Figure 4, of each pre-training: the epochs that Table 1 shows, the best one for FE and the last one."""
+    rows = Rows(work.results, "embedding")
+    results = {
+        name: with_metrics(map(to_json_dict, Rows(work.results, name).rows), work.metrics)
+        for name in ("transfer", "spectral")
+    }
     images = _some_images(work, target, work.config.spectral.embedded_images)
-    for pretraining in work.pretrainings:
-        own = [snapshot for snapshot in snapshots if snapshot.pretraining == pretraining]
-        chosen = {max(own, key=lambda s: accuracy.get(s.name, -1)), own[-1]} if own and len(images) else ()
-        for snapshot in sorted(chosen, key=own.index):
-            if (snapshot.name, target, stage) in rows:
-                continue
-            found = load(snapshot, "test")
-            x, y = tsne(found.features[images], seed=work.config.seed).T
-            rows.append(
-                EmbeddingRow(
-                    snapshot.name,
-                    snapshot.epoch,
-                    target,
-                    stage,
-                    x=x.round(2).tolist(),
-                    y=y.round(2).tolist(),
-                    labels=found.labels[images].tolist(),
-                )
+    shown = {p.name: shown_epochs(results, target, p.name) if len(images) else [] for p in work.pretrainings}
+    chosen = [snapshot for snapshot in snapshots if snapshot.epoch in shown[snapshot.pretraining.name]]
+    names = [snapshot.name for snapshot in chosen]
+    kept = [row for row in rows.rows if (row.target, row.stage) != (target, stage) or row.checkpoint in names]
+    if len(kept) < len(rows.rows):  # another epoch was the best one
+        rows.replace(kept)
+    for snapshot in chosen:
+        if (snapshot.name, target, stage) in rows:
+            continue
+        found = load(snapshot, "test")
+        x, y = tsne(found.features[images], seed=work.config.seed).T
+        rows.append(
+            EmbeddingRow(
+                snapshot.name,
+                snapshot.epoch,
+                target,
+                stage,
+                x=x.round(2).tolist(),
+                y=y.round(2).tolist(),
+                labels=found.labels[images].tolist(),
             )
+        )
 
 
 def _some_images(work: Workspace, target: str, count: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The stages of a study in their order. They talk only through the working directory, so each can run alone."""
 
+import math
 import time
 
 import jax
@@ -9,8 +10,10 @@ from jax_transfer import devices, logs
 from jax_transfer.analysis import ranking_row
 from jax_transfer.finetuning import finetunes
 from jax_transfer.logs import Rows, log
+from jax_transfer.plan import record_targets
 from jax_transfer.pretraining import pretrain
-from jax_transfer.records import TransferRow
+from jax_transfer.records import RankingRow, to_json_dict
+from jax_transfer.report.best import accuracy_by, with_metrics
 from jax_transfer.report.page import write_report
 from jax_transfer.scoring import scores
 from jax_transfer.spectra import spectral
@@ -85,27 +88,34 @@ def probes(work: Workspace) -> None:
 
 def report(work: Workspace) -> None:
     """How well each score ranks the checkpoints, then tables, figures and the page."""
-    transfer, scored = Rows(work.results, "transfer").rows, Rows(work.results, "scores").rows
-    ranking = []
-    for target in work.config.targets:
-        for method in dict.fromkeys(row.method for row in transfer if row.target == target):
-            accuracy = _mean_accuracy(transfer, target, method)
-            for name in dict.fromkeys(row.score for row in scored if row.target == target):
-                value = {r.checkpoint: r.value for r in scored if (r.target, r.score, r.error) == (target, name, "")}
-                both = [checkpoint for checkpoint in accuracy if checkpoint in value]
-                ranking.append(ranking_row(target, method, name, [value[c] for c in both], [accuracy[c] for c in both]))
-    Rows(work.results, "ranking").replace(ranking)
+    record_targets(work)
+    Rows(work.results, "ranking").replace(_ranking(work))
     if devices.is_first_process():
         log.info("Report: %s", write_report(work.workdir))
 
 
-def _mean_accuracy(transfer: list[TransferRow], target: str, method: str) -> dict[str, float]:
-    """checkpoint -> accuracy, the mean over seeds; without those that failed."""
-    found: dict[str, list[float]] = {}
-    for row in transfer:
-        if (row.target, row.method, row.error) == (target, method, ""):
-            found.setdefault(row.checkpoint, []).append(row.accuracy)
-    return {checkpoint: sum(values) / len(values) for checkpoint, values in found.items()}
+def _ranking(work: Workspace) -> list[RankingRow]:
+    """A row a target, method and score: against all checkpoints that the method is to evaluate, scored or not."""
+    transfer, scored = (Rows(work.results, name).rows for name in ("transfer", "scores"))
+    read = with_metrics(map(to_json_dict, transfer), work.metrics)
+    found = []
+    for target in work.config.targets:
+        values = {}
+        for row in scored:
+            if row.target == target:
+                values.setdefault(row.score, {})[row.checkpoint] = row.value
+        if values:  # a score that no checkpoint has, such as LEEP without a head over classes, is shown without values
+            values = {**{score: {} for score in work.config.scores}, **values}
+        for method in dict.fromkeys(row.method for row in transfer if row.target == target):
+            expected = work.tuned_snapshots(target) if method == "finetune" else work.snapshots
+            tried = [row.checkpoint for row in transfer if (row.target, row.method) == (target, method)]
+            names = list(dict.fromkeys([*(snapshot.name for snapshot in expected), *tried]))
+            points = accuracy_by("checkpoint", read, target, method)
+            accuracies = [points[name].mean if name in points else math.nan for name in names]
+            for score, value in values.items():
+                given = [value.get(name, math.nan) for name in names]
+                found.append(ranking_row(target, method, score, given, accuracies, work.metric(target)))
+    return found
 
 
 STAGES = {

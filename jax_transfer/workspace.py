@@ -24,6 +24,7 @@ from jax_transfer.logs import log
 from jax_transfer.models import Net
 from jax_transfer.models.trajectory import Trajectory, abstract, evaluated_epochs
 from jax_transfer.records import Features, InputError, Pretraining, ScoreRow, Snapshot, TransferRow
+from jax_transfer.training.objectives import HAS_HEAD
 
 
 class Workspace:
@@ -50,6 +51,15 @@ class Workspace:
             fit, held_out = stratified_split(train.labels)
             return subset(train, fit if split == "fit" else held_out)
         return load_source(dataset, split, seed=self.config.seed, on_corrupt=self.config.data.on_corrupt)
+
+    def metric(self, target: str) -> str:
+        """Returns what counts on a target, a key of `records.METRICS`: as the config says, else as the field reports it."""
+        return self.config.metrics.get(target) or self.source(target, "train").metric
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The metric of each target."""
+        return {target: self.metric(target) for target in self.config.targets}
 
     def _feed(self, dataset: str, split: str, everywhere: bool = False) -> Feed:
         """`everywhere`: on the devices of all processes, which must then all ask for it."""
@@ -92,7 +102,7 @@ class Workspace:
         models = [[model] if len(self.models) > 1 else [] for model in self.models]
         sources = [[short[source]] if len(self.sources) > 1 else [] for source in self.sources]
         return [
-            Pretraining(model, source, "/".join(a + b))
+            Pretraining(model, source, "/".join(a + b), HAS_HEAD[self.config.pretrain.objective])
             for model, a in zip(self.models, models, strict=True)
             for source, b in zip(self.sources, sources, strict=True)
         ]
@@ -131,8 +141,11 @@ class Workspace:
         return trajectory
 
     def close(self) -> None:
+        """Closes the trajectories, and lets go of the data: a closed workspace holds neither sources nor feeds."""
         for trajectory in self._opened:
             trajectory.close()
+        for kept in (self.source, self.source_net, self.trajectory, self.forward, self.feed, self.model):
+            kept.cache_clear()
 
     def _model(self, snapshot: Snapshot) -> dict:
         """{"params", "stats"} of a checkpoint, on every device."""

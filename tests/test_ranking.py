@@ -196,4 +196,5 @@ def test_ranking_row_holds_each_metric():
         4,
         *kendall_interval(scores, accuracies),
         regret(scores, accuracies),
+        4,
     )

@@ -16,6 +16,7 @@ import rich.console
 from jax_transfer import records
 from jax_transfer.records import InputError
 from jax_transfer.report import explain, figures, page, style, tables
+from jax_transfer.report.best import Point, best_checkpoints, summary_table
 
 EPOCHS = (0, 1, 2, 3, 5, 10, 20, 40, 60, 100, 150, 200)
 TARGETS = ("tfds:mnist?per_class=100", "folder:/photos/birds")
@@ -70,7 +71,21 @@ def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list
                 results["scores"].append(records.ScoreRow(str(e), e, target, score, value, 0.5, 0.01, 300.0))
             for method in means:
                 row = records.RankingRow(
-                    target, method, score, 0.71, 0.52, 0.6, 1.0, 1.0, 0.99, 1.0, len(epochs), 0.1, 0.8, 0.01
+                    target,
+                    method,
+                    score,
+                    0.71,
+                    0.52,
+                    0.6,
+                    1.0,
+                    1.0,
+                    0.99,
+                    1.0,
+                    len(epochs),
+                    0.1,
+                    0.8,
+                    0.01,
+                    len(epochs),
                 )
                 results["ranking"].append(row)
     return {name: [records.to_json_dict(row) for row in rows] for name, rows in results.items()}
@@ -143,7 +158,7 @@ def transfer_row(epoch, accuracy, seed=0, method="probe", target="a"):
 def test_best_epoch_is_that_of_the_highest_mean_over_seeds():
     rows = [transfer_row(1, 0.9, 0), transfer_row(1, 0.5, 1), transfer_row(2, 0.8, 0), transfer_row(2, 0.7, 1)]
     rows += [transfer_row(10, 0.6, 0), transfer_row(10, 0.7, 1)]
-    (best,) = tables.best_checkpoints(rows[::-1])  # the order of rows does not matter
+    (best,) = best_checkpoints(rows[::-1])  # the order of rows does not matter
     assert (best["best_epoch"], best["last_epoch"], best["num_seeds"]) == (2, 10, 2)
     assert best["best_accuracy"] == pytest.approx(0.75)
     assert best["last_accuracy"] == pytest.approx(0.65)
@@ -155,18 +170,18 @@ def test_of_equal_accuracies_the_earliest_epoch_is_best():
     # The means differ in the last bit: (0.1 + 0.2) / 2 and 0.15.
     rows = [transfer_row(3, 0.15, s) for s in (0, 1)] + [transfer_row(20, 0.1, 0), transfer_row(20, 0.2, 1)]
     rows += [transfer_row(10, 0.3 / 2, 0), transfer_row(10, 0.15, 1), transfer_row(1, 0.1)]
-    assert tables.best_checkpoints(rows)[0]["best_epoch"] == 3
+    assert best_checkpoints(rows)[0]["best_epoch"] == 3
 
 
 def test_best_checkpoints_skip_nan_and_name_incomplete_epochs():
     rows = [transfer_row(1, 0.5, 0), transfer_row(1, 0.5, 1), transfer_row(2, 0.4, 0), transfer_row(3, math.nan)]
-    (best,) = tables.best_checkpoints(rows)
+    (best,) = best_checkpoints(rows)
     assert (best["best_epoch"], best["last_epoch"], best["incomplete_epochs"]) == (1, 2, [2])
 
 
 def test_best_checkpoints_keep_targets_and_methods_apart(full):
     _, results, _ = full
-    best = tables.best_checkpoints(results["transfer"])
+    best = best_checkpoints(results["transfer"])
     assert [(row["target"], row["method"]) for row in best] == [(t, m) for t in TARGETS for m in tables.METHODS]
     assert best[0]["best_epoch"] in (3, 5, 10) and best[0]["gain"] > 0.05
 
@@ -229,9 +244,7 @@ def test_targets_that_would_share_a_name_keep_their_full_ones():
 
 def test_summary_table_prints_names_with_brackets_as_they_are():
     console = rich.console.Console(width=200, record=True, file=io.StringIO())
-    console.print(
-        tables.summary_table([transfer_row(5, 0.9647, target="[red]x"), transfer_row(9, 0.8, target="[red]x")])
-    )
+    console.print(summary_table([transfer_row(5, 0.9647, target="[red]x"), transfer_row(9, 0.8, target="[red]x")]))
     text = console.export_text()
     assert "[red]x" in text and "96.47" in text and "FE" in text and "16.47" in text
 
@@ -263,7 +276,7 @@ def test_ids_are_unique_and_references_resolve(full):
 
 def test_page_opens_with_the_answer(full):
     _, results, text = full
-    best = tables.best_checkpoints(results["transfer"])[0]
+    best = best_checkpoints(results["transfer"])[0]
     opening = text[: text.index("<svg")]
     assert f"epoch {best['best_epoch']} is best with {100 * best['best_accuracy']:.2f}\N{NO-BREAK SPACE}%" in opening
     assert f"{100 * best['gain']:.2f} points above the last checkpoint" in opening
@@ -273,17 +286,17 @@ def test_page_opens_with_the_answer(full):
 def test_the_opening_counts_targets_and_doubts_what_seeds_do_not_bear_out():
     rows = [transfer_row(1, 0.9, 0, target=t) for t in "ab"] + [transfer_row(2, 0.8, 0, target=t) for t in "ab"]
     rows += [transfer_row(1, 0.80, 1, target="b"), transfer_row(2, 0.85, 1, target="b")]
-    text = page._overall(tables.best_checkpoints(rows))
+    text = page._overall(best_checkpoints(rows))
     assert text.endswith("on 2 of 2 targets (by up to 10.00 points; seeds differ by as much on 1).")
     rows = [transfer_row(1, 0.5, method="finetune"), transfer_row(2, 0.6, method="finetune")]
-    assert "no earlier checkpoint beats the last one on any of 1 target" in page._overall(tables.best_checkpoints(rows))
+    assert "no earlier checkpoint beats the last one on any of 1 target" in page._overall(best_checkpoints(rows))
 
 
 def test_a_gain_within_the_spread_of_seeds_is_called_unclear():
     rows = [transfer_row(1, 0.90, 0), transfer_row(1, 0.94, 1), transfer_row(2, 0.90, 0), transfer_row(2, 0.92, 1)]
-    assert "no clear gain" in page._sentence(tables.best_checkpoints(rows)[0])
+    assert "no clear gain" in page._sentence(best_checkpoints(rows)[0])
     rows = [transfer_row(1, 0.93, 0), transfer_row(1, 0.94, 1), transfer_row(2, 0.90, 0), transfer_row(2, 0.91, 1)]
-    assert "no clear gain" not in page._sentence(tables.best_checkpoints(rows)[0])
+    assert "no clear gain" not in page._sentence(best_checkpoints(rows)[0])
 
 
 def test_every_figure_is_a_well_formed_file_of_its_own(full):
@@ -367,7 +380,7 @@ def test_figures_without_values_are_input_errors():
 
 def test_methods_get_panels_of_their_own_only_where_ranges_differ():
     def points(*means):
-        return [tables.Point(epoch, mean, mean, mean, 1) for epoch, mean in enumerate(means)]
+        return [Point(epoch, mean, mean, mean, 1) for epoch, mean in enumerate(means)]
 
     near = {"probe": points(0.6, 0.8), "finetune": points(0.7, 0.9)}
     assert figures._panels(near) == [["probe", "finetune"]]
@@ -413,7 +426,7 @@ def test_the_story_says_which_component_each_protocol_follows(full):
     (name, words), *_ = explain.story(results)
     assert name == "mnist (100 per class)"
     frozen, tuned = words.split(" FT accuracy ")
-    best = next(r for r in tables.best_checkpoints(results["transfer"]) if r["method"] == "probe")
+    best = next(r for r in best_checkpoints(results["transfer"]) if r["method"] == "probe")
     assert f"FE accuracy is highest at epoch {best['best_epoch']} ({tables.percent(best['best_accuracy'])})" in frozen
     assert f"{100 * best['gain']:.2f} points lower at the last epoch, 200" in frozen
     assert "follows the residual component" in tuned
@@ -433,7 +446,7 @@ def test_the_story_is_silent_without_accuracies_to_explain():
 def test_table_1_holds_the_best_frozen_epoch_and_the_last_one(full):
     _, results, text = full
     rows = [row for row in explain.table_1(results) if row["Target"] == "mnist (100 per class)"]
-    best = next(r for r in tables.best_checkpoints(results["transfer"]) if r["method"] == "probe")["best_epoch"]
+    best = next(r for r in best_checkpoints(results["transfer"]) if r["method"] == "probe")["best_epoch"]
     assert [(row["Task"], row["Epoch"]) for row in rows] == [(t, e) for t in ("FE", "FT") for e in (best, 200)]
     assert rows[1]["Probe, main"] == tables.percent(0.9 - 0.06 * math.log(201))
     assert rows[1]["Rank of main"] in ("30 of 128", "31 of 128")

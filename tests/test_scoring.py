@@ -139,14 +139,15 @@ def test_a_checkpoint_with_broken_features_fails_alone_and_is_tried_again(tmp_pa
         assert failed and all(row[column] is None and "hold 2 values that are NaN" in row["error"] for row in failed)
         others = [row for row in rows if row["checkpoint"] != broken.name]
         assert others and all(math.isfinite(row[column]) and not row["error"] for row in others)
-    assert {row["num_checkpoints"] for row in results["ranking"]} == {1}
+    assert {(row["num_scored"], row["num_checkpoints"]) for row in results["ranking"]} == {(1, 2)}
+    assert all(row["kendall"] is None and row["recall@1"] is None for row in results["ranking"])
     page = (tmp_path / "report/index.html").read_text()
     assert "What failed" in page and "train features [160, 64] hold 2 values" in page
     path.write_bytes(whole)
     mended = run(config, tmp_path)
     assert not any(row["error"] for name in columns for row in mended[name])
     assert len(mended["spectral"]) == 2 * 3 and len(mended["similarity"]) == 2 * 2
-    assert {row["num_checkpoints"] for row in mended["ranking"]} == {2}
+    assert {(row["num_scored"], row["num_checkpoints"]) for row in mended["ranking"]} == {(2, 2)}
 
 
 def _key(work, snapshot):

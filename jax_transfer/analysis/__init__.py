@@ -63,6 +63,7 @@ SCORES = {
     "mi_pca_alpha_0.5": _mutual_information(alpha=0.5, energy=0.8),
 }
 
+# Scores of the logits of a head over classes: they do not exist for a checkpoint without one.
 NEED_HEAD = ("leep", "nce")
 
 # Compiled for the number of dimensions that a checkpoint's features turn out to have, rather than for all there may be.
@@ -112,6 +113,7 @@ def why_undefined(name: str, features: Features, num_classes: int) -> str:
 
 __all__ = [
     "MIN_CHECKPOINTS",
+    "NEED_HEAD",
     "SCORES",
     "h_score",
     "h_score_shrunk",

@@ -110,8 +110,17 @@ def kendall_interval(
     return float(low), float(high)
 
 
-def ranking_row(target: str, method: str, score: str, scores: ArrayLike, accuracies: ArrayLike) -> RankingRow:
-    """The row of `results/ranking.jsonl`: how well `score` predicts the accuracies of `method` on `target`."""
+def ranking_row(
+    target: str, method: str, score: str, scores: ArrayLike, accuracies: ArrayLike, metric: str = "accuracy"
+) -> RankingRow:
+    """Returns the row of `results/ranking.jsonl`: how well `score` predicts the accuracies of `method` on `target`.
+
+    Args:
+      scores, accuracies: [k], of all checkpoints of the study; NaN (or None) where a checkpoint has none. A list with gaps
+        has neither correlations nor Recall@k, Rel@k and regret, which are against all checkpoints: they are NaN.
+      metric: what the accuracies are, a key of `records.METRICS`.
+    """
+    scores, accuracies = _pair(scores, accuracies)
     low, high = kendall_interval(scores, accuracies)
     return RankingRow(
         target=target,
@@ -128,6 +137,8 @@ def ranking_row(target: str, method: str, score: str, scores: ArrayLike, accurac
         kendall_low=low,
         kendall_high=high,
         regret=regret(scores, accuracies),
+        num_scored=int(np.sum(np.isfinite(scores) & np.isfinite(accuracies))),
+        metric=metric,
     )
 
 

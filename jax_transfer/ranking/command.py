@@ -62,7 +62,7 @@ def check(config: ConfigDict) -> None:
         )
     choose(dict.fromkeys(ON_CORRUPT), config.on_corrupt, "value of config.on_corrupt")
     if config.metric is not None:
-        choose(dict.fromkeys(METRICS), config.metric, "metric (config.metric)")
+        choose(METRICS, config.metric, "metric (config.metric)")
     for score in config.scores:
         choose(SCORES, score, "score (config.scores)")
     Preprocessing.from_json({"image_size": 224, **_replaced(config)})

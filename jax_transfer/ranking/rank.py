@@ -80,7 +80,7 @@ def rank(
     candidates = list_candidates(checkpoints, model)
     sources = [load_source(target, split, seed, on_corrupt) for split in ("train", "test")]
     metric = metric or sources[0].metric
-    choose(dict.fromkeys(METRICS), metric, "metric (metric)")
+    choose(METRICS, metric, "metric (metric)")
     images = _Target(sources, metric, batch_size, workdir)
     if len(images.classes) < 2:
         raise InputError(f"{target} has a single class ({images.classes[0]!r}): at least two are needed.")

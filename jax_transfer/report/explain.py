@@ -11,11 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jax_transfer.analysis import MIN_CHECKPOINTS, kendall
-from jax_transfer.records import InputError
-from jax_transfer.report import tables
+from jax_transfer.records import METRICS, InputError
+from jax_transfer.report import best, tables
+from jax_transfer.report.best import Point, source_of, sources_of, value
 from jax_transfer.report.figures import Drawing, from_source
 from jax_transfer.report.style import BLUE, GREY, ORANGE, STYLE, WIDTH, cut, epoch_axis, legend_above, percent_axis
-from jax_transfer.report.tables import Row, is_number, percent, source_of, sources_of
+from jax_transfer.report.tables import Row, is_number, percent
 
 # Stage of a features' model -> what the papers call it, and how a title says it.
 STAGES = {"pretrained": ("FE", "before fine-tuning"), "finetuned": ("FT", "after fine-tuning")}
@@ -33,7 +34,7 @@ def _select(rows: Sequence[Row], target: str, stage: str, source: str | None = N
 def _accuracies(rows: Sequence[Row], target: str, stage: str, source: str, component: str) -> dict[int, float]:
     """epoch -> accuracy of the probe on a component."""
     found = _select(rows, target, stage, source)
-    return {r["epoch"]: r["accuracy"] for r in found if r["component"] == component and is_number(r["accuracy"])}
+    return {r["epoch"]: value(r) for r in found if r["component"] == component and is_number(value(r))}
 
 
 @matplotlib.rc_context(STYLE)
@@ -55,7 +56,7 @@ def component_curves(spectral_rows: Sequence[Row], target: str, source: str = ""
             values = [100 * accuracy for accuracy in points.values()]
             axes.plot(list(points), values, color=color, marker=marker, label=label, clip_on=False)
             epochs |= set(points)
-        percent_axis(axes, f"{STAGES[stage][0]} accuracy (%)")
+        percent_axis(axes, best.axis_label(best.metric_of(spectral_rows, target), STAGES[stage][0]))
     legend_above(all_axes[0], columns=3)
     epoch_axis(all_axes[-1], sorted(epochs))
     figure.align_ylabels(all_axes)
@@ -179,10 +180,31 @@ def _draw(results: Results) -> Iterator[Drawing]:
 FIGURES = {"Why it transfers: components, spectra, neighbourhoods": (("spectral",), _draw)}
 
 
+def _method_points(results: Results, target: str, method: str, source: str) -> dict[int, Point]:
+    """epoch -> accuracy of an evaluation protocol."""
+    own = [row for row in results.get("transfer", []) if source_of(row) == source]
+    return best.accuracy_by("epoch", own, target, method)
+
+
 def _method_accuracies(results: Results, target: str, method: str, source: str) -> dict[int, float]:
     """epoch -> accuracy of an evaluation protocol, mean over seeds."""
-    own = [row for row in results.get("transfer", []) if source_of(row) == source]
-    return {epoch: point.mean for epoch, point in tables.accuracy_by("epoch", own, target, method).items()}
+    return _means(_method_points(results, target, method, source))
+
+
+def _means(points: dict[int, Point]) -> dict[int, float]:
+    return {epoch: point.mean for epoch, point in points.items()}
+
+
+def shown_epochs(results: Results, target: str, source: str) -> list[int]:
+    """Returns the epochs that Table 1 and Figure 4 show: the best one as a frozen feature extractor, and the last one.
+
+    Where the stage probe has not run, the best one is that of the probe on all features.
+    """
+    points = list(_method_points(results, target, "probe", source).values())
+    if not points:
+        full = _accuracies(results.get("spectral", []), target, "pretrained", source, "full")
+        points = [Point(epoch, accuracy, accuracy, accuracy, 1) for epoch, accuracy in full.items()]
+    return sorted({best.best_point(points).epoch, max(point.epoch for point in points)}) if points else []
 
 
 def _groups(results: Results) -> Iterator[tuple[str, str]]:
@@ -194,22 +216,24 @@ def table_1(results: Results) -> list[Row]:
     """Table 1 for each target and source: the checkpoint that is best for FE and the last one. Column title -> text."""
     rows, found = results.get("spectral", []), []
     names, several = tables.target_names(row["target"] for row in rows), len(sources_of(rows)) > 1
+    metrics = {target: best.metric_of(rows, target) for target in names}
+    title = best.heading(metrics.values())
     trained = {row["checkpoint"]: row["test_accuracy"] for row in results.get("pretrain", [])}
     for target, source in _groups(results):
         parts = {(s, c): _accuracies(rows, target, s, source, c) for s in STAGES for c in COMPONENTS}
-        frozen = _method_accuracies(results, target, "probe", source) or parts["pretrained", "full"]
+        shown = set(shown_epochs(results, target, source))
         for stage, (task, _) in STAGES.items():
             accuracy = _method_accuracies(results, target, METHOD_OF[stage], source)
             ranks = {(row["epoch"], row["component"]): row["rank"] for row in _select(rows, target, stage, source)}
-            chosen = {max(frozen, key=frozen.get), max(frozen)} if frozen else set()
-            for epoch in sorted(chosen & set(parts[stage, "main"])):
+            for epoch in sorted(shown & set(parts[stage, "main"])):
                 found.append({
                     "Target": names[target],
                     **({"Source": source} if several else {}),
                     "Task": task,
+                    **best.metric_cell(metrics.values(), metrics[target]),
                     "Epoch": epoch,
                     "Source accuracy": percent(trained.get(f"{source}/{epoch}" if source else str(epoch))),
-                    "Accuracy": percent(accuracy.get(epoch)),
+                    title: percent(accuracy.get(epoch)),
                     **{f"Probe, {name}": percent(parts[stage, c].get(epoch)) for c, (_, _, name) in COMPONENTS.items()},
                     "Rank of main": f"{ranks[epoch, 'main']:.0f} of {ranks[epoch, 'full']:.0f}",
                 })  # fmt: skip
@@ -221,26 +245,28 @@ def story(results: Results) -> Iterator[tuple[str, str]]:
     rows = results.get("spectral", [])
     names = tables.target_names(row["target"] for row in rows)
     for target, source in _groups(results):
-        sentences = []
-        for stage, words in (("pretrained", "FE accuracy"), ("finetuned", "FT accuracy")):
-            accuracy = _method_accuracies(results, target, METHOD_OF[stage], source)
+        sentences, metric = [], METRICS[best.metric_of(rows, target)]
+        for stage, (task, _) in STAGES.items():
+            points = _method_points(results, target, METHOD_OF[stage], source)
             # What a checkpoint brings along is in its features before fine-tuning, also for FT.
             parts = {c: _accuracies(rows, target, "pretrained", source, c) for c in ("main", "residual")}
-            epochs = sorted(set(accuracy) & set(parts["main"]) & set(parts["residual"]))
+            epochs = sorted(set(points) & set(parts["main"]) & set(parts["residual"]))
             if len(epochs) < 3:
                 continue
-            sentences.append(_follows(words, epochs, accuracy, parts))
+            sentences.append(_follows(f"{task} {metric}", epochs, points, parts))
         if sentences:
             yield names[target] + from_source(source), " ".join(sentences)
 
 
-def _follows(words: str, epochs: list[int], accuracy: dict, parts: dict) -> str:
-    best, last = max(epochs, key=accuracy.get), epochs[-1]
+def _follows(words: str, epochs: list[int], points: dict[int, Point], parts: dict) -> str:
+    """What the accuracies of a protocol have to do with the components of `epochs`, which all have both."""
+    highest, last, accuracy = best.best_point(points.values()).epoch, max(points), _means(points)
     taus = {c: kendall([part[e] for e in epochs], [accuracy[e] for e in epochs]) for c, part in parts.items()}
-    said = f"{words} is highest at epoch {best} ({percent(accuracy[best])})"
-    if best != last:
-        change = {c: 100 * (part[last] - part[best]) for c, part in parts.items()}
-        said += f" and {100 * (accuracy[best] - accuracy[last]):.2f} points lower at the last epoch, {last}"
+    said = f"{words} is highest at epoch {highest} ({percent(accuracy[highest])})"
+    if highest != last:
+        said += f" and {100 * (accuracy[highest] - accuracy[last]):.2f} points lower at the last epoch, {last}"
+    if highest != last and {highest, last} <= set(epochs):
+        change = {c: 100 * (part[last] - part[highest]) for c, part in parts.items()}
         said += f"; from the one to the other a probe on the main component changes by {change['main']:+.2f} points"
         said += f" and one on the residual by {change['residual']:+.2f}"
     told = {c: f"Kendall's \N{GREEK SMALL LETTER TAU} {tau:.2f}" for c, tau in taus.items() if is_number(tau)}
@@ -263,17 +289,20 @@ def paper_rows(results: Results, paper: Sequence[Row]) -> list[Row]:
     Args:
       paper: `config.paper`: {"target": ..., "epoch": ours, "what": a key of `_lookups`, "accuracy": theirs, "where": ...}.
     """
-    names = tables.target_names(row["target"] for row in results.get("transfer", []))
+    rows = results.get("transfer", [])
+    names = tables.target_names(row["target"] for row in rows)
+    metrics = [best.metric_of(rows, entry["target"]) for entry in paper]
     return [
         {
             "Target": names.get(entry["target"], tables.short_target(entry["target"])) if entry["target"] else "source",
             "What": entry["what"],
+            **best.metric_cell([*metrics, best.DEFAULT], metric),
             "In the paper": entry["where"],
             "Paper": percent(entry["accuracy"]),
             "Ours, epoch": entry["epoch"],
             "Ours": percent(_ours(results, entry["target"], entry["what"], entry["epoch"])),
         }
-        for entry in paper
+        for entry, metric in zip(paper, metrics, strict=True)
     ]
 
 

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from jax_transfer.analysis import MIN_CHECKPOINTS
-from jax_transfer.records import InputError
-from jax_transfer.report import tables
+from jax_transfer.records import METRICS, InputError
+from jax_transfer.report import best, tables
+from jax_transfer.report.best import Point, source_of, sources_of
 from jax_transfer.report.style import (
     BLUE,
     GREY,
@@ -32,7 +33,7 @@ from jax_transfer.report.style import (
     percent_axis,
     place_labels,
 )
-from jax_transfer.report.tables import Point, Row, is_number, source_of, sources_of
+from jax_transfer.report.tables import Row, is_number
 
 MANY_POINTS = 30  # on a curve: from there on markers would hide the line and its band
 SOURCE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -53,19 +54,19 @@ def _style_of(method: str, others: Sequence[str]) -> tuple[str, str]:
 
 
 def _plot_points(axes: matplotlib.axes.Axes, points: Sequence[Point], style: tuple[str, str], label: str) -> None:
-    """A line through the means, a band from the lowest to the highest seed, and a star at the (first) best point."""
+    """A line through the means, a band from the lowest to the highest seed, and a star at the best point."""
     color, marker = style
     epochs, means = [p.epoch for p in points], [100 * p.mean for p in points]
-    best = max(points, key=lambda point: point.mean)
+    highest = best.best_point(points)
     if any(p.num_seeds > 1 for p in points):
         lows, highs = [100 * p.low for p in points], [100 * p.high for p in points]
         axes.fill_between(epochs, lows, highs, color=color, alpha=0.2, linewidth=0)
-    text = f"{label}, best {tables.percent(best.mean)} at epoch {best.epoch}"
+    text = f"{label}, best {tables.percent(highest.mean)} at epoch {highest.epoch}"
     marker = marker if len(points) <= MANY_POINTS else ""
     axes.plot(epochs, means, color=color, marker=marker, label=text, clip_on=False)
     star = {"marker": "*", "markersize": 11, "markeredgecolor": "white", "markeredgewidth": 0.6}
-    axes.plot([best.epoch], [100 * best.mean], color=color, linestyle="none", clip_on=False, zorder=5, **star)
-    axes.axvline(best.epoch, color=color, linewidth=0.7, linestyle=":", zorder=0)
+    axes.plot([highest.epoch], [100 * highest.mean], color=color, linestyle="none", clip_on=False, zorder=5, **star)
+    axes.axvline(highest.epoch, color=color, linewidth=0.7, linestyle=":", zorder=0)
 
 
 def _panels(series: Mapping[str, Sequence[Point]]) -> list[list[str]]:
@@ -85,7 +86,7 @@ def _panels(series: Mapping[str, Sequence[Point]]) -> list[list[str]]:
 def transfer_curves(
     pretrain_rows: Sequence[Row], transfer_rows: Sequence[Row], target: str, source: str = ""
 ) -> Figure:
-    """Accuracy (%) on a target against pre-training epoch, FE and FT, with the source accuracy below for comparison.
+    """Accuracy (%), by the target's metric, against pre-training epoch, FE and FT, with the source accuracy below for comparison.
 
     Inadequately Pre-trained Models, Figures 1 to 3. The best epoch of each method has a star. `source` is that of the
     checkpoints drawn, where a study has several.
@@ -96,8 +97,8 @@ def transfer_curves(
     transfer_rows, pretrain_rows = (
         [r for r in rows if source_of(r) == source] for rows in (transfer_rows, pretrain_rows)
     )
-    methods = tables.methods_of(transfer_rows, target)
-    series = {m: list(tables.accuracy_by("epoch", transfer_rows, target, m).values()) for m in methods}
+    methods = best.methods_of(transfer_rows, target)
+    series = {m: list(best.accuracy_by("epoch", transfer_rows, target, m).values()) for m in methods}
     series = {method: points for method, points in series.items() if points}
     if not series:
         raise InputError(f"results/transfer.jsonl has no accuracy for target {target!r}; run stage probe or finetune.")
@@ -112,7 +113,7 @@ def transfer_curves(
         for method in panel:
             label = cut(tables.method_name(method), 14)
             _plot_points(axes, series[method], _style_of(method, others), label)
-        percent_axis(axes, "Accuracy (%)")
+        percent_axis(axes, best.axis_label(best.metric_of(transfer_rows, target)))
         legend_above(axes)
     if accuracies:
         all_axes[-1].plot(
@@ -169,7 +170,7 @@ def source_accuracy(pretrain_rows: Sequence[Row], source: str = "") -> Figure:
 
 def _score_points(score_rows, transfer_rows, target: str, score: str, method: str) -> list[tuple[float, Point, str]]:
     """(score, accuracy, source) of the checkpoints that have both, by epoch."""
-    accuracies = tables.accuracy_by("checkpoint", transfer_rows, target, method)
+    accuracies = best.accuracy_by("checkpoint", transfer_rows, target, method)
     rows = [row for row in score_rows if row["target"] == target and row["score"] == score and is_number(row["value"])]
     points = [(r["value"], accuracies[r["checkpoint"]], source_of(r)) for r in rows if r["checkpoint"] in accuracies]
     return sorted(points, key=lambda pair: pair[1].epoch)
@@ -229,7 +230,7 @@ def score_against_accuracy(
     name, label = tables.score_name(score), tables.method_name(method)
     axes.set_xlabel(cut(name, 30))
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
-    axes.set_ylabel(f"{cut(label, 14)} accuracy (%)")
+    axes.set_ylabel(best.axis_label(best.metric_of(transfer_rows, target), cut(label, 14)))
     axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
     figure.suptitle(_correlations(ranking_rows, target, score, method, len(points)))
     return figure
@@ -240,10 +241,12 @@ def _correlations(ranking_rows: Sequence[Row], target: str, score: str, method: 
     key = (target, score, method)
     row = next((row for row in ranking_rows if (row["target"], row["score"], row["method"]) == key), {})
     tau, r = (f"{row[k]:.2f}" if is_number(row.get(k)) else tables.EN_DASH for k in ("kendall", "pearson"))
-    num_checkpoints = row.get("num_checkpoints", num_points)
+    num_checkpoints, num_scored = row.get("num_checkpoints", num_points), row.get("num_scored")
     ends = [row.get("kendall_low"), row.get("kendall_high")]
     interval = f" [{ends[0]:.2f}, {ends[1]:.2f}]" if all(map(is_number, ends)) else ""
     note = f"\n{num_checkpoints} checkpoints: too few to trust" if num_checkpoints < MIN_CHECKPOINTS else ""
+    if num_scored is not None and num_scored < num_checkpoints:
+        note = f"\n{num_scored} of {num_checkpoints} scored"
     return f"{cut(tables.short_target(target), 38)}\nKendall's τ = {tau}{interval}, Pearson's r = {r}{note}"
 
 
@@ -263,11 +266,11 @@ def _draw_source_accuracy(results: Results) -> Iterator[Drawing]:
 
 def _draw_transfer_curves(results: Results) -> Iterator[Drawing]:
     rows = results["transfer"]
-    best = tables.best_checkpoints(rows)
-    names = tables.target_names(row["target"] for row in best)
-    for target, source in dict.fromkeys((row["target"], row["source"]) for row in best):
+    found = best.best_checkpoints(rows)
+    names = tables.target_names(row["target"] for row in found)
+    for target, source, metric in dict.fromkeys((row["target"], row["source"], row["metric"]) for row in found):
         name = names[target] + from_source(source)
-        caption = f"{name}: accuracy against pre-training epoch. Stars and dotted lines: best epoch. Bands: all seeds."
+        caption = f"{name}: {METRICS[metric]} against pre-training epoch. Stars and dotted lines: best epoch. Bands: all seeds."
         figure = transfer_curves(results.get("pretrain", []), rows, target, source)
         yield Drawing("", f"transfer_curves-{name}", caption, figure)
 
@@ -277,11 +280,12 @@ def _draw_scores(results: Results) -> Iterator[Drawing]:
     pairs = dict.fromkeys((row["target"], row["score"]) for row in scores)
     names = tables.target_names(target for target, _ in pairs)
     for target, score in pairs:
-        for method in tables.methods_of(rows, target):
+        metric = METRICS[best.metric_of(rows, target)]
+        for method in best.methods_of(rows, target):
             if not _score_points(scores, rows, target, score, method):
                 continue  # the stages have not met at a checkpoint yet
             figure = score_against_accuracy(scores, rows, target, score, method, results.get("ranking", []))
-            caption = f"{tables.score_name(score)} against {tables.method_name(method)} accuracy, {names[target]}."
+            caption = f"{tables.score_name(score)} against {tables.method_name(method)} {metric}, {names[target]}."
             yield Drawing(names[target], f"score-{names[target]}-{score}-{method}", caption, figure)
 
 

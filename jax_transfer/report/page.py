@@ -5,8 +5,9 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from jax_transfer.records import InputError
+from jax_transfer.records import METRICS, InputError
 from jax_transfer.report import explain, figures, tables
+from jax_transfer.report.best import best_checkpoints, by_metric, summary_rows
 from jax_transfer.report.markup import escape, inline_svg, to_page
 from jax_transfer.report.style import to_svg
 from jax_transfer.report.tables import METHODS, Row, percent
@@ -44,20 +45,24 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
         raise InputError(f"Working directory {workdir} does not exist; give the --workdir of a study.")
     results = {path.stem: tables.read_rows(path) for path in sorted((workdir / "results").glob("*.jsonl"))}
     # In the order of the stages, then what this page does not know.
-    results = {name: results[name] for name in [*(n for n in STAGES if n in results), *(results.keys() - STAGES)]}
+    results = {
+        name: results[name] for name in [*(n for n in STAGES if n in results), *(n for n in results if n not in STAGES)]
+    }
     config, report = _read_config(workdir / "config.json"), workdir / "report"
     (report / "figures").mkdir(parents=True, exist_ok=True)
     for name, rows in results.items():
         tables.to_csv(rows, report / f"{name}.csv", tables.column_names(name, rows))
     title = tables.showable(config.get("name") or workdir.resolve().name)
+    read = by_metric(results)
     body = [
         *_head(title, config),
-        *_answer(results.get("transfer", [])),
-        *_paper(results, config.get("paper") or []),
-        *_why(results),
-        *_trust(results),
-        *_failures(results),
-        *_figure_sections(results, report / "figures"),
+        *_answer(read.get("transfer", [])),
+        *_targets(results.get("targets", [])),
+        *_paper(read, config.get("paper") or []),
+        *_why(read),
+        *_trust(read),
+        *_failures(read),
+        *_figure_sections(read, report / "figures"),
         *_tables(results),
         "<h2>Configuration</h2>",
         f"<pre>{escape(json.dumps(config, indent=2, ensure_ascii=False), keep_lines=True)}</pre>"
@@ -94,10 +99,11 @@ def _points(gain: float) -> str:
 
 
 def _sentence(row: Row) -> str:
-    """One method on one target in words; `row` is one of `tables.best_checkpoints`."""
+    """One method on one target in words; `row` is one of `best.best_checkpoints`."""
     words = METHODS[row["method"]][1] if row["method"] in METHODS else f"by {tables.method_name(row['method'])}"
     source = f"{tables.showable(row['source'])} " if row["source"] else ""
-    said = f"{words}, {source}epoch {row['best_epoch']} is best with {percent(row['best_accuracy'])}"
+    metric = "" if row["metric"] == "accuracy" else f" {METRICS[row['metric']]}"
+    said = f"{words}, {source}epoch {row['best_epoch']} is best with {percent(row['best_accuracy'])}{metric}"
     if row["num_checkpoints"] == 1:
         return f"{said} (the only checkpoint evaluated)."
     if row["best_epoch"] == row["last_epoch"]:
@@ -131,7 +137,7 @@ def _overall(best: Sequence[Row]) -> str:
 
 def _answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
     yield "<h2>Which checkpoint transfers best</h2>"
-    best = tables.best_checkpoints(transfer_rows)
+    best = best_checkpoints(transfer_rows)
     if not best:
         yield _not_run("transfer")
         return
@@ -147,13 +153,39 @@ def _answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
     yield "</ul>"
     if any(row["num_seeds"] == 1 for row in best):
         yield "<p>Where one seed was run, it is not known how far seeds differ: a small gain may be chance.</p>"
-    yield tables.to_html(tables.summary_rows(transfer_rows))
+    yield tables.to_html(summary_rows(transfer_rows))
+    several = any(row["metric"] == "mean_class_accuracy" for row in best)
+    mean_class = " Mean class accuracy: all classes count alike, however many test images each has." if several else ""
     yield (
         '<p class="quiet">FE: the backbone is frozen and a classifier is trained on its features. FT: the whole model is'
-        " fine-tuned. Accuracies are means over seeds; of equal ones the earliest epoch is named. Gain: best minus last"
-        " checkpoint. Seed spread: highest minus lowest accuracy over seeds, at the best or the last epoch. The best"
+        f" fine-tuned.{mean_class} Accuracies are means over seeds; of equal ones the earliest epoch is named. Gain: best"
+        " minus last checkpoint. Seed spread: highest minus lowest accuracy over seeds, at the best or the last epoch. The best"
         " epoch is chosen by the accuracy reported here, so small gains are optimistic.</p>"
     )
+
+
+def _targets(rows: Sequence[Row]) -> Iterator[str]:
+    """What was transferred to: sizes, classes, what counts, and what was noted of the data."""
+    if not rows:
+        return
+    names = tables.target_names(row["target"] for row in rows)
+    yield "<h2>Targets</h2>"
+    yield tables.to_html(
+        [
+            {
+                "Target": names[row["target"]],
+                "Training images": f"{row['num_train']:,}",
+                "Test images": f"{row['num_test']:,}",
+                "Metric": METRICS[row["metric"]],
+                "Classes": tables.class_list(row["class_names"], row["num_classes"]),
+            }
+            for row in rows
+        ]
+    )
+    notes = [(names[row["target"]], note) for row in rows for note in row["notes"]]
+    if notes:
+        items = "".join(f"<li><strong>{escape(name)}.</strong> {escape(note)}</li>" for name, note in notes)
+        yield f"<ul>{items}</ul>"
 
 
 def _paper(results: Mapping[str, Sequence[Row]], paper: Sequence[Row]) -> Iterator[str]:
@@ -173,8 +205,8 @@ def _why(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     yield "</ul>"
     yield tables.to_html(explain.table_1(results))
     yield (
-        '<p class="quiet">The checkpoint of highest FE accuracy and the last one. Accuracy: of the FE probe or of the'
-        " fine-tuned model. Probe: a softmax classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on"
+        '<p class="quiet">The checkpoint of highest FE accuracy and the last one. Accuracy (by the metric of the target): of'
+        " the FE probe or of the fine-tuned model. Probe: a softmax classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on"
         " their main component (the fewest singular directions of each batch that hold 80 % of the sum of its singular"
         " values) and on the residual.</p>"
     )

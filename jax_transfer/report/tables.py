@@ -1,4 +1,4 @@
-"""Result rows in, tables out: the best checkpoint per target, and any rows as CSV, HTML or a terminal table.
+"""Result rows in, text out: the names that readers see, and any rows as CSV or HTML.
 
 Rows are the dictionaries of `results/*.jsonl` (`records.to_json_dict`); accuracies are in [0, 1] there, and
 in percent wherever a reader sees them. A missing value (None or NaN) shows as an en dash.
@@ -13,12 +13,7 @@ import json
 import math
 import pathlib
 import re
-import statistics
 from collections.abc import Iterable, Sequence
-
-import rich.box
-from rich.table import Table
-from rich.text import Text
 
 from jax_transfer import records
 from jax_transfer.logs import log, older, write_atomically
@@ -58,17 +53,6 @@ SCORE_NAMES = {
 TARGET_OPTIONS = {"per_class": "{} per class", "fraction": "fraction {}", "imbalance": "imbalance {}"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One checkpoint's accuracy in [0, 1]: mean, lowest and highest over its seeds."""
-
-    epoch: int
-    mean: float
-    low: float
-    high: float
-    num_seeds: int
-
-
 def is_number(value) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
@@ -77,7 +61,8 @@ def read_rows(path: pathlib.Path) -> list[Row]:
     """The rows of a JSON-lines file, in order.
 
     A last line that a killed run left torn is dropped with a warning; NaN is read as a float. Rows that an older
-    version of jax_transfer computed are left out with a warning.
+    version of jax_transfer computed are left out with a warning. Columns that rows lack have the defaults of the file's
+    dataclass.
 
     Raises:
       InputError: if the file cannot be read, another line is not a JSON object, or a row of a file known to
@@ -87,6 +72,8 @@ def read_rows(path: pathlib.Path) -> list[Row]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a JSON-lines file.") from error
+    fields = dataclasses.fields(records.ROWS[path.stem][0]) if path.stem in records.ROWS else ()
+    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
     rows, num_older = [], 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -98,14 +85,14 @@ def read_rows(path: pathlib.Path) -> list[Row]:
                 log.warning("%s: line %d is torn (a run was killed while writing it); dropped.", path, number)
                 break
             raise InputError(f"{path}: line {number} is not JSON ({error}); remove or mend that line.") from error
-        if path.stem in records.ROWS and isinstance(row, dict):
-            row.setdefault("version", 1)
-            if not records.is_current(path.stem, row, f"{path}: line {number}"):
-                num_older += 1
-                continue
-        missing = [name for name in column_names(path.stem, []) if not isinstance(row, dict) or name not in row]
-        if missing or not isinstance(row, dict):
-            raise InputError(f"{path}: line {number} lacks {', '.join(missing) or 'an object'}; rerun its stage.")
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: line {number} lacks an object; rerun its stage.")
+        if path.stem in records.ROWS and not records.is_current(path.stem, row, f"{path}: line {number}"):
+            num_older += 1
+            continue
+        row = {**row, **{name: value for name, value in defaults.items() if name not in row}}
+        if missing := [name for name in column_names(path.stem, []) if name not in row]:
+            raise InputError(f"{path}: line {number} lacks {', '.join(missing)}; rerun its stage.")
         rows.append(row)
     if num_older:
         _say_older(path, num_older)
@@ -152,129 +139,18 @@ def method_name(method: str) -> str:
     return METHODS[method][0] if method in METHODS else showable(method)
 
 
+def class_list(names: Sequence[str], num_classes: int, most: int = 5) -> str:
+    """How classes are shown: `10: cat, dog, ...`. names: at least the first `most` of them."""
+    return f"{num_classes:,}: {', '.join(map(showable, names[:most]))}{', ...' if num_classes > most else ''}"
+
+
 def score_name(score: str) -> str:
     return SCORE_NAMES.get(score, showable(score))
-
-
-def source_of(row: Row) -> str:
-    """The pre-training that a row's checkpoint comes from: "cifar10" of "cifar10/5", "" where a study has one only."""
-    return row["checkpoint"].rpartition("/")[0]
-
-
-def sources_of(rows: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(map(source_of, rows)))
-
-
-def methods_of(transfer_rows: Iterable[Row], target: str) -> list[str]:
-    """The methods that evaluated a target: those of `METHODS` in its order, then others by name."""
-    found = {row["method"] for row in transfer_rows if row["target"] == target}
-    return [method for method in METHODS if method in found] + sorted(found - set(METHODS))
-
-
-def accuracy_by(key: str, transfer_rows: Iterable[Row], target: str, method: str) -> dict:
-    """Value of column `key` ("epoch" or "checkpoint") -> `Point`, by ascending epoch; rows without numbers left out."""
-    groups = {}
-    for row in transfer_rows:
-        if row["target"] == target and row["method"] == method:
-            if is_number(row["epoch"]) and is_number(row["accuracy"]):
-                groups.setdefault((row["epoch"], row[key]), []).append(row["accuracy"])
-            elif not row.get("error"):  # a failure is listed on the page
-                log.warning("transfer of %s, %s: a row without epoch or accuracy left out.", target, method)
-    # Rounded: two means that differ in the last bit are a tie.
-    return {
-        name: Point(epoch, round(statistics.fmean(values), 12), min(values), max(values), len(values))
-        for (epoch, name), values in sorted(groups.items())
-    }
-
-
-def best_checkpoints(transfer_rows: Sequence[Row]) -> list[Row]:
-    """The best epoch per target, method and source, by accuracy averaged over seeds; of equal ones the earliest.
-
-    Returns:
-      A row per target, method and source: target, method, source ("" if there is one only), best_epoch, best_accuracy, last_epoch (the last one evaluated),
-      last_accuracy, gain (best minus last, in [0, 1]), seed_spread (highest minus lowest accuracy over seeds, at the
-      best or the last epoch, whichever is larger; None with one seed), num_seeds (the most at an epoch),
-      num_checkpoints, incomplete_epochs (those with fewer seeds), is_best_source (none has a higher best_accuracy). The best is chosen on the accuracies it is
-      reported with, so the gain is an optimistic estimate.
-    """
-    best_rows = []
-    by_source = {
-        source: [row for row in transfer_rows if source_of(row) == source] for source in sources_of(transfer_rows)
-    }
-    for target in dict.fromkeys(row["target"] for row in transfer_rows):
-        for method in methods_of(transfer_rows, target):
-            found = [
-                {"target": target, "method": method, "source": source, **_best_of(points)}
-                for source, rows in by_source.items()
-                if (points := list(accuracy_by("epoch", rows, target, method).values()))
-            ]
-            highest = max((row["best_accuracy"] for row in found), default=None)
-            best_rows += [{**row, "is_best_source": row["best_accuracy"] == highest} for row in found]
-    return best_rows
-
-
-def _best_of(points: Sequence[Point]) -> Row:
-    best, last = max(points, key=lambda point: point.mean), points[-1]  # max returns the first of equals
-    num_seeds = max(point.num_seeds for point in points)
-    return {
-        "best_epoch": best.epoch,
-        "best_accuracy": best.mean,
-        "last_epoch": last.epoch,
-        "last_accuracy": last.mean,
-        "gain": best.mean - last.mean,
-        "seed_spread": max(best.high - best.low, last.high - last.low) if num_seeds > 1 else None,
-        "num_seeds": num_seeds,
-        "num_checkpoints": len(points),
-        "incomplete_epochs": [point.epoch for point in points if point.num_seeds < num_seeds],
-    }
 
 
 def percent(accuracy, unit: str = "\N{NO-BREAK SPACE}%") -> str:
     """0.9647 -> `96.47 %`; an en dash for a missing value."""
     return f"{100 * accuracy:.2f}{unit}" if is_number(accuracy) else EN_DASH
-
-
-def summary_rows(transfer_rows: Sequence[Row]) -> list[Row]:
-    """`best_checkpoints` as a reader sees them: column title -> text or integer."""
-    names = target_names(row["target"] for row in transfer_rows)
-    several = len(sources_of(transfer_rows)) > 1
-    return [
-        {
-            "Target": names[row["target"]],
-            "Method": method_name(row["method"]),
-            **({"Source": _marked_source(row)} if several else {}),
-            "Best epoch": row["best_epoch"],
-            "Accuracy": percent(row["best_accuracy"]),
-            "Last epoch": row["last_epoch"],
-            "Its accuracy": percent(row["last_accuracy"]),
-            "Gain (points)": percent(row["gain"], unit=""),
-            "Seed spread (points)": percent(row["seed_spread"], unit=""),
-            "Seeds": row["num_seeds"],
-        }
-        for row in best_checkpoints(transfer_rows)
-    ]
-
-
-def _marked_source(row: Row) -> str:
-    return showable(row["source"]) + (" \N{BLACK STAR}" if row["is_best_source"] else "")
-
-
-def summary_table(transfer_rows: Sequence[Row]) -> Table:
-    """The best checkpoint per target for FE and for FT, 80 columns wide: `rich.print(summary_table(rows))`."""
-    table = Table(title="Best checkpoint per target", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    several = len(sources_of(transfer_rows)) > 1
-    for column in ("Target", "Method", *(("Source",) if several else ())):
-        table.add_column(column)
-    for column in ("Best\nepoch", "\n%", "Last\nepoch", "\n%", "Gain\npoints", "Seed\nspread"):
-        table.add_column(column, justify="right", no_wrap=True)
-    names = target_names(row["target"] for row in transfer_rows)
-    for row in best_checkpoints(transfer_rows):
-        cells = [names[row["target"]], method_name(row["method"]), *([_marked_source(row)] if several else [])]
-        cells += [str(row["best_epoch"]), percent(row["best_accuracy"], unit="")]
-        cells += [str(row["last_epoch"]), percent(row["last_accuracy"], unit="")]
-        cells += [percent(row["gain"], unit=""), percent(row["seed_spread"], unit="")]
-        table.add_row(*map(Text, cells))  # Text: brackets in a name are no markup
-    return table
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

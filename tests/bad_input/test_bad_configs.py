@@ -4,12 +4,14 @@ import copy
 import json
 import math
 import pathlib
+import pickle
 import string
 import sys
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from hostile import accepted_or_refused, examples
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -44,6 +46,7 @@ def study():
     config.preprocessing.image_size = 8
     config.pretrain.epochs, config.pretrain.batch_size = 2, 32
     config.overrides = {config.targets[0]: {"probe": {"epochs": 7}, "finetune": {"optimizer": {"momentum": 0.5}}}}
+    config.metrics = {config.targets[0]: "mean_class_accuracy"}
     config.paper = ({"target": "", "epoch": 1, "what": "source", "accuracy": 0.5, "where": "Table 1"},)
     return config
 
@@ -192,7 +195,12 @@ def test_any_value_in_any_field(kind, tmp_path):
         (path, value), config = pair, make()
         put(config, path, value)
         names = {path[-1], *path[-2:-1], value if isinstance(value, str) and value else path[-1]}
-        if path[0] in ("targets", "source", "overrides"):  # a data set that there is not is called by its own name
+        if path[0] in (
+            "targets",
+            "source",
+            "overrides",
+            "metrics",
+        ):  # a data set that there is not is called by its own name
             names |= {"data set", "TFDS", "folder", "embedded", "option", "config.targets"}
         accepted_or_refused(f"config: a value ({kind})", lambda: check(config, tmp_path), *names)
 
@@ -205,7 +213,7 @@ def test_missing_added_and_misspelt_fields(kind, tmp_path):
 
     @examples(60)
     @given(
-        st.sampled_from([path for path in FIELDS[kind] if path[0] != "overrides"]),
+        st.sampled_from([path for path in FIELDS[kind] if path[0] not in settings.BY_TARGET]),
         st.sampled_from(("missing", "added", "misspelt", "section")),
         st.text(string.ascii_letters + "é\n \ud800", min_size=1, max_size=9),
     )
@@ -262,6 +270,14 @@ ACCEPTED_BEFORE = [
     ("overrides", {"embedded:digits?train=200&test=64": {"prob": {"epochs": 3}}}),
     ("overrides", {"embedded:digits?train=200&test=64": {"probe": {"epochs": "3"}}}),
     ("overrides", {"embedded:digits?train=200&test=64": 5}),
+    ("overrides", {"folder:/data/v1.2/x": {"probe": {"epochs": 3}}}),
+    ("metrics", None),
+    ("metrics", ("accuracy",)),
+    ("metrics", {"embedded:digits?train=200&test=64": "top5"}),
+    ("metrics", {"embedded:digits?train=200&test=64": None}),
+    ("metrics", {"embedded:digits?train=200&test=64": {"probe": "accuracy"}}),
+    ("metrics", {"embedded:digits": "accuracy"}),
+    ("metrics", {"folder:/data/v1.2/x": "accuracy"}),
 ]
 
 
@@ -310,6 +326,80 @@ def test_any_flag_with_any_value():
         accepted_or_refused("command line: a flag", lambda: parse([f"--{flag}{tail}={value}"]))
 
     tried()
+
+
+# Names of targets as folders may have them.
+NAMES = st.one_of(
+    st.sampled_from(
+        ("v1.2/x", "..", "a.b.c", ".hidden", "1.5", "it's.here", 'a"b.c', "鸟类.v2", "a b.jpg", "x[0].y", "a=b.c")
+    ),
+    st.text("ab./ -_'\"[]{}=,:é鸟0", min_size=1, max_size=12),
+).map(lambda name: f"folder:/data/{name}")
+
+
+def by_target(target):
+    """A study of a target with fields of its own."""
+    overrides = {target: {"probe": {"epochs": 7}, "finetune": {"optimizer": {"momentum": 0.5}}}}
+    return overrides, {target: "mean_class_accuracy"}
+
+
+def assert_read(config, target):
+    """What a config says of a target arrives where it is used, and in config.json."""
+    overrides, metrics = by_target(target)
+    assert settings.probe_settings(config, target).epochs == 7
+    assert settings.finetune_settings(config, target).optimizer.momentum == 0.5
+    assert config.metrics.get(target) == "mean_class_accuracy" and target in config.metrics
+    written = json.loads(json.dumps(settings.to_json(config), ensure_ascii=False))
+    assert (written["overrides"], written["metrics"]) == (overrides, metrics)
+    assert not settings.differences(written, settings.to_json(config))
+
+
+def test_targets_whose_names_hold_dots_have_fields_of_their_own():
+    @examples(60)
+    @given(NAMES)
+    def tried(target):
+        overrides, metrics = by_target(target)
+        whole, one_by_one = study(), study()
+        for config in (whole, one_by_one):
+            config.overrides, config.metrics, config.targets = {}, {}, (target,)
+        whole.overrides, whole.metrics = overrides, metrics
+        one_by_one.overrides[target], one_by_one.metrics[target] = overrides[target], metrics[target]
+        copies = (copy.deepcopy(whole), whole.copy_and_resolve_references(), pickle.loads(pickle.dumps(whole)))
+        for config in (whole, one_by_one, *copies):
+            checks.check(config)
+            assert_read(config, target)
+
+    tried()
+
+
+@pytest.mark.usefixtures("in_repository")
+def test_such_targets_on_the_command_line():
+    @examples(40)
+    @given(NAMES)
+    def tried(target):
+        overrides, metrics = by_target(target)
+        fields = {"targets": (target,), "overrides": overrides, "metrics": metrics}
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)  # those of the run before
+        parse([f"--config.{name}={value!r}" for name, value in fields.items()])
+        assert_read(main._CONFIG.value, target)
+
+    tried()
+
+
+@pytest.mark.parametrize("field", settings.BY_TARGET)
+def test_a_field_of_another_target_lists_the_targets(field):
+    config = study()
+    put(config, (field,), {"folder:/data/v1.3/x": dict(zip(settings.BY_TARGET, ({}, "accuracy"), strict=True))[field]})
+    with pytest.raises(InputError, match=rf"config\.{field}.*v1\.3/x.*Valid: embedded:digits\?train=200&test=64"):
+        checks.check(config)
+
+
+def test_an_unknown_metric_lists_the_valid_ones():
+    config = study()
+    config.metrics = {config.targets[0]: "mean_class_acuracy"}
+    with pytest.raises(InputError, match=r"Did you mean 'mean_class_accuracy'.*Valid: accuracy, mean_class_accuracy"):
+        checks.check(config)
 
 
 @pytest.mark.usefixtures("in_repository")

@@ -8,3 +8,6 @@ encoder or a queue of keys elsewhere.
 from jax_transfer.training.objectives.supervised import supervised
 
 OBJECTIVES = {"supervised": supervised}
+
+# Whether the logits of what an objective trains are of the classes of the source; a contrastive projection's are not.
+HAS_HEAD = {"supervised": True}
