@@ -260,6 +260,7 @@ class TargetRow:
     num_train: int
     num_test: int
     notes: list[str]
+    version: int = VERSIONS["targets"]
 
 
 # Row fields that are no Python names: the files and tables say recall@1.
