@@ -8,6 +8,7 @@ import jax
 
 from jax_transfer import config as settings
 from jax_transfer.analysis import NEED_HEAD, score_all, score_gigaflops, why_undefined
+from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features import extract
 from jax_transfer.finetuning import finetuned
 from jax_transfer.logs import Rows, log
@@ -55,24 +56,27 @@ def _measured(work: Workspace, target: str, rows: Rows):
 def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: str, gflops: dict[int, float]):
     """Yields (snapshot, {value, seconds, gflops} or {error}): one compiled call for as many as the budget allows.
 
+    A score that learns is tested on the images that scores by fine-tuning are tested on.
+
     gflops: of checkpoints that are scored already, by feature dimension.
     """
-    num_classes = work.source(target, "train").num_classes
+    train = work.source(target, "train")
+    num_classes, held_out = train.num_classes, stratified_split(train.labels)[1]
     problems = {snapshot: work.problem(snapshot, target) for snapshot in snapshots}
     yield from ((snapshot, {"error": problem}) for snapshot, problem in problems.items() if problem)
     for group in work.groups([snapshot for snapshot in snapshots if not problems[snapshot]], target):
         stacked = work.stacked_features(group, target, "train")
         start = time.perf_counter()
-        values = score_all(name, stacked, num_classes)
+        values = score_all(name, stacked, num_classes, held_out)
         seconds = (time.perf_counter() - start) / len(group)
         dim = stacked.features.shape[-1]
         if dim not in gflops:
-            gflops[dim] = score_gigaflops(name, jax.tree.map(lambda x: x[0], stacked), num_classes)
+            gflops[dim] = score_gigaflops(name, jax.tree.map(lambda x: x[0], stacked), num_classes, held_out)
         for i, (snapshot, value) in enumerate(zip(group, values, strict=True)):
             measured = {"value": float(value), "seconds": seconds, "gflops": gflops[dim]}
             if not math.isfinite(value):
                 one = jax.tree.map(lambda x, i=i: x[i], stacked)
-                measured |= {"value": math.nan, "error": why_undefined(name, one, num_classes)}
+                measured |= {"value": math.nan, "error": why_undefined(name, one, num_classes, held_out)}
             yield snapshot, measured
 
 

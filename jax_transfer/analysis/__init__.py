@@ -1,7 +1,8 @@
 """Transferability scores: functions of features and labels, and how well they rank checkpoints.
 
-A score is called as SCORES[name](features: records.Features, num_classes: int) -> scalar, higher is better; under
-`jax.jit` num_classes is static, under `jax.vmap` the fields of Features are stacked over checkpoints.
+A score is called as SCORES[name](features: records.Features, num_classes: int, held_out=None) -> scalar, higher is better;
+under `jax.jit` num_classes is static, under `jax.vmap` the fields of Features are stacked over checkpoints. held_out: indices
+[m] of the samples on which a score that learns is tested, the same for all checkpoints; the others do not look at it.
 """
 
 import functools
@@ -9,14 +10,17 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from jax_transfer import flops
+from jax_transfer.analysis.arguments import as_count, as_features, as_held_out, as_labels
+from jax_transfer.analysis.embedding import tsne
 from jax_transfer.analysis.hscore import h_score, h_score_shrunk
 from jax_transfer.analysis.leep import leep, nce
 from jax_transfer.analysis.linear import linear_accuracy
 from jax_transfer.analysis.logme import logme
 from jax_transfer.analysis.mutual_information import mutual_information
-from jax_transfer.analysis.nleep import nleep, nleep_gigaflops
+from jax_transfer.analysis.nleep import Pca, nleep, nleep_gigaflops, pca
 from jax_transfer.analysis.ranking import (
     MIN_CHECKPOINTS,
     kendall,
@@ -28,39 +32,61 @@ from jax_transfer.analysis.ranking import (
     relative_accuracy_at_k,
     weighted_kendall,
 )
+from jax_transfer.analysis.spectral import (
+    Similarities,
+    SpectralComponents,
+    batched_spectral_components,
+    effective_rank,
+    main_rank,
+    similarities,
+    singular_values,
+    spectral_components,
+    spectral_decay,
+)
+from jax_transfer.analysis.split import stratified_fifth
 from jax_transfer.analysis.transrate import transrate
+from jax_transfer.choose import choose
 from jax_transfer.records import Features, InputError
 
 
-def _nce(features, num_classes):
+def _leep(features, num_classes, held_out=None):
+    return leep(jax.nn.softmax(as_features(features.logits, "logits", "n s")), features.labels, num_classes)
+
+
+def _nce(features, num_classes, held_out=None):
     """NCE at the argmax of the logits; NaN for logits that are NaN or inf, which have an argmax too."""
-    logits = features.logits
+    logits = as_features(features.logits, "logits", "n s")
     value = nce(jnp.argmax(logits, axis=-1), features.labels, logits.shape[-1], num_classes)
     return jnp.where(jnp.isfinite(jnp.max(logits)), value, jnp.nan)
 
 
-def _mutual_information(**static):
-    return lambda features, num_classes: mutual_information(features.features, features.labels, num_classes, **static)
+def _of_features(function):
+    return lambda features, num_classes, held_out=None: function(features.features, features.labels, num_classes)
 
 
-# name -> function(features: records.Features, num_classes) -> scalar: each takes from Features what its formula needs.
+def _learned(function, **static):
+    return lambda features, num_classes, held_out=None: function(
+        features.features, features.labels, num_classes, held_out=held_out, **static
+    )
+
+
+# name -> function(features: records.Features, num_classes, held_out=None) -> scalar: each takes from Features what its
+# formula needs.
 SCORES = {
-    "logme": lambda features, num_classes: logme(features.features, features.labels, num_classes),
-    "leep": lambda features, num_classes: leep(jax.nn.softmax(features.logits), features.labels, num_classes),
+    "logme": _of_features(logme),
+    "leep": _leep,
     "nce": _nce,
-    "nleep": lambda features, num_classes: nleep(features.features, features.labels, num_classes),
-    "h_score": lambda features, num_classes: h_score(features.features, features.labels, num_classes),
-    "h_score_shrunk": lambda features, num_classes: h_score_shrunk(features.features, features.labels, num_classes),
-    "transrate": lambda features, num_classes: transrate(features.features, features.labels, num_classes),
-    "linear_1": lambda features, num_classes: linear_accuracy(features.features, features.labels, num_classes),
-    "linear_5": lambda features, num_classes: linear_accuracy(features.features, features.labels, num_classes, 5),
-    "linear_converged": lambda features, num_classes: linear_accuracy(
-        features.features, features.labels, num_classes, None
-    ),
-    "mi_alpha_0.01": _mutual_information(alpha=0.01, energy=None),
-    "mi_alpha_0.5": _mutual_information(alpha=0.5, energy=None),
-    "mi_pca_alpha_0.01": _mutual_information(alpha=0.01, energy=0.8),
-    "mi_pca_alpha_0.5": _mutual_information(alpha=0.5, energy=0.8),
+    "nleep": _of_features(nleep),
+    "h_score": _of_features(h_score),
+    "h_score_shrunk": _of_features(h_score_shrunk),
+    "transrate": _of_features(transrate),
+    "linear_1": _learned(linear_accuracy, epochs=1),
+    "linear_5": _learned(linear_accuracy, epochs=5),
+    "linear_converged": _learned(linear_accuracy, epochs=None),
+    "mi_alpha_0.01": _learned(mutual_information, alpha=0.01, energy=None),
+    "mi_alpha_0.5": _learned(mutual_information, alpha=0.5, energy=None),
+    "mi_pca_alpha_0.01": _learned(mutual_information, alpha=0.01, energy=0.8),
+    "mi_pca_alpha_0.5": _learned(mutual_information, alpha=0.5, energy=0.8),
 }
 
 # Scores of the logits of a head over classes: they do not exist for a checkpoint without one.
@@ -70,42 +96,70 @@ NEED_HEAD = ("leep", "nce")
 _ONE_BY_ONE = ("nleep",)
 
 
-def score_all(name: str, features: Features, num_classes: int) -> np.ndarray:
+def score_all(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> np.ndarray:
     """SCORES[name] of k checkpoints at once.
 
     Args:
       features: its fields stacked: features [k, n, d], logits [k, n, s], labels [k, n].
+      held_out: indices of the samples on which a score that learns is tested; None: as that score chooses. Give it where
+        the checkpoints' labels are not the same, or where other results are to be of the same samples.
 
     Returns:
       Values [k]; NaN where the score is undefined, see `why_undefined`.
+
+    Raises:
+      InputError: for a name that SCORES does not have, and arguments of the wrong type, shape or range.
     """
+    choose(SCORES, name, "score (name)")
+    features, num_classes, held_out = _checked(features, num_classes, held_out)
     if name not in _ONE_BY_ONE:
-        return np.asarray(_compiled(name, num_classes)(features))
+        try:
+            return np.asarray(_compiled(name, num_classes)(features, held_out))
+        except InputError:  # too few samples, for all of them; `why_undefined` gives its text
+            return np.full(len(features.labels), np.nan)
     values = []
     for i in range(len(features.labels)):
         try:
-            values.append(float(SCORES[name](jax.tree.map(lambda x, i=i: x[i], features), num_classes)))
-        except InputError:  # the others have values; `why_undefined` gives its text
+            values.append(float(SCORES[name](jax.tree.map(lambda x, i=i: x[i], features), num_classes, held_out)))
+        except InputError:  # the others have values
             values.append(float("nan"))
     return np.array(values)
 
 
+def _checked(features, num_classes, held_out):
+    """The arguments of `score_all`, with values of labels and indices that the compiled program cannot raise for."""
+    num_classes = as_count(num_classes)
+    x, logits = as_features(features.features, "features", "k n d"), as_features(features.logits, "logits", "k n s")
+    (k, n), labels = x.shape[:2], features.labels
+    if logits.shape[:2] != (k, n) or len(labels) != k:
+        raise InputError(
+            f"features {list(x.shape)}, logits {list(logits.shape)} and labels of {len(labels)} checkpoints do not match: "
+            "expected [k, n, d], [k, n, s] and [k, n]."
+        )
+    labels = jnp.stack([as_labels(one, num_classes, n, "labels") for one in labels])
+    held_out = None if held_out is None else as_held_out(held_out, n)
+    return Features(x, logits, labels), num_classes, held_out
+
+
 @functools.cache
 def _compiled(name: str, num_classes: int):
-    return jax.jit(jax.vmap(lambda features: SCORES[name](features, num_classes)))
+    def score(features, held_out):
+        return SCORES[name](features, num_classes, held_out)
+
+    return jax.jit(jax.vmap(score, (0, None)))
 
 
-def score_gigaflops(name: str, features: Features, num_classes: int) -> float:
+def score_gigaflops(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> float:
     """Floating point operations / 1e9 of SCORES[name] of one checkpoint, without the forward pass."""
     if name == "nleep":
         return nleep_gigaflops(features.features, features.labels, num_classes)
-    return flops.gigaflops(lambda features: SCORES[name](features, num_classes), features)
+    return flops.gigaflops(lambda features: SCORES[name](features, num_classes, held_out), features)
 
 
-def why_undefined(name: str, features: Features, num_classes: int) -> str:
+def why_undefined(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> str:
     """Why SCORES[name] of one checkpoint has no finite value, in words."""
     try:
-        SCORES[name](features, num_classes)
+        SCORES[name](features, num_classes, held_out)
     except InputError as error:
         return str(error)
     return "the score is not a finite number for these features"
@@ -115,6 +169,11 @@ __all__ = [
     "MIN_CHECKPOINTS",
     "NEED_HEAD",
     "SCORES",
+    "Pca",
+    "Similarities",
+    "SpectralComponents",
+    "batched_spectral_components",
+    "effective_rank",
     "h_score",
     "h_score_shrunk",
     "kendall",
@@ -122,9 +181,11 @@ __all__ = [
     "leep",
     "linear_accuracy",
     "logme",
+    "main_rank",
     "mutual_information",
     "nce",
     "nleep",
+    "pca",
     "pearson",
     "ranking_row",
     "recall_at_k",
@@ -132,7 +193,13 @@ __all__ = [
     "relative_accuracy_at_k",
     "score_all",
     "score_gigaflops",
+    "similarities",
+    "singular_values",
+    "spectral_components",
+    "spectral_decay",
+    "stratified_fifth",
     "transrate",
+    "tsne",
     "weighted_kendall",
     "why_undefined",
 ]

@@ -8,13 +8,14 @@ from jaxtyping import Array, Float, Int
 
 def canonical(
     x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int
-) -> tuple[Float[Array, "n d"], Int[Array, "n"], Int[Array, ""]]:
-    """Samples in an order that depends on their values alone, classes numbered as they appear in it, and how many occur."""
+) -> tuple[Float[Array, "n d"], Int[Array, "n"], Int[Array, ""], Int[Array, "n"]]:
+    """Samples in an order that depends on their values alone, classes numbered as they appear in it, how many occur, and
+    the order: indices into the samples given."""
     order = order_of_values(x)
     x, y = x[order], y[order]
     first = jnp.full(num_classes, len(y)).at[y].min(jnp.arange(len(y)))
     number = jnp.zeros(num_classes, int).at[jnp.argsort(first)].set(jnp.arange(num_classes))
-    return x, number[y].astype(y.dtype), jnp.sum(first < len(y))
+    return x, number[y].astype(y.dtype), jnp.sum(first < len(y)), order
 
 
 def order_of_values(x: Float[Array, "n d"]) -> Int[Array, "n"]:

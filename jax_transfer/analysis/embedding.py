@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from jax_transfer.analysis.arguments import as_features
 from jax_transfer.records import InputError
 
 MOST_POINTS = 5000
@@ -19,16 +20,19 @@ def tsne(x: Float[np.ndarray, "n d"], seed: int = 0, perplexity: float = 30.0) -
       perplexity: about how many neighbours count; fewer for fewer than 90 samples.
 
     Raises:
-      InputError: for fewer than 4 or more than 5,000 samples, or features that are not finite.
+      InputError: for fewer than 4 or more than 5,000 samples, features of the wrong type or shape or that are not finite, or
+        a perplexity that is not positive.
     """
     import sklearn.manifold  # here, because it takes a second
 
-    x = np.asarray(x, np.float32)
+    x = np.asarray(as_features(x), np.float32)
     n = len(x)
     if not 4 <= n <= MOST_POINTS:
         raise InputError(f"x has {n} samples: t-SNE takes 4 to {MOST_POINTS:,}; pass a random part of them.")
     if not np.isfinite(x).all():
         raise InputError("x holds values that are NaN or infinite.")
+    if not perplexity > 0:
+        raise InputError(f"perplexity is {perplexity}: expected a positive number, such as 30.")
     x = x - x.mean(0)
     x = x / (np.abs(x).max() or 1)
     method = sklearn.manifold.TSNE(perplexity=min(perplexity, (n - 1) / 3), init="pca", random_state=seed)

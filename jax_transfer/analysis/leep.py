@@ -12,8 +12,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_transfer.analysis.arguments import (
+    are_probabilities,
+    as_count,
+    as_labels,
+    as_probabilities,
+    in_range,
+    is_traced,
+    scored,
+    where_valid,
+)
 
-@functools.partial(jax.jit, static_argnames="num_classes")
+
 def leep(source_probs: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
     """Log expected empirical prediction, in nats, at most 0. Higher is better.
 
@@ -21,14 +31,27 @@ def leep(source_probs: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int
     Neural Checkpoints").
 
     Args:
-      source_probs: p, probabilities of the source classes; rows sum to 1.
+      source_probs: p, probabilities of the source classes; rows sum to 1 (not logits).
       y: labels in [0, num_classes); a class without samples changes nothing.
       num_classes: C, static.
 
     Returns:
       A scalar of source_probs' dtype. A source class of probability zero everywhere changes nothing; NaN for
       probabilities that are NaN.
+
+    Raises:
+      InputError: an argument has the wrong type, shape or range, or a row is no probabilities. What is traced gives NaN.
     """
+    num_classes = as_count(num_classes)
+    source_probs = as_probabilities(source_probs)
+    y = as_labels(y, num_classes, len(source_probs))
+    value = scored(functools.partial(leep_of_valid, num_classes=num_classes), source_probs, y, num_classes)
+    return where_valid(jnp.all(are_probabilities(source_probs)), value) if is_traced(source_probs) else value
+
+
+@functools.partial(jax.jit, static_argnames="num_classes")
+def leep_of_valid(source_probs: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
+    """`leep` of arguments that need no check."""
     with jax.default_matmul_precision("float32"):
         joint = jax.nn.one_hot(y, num_classes, dtype=source_probs.dtype).T @ source_probs  # n P(c, z), [C, s]
     marginal = jnp.sum(joint, axis=0)
@@ -36,7 +59,6 @@ def leep(source_probs: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int
     return jnp.mean(jnp.log(jnp.sum(conditional[y] * source_probs, axis=1)))
 
 
-@functools.partial(jax.jit, static_argnames=("num_source_classes", "num_classes"))
 def nce(
     source_labels: Int[Array, "n"], y: Int[Array, "n"], num_source_classes: int, num_classes: int
 ) -> Float[Array, ""]:
@@ -52,7 +74,19 @@ def nce(
 
     Returns:
       A scalar of JAX's default float dtype. Classes that do not occur, source or target, change nothing.
+
+    Raises:
+      InputError: an argument has the wrong type, shape or range. Labels that are traced give NaN if they are out of range.
     """
+    num_classes, num_source_classes = as_count(num_classes), as_count(num_source_classes, "num_source_classes", least=1)
+    y = as_labels(y, num_classes, None)
+    source_labels = as_labels(source_labels, num_source_classes, len(y), "source_labels", "num_source_classes")
+    value = scored(lambda z, y: _nce(z, y, num_source_classes, num_classes), source_labels, y, num_classes)
+    return where_valid(in_range(source_labels, num_source_classes), value) if is_traced(source_labels) else value
+
+
+@functools.partial(jax.jit, static_argnames=("num_source_classes", "num_classes"))
+def _nce(source_labels, y, num_source_classes, num_classes):
     counts = jnp.zeros((num_classes, num_source_classes), int).at[y, source_labels].add(1).astype(float)
     others = jnp.sum(counts, axis=0) - counts
     total = jnp.where(counts > 0, counts + others, 1)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jax_transfer.analysis.arguments import as_count, as_features, as_labels, scored
 from jax_transfer.numerics import positive
 
 LOW, HIGH = -70.0, 36.0  # of log(t / s_1^2); further out L equals its limit to rounding
@@ -31,7 +32,6 @@ ZERO = 8  # an entry of R below ZERO eps times its column's norm is rounding
 TINY = 1000  # singular values below TINY eps s_1 have lost relative accuracy in a divide-and-conquer SVD
 
 
-@functools.partial(jax.jit, static_argnames="num_classes")
 def logme(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
     """Mean over the classes that occur of the maximised log evidence per sample, in nats. Higher is better.
 
@@ -47,7 +47,17 @@ def logme(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float
       with it only where the evidence has several maxima (features of several scales, d >= n).
       Where fewer than n directions fit a class exactly the evidence is unbounded: there the residual counts as rounding
       error (ZERO eps relative to the labels), which gives a large finite score that depends on the dtype.
+
+    Raises:
+      InputError: an argument has the wrong type, shape or range. Labels that are traced give NaN if they are out of range.
     """
+    num_classes, x = as_count(num_classes), as_features(x)
+    y = as_labels(y, num_classes, len(x))
+    return scored(functools.partial(_logme, num_classes=num_classes), x, y, num_classes)
+
+
+@functools.partial(jax.jit, static_argnames="num_classes")
+def _logme(x, y, num_classes):
     one_hot = jax.nn.one_hot(y, num_classes, dtype=x.dtype)
     with jax.default_matmul_precision("float32"):
         evidence = _evidence(x, one_hot)

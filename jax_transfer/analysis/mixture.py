@@ -216,6 +216,12 @@ def _update(posteriors, xt, parameters, reg, real):
         covariance = moments - jnp.where(alive[:, None, None], means[:, :, None] * means[:, None, :], 0)
         shift = 10 * eps * jnp.trace(moments, axis1=1, axis2=2)[:, None] * real
         inverse = _inverse_factor(covariance + (reg + shift)[:, :, None] * identity)
+        # In samples that are all but equal the error of the difference may exceed the shift; at worst it is n times as large.
+        inverse = jax.lax.cond(
+            jnp.any(jnp.isnan(inverse)),
+            lambda: _where_finite(inverse, _inverse_factor(covariance + (reg + n * shift)[:, :, None] * identity)),
+            lambda: inverse,
+        )
         white = inverse @ (xt - means[:, :, None])
         # What the shift hid: here the covariance is at most 1, and rounding stays below 4 sqrt(p) eps.
         remainder = (white * share[:, None]) @ white.mT + (inverse * reg) @ inverse.mT
@@ -224,6 +230,11 @@ def _update(posteriors, xt, parameters, reg, real):
         return (weights, means, factors), _joint(weights, factors, correction @ white, dimension)
 
     return _over_components(block, (posteriors, parameters), xt.size)
+
+
+def _where_finite(matrices, others):
+    """Each matrix that holds no NaN, and another one in place of each that does, [b, p, p]."""
+    return jnp.where(jnp.any(jnp.isnan(matrices), axis=(1, 2), keepdims=True), others, matrices)
 
 
 def _inverse_factor(matrices):

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_transfer import flops
+from jax_transfer.analysis.arguments import as_count, as_features, as_labels, is_traced, scored
 from jax_transfer.analysis.canonical import order_of_values
-from jax_transfer.analysis.leep import leep
+from jax_transfer.analysis.leep import leep_of_valid
 from jax_transfer.analysis.mixture import fit_mixture, responsibilities
 from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
@@ -42,7 +43,7 @@ def nleep(
     """Mean log-likelihood of the labels given the mixture's posteriors, in nats, at most 0. Higher is better.
 
     Args:
-      x: features, float32 or float64.
+      x: features.
       y: labels in [0, num_classes).
       num_classes: C, static.
       energy: share of the variance that PCA keeps, in (0, 1), static; the fewest components with more than that.
@@ -54,7 +55,8 @@ def nleep(
       A scalar of x's dtype. NaN if a feature is not finite, or under tracing if n is below the number of Gaussians.
 
     Raises:
-      InputError: n is below the number of Gaussians, and y is concrete.
+      InputError: an argument has the wrong type, shape or range, or n is below the number of Gaussians and y is concrete.
+        Labels that are traced give NaN if they are out of range.
 
     The number of principal components depends on the data, shapes must not. The kept components are therefore padded to the
     multiple of 8, in a way that changes no value. Under jit and vmap a branch is compiled for each of 8, 16, 32, ... up to
@@ -62,12 +64,19 @@ def nleep(
     and the time to compile. A vmapped call runs checkpoint by checkpoint: one is enough to
     keep the device busy, and each stops when it has converged.
     """
+    num_classes, x = as_count(num_classes), as_features(x)
+    y = as_labels(y, num_classes, len(x))
+    components_per_class = as_count(components_per_class, "components_per_class", least=1)
+    if max_dimension is not None:
+        max_dimension = as_count(max_dimension, "max_dimension", least=1)
+    _check_energy(energy)
     static = (num_classes, energy, components_per_class)
     largest = min(*x.shape, max_dimension or x.shape[1])
-    if isinstance(x, jax.core.Tracer) or isinstance(y, jax.core.Tracer) or isinstance(seed, jax.core.Tracer):
-        return _nleep_of_any_width(x, y, jnp.asarray(seed), largest, static)
-    _check(x, y, components_per_class)
-    x, y, reduced = _prepare(jnp.asarray(x), jnp.asarray(y), energy, largest)
+    if not is_traced(y):
+        _check(x, y, components_per_class)
+    if is_traced(x, y, seed):
+        return scored(lambda x, y: _nleep_of_any_width(x, y, jnp.asarray(seed), largest, static), x, y, num_classes)
+    x, y, reduced = _prepare(x, y, energy, largest)
     return _nleep_of_width(x, y, jnp.asarray(seed), reduced, _width(reduced, largest), static)
 
 
@@ -113,7 +122,7 @@ def _prepare(x, y, energy, max_dimension):
     order = order_of_values(x)
     x, y = x[order], y[order]
     unit = positive(jnp.max(jnp.abs(x)))
-    reduced = pca(x / unit, energy)
+    reduced = principal_components(x / unit, energy)
     dimension = jnp.minimum(reduced.dimension, max_dimension)
     return x, y, Pca(reduced.mean * unit, reduced.directions, reduced.variances, dimension)
 
@@ -128,16 +137,32 @@ def _nleep_of_width(x, y, seed, reduced, width, static):
     active = components_per_class * occurring
     k = components_per_class * num_classes
     mixture = fit_mixture(scores, k, jax.random.key(seed), dimension=reduced.dimension, active=active)
-    value = leep(responsibilities(scores, mixture), y, num_classes)
+    value = leep_of_valid(responsibilities(scores, mixture), y, num_classes)
     return jnp.where(jnp.isfinite(mixture.log_likelihood) & (active <= len(y)), value, jnp.nan)
 
 
-@functools.partial(jax.jit, static_argnames="energy")
+def _check_energy(energy):
+    if is_traced(energy) or not 0 < energy < 1:
+        raise InputError(
+            f"energy is {energy}: expected a share of the variance in (0, 1), such as 0.8, that is static."
+        )
+
+
 def pca(x: Float[Array, "n d"], energy: float = 0.8) -> Pca:
     """Principal components of x, and the smallest number of them with more than `energy` of the variance (at least 1).
 
     From the singular values of the triangle of a QR of the centred x: neither a Gram matrix nor the left factor is formed.
+
+    Raises:
+      InputError: x or energy has the wrong type, shape or range.
     """
+    _check_energy(energy)
+    return principal_components(as_features(x), energy)
+
+
+@functools.partial(jax.jit, static_argnames="energy")
+def principal_components(x: Float[Array, "n d"], energy: float) -> Pca:
+    """`pca` of arguments that need no check."""
     mean = jnp.mean(x, axis=0)
     centred = x - mean
     if x.shape[0] > x.shape[1]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_transfer.analysis.arguments import as_count, as_features, is_traced
 from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
 
@@ -50,8 +51,8 @@ def spectral_components(x: Float[Array, "n d"], energy: float = 0.8) -> Spectral
     Raises:
       InputError: if energy is out of range, or x has no rows or no columns.
     """
-    _check(x, energy)
-    return _components(x, energy)
+    _check_energy(energy)
+    return _components(as_features(x), energy)
 
 
 def batched_spectral_components(
@@ -71,16 +72,13 @@ def batched_spectral_components(
     Raises:
       InputError: also if batch_size is not positive.
     """
-    _check(x, energy)
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}: expected a positive number of rows.")
+    _check_energy(energy)
+    x, batch_size = as_features(x), as_count(batch_size, "batch_size", least=1)
     return _batched_components(x, min(batch_size, len(x)), energy)
 
 
-def _check(x, energy):
-    if x.ndim != 2 or 0 in x.shape:
-        raise InputError(f"x has the shape {list(x.shape)}: expected [n, d] with at least one row and one column.")
-    if isinstance(energy, (int, float)) and not 0 < energy <= 1:
+def _check_energy(energy):
+    if not is_traced(energy) and not 0 < energy <= 1:
         raise InputError(f"energy is {energy}: expected a share in (0, 1]; the paper's is 0.8.")
 
 
@@ -89,7 +87,7 @@ def _components(x, energy):
     with jax.default_matmul_precision("float32"):
         scaled, scale = _scaled(x)
         vectors, s = _shorter_side(scaled)
-        rank = main_rank(s, energy)
+        rank = _main_rank(s, energy)
         projection = jnp.where(jnp.arange(len(s)) < rank, vectors, 0) @ vectors.T
         main = x @ projection if x.shape[0] >= x.shape[1] else projection @ x
         return SpectralComponents(main, x - main, rank, s * scale)
@@ -110,9 +108,17 @@ def _batched_components(x, batch_size, energy):
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), found, last)
 
 
-@jax.jit
 def singular_values(x: Float[Array, "n d"]) -> Float[Array, "s"]:
-    """Those of x in descending order, s = min(n, d)."""
+    """Those of x in descending order, s = min(n, d).
+
+    Raises:
+      InputError: if x has the wrong type or shape.
+    """
+    return _singular_values(as_features(x))
+
+
+@jax.jit
+def _singular_values(x):
     with jax.default_matmul_precision("float32"):
         x, scale = _scaled(x)
         tall = x if x.shape[0] >= x.shape[1] else x.T
@@ -120,8 +126,17 @@ def singular_values(x: Float[Array, "n d"]) -> Float[Array, "s"]:
 
 
 def main_rank(singular_values: Float[Array, "s"], energy: float = 0.8) -> Int[Array, ""]:
-    """The smallest k for which the first k of the descending singular values sum to the share `energy` of all."""
-    sums = jnp.cumsum(singular_values)
+    """The smallest k for which the first k of the descending singular values sum to the share `energy` of all.
+
+    Raises:
+      InputError: if an argument has the wrong type, shape or range.
+    """
+    _check_energy(energy)
+    return _main_rank(as_features(singular_values, "singular_values", "s"), energy)
+
+
+def _main_rank(s, energy):
+    sums = jnp.cumsum(s)
     return 1 + jnp.sum(sums < energy * (1 - ROUNDING) * sums[-1])
 
 
@@ -129,7 +144,14 @@ def effective_rank(singular_values: Float[Array, "s"]) -> Float[Array, ""]:
     """exp of the entropy of s / sum(s): 1 if one singular value is all there is, s if they are equal.
 
     Roy and Vetterli, "The Effective Rank", EUSIPCO 2007, equation 4. 1 if all are 0.
+
+    Args:
+      singular_values: of `singular_values`, not the features themselves.
+
+    Raises:
+      InputError: if they have the wrong type or shape.
     """
+    singular_values = as_features(singular_values, "singular_values", "s")
     p = singular_values / positive(jnp.sum(singular_values))
     return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p)))
 
@@ -138,7 +160,11 @@ def spectral_decay(singular_values: Float[Array, "s"]) -> Float[Array, ""]:
     """The exponent a of the power law s_i ~ i^-a, by least squares on logarithms: the steeper, the fewer directions matter.
 
     Of the singular values above 1e-6 of the first, the rest is rounding in float32; 0 if there are fewer than two.
+
+    Raises:
+      InputError: if they have the wrong type or shape.
     """
+    singular_values = as_features(singular_values, "singular_values", "s")
     counted = singular_values > 1e-6 * singular_values[0]
     weight = counted / jnp.maximum(jnp.sum(counted), 1)
     log_i = jnp.log(jnp.arange(1, len(singular_values) + 1))
@@ -156,7 +182,6 @@ class Similarities:
     overlap: Float[Array, "k l"]
 
 
-@jax.jit
 def similarities(x: Float[Array, "k n d"], y: Float[Array, "l n e"] | None = None, energy: float = 0.8) -> Similarities:
     """How alike k checkpoints represent n samples as l others do, whatever rotates or scales their features.
 
@@ -170,12 +195,24 @@ def similarities(x: Float[Array, "k n d"], y: Float[Array, "l n e"] | None = Non
         images, and a part of many checkpoints.
       y: those of the others; None: x again.
       energy: as for `spectral_components`.
-    """
 
+    Raises:
+      InputError: if an argument has the wrong type, shape or range, or x and y differ in the number of samples.
+    """
+    _check_energy(energy)
+    x = as_features(x, "x", "k n d")
+    y = None if y is None else as_features(y, "y", "l n e")
+    if y is not None and y.shape[1] != x.shape[1]:
+        raise InputError(f"y has {y.shape[1]} samples and x {x.shape[1]}: expected features of the same samples.")
+    return _similarities(x, y, energy)
+
+
+@jax.jit
+def _similarities(x, y, energy):
     def views(x):
         x, _ = _scaled(x)
         vectors, s = _shorter_side(x)
-        rank = main_rank(s, energy)
+        rank = _main_rank(s, energy)
         u = x @ vectors / positive(s) if x.shape[0] >= x.shape[1] else vectors
         u = jnp.where(jnp.arange(len(s)) < rank, u, 0)
         centred = x - x.mean(0)

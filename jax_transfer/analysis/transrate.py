@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_transfer.analysis.hscore import centred
+from jax_transfer.analysis.arguments import as_count, as_features, as_labels, is_traced, scored
+from jax_transfer.analysis.hscore import varying
+from jax_transfer.numerics import positive
+from jax_transfer.records import InputError
 
 SMALLEST_BLOCK = 32
 
 
-@functools.partial(jax.jit, static_argnames="num_classes")
 def transrate(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int, eps: float = 1e-4) -> Float[Array, ""]:
     """R(Z) - sum_c n_c / n R(Z_c), in nats (equations 4 and 5 of the paper). Higher is better.
 
@@ -28,18 +30,33 @@ def transrate(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int, eps:
       eps: the distortion, > 0, in squared units of the features.
 
     Returns:
-      A scalar of x's dtype, 0 for constant features, NaN for features that are not finite. Where rounding x to its dtype
-      moves it by about sqrt(eps) (float32 features of 1e5), directions that rank-deficient features lack show up as noise.
+      A scalar of x's dtype, 0 for constant features, NaN for features that are not finite. The distortion of a
+      feature is no finer than its rounding: it is the square of that where rounding x to its dtype moves it by more than
+      sqrt(eps) (float32 features above 80,000), or the errors would count as features.
+
+    Raises:
+      InputError: an argument has the wrong type, shape or range. Labels that are traced give NaN if they are out of range.
     """
+    num_classes, x = as_count(num_classes), as_features(x)
+    if not is_traced(eps) and not eps > 0:
+        raise InputError(f"eps is {eps}: expected a positive number; the paper's is 1e-4.")
+    y = as_labels(y, num_classes, len(x))
+    return scored(lambda x, y: _transrate(x, y, eps, num_classes), x, y, num_classes)
+
+
+@functools.partial(jax.jit, static_argnames="num_classes")
+def _transrate(x, y, eps, num_classes):
+    eps = jnp.asarray(eps, x.dtype)
+    z, rounding = varying(x)
+    z = z * jnp.minimum(1, jnp.sqrt(eps) / positive(rounding))  # a column's distortion: rounding^2 in place of eps
     with jax.default_matmul_precision("float32"):
-        return _transrate(centred(x), y, jnp.arange(num_classes), eps)
+        return _difference(z, y, jnp.arange(num_classes), eps)
 
 
 @jax.custom_batching.sequential_vmap  # so that lax.switch stays a branch; QR and SVD run through a batch one by one anyway
-def _transrate(z, y, classes, eps):
+def _difference(z, y, classes, eps):
     n, d = z.shape
-    scale = jnp.max(jnp.abs(z))
-    scale = jnp.where(scale == 0, 1, scale)
+    scale = positive(jnp.max(jnp.abs(z)))
     z = z / scale
     z = z[:, jnp.argsort(-jnp.linalg.norm(z, axis=0))]  # columns of falling size: small ones keep their digits
 

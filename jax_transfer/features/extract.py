@@ -52,8 +52,15 @@ def extract(forward: Callable, model: dict, feed: Feed, batch_size: int) -> Feat
     return Features(features=features, logits=logits, labels=np.asarray(feed.source.labels, np.int32))
 
 
+CONSTANT = 16  # eps of its size, by which a feature may vary through rounding in the forward pass alone
+
+
 def problem(features: Features, num_classes: int) -> str:
-    """Why nothing can be learnt or scored from these features, naming the argument; "" if something can."""
+    """Why nothing can be learnt or scored from these features, naming the argument; "" if something can.
+
+    Features do not vary if each lies, for all images, within CONSTANT eps of its largest value or of the median feature's,
+    whichever is larger: one that cancels to about 0 has the rounding errors of the others.
+    """
     for name in ("features", "logits"):
         values = getattr(features, name)
         if len(values) != len(features.labels):
@@ -66,7 +73,16 @@ def problem(features: Features, num_classes: int) -> str:
         return "there are no labels"
     if labels.min() < 0 or labels.max() >= num_classes:
         return f"labels lie in [{labels.min()}, {labels.max()}], expected 0 to {num_classes - 1}"
+    if len(labels) > 1 and _are_constant(features.features):
+        return f"features {list(features.features.shape)} do not vary: all images get the same ones"
     return ""
+
+
+def _are_constant(x):
+    x = np.asarray(x)
+    spread = x.max(axis=0).astype(np.float64) - x.min(axis=0)
+    size = np.abs(x).max(axis=0).astype(np.float64)
+    return bool(np.all(spread <= CONSTANT * np.finfo(x.dtype).eps * np.maximum(size, np.median(size))))
 
 
 def forward_gigaflops(forward: Callable, model: dict, preprocessing: Preprocessing, batch_size: int) -> float:
