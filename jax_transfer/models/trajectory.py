@@ -163,11 +163,11 @@ def _of_one_process():
 
 
 def _divide(state: dict) -> tuple[dict, dict]:
-    """The `model` that is evaluated, and what else the `training` needs to go on."""
+    """The `model` that is evaluated, and all else, which `training` needs to continue."""
     if "ema" in state:
         return state["ema"], {name: value for name, value in state.items() if name != "ema"}
     model = {name: state[name] for name in ("params", "stats")}
-    return model, {name: state[name] for name in ("opt_state", "step", "key")}
+    return model, {name: value for name, value in state.items() if name not in model}
 
 
 @contextlib.contextmanager
