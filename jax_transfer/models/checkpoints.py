@@ -59,9 +59,10 @@ def load_checkpoint(
       path: `run/checkpoints/5` (an epoch that Orbax saved here), a file of a model in MODELS with the names of torchvision
         or timm, or of the releases of T2T-ViT, MoCo and pretrainedmodels' bninception, or a folder with one such file.
         `~` is the home folder.
-      model: a key of MODELS, which may be followed by settings: "vit_small_patch16_224?num_heads=12". None: what the file says of itself (in its metadata, timm's config.json beside it, or the
-        `arch` among its options), or the model that its name begins with, or that of the folder or of the repository in
-        a hub's cache where the file is a model.safetensors.
+      model: a key of MODELS, which settings may follow: "vit_small_patch16_224?num_heads=12". None: what the file says of
+        itself (in its metadata, timm's config.json beside it, or the `arch` among its options), or the model that its
+        name begins with, or that of the folder or of the repository in a hub's cache where the file is a
+        model.safetensors.
       settings: arguments of the model that weights do not show, such as {"num_heads": 12} or {"stem": "3x3_pool"}.
 
     Raises:
@@ -172,7 +173,9 @@ def _from_file(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint
         if len(names) == 1:  # else the options and the name of the file differ
             raise
     found = _from_contents(path, contents, names[1], described, given)
-    note = f"Its options say that it is a {arch}, which its weights do not fit: it is read as the {names[1]} of its name."
+    note = (
+        f"Its options say that it is a {arch}, which its weights do not fit: it is read as the {names[1]} of its name."
+    )
     return dataclasses.replace(found, notes=(note, *found.notes))
 
 

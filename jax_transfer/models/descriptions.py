@@ -22,7 +22,7 @@ MOST_OF_A_SETTING = 100_000
 OPTIONS = ("args", "opt", "options", "hparams", "hyper_parameters", "config", "cfg")
 ARCHITECTURE = ("arch", "architecture", "model_name", "model", "backbone")
 # Anti-aliased networks (Zhang, 2019, arXiv:1904.11486) have the names and shapes of the plain ones.
-ANTI_ALIASED = re.compile(r"resne[sx]t(aa|blur)|anti_?alias|blur_?pool|lpf\d", re.IGNORECASE)
+ANTI_ALIASED = re.compile(r"resne(t|xt|st)(aa|blur)|anti_?alias|blur_?pool|lpf\d", re.IGNORECASE)
 # Arguments of timm's models in a config.json that change nothing here, for shapes tell them or training alone heeds them.
 HARMLESS = ("img_size", "num_classes", "in_chans", "patch_size", "embed_dim", "depth", "drop_rate", "drop_path_rate",
             "proj_drop_rate", "attn_drop_rate", "patch_drop_rate", "drop_block_rate", "zero_init_last")  # fmt: skip

@@ -30,9 +30,9 @@ IGNORED = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2|aux_head
 # First parts of names that may belong to the way from image to features: a file with one that the model lacks is of
 # another model. Others, such as losses, metrics, projections, predictors, prototypes and decoders, are left out.
 ON_THE_WAY = re.compile(
-    r"(layers?|blocks?|stages?|stem|conv|bn|gn|norm|patch|pos|rope|reg|register|dist|head_dist|cls|class|features?|trunk|"
-    r"maxpool|avgpool|pool|attn|attention|attnpool|se|aa|gamma|beta|ls|pre_logits|prompts?|adapters?|lora)"
-    r"(\d|[._]|$)|\w*(norm|token|pool|embed|embedding)\d*(\.|$)"
+    r"(layers?|blocks?|stages?|stem|conv|bn|gn|norm|patch|rope|reg|register|head_dist|features|trunk|maxpool|avgpool|pool|"
+    r"attn|attention|attnpool|se|aa|gamma|beta|ls|pre_logits|prompts?|adapters?|lora)(\d|[._]|$)|"
+    r"\w*(norm|token|pool|embed|embedding)\d*(\.|$)"
 )
 TRAINING_ALONE = re.compile(r"decoder|mask_token|proj|pred|criterion|loss")  # although they may look like the above
 

@@ -71,13 +71,20 @@ class _DefaultDict:
         return {}
 
 
+class _NoBytes:
+    """`bytes()`, as which protocol 2 saves what is empty."""
+
+    def __new__(cls, *arguments):
+        return b""
+
+
 def _named(module: str, name: str, base: type) -> type:
     """A class that torch's allow-list takes for `module.name`."""
     return type(name, (base,), {"__module__": module, "__qualname__": name})
 
 
 ALLOWED = [_named(module, name, Inert) for module, names in INERT.items() for name in names]
-ALLOWED.append(_named("collections", "defaultdict", _DefaultDict))
+ALLOWED += [_named("collections", "defaultdict", _DefaultDict), _named("builtins", "bytes", _NoBytes)]
 
 
 def has_ending(path: pathlib.Path, endings: tuple[str, ...] = ENDINGS) -> bool:
