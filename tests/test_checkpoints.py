@@ -11,11 +11,17 @@ import safetensors.numpy
 from checkpoint_files import DESCRIBED, IMAGES, METADATA, NET, PARAMS, STATS, TIMMS, hub, saved, state, zeros
 
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models import MODELS, Checkpoint, export, load_checkpoint, torch_weights
+from jax_transfer.models import MODELS, Checkpoint, export, load_checkpoint, state_dicts, torch_files, torch_weights
 from jax_transfer.models.checkpoints import at_image_size, describes_itself
 from jax_transfer.models.trajectory import Trajectory
 from jax_transfer.models.vit import resize_position_embedding
 from jax_transfer.records import InputError
+
+
+def found_in(path):
+    """The weights of NET in a file."""
+    expected = frozenset(torch_weights.expected_shapes(NET))
+    return state_dicts.find(torch_files.read(path), expected, "fc.", path, len)
 
 
 def test_names_and_layouts_are_torchs():
@@ -41,7 +47,7 @@ def test_wrappers_counters_and_the_other_encoder_do_not_matter(tmp_path, prefix)
     if "encoder_q" not in prefix:
         del found["module.queue"], found["module.encoder_k.conv1.weight"]
     safetensors.numpy.save_file(found, tmp_path / "a.safetensors")
-    read = torch_weights.read_state(tmp_path / "a.safetensors").state
+    read = found_in(tmp_path / "a.safetensors").state
     assert {name: value.shape for name, value in read.items()} == {n: v.shape for n, v in state().items()}
 
 
@@ -104,7 +110,7 @@ def test_pth_files_equal_the_twin_that_wrote_them(tmp_path, caplog):
     files = {"plain.pth": twin.state_dict(), "lightning.pt": {"state_dict": twin.state_dict(), "epoch": 3}}
     for name, content in files.items():
         torch.save(content, tmp_path / name)
-        found = torch_weights.read_state(tmp_path / name).state
+        found = found_in(tmp_path / name).state
         params, stats, note = torch_weights.from_torch(found, NET, name)
         output = NET.apply(params, stats, IMAGES)
         assert note == ""
@@ -123,7 +129,7 @@ def test_a_head_that_is_missing_is_logged(tmp_path, caplog, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_floats_are_read_as_float32(tmp_path, dtype):
     found = {name: value.astype(jnp.dtype(dtype)) for name, value in state().items()}
-    read = torch_weights.read_state(saved(tmp_path / "a.safetensors", found)).state
+    read = found_in(saved(tmp_path / "a.safetensors", found)).state
     assert {value.dtype for value in read.values()} == {np.dtype("float32")}
     for name, value in read.items():
         np.testing.assert_array_equal(value, found[name].astype(np.float32))
@@ -185,7 +191,7 @@ def test_a_checkpoint_describes_itself_if_it_names_its_model(tmp_path):
 
 def test_only_the_header_is_read_for_that(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.safetensors", metadata=METADATA)
-    monkeypatch.setattr(torch_weights, "_read_safetensors", lambda path: pytest.fail("it read the weights"))
+    monkeypatch.setattr(torch_files, "_read_safetensors", lambda path: pytest.fail("it read the weights"))
     assert describes_itself(path)
 
 

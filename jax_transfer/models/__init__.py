@@ -4,12 +4,12 @@ from jax_transfer.models.checkpoints import (
     Checkpoint,
     at_image_size,
     describes_itself,
-    expand,
     export,
     load_checkpoint,
 )
+from jax_transfer.models.folders import expand
 from jax_transfer.models.net import Net, Output, gaussian, make_net, with_new_head
-from jax_transfer.models.zoo import MODELS, released_preprocessing
+from jax_transfer.models.zoo import MODELS, named, released_preprocessing
 
 __all__ = [
     "MODELS",
@@ -23,6 +23,7 @@ __all__ = [
     "gaussian",
     "load_checkpoint",
     "make_net",
+    "named",
     "released_preprocessing",
     "with_new_head",
 ]

@@ -1,4 +1,4 @@
-"""Checkpoints from anywhere, ready to use: an epoch of a trajectory (Orbax), a .safetensors, .pth or .pt file."""
+"""Checkpoints from anywhere, ready to use: an epoch of a trajectory (Orbax), or a file of torch weights."""
 
 import dataclasses
 import json
@@ -14,11 +14,13 @@ from jax_transfer import devices
 from jax_transfer.choose import choose
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.logs import log
-from jax_transfer.models import descriptions, renamings, torch_weights
+from jax_transfer.models import descriptions, renamings, state_dicts, torch_files, torch_weights
+from jax_transfer.models.folders import expand as expand
+from jax_transfer.models.folders import expanded, is_epoch, only_file
 from jax_transfer.models.net import Net
 from jax_transfer.models.trajectory import Trajectory, abstract
 from jax_transfer.models.vit import resize_position_embedding
-from jax_transfer.models.zoo import MODELS
+from jax_transfer.models.zoo import MODELS, architecture, named
 from jax_transfer.records import InputError, printable
 
 
@@ -33,32 +35,49 @@ class Checkpoint:
     preprocessing: Preprocessing
     source_accuracy: float | None = None
     settings: dict = dataclasses.field(default_factory=dict)  # arguments of MODELS[net.name]
-    has_head: bool = True  # False: the logits are of an untrained head, for the file holds none that fits
-    notes: tuple[str, ...] = ()
-    preprocessing_is_guess: bool = False
+    has_head: bool = True  # False: the logits are not of classes, or of an untrained head
+    notes: tuple[str, ...] = ()  # what was assumed, guessed or left out, in sentences
+    preprocessing_is_guess: bool = False  # from a name, for nothing says how the images were prepared
 
 
-def load_checkpoint(path: str | pathlib.Path, model: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    path: str | pathlib.Path, model: str | None = None, *, settings: Mapping[str, object] | None = None
+) -> Checkpoint:
     """Loads one checkpoint.
 
-    What a file does not say of itself is told by its shapes (classes, width and stem of a ResNet, image size of a
-    transformer); how its images are prepared, by its name, as `zoo.RELEASED` knows it. A head that is not one of classes
-    is left out, which is logged.
+    The weights are looked for in every mapping of a file, under every prefix: those that fit the model best are taken, of
+    several that fit equally the moving average (or the teacher), else the network rather than its momentum copy. What is
+    left out, such as losses, projections and decoders, is said, and a file that lacks a weight is refused.
+
+    What a file does not say of itself is told by its shapes (classes, width and stem of a ResNet, width of a MobileNet,
+    image size of a transformer); how its images are prepared, by its name, as `zoo.RELEASED` knows it. Assumptions and
+    guesses are logged and kept as `notes`. A head that is not one of classes is left out.
 
     Args:
-      path: `run/checkpoints/5` (an epoch that Orbax saved here), or a .safetensors, .pth or .pt file of a model in MODELS
-        with the names of torchvision or timm, or of the releases of T2T-ViT, MoCo and pretrainedmodels' bninception.
-      model: a key of MODELS. None: what the file says of itself (in its metadata, or timm's config.json beside it), or
-        the model that its name, or the folder's of a model.safetensors, begins with.
+      path: `run/checkpoints/5` (an epoch that Orbax saved here), a file of a model in MODELS with the names of torchvision
+        or timm, or of the releases of T2T-ViT, MoCo and pretrainedmodels' bninception, or a folder with one such file.
+        `~` is the home folder.
+      model: a key of MODELS, which settings may follow: "vit_small_patch16_224?num_heads=12". None: what the file says of
+        itself (in its metadata, timm's config.json beside it, or the `arch` among its options), or the model that its
+        name begins with, or that of the folder or of the repository in a hub's cache where the file is a
+        model.safetensors.
+      settings: arguments of the model that weights do not show, such as {"num_heads": 12} or {"stem": "3x3_pool"}.
 
     Raises:
       InputError: if the file cannot be used, or says that it is another model; it names the file and what to do.
     """
-    path = pathlib.Path(path)
+    path = expanded(path)
+    model, asked = named(model) if model else (None, {})
     try:
-        return _from_trajectory(path, model) if os.path.isdir(path) else _from_file(path, model)
+        if os.path.isdir(path) and not is_epoch(path):
+            path = only_file(path)
+        load = _from_trajectory if os.path.isdir(path) else _from_file
+        found = load(path, model, {**asked, **(settings or {})})
     except InputError as error:
         raise InputError(printable(error)) from error
+    for note in found.notes:
+        log.warning("%s: %s", path, note)
+    return found
 
 
 def describes_itself(path: str | pathlib.Path) -> bool:
@@ -67,45 +86,24 @@ def describes_itself(path: str | pathlib.Path) -> bool:
     True for an epoch of a trajectory, and for a file whose metadata, or timm's config.json beside it, name a model. A
     file's name alone does not count. False for what cannot be read. No weights are read.
     """
-    path = pathlib.Path(path)
+    path = expanded(path)
     if os.path.isdir(path):
-        return _is_epoch(path)
+        return is_epoch(path)
     try:
         return os.path.isfile(path) and descriptions.describe(path).model in MODELS
     except InputError:  # load_checkpoint says why
         return False
 
 
-def expand(path: str | pathlib.Path) -> list[pathlib.Path]:
-    """The checkpoints that a path stands for: the epochs of a trajectory's folder, ascending; the .safetensors, .pth and .pt
-    files of another folder, by name; or the file itself."""
-    path = pathlib.Path(path)
-    if os.path.isdir(path) and not path.name.isdecimal():
-        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        epochs = sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()), key=lambda p: int(p.name))
-        files = sorted(p for p in folder.iterdir() if p.suffix in torch_weights.ENDINGS)
-        if not epochs and not files:
-            raise InputError(
-                f"{printable(path)}: holds no checkpoints; expected folders named by epochs, such as "
-                f"{printable(path / '5')}, or .safetensors, .pth or .pt files."
-            )
-        return epochs or files
-    return [path]
-
-
-def _is_epoch(path: pathlib.Path) -> bool:
-    return path.name.isdecimal() and (path / "model").is_dir()
-
-
-def _from_trajectory(path: pathlib.Path, model: str | None) -> Checkpoint:
-    if not _is_epoch(path):
+def _from_trajectory(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint:
+    if not is_epoch(path):
         raise InputError(f"{path}: is a folder, but no epoch of a trajectory such as checkpoints/5.")
     trajectory = Trajectory(path.parent)
     try:
         if int(path.name) not in trajectory.epochs():
             raise InputError(f"{path}: is no complete checkpoint; the folder has {trajectory.epochs() or 'none'}.")
         described = _described(path, trajectory.metadata(int(path.name)))
-        name, settings = described.model, dict(described.settings)
+        name, settings = described.model, {**described.settings, **given}
         if model not in (None, name):
             raise InputError(f"{path}: is a {name}, not a {model}.")
         net = _made(path, name, settings)
@@ -117,8 +115,16 @@ def _from_trajectory(path: pathlib.Path, model: str | None) -> Checkpoint:
         trajectory.close()
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(weights))):
         raise InputError(f"{path}: holds weights that are NaN or infinite; use an earlier epoch.")
-    params, stats, preprocessing = weights["params"], weights["stats"], described.preprocessing
-    return Checkpoint(str(path), net, params, stats, preprocessing, described.source_accuracy, settings)
+    return Checkpoint(
+        str(path),
+        net,
+        weights["params"],
+        weights["stats"],
+        described.preprocessing,
+        described.source_accuracy,
+        settings,
+        described.has_head,
+    )
 
 
 def _described(path: pathlib.Path, metadata: object) -> descriptions.Description:
@@ -139,35 +145,98 @@ def _made(path: pathlib.Path, name: str, settings: Mapping) -> Net:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise InputError(f"{path}: its metadata has settings that a {name} does not take: {settings}.") from error
+        raise InputError(f"{path}: there are settings that a {name} does not take: {settings}.") from error
 
 
-def _from_file(path: pathlib.Path, model: str | None) -> Checkpoint:
-    file = torch_weights.read_state(path)
+def _from_file(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint:
+    contents = torch_files.read(path)
     described = descriptions.describe(path)
+    descriptions.check_plain(path, contents)
     if None not in (model, described.model) and model != described.model:
         raise InputError(f"{path}: is a {described.model}, as {described.where} says, not a {model}.")
-    name = model or described.model or (descriptions.released_as(path) or (None,))[0]
-    if name is None:
-        raise InputError(f"{path}: which model is it? Name it (model=...): one of {', '.join(MODELS)}.")
+    arch = descriptions.said_architecture(contents)
+    if model is not None and descriptions.is_another(model, architecture(arch)):
+        raise InputError(f"{path}: is a {architecture(arch)}, as its options say ({arch}), not a {model}.")
+    first = model or described.model
+    guesses = (architecture(arch), (descriptions.released_as(path) or (None,))[0])
+    names = [first] if first else list(dict.fromkeys(filter(None, guesses)))
+    if not names:
+        raise InputError(
+            f"{path}: which model is it? Name it (model=...): one of {', '.join(MODELS)}; "
+            f"{state_dicts.outline(contents)}."
+        )
+    try:
+        return _from_contents(path, contents, names[0], described, given)
+    except InputError:
+        if len(names) == 1:  # else the options and the name of the file differ
+            raise
+    found = _from_contents(path, contents, names[1], described, given)
+    note = (
+        f"Its options say that it is a {arch}, which its weights do not fit: it is read as the {names[1]} of its name."
+    )
+    return dataclasses.replace(found, notes=(note, *found.notes))
+
+
+def _from_contents(
+    path: pathlib.Path, contents: object, name: str, described: descriptions.Description, given: dict
+) -> Checkpoint:
+    """The checkpoint that a file holds, read as a model."""
     choose(MODELS, name, f"model of {path}")
-    told = descriptions.settings_from_shapes(name, renamings.to_ours(file.state, str(path)), file.contrastive)
-    settings = {**told, **described.settings}
+    known = {**described.settings, **given}
+    found = _found(path, contents, name, known)
+    told = descriptions.settings_from_shapes(name, renamings.to_ours(found.state, str(path)), found.contrastive)
+    options, on_options = descriptions.told_settings(name, contents, found.where)
+    settings = {**told, **({} if described.model else options), **known}
     net = _made(path, name, {"num_classes": 1000, **settings})
-    params, stats, note = torch_weights.from_torch(file.state, net, str(path), file.contrastive)
-    if note:
-        log.warning("%s: %s.", path, note)
+    try:
+        params, stats, note = torch_weights.from_torch(found.state, net, str(path), found.contrastive)
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; {state_dicts.outline(contents)}.") from error
     preprocessing = described.preprocessing
     if preprocessing and settings.get("image_size", preprocessing.image_size) != preprocessing.image_size:
         raise InputError(
             f"{path}: its weights take images of {settings['image_size']} pixels; {described.where} says "
             f"{preprocessing.image_size}: correct that."
         )
+    guess = ""
     if preprocessing is None:
-        preprocessing, unknown = descriptions.guessed_preprocessing(path, name, settings)
-        if unknown:
-            log.warning("%s %s.", path, unknown)
-    return Checkpoint(str(path), net, params, stats, preprocessing, described.source_accuracy, settings, not note)
+        is_moco = descriptions.is_moco_v3(contents, found.where)
+        preprocessing, guess = descriptions.guessed_preprocessing(path, name, settings, is_moco)
+    is_known = bool(described.model) or not guess
+    assumed = descriptions.assumptions(name, settings, {**options, **known}, found.left, is_known)
+    on_head = f"A new head stands in: {note}." if note else ""
+    on_options = "" if "num_heads" in known else on_options
+    notes = (*found.notes, on_head, *described.notes, on_options, *assumed, guess)
+    return Checkpoint(
+        str(path),
+        net,
+        params,
+        stats,
+        preprocessing,
+        described.source_accuracy,
+        settings,
+        described.has_head and not note,
+        tuple(printable(note) for note in notes if note),
+        bool(guess),
+    )
+
+
+def _found(path: pathlib.Path, contents: object, name: str, known: dict) -> state_dicts.Found:
+    """The weights of a file that fit a model best."""
+
+    def count_shapes(state: Mapping) -> int:
+        ours = renamings.our_names(state)
+        state = {ours[key]: x for key, x in state.items()}
+        try:
+            told = descriptions.settings_from_shapes(name, state)
+            shapes = torch_weights.expected_shapes(_made(path, name, {"num_classes": 1000, **told, **known}))
+        except InputError:  # no such network: nothing fits
+            return 0
+        return sum(key in state and state[key].shape == shape for key, shape in shapes.items())
+
+    net = _made(path, name, {"num_classes": 1000, **known})
+    expected = frozenset(torch_weights.expected_shapes(net))
+    return state_dicts.find(contents, expected, ".".join(net.classifier) + ".", path, count_shapes)
 
 
 def export(checkpoint: Checkpoint, path: str | pathlib.Path) -> None:
@@ -184,10 +253,11 @@ def export(checkpoint: Checkpoint, path: str | pathlib.Path) -> None:
         "model": {**checkpoint.settings, "name": checkpoint.net.name, "num_classes": checkpoint.net.num_classes},
         "preprocessing": checkpoint.preprocessing.to_json(),
         "source_accuracy": checkpoint.source_accuracy,
+        "has_head": checkpoint.has_head,
     }
     params = checkpoint.params if checkpoint.has_head else _without(checkpoint.params, checkpoint.net.classifier)
     metadata = {"format": "pt", "jax_transfer": json.dumps(described)}
-    torch_weights.save_safetensors(pathlib.Path(path), params, checkpoint.stats, metadata)
+    torch_weights.save_safetensors(expanded(path), params, checkpoint.stats, metadata)
 
 
 def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:

@@ -4,19 +4,28 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models import torch_weights
+from jax_transfer.models import mobilenet, torch_files
 from jax_transfer.models.renamings import State
-from jax_transfer.models.zoo import released, released_preprocessing
+from jax_transfer.models.zoo import IMAGENET, is_release, released, released_preprocessing
 from jax_transfer.records import InputError
 
 # Names of files that say nothing: their folder's name does, as in resnet50.a1_in1k/model.safetensors.
 NAMELESS = ("model", "pytorch_model")
 # The largest number of classes, channels or pixels that is believed: a small file could ask for any amount of memory.
 MOST_OF_A_SETTING = 100_000
+# Where training code keeps its options beside the weights, and what it calls the model in them.
+OPTIONS = ("args", "opt", "options", "hparams", "hyper_parameters", "config", "cfg")
+ARCHITECTURE = ("arch", "architecture", "model_name", "model", "backbone")
+# Anti-aliased networks (Zhang, 2019, arXiv:1904.11486) have the names and shapes of the plain ones.
+ANTI_ALIASED = re.compile(r"resne(t|xt|st)(aa|blur)|anti_?alias|blur_?pool|lpf\d", re.IGNORECASE)
+# Arguments of timm's models in a config.json that change nothing here, for shapes tell them or training alone heeds them.
+HARMLESS = ("img_size", "num_classes", "in_chans", "patch_size", "embed_dim", "depth", "drop_rate", "drop_path_rate",
+            "proj_drop_rate", "attn_drop_rate", "patch_drop_rate", "drop_block_rate", "zero_init_last")  # fmt: skip
 # The bias of the classification head, in the models that have it under this name.
 HEADS = (
     "fc.bias",
@@ -38,6 +47,8 @@ class Description:
     settings: Mapping = dataclasses.field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     source_accuracy: float | None = None
+    has_head: bool = True
+    notes: tuple[str, ...] = ()  # what it says that is not heeded here
 
 
 def describe(path: pathlib.Path) -> Description:
@@ -46,8 +57,8 @@ def describe(path: pathlib.Path) -> Description:
     Raises:
       InputError: if either cannot be read.
     """
-    if path.suffix == ".safetensors":
-        metadata = torch_weights.read_metadata(path)
+    if torch_files.has_ending(path, (".safetensors",)):
+        metadata = torch_files.read_metadata(path)
         if "jax_transfer" in metadata:
             return _ours(path, metadata["jax_transfer"])
     beside = path.parent / "config.json"
@@ -56,14 +67,51 @@ def describe(path: pathlib.Path) -> Description:
 
 def released_as(path: pathlib.Path) -> tuple[str, Preprocessing] | None:
     """(model, preprocessing) of the release that a file's name, or else its folder's, is known to be of."""
-    nameless = path.name.partition(".")[0] in NAMELESS
-    return released(path.absolute().parent.name if nameless else path.name)
+    return released(telling_name(path))
+
+
+def telling_name(path: pathlib.Path) -> str:
+    """The name that tells what a file is: its own; that of the folder of a model.safetensors; in the cache of timm's hub,
+    models--timm--resnet50.a1_in1k/snapshots/.../model.safetensors, that of the repository."""
+    if not is_nameless(path):
+        return path.name
+    parents = path.absolute().parents
+    cached = [parent.name for parent in parents if parent.name.startswith("models--")]
+    return cached[0].rpartition("--")[2] if cached else parents[0].name
+
+
+def is_nameless(path: pathlib.Path) -> bool:
+    return path.name.partition(".")[0] in NAMELESS
+
+
+def options(contents: object) -> dict:
+    """What a file of training code says beside the weights: its own keys before those of its options."""
+    if not isinstance(contents, Mapping):
+        return {}
+    inner = [contents[name] for name in OPTIONS if isinstance(contents.get(name), Mapping)]
+    return {name: value for found in (*reversed(inner), contents) for name, value in found.items()}
+
+
+def said_architecture(contents: object) -> str:
+    """The name of the model among the options of a file, "" if there is none."""
+    said = options(contents)
+    return next((said[name] for name in ARCHITECTURE if isinstance(said.get(name), str)), "")
+
+
+def check_plain(path: pathlib.Path, contents: object) -> None:
+    """Raises InputError for what weights do not show and no model here has: anti-aliased or dilated convolutions."""
+    for name in (telling_name(path), said_architecture(contents)):
+        if ANTI_ALIASED.search(name):
+            raise InputError(f"{path}: {name!r} is anti-aliased, which no model here is; use plain weights.")
+    dilated = options(contents).get("replace_stride_with_dilation")
+    if isinstance(dilated, list) and any(value is True for value in dilated):
+        raise InputError(f"{path}: was trained with dilated stages ({dilated}), which no model here has.")
 
 
 def settings_from_shapes(model: str, state: State, contrastive: bool = False) -> dict:
     """Arguments of MODELS[model] that the shapes of the weights tell, where they do.
 
-    num_classes of every model; width and stem of ResNets; image_size of transformers.
+    num_classes of every model; width and stem of ResNets; width of MobileNets; image_size of transformers.
 
     Args:
       state: with our names, see `renamings.to_ours`.
@@ -76,6 +124,9 @@ def settings_from_shapes(model: str, state: State, contrastive: bool = False) ->
     stem = state.get("stem.conv.weight" if model.endswith("_v2") else "conv1.weight")
     if model.startswith("resnet") and stem is not None and stem.ndim == 4:
         settings |= {"width": len(stem), "stem": "cifar" if stem.shape[2] == 3 else "imagenet"}
+    if model.startswith("mobilenet"):
+        width = mobilenet.width_of(model, {name: len(x) for name, x in state.items() if x.ndim == 4})
+        settings |= {"width": width} if width not in (None, 1.0) else {}
     table, patches = state.get("pos_embed"), state.get("patch_embed.proj.weight")
     if model.startswith(("vit", "deit", "t2t")) and table is not None and table.ndim == 3 and table.shape[1] > 1:
         side = math.isqrt(table.shape[1] - 1)
@@ -85,14 +136,92 @@ def settings_from_shapes(model: str, state: State, contrastive: bool = False) ->
     return settings
 
 
-def guessed_preprocessing(path: pathlib.Path, model: str, settings: Mapping) -> tuple[Preprocessing, str]:
-    """(what the release of that name expects, and of the settings' image size; a note on what is not known or "")."""
-    if settings.get("stem") == "cifar":
+def told_settings(model: str, contents: object, where: str) -> tuple[dict, str]:
+    """(settings that a file of training code tells although shapes do not, a note on them or "").
+
+    Args:
+      where: the mappings and the prefix of the weights, as `state_dicts.Found` has them.
+    """
+    heads = options(contents).get("num_heads")
+    if model.startswith(("vit", "deit")) and type(heads) is int and heads > 0:
+        return {"num_heads": heads}, f"Its options say {heads} attention heads."
+    if model == "vit_small_patch16_224" and is_moco_v3(contents, where):
+        return {"num_heads": 12}, (
+            "It is read as MoCo v3's ViT-S, which has 12 attention heads where timm's has 6; the weights do not show it "
+            "(settings={'num_heads': 6} says otherwise)."
+        )
+    return {}, ""
+
+
+def is_moco_v3(contents: object, where: str) -> bool:
+    """Whether names are those of MoCo v3's training: base_encoder, and vit_small or vit_base in its linear evaluation."""
+    arch = contents.get("arch") if isinstance(contents, Mapping) else None
+    return "base_encoder" in where or "momentum_encoder" in where or arch in ("vit_small", "vit_base")
+
+
+def assumptions(model: str, settings: Mapping, known: Mapping, left: tuple[str, ...], is_known: bool) -> Iterator[str]:
+    """What is assumed of a network because its weights do not show it, in sentences.
+
+    Args:
+      settings: all, of which `known` were said by the file or the user.
+      left: what the file holds besides, as `state_dicts.Found` has it.
+      is_known: the file is a release, or says which model it is.
+    """
+    if model.startswith("resnet") and "stem" not in known:
+        if settings.get("stem") == "cifar":
+            yield (
+                "Its first convolution is 3x3: stride 1 and no max pool are assumed, which the weights do not show "
+                "(settings={'stem': '3x3_pool'}, '3x3_stride2' or '3x3_stride2_pool' say otherwise)."
+            )
+        elif not is_known:
+            yield (
+                "A max pool after the first convolution and no dilation are assumed, as in torchvision; the weights do not "
+                "show it (settings={'stem': '7x7'} is without the pool)."
+            )
+    if any(re.search(r"aux_classifier|decode_head|auxiliary_head|^classifier\.\*", group) for group in left):
+        yield "It also holds a head for segmentation: such networks are often dilated, which is not heeded here."
+    if model == "vit_small_patch16_224" and "num_heads" not in known and not is_known:
+        yield (
+            "6 attention heads are assumed, as in timm; MoCo v3's ViT-S has 12, and the weights do not show it "
+            "(settings={'num_heads': 12} says so)."
+        )
+
+
+def guessed_preprocessing(
+    path: pathlib.Path, model: str, settings: Mapping, is_moco: bool = False
+) -> tuple[Preprocessing, str]:
+    """(what a release of that name expects, of the settings' image size; a note if that is a guess, else "")."""
+    name, named = telling_name(path), released_as(path)
+    if settings.get("stem", "").startswith(("cifar", "3x3")):
         guess = Preprocessing(image_size=32)
-        return guess, "does not say how its images were prepared: 32 pixels, and ImageNet's mean and std, are a guess"
-    named = released_as(path)
-    found = named[1] if named and named[0] == model else released_preprocessing(model)
-    return dataclasses.replace(found, image_size=settings.get("image_size", found.image_size)), ""
+        return (
+            guess,
+            "It does not say how its images were prepared: 32 pixels, and ImageNet's mean and std, are a guess.",
+        )
+    same = named is not None and _family(named[0]) == _family(model)
+    found = named[1] if same else IMAGENET if is_moco else released_preprocessing(model)
+    found = dataclasses.replace(found, image_size=settings.get("image_size", found.image_size))
+    if same and is_release(name):
+        return found, ""
+    source = f"the file's name ({name})" if same else f"the name of the model ({model})"
+    return found, (
+        f"It does not say how its images were prepared: {found.image_size} pixels of {found.host_size}, {found.interpolation}, "
+        f"mean {_rounded(found.mean)} and std {_rounded(found.std)} are a guess from {source}."
+    )
+
+
+def _rounded(values) -> str:
+    return "/".join(f"{value:.3g}" for value in values)
+
+
+def _family(model: str) -> str:
+    """DeiT is ViT, trained otherwise."""
+    return model.replace("deit", "vit")
+
+
+def is_another(model: str, other: str | None) -> bool:
+    """Whether `other` is a different network."""
+    return other is not None and _family(model) != _family(other)
 
 
 def _ours(path, text) -> Description:
@@ -105,7 +234,9 @@ def _ours(path, text) -> Description:
 
 
 def from_metadata(said: object) -> Description:
-    """What metadata say, of an exported file or an epoch: {"model", "preprocessing", "source_accuracy"}.
+    """What metadata say, of an exported file or an epoch: {"model", "preprocessing", "source_accuracy", "has_head"}.
+
+    "has_head": false says that the logits are of no classes, such as a contrastive projection; true if it is absent.
 
     Raises:
       InputError: if they are of other types, or have numbers that no model has.
@@ -125,7 +256,10 @@ def from_metadata(said: object) -> Description:
     accuracy = said.get("source_accuracy")
     if not isinstance(accuracy, int | float | None):
         raise InputError(f"the source accuracy is {reprlib.repr(accuracy)}")
-    return Description("its metadata", model, settings, preprocessing, accuracy)
+    has_head = said.get("has_head", True)
+    if not isinstance(has_head, bool):
+        raise InputError(f"has_head is {reprlib.repr(has_head)}")
+    return Description("its metadata", model, settings, preprocessing, accuracy, has_head)
 
 
 def _said(error: Exception) -> str:
@@ -138,25 +272,52 @@ def _timms(path, beside) -> Description:
         said = json.loads(beside.read_text())
     except (ValueError, RecursionError, OSError) as error:
         raise InputError(f"{beside}: cannot be read as JSON ({_said(error)}); repair or remove it.") from error
-    architecture = said.get("architecture") if isinstance(said, dict) else None
-    if not isinstance(architecture, str):
+    name = said.get("architecture") if isinstance(said, dict) else None
+    if not isinstance(name, str):
         return Description()
-    model = (released(architecture) or (architecture,))[0]
+    model = (released(name) or (name,))[0]
     named = released_as(path)
-    if named and named[0] != model and path.name.partition(".")[0] not in NAMELESS:
+    if named and named[0] != model and not is_nameless(path):
         return Description()
-    config = said.get("pretrained_cfg", {})
+    config = said.get("pretrained_cfg", said)  # older ones are flat
     try:
+        mode = config.get("crop_mode", "center")
         preprocessing = _timms_preprocessing(config) if "input_size" in config else None
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise InputError(
             f"{beside}: its pretrained_cfg cannot be used ({_said(error)}); repair or remove it."
         ) from error
-    return Description(str(beside), model, {}, preprocessing)
+    settings = _timms_settings(beside, model, said, config)
+    notes = (f"{beside} asks for crop_mode {mode!r}; images are cut to their centre instead.",) * (mode != "center")
+    return Description(str(beside), model, settings, preprocessing, notes=notes)
+
+
+def _timms_settings(beside, model, said: Mapping, config: Mapping) -> dict:
+    """Settings of a model in a config.json.
+
+    Raises:
+      InputError: if it describes a network that the model here is not.
+    """
+    arguments = said.get("model_args") or {}
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"{beside}: its model_args are {reprlib.repr(arguments)}; repair or remove it.")
+    ours = ("token",) if model.startswith(("vit", "deit")) else ("avg", "fast", "fastavg")
+    for pool in (arguments.get("global_pool"), said.get("global_pool"), config.get("global_pool")):
+        if pool and pool not in ours:
+            raise InputError(f"{beside}: asks for global_pool {pool!r}; the features of {model} here are {ours[0]!r}.")
+    settings = {"num_heads": arguments["num_heads"]} if "num_heads" in arguments and ours == ("token",) else {}
+    others = set(arguments) - {*HARMLESS, *settings, "global_pool"}
+    if others := sorted(str(name) for name in others if (name, arguments[name]) != ("output_stride", 32)):
+        raise InputError(
+            f"{beside}: its model_args change the network by {', '.join(others)}, which {model} here lacks."
+        )
+    return settings
 
 
 def _timms_preprocessing(config: Mapping) -> Preprocessing:
-    size = int(config["input_size"][-1])
+    height, size = (int(side) for side in config["input_size"][-2:])
+    if height != size:
+        raise ValueError(f"input_size {config['input_size']} is no square")
     resized = math.floor(size / config.get("crop_pct", 0.875))  # timm rounds down
     mean, std = tuple(config["mean"]), tuple(config["std"])
     return Preprocessing(size, size / resized, mean, std, config.get("interpolation", "bilinear"))

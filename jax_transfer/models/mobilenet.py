@@ -7,6 +7,7 @@ Padding is explicit and symmetric, as in torch.
 """
 
 import functools
+from collections.abc import Mapping
 
 import jax
 from flax import nnx
@@ -139,6 +140,38 @@ class MobileNetV2(nnx.Module):
         features = global_mean(_relu6(last, chain(blocks, x, train), train))
         dropout, head = self.classifier
         return Output(logits=head(dropout(features, deterministic=not train, rngs=rngs)), features=features)
+
+
+def width_of(name: str, channels: Mapping[str, int]) -> float | None:
+    """The multiplier that gives the convolutions of a MobileNet their numbers of channels; None if none does.
+
+    Multipliers that round to the same channels are one network: the first of 1, quarters, twentieths, hundredths and
+    thousandths up to 4 is taken.
+
+    Args:
+      channels: name of a convolution's weight, as `_channels` has it -> its channels; others are skipped.
+    """
+    names = [layer for layer in _channels(name, 1.0) if layer in channels]
+    widths = (1.0, *(k / steps for steps in (4, 20, 100, 1000) for k in range(1, 4 * steps + 1)))
+
+    def fits(width: float) -> bool:
+        expected = _channels(name, width)
+        return all(channels[layer] == expected[layer] for layer in names)
+
+    return next((width for width in widths if fits(width)), None) if names else None
+
+
+def _channels(name: str, width: float) -> dict[str, int]:
+    """The channels of the stem, of each stage and of the last convolution."""
+    if name == "mobilenet_v1":
+        stages = {f"blocks.{i}.0.conv_pw.weight": channels for i, (channels, _, _) in enumerate(V1_STAGES)}
+        return {layer: _make_divisible(c * width) for layer, c in {"conv_stem.weight": 32, **stages}.items()}
+    layers, block = {"features.0.0.weight": 32}, 1
+    for expansion, channels, num_blocks, _ in V2_STAGES:
+        layers[f"features.{block}.conv.{1 if expansion == 1 else 2}.weight"] = channels
+        block += num_blocks
+    rounded = {layer: _make_divisible(channels * width) for layer, channels in layers.items()}
+    return {**rounded, f"features.{block}.0.weight": _make_divisible(1280 * max(1.0, width))}
 
 
 def mobilenet_v1(num_classes, dtype="float32", width=1.0) -> Net:

@@ -48,6 +48,7 @@ class Net:
       apply_train: `apply_train(params, stats, images, key) -> (Output, new_stats)`, training mode: BatchNorm
         normalises by the statistics of the (global) batch, and `key` draws the dropout masks.
       classifier: path of the classification head in `params`, such as ("fc",).
+      shapes: flat name -> shape of each array of {"params", "stats"}.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Net:
     apply: Callable
     apply_train: Callable
     classifier: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
 def make_net(
@@ -112,6 +114,7 @@ def make_net(
         apply=jax.jit(apply),
         apply_train=jax.jit(apply_train),
         classifier=classifier,
+        shapes={**_shapes("params", abstract_params), **_shapes("stats", abstract_stats)},
     )
 
 
@@ -141,6 +144,10 @@ def _replace(tree, path, value):
     """A copy of a nested dictionary with the subtree at `path` replaced."""
     first, *rest = path
     return {**tree, first: _replace(tree.get(first, {}), rest, value) if rest else value}
+
+
+def _shapes(kind: str, abstract) -> dict[str, tuple[int, ...]]:
+    return {"/".join(map(str, (kind, *path))): variable.shape for path, variable in nnx.to_flat_state(abstract)}
 
 
 def _to_dict(state) -> dict:

@@ -10,7 +10,7 @@ torchvision's ViT and timm's MobileNet v2, and two differences that are not of n
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -52,18 +52,22 @@ def _mobilenet_v2() -> dict[str, str]:
 TIMM_MOBILENET_V2 = _mobilenet_v2()
 
 
+def our_names(names: Collection[str]) -> dict[str, str]:
+    """name -> our name, of all arrays of a file; what is unknown stays as it is."""
+    if "encoder.layers.encoder_layer_0.ln_1.weight" in names:
+        return {name: _substituted(name) for name in names}
+    if "blocks.1.0.conv_pwl.weight" in names:
+        return {name: _layer_renamed(name, TIMM_MOBILENET_V2) for name in names}
+    return {name: name for name in names}
+
+
 def to_ours(state: Mapping[str, np.ndarray], what: str = "the file") -> State:
     """The state of any of the libraries above with our names and shapes; what is unknown stays as it is.
 
     Raises:
       InputError: if two names become one; `what` is what the message calls the file.
     """
-    if "encoder.layers.encoder_layer_0.ln_1.weight" in state:
-        new = {name: _substituted(name) for name in state}
-    elif "blocks.1.0.conv_pwl.weight" in state:
-        new = {name: _layer_renamed(name, TIMM_MOBILENET_V2) for name in state}
-    else:
-        new = {name: name for name in state}
+    new = our_names(state)
     if len(set(new.values())) < len(new):
         twice = next(name for name in new if list(new.values()).count(new[name]) > 1)
         raise InputError(f"{what}: holds {new[twice]} under two names, one of them {twice}.")

@@ -5,6 +5,7 @@ Padding is explicit and symmetric, as in torch: "SAME" is asymmetric at stride 2
 """
 
 import functools
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +17,29 @@ from jax_transfer.models.layers import he_normal_fan_out as he_normal_fan_out
 from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.records import InputError
 
-STEMS = {"imagenet": 32, "cifar": 8}  # stem -> smallest image that leaves every stage a pixel
+
+class Stem(NamedTuple):
+    """Side and stride of the first convolution, and whether a 3x3 max pool at stride 2 follows."""
+
+    size: int
+    stride: int
+    pool: bool
+
+    @property
+    def min_image_size(self) -> int:
+        """The smallest image, in pixels, that leaves every stage a pixel: the later stages stride by 8."""
+        return 8 * self.stride * (2 if self.pool else 1)
+
+
+# Weights show the size of the first convolution alone: "imagenet" and "cifar" are the usual ones of their size.
+STEMS = {
+    "imagenet": Stem(7, 2, True),
+    "cifar": Stem(3, 1, False),
+    "3x3_pool": Stem(3, 1, True),
+    "3x3_stride2": Stem(3, 2, False),
+    "3x3_stride2_pool": Stem(3, 2, True),
+    "7x7": Stem(7, 2, False),
+}
 
 
 def _downsample(features_in: int, features_out: int, stride: int, dtype, rngs: nnx.Rngs) -> nnx.List:
@@ -78,7 +101,7 @@ class ResNet(nnx.Module):
 
     def __init__(self, block, stage_sizes, num_classes, *, stem, width, zero_init_last, dtype, rngs: nnx.Rngs):
         last_scale = 0.0 if zero_init_last else 1.0
-        size, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        size, stride, self.pool = STEMS[stem]
         self.conv1 = conv(3, width, size, stride, dtype, rngs)
         self.bn1 = BatchNorm(width, dtype=dtype)
         features = width
@@ -91,12 +114,11 @@ class ResNet(nnx.Module):
                 features = block.expansion * stage_width
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
         self.fc = nnx.Linear(features, num_classes, kernel_init=gaussian_head, rngs=rngs)
-        self.stem = stem
         self.dtype = dtype
 
     def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
         x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train))
-        if self.stem == "imagenet":
+        if self.pool:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
@@ -112,8 +134,8 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
       num_classes: columns of the logits.
       dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are float32 either way.
-      stem: "imagenet" (7x7 at stride 2 and a 3x3 max-pool at stride 2; images of 32 pixels or more) or "cifar"
-        (3x3 at stride 1; 8 pixels or more).
+      stem: a key of STEMS: "imagenet" (7x7 at stride 2 and a 3x3 max pool at stride 2; images of 32 pixels or more),
+        "cifar" (3x3 at stride 1; 8 pixels or more), or one of the rarer others.
       width: channels of the first stage; 64 in the paper.
       zero_init_last: start the last BatchNorm scale of each block at 0, so that blocks start as the identity
         (Goyal et al., 2017, section 5.1). False is the recipe of torchvision's ImageNet weights.
@@ -151,7 +173,7 @@ def _build(name, stage_sizes, block, num_classes, dtype, stem, width, zero_init_
         make_module,
         num_classes=num_classes,
         feature_dim=width * 8 * block.expansion,
-        min_image_size=STEMS[stem],
+        min_image_size=STEMS[stem].min_image_size,
         classifier=("fc",),
     )
 

@@ -81,7 +81,8 @@ class ResNetV2(nnx.Module):
     """Stem, four stages, BatchNorm and ReLU, global average pool (the features), linear head (the logits)."""
 
     def __init__(self, block, stage_sizes, num_classes, *, stem, width, dtype, rngs: nnx.Rngs):
-        self.stem = Conv(3, width, *((7, 2) if stem == "imagenet" else (3, 1)), dtype, rngs)
+        size, stride, self.pool = STEMS[stem]
+        self.stem = Conv(3, width, size, stride, dtype, rngs)
         features, stages = width, []
         for stage, num_blocks in enumerate(stage_sizes):
             blocks = []
@@ -93,12 +94,11 @@ class ResNetV2(nnx.Module):
         self.stages = nnx.List(stages)
         self.norm = BatchNorm(features, dtype=dtype)
         self.head = Head(features, num_classes, rngs)
-        self.pooled_stem = stem == "imagenet"
         self.dtype = dtype
 
     def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
         x = self.stem(images.astype(self.dtype))
-        x = MaxPool(3, 2, padding=1)(x) if self.pooled_stem else x
+        x = MaxPool(3, 2, padding=1)(x) if self.pool else x
         x = nnx.relu(self.norm(chain(self.stages, x, train), train))
         features = global_mean(x)
         return Output(logits=self.head.fc(features), features=features)
@@ -111,8 +111,8 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
       num_classes: columns of the logits.
       dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are float32 either way.
-      stem: "imagenet" (7x7 at stride 2 and a 3x3 max-pool at stride 2; images of 32 pixels or more) or "cifar"
-        (3x3 at stride 1; 8 pixels or more).
+      stem: a key of `resnet.STEMS`: "imagenet" (7x7 at stride 2 and a 3x3 max pool at stride 2; images of 32 pixels or
+        more), "cifar" (3x3 at stride 1; 8 pixels or more), or one of the rarer others.
       width: channels of the first stage; 64 in the paper.
 
     Raises:
@@ -129,7 +129,7 @@ def _build(name, stage_sizes, block, num_classes, dtype, stem, width) -> Net:
         lambda rngs: ResNetV2(block, stage_sizes, num_classes, **options, rngs=rngs),
         num_classes=num_classes,
         feature_dim=width * 8 * EXPANSION[block],
-        min_image_size=STEMS[stem],
+        min_image_size=STEMS[stem].min_image_size,
         classifier=("head", "fc"),
     )
 

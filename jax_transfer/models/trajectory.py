@@ -20,6 +20,8 @@ import reprlib
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import args as ocp_args
 
@@ -55,8 +57,14 @@ class Trajectory:
         return sorted(self._manager.all_steps())
 
     def save(self, epoch: int, state: dict, metadata: dict) -> None:
-        """Saves a training state asynchronously; the files appear under their final name when all are written."""
-        model, training = _divide(state)
+        """Saves a training state asynchronously; the files appear under their final name when all are written.
+
+        All keys of the state are stored: params and stats, or ema, as the model; every other one with the training.
+
+        Raises:
+          InputError: if one is no array or number, or of a type that JAX does not hold, such as int64; it is named.
+        """
+        model, training = _divide(_storable(state))
         saved = {"model": model, "training": training, "metadata": metadata}
         fingerprints = {name: _fingerprint(name, item) for name, item in saved.items()}
         items = ocp_args.Composite(
@@ -163,11 +171,27 @@ def _of_one_process():
 
 
 def _divide(state: dict) -> tuple[dict, dict]:
-    """The `model` that is evaluated, and what else the `training` needs to go on."""
+    """The `model` that is evaluated, and all else, which `training` needs to continue."""
     if "ema" in state:
         return state["ema"], {name: value for name, value in state.items() if name != "ema"}
     model = {name: state[name] for name in ("params", "stats")}
-    return model, {name: state[name] for name in ("opt_state", "step", "key")}
+    return model, {name: value for name, value in state.items() if name not in model}
+
+
+def _storable(state: dict) -> dict:
+    """The state with plain numbers as arrays. What Orbax would refuse, drop or change is an InputError that names it."""
+
+    def storable(path, leaf):
+        fits = isinstance(leaf, float) or (isinstance(leaf, int) and -(2**31) <= leaf < 2**31)
+        array = np.asarray(leaf, jnp.result_type(leaf)) if fits else leaf
+        kind = getattr(array, "dtype", type(leaf).__name__)
+        is_number = isinstance(kind, np.dtype) and (kind.kind == "b" or jnp.issubdtype(kind, jnp.number))
+        if is_number and jax.dtypes.canonicalize_dtype(kind) == kind:
+            return array
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        raise InputError(f"A checkpoint cannot hold {name} of type {kind}: expected arrays and numbers that JAX holds.")
+
+    return jax.tree_util.tree_map_with_path(storable, state)
 
 
 @contextlib.contextmanager

@@ -253,7 +253,18 @@ def check_arguments(name: str, step: int, num_classes, dtype, image_size, **rate
     return {"num_classes": int(num_classes), "dtype": dtype, "image_size": int(image_size), **rates}
 
 
-def _vit(name, size, patch, default, num_classes, dtype="float32", image_size=None, dropout=0.0, stochastic_depth=0.0):
+def _vit(
+    name,
+    size,
+    patch,
+    default,
+    num_classes,
+    dtype="float32",
+    image_size=None,
+    dropout=0.0,
+    stochastic_depth=0.0,
+    num_heads=None,
+):
     """A Vision Transformer as a Net. Equal arguments give the identical Net, so compiled code is shared.
 
     Args:
@@ -264,10 +275,18 @@ def _vit(name, size, patch, default, num_classes, dtype="float32", image_size=No
         Weights of another size fit after `resize_position_embedding`.
       dropout: of the embedded tokens and in the blocks, in training.
       stochastic_depth: probability of leaving out the last block's halves, in training; see `blocks`.
+      num_heads: of each attention, a divisor of the tokens' width; by default as in timm. The weights have the same
+        shapes for any number: MoCo v3's ViT-S has 12 where timm's has 6.
 
     Raises:
       InputError: if an argument is not one of the above.
     """
+    num_heads = size.num_heads if num_heads is None else num_heads
+    if type(num_heads) is not int or num_heads < 1 or size.dim % num_heads:
+        raise InputError(
+            f"num_heads of {name} is {num_heads!r}; expected a divisor of {size.dim}, such as {size.num_heads}."
+        )
+    size = size._replace(num_heads=num_heads)
     image_size = default if image_size is None else image_size
     rates = {"dropout": dropout, "stochastic_depth": stochastic_depth}
     return _build(name, size, patch, **check_arguments(name, patch, num_classes, dtype, image_size, **rates))
