@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import html
 import json
 import logging
 import math
@@ -18,9 +19,10 @@ from sklearn.linear_model import LogisticRegression
 
 import jax_transfer as jt
 from jax_transfer.features import extract
-from jax_transfer.models import MODELS, torch_weights
+from jax_transfer.models import MODELS, load_checkpoint, torch_weights
 from jax_transfer.ranking import command
 from jax_transfer.ranking import rank as ranking_module
+from jax_transfer.ranking.candidates import list_candidates, load
 from jax_transfer.ranking.page import write_page
 from jax_transfer.ranking.result import Ranked, Ranking, answer
 from jax_transfer.records import InputError
@@ -51,9 +53,10 @@ def written(path, width=8, seed=0, head=True, change=None, **preprocessing):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two good checkpoints, one that is blind, and four that cannot be used."""
+    """Two good checkpoints, a short-sighted one, a blind one, and four that cannot be read."""
     folder = tmp_path_factory.mktemp("checkpoints")
     written(folder / "blind.safetensors", change=lambda x: 0 * x)
+    written(folder / "weak.safetensors", width=1)
     whole = written(folder / "small.safetensors").read_bytes()
     written(folder / "headless.safetensors", head=False, seed=1)
     written(folder / "nan.safetensors", change=lambda x: np.nan * x)
@@ -70,7 +73,7 @@ def ranking(folder):
 
 def test_the_best_is_first_and_failures_are_last(ranking):
     names = [row.checkpoint for row in ranking.rows]
-    assert set(names[:2]) == {"small", "headless"} and names[2] == "blind"
+    assert set(names[:2]) == {"small", "headless"} and names[2] == "weak"
     assert ranking.best.accuracy > 0.5 > ranking.rows[2].accuracy
     accuracies = [row.accuracy for row in ranking.sound]
     assert accuracies == sorted(accuracies, reverse=True) and len(accuracies) == 3
@@ -93,16 +96,57 @@ def test_each_row_loads_the_checkpoint_that_was_evaluated(ranking, folder):
         next(row for row in ranking.rows if row.checkpoint == "short").load()
 
 
+def test_settings_may_follow_a_model_and_a_home_folder_expands(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    found = list_candidates(["~/small.safetensors=resnet10?stem=cifar&width=8", "random:resnet10?width=4"], None)
+    assert [c.name for c in found] == ["small", "random resnet10?width=4"] and found[
+        0
+    ].path == folder / "small.safetensors"
+    assert found[0].model == "resnet10?stem=cifar&width=8"
+    assert load(found[1], {"image_size": 32}, seed=0).params["conv1"]["kernel"].shape[-1] == 4
+    assert list_candidates(folder / "small.safetensors", None) == list_candidates(
+        [str(folder / "small.safetensors")], None
+    )
+
+
+def test_a_checkpoint_in_the_cache_of_a_hub_is_called_by_its_repository(tmp_path):
+    for tag in ("a1_in1k", "tv2_in1k"):
+        snapshot = tmp_path / f"models--timm--resnet18.{tag}" / "snapshots" / "0123"
+        snapshot.mkdir(parents=True)
+        (snapshot / "model.safetensors").write_bytes(b"")
+    names = [c.name for c in list_candidates(sorted(tmp_path.glob("models--*")), None)]
+    assert names == ["timm/resnet18.a1_in1k", "timm/resnet18.tv2_in1k"]
+
+
+def test_a_guessed_preprocessing_is_marked_unless_all_of_it_is_replaced(folder, tmp_path):
+    torch_weights.save_safetensors(tmp_path / "resnet10.safetensors", *_weights(), {})
+    files = [tmp_path / "resnet10.safetensors", folder / "small.safetensors"]
+    found = jt.rank(files, TARGET, scores=("logme",), preprocessing={"image_size": 32})
+    assert {row.checkpoint.split("/")[-1]: row.preprocessing_is_guess for row in found.rows} == {
+        "resnet10": True,
+        "small": False,
+    }
+    page = write_page(found, tmp_path).read_text()
+    assert "a guess" in page and all(note in page for row in found.rows for note in map(html.escape, row.notes))
+    whole = load_checkpoint(files[1]).preprocessing.to_json()
+    (candidate,) = list_candidates(files[0], None)
+    assert not load(candidate, {**whole, "image_size": 32}, seed=0).preprocessing_is_guess
+
+
+def _weights():
+    return MODELS["resnet10"](num_classes=10, width=8).init(jax.random.key(0))
+
+
 def test_a_ranking_can_be_pickled(ranking):
     assert pickle.loads(pickle.dumps(ranking)).best.load().net is ranking.best.load().net
 
 
 def test_one_bad_checkpoint_never_stops_the_others_and_says_what_is_wrong(ranking, folder):
     errors = {row.checkpoint: row.error for row in ranking.rows if row.error}
-    assert set(errors) == {"nan", "broken", "short", "code"}
+    assert set(errors) == {"nan", "broken", "short", "code", "blind"}
     for name, error in errors.items():
         assert str(folder / name) in error and "\n" not in error
-    assert "NaN" in errors["nan"] and "cut off" in errors["short"]
+    assert "NaN" in errors["nan"] and "cut off" in errors["short"] and "do not vary" in errors["blind"]
     assert all(math.isnan(row.accuracy) for row in ranking.rows if row.error)
 
 
@@ -345,6 +389,8 @@ def test_a_folder_with_one_class_is_refused(tmp_path):
         ({"checkpoints": []}, "checkpoints is empty"),
         ({"checkpoints": ["a.safetensors", "./a.safetensors"]}, "names .*a.safetensors twice"),
         ({"checkpoints": ["random:resnet10", "random:resnet10"]}, "names resnet10 twice"),
+        ({"checkpoints": "random:resnet11?width=8"}, "'random:resnet11.*Did you mean 'resnet1"),
+        ({"checkpoints": "random:resnet10?widht=8"}, "resnet10 does not take the settings"),
         ({"checkpoints": ["random:resnet11"]}, "'random:resnet11'.*Did you mean 'resnet1"),
         ({"checkpoints": ["a.safetensors"]}, "No checkpoint can be used. a.safetensors: there is no such"),
         ({"model": "resnet11"}, "Did you mean 'resnet1"),

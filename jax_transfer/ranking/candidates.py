@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 
 import jax
@@ -12,21 +13,28 @@ from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import (
     MODELS,
     Checkpoint,
+    Net,
     at_image_size,
     describes_itself,
     expand,
     load_checkpoint,
+    named,
     released_preprocessing,
 )
-from jax_transfer.models.torch_weights import ALSO_READ, ENDINGS
+from jax_transfer.models.torch_files import ALSO_READ, ENDINGS
 from jax_transfer.records import InputError
 
+# FILE=MODEL, FILE=MODEL?setting=value
+FILE_AND_MODEL = re.compile(r"(?P<path>.+?)=(?P<model>\w+(\?[\w.=&]*)?)")
 RANDOM = "random:"  # random:resnet18 is that model as it is initialised: what a checkpoint must beat
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One of the checkpoints to rank, not read yet. `path` is None for a random initialisation."""
+    """One of the checkpoints to rank, not read yet.
+
+    path: None for a random initialisation. model: as `load_checkpoint` takes it, such as "vit_small_patch16_224?num_heads=12".
+    """
 
     name: str
     path: pathlib.Path | None
@@ -40,32 +48,42 @@ def list_candidates(given: str | os.PathLike | Sequence[str | os.PathLike], mode
       InputError: if there is none, one is given twice, or a name is not one of MODELS.
     """
     if model is not None:
-        choose(MODELS, model, "model (model)")
+        choose(MODELS, named(model)[0], "model (model)")
     found: list[tuple[pathlib.Path | None, str | None]] = []
     for one in map(str, [given] if isinstance(given, str | os.PathLike) else given):
-        path, mark, named = one.rpartition("=")
+        says = FILE_AND_MODEL.fullmatch(one)
         if one.startswith(RANDOM):
-            found.append((None, _model_named(one.removeprefix(RANDOM), one)))
-        elif mark and named in MODELS:
-            found += [(p, named) for p in expand(path)]
+            found.append((None, _known_model(one.removeprefix(RANDOM), one)))
+        elif says and named(says["model"])[0] in MODELS:
+            found += [(p, says["model"]) for p in expand(says["path"])]
         else:
             found += [(p, None if describes_itself(p) else model) for p in expand(one)]
     if not found:
         raise InputError("checkpoints is empty: name at least one file or folder.")
-    same = [path.resolve() if path else named for path, named in found]
+    same = [path.resolve() if path else name for path, name in found]
     if twice := [place for place in dict.fromkeys(same) if same.count(place) > 1]:
         raise InputError(f"checkpoints names {twice[0]} twice.")
     paths = [path.absolute() for path, _ in found if path]
     common = pathlib.Path(os.path.commonpath([path.parent for path in paths])) if paths else None
-    whole = [path.absolute().relative_to(common) if path else pathlib.Path(f"random {named}") for path, named in found]
-    plain = [str(name.with_suffix("")) if name.suffix in (*ENDINGS, *ALSO_READ) else str(name) for name in whole]
-    names = plain if len(set(plain)) == len(plain) else list(map(str, whole))
-    return [Candidate(name, path, named) for name, (path, named) in zip(names, found, strict=True)]
+    whole = [str(path.absolute().relative_to(common)) if path else f"random {name}" for path, name in found]
+    short = [_short_name(path.absolute(), name) if path else name for (path, _), name in zip(found, whole, strict=True)]
+    names = short if len(set(short)) == len(short) else whole
+    return [Candidate(name, path, model) for name, (path, model) in zip(names, found, strict=True)]
 
 
-def _model_named(name: str, given: str) -> str:
-    choose(MODELS, name, f"model (checkpoint {given!r})")
-    return name
+def _short_name(path: pathlib.Path, name: str) -> str:
+    """A file's name without its ending; the repository's name, such as timm/resnet50.a1_in1k, in the cache of a hub."""
+    repository = next((part for part in path.parts if part.startswith("models--")), None)
+    if repository and "snapshots" in path.parts:
+        return repository.removeprefix("models--").replace("--", "/")
+    endings = sorted((*ENDINGS, *ALSO_READ), key=len, reverse=True)
+    ending = next((ending for ending in endings if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
+
+
+def _known_model(text: str, given: str) -> str:
+    choose(MODELS, named(text)[0], f"model (checkpoint {given!r})")
+    return text
 
 
 def load(candidate: Candidate, overrides: dict, seed: int) -> Checkpoint:
@@ -75,9 +93,9 @@ def load(candidate: Candidate, overrides: dict, seed: int) -> Checkpoint:
       InputError: if it cannot be read, or the preprocessing does not suit it.
     """
     if candidate.path is None:
-        net = MODELS[candidate.model](num_classes=1000)
-        settings, preprocessing = {}, released_preprocessing(candidate.model)
-        if candidate.model.startswith("vit_tiny_patch"):  # the small ones take other images than the released
+        name, settings = named(candidate.model)
+        net, preprocessing = _made(candidate, name, settings), released_preprocessing(name)
+        if name.startswith("vit_tiny_patch"):  # the small ones take other images than the released
             preprocessing = dataclasses.replace(preprocessing, image_size=net.min_image_size)
         params, stats = net.init(jax.random.key(seed))
         found = Checkpoint(candidate.name, net, params, stats, preprocessing, settings=settings, has_head=False)
@@ -91,4 +109,12 @@ def load(candidate: Candidate, overrides: dict, seed: int) -> Checkpoint:
             f"{candidate.name}: image_size {changed.image_size} is too small; {found.net.name} needs at least "
             f"{found.net.min_image_size} pixels."
         )
-    return dataclasses.replace(found, preprocessing=changed)
+    is_guess = found.preprocessing_is_guess and not changed.to_json().keys() <= overrides.keys()
+    return dataclasses.replace(found, preprocessing=changed, preprocessing_is_guess=is_guess)
+
+
+def _made(candidate: Candidate, name: str, settings: dict) -> Net:
+    try:
+        return MODELS[name](num_classes=1000, **settings)
+    except (InputError, TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{candidate.name}: {name} does not take the settings {settings} ({error}).") from error
