@@ -20,7 +20,7 @@ def expand(path: str | pathlib.Path) -> list[pathlib.Path]:
     repository in a hub's cache, the snapshots are looked through.
     """
     path = expanded(path)
-    if os.path.isdir(path) and not path.name.isdecimal():
+    if os.path.isdir(path) and not (path.name.isdecimal() and not _files(path)):
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         epochs = sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()), key=lambda p: int(p.name))
         snapshots = [p for p in (folder / "snapshots").glob("*") if p.is_dir()] if folder.name[:8] == "models--" else []
@@ -52,7 +52,7 @@ def expanded(path: str | pathlib.Path) -> pathlib.Path:
 def only_file(folder: pathlib.Path) -> pathlib.Path:
     """The one file of weights in a folder that is no epoch, or the folder itself, which will be refused."""
     try:
-        files = [] if folder.name.isdecimal() else expand(folder)
+        files = [file for file in expand(folder) if file != folder and not is_epoch(file)]
     except InputError:  # the folder is named in what is said then
         return folder
     if len(files) > 1:

@@ -178,7 +178,7 @@ ARCHITECTURES = {
     "mae_vit_base_patch16": "vit_base_patch16_224",
 }
 # The end of a released file's name, before its ending: eight or more digits of a hash (not of a date), or the data set of a tag.
-RELEASE = re.compile(r"_((?=\d*[a-f])[0-9a-f]{8,10}|\w*in(1|12|21|22)k)(_pth|_safetensors)?$")
+RELEASE = re.compile(r"_((?=\d*[a-f])[0-9a-f]{8,10}|\w*in(1|12|21|22)k)(_(pth|pt|tar|ckpt|bin|safetensors))*$")
 
 
 def released(file_name: str) -> tuple[str, Preprocessing] | None:
