@@ -65,6 +65,7 @@ def full():
     config.pretrain.epochs = 200
     config.trajectory.epochs = "0,1,2,3,5,7,10,15,20,30,50,75,100,125,150,175,200"
     config.targets = (FIGURE_1, TABLE_1)
+    config.metrics = dict.fromkeys(config.targets, "accuracy")  # as in the paper, on every target
     config.probe.methods = ("probe", "probe_converged")
     config.probe.epochs = 100
     config.finetune.epochs = 100
@@ -84,6 +85,7 @@ def reduced():
     config.trajectory.epochs = "0,1,2,3,5,8,12,16"
     table_1 = "tfds:mnist?train=10000&test=5000"
     config.targets = (FIGURE_1 + "&test=5000", table_1)
+    config.metrics = dict.fromkeys(config.targets, "accuracy")
     config.finetune.epochs = 20
     config.overrides = {table_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 3, "checkpoints": "2,8,16"}}}
     config.paper = paper(table_1, best=8, last=16)
@@ -97,6 +99,7 @@ def smoke():
     config.model.width = 16
     config.source.dataset = "tfds:cifar10?train=5000&test=1000"
     config.targets = ("tfds:mnist?per_class=100&test=2000",)
+    config.metrics = dict.fromkeys(config.targets, "accuracy")
     config.overrides = {}
     config.paper = ()
     config.pretrain.epochs = 5

@@ -116,16 +116,20 @@ def show(work: Workspace) -> None:
         table.add_row(name, what[name], duration(seconds[name]) if name in seconds else "")
     table.add_section()
     for target in config.targets:
-        train, test = (work.source(target, split) for split in ("train", "test"))
-        classes = tables.class_list(train.class_names, train.num_classes)
-        images = f"{len(train):,} train, {len(test):,} test images"
-        row = f"{target}: {images}; by {METRICS[work.metric(target)]}; classes: {classes}"
-        table.add_row("target", Text(row), "")
+        table.add_row("target", Text(_in_words(work, target)), "")
     table.caption = (
         f"In all about {duration(sum(seconds.values()))} and compilation, from a timed convolution "
         f"({rate:,.0f} GFLOP/s); what is already done is skipped."
     )
     console.print(table)
+
+
+def _in_words(work: Workspace, target: str) -> str:
+    """A target's images, metric and classes: what a misread folder shows in."""
+    train, test = (work.source(target, split) for split in ("train", "test"))
+    images = f"{len(train):,} train, {len(test):,} test images"
+    classes = tables.class_list(train.class_names, train.num_classes)
+    return f"{target}: {images}; by {METRICS[work.metric(target)]}; classes: {classes}"
 
 
 def _gigaflops(work: Workspace) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Which checkpoint is best: tables, figures, words and the t-SNE stage name the same one, by the metric of each target."""
 
+import dataclasses
+import importlib.util
 import io
 import json
 import math
@@ -11,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import Elements, write_workdir
 from test_scoring import small_config
+from test_study import REPOSITORY
 
-from jax_transfer import records, spectra, study
+from jax_transfer import checks, plan, records, spectra, study
+from jax_transfer.data import sources
 from jax_transfer.logs import Rows
-from jax_transfer.plan import record_targets
 from jax_transfer.records import METRICS, Features
 from jax_transfer.report import best, explain, figures, page, tables, trust
 from jax_transfer.workspace import Workspace
@@ -138,6 +141,54 @@ def test_the_trust_note_says_by_which_metric():
 # --- in a study
 
 
+PAPERS = {  # config -> its variants
+    "cifar10_to_mnist": ("full", "reduced", "smoke"),
+    **dict.fromkeys(
+        ("resnet50_imagenet", "t2t_vit_14_imagenet", "neucrab_group2", "neucrab_group3"), ("full", "smoke")
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "variant"), [(name, v) for name, variants in PAPERS.items() for v in variants])
+def test_the_papers_report_accuracy_on_every_target(name, variant):
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant)
+    checks._check_metrics(config)
+    assert config.metrics.to_dict() == dict.fromkeys(config.targets, "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("cat", "dog"), "2: cat, dog"),
+        (("train", "test", "[b]", "鸟", "a\nb"), "5: train, test, [b], 鸟, a\N{REPLACEMENT CHARACTER}b"),
+        (tuple(map(str, range(1000))), "1,000: 0, 1, 2, 3, 4, ..."),
+    ],
+)
+def test_plan_rows_and_page_name_the_classes_of_a_target(tmp_path, names, shown):
+    work, target = workspace(tmp_path)
+    given = {
+        split: sources.from_arrays(np.zeros((1, 4, 4), np.uint8), [0], class_names=names) for split in sources.SPLITS
+    }
+    given["test"] = dataclasses.replace(given["test"], notes=("3 exact copies",))
+    work.source = lambda dataset, split: given[split]
+    assert plan._in_words(work, target) == f"{target}: 1 train, 1 test images; by accuracy; classes: {shown}"
+    Rows(work.results, "targets").append(target_row("mean_class_accuracy", target="folder:/earlier"))
+    plan.record_targets(work)
+    rows = Rows(work.results, "targets").rows
+    assert [row.target for row in rows] == [target, "folder:/earlier"]
+    assert (rows[0].num_classes, rows[0].class_names[:2], rows[0].notes) == (
+        len(names),
+        list(names[:2]),
+        ["3 exact copies"],
+    )
+    assert len(rows[0].class_names) <= plan.NUM_NAMES
+    text = Elements(page.write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert shown in text and "3 exact copies" in text
+
+
 def workspace(workdir, **changes):
     changes = {"pretrain__epochs": 3, "trajectory__epochs": "all", "spectral__embedded_images": 20, **changes}
     config = small_config(**changes)
@@ -158,7 +209,7 @@ def test_the_picture_shows_the_checkpoint_that_the_table_names(tmp_path, monkeyp
     work.config.metrics = {target: metric}
     values = np.random.default_rng(draw).permutation(24).reshape(4, 3, 2) / 24  # each seed has its own best epoch
     add_rows(work, target, values)
-    record_targets(work)
+    plan.record_targets(work)
     monkeypatch.setattr(spectra, "tsne", lambda x, seed: np.zeros((len(x), 2)))
     labels = work.source(target, "test").labels
 
@@ -198,7 +249,7 @@ def test_the_metric_is_the_configs_else_that_of_the_data_set(tmp_path):
     work, target = workspace(tmp_path)
     assert work.metrics == {target: "accuracy"}
     source = work.source(target, "train")
-    work.source = lambda dataset, split: records.dataclasses.replace(source, metric="mean_class_accuracy")
+    work.source = lambda dataset, split: dataclasses.replace(source, metric="mean_class_accuracy")
     assert work.metrics == {target: "mean_class_accuracy"}
     work.config.metrics = {target: "accuracy"}
     assert work.metrics == {target: "accuracy"}

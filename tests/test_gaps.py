@@ -1,6 +1,7 @@
 """Rankings over incomplete lists: what a checkpoint lacks is said, and nothing is ranked, or averaged, without it."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -164,9 +165,7 @@ def test_all_scores_are_averaged_over_the_same_targets(values):
 
 def test_a_target_that_a_score_lacks_altogether_counts_as_a_gap():
     row = RankingRow("folder:/a", "probe", "logme", *[0.5] * 7, 12, 0.1, 0.8, 0.0, 12)
-    others = [
-        records.dataclasses.replace(row, target=t, score=s) for t, s in (("folder:/b", "logme"), ("folder:/a", "nce"))
-    ]
+    others = [dataclasses.replace(row, target=t, score=s) for t, s in (("folder:/b", "logme"), ("folder:/a", "nce"))]
     rows = [to_json_dict(r) for r in (row, *others)]
     cells = {r["Score"]: r for r in trust_rows(rows, [], "probe")}
     assert cells["LogME"]["Kendall"] == "50.00" and cells["LogME"][SCORED] == "24 of 24"

@@ -47,16 +47,18 @@ def component_curves(spectral_rows: Sequence[Row], target: str, source: str = ""
     stages = [stage for stage in STAGES if _accuracies(spectral_rows, target, stage, source, "main")]
     if not stages:
         raise InputError(f"results/spectral.jsonl has no accuracy for target {target!r}; run stage spectral.")
-    figure = Figure(figsize=(WIDTH, 0.7 + 1.6 * len(stages)), layout="constrained")
+    labels = [best.axis_label(best.metric_of(spectral_rows, target), STAGES[stage][0]) for stage in stages]
+    height = max(1.6, 0.075 * len(labels[0]))  # inches: as tall as the label is long
+    figure = Figure(figsize=(WIDTH, 0.7 + height * len(stages)), layout="constrained")
     all_axes = figure.subplots(len(stages), 1, sharex=True, squeeze=False)[:, 0]
     epochs = set()
-    for axes, stage in zip(all_axes, stages, strict=True):
+    for axes, stage, label_of_axis in zip(all_axes, stages, labels, strict=True):
         for component, (color, marker, label) in COMPONENTS.items():
             points = _accuracies(spectral_rows, target, stage, source, component)
             values = [100 * accuracy for accuracy in points.values()]
             axes.plot(list(points), values, color=color, marker=marker, label=label, clip_on=False)
             epochs |= set(points)
-        percent_axis(axes, best.axis_label(best.metric_of(spectral_rows, target), STAGES[stage][0]))
+        percent_axis(axes, label_of_axis)
     legend_above(all_axes[0], columns=3)
     epoch_axis(all_axes[-1], sorted(epochs))
     figure.align_ylabels(all_axes)

@@ -106,14 +106,15 @@ def transfer_curves(
         (row["epoch"], 100 * row["test_accuracy"]) for row in pretrain_rows if is_number(row["test_accuracy"])
     ]
     panels, others = _panels(series), [method for method in series if method not in METHOD_STYLES]
-    heights = [1.25 + 0.14 * len(panel) for panel in panels] + ([0.9] if accuracies else [])
+    label = best.axis_label(best.metric_of(transfer_rows, target))
+    # Inches: as tall as the label is long.
+    heights = [max(1.25, 0.075 * len(label)) + 0.14 * len(panel) for panel in panels] + ([0.9] if accuracies else [])
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.6), layout="constrained")
     all_axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, panel in zip(all_axes, panels, strict=False):
         for method in panel:
-            label = cut(tables.method_name(method), 14)
-            _plot_points(axes, series[method], _style_of(method, others), label)
-        percent_axis(axes, best.axis_label(best.metric_of(transfer_rows, target)))
+            _plot_points(axes, series[method], _style_of(method, others), cut(tables.method_name(method), 14))
+        percent_axis(axes, label)
         legend_above(axes)
     if accuracies:
         all_axes[-1].plot(

@@ -203,12 +203,16 @@ def _why(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     for name, words in explain.story(results):
         yield f"<li><strong>{escape(name)}.</strong> {escape(words)}</li>"
     yield "</ul>"
-    yield tables.to_html(explain.table_1(results))
+    rows = explain.table_1(results)
+    if not rows:
+        yield "<p>No component has the accuracy that counts on its target: stage spectral computes it.</p>"
+        return
+    yield tables.to_html(rows)
     yield (
-        '<p class="quiet">The checkpoint of highest FE accuracy and the last one. Accuracy (by the metric of the target): of'
-        " the FE probe or of the fine-tuned model. Probe: a softmax classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on"
-        " their main component (the fewest singular directions of each batch that hold 80 % of the sum of its singular"
-        " values) and on the residual.</p>"
+        '<p class="quiet">The checkpoint of highest FE accuracy and the last one. Accuracy, by the metric of the target: of the'
+        " FE probe or of the fine-tuned model. Probe: a softmax classifier on all features of a model (FE: pre-trained, FT:"
+        " fine-tuned), on their main component (the fewest singular directions of each batch that hold 80 % of the sum of its"
+        " singular values) and on the residual.</p>"
     )
 
 
