@@ -78,7 +78,9 @@ def test_the_best_is_first_and_failures_are_last(ranking):
     accuracies = [row.accuracy for row in ranking.sound]
     assert accuracies == sorted(accuracies, reverse=True) and len(accuracies) == 3
     assert ranking.num_images == 200 and all(row.low < row.accuracy < row.high for row in ranking.sound)
-    assert ranking.best.behind == 0 and ranking.rows[2].behind == ranking.best.accuracy - ranking.rows[2].accuracy
+    assert ranking.best.behind == 0 and ranking.rows[2].behind == pytest.approx(
+        ranking.best.accuracy - ranking.rows[2].accuracy
+    )
     assert ranking.rows[2] not in ranking.tied
 
 
