@@ -143,9 +143,10 @@ def find_splits(root: pathlib.Path) -> Splits:
                 f"{_shown(unlabelled[0], root)} holds no class folders" if unlabelled else "there is no test folder"
             )
         unlabelled += [folder for folder in group if folder not in labelled]
-    notes = []
+    notes, named = [], [folder for folder in (train, test) if folder]
     if test and role(test.name)[0] == "val":
         notes.append(f"{_shown(train, root)} is trained on and {_shown(test, root)} tested on, for {reason}.")
+        named += [folder for folder in unlabelled[:1] if role(folder.name)[0] == "test"]
     elif test and {train, test} != {root / "train", root / "test"}:
         notes.append(f"{_shown(train, root)} is trained on and {_shown(test, root)} tested on.")
     elif unlabelled and classes and test is None:
@@ -153,11 +154,11 @@ def find_splits(root: pathlib.Path) -> Splits:
             f"{_shown(unlabelled[0], root)} holds no class folders: a fifth of each class of {_shown(train, root)} is "
             "tested on."
         )
-    used = [folder for folder in (train, test, *(unlabelled[:1] if notes else ())) if folder]
-    if unread := [folder for folder in folders if not any(one.is_relative_to(folder) for one in used)]:
-        named = ", ".join(f"{folder.name}/" for folder in unread[:3])
+        named.append(unlabelled[0])
+    if unread := [folder for folder in folders if not any(one.is_relative_to(folder) for one in named)]:
+        listed = ", ".join(f"{folder.name}/" for folder in unread[:3])
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
-        notes.append(f"{named}{more} beside {_shown(train, root)} {'are' if len(unread) > 1 else 'is'} not read.")
+        notes.append(f"{listed}{more} beside {_shown(train, root)} {'are' if len(unread) > 1 else 'is'} not read.")
     return Splits(train, test, tuple(notes))
 
 
