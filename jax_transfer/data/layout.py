@@ -32,6 +32,9 @@ ROLE_OF_WORD = {role: re.compile(f"(?:{stem})(?:{NEUTRAL})?|(?:{NEUTRAL})(?:{ste
 NEUTRAL_WORD = re.compile(f"{NEUTRAL}|x|the|of|my")
 
 
+UNLABELLED = {"unknown", "unlabeled", "unlabelled"}
+
+
 def one_form(name: str) -> str:
     """A name in the one Unicode form in which names of classes are compared: some systems write it in another one."""
     return unicodedata.normalize("NFC", name)
@@ -145,7 +148,7 @@ def find_splits(root: pathlib.Path) -> Splits:
         unlabelled += [folder for folder in group if folder not in labelled]
     notes, named = [], [folder for folder in (train, test) if folder]
     if test and role(test.name)[0] == "val":
-        notes.append(f"{_shown(train, root)} is trained on and {_shown(test, root)} tested on, for {reason}.")
+        notes.append(f"{_shown(train, root)} is trained on and {_shown(test, root)} tested on, because {reason}.")
         named += [folder for folder in unlabelled[:1] if role(folder.name)[0] == "test"]
     elif test and {train, test} != {root / "train", root / "test"}:
         notes.append(f"{_shown(train, root)} is trained on and {_shown(test, root)} tested on.")
@@ -170,7 +173,8 @@ def _is_train(folder: pathlib.Path, others: list[pathlib.Path], roles: dict) -> 
 def _has_classes(folder: pathlib.Path, classes: set[str]) -> bool:
     """Whether the folders in a split are classes: those of train, or at least not just `images` and the like."""
     found = {one_form(sub.name) for sub in subfolders(folder)}
-    said = {name for name in found if role(name)[1] - {"unknown", "unlabeled", "unlabelled"}}
+    roles = {name: role(name) for name in found}
+    said = [name for name, (split, words) in roles.items() if not split and words - UNLABELLED]
     return bool(classes & found or said or any(not re.search(r"[^\W\d_]", name) for name in found))
 
 
