@@ -195,6 +195,19 @@ def test_the_depth_is_part_of_the_fingerprint(tmp_path, monkeypatch):
     assert load_source(f"folder:{tmp_path}", "train").fingerprint != weak
 
 
+def test_drawings_are_the_same_in_eight_bits_sixteen_bits_and_transparency(tmp_path):
+    saves = {
+        "eight": as_png,
+        "sixteen": lambda a, path: as_png(a.astype(np.uint16), path),
+        "alpha": lambda a, path: as_png(np.dstack([np.zeros((*a.shape, 3), np.uint8), a]), path),
+    }
+    seen = {}
+    for name, save in saves.items():
+        found = load_source(f"folder:{write(tmp_path / name, save)}", "train", on_corrupt="skip")
+        seen[name] = np.stack(found.read(range(len(found))))
+    assert np.array_equal(seen["eight"], seen["sixteen"]) and np.array_equal(seen["eight"], 255 - seen["alpha"])
+
+
 @pytest.mark.parametrize("colour", [0, 255, 128])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])

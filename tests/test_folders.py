@@ -95,7 +95,7 @@ def test_extensions_hidden_files_and_nested_folders(animals, caplog):
     (animals / "cat" / "notes.txt").write_text("no image")
     counts = [np.bincount(load_source(f"folder:{animals}", split).labels).tolist() for split in ("train", "test")]
     assert np.sum(counts, axis=0).tolist() == [12, 5]
-    assert "1 file is not read, for the ending (.txt; such as cat/notes.txt)" in caplog.text
+    assert "1 file is not read because of its ending (.txt; such as cat/notes.txt)" in caplog.text
 
 
 @pytest.mark.parametrize("folder", ["what?", "a?b", "katzen und häuser 猫", "x?y=1/z", "50% & more=less"])

@@ -81,7 +81,7 @@ def test_split_folders_within_folders_of_the_same_name(tmp_path):
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation", "dev"])
-@pytest.mark.parametrize("unlabelled", ["flat", "images", "unknown", "empty"])
+@pytest.mark.parametrize("unlabelled", ["flat", "images", "unknown", "empty", "test", "TestSet"])
 def test_validation_is_tested_on_where_test_has_no_labels(tmp_path, caplog, val, unlabelled):
     make_split(tmp_path / "train")
     make_split(tmp_path / val, count=2)
@@ -90,7 +90,7 @@ def test_validation_is_tested_on_where_test_has_no_labels(tmp_path, caplog, val,
         write_images(tmp_path / "test" / ("" if unlabelled == "flat" else unlabelled), 3)
     train, test = both(tmp_path)
     assert (len(train), len(test)) == (6, 4) and train.class_names == ("a", "b")
-    said = f"train/ is trained on and {val}/ tested on, for test/ holds no class folders."
+    said = f"train/ is trained on and {val}/ tested on, because test/ holds no class folders."
     assert said in train.notes and said in test.notes and caplog.text.count(said) == 1
 
 

@@ -73,8 +73,8 @@ def _note_on_unread(unread: list[pathlib.Path], root: pathlib.Path) -> list[str]
         return []
     kinds = Counter(path.suffix.lower() or "no ending" for path in unread)
     listed = ", ".join(kind for kind, _ in sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))[:5])
-    files = "1 file is" if len(unread) == 1 else f"{len(unread)} files are"
-    return [f"{files} not read, for the ending ({listed}; such as {unread[0].relative_to(root)})."]
+    files, their = ("1 file is", "its") if len(unread) == 1 else (f"{len(unread)} files are", "their")
+    return [f"{files} not read because of {their} ending ({listed}; such as {unread[0].relative_to(root)})."]
 
 
 def _classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
@@ -98,11 +98,10 @@ def _images_of_classes(classes: dict[str, list[pathlib.Path]], class_names, unre
         others = [path for path in files if not layout.is_image(path)]
         if not images:
             read = ", ".join(sorted(layout.EXTENSIONS))
-            why = (
-                f"none of its {len(files)} files is read (such as {files[0].name})"
-                if files
-                else "no images in this class"
-            )
+            why = "no images in this class"
+            if files:
+                which = "its only file is not" if len(files) == 1 else f"none of its {len(files)} files is"
+                why = f"{which} read (such as {files[0].name})"
             raise InputError(f"{parts[0]}: {why}; expected {read}.")
         unread += others
         paths += images

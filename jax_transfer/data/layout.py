@@ -32,6 +32,9 @@ ROLE_OF_WORD = {role: re.compile(f"(?:{stem})(?:{NEUTRAL})?|(?:{NEUTRAL})(?:{ste
 NEUTRAL_WORD = re.compile(f"{NEUTRAL}|x|the|of|my")
 
 
+UNLABELLED = {"unknown", "unlabeled", "unlabelled"}
+
+
 def one_form(name: str) -> str:
     """A name in the one Unicode form in which names of classes are compared: some systems write it in another one."""
     return unicodedata.normalize("NFC", name)
@@ -143,9 +146,10 @@ def find_splits(root: pathlib.Path) -> Splits:
                 f"{_shown(unlabelled[0], root)} holds no class folders" if unlabelled else "there is no test folder"
             )
         unlabelled += [folder for folder in group if folder not in labelled]
-    notes = []
+    notes, named = [], [folder for folder in (train, test) if folder]
     if test and role(test.name)[0] == "val":
-        notes.append(f"{_shown(train, root)} is trained on and {_shown(test, root)} tested on, for {reason}.")
+        notes.append(f"{_shown(train, root)} is trained on and {_shown(test, root)} tested on, because {reason}.")
+        named += [folder for folder in unlabelled[:1] if role(folder.name)[0] == "test"]
     elif test and {train, test} != {root / "train", root / "test"}:
         notes.append(f"{_shown(train, root)} is trained on and {_shown(test, root)} tested on.")
     elif unlabelled and classes and test is None:
@@ -153,11 +157,11 @@ def find_splits(root: pathlib.Path) -> Splits:
             f"{_shown(unlabelled[0], root)} holds no class folders: a fifth of each class of {_shown(train, root)} is "
             "tested on."
         )
-    used = [folder for folder in (train, test, *(unlabelled[:1] if notes else ())) if folder]
-    if unread := [folder for folder in folders if not any(one.is_relative_to(folder) for one in used)]:
-        named = ", ".join(f"{folder.name}/" for folder in unread[:3])
+        named.append(unlabelled[0])
+    if unread := [folder for folder in folders if not any(one.is_relative_to(folder) for one in named)]:
+        listed = ", ".join(f"{folder.name}/" for folder in unread[:3])
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
-        notes.append(f"{named}{more} beside {_shown(train, root)} {'are' if len(unread) > 1 else 'is'} not read.")
+        notes.append(f"{listed}{more} beside {_shown(train, root)} {'are' if len(unread) > 1 else 'is'} not read.")
     return Splits(train, test, tuple(notes))
 
 
@@ -169,7 +173,8 @@ def _is_train(folder: pathlib.Path, others: list[pathlib.Path], roles: dict) -> 
 def _has_classes(folder: pathlib.Path, classes: set[str]) -> bool:
     """Whether the folders in a split are classes: those of train, or at least not just `images` and the like."""
     found = {one_form(sub.name) for sub in subfolders(folder)}
-    said = {name for name in found if role(name)[1] - {"unknown", "unlabeled", "unlabelled"}}
+    roles = {name: role(name) for name in found}
+    said = [name for name, (split, words) in roles.items() if not split and words - UNLABELLED]
     return bool(classes & found or said or any(not re.search(r"[^\W\d_]", name) for name in found))
 
 

@@ -1,6 +1,7 @@
 """Folders with anything in them: images, or one line that names the path; never a hang; `skip` keeps the sound."""
 
 import io
+import itertools
 import logging
 import os
 import pathlib
@@ -9,6 +10,7 @@ import shutil
 import socket
 import struct
 import tempfile
+import unicodedata
 import zlib
 
 import numpy as np
@@ -18,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jax_transfer.data import layout, sources
+from jax_transfer.data import folders, layout, sources
 from jax_transfer.data.sources import load_source, materialize
 from jax_transfer.data.transforms import decode_file
 from jax_transfer.records import InputError, printable
@@ -207,6 +209,61 @@ def test_any_file_decodes_or_is_named(content):
         assert image is not None or kind not in ("sound",)
         if image is not None:
             assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and 0 not in image.shape
+    finally:
+        shutil.rmtree(outer)
+
+
+# --- any tree of folders
+
+FOLDER_NAMES = st.sampled_from(
+    ["train", "Training", "TEST", "val", "Valid", "seg_train", "seg_test", "x_val", "train_images", "test_set", "dev",
+     "test_tube", "cat", "dog", "images", "unknown", "0", "1", "café", "cafe\u0301", "@eaDir", "__MACOSX", ".git", "lost+found"]
+)  # fmt: skip
+FILE_NAMES = st.sampled_from(["1.png", "2.JFIF", "3.pgm", "4.heic", "notes.txt", "._1.jpg", "Thumbs.db", "no_ending"])
+TREES = st.recursive(
+    st.lists(FILE_NAMES, min_size=1, max_size=5, unique=True),
+    lambda inner: st.one_of(inner, st.dictionaries(FOLDER_NAMES, inner, min_size=1, max_size=5)),
+    max_leaves=12,
+)
+
+
+def grow(folder, tree, colours):
+    """Writes a tree of folders (dictionaries) with files (lists), each image of another colour."""
+    folder.mkdir()
+    for name in tree:
+        if isinstance(tree, dict):
+            grow(folder / name, tree[name], colours)
+        elif layout.is_image(pathlib.Path(name)):
+            i = next(colours)
+            (folder / name).write_bytes(encoded(Image.new("RGB", (3, 3), (i % 256, i // 256, 99)), "PNG"))
+        else:
+            (folder / name).write_bytes(b"no image")
+
+
+@examples(150)
+@given(TREES)
+def test_of_any_tree_of_folders_each_image_is_read_or_said_not_to_be(tree):
+    outer = pathlib.Path(tempfile.mkdtemp())
+    try:
+        root = outer / "root"
+        grow(root, tree, itertools.count())
+        found = accepted_or_refused("folder: trees", lambda: folders.find_images(root), str(root))
+        if found is None:
+            return
+        data = [path for path in root.rglob("*") if not any(map(layout.is_system, path.relative_to(root).parts))]
+        images = {path for path in data if path.is_file() and layout.is_image(path)}
+        read = [path for paths, _ in found.splits.values() for path in paths]
+        assert len(read) == len(set(read)) and set(read) <= images
+        assert set(read) == images or any("not read" in note or "no class folders" in note for note in found.notes)
+        assert not any(layout.is_system(name) for name in found.class_names)
+        assert found.class_names == tuple(sorted({unicodedata.normalize("NFC", name) for name in found.class_names}))
+        for paths, labels in found.splits.values():
+            for path, label in zip(paths, labels, strict=True):
+                parts = {unicodedata.normalize("NFC", part) for part in path.relative_to(root).parts}
+                assert found.class_names[label] in parts
+        others = [path for path in data if path.is_file() and not layout.is_image(path)]
+        below = [path for path in others if any(path.is_relative_to(one.parent) for one in read)]
+        assert not below or any("not read" in note for note in found.notes)
     finally:
         shutil.rmtree(outer)
 
