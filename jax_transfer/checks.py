@@ -169,7 +169,7 @@ def check_early_stops(config: ConfigDict, target: str, steps_an_epoch: int | Non
             continue
         least = FINETUNE_SCORES[score] * (steps_an_epoch if tuning.steps else 1)
         if length < least:
-            epochs = f" (an epoch of its training images for scores is {steps_an_epoch} steps)" if tuning.steps else ""
+            epochs = f" ({steps_an_epoch} steps an epoch on the images that scores train on)" if tuning.steps else ""
             raise InputError(
                 f"{where}.{field} = {length}: {score} (config.scores) stops this schedule after {FINETUNE_SCORES[score]} "
                 f"epochs on {target}{epochs}: give it at least {least} {field}, or leave {score} out."

@@ -146,9 +146,8 @@ def finetuned(
 def _path(work: Workspace, snapshot: Snapshot, target: str, split: str):
     """Named by what determines the fine-tuned model, for the model itself is not kept."""
     tuning = dataclasses.asdict(settings.finetune_settings(work.config, target))
-    tuning = json.dumps(
-        {**tuning, "checkpoints": None, "num_seeds": None}, sort_keys=True
-    )  # of them, none depends on it
+    # The choice of checkpoints and the number of seeds change no model.
+    tuning = json.dumps({**tuning, "checkpoints": None, "num_seeds": None}, sort_keys=True)
     made_from = (work.model_fingerprint(snapshot), work.source(target, "train").fingerprint, tuning, work.config.seed)
     key = extract.cache_key(
         f"fine-tuned {(*made_from, VERSIONS['transfer'])}",

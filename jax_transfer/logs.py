@@ -36,7 +36,7 @@ def setup(level: int = logging.INFO) -> None:
 
 
 def speak_for_all(first: bool) -> None:
-    """Of several processes, only the first says what goes on; the others warn."""
+    """Lets the first process log progress, the others only warnings."""
     log.setLevel(logging.INFO if first else logging.WARNING)
 
 
@@ -46,7 +46,7 @@ def _not_raised_again(record: logging.LogRecord) -> bool:
 
 
 def _unraisable(found) -> None:
-    """Of a save or a restore that failed, Orbax's other tasks end with its event loop; each would print a traceback."""
+    """Silences the tasks of Orbax that end with its event loop after a save or restore failed; each would print a traceback."""
     loop_closed = isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"
     code = getattr(found.object, "cr_code", None)  # of a coroutine
     if not (loop_closed or (code is not None and "orbax" in code.co_filename)):

@@ -50,10 +50,10 @@ def is_current(file: str, line: dict, where) -> bool:
     """Whether a line of a result file was computed as this version of jax_transfer computes it, and not by an older one.
 
     Args:
-      where: the line stands, for messages.
+      where: the file and the number of the line, for messages.
 
     Raises:
-      InputError: if a newer one computed it, its version is no whole number, or it is no row of that file in any version.
+      InputError: if a newer one computed it, its version is not a whole number, or it lacks a field that identifies the row.
     """
     version = line.get("version", 1)
     if type(version) is not int or version < 1:

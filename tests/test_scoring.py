@@ -276,7 +276,7 @@ def test_a_schedule_shorter_than_its_early_stop_is_refused_before_the_data_are_r
         checks.check(config)
     config.scores = ("logme", "finetune_1")
     checks.check(config)
-    config.scores, config.stages = ("finetune_5",), ("probe", "finetune")  # asked for by nobody
+    config.scores, config.stages = ("finetune_5",), ("probe", "finetune")  # no stage computes it
     checks.check(config)
 
 

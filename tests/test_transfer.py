@@ -265,7 +265,7 @@ def test_early_stopping_is_the_whole_schedule_stopped(kind, asked):
 
 def test_a_schedule_that_is_too_short_is_refused_before_it_runs():
     for settings in (FinetuneSettings(epochs=4, batch_size=16), FinetuneSettings(steps=14, batch_size=16)):
-        with pytest.raises(InputError, match=r"shades ends after 4(\.67)? epochs, it cannot be tested after 5"):
+        with pytest.raises(InputError, match=r"shades ends after 4(\.67)? epochs and cannot be tested after 5"):
             _tune(settings, (1, 5))
 
 

@@ -101,7 +101,7 @@ def finetune(
     stops = {epoch: epoch * steps_an_epoch for epoch in epochs} or {-(-count // steps_an_epoch): count}
     if max(stops.values()) > count:
         raise InputError(
-            f"Fine-tuning on {what} ends after {count / steps_an_epoch:.3g} epochs, it cannot be tested after "
+            f"Fine-tuning on {what} ends after {count / steps_an_epoch:.3g} epochs and cannot be tested after "
             f"{max(stops)}: give it more epochs or steps."
         )
     optimizer = make_optimizer(settings.optimizer, count)
