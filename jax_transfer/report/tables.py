@@ -82,7 +82,7 @@ def read_rows(path: pathlib.Path) -> list[Row]:
             if number == len(lines):
                 log.warning("%s: line %d is torn (a run was killed while writing it); dropped.", path, number)
                 break
-            raise InputError(f"{path}: line {number} is not JSON ({error}); remove or mend that line.") from error
+            raise InputError(f"{path}: line {number} is not JSON ({error}); remove or repair it.") from error
         if not isinstance(row, dict):
             raise InputError(f"{path}: line {number} lacks an object; rerun its stage.")
         row = {**row, **{name: value for name, value in defaults.items() if name not in row}}
