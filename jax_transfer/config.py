@@ -46,7 +46,7 @@ def default_config() -> ConfigDict:
     config = StudyConfig()
     # Shown at the head of the report.
     config.name = "study"
-    # Of initialisation, data order, augmentation, subsets and splits.
+    # Seeds initialisation, data order, augmentation, subsets and splits.
     config.seed = 0
     # What runs, in this order: any of STAGES.
     config.stages = STAGES
@@ -55,11 +55,11 @@ def default_config() -> ConfigDict:
     # A key of jax_transfer.models.MODELS.
     config.model.name = "resnet18"
     # What follows is unset for the published model, and for models that do not have it.
-    # Of ResNets. imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1.
+    # ResNets only. imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1.
     config.model.stem = config_dict.placeholder(str)
-    # Of ResNets: channels after the stem, 64 if unset. Of MobileNets and Inceptions: multiplier of all channels.
+    # ResNets: channels after the stem, 64 if unset. MobileNets and Inceptions: multiplier of all channels.
     config.model.width = config_dict.placeholder(float)
-    # Of transformers: probability with which the last block is left out of an image in training.
+    # Transformers only: probability with which the last block is left out of an image in training.
     config.model.stochastic_depth = config_dict.placeholder(float)
     # Further models, each pre-trained for itself: ({"name": "mobilenet_v1", "width": 0.5}, ...). The checkpoints of all
     # are ranked together.
@@ -93,7 +93,7 @@ def default_config() -> ConfigDict:
     config.pretrain.augment = ("pad_crop", "flip")
     # Probability taken from the true class and spread over all.
     config.pretrain.label_smoothing = 0.0
-    # Of a moving average of the weights, one step at a time; the average is then evaluated and transferred. 0: none.
+    # Decay, per step, of a moving average of the weights, which is then evaluated and transferred. 0: none.
     config.pretrain.ema_decay = 0.0
     config.pretrain.optimizer = _optimizer(weight_decay=5e-4, schedule="cosine")
 
@@ -118,7 +118,7 @@ def default_config() -> ConfigDict:
     config.probe.batch_size = 128
     # Adam's. Several: the best on a validation split is used.
     config.probe.learning_rates = (0.01,)
-    # Of probe_converged: l2/2 |w|^2 is added to the mean cross-entropy. Several: chosen likewise.
+    # Strength of probe_converged's penalty: l2/2 |w|^2 is added to the mean cross-entropy. Several: chosen likewise.
     config.probe.l2 = (1e-4,)
     config.probe.validation_fraction = 0.2
     config.probe.num_seeds = 1
@@ -149,7 +149,7 @@ def default_config() -> ConfigDict:
     # Rows of a feature matrix that are decomposed together, as in the paper; unset: the whole data set.
     config.spectral.batch_size = config_dict.placeholder(int)
     config.spectral.batch_size = 128
-    # Of the probes on the components.
+    # Epochs for the probes on the components.
     config.spectral.epochs = 50
     # Test images that t-SNE shows; 0 for none.
     config.spectral.embedded_images = 2000
@@ -157,12 +157,12 @@ def default_config() -> ConfigDict:
     config.data = ConfigDict()
     # A decoded data set of at most this size is held in device memory; a larger one is streamed.
     config.data.resident_gigabytes = 4.0
-    # Stacked features of all checkpoints of a target: more than this is worked off in groups.
+    # Stacked features of all checkpoints of a target: more than this is processed in groups.
     config.data.features_gigabytes = 2.0
     # Threads that read and decode when streaming.
     config.data.num_threads = 16
     config.data.eval_batch_size = 512
-    # error: stop at a corrupt image; skip: name and count them and go on.
+    # error: stop at a corrupt image; skip: name, count and leave out what is corrupt.
     config.data.on_corrupt = "error"
     return config
 

@@ -22,7 +22,7 @@ from jax_transfer.training.steps import make_train_step, train_step_gigaflops, t
 from jax_transfer.transfer.finetune import early_epochs, total_steps
 from jax_transfer.workspace import Workspace
 
-NUM_NAMES = 10  # of a target's classes that its row holds
+NUM_NAMES = 10  # how many names of classes a row holds
 
 
 def check_data(work: Workspace) -> None:

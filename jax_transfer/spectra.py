@@ -38,7 +38,7 @@ from jax_transfer.workspace import Workspace
 
 COMPONENTS = ("full", "main", "residual")
 SIMILARITY_IMAGES = 1000
-PLACES = 60  # of the spectrum that a row holds, evenly spaced on a logarithmic axis
+PLACES = 60  # points of the spectrum in a row, evenly spaced on a logarithmic axis
 
 Load = Callable[[Snapshot, str], Features]  # (checkpoint, split) -> features
 
@@ -197,7 +197,7 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
 
 
 def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
-    """Figure 4, of each pre-training: the epochs that Table 1 shows, the best one for FE and the last one."""
+    """Embeds, for each pre-training, the epochs that Table 1 shows: the best one for FE and the last one (Figure 4)."""
     rows = Rows(work.results, "embedding")
     results = {
         name: with_metrics(map(to_json_dict, Rows(work.results, name).rows), work.metrics)

@@ -154,7 +154,7 @@ class Workspace:
         return self._saved(snapshot).restore_model(snapshot.epoch, target)
 
     def _model_fingerprint(self, snapshot: Snapshot) -> str:
-        """Of what the features of a checkpoint depend on; where there are features, the weights need not be read."""
+        """Identifies the weights of a checkpoint; where the trajectory has its fingerprint, they need not be read."""
         return self._saved(snapshot).fingerprint(snapshot.epoch) or trees.fingerprint(self.model(snapshot))
 
     def _saved(self, snapshot: Snapshot) -> Trajectory:
@@ -172,7 +172,7 @@ class Workspace:
         return extract.make_forward(self.source_net(pretraining), self.preprocessing, self.mesh)
 
     def features(self, snapshot: Snapshot, dataset: str, split: str) -> Features:
-        """Of one checkpoint and data set: from the cache, or computed and cached."""
+        """Returns the features of a split of a data set, from the cache if they are there."""
         source = self.source(dataset, split)
         key = extract.cache_key(
             self.model_fingerprint(snapshot), self.models[snapshot.pretraining.model], self.preprocessing, source
@@ -222,7 +222,7 @@ class Workspace:
 
     def counted(self, rows: Iterable[TransferRow | ScoreRow]) -> dict[int, float]:
         """Feature dimension -> gflops, as rows have it. The work of what runs until it converges is that of the first
-        checkpoint, whichever of them are missing when a run goes on."""
+        checkpoint, whichever are missing when a run is resumed."""
         dims = {s.name: self.source_net(s.pretraining).feature_dim for s in self.snapshots}
         found: dict[int, float] = {}
         for row in rows:
@@ -250,7 +250,7 @@ class Workspace:
         count = math.ceil(len(snapshots) / largest)
         if count > 1:
             log.info(
-                "The %s of %d checkpoints on %s exceed config.data.features_gigabytes = %g: worked off in %d groups.",
+                "The %s of %d checkpoints on %s exceed config.data.features_gigabytes = %g: processed in %d groups.",
                 what,
                 len(snapshots),
                 dataset,

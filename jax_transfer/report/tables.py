@@ -84,7 +84,7 @@ def read_rows(path: pathlib.Path) -> list[Row]:
             if number == len(lines):
                 log.warning("%s: line %d is torn (a run was killed while writing it); dropped.", path, number)
                 break
-            raise InputError(f"{path}: line {number} is not JSON ({error}); remove or mend that line.") from error
+            raise InputError(f"{path}: line {number} is not JSON ({error}); remove or repair it.") from error
         if not isinstance(row, dict):
             raise InputError(f"{path}: line {number} lacks an object; rerun its stage.")
         if path.stem in records.ROWS and not records.is_current(path.stem, row, f"{path}: line {number}"):

@@ -11,7 +11,7 @@ import pathlib
 import shutil
 
 from jax_transfer import devices
-from jax_transfer.report import explain, tables
+from jax_transfer.report import best, explain, tables
 
 
 def markdown(rows: list[dict]) -> str:
@@ -27,7 +27,7 @@ def readme(config: dict, results: dict, command: str, device: str, note: str) ->
     stories = "\n".join(f"- **{name}.** {words}" for name, words in explain.story(results))
     parts = {
         "Beside the paper": markdown(explain.paper_rows(results, config.get("paper") or [])),
-        "Which checkpoint transfers best": markdown(tables.summary_rows(results.get("transfer", []))),
+        "Which checkpoint transfers best": markdown(best.summary_rows(results.get("transfer", []))),
         "Why": f"{stories}\n\n{markdown(explain.table_1(results))}",
     }
     head = (
@@ -58,6 +58,7 @@ def main():
     shutil.copy(flags.workdir / "config.json", flags.output)
     config = json.loads((flags.workdir / "config.json").read_text())
     results = {path.stem: tables.read_rows(path) for path in sorted((flags.workdir / "results").glob("*.jsonl"))}
+    results = best.by_metric(results)
     device = flags.device or devices.description()
     text = readme({**config, "workdir": str(flags.workdir)}, results, flags.command, device, flags.note)
     (flags.output / "README.md").write_text(text, encoding="utf-8")
