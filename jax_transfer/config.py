@@ -6,11 +6,13 @@
 import dataclasses
 import inspect
 import json
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict, config_dict
 
 from jax_transfer.choose import choose
 from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.logs import log
 from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
 from jax_transfer.training.optimizers import OptimizerSettings
@@ -39,6 +41,20 @@ class StudyConfig(ConfigDict):
         The parser that ml_collections has for a ConfigDict refuses keys with dots.
         """
         return object if key in BY_TARGET else super().get_type(key)
+
+
+def follow_targets(config: ConfigDict, fields: Sequence[str]) -> None:
+    """Drops what a config file says in `fields` of targets that the command line has replaced."""
+    for name in fields:
+        found = config.get(name)
+        if not isinstance(found, ConfigDict):
+            continue
+        dropped = [target for target in found if target not in config.targets]
+        with found.unlocked():
+            for target in dropped:
+                del found[target]
+        if dropped:
+            log.info("config.%s of %s is dropped: no longer in config.targets.", name, ", ".join(dropped))
 
 
 def default_config() -> ConfigDict:

@@ -136,6 +136,9 @@ def _parse_flags(argv):
         raise InputError(printable(where + said)) from error
     if FLAGS.config is not None and not isinstance(FLAGS.config, ConfigDict):
         raise InputError(f"--config: its get_config gives a {type(FLAGS.config).__name__}, expected a ConfigDict.")
+    given = {".".join(argument.lstrip("-").partition("=")[0].split(".")[:2]) for argument in argv[1:]}
+    if "config.targets" in given:
+        settings.follow_targets(FLAGS.config, [name for name in settings.BY_TARGET if f"config.{name}" not in given])
     return rest
 
 

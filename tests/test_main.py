@@ -9,6 +9,8 @@ import tomllib
 import pytest
 
 import jax_transfer as jt
+from jax_transfer import checks, main
+from jax_transfer.records import InputError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -38,3 +40,25 @@ def test_the_version_stands_once():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     assert "version" not in project["project"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "jax_transfer.__version__"}
+
+
+def test_what_a_config_says_of_targets_follows_targets_given_on_the_command_line(monkeypatch):
+    config = _parsed(monkeypatch, "--config.targets=('embedded:digits',)")
+    assert config.targets == ("embedded:digits",) and not config.overrides and not config.metrics
+    checks.check(config)
+    config = _parsed(
+        monkeypatch, "--config.targets=('embedded:digits',)", "--config.metrics={'folder:x.y': 'accuracy'}"
+    )
+    with pytest.raises(InputError, match=r"folder:x\.y"):
+        checks.check(config)
+
+
+def _parsed(monkeypatch, *arguments):
+    """The config that the command makes of its arguments."""
+    monkeypatch.chdir(REPOSITORY)
+    command = ["main", "--config=configs/cifar10_to_mnist.py", "--workdir=unused", *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    if "workdir" not in main.FLAGS:
+        main._define_flags()
+    main._parse_flags(command)
+    return main.FLAGS.config

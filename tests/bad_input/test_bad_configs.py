@@ -382,7 +382,7 @@ def test_such_targets_on_the_command_line():
         for name in [name for name in flags.FLAGS if name.startswith("config.")]:
             delattr(flags.FLAGS, name)  # those of the run before
         parse([f"--config.{name}={value!r}" for name, value in fields.items()])
-        assert_read(main._CONFIG.value, target)
+        assert_read(main.FLAGS.config, target)
 
     tried()
 
