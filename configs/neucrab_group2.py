@@ -19,17 +19,17 @@ Patch Camelyon. The run ends with the table; the paper's, in per cent, means ove
     LEEP                       75.00   99.44     75.00   99.90    50.36    55.49   378.31
     N-LEEP                    100.00  100.00    100.00  100.00    72.84    67.49    12.95
 
-GFLOPS. The paper counts a multiply-add once and leaves out one forward pass over the training images, F = 3.04E5, which all
-scores share. With T a forward pass over the test images (4.94E4, the linear classifiers less their training), fine-tuning
-for k epochs costs (3k - 1) F + T, 6.57E5 and 4.31E6, within 1 % of the numbers above; a linear classifier costs T and
-little more, and the rest what they compute from features and outputs. Our column "GFLOPS" counts a multiply-add as two
-operations, and what runs here: for early-stopped fine-tuning the training steps, forward and backward, on four fifths of
-the training images; for the others the work on the features; no pass over the images that a score is tested on. The
-column "as in the paper" follows the paper's rule.
+GFLOPS. The paper counts a multiply-add once and leaves out one forward pass over the training images, F = 3.04E5, which
+all scores share. With T a forward pass over the test images (4.94E4, the linear classifiers less their training),
+fine-tuning for k epochs costs (3k - 1) F + T, 6.57E5 and 4.31E6, within 1 % of the numbers above; a linear classifier
+costs T and little more, and the rest what they compute from features and outputs. Our column "GFLOPS" counts a
+multiply-add as two operations, and what runs here: for early-stopped fine-tuning the training steps, forward and
+backward, on four fifths of the training images; for the others the work on the features; no pass over the images that a
+score is tested on. The column "as in the paper" follows the paper's rule.
 
-Two things differ on purpose. The paper scores linear classifiers and early-stopped fine-tuning on the test images that it then
-predicts the accuracy on; here they are tested on a fifth of the training images. And the paper takes the best of a sweep
-over hyper-parameters as the accuracy to predict; here it is one setting. Ours: not measured at this size.
+Two things differ on purpose. The paper scores linear classifiers and early-stopped fine-tuning on the test images that
+it then predicts the accuracy on; here they are tested on a fifth of the training images. And the paper takes the best
+of a sweep over hyper-parameters as the accuracy to predict; here it is one setting. Ours: not measured at this size.
 
 Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Tiny-ImageNet for two targets on two CPU cores in three minutes.
 """

@@ -19,13 +19,13 @@ and Patch Camelyon. The run ends with the table; the paper's, in per cent, means
     LEEP                       25.00   97.36     75.00   99.90    42.99    45.06   247.56
     N-LEEP                     25.00   99.66     25.00   99.70    66.94    51.14    12.68
 
-GFLOPS. The paper counts a multiply-add once and leaves out one forward pass over the training images, F, which all scores
-share. In groups I and II, with T a forward pass over the test images, fine-tuning for k epochs costs (3k - 1) F + T to
-within 1 %. Here the printed numbers do not fit: F = 2.73E5 and T = 3.37E4 give 5.80E5 and 3.86E6, 31 and 32 % more than
-the table has; F = 2.06E5 would give its two rows. Our column "GFLOPS" counts a multiply-add as two operations, and what
-runs here: for early-stopped fine-tuning the training steps, forward and backward, on four fifths of the training images;
-for the others the work on the features; no pass over the images that a score is tested on. The column "as in the paper"
-follows the rule of groups I and II.
+GFLOPS. The paper counts a multiply-add once and leaves out one forward pass over the training images, F, which all
+scores share. In groups I and II, with T a forward pass over the test images, fine-tuning for k epochs costs (3k - 1) F
++ T to within 1 %. Here the printed numbers do not fit: F = 2.73E5 and T = 3.37E4 give 5.80E5 and 3.86E6, 31 and 32 %
+more than the table has; F = 2.06E5 would give its two rows. Our column "GFLOPS" counts a multiply-add as two
+operations, and what runs here: for early-stopped fine-tuning the training steps, forward and backward, on four fifths
+of the training images; for the others the work on the features; no pass over the images that a score is tested on. The
+column "as in the paper" follows the rule of groups I and II.
 
 The paper names families, not models: here they are Inception v1 to v3 (a fourth one is not part of jax_transfer),
 Inception-ResNet v2, MobileNet v1 of four widths and v2 of two, ResNet-50 and 101, all at 224 pixels. As in group II, linear

@@ -171,8 +171,9 @@ def check_early_stops(config: ConfigDict, target: str, steps_an_epoch: int | Non
         if length < least:
             epochs = f" ({steps_an_epoch} steps an epoch on the images that scores train on)" if tuning.steps else ""
             raise InputError(
-                f"{where}.{field} = {length}: {score} (config.scores) stops this schedule after {FINETUNE_SCORES[score]} "
-                f"epochs on {target}{epochs}: give it at least {least} {field}, or leave {score} out."
+                f"{where}.{field} = {length}: {score} (config.scores) stops this schedule after "
+                f"{FINETUNE_SCORES[score]} epochs on {target}{epochs}: give it at least {least} {field}, or leave "
+                f"{score} out."
             )
 
 

@@ -152,8 +152,8 @@ def default_config() -> ConfigDict:
     # Fields of probe and finetune for single targets: {"tfds:cifar10": {"probe": {"epochs": 150}}}.
     config.overrides = StudyConfig()
 
-    # Keys of jax_transfer.analysis.SCORES, and of jax_transfer.transfer.finetune.FINETUNE_SCORES: finetune_5 is the schedule of
-    # config.finetune stopped after 5 epochs, so it must have as many.
+    # Keys of jax_transfer.analysis.SCORES, and of jax_transfer.transfer.finetune.FINETUNE_SCORES: finetune_5 is the
+    # schedule of config.finetune stopped after 5 epochs, so it must have as many.
     config.scores = ("logme", "leep", "nce")
 
     # The paper's accuracies, which the report shows beside ours: ({"target": ("" for the source), "epoch": (ours), "what":

@@ -46,7 +46,7 @@ def _not_raised_again(record: logging.LogRecord) -> bool:
 
 
 def _unraisable(found) -> None:
-    """Silences the tasks of Orbax that end with its event loop after a save or restore failed; each would print a traceback."""
+    """Silences tasks of Orbax that end with its event loop after a failure; each would print a traceback."""
     loop_closed = isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"
     code = getattr(found.object, "cr_code", None)  # of a coroutine
     if not (loop_closed or (code is not None and "orbax" in code.co_filename)):

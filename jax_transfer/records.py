@@ -47,13 +47,14 @@ VERSIONS = {
 
 
 def is_current(file: str, line: dict, where) -> bool:
-    """Whether a line of a result file was computed as this version of jax_transfer computes it, and not by an older one.
+    """Whether a line of a result file was computed by this version of jax_transfer, and not by an older one.
 
     Args:
       where: the file and the number of the line, for messages.
 
     Raises:
-      InputError: if a newer one computed it, its version is not a whole number, or it lacks a field that identifies the row.
+      InputError: if a newer one computed it, its version is not a whole number, or it lacks a field that
+        identifies the row.
     """
     version = line.get("version", 1)
     if type(version) is not int or version < 1:
@@ -148,7 +149,7 @@ class TransferRow:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRow:
-    """forward_gflops, test_forward_gflops: one forward pass over the training and over the test images; not part of gflops."""
+    """forward_gflops, test_forward_gflops: a forward pass over the training and the test images; not part of gflops."""
 
     checkpoint: str
     epoch: int

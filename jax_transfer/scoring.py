@@ -81,7 +81,7 @@ def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: 
 
 
 def _by_finetuning(work: Workspace, missing: dict[str, list[Snapshot]], target: str):
-    """Yields (snapshot, score, {value, seconds, gflops, error}): fine-tuning on a part of the training images, stopped early.
+    """Yields (snapshot, score, {value, seconds, gflops, error}) of early-stopped fine-tuning on a part of the images.
 
     One run of a checkpoint gives all scores that it lacks.
     """

@@ -214,7 +214,7 @@ def _tune(settings, epochs=(), seed=2):
 
 
 def _whole_run(settings, seed=2):
-    """Accuracy and parameters after each epoch of an uninterrupted run of the whole schedule, by the training loop alone."""
+    """Accuracy and parameters after each epoch of the whole schedule, run without a stop by the training loop alone."""
     net, mesh = _tuned_net(), devices.make_mesh(sweep=jax.device_count())
     train, test = (_feed(split, mesh) for split in ("train", "test"))
     optimizer = make_optimizer(settings.optimizer, total_steps(settings, 48, ""))
@@ -235,16 +235,19 @@ def _whole_run(settings, seed=2):
         found[epoch] = counts["correct"][0].sum() / 48, jax.device_get(jax.tree.map(lambda x: x[0], state["params"]))
 
     run = training_steps.many_steps_of_many(step, train.fetch, mesh)
-    fit(state, run, train, seed=seed, batch_size=settings.batch_size, what="", total_steps=total_steps(settings, 48, ""),
+    total = total_steps(settings, 48, "")
+    fit(state, run, train, seed=seed, batch_size=settings.batch_size, what="", total_steps=total,
         on_metrics=lambda *_: None, on_epoch=on_epoch)  # fmt: skip
     return found
 
 
 # Of three steps an epoch; the last one ends within its sixth epoch.
+COSINE = OptimizerSettings(schedule="cosine", warmup=0.2)
+STEP = OptimizerSettings(schedule="step", milestones=(0.1, 0.5))
 SCHEDULES = {
-    "cosine": FinetuneSettings(epochs=6, batch_size=16, augment=("flip",), optimizer=OptimizerSettings(schedule="cosine", warmup=0.2)),
-    "step": FinetuneSettings(steps=17, batch_size=16, optimizer=OptimizerSettings(schedule="step", milestones=(0.1, 0.5))),
-}  # fmt: skip
+    "cosine": FinetuneSettings(epochs=6, batch_size=16, augment=("flip",), optimizer=COSINE),
+    "step": FinetuneSettings(steps=17, batch_size=16, optimizer=STEP),
+}
 
 
 @pytest.mark.parametrize(("kind", "asked"), [("cosine", (1, 5)), ("cosine", (1,)), ("step", (5,)), ("step", (1, 2, 5))])

@@ -60,9 +60,9 @@ def trust_rows(
 def paper_gigaflops(row: Row) -> float:
     """The work of a score by the rule of "Ranking Neural Checkpoints", from a row of results/scores.jsonl.
 
-    A multiply-add is one operation there; rows count two. A forward pass over the training images, F, serves all scores
-    and is left out. Fine-tuning for k epochs costs 3 F an epoch, less that one, and T, a forward pass over the test images:
-    (3 k - 1) F + T. A linear classifier costs T and its training. Other scores cost what they compute.
+    A multiply-add is one operation there; rows count two. A forward pass over the training images, F, serves all
+    scores and is left out. Fine-tuning for k epochs costs 3 F an epoch, less that one, and T, a forward pass over the
+    test images: (3k - 1) F + T. A linear classifier costs T and its training. Other scores cost what they compute.
 
     Returns:
       Multiply-adds / 1e9; NaN where the row lacks a number.
@@ -104,12 +104,12 @@ def trust_note(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: s
     forward = _mean([row["forward_gflops"] for row in score_rows])
     if forward is not None:
         note += (
-            " GFLOPS: of one checkpoint, a multiply-add being two operations; without the forward pass over the training "
-            f"images ({forward:.3g}), which all scores share, and without any over the images that a score is tested on; "
-            "fine-tuning counts its training steps, on four fifths of the images. As in the paper: a multiply-add is one "
-            "operation; with F and T one forward pass over the training and the test images, fine-tuning for k epochs costs "
-            "(3k - 1) F + T, a linear classifier T and its training. That gives the paper's GFLOPS of groups I and II to "
-            "1 %; those it prints for group III do not fit."
+            " GFLOPS: of one checkpoint, a multiply-add being two operations; without the forward pass over the "
+            f"training images ({forward:.3g}), which all scores share, and without any over the images that a score is "
+            "tested on; fine-tuning counts its training steps, on four fifths of the images. As in the paper: a "
+            "multiply-add is one operation; with F and T one forward pass over the training and the test images, "
+            "fine-tuning for k epochs costs (3k - 1) F + T, a linear classifier T and its training. That gives the "
+            "paper's GFLOPS of groups I and II to 1 %; those it prints for group III do not fit."
         )
     if counts[0] < MIN_CHECKPOINTS:
         note += f" {counts[0]} checkpoints are too few to trust any of this: at least {MIN_CHECKPOINTS} are needed."

@@ -201,7 +201,7 @@ def count_correct(
 
 
 def zero_counts(shape: tuple[int, ...]) -> dict:
-    """Images of each class [..., c]: those named rightly, all of them, and those with a logit that is NaN or infinite."""
+    """Images of each class [..., c]: those classified correctly, all, and those with a NaN or infinite logit."""
     return {name: np.zeros(shape, np.int32) for name in ("correct", "count", "not_finite")}
 
 

@@ -22,8 +22,8 @@ from jax_transfer.training.loop import first_bad_step, fit
 from jax_transfer.training.objectives import supervised
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
 
-# Ranking by early stopping ("Ranking Neural Checkpoints", section 3.1): the epochs after which fine-tuning on a part of the
-# training images is stopped, in the middle of its schedule; the score is the accuracy on the rest of the images.
+# Ranking by early stopping ("Ranking Neural Checkpoints", section 3.1): the epochs after which fine-tuning on a part of
+# the training images is stopped, in the middle of its schedule; the score is the accuracy on the rest of the images.
 FINETUNE_SCORES = {"finetune_1": 1, "finetune_5": 5}
 
 
