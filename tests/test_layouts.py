@@ -63,7 +63,7 @@ def test_split_folders_are_recognised_in_any_case_and_affix(tmp_path, affix, cas
     ("train", "test"),
     [("Training", "Testing"), ("TRAIN", "TEST"), ("TrainImages", "TestImages"), ("training_set", "test_set"),
      ("train", "test_set"), ("train_images", "test"), ("x_train", "x_val"), ("trainval", "test"), ("train_val", "test"),
-     ("train", "dev"), ("trainingData", "validationData"), ("train", "holdout"), ("Train", "val")],
+     ("train", "dev"), ("trainingData", "validationData"), ("train", "holdout"), ("Train", "val"), ("train", "seg_test"), ("mri_train", "test")],
 )  # fmt: skip
 def test_split_folders_as_published_sets_name_them(tmp_path, train, test):
     assert recognised(tmp_path / "root", train, test)

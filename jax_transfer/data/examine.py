@@ -60,7 +60,10 @@ def examine(folder: Folder, every_image: bool, threads: int) -> Findings:
       InputError: if every image was decoded and all are equal.
     """
     paths = [path for split in folder.splits.values() for path in split[0]]
-    shown = _Shown(folder.root)
+
+    def shown(path: pathlib.Path) -> str:
+        return str(path.relative_to(folder.root))
+
     with ThreadPoolExecutor(threads) as pool:
         copies = _copies(paths, pool) if len(paths) <= MOST_FILES else {}
         looked_at = paths if every_image else spread(paths)
@@ -87,16 +90,6 @@ def examine(folder: Folder, every_image: bool, threads: int) -> Findings:
 def spread(items: Sequence) -> list:
     """At most SAMPLE of the items, evenly spread."""
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(SAMPLE, len(items))).astype(int))]
-
-
-class _Shown:
-    """Names a file by its path below the root."""
-
-    def __init__(self, root: pathlib.Path):
-        self.root = root
-
-    def __call__(self, path: pathlib.Path) -> str:
-        return str(path.relative_to(self.root))
 
 
 # ---- pixels

@@ -111,8 +111,8 @@ def find_splits(root: pathlib.Path) -> Splits:
     """Which folders below `root` are trained and tested on, and notes on what is not evident about that.
 
     A folder is a split if its name says so, in any case and with other words around it, and class folders lie in it. A
-    name with words of its own counts if another split has the same ones (seg_train, seg_test), or only a plain name
-    stands beside it: test_tube and train_station are classes. A split `val` is tested on if no test folder has classes.
+    name with words of its own counts if another split has the same ones (seg_train, seg_test) or none, and holds the
+    same classes: test_tube and train_station are classes. A split `val` is tested on if no test folder has classes.
 
     Raises:
       InputError: for splits that cannot be told apart, and a test folder without one to train on.
@@ -135,10 +135,14 @@ def find_splits(root: pathlib.Path) -> Splits:
         return Splits(root)
     words = roles[train][1]
     train = _inner(train)
-    classes = {one_form(folder.name) for folder in subfolders(train)}
+    classes = _names(train)
     test, reason, unlabelled = None, "", []
     for name in ("test", "val"):
-        group = [_inner(folder) for folder in groups[name] if roles[folder][1] in (words, frozenset())]
+        group = [
+            _inner(folder)
+            for folder in groups[name]
+            if roles[folder][1] in (words, frozenset()) or (not words and classes & _names(_inner(folder)))
+        ]
         labelled = [folder for folder in group if _has_classes(folder, classes)]
         if test is None and labelled:
             test = _the_one(labelled, dict.fromkeys(labelled, True), root)
@@ -172,10 +176,14 @@ def _is_train(folder: pathlib.Path, others: list[pathlib.Path], roles: dict) -> 
 
 def _has_classes(folder: pathlib.Path, classes: set[str]) -> bool:
     """Whether the folders in a split are classes: those of train, or at least not just `images` and the like."""
-    found = {one_form(sub.name) for sub in subfolders(folder)}
+    found = _names(folder)
     roles = {name: role(name) for name in found}
     said = [name for name, (split, words) in roles.items() if not split and words - UNLABELLED]
     return bool(classes & found or said or any(not re.search(r"[^\W\d_]", name) for name in found))
+
+
+def _names(folder: pathlib.Path) -> set[str]:
+    return {one_form(sub.name) for sub in subfolders(folder)}
 
 
 def _shown(folder: pathlib.Path, root: pathlib.Path) -> str:
@@ -210,7 +218,7 @@ def check_structure(folder: pathlib.Path, classes: dict[str, list[pathlib.Path]]
       InputError: if the classes look like something else: all hold the same folders, or there is but one with several.
     """
     below = {name: [sub for part in parts for sub in subfolders(part)] for name, parts in classes.items()}
-    names = [{one_form(sub.name) for sub in found} for found in below.values()]
+    names = [set().union(*map(_names, parts)) for parts in classes.values()]
     shared = sorted(set.intersection(*names))
     same = len(shared) > 1 and all(found == names[0] for found in names)
     if same or (len(shared) > 1 and not any(stray_images(part) for parts in classes.values() for part in parts)):
