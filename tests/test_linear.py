@@ -1,4 +1,4 @@
-"""Accuracy of linear classifiers as a score: contract, scikit-learn's classifier on the same split, order of features."""
+"""Accuracy of linear classifiers as a score: contract, the images held out, scikit-learn's classifier on the same split."""
 
 import jax
 import jax.numpy as jnp
@@ -7,18 +7,22 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from test_scores import C, gaussians, hard_inputs
 
-from jax_transfer.analysis.canonical import canonical
+from jax_transfer.analysis import kendall, score_all
+from jax_transfer.analysis.canonical import order_of_values
 from jax_transfer.analysis.linear import linear_accuracy
+from jax_transfer.analysis.split import stratified_fifth
+from jax_transfer.data.subsets import stratified_split
+from jax_transfer.records import Features
 
 EPOCHS = (1, 5, None)
 each_kind = pytest.mark.parametrize("epochs", EPOCHS, ids=("1 epoch", "5 epochs", "converged"))
 HARD = hard_inputs()
 
 
-def score(x, y, epochs, num_classes=C, seed=0, learning_rate=0.01, l2=1e-4):
+def score(x, y, epochs, num_classes=C, seed=0, learning_rate=0.01, l2=1e-4, held_out=None):
     """Every argument is given each time: a default that is left out is one more program to compile."""
     x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
-    return linear_accuracy(x, y, num_classes, epochs, seed=seed, learning_rate=learning_rate, l2=l2)
+    return linear_accuracy(x, y, num_classes, epochs, seed, learning_rate, 128, l2, held_out)
 
 
 @each_kind
@@ -39,12 +43,80 @@ def test_vmap_equals_loop(epochs):
 @each_kind
 def test_order_of_samples_and_names_of_classes_change_nothing(epochs):
     x, y = gaussians(separation=0.5)
-    expected = score(x, y, epochs)
+    held_out = stratified_split(y)[1]
+    expected, by_default = score(x, y, epochs, held_out=held_out), score(x, y, epochs)
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(y))
-        assert score(x[order], y[order], epochs) == expected
+        moved = np.argsort(order)[held_out]  # where the same samples are now
+        assert score(x[order], y[order], epochs, held_out=moved) == expected
+        assert score(x[order], y[order], epochs, held_out=np.sort(moved)) == expected
         renamed = np.random.default_rng(seed).permutation(C)[y]
-        assert score(x, renamed, epochs) == expected
+        assert score(x, renamed, epochs) == by_default
+
+
+@each_kind
+def test_checkpoints_are_tested_on_the_same_images(epochs):
+    """The test images, and no others, decide the accuracy: moved to another class they are all taken for it."""
+    y = gaussians()[1]
+    for held_out in (None, stratified_split(y)[1]):
+        tested = np.asarray(stratified_fifth(y) if held_out is None else held_out)
+        for seed in range(3):
+            means = np.random.default_rng(seed).normal(size=(C, 24)) * 5
+            x = means[y] + np.random.default_rng(seed + 9).normal(size=(len(y), 24))
+            assert score(x, y, epochs, held_out=held_out) == 1
+            x[tested] = means[(y[tested] + 1) % C]
+            assert score(x, y, epochs, held_out=held_out) == 0
+
+
+def test_twelve_checkpoints_two_points_apart_are_ranked():
+    """Tested on 40 images that each checkpoint draws for itself they are not: a standard deviation of 7 points each."""
+    rng, n = np.random.default_rng(0), 200
+    accuracies = 0.6 + 0.02 * np.arange(12)
+    ours, by_values = [], []
+    for _ in range(5):
+        y = rng.permutation(np.arange(n) % 2).astype(np.int32)
+        luck = rng.uniform(size=n)  # an image that is hard for one checkpoint is hard for the others
+        own = 0.97 * luck + 0.03 * rng.uniform(size=(12, n))
+        right = own < np.quantile(own, accuracies, axis=1)[np.arange(12), np.arange(12)][:, None]
+        x = (np.where(right, 2 * y - 1, 1 - 2 * y)[..., None] + 0.1 * rng.normal(size=(12, n, 2))).astype(np.float32)
+        stacked = Features(x, x, np.tile(y, (12, 1)))
+        held_out = stratified_split(y)[1]
+        ours.append(float(kendall(score_all("linear_converged", stacked, 2, held_out), accuracies)))
+        drawn = [np.asarray(order_of_values(jnp.asarray(one)))[: len(held_out)] for one in x]
+        values = [float(score(one, y, None, num_classes=2, held_out=rows)) for one, rows in zip(x, drawn, strict=True)]
+        by_values.append(float(kendall(jnp.array(values), accuracies)))
+    assert np.mean(ours) > 0.85 and np.mean(by_values) < 0.7
+
+
+LABELS = {
+    "balanced": np.arange(300) % 5,
+    "sorted": np.sort(np.arange(200) % 8),
+    "long tail": np.repeat(np.arange(7), (100, 60, 30, 11, 7, 3, 1)),
+    "singletons": np.concatenate([np.zeros(40, int), np.arange(1, 9)]),
+    "all different": np.arange(12),
+    "pairs": np.arange(40) // 2,
+    "one class": np.zeros(23, int),
+    "two samples": np.array([0, 1]),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_a_fifth_is_held_out_of_each_class_and_depends_on_the_labels_alone(case):
+    y = LABELS[case].astype(np.int32)
+    held_out = np.asarray(stratified_fifth(y))
+    assert len(set(held_out.tolist())) == len(held_out) == max(1, round(len(y) / 5)) and (np.diff(held_out) > 0).all()
+    together = jax.jit(jax.vmap(stratified_fifth))(np.stack([y, y[::-1]]))
+    np.testing.assert_array_equal(together[0], held_out)
+    np.testing.assert_array_equal(stratified_fifth(np.random.default_rng(0).permutation(50)[y]), held_out)
+    counts, tested = np.bincount(y), np.bincount(y[held_out], minlength=y.max() + 1)
+    if case not in ("all different", "two samples", "pairs"):  # there the number held out is that of all
+        assert (np.abs(tested - counts / 5) <= 1 + (case == "singletons")).all()
+        assert not tested[counts == 1].any()
+
+
+def test_held_out_images_are_no_pattern_of_positions():
+    held_out = np.asarray(stratified_fifth(np.arange(400) % 4))
+    assert len(np.unique(np.diff(held_out))) > 5 and abs(held_out.mean() - 200) < 40
 
 
 @each_kind
@@ -87,20 +159,20 @@ def test_more_epochs_are_not_worse_where_there_is_something_to_learn():
 @pytest.mark.parametrize("separation", (0.3, 0.6))
 def test_converged_equals_scikit_learn_on_the_same_split(separation, l2):
     x, y = gaussians(n=2000, separation=separation)
-    x_ordered, y_ordered, _ = (np.asarray(a) for a in canonical(jnp.asarray(x, jnp.float32), jnp.asarray(y), C))
-    order = np.asarray(jax.random.permutation(jax.random.split(jax.random.key(3))[0], len(y)))
-    held_out, rows = order[:400], order[400:]
-    x_ordered = (x_ordered - x_ordered[rows].mean(0)) / x_ordered[rows].std(0).max()
-    peer = LogisticRegression(C=1 / (l2 * len(rows)), tol=1e-8, max_iter=5000).fit(x_ordered[rows], y_ordered[rows])
-    expected = peer.score(x_ordered[held_out], y_ordered[held_out])
+    held_out = np.asarray(stratified_fifth(y))
+    rows = np.setdiff1d(np.arange(len(y)), held_out)
+    z = (x - x[rows].mean(0)) / x[rows].std(0).max()
+    peer = LogisticRegression(C=1 / (l2 * len(rows)), tol=1e-8, max_iter=5000).fit(z[rows], y[rows])
+    expected = peer.score(z[held_out], y[held_out])
     assert 0.4 < expected < 0.98
     assert score(x, y, None, seed=3, l2=l2) == pytest.approx(expected, abs=0.01)
 
 
 @each_kind
-def test_the_seed_chooses_the_split(epochs):
+def test_the_seed_chooses_the_batches_and_never_the_split(epochs):
     x, y = gaussians(separation=0.5)
-    assert len({float(score(x, y, epochs, seed=seed)) for seed in range(5)}) > 1
+    found = {float(score(x, y, epochs, seed=seed)) for seed in range(5)}
+    assert (len(found) > 1) == (epochs is not None)
 
 
 def test_labels_of_held_out_samples_do_not_leak():

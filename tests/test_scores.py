@@ -115,6 +115,18 @@ def test_invariant_to_sample_order(name):
 
 
 @each_score
+def test_invariant_to_sample_order_with_the_held_out_samples(name):
+    x, y = gaussians()
+    order, held_out = np.random.default_rng(3).permutation(len(y)), np.arange(0, len(y), 5)
+    score = jax.jit(lambda features, held_out: SCORES[name](features, C, held_out))
+    moved = np.random.default_rng(4).permutation(np.argsort(order)[held_out])
+    shuffled = score(as_features(x[order], y[order]), moved)
+    np.testing.assert_allclose(shuffled, score(as_features(x, y), held_out), rtol=1e-4)
+    if name not in LEARNED:
+        np.testing.assert_allclose(shuffled, JITTED[name](as_features(x, y), C), rtol=1e-4)
+
+
+@each_score
 def test_invariant_to_class_names(name):
     x, y = gaussians()
     renamed = np.array([6, 2, 0, 7, 3])[y]  # and three classes that do not occur

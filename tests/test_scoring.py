@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import math
+import types
 import weakref
 
 import numpy as np
@@ -12,6 +13,7 @@ from test_study import _get_config
 
 from jax_transfer import checks, devices, finetuning, plan, scoring
 from jax_transfer.analysis import SCORES, score_all, why_undefined
+from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features import extract
 from jax_transfer.logs import Rows
 from jax_transfer.records import Features, InputError
@@ -318,11 +320,29 @@ def test_a_schedule_in_steps_is_measured_by_the_images_it_trains_on(batch_size, 
     ],
 )
 def test_problems_name_the_argument(change, message):
-    sound = {"features": np.ones((20, 4), np.float32), "logits": np.ones((20, 3), np.float32)}
+    sound = {"features": np.eye(20, 4, dtype=np.float32), "logits": np.ones((20, 3), np.float32)}
     sound["labels"] = np.arange(20, dtype=np.int32) % 3
     assert extract.problem(Features(**sound), 3) == ""
     with pytest.raises(InputError, match=message):
         raise InputError(extract.problem(Features(**{**sound, **change}), 3))
+
+
+def test_a_study_tests_linear_classifiers_on_the_images_that_fine_tuning_is_tested_on():
+    rng = np.random.default_rng(0)
+    y = rng.permutation(np.arange(100) % 4).astype(np.int32)
+    means = 9 * rng.normal(size=(4, 6))
+    x = (means[y] + rng.normal(size=(100, 6))).astype(np.float32)
+    held_out = stratified_split(y)[1]
+    x[held_out] = means[(y[held_out] + 1) % 4]  # the accuracy on these, and on no others, is 0
+    work = types.SimpleNamespace(
+        source=lambda target, split: types.SimpleNamespace(labels=y, num_classes=4),
+        problem=lambda snapshot, target: "",
+        groups=lambda snapshots, target: [snapshots],
+        stacked_features=lambda group, target, split: Features(x[None], x[None], y[None]),
+    )
+    for name in ("linear_1", "linear_converged"):
+        ((_, measured),) = scoring._by_features(work, ["5"], TARGET, name, {6: 1.0})
+        assert measured["value"] == 0
 
 
 def test_too_few_samples_for_a_score_say_so():

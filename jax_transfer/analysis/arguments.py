@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_transfer.records import InputError
+from jax_transfer.records import InputError, printable
 
 SUM_TOLERANCE = 0.01  # of a row of probabilities: bfloat16 rounds each to 0.004 of itself
 
@@ -105,7 +105,8 @@ def as_count(value, name: str = "num_classes", least: int = 2) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool | np.bool_) or number < least:
-        raise InputError(f"{name} is {value!r}: expected a whole number, {least} or more.")
+        got = f"an array of the shape {list(np.shape(value))}" if hasattr(value, "ndim") and value.ndim else repr(value)
+        raise InputError(f"{name} is {printable(got)}: expected a whole number, {least} or more.")
     return number
 
 

@@ -79,8 +79,8 @@ def nce(
       InputError: an argument has the wrong type, shape or range. Labels that are traced give NaN if they are out of range.
     """
     num_classes, num_source_classes = as_count(num_classes), as_count(num_source_classes, "num_source_classes", least=1)
-    y = as_labels(y, num_classes, None)
-    source_labels = as_labels(source_labels, num_source_classes, len(y), "source_labels", "num_source_classes")
+    source_labels = as_labels(source_labels, num_source_classes, None, "source_labels", "num_source_classes")
+    y = as_labels(y, num_classes, len(source_labels))
     value = scored(lambda z, y: _nce(z, y, num_source_classes, num_classes), source_labels, y, num_classes)
     return where_valid(in_range(source_labels, num_source_classes), value) if is_traced(source_labels) else value
 

@@ -82,7 +82,7 @@ def _are_constant(x):
     x = np.asarray(x)
     spread = x.max(axis=0).astype(np.float64) - x.min(axis=0)
     size = np.abs(x).max(axis=0).astype(np.float64)
-    return bool(np.all(spread <= CONSTANT * np.finfo(x.dtype).eps * np.maximum(size, np.median(size))))
+    return bool(np.all(spread <= CONSTANT * jnp.finfo(x.dtype).eps * np.maximum(size, np.median(size))))
 
 
 def forward_gigaflops(forward: Callable, model: dict, preprocessing: Preprocessing, batch_size: int) -> float:
