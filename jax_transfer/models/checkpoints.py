@@ -45,9 +45,9 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Loads one checkpoint.
 
-    The weights are looked for in every mapping of a file, under every prefix: those that fit the model best are taken, of
-    several that fit equally the moving average (or the teacher), else the network rather than its momentum copy. What is
-    left out, such as losses, projections and decoders, is said, and a file that lacks a weight is refused.
+    The weights are looked for in every mapping of a file, under every prefix, and those that fit the model best are taken.
+    Where several fit equally, the moving average (or the teacher) comes first, then the network, then its momentum copy.
+    What is left out, such as losses, projections and decoders, is said, and a file that lacks a weight is refused.
 
     What a file does not say of itself is told by its shapes (classes, width and stem of a ResNet, width of a MobileNet,
     image size of a transformer); how its images are prepared, by its name, as `zoo.RELEASED` knows it. Assumptions and

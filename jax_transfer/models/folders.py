@@ -16,8 +16,8 @@ def expand(path: str | pathlib.Path) -> list[pathlib.Path]:
     """The checkpoints that a path stands for: the epochs of a trajectory's folder, ascending; the files of weights
     (torch_files.ENDINGS) of another folder, by name; or the file itself.
 
-    A folder with a model.safetensors, such as a snapshot of a hub, is one checkpoint, whatever forms it is saved in; of a
-    repository in a hub's cache, the snapshots are looked through.
+    A folder with a model.safetensors, such as a snapshot of a hub, is one checkpoint, whatever forms it is saved in. A
+    repository in a hub's cache stands for its snapshots.
     """
     path = expanded(path)
     if os.path.isdir(path) and not (path.name.isdecimal() and not _files(path)):

@@ -34,7 +34,7 @@ _ITEMS = ("model", "training", "metadata")
 class Trajectory:
     """The checkpoints of one pre-training. `close` waits for the last save.
 
-    Of several processes all save together, and all must open, save and close alike; to read, one can be `alone`.
+    Where there are several processes, all must open, save and close alike; a single one may read `alone`.
     """
 
     def __init__(self, folder: pathlib.Path, alone: bool = False):

@@ -77,6 +77,8 @@ GLOBALS = ("os system", "posix system", "subprocess Popen", "builtins eval", "bu
            "builtins bytearray",
            "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch.storage _load_from_bytes",
            "_codecs encode",
+           "argparse Namespace", "collections defaultdict", "pathlib PosixPath", "numpy dtype", "numpy ndarray",
+           "numpy._core.multiarray scalar", "numpy._core.multiarray _reconstruct", "builtins bytes", "datetime datetime",
            "torch.nn.modules.linear Linear", "os.path\nsystem os", "torch FloatStorage", "a\nb c")  # fmt: skip
 CALLS = st.sampled_from(("reduce", "inst", "obj", "newobj", "newobj_ex", "build", "stack_global", "ext"))
 
