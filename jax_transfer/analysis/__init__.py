@@ -64,9 +64,9 @@ def _of_features(function):
     return lambda features, num_classes, held_out=None: function(features.features, features.labels, num_classes)
 
 
-def _learned(function, **static):
-    return lambda features, num_classes, held_out=None: function(
-        features.features, features.labels, num_classes, held_out=held_out, **static
+def _linear(epochs):
+    return lambda features, num_classes, held_out=None: linear_accuracy(
+        features.features, features.labels, num_classes, epochs, held_out=held_out
     )
 
 
@@ -80,13 +80,13 @@ SCORES = {
     "h_score": _of_features(h_score),
     "h_score_shrunk": _of_features(h_score_shrunk),
     "transrate": _of_features(transrate),
-    "linear_1": _learned(linear_accuracy, epochs=1),
-    "linear_5": _learned(linear_accuracy, epochs=5),
-    "linear_converged": _learned(linear_accuracy, epochs=None),
-    "mi_alpha_0.01": _learned(mutual_information, alpha=0.01, energy=None),
-    "mi_alpha_0.5": _learned(mutual_information, alpha=0.5, energy=None),
-    "mi_pca_alpha_0.01": _learned(mutual_information, alpha=0.01, energy=0.8),
-    "mi_pca_alpha_0.5": _learned(mutual_information, alpha=0.5, energy=0.8),
+    "linear_1": _linear(1),
+    "linear_5": _linear(5),
+    "linear_converged": _linear(None),
+    "mi_alpha_0.01": _of_features(functools.partial(mutual_information, alpha=0.01, energy=None)),
+    "mi_alpha_0.5": _of_features(functools.partial(mutual_information, alpha=0.5, energy=None)),
+    "mi_pca_alpha_0.01": _of_features(functools.partial(mutual_information, alpha=0.01, energy=0.8)),
+    "mi_pca_alpha_0.5": _of_features(functools.partial(mutual_information, alpha=0.5, energy=0.8)),
 }
 
 # Scores of the logits of a head over classes: they do not exist for a checkpoint without one.

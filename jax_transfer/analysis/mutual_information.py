@@ -11,15 +11,11 @@ from jaxtyping import Array, Float, Int
 from jax_transfer.analysis.arguments import (
     as_count,
     as_features,
-    as_held_out,
     as_labels,
-    is_traced,
     scored,
-    where_valid,
 )
 from jax_transfer.analysis.canonical import canonical
 from jax_transfer.analysis.nleep import principal_components
-from jax_transfer.analysis.split import are_different, held_out_last
 from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
 
@@ -39,7 +35,6 @@ def mutual_information(
     seed: int = 0,
     batch_size: int = 128,
     steps: int = 512,
-    held_out: Int[Array, "m"] | None = None,
 ) -> Float[Array, ""]:
     """Lower bound I_alpha of the mutual information of features and labels, in nats. Higher is better.
 
@@ -50,7 +45,7 @@ def mutual_information(
     the bound is taken on the third. As critics over-train, a few stages of each are kept, the one that knows nothing and
     whose bound is 0 among them; half of the third chooses the stage, the other half evaluates it, and the reverse. The
     value is the mean of these six, and at most the mutual information in expectation; with few samples for a class it is
-    well below it. With `held_out` there is one critic, which learns from the others, and the value is the mean of two.
+    well below it.
 
     Args:
       x: features. Neither their unit nor an offset matters.
@@ -59,38 +54,23 @@ def mutual_information(
       alpha: in (0, 1], static; the paper's are 0.01 and 0.5. 1 is InfoNCE, and q plays no part.
       energy: None, or the share of the variance, in (0, 1), that the principal components keep which replace x; static.
       seed: of the thirds, the critic's start and its batches. The set of samples matters, their order does not.
-      batch_size: K, static; fewer if a half that evaluates has no more.
+      batch_size: K, static; fewer if a sixth of the samples has no more.
       steps: of Adam for each critic, static; rounded up to whole stages of 32.
-      held_out: indices of the samples to evaluate on, so that all checkpoints are evaluated on the same ones; the others are
-        learnt from. None: each sample is evaluated, in thirds drawn by the values of the features.
-        Permuting the samples, and held_out with them, changes nothing, as long as the features differ.
 
     Returns:
       A scalar of x's dtype; NaN if a feature is not finite. A vmapped call runs checkpoint by checkpoint.
 
     Raises:
-      InputError: an argument has the wrong type, shape or range, n is below 12 or m below 4. Labels and indices that are
-        traced give NaN if they are out of range.
+      InputError: an argument has the wrong type, shape or range, or n is below 12. Labels that are traced give NaN if
+        they are out of range.
     """
     num_classes, x = as_count(num_classes), as_features(x)
     y = as_labels(y, num_classes, len(x))
     _check(len(x), alpha, energy, batch_size, steps)
-    if held_out is not None:
-        held_out = as_held_out(held_out, len(x), least=4)
     static = {"num_classes": num_classes, "alpha": alpha, "energy": energy, "batch_size": batch_size, "steps": steps}
-
-    def score(x, y):
-        if held_out is None:
-            return _one_by_one(_cross_fitted, static)(x, y, jnp.asarray(seed))
-        return _one_by_one(_on_held_out, static)(x, y, held_out, jnp.asarray(seed))
-
-    value = scored(score, x, y, num_classes)
-    return where_valid(are_different(held_out, len(x)), value) if is_traced(held_out) else value
-
-
-def _one_by_one(estimate, static):
-    """A checkpoint's value has the same rounding alone and among others: training would magnify it."""
-    return jax.custom_batching.sequential_vmap(functools.partial(estimate, **static))
+    # One by one, a checkpoint's value has the same rounding alone and among others: training would magnify it.
+    score = jax.custom_batching.sequential_vmap(functools.partial(_estimate, **static))
+    return scored(lambda x, y: score(x, y, jnp.asarray(seed)), x, y, num_classes)
 
 
 def interpolated_bound(
@@ -142,11 +122,8 @@ def _check(n, alpha, energy, batch_size, steps):
         )
 
 
-STATIC = ("num_classes", "energy", "batch_size", "steps")
-
-
-@functools.partial(jax.jit, static_argnames=STATIC)
-def _cross_fitted(x, y, seed, *, num_classes, alpha, energy, batch_size, steps):
+@functools.partial(jax.jit, static_argnames=("num_classes", "energy", "batch_size", "steps"))
+def _estimate(x, y, seed, *, num_classes, alpha, energy, batch_size, steps):
     """The mean over thirds, each evaluated by a critic that learnt from the others."""
     finite = jnp.all(jnp.isfinite(x))
     with jax.default_matmul_precision("float32"):
@@ -162,20 +139,6 @@ def _cross_fitted(x, y, seed, *, num_classes, alpha, energy, batch_size, steps):
             return _value(_train(x, y, train, halves, fold_key, num_classes, alpha, batch_size, steps))
 
         return jnp.where(finite, jnp.mean(jax.vmap(value)(jnp.arange(FOLDS))), jnp.nan)
-
-
-@functools.partial(jax.jit, static_argnames=STATIC)
-def _on_held_out(x, y, held_out, seed, *, num_classes, alpha, energy, batch_size, steps):
-    """The value on the held-out samples, of which one is left out if their number is odd."""
-    finite = jnp.all(jnp.isfinite(x))
-    with jax.default_matmul_precision("float32"):
-        x, y, _, order = canonical(x, y, num_classes)
-        x, key = _scaled(x, energy), jax.random.key(seed)
-        train, tested = held_out_last(held_out, order)
-        half = len(tested) // 2
-        halves = jax.random.permutation(key, tested)[: 2 * half].reshape(2, half)
-        bounds = _train(x, y, train, halves, jax.random.fold_in(key, 0), num_classes, alpha, batch_size, steps)
-        return jnp.where(finite, _value(bounds), jnp.nan)
 
 
 def _value(bounds):
