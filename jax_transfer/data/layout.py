@@ -13,9 +13,10 @@ EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp
 
 # What systems, servers and archives leave in folders, in any case; so do names that begin with a dot.
 SYSTEM_NAMES = re.compile(
-    r"\..*|@(eadir|tmp|recycle|sharebin|__thumb|transcode|recently-snapshot)|#recycle|#snapshot|~snapshot|__macosx"
-    r"|__pycache__|lost\+found|\$recycle\.bin|recycler|recycled|system volume information|network trash folder|temporary items|found\.\d+|lost\.dir|thumbs\.db|desktop\.ini"
-    r"|ehthumbs(_vista)?\.db|icon\r",
+    r"\..*|@(eadir|tmp|recycle|sharebin|__thumb|transcode|recently-snapshot|synoresource)|#recycle|#snapshot|~snapshot"
+    r"|__macosx|icon\r|__pycache__|lost\+found|found\.\d+|lost\.dir|\$?recycle\.bin|recycler|recycled|\$winreagent|msocache"
+    r"|system volume information|network trash folder|temporary items|thumbs\.db(:encryptable)?|ehthumbs(_vista)?\.db"
+    r"|desktop\.ini|picasa\.ini|~\$.*|.*:zone\.identifier|wpsettings\.dat|indexervolumeguid",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -131,7 +132,7 @@ def find_splits(root: pathlib.Path) -> Splits:
     if train is None or not (nested[train] or plain_others):
         lonely = [folder for folder in plain_others if nested[folder]]
         if lonely and train is None and not any(stray_images(folder) for folder in set(folders) - set(others)):
-            raise InputError(f"{root}: has {lonely[0].name}/ but no train/; add train/ with the same class folders.")
+            raise InputError(_without_train(root, lonely[0].name, [one for one in folders if one not in others]))
         return Splits(root)
     words = roles[train][1]
     train = _inner(train)
@@ -162,11 +163,38 @@ def find_splits(root: pathlib.Path) -> Splits:
             "tested on."
         )
         named.append(unlabelled[0])
+    elif test is None and not unlabelled:
+        _check_rivals(train, [folder for folder in folders if not train.is_relative_to(folder)], root)
     if unread := [folder for folder in folders if not any(one.is_relative_to(folder) for one in named)]:
         listed = ", ".join(f"{folder.name}/" for folder in unread[:3])
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
         notes.append(f"{listed}{more} beside {_shown(train, root)} {'are' if len(unread) > 1 else 'is'} not read.")
     return Splits(train, test, tuple(notes))
+
+
+def _without_train(root: pathlib.Path, split: str, others: list[pathlib.Path]) -> str:
+    add = (
+        f"rename {others[0].name}/ to train/ if that is the training set" if others else "add it with the same classes"
+    )
+    return f"{root}: has {split}/ but no train/; {add}, or rename {split}/ if it is a class."
+
+
+def _check_rivals(train: pathlib.Path, others: list[pathlib.Path], root: pathlib.Path) -> None:
+    """Raises InputError if a folder that may be a class, such as the vehicle, is all that makes train a split."""
+    classes = _names(train)
+    rivals = [
+        folder
+        for folder in others
+        if role(folder.name)[1] - UNLABELLED and not classes & _names(folder)
+        if any(stray_images(one) for one in (folder, *subfolders(folder)))
+    ]
+    if rivals:
+        listed = _listed([f"{folder.name}/" for folder in rivals])
+        raise InputError(
+            f"{root}: {_shown(train, root)} may be a split or a class, as {listed} beside it "
+            f"hold{'s' * (len(rivals) == 1)} other images; to read it alone, name folder:{train} as the data set; if it "
+            "is a class, move its images out of their folders, right into it."
+        )
 
 
 def _is_train(folder: pathlib.Path, others: list[pathlib.Path], roles: dict) -> bool:
