@@ -232,7 +232,7 @@ def test_skip_says_when_nothing_of_a_class_is_left(split_animals):
     for path in (split_animals / "train" / "dog").iterdir():
         path.write_bytes(b"")
     with pytest.raises(
-        InputError, match="no image of class 'dog' in the train split can be read; the first one: .*the file is empty"
+        InputError, match=r"no image of class 'dog' in the train split can be read; the first one: .*the file is empty"
     ):
         load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
 

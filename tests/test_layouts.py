@@ -133,6 +133,36 @@ def test_splits_that_cannot_be_told_apart_are_named(tmp_path):
         load_source(f"folder:{tmp_path}", "train")
 
 
+@pytest.mark.parametrize("test", ["hold-out", "held_out", "Hold Out", "valid_test", "test+val", "ＴＥＳＴ"])
+def test_split_folders_of_two_words_and_wide_letters(tmp_path, test):
+    assert recognised(tmp_path / "root", "ｔｒａｉｎ" if test == "ＴＥＳＴ" else "train", test)
+
+
+@pytest.mark.parametrize("pattern", ["{split}_{name}", "{name}-{split}", "{name} {split}ing", "{split}Set{name}"])
+@pytest.mark.parametrize("names", [("real", "fake"), ("Cat", "Dog", "Emu")])
+def test_folders_that_are_a_split_of_a_class_each_are_no_classes(tmp_path, pattern, names):
+    for split, name in itertools.product(("train", "test"), names):
+        write_images(tmp_path / pattern.format(split=split, name=name), 2)
+    with pytest.raises(InputError, match=r"seem to be two splits of one class; arrange the images as train/<class>/"):
+        load_source(f"folder:{tmp_path}", "train")
+
+
+@pytest.mark.parametrize("around", ["", "train"])
+@pytest.mark.parametrize("name", ["brain_tumor_dataset", "animals", "zoo", "A"])
+@pytest.mark.parametrize("names", [("no", "yes"), ("cat", "dog", "emu")])
+def test_the_data_set_once_more_inside_itself_is_no_class(tmp_path, around, name, names):
+    """As archives unpack that hold their own folder a second time."""
+    root = tmp_path / around
+    make_split(root, names)
+    make_split(root / name, names)
+    with pytest.raises(
+        InputError, match=f"{name}: holds folders named as the classes beside it .*{names[0]}, {names[1]}"
+    ):
+        load_source(f"folder:{tmp_path}", "train")
+    shutil.rmtree(root / name)
+    assert load_source(f"folder:{tmp_path}", "train").class_names == names
+
+
 @pytest.mark.parametrize("name", ["train", "training", "Train"])
 @pytest.mark.parametrize(
     "others", [("bus", "car"), ("running", "cycling"), ("bus/single", "car/taxi"), ("control/p3", "control/p4")]
@@ -155,7 +185,9 @@ def test_folders_of_images_beside_the_only_split_are_not_lost(tmp_path, name, ot
     assert name in load_source(f"folder:{tmp_path}", "train").class_names
 
 
-@pytest.mark.parametrize("beside", ["unlabelled/0.png", "docs/readme.txt", "gallery/a/0.png", "images/0.png"])
+@pytest.mark.parametrize(
+    "beside", ["unlabelled/0.png", "predict/0.png", "docs/readme.txt", "gallery/a/0.png", "images/0.png"]
+)
 def test_what_is_no_class_beside_the_only_split_is_not_read_and_that_is_said(tmp_path, beside):
     make_split(tmp_path / "train")
     (tmp_path / beside).parent.mkdir(parents=True)
@@ -343,3 +375,6 @@ def test_images_beside_the_class_folders_are_counted(tmp_path):
     write_images(tmp_path / "train", 2)
     (note,) = load_source(f"folder:{tmp_path}", "train").notes
     assert note == "2 images lie beside the class folders and are not read (such as train/00.png)."
+    (tmp_path / "train" / "00.png").unlink()
+    (note,) = load_source(f"folder:{tmp_path}", "train").notes
+    assert note == "1 image lies beside the class folders and is not read (such as train/01.png)."

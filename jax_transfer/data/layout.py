@@ -33,7 +33,7 @@ ROLE_OF_WORD = {role: re.compile(f"(?:{stem})(?:{NEUTRAL})?|(?:{NEUTRAL})(?:{ste
 NEUTRAL_WORD = re.compile(f"{NEUTRAL}|x|the|of|my")
 
 
-UNLABELLED = {"unknown", "unlabeled", "unlabelled"}
+UNLABELLED = {"unknown", "unlabeled", "unlabelled", "pred", "predict", "prediction", "predictions", "inference"}
 
 
 def one_form(name: str) -> str:
@@ -89,12 +89,15 @@ def role(name: str) -> tuple[str | None, frozenset[str]]:
 
     seg_train -> ("train", {"seg"}); Training_Images -> ("train", {}); cat -> (None, {"cat"}).
     """
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", one_form(name))
-    words = re.findall(r"[^\W\d_]+", spaced.casefold())
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))
+    whole = re.sub(r"(hold|held)[\W_]*out", r"\1out", spaced.casefold())
+    words = re.findall(r"[^\W\d_]+", whole)
     roles = {word: found for word in words for found, pattern in ROLE_OF_WORD.items() if pattern.fullmatch(word)}
     found = set(roles.values())
     if found == {"train", "val"}:
         found = {"train"}  # both together are trained on
+    if found == {"test", "val"}:
+        found = {"test"}
     others = frozenset(word for word in words if word not in roles and not NEUTRAL_WORD.fullmatch(word))
     return found.pop() if len(found) == 1 else None, others
 
@@ -133,6 +136,7 @@ def find_splits(root: pathlib.Path) -> Splits:
         lonely = [folder for folder in plain_others if nested[folder]]
         if lonely and train is None and not any(stray_images(folder) for folder in set(folders) - set(others)):
             raise InputError(_without_train(root, lonely[0].name, [one for one in folders if one not in others]))
+        _check_classes_by_split(root, roles)
         return Splits(root)
     words = roles[train][1]
     train = _inner(train)
@@ -177,6 +181,17 @@ def _without_train(root: pathlib.Path, split: str, others: list[pathlib.Path]) -
         f"rename {others[0].name}/ to train/ if that is the training set" if others else "add it with the same classes"
     )
     return f"{root}: has {split}/ but no train/; {add}, or rename {split}/ if it is a class."
+
+
+def _check_classes_by_split(root: pathlib.Path, roles: dict) -> None:
+    """Raises InputError if the folders are splits of classes, such as train_real, train_fake, test_real and test_fake."""
+    for folder, (name, words) in roles.items():
+        tested = [other for other, (split, same) in roles.items() if split in ("test", "val") and same == words]
+        if name == "train" and words and tested:
+            raise InputError(
+                f"{root}: {folder.name}/ and {tested[0].name}/ seem to be two splits of one class; arrange the images as "
+                "train/<class>/ and test/<class>/."
+            )
 
 
 def _check_rivals(train: pathlib.Path, others: list[pathlib.Path], root: pathlib.Path) -> None:
@@ -263,6 +278,13 @@ def check_structure(folder: pathlib.Path, classes: dict[str, list[pathlib.Path]]
         )
     if not any(below.values()):
         return []
+    for name, subs in below.items():
+        again = sorted({one_form(sub.name) for sub in subs if not sub.is_symlink()} & set(classes) - {name})
+        if len(again) > 1:
+            raise InputError(
+                f"{classes[name][0]}: holds folders named as the classes beside it ({_listed(again)}), so it does not seem "
+                "to be a class but the data set once more; remove it, or name it alone as the data set."
+            )
     count, example = sum(map(bool, below.values())), next(found[0] for found in below.values() if found)
     return [
         f"{count} of {len(classes)} class folders hold folders of their own (such as {example.relative_to(folder)}/), "
