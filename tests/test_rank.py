@@ -299,11 +299,12 @@ def test_a_ranking_without_scores_shows_no_empty_table(folder, tmp_path):
 
 
 def test_the_interval_of_equal_weights_is_scipys_wilson():
-    for correct, total in ((0, 10), (7, 10), (180, 200), (50, 50)):
+    for correct, total in ((0, 5), (0, 7), (0, 10), (7, 10), (180, 200), (50, 50)):
         share, low, high = share_with_interval(np.arange(total) < correct, np.ones(total))
         expected = binomtest(correct, total).proportion_ci(method="wilson")
         assert share == correct / total
         np.testing.assert_allclose((low, high), expected, atol=1e-4)
+        assert low >= 0 and high <= 1 and f"{low:.2f}" != "-0.00"
 
 
 def test_the_paired_interval_covers_the_true_difference_95_times_in_100():
