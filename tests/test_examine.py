@@ -240,6 +240,40 @@ def test_opaque_images_with_an_alpha_channel_are_not_noted(tmp_path):
     assert both_modes(tmp_path) == ()
 
 
+@pytest.mark.parametrize("low", [4096, 30_000, 32_768 - 1_024, 61_000])
+@pytest.mark.parametrize("kind", ["gray png", "colour png", "gray tiff"])
+def test_sixteen_bit_values_in_a_narrow_band_are_noted(tmp_path, kind, low):
+    """As a scanner's values plus an offset; what is far from 0 may still use little of the range."""
+    write(tmp_path, lambda a, p: sixteen(kind, a.astype(np.uint16) * 15 + low, p), KINDS[kind])
+    (note,) = both_modes(tmp_path)
+    assert note.startswith("24 of 24 images looked at use less than 1/16 of the range of their 16 bits and come out ")
+    for values in (lambda a: a.astype(np.uint16) * 90 + 4096, lambda a: a.astype(np.uint16) * 257):
+        write(tmp_path, lambda a, p, values=values: sixteen(kind, values(a), p), KINDS[kind])
+        assert both_modes(tmp_path) == ()
+
+
+@pytest.mark.parametrize("save", [as_png, lambda a, p: Image.fromarray(a).save(p, exact=True, lossless=True)])
+@pytest.mark.parametrize("every", [1, 2])
+def test_transparency_that_hides_all_is_ignored_and_noted(tmp_path, save, every):
+    number = iter(range(1000))
+
+    def hide(image, path):
+        alpha = np.full_like(image, 0 if next(number) % every == 0 else 255)
+        save(np.dstack([image, image, image, alpha]), path)
+
+    write(tmp_path, hide, "png" if save is as_png else "webp")
+    (note,) = both_modes(tmp_path)
+    assert note.startswith(f"{24 // every} of 24 images looked at are transparent everywhere, which is ignored")
+    for name, image in drawings():
+        (found,) = tmp_path.glob(f"{name}.*")
+        assert np.array_equal(decode_file(found)[:, :, 0], image)
+
+
+def test_an_empty_transparent_image_is_white(tmp_path):
+    as_png(np.zeros((9, 9, 4), np.uint8), tmp_path / "a.png")
+    assert (decode_file(tmp_path / "a.png") == 255).all()
+
+
 @pytest.mark.parametrize("shade", [0, 77, 255])
 def test_many_images_of_one_colour_are_noted_with_an_example(tmp_path, shade):
     write(tmp_path, as_png)

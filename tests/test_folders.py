@@ -231,7 +231,18 @@ def test_reading_a_damaged_image_names_it(split_animals, name, reason):
 def test_skip_says_when_nothing_of_a_class_is_left(split_animals):
     for path in (split_animals / "train" / "dog").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="all images of class 'dog' in the train split are damaged"):
+    with pytest.raises(
+        InputError, match=r"no image of class 'dog' in the train split can be read; the first one: .*the file is empty"
+    ):
+        load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
+
+
+def test_a_class_of_which_nothing_is_read_says_why(split_animals):
+    for path in (split_animals / "train" / "dog").iterdir():
+        Image.fromarray(np.zeros((4, 4), np.float32)).save(path, format="TIFF")
+    with pytest.raises(
+        InputError, match=r"no image of class 'dog' in the train .* first one: .*00\.png.*floating point"
+    ):
         load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
 
 

@@ -133,6 +133,80 @@ def test_splits_that_cannot_be_told_apart_are_named(tmp_path):
         load_source(f"folder:{tmp_path}", "train")
 
 
+@pytest.mark.parametrize("test", ["hold-out", "held_out", "Hold Out", "valid_test", "test+val", "ＴＥＳＴ"])
+def test_split_folders_of_two_words_and_wide_letters(tmp_path, test):
+    assert recognised(tmp_path / "root", "ｔｒａｉｎ" if test == "ＴＥＳＴ" else "train", test)
+
+
+@pytest.mark.parametrize("pattern", ["{split}_{name}", "{name}-{split}", "{name} {split}ing", "{split}Set{name}"])
+@pytest.mark.parametrize("names", [("real", "fake"), ("Cat", "Dog", "Emu")])
+def test_folders_that_are_a_split_of_a_class_each_are_no_classes(tmp_path, pattern, names):
+    for split, name in itertools.product(("train", "test"), names):
+        write_images(tmp_path / pattern.format(split=split, name=name), 2)
+    with pytest.raises(InputError, match=r"seem to be two splits of one class; arrange the images as train/<class>/"):
+        load_source(f"folder:{tmp_path}", "train")
+
+
+@pytest.mark.parametrize("around", ["", "train"])
+@pytest.mark.parametrize("name", ["brain_tumor_dataset", "animals", "zoo", "A"])
+@pytest.mark.parametrize("names", [("no", "yes"), ("cat", "dog", "emu")])
+def test_the_data_set_once_more_inside_itself_is_no_class(tmp_path, around, name, names):
+    """As archives unpack that hold their own folder a second time."""
+    root = tmp_path / around
+    make_split(root, names)
+    make_split(root / name, names)
+    with pytest.raises(
+        InputError, match=f"{name}: holds folders named as the classes beside it .*{names[0]}, {names[1]}"
+    ):
+        load_source(f"folder:{tmp_path}", "train")
+    shutil.rmtree(root / name)
+    assert load_source(f"folder:{tmp_path}", "train").class_names == names
+
+
+@pytest.mark.parametrize("name", ["train", "training", "Train"])
+@pytest.mark.parametrize(
+    "others", [("bus", "car"), ("running", "cycling"), ("bus/single", "car/taxi"), ("control/p3", "control/p4")]
+)
+def test_folders_of_images_beside_the_only_split_are_not_lost(tmp_path, name, others):
+    """It may be the vehicle, sorted into kinds of its own."""
+    make_split(tmp_path / name, ("steam", "electric"))
+    for other in others:
+        write_images(tmp_path / other, 2)
+    first = min(other.split("/")[0] for other in others)
+    said = f"{name}/ may be a split or a class, as {first}/.* beside it holds? other images; to read it alone, name "
+    with pytest.raises(InputError, match=said) as caught:
+        load_source(f"folder:{tmp_path}", "train")
+    assert "\n" not in str(caught.value)
+    assert load_source(f"folder:{tmp_path / name}", "train").class_names == ("electric", "steam")
+    for image in (tmp_path / name).rglob("*.png"):
+        image.rename(tmp_path / name / f"{image.parent.name}_{image.name}")
+    for folder in ("steam", "electric"):
+        (tmp_path / name / folder).rmdir()
+    assert name in load_source(f"folder:{tmp_path}", "train").class_names
+
+
+@pytest.mark.parametrize(
+    "beside", ["unlabelled/0.png", "predict/0.png", "docs/readme.txt", "gallery/a/0.png", "images/0.png"]
+)
+def test_what_is_no_class_beside_the_only_split_is_not_read_and_that_is_said(tmp_path, beside):
+    make_split(tmp_path / "train")
+    (tmp_path / beside).parent.mkdir(parents=True)
+    (tmp_path / "train" / "a" / "00.png").rename(tmp_path / beside)
+    train, _ = both(tmp_path)
+    assert train.class_names == ("a", "b") and train.notes == (f"{beside.split('/')[0]}/ beside train/ is not read.",)
+
+
+@pytest.mark.parametrize(
+    ("split", "other"), [("test", "learn"), ("Test", "Entraînement"), ("val", "fit"), ("test", "")]
+)
+def test_a_split_to_test_on_without_one_to_train_on_says_what_to_rename(tmp_path, split, other):
+    for name in filter(None, (split, other)):
+        make_split(tmp_path / name)
+    said = f"rename {other}/ to train/ if that is the training set" if other else "add it with the same classes"
+    with pytest.raises(InputError, match=f"has {split}/ but no train/; {said}, or rename {split}/ if it is a class"):
+        load_source(f"folder:{tmp_path}", "train")
+
+
 # ---- structure below class folders
 
 STRUCTURES = [
@@ -225,8 +299,10 @@ def test_the_log_names_the_classes(tmp_path, caplog):
 
 SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "#recycle", "System Volume Information", "@tmp",
                   ".Trash-1000", ".ipynb_checkpoints", ".git", "RECYCLER", "#snapshot", "found.000", "@Recycle",
-                  "__pycache__", ".AppleDouble", "LOST.DIR")  # fmt: skip
-SYSTEM_FILES = ("Thumbs.db", ".DS_Store", "._x.jpg", "desktop.ini", "ehthumbs.db", ".hidden.png", "Icon\r")
+                  "__pycache__", ".AppleDouble", "LOST.DIR", "@SynoResource", "Recycle.Bin", "$WinREAgent", "MSOCache",
+                  ".dropbox.cache", ".stversions")  # fmt: skip
+SYSTEM_FILES = ("Thumbs.db", ".DS_Store", "._x.jpg", "desktop.ini", "ehthumbs.db", ".hidden.png", "Icon\r",
+                "Picasa.ini", "~$labels.xlsx", "0.png:Zone.Identifier", "Thumbs.db:encryptable")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SYSTEM_FOLDERS)
@@ -251,7 +327,8 @@ def test_system_files_are_neither_images_nor_counted(tmp_path, name):
     assert (len(train), len(test)) == (4, 2) and train.notes == ()
 
 
-@pytest.mark.parametrize("name", ["@home", "found", "recycle", "lost", "macosx", "thumbs", "snapshot #1", "System"])
+@pytest.mark.parametrize("name", ["@home", "found", "recycle", "lost", "macosx", "thumbs", "snapshot #1", "System", "$1 bill", "bin",
+                                  "~tilde", "recovery", "zone.identifier"])  # fmt: skip
 def test_classes_with_such_names_are_data(name):
     assert not layout.is_system(name)
 
@@ -298,3 +375,6 @@ def test_images_beside_the_class_folders_are_counted(tmp_path):
     write_images(tmp_path / "train", 2)
     (note,) = load_source(f"folder:{tmp_path}", "train").notes
     assert note == "2 images lie beside the class folders and are not read (such as train/00.png)."
+    (tmp_path / "train" / "00.png").unlink()
+    (note,) = load_source(f"folder:{tmp_path}", "train").notes
+    assert note == "1 image lies beside the class folders and is not read (such as train/01.png)."

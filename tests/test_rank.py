@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import pickle
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -252,19 +253,58 @@ def test_log_table_and_page_name_the_classes_and_say_which_are_small(tmp_path, c
         and named in write_page(found, tmp_path).read_text()
     )
     (note,) = [note for note in found.notes if "fewer than 5 images" in note]
-    assert (
-        note.startswith("1 of 8 classes")
-        and "(c 3)" in note
-        and "1 of 8 classes" in write_page(found, tmp_path).read_text()
-    )
+    assert note == "1 of 8 classes has fewer than 5 images (c 3): its accuracy is rough."
+    assert note in write_page(found, tmp_path).read_text()
+
+
+@pytest.mark.parametrize("counts", [(1, 4), (1, 9), (2, 3, 1, 30), (5, 5), (4, 4, 4, 4, 4, 1)])
+def test_small_classes_are_said_and_only_images_apart(tmp_path, counts):
+    rng = np.random.default_rng(0)
+    for name, count in zip("abcdef", counts, strict=False):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+    arguments = {"scores": ("logme",), "preprocessing": {"image_size": 32}}
+    notes = jt.rank("random:resnet10?width=4", f"folder:{tmp_path}", **arguments).notes
+    small = [f"{name} {count}" for name, count in zip("abcdef", counts, strict=False) if count < 5]
+    assert len(notes) == bool(small)
+    if small:
+        assert f"{len(small)} of {len(counts)} classes" in notes[0] and ", ".join(small[:3]) in notes[0]
+        assert ("only image" in notes[0]) == (1 in counts)
+
+
+@pytest.mark.parametrize(
+    ("count", "message"), [(1, "no class has 2 images"), (2, "has 4 images: at least 5 are needed")]
+)
+def test_a_target_of_too_few_images_is_refused_before_a_checkpoint_is_read(tmp_path, count, message):
+    with pytest.raises(InputError, match=message):
+        jt.rank("nothing.safetensors", images(tmp_path / "images", count=count))
+
+
+def test_names_with_brackets_and_control_characters_are_shown_as_they_are(folder, tmp_path):
+    names = ("cat [small]", "[bold]dog", "x[@a]", "red\x1b[31m", "new\nline")
+    target = images(tmp_path / "my [old] images", classes=names, count=2)
+    shutil.copy(folder / "small.safetensors", tmp_path / "run [link].safetensors")
+    found = jt.rank(tmp_path / "run [link].safetensors", target, scores=("logme",))
+    text = " ".join(str(found).split())
+    for shown in ("my [old] images", "cat [small]", "[bold]dog", "x[@a]", r"red\x1b[31m", r"new\nline", "run [link]"):
+        assert shown in text
+    assert "\x1b" not in str(found)
+
+
+def test_a_ranking_without_scores_shows_no_empty_table(folder, tmp_path):
+    found = jt.rank(folder / "headless.safetensors", TARGET, scores=("leep", "nce"))
+    page = write_page(found, tmp_path).read_text()
+    assert not found.scores and "<tr></tr>" not in page and "Take headless" in page and "What was measured" in page
 
 
 def test_the_interval_of_equal_weights_is_scipys_wilson():
-    for correct, total in ((0, 10), (7, 10), (180, 200), (50, 50)):
+    for correct, total in ((0, 5), (0, 7), (0, 10), (7, 10), (180, 200), (50, 50)):
         share, low, high = share_with_interval(np.arange(total) < correct, np.ones(total))
         expected = binomtest(correct, total).proportion_ci(method="wilson")
         assert share == correct / total
         np.testing.assert_allclose((low, high), expected, atol=1e-4)
+        assert low >= 0 and high <= 1 and f"{low:.2f}" != "-0.00"
 
 
 def test_the_paired_interval_covers_the_true_difference_95_times_in_100():

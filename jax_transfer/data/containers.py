@@ -9,10 +9,24 @@ import re
 import struct
 import zlib
 
+import numpy as np
+
 ORIENTATION = 0x0112
 INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}  # TIFF's types of whole numbers -> bytes
 MOST_TEXT = 2**20  # bytes of a compressed text in which an orientation is looked for
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+
+# EXIF's orientations: what brings the pixels [h, w, c] of a file upright.
+UPRIGHT = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels),
+}
 
 
 def pixels_only(data: bytes) -> tuple[bytes, int]:

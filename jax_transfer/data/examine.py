@@ -19,6 +19,7 @@ from jax_transfer.data.folders import Folder
 from jax_transfer.data.transforms import (
     WEAK_PEAK,
     is_constant,
+    is_hidden,
     is_transparent,
     read_pixels,
     sixteen_bit_depth,
@@ -34,11 +35,16 @@ MANY = 0.01  # the share of images from which blank or weak ones are worth a not
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What one image shows. peak: the largest 16-bit value, None for 8 bits; digest: of the pixels as they are seen."""
+    """What one image shows. digest: of the pixels as they are seen.
+
+    floor, peak: the smallest and largest 16-bit value, None for 8 bits. hidden: see `transforms.is_hidden`.
+    """
 
     digest: bytes = b""
     constant: bool = False
     transparent: bool = False
+    hidden: bool = False
+    floor: int | None = None
     peak: int | None = None
     problem: str = ""
 
@@ -98,12 +104,15 @@ def spread(items: Sequence) -> list:
 def look(pixels: np.ndarray) -> Look:
     """What an image shows: uint8 or uint16, gray, RGB or RGBA."""
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    peak = int(pixels[:, :, :3].max()) if pixels.dtype == np.uint16 else None
+    floor = peak = None
+    if pixels.dtype == np.uint16:
+        floor, peak = int(pixels[:, :, :3].min()), int(pixels[:, :, :3].max())
     seen = to_uint8_rgb(pixels, sixteen_bit_depth(peak or 0))
     constant = is_constant(seen)
     content = seen[:1, :1] if constant else seen  # one colour is one colour in every size
     digest = hashlib.blake2b(repr(content.shape).encode() + content.tobytes(), digest_size=16).digest()
-    return Look(digest, constant, is_transparent(pixels), peak)
+    hidden = is_hidden(pixels)
+    return Look(digest, constant, is_transparent(pixels) and not hidden, hidden, floor, peak)
 
 
 def _look_at_file(path: pathlib.Path) -> Look:
@@ -114,7 +123,7 @@ def _look_at_file(path: pathlib.Path) -> Look:
 
 
 def notes_on_looks(looks: dict, shown: Callable[[object], str]) -> list[str]:
-    """Notes on images of one colour, on equal ones and on transparent ones; looks: image -> Look."""
+    """Notes on images of one colour, equal ones, transparent ones and 16-bit ones of little contrast; looks: image -> Look."""
     notes, few = [], max(2, MANY * len(looks))
     constant = [image for image, found in looks.items() if found.constant]
     if len(constant) >= few:
@@ -133,6 +142,22 @@ def notes_on_looks(looks: dict, shown: Callable[[object], str]) -> list[str]:
         notes.append(
             f"{_share(transparent, looks)} are partly transparent and are shown over white (such as "
             f"{shown(transparent[0])})."
+        )
+    if hidden := [image for image, found in looks.items() if found.hidden]:
+        notes.append(
+            f"{_share(hidden, looks)} are transparent everywhere, which is ignored, as their colours differ (such as "
+            f"{shown(hidden[0])})."
+        )
+    narrow = [
+        image
+        for image, found in looks.items()
+        if found.peak is not None and found.peak >= WEAK_PEAK and 0 < found.peak - found.floor < WEAK_PEAK
+    ]
+    if len(narrow) >= few:
+        floor, peak = looks[narrow[0]].floor, looks[narrow[0]].peak
+        notes.append(
+            f"{_share(narrow, looks)} use less than 1/16 of the range of their 16 bits and come out almost uniform: "
+            f"rescale them (such as {shown(narrow[0])}, from {floor:,} to {peak:,})."
         )
     return notes
 

@@ -63,8 +63,8 @@ def find_images(root: pathlib.Path) -> Folder:
     strays = [image for folder in {root, train, test or train} for image in layout.stray_images(folder)]
     if strays:
         example = min(strays).relative_to(root)
-        lie = "image lies" if len(strays) == 1 else "images lie"
-        notes.append(f"{len(strays)} {lie} beside the class folders and are not read (such as {example}).")
+        lie, are = ("image lies", "is") if len(strays) == 1 else ("images lie", "are")
+        notes.append(f"{len(strays)} {lie} beside the class folders and {are} not read (such as {example}).")
     return Folder(root, class_names, splits, tuple(notes))
 
 

@@ -13,9 +13,10 @@ EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp
 
 # What systems, servers and archives leave in folders, in any case; so do names that begin with a dot.
 SYSTEM_NAMES = re.compile(
-    r"\..*|@(eadir|tmp|recycle|sharebin|__thumb|transcode|recently-snapshot)|#recycle|#snapshot|~snapshot|__macosx"
-    r"|__pycache__|lost\+found|\$recycle\.bin|recycler|recycled|system volume information|network trash folder|temporary items|found\.\d+|lost\.dir|thumbs\.db|desktop\.ini"
-    r"|ehthumbs(_vista)?\.db|icon\r",
+    r"\..*|@(eadir|tmp|recycle|sharebin|__thumb|transcode|recently-snapshot|synoresource)|#recycle|#snapshot|~snapshot"
+    r"|__macosx|icon\r|__pycache__|lost\+found|found\.\d+|lost\.dir|\$?recycle\.bin|recycler|recycled|\$winreagent|msocache"
+    r"|system volume information|network trash folder|temporary items|thumbs\.db(:encryptable)?|ehthumbs(_vista)?\.db"
+    r"|desktop\.ini|picasa\.ini|~\$.*|.*:zone\.identifier|wpsettings\.dat|indexervolumeguid",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -32,7 +33,7 @@ ROLE_OF_WORD = {role: re.compile(f"(?:{stem})(?:{NEUTRAL})?|(?:{NEUTRAL})(?:{ste
 NEUTRAL_WORD = re.compile(f"{NEUTRAL}|x|the|of|my")
 
 
-UNLABELLED = {"unknown", "unlabeled", "unlabelled"}
+UNLABELLED = {"unknown", "unlabeled", "unlabelled", "pred", "predict", "prediction", "predictions", "inference"}
 
 
 def one_form(name: str) -> str:
@@ -88,12 +89,15 @@ def role(name: str) -> tuple[str | None, frozenset[str]]:
 
     seg_train -> ("train", {"seg"}); Training_Images -> ("train", {}); cat -> (None, {"cat"}).
     """
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", one_form(name))
-    words = re.findall(r"[^\W\d_]+", spaced.casefold())
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))
+    whole = re.sub(r"(hold|held)[\W_]*out", r"\1out", spaced.casefold())
+    words = re.findall(r"[^\W\d_]+", whole)
     roles = {word: found for word in words for found, pattern in ROLE_OF_WORD.items() if pattern.fullmatch(word)}
     found = set(roles.values())
     if found == {"train", "val"}:
         found = {"train"}  # both together are trained on
+    if found == {"test", "val"}:
+        found = {"test"}
     others = frozenset(word for word in words if word not in roles and not NEUTRAL_WORD.fullmatch(word))
     return found.pop() if len(found) == 1 else None, others
 
@@ -131,7 +135,8 @@ def find_splits(root: pathlib.Path) -> Splits:
     if train is None or not (nested[train] or plain_others):
         lonely = [folder for folder in plain_others if nested[folder]]
         if lonely and train is None and not any(stray_images(folder) for folder in set(folders) - set(others)):
-            raise InputError(f"{root}: has {lonely[0].name}/ but no train/; add train/ with the same class folders.")
+            raise InputError(_without_train(root, lonely[0].name, [one for one in folders if one not in others]))
+        _check_classes_by_split(root, roles)
         return Splits(root)
     words = roles[train][1]
     train = _inner(train)
@@ -162,11 +167,49 @@ def find_splits(root: pathlib.Path) -> Splits:
             "tested on."
         )
         named.append(unlabelled[0])
+    elif test is None and not unlabelled:
+        _check_rivals(train, [folder for folder in folders if not train.is_relative_to(folder)], root)
     if unread := [folder for folder in folders if not any(one.is_relative_to(folder) for one in named)]:
         listed = ", ".join(f"{folder.name}/" for folder in unread[:3])
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
         notes.append(f"{listed}{more} beside {_shown(train, root)} {'are' if len(unread) > 1 else 'is'} not read.")
     return Splits(train, test, tuple(notes))
+
+
+def _without_train(root: pathlib.Path, split: str, others: list[pathlib.Path]) -> str:
+    add = (
+        f"rename {others[0].name}/ to train/ if that is the training set" if others else "add it with the same classes"
+    )
+    return f"{root}: has {split}/ but no train/; {add}, or rename {split}/ if it is a class."
+
+
+def _check_classes_by_split(root: pathlib.Path, roles: dict) -> None:
+    """Raises InputError if the folders are splits of classes, such as train_real, train_fake, test_real and test_fake."""
+    for folder, (name, words) in roles.items():
+        tested = [other for other, (split, same) in roles.items() if split in ("test", "val") and same == words]
+        if name == "train" and words and tested:
+            raise InputError(
+                f"{root}: {folder.name}/ and {tested[0].name}/ seem to be two splits of one class; arrange the images as "
+                "train/<class>/ and test/<class>/."
+            )
+
+
+def _check_rivals(train: pathlib.Path, others: list[pathlib.Path], root: pathlib.Path) -> None:
+    """Raises InputError if a folder that may be a class, such as the vehicle, is all that makes train a split."""
+    classes = _names(train)
+    rivals = [
+        folder
+        for folder in others
+        if role(folder.name)[1] - UNLABELLED and not classes & _names(folder)
+        if any(stray_images(one) for one in (folder, *subfolders(folder)))
+    ]
+    if rivals:
+        listed = _listed([f"{folder.name}/" for folder in rivals])
+        raise InputError(
+            f"{root}: {_shown(train, root)} may be a split or a class, as {listed} beside it "
+            f"hold{'s' * (len(rivals) == 1)} other images; to read it alone, name folder:{train} as the data set; if it "
+            "is a class, move its images out of their folders, right into it."
+        )
 
 
 def _is_train(folder: pathlib.Path, others: list[pathlib.Path], roles: dict) -> bool:
@@ -235,6 +278,13 @@ def check_structure(folder: pathlib.Path, classes: dict[str, list[pathlib.Path]]
         )
     if not any(below.values()):
         return []
+    for name, subs in below.items():
+        again = sorted({one_form(sub.name) for sub in subs if not sub.is_symlink()} & set(classes) - {name})
+        if len(again) > 1:
+            raise InputError(
+                f"{classes[name][0]}: holds folders named as the classes beside it ({_listed(again)}), so it does not seem "
+                "to be a class but the data set once more; remove it, or name it alone as the data set."
+            )
     count, example = sum(map(bool, below.values())), next(found[0] for found in below.values() if found)
     return [
         f"{count} of {len(classes)} class folders hold folders of their own (such as {example.relative_to(folder)}/), "

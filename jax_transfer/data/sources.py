@@ -175,7 +175,10 @@ def _without_damaged(found: examine.Findings, split: str):
     lost = sorted(set(labels) - set(labels[good]))
     if lost and (split == "train" or not good.any()):
         name = found.folder.class_names[lost[0]]
-        raise InputError(f"{root}: all images of class {name!r} in the {split} split are damaged; replace them.")
+        first = next(path for path, label in zip(paths, labels, strict=True) if label == lost[0])
+        raise InputError(
+            f"{root}: no image of class {name!r} in the {split} split can be read; the first one: {found.problems[first]}"
+        )
     notes = [*found.folder.notes, *found.notes]
     if not good.all():
         named = "\n  ".join(found.problems[path] for path in paths if path in found.problems)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from jax_transfer.choose import choose
-from jax_transfer.data.containers import pixels_only
+from jax_transfer.data.containers import UPRIGHT, pixels_only
 from jax_transfer.records import InputError, printable
 
 INTERPOLATIONS = {
@@ -143,8 +143,9 @@ def sixteen_bit_depth(peak: int) -> int:
 def to_uint8_rgb(image: np.ndarray, depth: int = 16) -> np.ndarray:
     """Gray [h, w] or [h, w, 1], RGB [h, w, 3] or RGBA [h, w, 4] -> uint8 [h, w, 3]; transparency is shown over white.
 
-    If that would leave a single colour though transparency varies (a white drawing), it is shown over black. bool
-    becomes 0 and 255; 16-bit values, of which `depth` bits are used, become 8-bit by their high bits.
+    If that would leave a single colour though transparency varies (a white drawing), it is shown over black, and
+    transparency that hides all is ignored. bool becomes 0 and 255; 16-bit values, of which `depth` bits are used, become
+    8-bit by their high bits.
 
     Raises:
       InputError: for other shapes, and for values whose range is not known from their type (floats, 32-bit).
@@ -154,7 +155,7 @@ def to_uint8_rgb(image: np.ndarray, depth: int = 16) -> np.ndarray:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
         raise InputError(f"An image must be [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], got {list(image.shape)}.")
-    colours, alpha = image[:, :, :3], image[:, :, 3:]
+    colours, alpha = image[:, :, :3], image[:, :, 3 + is_hidden(image) :]
     if image.dtype == np.bool_:
         colours, alpha = (part.astype(np.uint8) * 255 for part in (colours, alpha))
     elif image.dtype.kind == "u" and image.dtype.itemsize == 2:
@@ -182,6 +183,11 @@ def is_transparent(image: np.ndarray) -> bool:
         return False
     bits = 8 if alpha.dtype == np.uint8 else sixteen_bit_depth(int(alpha.max()))
     return int(alpha.min()) >> (bits - 8) < 255
+
+
+def is_hidden(image: np.ndarray) -> bool:
+    """Whether an image [h, w, c] is transparent everywhere though its colours differ: nobody meant it so."""
+    return image.shape[2] == 4 and not image[:, :, 3].any() and not is_constant(image[:, :, :3])
 
 
 def is_constant(image: np.ndarray) -> bool:
@@ -261,19 +267,6 @@ def read_pixels(path: str | pathlib.Path) -> np.ndarray:
             empty = pathlib.Path(path).stat().st_size == 0
             reason = "the file is empty" if empty else f"not an image of a kind that is read: {', '.join(FORMATS)}"
         raise InputError(f"{shown}: cannot be read as an image ({reason}); replace or remove the file.") from error
-
-
-# EXIF's orientations: what brings the pixels [h, w, c] of a file upright.
-UPRIGHT = {
-    1: lambda pixels: pixels,
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: np.rot90(pixels),
-}
 
 
 def _pixels(data: bytes) -> np.ndarray:

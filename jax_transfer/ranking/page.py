@@ -65,25 +65,8 @@ def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
         "Probe accuracy and its 95 % interval. Blue: the best one, and those that these images cannot tell from it."
     )
     yield f"<figure>{inline_svg(svg, 'a-', caption)}<figcaption>{escape(caption)}</figcaption></figure>"
-    yield "<h2>How far to trust it</h2>"
-    yield tables.to_html(
-        [
-            {
-                "Score": tables.score_name(score),
-                "Puts first": first.checkpoint if (first := ranking.first_by(score)) else EN_DASH,
-                "Kendall's tau with the probe": f"{tau:.2f}"
-                if math.isfinite(tau := ranking.agreement(score))
-                else EN_DASH,
-                "Scored": f"{ranking.num_scored(score)} of {len(ranking.sound)}",
-            }
-            for score in ranking.scores
-        ]
-    )
-    yield (
-        '<p class="quiet">The probe is measured, the scores are predictions of it: where they agree, the order does not '
-        "depend on the criterion. LEEP and NCE need the classes that a checkpoint was trained on. A score that a checkpoint "
-        "lacks puts none first.</p>"
-    )
+    if ranking.scores:
+        yield from _trust(ranking)
     failed = [{"Checkpoint": row.checkpoint, "Why": row.error} for row in ranking.rows if row.error]
     if failed:
         yield "<h2>What failed</h2>"
@@ -108,4 +91,26 @@ def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
             for row in ranking.sound
             if row.preprocessing
         ]
+    )
+
+
+def _trust(ranking: Ranking) -> Iterator[str]:
+    yield "<h2>How far to trust it</h2>"
+    yield tables.to_html(
+        [
+            {
+                "Score": tables.score_name(score),
+                "Puts first": first.checkpoint if (first := ranking.first_by(score)) else EN_DASH,
+                "Kendall's tau with the probe": f"{tau:.2f}"
+                if math.isfinite(tau := ranking.agreement(score))
+                else EN_DASH,
+                "Scored": f"{ranking.num_scored(score)} of {len(ranking.sound)}",
+            }
+            for score in ranking.scores
+        ]
+    )
+    yield (
+        '<p class="quiet">The probe is measured, the scores are predictions of it: where they agree, the order does not '
+        "depend on the criterion. LEEP and NCE need the classes that a checkpoint was trained on. A score that a checkpoint "
+        "lacks puts none first.</p>"
     )

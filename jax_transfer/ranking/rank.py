@@ -84,6 +84,11 @@ def rank(
     images = _Target(sources, metric, batch_size, workdir)
     if len(images.classes) < 2:
         raise InputError(f"{target} has a single class ({images.classes[0]!r}): at least two are needed.")
+    if images.num_images < FOLDS:
+        raise InputError(
+            f"{target} has {images.num_images} images: at least {FOLDS} are needed, and far more to tell checkpoints "
+            "apart; add images."
+        )
     notes = (*dict.fromkeys(note for source in sources for note in source.notes), *_small_classes(images))
     loaders = {c: functools.partial(load, c, overrides=preprocessing or {}, seed=seed) for c in candidates}
     known = _say_what_and_how_long(loaders, images)
@@ -114,12 +119,14 @@ def _small_classes(images: "_Target") -> Iterator[str]:
     """Says which classes are too small for each fold to test an image of them."""
     count = np.bincount(images.labels)
     small = [f"{images.sources[0].class_names[k]} {count[k]}" for k in np.flatnonzero((count > 0) & (count < FOLDS))]
-    if small:
-        yield (
-            f"{len(small)} of {len(images.classes)} classes have fewer than {FOLDS} images ({', '.join(small[:3])}"
-            f"{', ...' if len(small) > 3 else ''}): a class's only image is always tested by a classifier that has never "
-            "seen the class, and their accuracies are rough."
-        )
+    if not small:
+        return
+    has, accuracies = ("has", "its accuracy is") if len(small) == 1 else ("have", "their accuracies are")
+    unseen = " The only image of a class is tested by a classifier that has never seen that class."
+    yield (
+        f"{len(small)} of {len(images.classes)} classes {has} fewer than {FOLDS} images ({', '.join(small[:3])}"
+        f"{', ...' if len(small) > 3 else ''}): {accuracies} rough.{unseen if 1 in count else ''}"
+    )
 
 
 class _Target:

@@ -15,7 +15,7 @@ from rich.text import Text
 from jax_transfer.analysis import MIN_CHECKPOINTS, kendall
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import Checkpoint
-from jax_transfer.records import InputError
+from jax_transfer.records import InputError, printable
 from jax_transfer.report import tables
 from jax_transfer.report.tables import EN_DASH, Row, percent
 
@@ -237,7 +237,7 @@ NAMED_CLASSES = 6
 
 def named_classes(class_names: Sequence[str]) -> str:
     """ " (cat, dog, ... zebra)": the first classes and the last, for what a folder was taken for to be seen at once."""
-    names = list(class_names)
+    names = [printable(name) for name in class_names]
     if len(names) > NAMED_CLASSES:
         names = [*names[: NAMED_CLASSES - 2], f"... {names[-1]}"]
     return f" ({', '.join(names)})" if names else ""
@@ -293,13 +293,15 @@ SHORT = {
 
 def table(ranking: Ranking) -> Table:
     """For a terminal, 80 columns wide: `rich.print(table(ranking))`."""
+    said = [*answer(ranking), *ranking.notes, *(f"Failed: {row.error}" for row in ranking.rows if row.error)]
     found = Table(
-        title=f"{tables.short_target(ranking.target)}: {ranking.num_images:,} images, {ranking.num_classes} classes"
-        + named_classes(ranking.class_names),
-        box=rich.box.SIMPLE_HEAD,
-        caption="\n".join(
-            [*answer(ranking), *ranking.notes, *(f"Failed: {row.error}" for row in ranking.rows if row.error)]
+        # As Text, for rich would take what stands in square brackets, in names of classes and files, for styles.
+        title=Text(
+            f"{printable(tables.short_target(ranking.target))}: {ranking.num_images:,} images, {ranking.num_classes} classes"
+            f"{named_classes(ranking.class_names)}"
         ),
+        box=rich.box.SIMPLE_HEAD,
+        caption=Text("\n".join(map(printable, said))),
         caption_justify="left",
         pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -316,5 +318,5 @@ def table(ranking: Ranking) -> Table:
             SHORT.get(title, title), justify="left" if name else "right", no_wrap=not name, overflow="fold"
         )
     for cells in rows:
-        found.add_row(*map(Text, cells.values()))
+        found.add_row(*(Text(printable(cell)) for cell in cells.values()))
     return found

@@ -91,7 +91,7 @@ def share_with_interval(right: Bool[np.ndarray, " n"], weights: Float[np.ndarray
     p, z, n = float(weights @ right) / total, NORMAL_95, total**2 / float(np.sum(weights**2))
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return p, centre - half, centre + half
+    return p, max(0.0, centre - half), min(1.0, centre + half)
 
 
 def paired_difference(
