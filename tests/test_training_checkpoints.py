@@ -378,7 +378,7 @@ def test_anti_aliased_and_dilated_networks_are_refused(tmp_path):
         )
     assert_is_the_state(load(tmp_path, {"args": {"replace_stride_with_dilation": [False] * 3}, "model": tensors()}))
     segmentation = tensors(prefix="backbone.") | {
-        "classifier.0.weight": torch.ones(2),
+        "classifier.0.weight": torch.ones(2, 64, 1, 1),
         "classifier.1.weight": torch.ones(2),
     }
     assert any("often dilated" in note for note in load(tmp_path, segmentation).notes)

@@ -185,7 +185,7 @@ def _from_contents(
     known = {**described.settings, **given}
     found = _found(path, contents, name, known)
     told = descriptions.settings_from_shapes(name, renamings.to_ours(found.state, str(path)), found.contrastive)
-    options, on_options = descriptions.told_settings(name, contents, found.where)
+    options, on_options = descriptions.told_settings(path, name, contents, found.where)
     settings = {**told, **({} if described.model else options), **known}
     net = _made(path, name, {"num_classes": 1000, **settings})
     try:
@@ -203,7 +203,7 @@ def _from_contents(
         is_moco = descriptions.is_moco_v3(contents, found.where)
         preprocessing, guess = descriptions.guessed_preprocessing(path, name, settings, is_moco)
     is_known = bool(described.model) or not guess
-    assumed = descriptions.assumptions(name, settings, {**options, **known}, found.left, is_known)
+    assumed = descriptions.assumptions(name, settings, {**options, **known}, found.segments, is_known)
     on_head = f"A new head stands in: {note}." if note else ""
     on_options = "" if "num_heads" in known else on_options
     notes = (*found.notes, on_head, *described.notes, on_options, *assumed, guess)

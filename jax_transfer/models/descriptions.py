@@ -6,7 +6,7 @@ import math
 import pathlib
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import mobilenet, torch_files
@@ -89,7 +89,8 @@ def options(contents: object) -> dict:
     if not isinstance(contents, Mapping):
         return {}
     inner = [contents[name] for name in OPTIONS if isinstance(contents.get(name), Mapping)]
-    return {name: value for found in (*reversed(inner), contents) for name, value in found.items()}
+    own = {name: value for name, value in contents.items() if not isinstance(value, Mapping)}  # "model" may be weights
+    return {name: value for found in (*reversed(inner), own) for name, value in found.items()}
 
 
 def said_architecture(contents: object) -> str:
@@ -136,19 +137,25 @@ def settings_from_shapes(model: str, state: State, contrastive: bool = False) ->
     return settings
 
 
-def told_settings(model: str, contents: object, where: str) -> tuple[dict, str]:
+def told_settings(path: pathlib.Path, model: str, contents: object, where: str) -> tuple[dict, str]:
     """(settings that a file of training code tells although shapes do not, a note on them or "").
 
     Args:
       where: the mappings and the prefix of the weights, as `state_dicts.Found` has them.
+
+    Raises:
+      InputError: if it was trained by timm as a network that the model here is not.
     """
-    heads = options(contents).get("num_heads")
+    said = options(contents)
+    arguments, pools = said.get("model_kwargs") or {}, (said.get("gp"), said.get("global_pool"))
+    timms = _timms_settings(f"{path} (its options)", model, "model_kwargs", arguments, pools)
+    heads = timms.get("num_heads", said.get("num_heads"))
     if model.startswith(("vit", "deit")) and type(heads) is int and heads > 0:
         return {"num_heads": heads}, f"Its options say {heads} attention heads."
     if model == "vit_small_patch16_224" and is_moco_v3(contents, where):
         return {"num_heads": 12}, (
             "It is read as MoCo v3's ViT-S, which has 12 attention heads where timm's has 6; the weights do not show it "
-            "(settings={'num_heads': 6} says otherwise)."
+            "(for 6, give settings={'num_heads': 6})."
         )
     return {}, ""
 
@@ -159,31 +166,31 @@ def is_moco_v3(contents: object, where: str) -> bool:
     return "base_encoder" in where or "momentum_encoder" in where or arch in ("vit_small", "vit_base")
 
 
-def assumptions(model: str, settings: Mapping, known: Mapping, left: tuple[str, ...], is_known: bool) -> Iterator[str]:
+def assumptions(model: str, settings: Mapping, known: Mapping, segments: bool, is_known: bool) -> Iterator[str]:
     """What is assumed of a network because its weights do not show it, in sentences.
 
     Args:
       settings: all, of which `known` were said by the file or the user.
-      left: what the file holds besides, as `state_dicts.Found` has it.
+      segments: the file also holds a head for segmentation.
       is_known: the file is a release, or says which model it is.
     """
     if model.startswith("resnet") and "stem" not in known:
         if settings.get("stem") == "cifar":
             yield (
-                "Its first convolution is 3x3: stride 1 and no max pool are assumed, which the weights do not show "
-                "(settings={'stem': '3x3_pool'}, '3x3_stride2' or '3x3_stride2_pool' say otherwise)."
+                "Its first convolution is 3x3: stride 1 and no max pool are assumed, which the weights do not show; "
+                "if that is wrong, give settings={'stem': ...}: '3x3_pool', '3x3_stride2' or '3x3_stride2_pool'."
             )
         elif not is_known:
             yield (
-                "A max pool after the first convolution and no dilation are assumed, as in torchvision; the weights do not "
-                "show it (settings={'stem': '7x7'} is without the pool)."
+                "A max pool after the first convolution, no dilation and no anti-aliasing are assumed, as in torchvision; "
+                "the weights do not show it (for no pool, give settings={'stem': '7x7'})."
             )
-    if any(re.search(r"aux_classifier|decode_head|auxiliary_head|^classifier\.\*", group) for group in left):
+    if segments:
         yield "It also holds a head for segmentation: such networks are often dilated, which is not heeded here."
     if model == "vit_small_patch16_224" and "num_heads" not in known and not is_known:
         yield (
             "6 attention heads are assumed, as in timm; MoCo v3's ViT-S has 12, and the weights do not show it "
-            "(settings={'num_heads': 12} says so)."
+            "(for 12, give settings={'num_heads': 12})."
         )
 
 
@@ -287,30 +294,32 @@ def _timms(path, beside) -> Description:
         raise InputError(
             f"{beside}: its pretrained_cfg cannot be used ({_said(error)}); repair or remove it."
         ) from error
-    settings = _timms_settings(beside, model, said, config)
+    pools = (said.get("global_pool"), config.get("global_pool"))
+    settings = _timms_settings(beside, model, "model_args", said.get("model_args") or {}, pools)
     notes = (f"{beside} asks for crop_mode {mode!r}; images are cut to their centre instead.",) * (mode != "center")
     return Description(str(beside), model, settings, preprocessing, notes=notes)
 
 
-def _timms_settings(beside, model, said: Mapping, config: Mapping) -> dict:
-    """Settings of a model in a config.json.
+def _timms_settings(where: object, model: str, called: str, arguments: object, pools: Collection[object]) -> dict:
+    """Settings of a model that arguments of timm's give, such as those in a config.json.
+
+    Args:
+      where, called: the file that they are in and their name there, for messages.
+      pools: what is said besides of `global_pool`.
 
     Raises:
-      InputError: if it describes a network that the model here is not.
+      InputError: if they describe a network that the model here is not.
     """
-    arguments = said.get("model_args") or {}
     if not isinstance(arguments, Mapping):
-        raise InputError(f"{beside}: its model_args are {reprlib.repr(arguments)}; repair or remove it.")
+        raise InputError(f"{where}: its {called} are {reprlib.repr(arguments)}; repair or remove it.")
     ours = ("token",) if model.startswith(("vit", "deit")) else ("avg", "fast", "fastavg")
-    for pool in (arguments.get("global_pool"), said.get("global_pool"), config.get("global_pool")):
-        if pool and pool not in ours:
-            raise InputError(f"{beside}: asks for global_pool {pool!r}; the features of {model} here are {ours[0]!r}.")
+    for pool in (arguments.get("global_pool"), *pools):
+        if isinstance(pool, str) and pool and pool not in ours:
+            raise InputError(f"{where}: asks for global_pool {pool!r}; the features of {model} here are {ours[0]!r}.")
     settings = {"num_heads": arguments["num_heads"]} if "num_heads" in arguments and ours == ("token",) else {}
     others = set(arguments) - {*HARMLESS, *settings, "global_pool"}
     if others := sorted(str(name) for name in others if (name, arguments[name]) != ("output_stride", 32)):
-        raise InputError(
-            f"{beside}: its model_args change the network by {', '.join(others)}, which {model} here lacks."
-        )
+        raise InputError(f"{where}: its {called} change the network by {', '.join(others)}, which {model} here lacks.")
     return settings
 
 

@@ -5,7 +5,7 @@ import pathlib
 import re
 
 from jax_transfer.models.descriptions import is_nameless
-from jax_transfer.models.torch_files import ENDINGS, ENDINGS_TEXT, has_ending
+from jax_transfer.models.torch_files import ENDINGS, ENDINGS_TEXT, PART, has_ending
 from jax_transfer.records import InputError, printable
 
 # What training code saves beside weights under one of their endings.
@@ -55,7 +55,7 @@ def only_file(folder: pathlib.Path) -> pathlib.Path:
         files = [file for file in expand(folder) if file != folder and not is_epoch(file)]
     except InputError:  # the folder is named in what is said then
         return folder
-    if len(files) > 1:
+    if len(files) > 1 and not all(PART.search(file.name) for file in files):  # parts are refused as such
         raise InputError(f"{folder}: holds {len(files)} checkpoints; name one, such as {files[0]}.")
     return files[0] if files else folder
 

@@ -5,6 +5,7 @@ that is listed here by name: every mapping that holds arrays is tried with every
 only between places that fit equally well.
 """
 
+import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,24 +17,29 @@ from jax_transfer.models import renamings, torch_files
 from jax_transfer.models.renamings import State
 from jax_transfer.records import InputError
 
+# What wrappers of parts of a network put into names: torch.compile, FSDP, checkpointed activations, DataParallel.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
 # Which of several places that fit equally is taken: the moving average of the weights, as timm does, and DINO's teacher is
-# one; then the network itself; then what follows it slowly in contrastive learning; last an optimizer's state.
+# one; then the network itself; then what follows it slowly in contrastive learning, or came before it; last an
+# optimizer's state.
 AVERAGES = {"ema", "modelema", "emamodel", "average", "averaged", "avg", "swa", "polyak", "shadow", "teacher"}
-FOLLOWERS = {"momentum", "target", "key", "k", "m"}
-OPTIMIZERS = {"optimizer", "optimizers", "optim", "exp", "grad", "grads"}
+FOLLOWERS = {"momentum", "target", "key", "k", "m", "init", "initial", "pretrained", "old", "prev", "previous", "last"}
+OPTIMIZERS = {"optimizer", "optimizers", "optim", "opt", "sgd", "adam", "adamw", "mu", "nu", "exp", "grad", "grads"}
 # What the encoders of contrastive methods are called: what stands at their head tells images apart, not classes.
 CONTRASTIVE = re.compile(
     r"encoder_[qkm]\b|(base|online|momentum|target|query|key)_(encoder|network|net|model|backbone)|\bonline\b"
 )
 # Not weights of the network that gives features: counters, and heads used in training alone.
-IGNORED = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2|aux_head)\.|^mask_token$")
+IGNORED = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2|aux_head)\.|^mask(ed)?_(token|embed)$")
 # First parts of names that may belong to the way from image to features: a file with one that the model lacks is of
 # another model. Others, such as losses, metrics, projections, predictors, prototypes and decoders, are left out.
 ON_THE_WAY = re.compile(
     r"(layers?|blocks?|stages?|stem|conv|bn|gn|norm|patch|rope|reg|register|head_dist|features|trunk|maxpool|avgpool|pool|"
-    r"attn|attention|attnpool|se|aa|gamma|beta|ls|pre_logits|prompts?|adapters?|lora)(\d|[._]|$)|"
+    r"attn|attention|attnpool|se|aa|gamma|beta|ls|ln|ssf|freqs?|cls_pos|pre_logits|prompts?|adapt[a-z]*|lora)(\d|[._]|$)|"
     r"\w*(norm|token|pool|embed|embedding)\d*(\.|$)"
 )
+# Heads for segmentation, where their kernels are those of convolutions.
+SEGMENTATION = re.compile(r"(^|\.)(aux_classifier|decode_head|auxiliary_head|classifier)\.")
 TRAINING_ALONE = re.compile(r"decoder|mask_token|proj|pred|criterion|loss")  # although they may look like the above
 
 
@@ -41,14 +47,14 @@ class Found(NamedTuple):
     """The weights of a model in a file.
 
     state: name -> float32 array, without the prefix and what is no weight. where: mappings and prefix, for messages.
-    contrastive: it is of a contrastive method, whose head classifies nothing. left: groups of names beside the model's.
-    notes: what was left out, in sentences.
+    contrastive: it is of a contrastive method, whose head classifies nothing. segments: beside it is a head for
+    segmentation. notes: what was left out, in sentences.
     """
 
     state: State
     where: str = ""
     contrastive: bool = False
-    left: tuple[str, ...] = ()
+    segments: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -56,7 +62,8 @@ class _Place(NamedTuple):
     keys: tuple[str, ...]  # of the mappings, from the outermost
     arrays: Mapping[str, object]
     prefix: str
-    fitting: int  # names of the model
+    inside: Mapping[str, str]  # name after the prefix, without wrappers -> whole name
+    fitting: int  # names of the model, those of its head not counted
     rank: int  # of its words; the lowest is preferred
 
     @property
@@ -82,31 +89,44 @@ def find(
     containers = list(_containers(contents))
     if not containers:
         raise InputError(f"{path}: holds no weights; {outline(contents)}.")
-    places = [place for keys, arrays in containers for place in _places(keys, arrays, expected)]
+    trunk = frozenset(name for name in expected if not name.startswith(head))
+    places = [place for keys, arrays in containers for place in _places(keys, arrays, trunk)]
     if not places:  # of another model, as an error will say
         keys, arrays = max(containers, key=lambda container: len(container[1]))
         return Found(_read(arrays, {name: name for name in arrays if not IGNORED.search(name)}, path), " > ".join(keys))
-    place, *others = _best(places, count_shapes)
-    inside = {name.removeprefix(place.prefix): name for name in place.arrays if name.startswith(place.prefix)}
+
+    def is_more(name: str) -> bool:
+        return name not in expected and not name.startswith(head) and _may_matter(name, expected, head)
+
+    place, *others = _best(places, count_shapes, is_more)
+    inside = place.inside
     ignored = {full for name, full in inside.items() if IGNORED.search(name)}
-    ours = renamings.our_names([name for name, full in inside.items() if full not in ignored])
-    whole = {name for name in expected if not name.startswith(head)} <= set(ours.values())
+    ours = _ours(inside)
+    whole = trunk <= set(ours.values())
     wanted = {name: inside[name] for name in ours if not whole or _may_matter(ours[name], expected, head)}
     known = ignored | set(wanted.values())
     names = [name for name in place.arrays if name not in known and not torch_files.UNREAD.search(name)]
-    left = _grouped(names, place.prefix)
+    segments = any(SEGMENTATION.search(name) and len(place.arrays[name].shape) == 4 for name in names)
     state = _read(place.arrays, wanted, path)
     contrastive = bool(CONTRASTIVE.search(place.words.lower()))
-    return Found(state, place.words, contrastive, tuple(left), tuple(_notes(place, others, left)))
+    return Found(state, place.words, contrastive, segments, tuple(_notes(place, others, _grouped(names, place.prefix))))
 
 
-def _best(places: list[_Place], count_shapes: Callable[[State], int]) -> list[_Place]:
+def _ours(inside: Mapping[str, str]) -> dict[str, str]:
+    """name -> the model's name, of the arrays of a place."""
+    return renamings.our_names([name for name in inside if not IGNORED.search(name)])
+
+
+def _best(places: list[_Place], count_shapes: Callable[[State], int], is_more: Callable[[str], bool]) -> list[_Place]:
     """The places that fit best, equally well; the preferred one first."""
-    most = max(place.fitting for place in places)
-    equal = [place for place in places if place.fitting == most]
-    if len(equal) > 1:
-        counts = [count_shapes(_shapes(place)) for place in equal]
-        equal = [place for place, count in zip(equal, counts, strict=True) if count == max(counts)]
+
+    def most(places: list[_Place], count: Callable[[_Place], int]) -> list[_Place]:
+        counts = [count(place) for place in places] if len(places) > 1 else [0]
+        return [place for place, n in zip(places, counts, strict=True) if n == max(counts)]
+
+    equal = most(places, lambda place: place.fitting)
+    equal = most(equal, lambda place: -sum(map(is_more, _ours(place.inside).values())))  # not of a larger network
+    equal = most(equal, lambda place: count_shapes(_shapes(place)))
     return sorted(equal, key=lambda place: (place.rank, place.prefix.count(".")))
 
 
@@ -120,7 +140,7 @@ def _notes(place: _Place, others: list[_Place], left: list[str]) -> Iterator[str
         left = [group for group in left if not any(_covers(other, place, group) for other in others)]
     if left:
         listed = ", ".join(left[:6]) + (f" and {len(left) - 6} more" if left[6:] else "")
-        yield f"Left out, for the model has no such parts: {listed}."
+        yield f"Left out, because the model has no such parts: {listed}."
 
 
 def outline(contents: object) -> str:
@@ -150,17 +170,19 @@ def _containers(contents: object) -> Iterator[tuple[tuple[str, ...], Mapping[str
         level = below
 
 
-def _places(keys, arrays, expected) -> Iterator[_Place]:
+def _places(keys, arrays, trunk) -> Iterator[_Place]:
     """The prefixes that are followed by at least one name of the model."""
-    followed: dict[str, list[str]] = {}
+    followed: dict[str, dict[str, str]] = {}
     for name in arrays:
         parts = name.split(".")
         for i in range(len(parts)):
-            followed.setdefault("".join(f"{part}." for part in parts[:i]), []).append(".".join(parts[i:]))
-    for prefix, names in followed.items():
-        fitting = len(expected.intersection(renamings.our_names(names).values()))
+            if parts[i] not in WRAPPERS:
+                inner = ".".join(part for part in parts[i:] if part not in WRAPPERS)
+                followed.setdefault("".join(f"{part}." for part in parts[:i]), {})[inner] = name
+    for prefix, inside in followed.items():
+        fitting = len(trunk.intersection(renamings.our_names(inside).values()))
         if fitting:
-            place = _Place(keys, arrays, prefix, fitting, 0)
+            place = _Place(keys, arrays, prefix, inside, fitting, 0)
             yield place._replace(rank=_rank(place))
 
 
@@ -170,12 +192,13 @@ def _words(place: _Place) -> set[str]:
 
 def _rank(place: _Place) -> int:
     words, parts = _words(place), place.prefix.split(".")
-    counted = any(".".join([*parts[:i], "n_averaged"]) in place.arrays for i in range(len(parts)))
-    if words & OPTIMIZERS:
+    counters = (place.arrays.get(".".join([*parts[:i], "n_averaged"])) for i in range(len(parts)))
+    counts = [int(counter) for counter in counters if counter is not None and math.prod(counter.shape) == 1]
+    if words & OPTIMIZERS or 0 in counts:  # an average that no weights have entered is the initialisation
         return 3
     if words & FOLLOWERS:
         return 2
-    return 0 if counted or words & AVERAGES else 1
+    return 0 if counts or words & AVERAGES else 1
 
 
 def _may_matter(name: str, expected: frozenset[str], head: str) -> bool:
@@ -205,8 +228,7 @@ def _grouped(names: list[str], prefix: str) -> list[str]:
 
 def _shapes(place: _Place) -> State:
     """Stand-ins of no size in memory, for what needs names and shapes alone."""
-    named = {name.removeprefix(place.prefix): x for name, x in place.arrays.items() if name.startswith(place.prefix)}
-    return {name: np.broadcast_to(np.False_, tuple(x.shape)) for name, x in named.items()}
+    return {name: np.broadcast_to(np.False_, tuple(place.arrays[full].shape)) for name, full in place.inside.items()}
 
 
 def _read(arrays: Mapping[str, object], wanted: Mapping[str, str], path: pathlib.Path) -> State:

@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ TORCH_ERRORS = (
 # Bytes that the compressed parts of an archive may unfold to: torch compresses the code of a TorchScript program.
 COMPRESSED = 2**24
 READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # types in a .safetensors file
+PART = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")  # of weights that are split over several files
 UNREAD = re.compile(r"(^|\.)num_batches_tracked$")  # counters, of any type
 
 # What a pickle may name besides tensors. All are inert here: see `Inert`.
@@ -97,6 +99,8 @@ def read(path: pathlib.Path) -> object:
     Raises:
       InputError: if the file is missing, is no checkpoint, is cut off, holds code, or needs torch where there is none.
     """
+    if PART.search(path.name):
+        raise InputError(f"{path}: is part of a checkpoint that is split over several files; save it as one file.")
     if has_ending(path, (".safetensors",)):
         return _read_safetensors(path)
     if has_ending(path, (*ENDINGS, *ALSO_READ)):
@@ -114,15 +118,18 @@ def read_metadata(path: pathlib.Path) -> dict[str, str]:
 
 
 def is_array(x: object) -> bool:
-    return hasattr(x, "shape") and hasattr(x, "dtype")
+    return not getattr(x, "is_nested", False) and hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def to_numpy(x, path: pathlib.Path, name: str) -> np.ndarray:
     """An array of a file as float32.
 
     Raises:
-      InputError: if it is sparse, quantised or complex, or repeats its numbers; it names the file and the array.
+      InputError: if it is sparse, quantised or complex, of numbers of 8 bits, which are quantised weights without their
+        scale, or repeats its numbers; it names the file and the array.
     """
+    if re.fullmatch(r"(torch\.)?(u?int8|float8\w*|bool)", str(x.dtype)):
+        raise InputError(f"{path}: {name} is of type {x.dtype}: quantised; save it as a dense float32 tensor.")
     if isinstance(x, np.ndarray) or not hasattr(x, "untyped_storage"):
         return np.asarray(x, np.float32)
     if not _is_dense(x):
@@ -177,10 +184,17 @@ def _read_torch(path):
     )
     _check_not_compressed(path)
     try:
-        with torch.serialization.safe_globals(ALLOWED):
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")  # kept here: what matters of them is said below
             found = torch.load(path, map_location="cpu", weights_only=True)
         return _plain(found, {})
     except pickle.UnpicklingError as error:
+        protocol = re.search(r"Detected pickle protocol ([3-5])", " ".join(str(warning.message) for warning in warned))
+        if protocol and "Unsupported operand" in str(error):
+            raise InputError(
+                f"{path}: is saved with pickle protocol {protocol[1]}, which torch reads only by running code: refused. "
+                "If you trust where it comes from, load it with torch and save its state_dict() with the default protocol."
+            ) from error
         objects = re.search(
             r"(?:Unsupported (?:global|class)|unsupported GLOBAL|not an allowed global)[^\n]*", str(error)
         )

@@ -51,7 +51,7 @@ def from_torch(
     note = ""
     if contrastive or own != {name: shape for name, shape in shapes.items() if name.startswith(head)}:
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in own.items())
-        reason = "is a contrastive loss's" if contrastive else f"is not one of {net.num_classes} classes"
+        reason = "is a contrastive loss's" if contrastive else _reason(own.get(f"{head}weight", ()), net)
         note = f"its head ({listed}) {reason} and was left out" if own else "it holds no head"
         state = {name: value for name, value in state.items() if name not in own}
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith(head)}
@@ -62,6 +62,13 @@ def from_torch(
     tree = trees.unflatten({ours[name]: jnp.asarray(_from_torch_layout(ours[name], state[name])) for name in shapes})
     params = tree.get("params", {})
     return with_new_head(params, net, jax.random.key(0)) if note else params, tree.get("stats", {}), note
+
+
+def _reason(shape: tuple[int, ...], net: Net) -> str:
+    """Why a head of this shape is not the net's."""
+    if len(shape) == 2 and shape[1] != net.feature_dim:
+        return f"takes {shape[1]} features where {net.name} has {net.feature_dim}, so these may be pooled otherwise,"
+    return f"is not one of {net.num_classes} classes"
 
 
 def _shortened(lines: list[str], limit: int = 3) -> str:

@@ -180,18 +180,37 @@ def _divide(state: dict) -> tuple[dict, dict]:
 
 def _storable(state: dict) -> dict:
     """The state with plain numbers as arrays. What Orbax would refuse, drop or change is an InputError that names it."""
+    stored = set()
 
     def storable(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        if any("/" in part for part in parts) or ".".join(parts) in stored:  # Orbax joins them by dots
+            raise InputError(f"A checkpoint cannot hold {name}: a key has a '/', or another array is of the same name.")
+        stored.add(".".join(parts))
         fits = isinstance(leaf, float) or (isinstance(leaf, int) and -(2**31) <= leaf < 2**31)
         array = np.asarray(leaf, jnp.result_type(leaf)) if fits else leaf
         kind = getattr(array, "dtype", type(leaf).__name__)
-        is_number = isinstance(kind, np.dtype) and (kind.kind == "b" or jnp.issubdtype(kind, jnp.number))
-        if is_number and jax.dtypes.canonicalize_dtype(kind) == kind:
+        if _is_storable(array, kind):
             return array
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        raise InputError(f"A checkpoint cannot hold {name} of type {kind}: expected arrays and numbers that JAX holds.")
+        size = f" and shape {list(array.shape)}" if hasattr(array, "shape") and 0 in array.shape else ""
+        raise InputError(
+            f"A checkpoint cannot hold {name} of type {kind}{size}: expected arrays and numbers that JAX holds."
+        )
 
+    try:
+        jax.tree.structure(state)
+    except ValueError as error:
+        raise InputError("A checkpoint cannot hold a dictionary whose keys do not sort, such as 1 and '1'.") from error
     return jax.tree_util.tree_map_with_path(storable, state)
+
+
+def _is_storable(array, kind) -> bool:
+    if not isinstance(array, jax.Array | np.ndarray | np.generic) or isinstance(array, np.ma.MaskedArray):
+        return False
+    is_number = isinstance(kind, np.dtype) and (kind.kind == "b" or jnp.issubdtype(kind, jnp.number))
+    is_held = is_number and kind.isnative and kind.itemsize <= 8 and jax.dtypes.canonicalize_dtype(kind) == kind
+    return is_held and array.size > 0
 
 
 @contextlib.contextmanager

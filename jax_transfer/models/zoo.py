@@ -87,6 +87,9 @@ RELEASED: dict[str, tuple[str, Preprocessing]] = {
     **{f"{model}_{tag}": (model, found) for model in RESNETS for tag, found in TIMM_TAGS.items()},
     **{name.format(model): (model, found) for model in RESNETS for name, found in TIMM_BEFORE.items()},
     "resnet50_a1h": ("resnet50", Preprocessing(176, 176 / 195, interpolation="bicubic")),
+    "resnet50_a1h2_176": ("resnet50", Preprocessing(176, 176 / 195, interpolation="bicubic")),
+    "resnet50_d_f39db8af": ("resnet50", TIMM_95),
+    "resnet34_43635321": ("resnet34", BICUBIC),
     "resnet50_bamboo": ("resnet50", Preprocessing(224, interpolation="bicubic")),
     "resnet10": ("resnet10", IMAGENET),
     "resnet18": ("resnet18", IMAGENET),
@@ -186,15 +189,20 @@ def released(file_name: str) -> tuple[str, Preprocessing] | None:
 
     resnet18-f37072fd.pth and resnet18.a1_in1k are a resnet18; resnet18d, resnext50_32x4d and wide_resnet50_2 are none.
     """
+    name = _released_name(file_name)
+    return RELEASED[name] if name else None
+
+
+def _released_name(file_name: str) -> str | None:
     plain = _plain(file_name)
-    fitting = [name for name in RELEASED if plain == name or plain.startswith(f"{name}_")]
-    return RELEASED[max(fitting, key=len)] if fitting else None
+    return max((name for name in RELEASED if plain == name or plain.startswith(f"{name}_")), key=len, default=None)
 
 
 def is_release(file_name: str) -> bool:
     """Whether a name is one that a library gives a release: it ends in a hash (resnet18-f37072fd.pth) or is a tag
     (resnet50.a1_in1k). resnet18_mine.pth only begins like one."""
-    return released(file_name) is not None and bool(RELEASE.search(_plain(file_name)))
+    name = _released_name(file_name)
+    return name is not None and bool(RELEASE.search(_plain(file_name)) or re.search(r"_[0-9a-f]{8}$", name))
 
 
 def architecture(name: str) -> str | None:
