@@ -29,6 +29,8 @@ def _define_flags() -> None:
     Raises:
       InputError: if a file named by --flagfile cannot be read: `config_flags` reads it as soon as it is defined.
     """
+    if "config" in FLAGS:  # the command was run in this process before
+        return
     try:
         config_flags.DEFINE_config_file("config", None, "The study: a file in configs/, FILE or FILE:VARIANT.")
     except (flags.Error, UnicodeDecodeError) as error:

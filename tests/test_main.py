@@ -58,7 +58,6 @@ def _parsed(monkeypatch, *arguments):
     monkeypatch.chdir(REPOSITORY)
     command = ["main", "--config=configs/cifar10_to_mnist.py", "--workdir=unused", *arguments]
     monkeypatch.setattr(sys, "argv", command)
-    if "workdir" not in main.FLAGS:
-        main._define_flags()
+    main._define_flags()
     main._parse_flags(command)
     return main.FLAGS.config

@@ -285,7 +285,7 @@ def test_a_stop_while_the_initialisation_is_evaluated_leaves_nothing_and_loses_n
         work.close()
 
 
-def test_a_wait_in_vain_is_said_in_one_line(monkeypatch, capsys):
+def test_a_wait_that_times_out_is_said_in_one_line(monkeypatch, capsys):
     from jax_transfer import main
 
     def waits(*arguments, **named):
@@ -296,7 +296,7 @@ def test_a_wait_in_vain_is_said_in_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main.run()
     assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith("jax_transfer: A wait ended without result (no answer).")
+    assert capsys.readouterr().err.startswith("jax_transfer: A wait timed out (no answer)")
 
 
 @slow

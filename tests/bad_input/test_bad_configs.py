@@ -298,8 +298,7 @@ FLAGS = [".".join(("config", *path)) for path in FIELDS["study"]]
 def parse(arguments, config="configs/quickstart.py:smoke"):
     """What the command makes of its arguments before it runs anything."""
     sys.argv = ["main", f"--config={config}", "--workdir=unused", *arguments]
-    if "workdir" not in main.FLAGS:
-        main._define_flags()
+    main._define_flags()
     main._parse_flags(sys.argv)
     checks.check(main.FLAGS.config)
     return True
