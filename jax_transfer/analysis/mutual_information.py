@@ -13,6 +13,8 @@ from jax_transfer.analysis.arguments import (
     as_features,
     as_held_out,
     as_labels,
+    as_number,
+    as_seed,
     is_traced,
     scored,
     where_valid,
@@ -63,7 +65,7 @@ def mutual_information(
       steps: of Adam for each critic, static; rounded up to whole stages of 32.
       held_out: indices of the samples to evaluate on, so that all checkpoints are evaluated on the same ones; the others are
         learnt from. None: each sample is evaluated, in thirds drawn by the values of the features.
-        Permuting the samples, and held_out with them, changes nothing, as long as the features differ.
+        Permuting the samples, and held_out with them, changes nothing.
 
     Returns:
       A scalar of x's dtype; NaN if a feature is not finite. A vmapped call runs checkpoint by checkpoint.
@@ -74,15 +76,17 @@ def mutual_information(
     """
     num_classes, x = as_count(num_classes), as_features(x)
     y = as_labels(y, num_classes, len(x))
-    _check(len(x), alpha, energy, batch_size, steps)
+    _check(len(x), alpha, energy)
+    batch_size, steps = as_count(batch_size, "batch_size", least=1), as_count(steps, "steps", least=1)
+    seed = as_seed(seed)
     if held_out is not None:
         held_out = as_held_out(held_out, len(x), least=4)
     static = {"num_classes": num_classes, "alpha": alpha, "energy": energy, "batch_size": batch_size, "steps": steps}
 
     def score(x, y):
         if held_out is None:
-            return _one_by_one(_cross_fitted, static)(x, y, jnp.asarray(seed))
-        return _one_by_one(_on_held_out, static)(x, y, held_out, jnp.asarray(seed))
+            return _one_by_one(_cross_fitted, static)(x, y, seed)
+        return _one_by_one(_on_held_out, static)(x, y, held_out, seed)
 
     value = scored(score, x, y, num_classes)
     return where_valid(are_different(held_out, len(x)), value) if is_traced(held_out) else value
@@ -129,13 +133,11 @@ def interpolated_bound(
     return 1 + joint - jnp.sum(label_shares * jnp.exp(log_m - log_a))
 
 
-def _check(n, alpha, energy, batch_size, steps):
-    if not 0 < alpha <= 1:
-        raise InputError(f"alpha is {alpha}: expected a number in (0, 1]; the paper's are 0.01 and 0.5.")
-    if energy is not None and not 0 < energy < 1:
-        raise InputError(f"energy is {energy}: expected None (no PCA) or a share in (0, 1), such as 0.8.")
-    if batch_size < 1 or steps < 1:
-        raise InputError(f"batch_size is {batch_size} and steps is {steps}: expected positive integers.")
+def _check(n, alpha, energy):
+    as_number(alpha, "alpha", lambda alpha: 0 < alpha <= 1, "a number in (0, 1]; the paper's are 0.01 and 0.5")
+    if energy is not None:
+        expected = "None (no PCA) or a share in (0, 1), such as 0.8"
+        as_number(energy, "energy", lambda energy: 0 < energy < 1, expected)
     if n < 4 * FOLDS:
         raise InputError(
             f"x has {n} samples: expected at least {4 * FOLDS} to train and to evaluate on; use more samples."
@@ -169,7 +171,7 @@ def _on_held_out(x, y, held_out, seed, *, num_classes, alpha, energy, batch_size
     """The value on the held-out samples, of which one is left out if their number is odd."""
     finite = jnp.all(jnp.isfinite(x))
     with jax.default_matmul_precision("float32"):
-        x, y, _, order = canonical(x, y, num_classes)
+        x, y, _, order = canonical(x, y, num_classes, held_out)
         x, key = _scaled(x, energy), jax.random.key(seed)
         train, tested = held_out_last(held_out, order)
         half = len(tested) // 2
