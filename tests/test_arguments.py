@@ -286,24 +286,122 @@ def test_singular_values_and_stacked_features_are_checked():
         analysis.similarities(X[None], X[None, :30])
 
 
+# kind of setting -> values that it must not have
+SETTINGS = {
+    "share": (0, 1.5, -0.1, np.nan, np.inf, "0.8", [0.8], None, True, 1j),
+    "positive": (0, -1, np.nan, "1", [0.1], np.ones(2), None, True),
+    "count": (0, -1, 1.5, np.nan, "1", [1], True),
+    "seed": (1.5, np.nan, "0", [0], None, True, 2**40),
+}
 WRONG_SETTINGS = {
-    "energy": [(analysis.spectral_components, {"energy": 0}), (analysis.spectral_components, {"energy": 1.5}),
-               (analysis.pca, {"energy": 1.0}), (analysis.nleep, {"energy": 80}), (analysis.similarities, {"energy": 2})],
-    "batch_size": [(analysis.batched_spectral_components, {"batch_size": 0}), (analysis.linear_accuracy, {"batch_size": 1.5})],
-    "epochs": [(analysis.linear_accuracy, {"epochs": 0}), (analysis.linear_accuracy, {"epochs": 2.0})],
-    "eps": [(analysis.transrate, {"eps": 0.0}), (analysis.transrate, {"eps": np.nan})],
-    "perplexity": [(analysis.tsne, {"perplexity": 0})],
-    "components_per_class": [(analysis.nleep, {"components_per_class": 0})],
-    "max_dimension": [(analysis.nleep, {"max_dimension": 0})],
-}  # fmt: skip
+    analysis.spectral_components: {"energy": "share"},
+    analysis.batched_spectral_components: {"energy": "share", "batch_size": "count"},
+    analysis.similarities: {"energy": "share"},
+    analysis.pca: {"energy": "share"},
+    analysis.nleep: {"energy": "share", "components_per_class": "count", "max_dimension": "count", "seed": "seed"},
+    analysis.mutual_information: {"alpha": "share", "batch_size": "count", "steps": "count", "seed": "seed"},
+    analysis.linear_accuracy: {
+        "epochs": "count",
+        "batch_size": "count",
+        "learning_rate": "positive",
+        "l2": "positive",
+        "seed": "seed",
+    },
+    analysis.transrate: {"eps": "positive"},
+    analysis.tsne: {"perplexity": "positive", "seed": "seed"},
+    analysis.recall_at_k: {"k": "count"},
+    analysis.relative_accuracy_at_k: {"k": "count"},
+    analysis.kendall_interval: {"confidence": "share", "resamples": "count"},
+}
+# What None means in some of them.
+OPTIONAL = ("epochs", "max_dimension")
 
 
-@pytest.mark.parametrize(("name", "function", "given"), [(k, *one) for k, v in WRONG_SETTINGS.items() for one in v])
-def test_wrong_settings_are_named(name, function, given):
-    labelled = "num_classes" in inspect.signature(function).parameters
-    args = (X, Y, C) if labelled else (X[None],) if function is analysis.similarities else (X,)
-    with pytest.raises(InputError, match=rf"^{name} is "):
-        function(*args, **given)
+@pytest.mark.parametrize(("function", "name"), [(f, name) for f, names in WRONG_SETTINGS.items() for name in names])
+def test_wrong_settings_are_named(function, name):
+    parameters = inspect.signature(function).parameters
+    args = {"num_classes": (X, Y, C), "accuracies": ([1, 2, 3], [1, 3, 2])}
+    args = next((found for key, found in args.items() if key in parameters), (X,))
+    args = (X[None],) if function is analysis.similarities else args
+    for value in SETTINGS[WRONG_SETTINGS[function][name]]:
+        with pytest.raises(InputError, match=rf"^{name} is ") as error:
+            function(*args, **{name: value})
+        assert "\n" not in str(error.value) and "expected" in str(error.value)
+    if name not in OPTIONAL:
+        with pytest.raises(InputError, match=rf"^{name} is None: expected "):
+            function(*args, **{name: None})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WRONG_LABELS if kind not in ("1..C", "gaps", "more classes",
+                                  "one wrong among many", "unsigned", "too few", "too many", "beyond 32 bits")])  # fmt: skip
+def test_labels_that_are_split_are_checked(kind):
+    y, message = WRONG_LABELS[kind]
+    with pytest.raises(InputError, match=rf"^y .*{message.removesuffix('.*argmax')}"):
+        analysis.stratified_fifth(y)
+
+
+def test_labels_of_any_number_of_classes_are_split():
+    expected = analysis.stratified_fifth(Y)
+    for y in (Y.tolist(), 10 * Y + 7, Y.astype(np.uint8) + np.uint8(253), jnp.asarray(Y), Y.astype(np.int64)):
+        np.testing.assert_array_equal(analysis.stratified_fifth(y), expected)
+    with pytest.raises(InputError, match=r"^y holds the label 4294967"):
+        analysis.stratified_fifth(WRONG_LABELS["beyond 32 bits"][0])
+
+
+@pytest.mark.parametrize("name", ("logme", "nleep", "linear_1", "leep"))
+@pytest.mark.parametrize("kind", WRONG_LABELS)
+def test_the_work_of_a_score_is_that_of_right_arguments(name, kind):
+    y, message = WRONG_LABELS[kind]
+    with pytest.raises(
+        InputError, match=rf"^labels .*{message.replace('y', 'labels', 1) if kind == 'column' else message}"
+    ):
+        analysis.score_gigaflops(name, Features(X, P, y), C)
+
+
+def test_the_work_of_a_score_takes_lists_and_names_the_rest():
+    as_lists = Features(X.tolist(), P.tolist(), Y.tolist())
+    for name in ("nleep", "h_score"):
+        found = [analysis.score_gigaflops(name, one, C) for one in (as_lists, Features(X, P, Y))]
+        assert found[0] == found[1] > 0
+    for function in (analysis.score_gigaflops, analysis.why_undefined):
+        with pytest.raises(InputError, match=r"Unknown score.*logme"):
+            function("logmee", as_lists, C)
+    with pytest.raises(InputError, match=r"^num_classes is 3.0"):
+        analysis.score_gigaflops("nleep", as_lists, 3.0)
+    with pytest.raises(InputError, match=r"^logits holds 20 samples and features 40"):
+        analysis.score_gigaflops("logme", Features(X, P[:20], Y), C)
+
+
+@pytest.mark.parametrize("function", (analysis.pearson, analysis.kendall, analysis.weighted_kendall, analysis.regret,
+                                      analysis.kendall_interval, functools.partial(analysis.ranking_row, "t", "m", "s")))  # fmt: skip
+def test_lists_to_rank_hold_real_numbers(function):
+    for wrong in (["a", "b", "c"], [1j, 2, 3], [[1], [2, 3], [4]], {1: 2}, "abc"):
+        with pytest.raises(InputError, match=r"^scores is .*expected a list of real numbers"):
+            function(wrong, [1, 2, 3])
+        with pytest.raises(InputError, match=r"^accuracies is .*expected a list of real numbers"):
+            function([1, 2, 3], wrong)
+    assert (
+        function(jnp.array([1, 2, 3], jnp.bfloat16), (0.1, 0.2, 0.3)) == function([1, 2, 3], [0.1, 0.2, 0.3])
+        or (
+            function is analysis.kendall_interval  # NaN
+        )
+        or isinstance(function, functools.partial)
+    )
+
+
+def test_a_metric_that_does_not_exist_is_named():
+    with pytest.raises(InputError, match=r"^Unknown metric: 'acuracy'. Did you mean 'accuracy'"):
+        analysis.ranking_row("t", "probe", "logme", [1, 2], [1, 2], "acuracy")
+
+
+def test_singular_values_are_descending_and_not_negative():
+    for function in (analysis.effective_rank, analysis.spectral_decay, analysis.main_rank):
+        for wrong in ([1.0, 2.0], [3.0, -1.0], [-1.0]):
+            with pytest.raises(InputError, match=r"^singular_values holds negative or ascending values"):
+                function(wrong)
+    for function in (analysis.effective_rank, analysis.spectral_decay):
+        for broken in ([3.0, np.nan], [np.inf, 1.0], [np.nan, np.nan]):
+            assert np.isnan(function(broken)) and np.isnan(jax.jit(function)(jnp.array(broken)))
 
 
 @pytest.mark.parametrize("name", [name for name in analysis.__all__ if name.islower()])

@@ -92,6 +92,14 @@ def test_features_that_say_nothing_never_score_above_sound_ones(name, shape):
     assert not above, f"sound features have {found[:2]}"
 
 
+@pytest.mark.parametrize("name", [name for name in TESTED if not name.startswith("mi_")])
+def test_features_at_the_ends_of_float32_have_finite_scores(name):
+    noise = np.random.default_rng(6).normal(size=SHAPES["n > d"][:2])
+    kinds = [scale * np.ones_like(noise) for scale in (1e38, 3.4e38, -3.4e38, 1e-45)]
+    kinds += [scale * noise for scale in (1e-44, 1e-38, 1.2e-38, 1e-37)]
+    assert np.isfinite(values(name, "n > d", np.array(kinds, np.float32))).all()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ("h_score", "h_score_shrunk", "transrate"))
 def test_equal_features_and_rounding_are_zero(name, shape):

@@ -21,6 +21,7 @@ from jax_transfer.records import Features, RankingRow, ScoreRow, TransferRow, to
 from jax_transfer.report import tables, trust
 from jax_transfer.report.trust import INTERVAL, METRICS, SCORED, trust_note, trust_rows, trust_table
 from jax_transfer.training.objectives import HAS_HEAD, OBJECTIVES
+from jax_transfer.transfer.finetune import FINETUNE_SCORES
 from jax_transfer.workspace import Workspace
 
 AGAINST_ALL = [
@@ -161,6 +162,23 @@ def test_all_scores_are_averaged_over_the_same_targets(values):
         assert f"are over {len(judged)} of {len(values)} targets" in note
     else:
         assert "No score has" not in note
+
+
+@pytest.mark.parametrize("gap", (False, True))
+@pytest.mark.parametrize("gflops", (1.5e-7, 0.083, 3.25e-12, 7.4e11))
+def test_the_terminal_cuts_no_number(gap, gflops):
+    """However wide names, intervals and work are."""
+    rows, scored = [], []
+    for score in (*SCORES, *FINETUNE_SCORES):
+        one = RankingRow("t", "finetune", score, *[-1.0] * 7, 100, -1.0, -0.994, 0.104, 99 if gap else 100)
+        rows.append(to_json_dict(one))
+        scored.append(to_json_dict(ScoreRow("0", 0, "t", score, 0.5, 1.0, gflops, gflops, "", gflops)))
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    console.print(trust_table(rows, scored, "finetune"))
+    printed = console.export_text()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in printed and max(map(len, printed.splitlines())) <= 80
+    for cell in (cell for row in trust_rows(rows, scored, "finetune", True) for cell in row.values()):
+        assert all(word in printed for word in cell.split())
 
 
 def test_a_target_that_a_score_lacks_altogether_counts_as_a_gap():

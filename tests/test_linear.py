@@ -54,6 +54,29 @@ def test_order_of_samples_and_names_of_classes_change_nothing(epochs):
         assert score(x, renamed, epochs) == by_default
 
 
+ALIKE = {  # features of the standard ones in which samples are equal, across classes and across the split
+    "all": lambda x: 0 * x + 1,
+    "three kinds": lambda x: x[np.arange(len(x)) % 3],
+    "pairs": lambda x: np.repeat(x[::2], 2, axis=0)[: len(x)],
+    "zeros of both signs": lambda x: np.where(x > 0, 0.0, -0.0),
+    "half precision": lambda x: (1 + 1e-3 * x).astype(np.float16),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_order_of_equal_samples_changes_nothing(kind):
+    x, y = gaussians(separation=0.5)
+    x = ALIKE[kind](x)
+    held_out = stratified_split(y)[1]
+    for epochs in EPOCHS:
+        expected = score(x, y, epochs, held_out=held_out)
+        for seed in range(2):
+            order = np.random.default_rng(seed).permutation(len(y))
+            assert score(x[order], y[order], epochs, held_out=np.argsort(order)[held_out]) == expected
+            renamed = np.random.default_rng(seed).permutation(C)[y]
+            assert score(x, renamed, epochs, held_out=held_out) == expected
+
+
 @each_kind
 def test_checkpoints_are_tested_on_the_same_images(epochs):
     """The test images, and no others, decide the accuracy: moved to another class they are all taken for it."""

@@ -141,6 +141,18 @@ def _checked(features, num_classes, held_out):
     return Features(x, logits, labels), num_classes, held_out
 
 
+def _checked_one(name, features, num_classes, held_out):
+    """The arguments of one checkpoint's score, as arrays."""
+    choose(SCORES, name, "score (name)")
+    num_classes = as_count(num_classes)
+    x, logits = as_features(features.features, "features", "n d"), as_features(features.logits, "logits", "n s")
+    if len(logits) != len(x):
+        raise InputError(f"logits holds {len(logits):,} samples and features {len(x):,}: expected the same ones.")
+    labels = as_labels(features.labels, num_classes, len(x), "labels")
+    held_out = None if held_out is None else as_held_out(held_out, len(x))
+    return Features(x, logits, labels), num_classes, held_out
+
+
 @functools.cache
 def _compiled(name: str, num_classes: int):
     def score(features, held_out):
@@ -150,14 +162,24 @@ def _compiled(name: str, num_classes: int):
 
 
 def score_gigaflops(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> float:
-    """Floating point operations / 1e9 of SCORES[name] of one checkpoint, without the forward pass."""
+    """Floating point operations / 1e9 of SCORES[name] of one checkpoint, without the forward pass.
+
+    Raises:
+      InputError: for a name that SCORES does not have, and arguments of the wrong type, shape or range.
+    """
+    features, num_classes, held_out = _checked_one(name, features, num_classes, held_out)
     if name == "nleep":
         return nleep_gigaflops(features.features, features.labels, num_classes)
     return flops.gigaflops(lambda features: SCORES[name](features, num_classes, held_out), features)
 
 
 def why_undefined(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> str:
-    """Why SCORES[name] of one checkpoint has no finite value, in words."""
+    """Why SCORES[name] of one checkpoint has no finite value, in words.
+
+    Raises:
+      InputError: for a name that SCORES does not have.
+    """
+    choose(SCORES, name, "score (name)")
     try:
         SCORES[name](features, num_classes, held_out)
     except InputError as error:

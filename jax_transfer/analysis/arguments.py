@@ -6,7 +6,9 @@ type and shape are checked, and values that are not finite give NaN. Of a traced
 `in_range` tells the labels' values apart in the compiled program, where wrong ones give NaN.
 """
 
+import numbers
 import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -49,19 +51,21 @@ def as_features(x, name: str = "x", axes: str = "n d") -> Float[Array, "..."]:
         return jnp.asarray(x.astype(dtype))
 
 
-def as_labels(y, num_classes: int, n: int | None, name: str = "y", count: str = "num_classes") -> Int[Array, "n"]:
+def as_labels(
+    y, num_classes: int | None, n: int | None, name: str = "y", count: str = "num_classes"
+) -> Int[Array, "n"]:
     """y as int32.
 
     Args:
       y: whole numbers in [0, num_classes), [n].
-      num_classes: what `as_count` returned.
+      num_classes: what `as_count` returned; None: any number of classes.
       n: how many there must be; None: any number but 0.
       name, count: of the two arguments, for messages.
 
     Raises:
       InputError: for another type, shape or length, and for concrete labels out of range.
     """
-    y = _as_array(y, name)
+    y, expected = _as_array(y, name), "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
     if y.ndim != 1:
         hint = ""
         if y.ndim == 2 and y.shape[1] == 1:
@@ -70,22 +74,23 @@ def as_labels(y, num_classes: int, n: int | None, name: str = "y", count: str = 
             hint = f"; pass {name}.argmax(axis=1) if it is one-hot"
         raise InputError(f"{name} has the shape {list(y.shape)}: expected [n], one label for each sample{hint}.")
     if len(y) == 0 or (n is not None and len(y) != n):
-        expected = "at least one" if n is None else f"{n:,}, one for each sample"
-        raise InputError(f"{name} holds {len(y):,} labels: expected {expected}.")
+        how_many = "at least one" if n is None else f"{n:,}, one for each sample"
+        raise InputError(f"{name} holds {len(y):,} labels: expected {how_many}.")
     if np.dtype(y.dtype).kind not in "iu":
         raise InputError(
-            f"{name} holds {_kind(y.dtype)}{_not_whole(y)}: expected whole numbers 0 to {num_classes - 1} of an integer type"
+            f"{name} holds {_kind(y.dtype)}{_not_whole(y)}: expected whole numbers, {expected}, of an integer type"
             f"{_conversion(y, name)}."
         )
     if not is_traced(y):
         values = np.asarray(y)  # before a cast could wrap them
         low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= num_classes:
-            wrong = (values < 0) | (values >= num_classes)
+        limit = 2**31 if num_classes is None else num_classes
+        if low < 0 or high >= limit:
+            wrong = (values < 0) | (values >= limit)
+            said = "" if num_classes is None else f" ({count} {num_classes})"
             raise InputError(
                 f"{name} holds the label {low if low < 0 else high} ({int(wrong.sum()):,} of {len(values):,} are out of "
-                f"range): expected 0 to {num_classes - 1} ({count} {num_classes}); "
-                f"{_renumbering(values, num_classes, name, count)}."
+                f"range): expected {expected}{said}; {_renumbering(values, limit, name, count)}."
             )
     return jnp.asarray(y).astype(jnp.int32)
 
@@ -108,6 +113,37 @@ def as_count(value, name: str = "num_classes", least: int = 2) -> int:
         got = f"an array of the shape {list(np.shape(value))}" if hasattr(value, "ndim") and value.ndim else repr(value)
         raise InputError(f"{name} is {printable(got)}: expected a whole number, {least} or more.")
     return number
+
+
+def as_number(value, name: str, fits: Callable[[float], bool], expected: str):
+    """value, a real number that fits; a traced one is not looked at.
+
+    Raises:
+      InputError: saying what was expected.
+    """
+    if not is_traced(value) and not (_is_real(value) and fits(value)):
+        got = f"an array of the shape {list(value.shape)}" if getattr(value, "ndim", 0) else repr(value)
+        raise InputError(f"{name} is {printable(got)}: expected {expected}.")
+    return value
+
+
+def _is_real(value) -> bool:
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return np.ndim(value) == 0 and (jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.kind in "iu")
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def as_seed(seed) -> Int[Array, ""]:
+    """A seed as JAX takes it.
+
+    Raises:
+      InputError: if it is no whole number of 32 bits.
+    """
+    if not is_traced(seed):
+        whole = "a whole number, such as 0, of at most 32 bits"
+        as_number(seed, "seed", lambda value: float(value).is_integer() and -(2**31) <= value < 2**31, whole)
+        seed = int(seed)
+    return jnp.asarray(seed)
 
 
 def as_held_out(held_out, n: int, least: int = 1, name: str = "held_out") -> Int[Array, "m"]:
@@ -223,7 +259,7 @@ def _renumbering(values, num_classes, name, count):
     if low < 0:
         return "leave out the samples without a label"
     if low == 1 and high == num_classes:
-        return "subtract 1?"
+        return "subtract 1 if they count from 1"
     if different <= num_classes:
         return f"number the classes without gaps: np.unique({name}, return_inverse=True)[1]"
     return f"{different} classes occur: pass a larger {count}"

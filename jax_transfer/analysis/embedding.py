@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from jax_transfer.analysis.arguments import as_features
+from jax_transfer.analysis.arguments import as_features, as_number
 from jax_transfer.records import InputError
 
 MOST_POINTS = 5000
@@ -31,9 +31,10 @@ def tsne(x: Float[np.ndarray, "n d"], seed: int = 0, perplexity: float = 30.0) -
         raise InputError(f"x has {n} samples: t-SNE takes 4 to {MOST_POINTS:,}; pass a random part of them.")
     if not np.isfinite(x).all():
         raise InputError("x holds values that are NaN or infinite.")
-    if not perplexity > 0:
-        raise InputError(f"perplexity is {perplexity}: expected a positive number, such as 30.")
+    as_number(perplexity, "perplexity", lambda perplexity: perplexity > 0, "a positive number, such as 30")
+    is_seed = lambda seed: float(seed).is_integer() and 0 <= seed < 2**32  # noqa: E731
+    as_number(seed, "seed", is_seed, "a whole number, 0 or more, of at most 32 bits")
     x = x - x.mean(0)
     x = x / (np.abs(x).max() or 1)
-    method = sklearn.manifold.TSNE(perplexity=min(perplexity, (n - 1) / 3), init="pca", random_state=seed)
+    method = sklearn.manifold.TSNE(perplexity=min(perplexity, (n - 1) / 3), init="pca", random_state=int(seed))
     return method.fit_transform(x)

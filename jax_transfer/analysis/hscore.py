@@ -138,8 +138,10 @@ def _directions(r11, r12, rounding):
 
 def centred(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """x less its column means, twice: the first mean of columns far from 0 has lost the digits that matter here."""
-    x = x - jnp.mean(x, axis=0)
-    return x - jnp.mean(x, axis=0)
+    # The sum of a column above 1e30 may overflow; a power of two rounds nothing.
+    scale = jnp.where(jnp.max(jnp.abs(x), axis=0) > 1e30, 2.0**-64, 1).astype(x.dtype)
+    x = x - jnp.mean(x * scale, axis=0) / scale
+    return x - jnp.mean(x * scale, axis=0) / scale
 
 
 def varying(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "d"]]:

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_transfer.analysis.arguments import (
@@ -11,6 +12,8 @@ from jax_transfer.analysis.arguments import (
     as_features,
     as_held_out,
     as_labels,
+    as_number,
+    as_seed,
     is_traced,
     scored,
     where_valid,
@@ -48,7 +51,7 @@ def linear_accuracy(
       learning_rate, batch_size: of Adam; a set smaller than a batch is one batch, a last batch that is not full is left out.
       l2: of the converged classifier.
       held_out: indices of the samples to test on; the others are fitted. None: `split.stratified_fifth` of the labels.
-        Permuting the samples, and held_out with them, changes nothing, as long as the features differ.
+        Permuting the samples, and held_out with them, changes nothing.
 
     Returns:
       A scalar float32, a multiple of one over the number of held-out samples: ties between checkpoints are possible. NaN if
@@ -64,11 +67,13 @@ def linear_accuracy(
         raise InputError("x has 1 sample: expected at least 2, one to fit on and one to test on.")
     for name, value in (("epochs", 1 if epochs is None else epochs), ("batch_size", batch_size)):
         as_count(value, name, least=1)
+    as_number(learning_rate, "learning_rate", lambda rate: 0 < rate < np.inf, "a positive number, such as 0.01")
+    as_number(l2, "l2", lambda l2: 0 < l2 < np.inf, "a positive number, such as 1e-4")
     held_out = stratified_fifth(y) if held_out is None else as_held_out(held_out, len(x))
     static = {"num_classes": num_classes, "epochs": epochs, "batch_size": batch_size}
 
     def score(x, y):
-        return _accuracy(x, y, held_out, seed, learning_rate, l2, **static)
+        return _accuracy(x, y, held_out, as_seed(seed), learning_rate, l2, **static)
 
     value = scored(score, x, y, num_classes)
     return where_valid(are_different(held_out, len(x)), value) if is_traced(held_out) else value
@@ -78,7 +83,9 @@ def linear_accuracy(
 def _accuracy(x, y, held_out, seed, learning_rate, l2, *, num_classes, epochs, batch_size):
     @jax.custom_batching.sequential_vmap  # each result is that of a call alone, whatever stands beside it
     def accuracy(x, y, held_out, seed, learning_rate, l2):
-        x, y, _, order = canonical(x, y, num_classes)  # the batches depend on the set of samples, not on their order
+        x, y, _, order = canonical(
+            x, y, num_classes, held_out
+        )  # the batches depend on the set of samples, not on their order
         rows, tested = held_out_last(held_out, order)
         _, mean, scale = standardised(x[rows])
         z, key = (x - mean) / scale, jax.random.key(seed)

@@ -12,6 +12,8 @@ from jax_transfer.analysis.arguments import (
     as_count,
     as_features,
     as_labels,
+    as_number,
+    as_seed,
     scored,
 )
 from jax_transfer.analysis.canonical import canonical
@@ -66,11 +68,13 @@ def mutual_information(
     """
     num_classes, x = as_count(num_classes), as_features(x)
     y = as_labels(y, num_classes, len(x))
-    _check(len(x), alpha, energy, batch_size, steps)
+    _check(len(x), alpha, energy)
+    batch_size, steps = as_count(batch_size, "batch_size", least=1), as_count(steps, "steps", least=1)
+    seed = as_seed(seed)
     static = {"num_classes": num_classes, "alpha": alpha, "energy": energy, "batch_size": batch_size, "steps": steps}
     # One by one, a checkpoint's value has the same rounding alone and among others: training would magnify it.
     score = jax.custom_batching.sequential_vmap(functools.partial(_estimate, **static))
-    return scored(lambda x, y: score(x, y, jnp.asarray(seed)), x, y, num_classes)
+    return scored(lambda x, y: score(x, y, seed), x, y, num_classes)
 
 
 def interpolated_bound(
@@ -109,13 +113,11 @@ def interpolated_bound(
     return 1 + joint - jnp.sum(label_shares * jnp.exp(log_m - log_a))
 
 
-def _check(n, alpha, energy, batch_size, steps):
-    if not 0 < alpha <= 1:
-        raise InputError(f"alpha is {alpha}: expected a number in (0, 1]; the paper's are 0.01 and 0.5.")
-    if energy is not None and not 0 < energy < 1:
-        raise InputError(f"energy is {energy}: expected None (no PCA) or a share in (0, 1), such as 0.8.")
-    if batch_size < 1 or steps < 1:
-        raise InputError(f"batch_size is {batch_size} and steps is {steps}: expected positive integers.")
+def _check(n, alpha, energy):
+    as_number(alpha, "alpha", lambda alpha: 0 < alpha <= 1, "a number in (0, 1]; the paper's are 0.01 and 0.5")
+    if energy is not None:
+        expected = "None (no PCA) or a share in (0, 1), such as 0.8"
+        as_number(energy, "energy", lambda energy: 0 < energy < 1, expected)
     if n < 4 * FOLDS:
         raise InputError(
             f"x has {n} samples: expected at least {4 * FOLDS} to train and to evaluate on; use more samples."

@@ -12,12 +12,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_transfer import flops
-from jax_transfer.analysis.arguments import as_count, as_features, as_labels, is_traced, scored
+from jax_transfer.analysis.arguments import as_count, as_features, as_labels, as_number, as_seed, is_traced, scored
 from jax_transfer.analysis.canonical import order_of_values
 from jax_transfer.analysis.leep import leep_of_valid
 from jax_transfer.analysis.mixture import fit_mixture, responsibilities
 from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
+
+# Features below this are 0 beside the variance of at least 1e-6 of each Gaussian, and their inverse scale is no float32.
+NOTHING = 1e-30
 
 
 @jax.tree_util.register_dataclass
@@ -70,18 +73,25 @@ def nleep(
     if max_dimension is not None:
         max_dimension = as_count(max_dimension, "max_dimension", least=1)
     _check_energy(energy)
+    seed = as_seed(seed)
     static = (num_classes, energy, components_per_class)
     largest = min(*x.shape, max_dimension or x.shape[1])
     if not is_traced(y):
         _check(x, y, components_per_class)
     if is_traced(x, y, seed):
-        return scored(lambda x, y: _nleep_of_any_width(x, y, jnp.asarray(seed), largest, static), x, y, num_classes)
+        return scored(lambda x, y: _nleep_of_any_width(x, y, seed, largest, static), x, y, num_classes)
     x, y, reduced = _prepare(x, y, energy, largest)
-    return _nleep_of_width(x, y, jnp.asarray(seed), reduced, _width(reduced, largest), static)
+    return _nleep_of_width(x, y, seed, reduced, _width(reduced, largest), static)
 
 
 def nleep_gigaflops(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> float:
-    """Floating point operations / 1e9 of `nleep(x, y, num_classes)`, its iterations included."""
+    """Floating point operations / 1e9 of `nleep(x, y, num_classes)`, its iterations included.
+
+    Raises:
+      InputError: as `nleep`.
+    """
+    num_classes, x = as_count(num_classes), as_features(x)
+    y = as_labels(y, num_classes, len(x))
 
     def at_its_width(x, y):
         prepared_x, prepared_y, reduced = _prepare(x, y, 0.8, min(x.shape))
@@ -122,6 +132,7 @@ def _prepare(x, y, energy, max_dimension):
     order = order_of_values(x)
     x, y = x[order], y[order]
     unit = positive(jnp.max(jnp.abs(x)))
+    x = jnp.where(unit < NOTHING, 0, x)
     reduced = principal_components(x / unit, energy)
     dimension = jnp.minimum(reduced.dimension, max_dimension)
     return x, y, Pca(reduced.mean * unit, reduced.directions, reduced.variances, dimension)
@@ -142,10 +153,10 @@ def _nleep_of_width(x, y, seed, reduced, width, static):
 
 
 def _check_energy(energy):
-    if is_traced(energy) or not 0 < energy < 1:
-        raise InputError(
-            f"energy is {energy}: expected a share of the variance in (0, 1), such as 0.8, that is static."
-        )
+    expected = "a share of the variance in (0, 1), such as 0.8, that is static"
+    if is_traced(energy):
+        raise InputError(f"energy is traced: expected {expected}.")
+    as_number(energy, "energy", lambda energy: 0 < energy < 1, expected)
 
 
 def pca(x: Float[Array, "n d"], energy: float = 0.8) -> Pca:

@@ -9,12 +9,15 @@ the weighted tau correct for ties; Recall@k, Rel@k and regret are expectations o
 """
 
 import math
+import reprlib
 
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from jax_transfer.records import InputError, RankingRow
+from jax_transfer.analysis.arguments import as_number
+from jax_transfer.choose import choose
+from jax_transfer.records import METRICS, InputError, RankingRow, printable
 
 # A rank correlation over fewer checkpoints says little: of k unrelated ones, Kendall's tau has the standard deviation
 # sqrt(2 (2k + 5) / (9 k (k - 1))), 0.25 at k = 10 and 0.41 at k = 5, so that |tau| up to twice that is chance.
@@ -92,12 +95,17 @@ def kendall_interval(
     and are corrected for as other ties are. Draws in which all are tied are left out. NaN where tau is, and where all draws
     of fewer than MIN_CHECKPOINTS agree, which is luck rather than certainty.
     """
+    as_number(confidence, "confidence", lambda share: 0 < share < 1, "a share in (0, 1), such as 0.95")
+    as_number(
+        resamples, "resamples", lambda number: number >= 1 and float(number).is_integer(), "a whole number, 1 or more"
+    )
+    as_number(seed, "seed", lambda seed: seed >= 0 and float(seed).is_integer(), "a whole number, 0 or more")
     scores, accuracies = _pair(scores, accuracies)
     if not _correlation_is_defined(scores, accuracies):
         return math.nan, math.nan
     order, truth = (np.sign(v[:, None] - v[None, :]) for v in (scores, accuracies))
     k = len(scores)
-    draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=resamples).astype(float)
+    draws = np.random.default_rng(int(seed)).multinomial(k, np.full(k, 1 / k), size=int(resamples)).astype(float)
 
     def pairs(of):  # sum over drawn pairs: a quadratic form in how often each checkpoint was drawn
         return np.einsum("bi,bi->b", draws @ of, draws)
@@ -120,6 +128,7 @@ def ranking_row(
         has neither correlations nor Recall@k, Rel@k and regret, which are against all checkpoints: they are NaN.
       metric: what the accuracies are, a key of `records.METRICS`.
     """
+    choose(METRICS, metric, "metric")
     scores, accuracies = _pair(scores, accuracies)
     low, high = kendall_interval(scores, accuracies)
     return RankingRow(
@@ -143,7 +152,7 @@ def ranking_row(
 
 
 def _pair(scores, accuracies):
-    scores, accuracies = np.asarray(scores, np.float64), np.asarray(accuracies, np.float64)
+    scores, accuracies = _numbers(scores, "scores"), _numbers(accuracies, "accuracies")
     if scores.ndim != 1 or scores.shape != accuracies.shape:
         raise InputError(
             f"scores {list(scores.shape)} and accuracies {list(accuracies.shape)} do not match: expected two lists of the "
@@ -152,13 +161,23 @@ def _pair(scores, accuracies):
     return scores, accuracies
 
 
+def _numbers(values, name):
+    """values, whatever holds them, as float64; None, which is NaN, marks what is missing."""
+    try:
+        found = np.asarray(values)
+        if found.dtype.kind not in "USc":
+            return found.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        pass  # what it is, the message says
+    raise InputError(f"{name} is {printable(reprlib.repr(values))}: expected a list of real numbers.")
+
+
 def _correlation_is_defined(scores, accuracies):
     return _ranking_is_defined(scores, accuracies, 1) and np.ptp(scores) > 0 and np.ptp(accuracies) > 0
 
 
 def _ranking_is_defined(scores, accuracies, k):
-    if k < 1:
-        raise InputError(f"k is {k}: expected a number of checkpoints of 1 or more.")
+    as_number(k, "k", lambda k: k >= 1 and float(k).is_integer(), "a number of checkpoints, 1 or more")
     return len(scores) >= 2 and bool(np.all(np.isfinite(scores)) and np.all(np.isfinite(accuracies)))
 
 
@@ -170,7 +189,7 @@ def _standardised(values):
 
 def _expected_best(scores, gains, k):
     """Mean of the largest gain among the k highest scores, over a uniformly random order of tied scores."""
-    k = min(k, len(scores))
+    k = min(int(k), len(scores))
     threshold = np.sort(scores)[-k]  # the score at place k
     sure, tied = gains[scores > threshold], np.sort(gains[scores == threshold])
     drawn = k - len(sure)

@@ -9,9 +9,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_transfer.analysis.arguments import as_count, as_features, is_traced
+from jax_transfer.analysis.arguments import as_count, as_features, as_number, is_traced
 from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
 
@@ -78,8 +79,7 @@ def batched_spectral_components(
 
 
 def _check_energy(energy):
-    if not is_traced(energy) and not 0 < energy <= 1:
-        raise InputError(f"energy is {energy}: expected a share in (0, 1]; the paper's is 0.8.")
+    as_number(energy, "energy", lambda energy: 0 < energy <= 1, "a share in (0, 1]; the paper's is 0.8")
 
 
 @jax.jit
@@ -132,7 +132,7 @@ def main_rank(singular_values: Float[Array, "s"], energy: float = 0.8) -> Int[Ar
       InputError: if an argument has the wrong type, shape or range.
     """
     _check_energy(energy)
-    return _main_rank(as_features(singular_values, "singular_values", "s"), energy)
+    return _main_rank(_as_singular_values(singular_values), energy)
 
 
 def _main_rank(s, energy):
@@ -151,7 +151,7 @@ def effective_rank(singular_values: Float[Array, "s"]) -> Float[Array, ""]:
     Raises:
       InputError: if they have the wrong type or shape.
     """
-    singular_values = as_features(singular_values, "singular_values", "s")
+    singular_values = _as_singular_values(singular_values)
     p = singular_values / positive(jnp.sum(singular_values))
     return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p)))
 
@@ -164,13 +164,26 @@ def spectral_decay(singular_values: Float[Array, "s"]) -> Float[Array, ""]:
     Raises:
       InputError: if they have the wrong type or shape.
     """
-    singular_values = as_features(singular_values, "singular_values", "s")
+    singular_values = _as_singular_values(singular_values)
     counted = singular_values > 1e-6 * singular_values[0]
     weight = counted / jnp.maximum(jnp.sum(counted), 1)
     log_i = jnp.log(jnp.arange(1, len(singular_values) + 1))
     log_s = jnp.log(jnp.where(counted, singular_values, 1))
     log_i = log_i - jnp.sum(weight * log_i)
-    return -jnp.sum(weight * log_i * log_s) / positive(jnp.sum(weight * log_i**2))
+    decay = -jnp.sum(weight * log_i * log_s) / positive(jnp.sum(weight * log_i**2))
+    return jnp.where(jnp.all(jnp.isfinite(singular_values)), decay, jnp.nan)
+
+
+def _as_singular_values(s) -> Float[Array, "s"]:
+    """s as `as_features` returns it; concrete ones that are negative or not in descending order raise."""
+    s = as_features(s, "singular_values", "s")
+    if not is_traced(s):
+        values = np.asarray(s)
+        if (values < 0).any() or (np.diff(values) > 0).any():
+            raise InputError(
+                "singular_values holds negative or ascending values: expected those of `singular_values`, the largest first."
+            )
+    return s
 
 
 @jax.tree_util.register_dataclass

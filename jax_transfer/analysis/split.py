@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jax_transfer.analysis.arguments import as_labels
+
 
 def stratified_fifth(y: Int[Array, "n"]) -> Int[Array, "m"]:
     """Sorted indices of a fifth of the samples, m = round(n / 5) but at least 1: of each class about a fifth.
@@ -11,9 +13,16 @@ def stratified_fifth(y: Int[Array, "n"]) -> Int[Array, "m"]:
     It depends on y and on nothing else, with numpy, JAX and traced labels alike, and not on the numbering of the classes.
     A class of one sample is left to fit on, as long as other classes have enough.
 
+    Args:
+      y: labels, whole numbers from 0.
+
+    Raises:
+      InputError: y has the wrong type, shape or range.
+
     `stratified_split` of `jax_transfer.data.subsets` rounds class by class, so that its size depends on the labels, which
     a compiled program does not allow.
     """
+    y = as_labels(y, None, None)
     n = len(y)
     drawn = jnp.asarray(np.random.default_rng(0).permutation(n))  # a number for each position
     order = jnp.lexsort((drawn, y))

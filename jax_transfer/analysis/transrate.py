@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_transfer.analysis.arguments import as_count, as_features, as_labels, is_traced, scored
+from jax_transfer.analysis.arguments import as_count, as_features, as_labels, as_number, scored
 from jax_transfer.analysis.hscore import varying
 from jax_transfer.numerics import positive
-from jax_transfer.records import InputError
 
 SMALLEST_BLOCK = 32
 
@@ -38,8 +37,7 @@ def transrate(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int, eps:
       InputError: an argument has the wrong type, shape or range. Labels that are traced give NaN if they are out of range.
     """
     num_classes, x = as_count(num_classes), as_features(x)
-    if not is_traced(eps) and not eps > 0:
-        raise InputError(f"eps is {eps}: expected a positive number; the paper's is 1e-4.")
+    as_number(eps, "eps", lambda eps: 0 < eps < float("inf"), "a positive number; the paper's is 1e-4")
     y = as_labels(y, num_classes, len(x))
     return scored(lambda x, y: _transrate(x, y, eps, num_classes), x, y, num_classes)
 

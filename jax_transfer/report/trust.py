@@ -190,7 +190,8 @@ def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: 
         "Regret": "Re-\ngret",
     }
     for title in rows[0] if rows else ():
-        table.add_column(short.get(title, title), justify="left" if title == "Score" else "right", no_wrap=True)
+        is_name = title == "Score"  # the one column that may wrap: a number cut short would be wrong
+        table.add_column(short.get(title, title), justify="left" if is_name else "right", no_wrap=not is_name)
     for row in rows:
         table.add_row(*map(Text, row.values()))
     return table
