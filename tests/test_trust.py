@@ -71,8 +71,8 @@ def test_both_columns_are_on_the_page_and_the_note_says_what_is_counted(results,
     text = page.write_report(write_workdir(tmp_path, results)).read_text(encoding="utf-8")
     note = trust.trust_note(results["ranking"], results["scores"], "finetune")
     assert "GFLOPS as in the paper" in text and "6.57e5" in text and note in html.unescape(text)
-    for said in ("a multiply-add being two operations", "forward pass over the training images (6.08e+05)",
-                 "(3k - 1) F + T", "groups I and II", "group III do not fit"):  # fmt: skip
+    for said in ("a multiply-add is two operations", "forward pass over the training images (6.08e+05)",
+                 "(3k - 1) F + T", "groups I and II", "group III does not fit"):  # fmt: skip
         assert said in note
 
 

@@ -104,12 +104,11 @@ def trust_note(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: s
     forward = _mean([row["forward_gflops"] for row in score_rows])
     if forward is not None:
         note += (
-            " GFLOPS: of one checkpoint, a multiply-add being two operations; without the forward pass over the "
-            f"training images ({forward:.3g}), which all scores share, and without any over the images that a score is "
-            "tested on; fine-tuning counts its training steps, on four fifths of the images. As in the paper: a "
-            "multiply-add is one operation; with F and T one forward pass over the training and the test images, "
-            "fine-tuning for k epochs costs (3k - 1) F + T, a linear classifier T and its training. That gives the "
-            "paper's GFLOPS of groups I and II to 1 %; those it prints for group III do not fit."
+            f" GFLOPS of one checkpoint: a multiply-add is two operations; the forward pass over the training images "
+            f"({forward:.3g}), which all scores share, and those over images that a score is tested on are left out. As in "
+            "the paper: a multiply-add is one operation; with F and T a forward pass over the training and the test "
+            "images, fine-tuning for k epochs costs (3k - 1) F + T, and a linear classifier T more than its training (the "
+            "paper's groups I and II to 1 %; its group III does not fit)."
         )
     if counts[0] < MIN_CHECKPOINTS:
         note += f" {counts[0]} checkpoints are too few to trust any of this: at least {MIN_CHECKPOINTS} are needed."
