@@ -3,7 +3,7 @@
     python -m jax_transfer.main --config=configs/rank_checkpoints.py --workdir=runs/ranking \
         --config.checkpoints=a.safetensors,b.pth,run/checkpoints --config.target=folder:/my/images
 
-Checkpoints: .safetensors, .pth and .pt files with the names of torchvision or timm (`FILE=MODEL` where neither the file nor
+Checkpoints: .safetensors, .pth, .ckpt and .bin files with the names of torchvision or timm (`FILE=MODEL` where neither the file nor
 its name says which model it is), epochs and whole trajectories of a study here, folders of such files, and `random:MODEL`,
 an untrained network to compare with. Architectures may be mixed. The images: a folder a class.
 
@@ -14,7 +14,7 @@ Variants: `full`; `smoke`, untrained networks of three families on the scanned d
 """
 
 from jax_transfer.choose import choose
-from jax_transfer.rank_command import default_config
+from jax_transfer.ranking.command import default_config
 
 
 def full():

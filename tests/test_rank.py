@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 import jax_transfer as jt
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS, load_checkpoint, torch_weights
+from jax_transfer.models.trajectory import Trajectory
 from jax_transfer.ranking import command
 from jax_transfer.ranking import rank as ranking_module
 from jax_transfer.ranking.candidates import list_candidates, load
@@ -140,6 +141,26 @@ def _weights():
     return MODELS["resnet10"](num_classes=10, width=8).init(jax.random.key(0))
 
 
+def test_the_epochs_of_a_trajectory_are_ranked_and_a_head_that_is_not_of_classes_has_no_leep(tmp_path):
+    net = MODELS["resnet10"](num_classes=10, stem="cifar", width=8)
+    described = {
+        "model": {"name": "resnet10", "stem": "cifar", "width": 8, "num_classes": 10},
+        "preprocessing": {"image_size": 8},
+    }
+    run = Trajectory(tmp_path / "run" / "checkpoints")
+    for epoch, head in ((0, {}), (1, {}), (2, {"has_head": False})):
+        params, stats = net.init(jax.random.key(epoch))
+        run.save(epoch, {"params": params, "stats": stats, "opt_state": {}, "step": 0, "key": 0}, {**described, **head})
+    run.close()
+    found = jt.rank(tmp_path / "run", TARGET, scores=("leep", "logme"))
+    assert sorted(row.checkpoint for row in found.rows) == ["0", "1", "2"]
+    for row in found.rows:
+        assert math.isfinite(row.scores["leep"]) == (row.checkpoint != "2") and math.isfinite(row.scores["logme"])
+        expected, _ = net.init(jax.random.key(int(row.checkpoint)))
+        assert jax.tree.all(jax.tree.map(np.array_equal, row.load().params, expected))
+    assert found.num_scored("leep") == 2 and found.first_by("leep") is None
+
+
 def test_a_ranking_can_be_pickled(ranking):
     assert pickle.loads(pickle.dumps(ranking)).best.load().net is ranking.best.load().net
 
@@ -211,6 +232,17 @@ def test_a_checkpoint_no_better_than_the_largest_class_is_not_recommended(low, a
     row = dataclasses.replace(_row("a", 0.6, 0, s=1.0), low=low)
     said = answer(Ranking("folder:x", 100, 2, 0.5, [row]))
     assert said[0].startswith(advice)
+
+
+def test_the_best_of_many_checkpoints_that_know_nothing_is_seldom_recommended():
+    rng, taken = np.random.default_rng(0), {1: 0, 10: 0}
+    for k in taken:
+        for _ in range(400):
+            guesses = [share_with_interval(rng.random(200) < 0.5, np.ones(200)) for _ in range(k)]
+            accuracy, low, _ = max(guesses)
+            rows = [dataclasses.replace(_row("a", accuracy, 0), low=low)] * k
+            taken[k] += Ranking("folder:x", 200, 2, 0.5, rows).is_useful
+    assert max(taken.values()) < 0.05 * 400
 
 
 def test_a_score_that_a_checkpoint_lacks_ranks_nothing(tmp_path):

@@ -20,6 +20,7 @@ from jax_transfer.report import tables
 from jax_transfer.report.tables import EN_DASH, Row, percent
 
 LOW_AGREEMENT = 0.3  # of Kendall's tau: two of three pairs in the same order
+NORMAL = statistics.NormalDist()
 STAR = "\N{BLACK STAR}"
 
 
@@ -91,8 +92,12 @@ class Ranking:
 
     @property
     def is_useful(self) -> bool:
-        """Whether the best checkpoint is better than always naming the largest class, its interval included."""
-        return self.best.low > self.majority
+        """Whether the best checkpoint is better than always naming the largest class, its interval included.
+
+        The best of k checkpoints has the most luck too: its interval is that of confidence 1 - 0.05 / k (Bonferroni).
+        """
+        wider = NORMAL.inv_cdf(1 - 0.025 / len(self.sound)) / NORMAL.inv_cdf(1 - 0.025)
+        return self.best.accuracy - wider * (self.best.accuracy - self.best.low) > self.majority
 
     @property
     def tied(self) -> list[Ranked]:
@@ -171,7 +176,8 @@ def answer(ranking: Ranking) -> list[str]:
         return [
             f"Take none: no checkpoint is shown to be better than always naming the largest class, which "
             f"{METRIC_SENTENCES[ranking.metric].format(percent(ranking.majority))}. A linear classifier on the features of the best "
-            f"one, {best.checkpoint}, {right} {interval}.",
+            f"one, {best.checkpoint}, {right} {interval}"
+            + (f", which the best of {len(ranking.sound)} may reach by luck." if best.low > ranking.majority else "."),
             *_failures(ranking),
             "Try other checkpoints, more images, or fine-tuning, which was not measured here.",
         ]
