@@ -15,7 +15,7 @@ from jax_transfer.training import optimizers, steps
 from jax_transfer.workspace import Workspace
 
 CACHES = {"cache", "lru_cache", "cached_property"}
-PLAIN = {"str", "int", "float", "bool", "None"}
+PLAIN = {"str", "int", "float", "bool", "None", "pathlib.Path"}
 
 
 def save_initialisation(work, epochs):
