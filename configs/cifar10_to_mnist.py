@@ -97,15 +97,15 @@ def smoke():
     config.spectral.embedded_images = 500
     config.model.name = "resnet10"
     config.model.width = 16
-    config.source.dataset = "tfds:cifar10?train=5000&test=1000"
-    config.targets = ("tfds:mnist?per_class=100&test=2000",)
+    config.source.dataset = "tfds:cifar10?train=3000&test=500"
+    config.targets = ("tfds:mnist?per_class=50&test=1000",)
     config.metrics = dict.fromkeys(config.targets, "accuracy")
     config.overrides = {}
     config.paper = ()
-    config.pretrain.epochs = 5
-    config.trajectory.epochs = "0,1,3,5"
+    config.pretrain.epochs = 4
+    config.trajectory.epochs = "0,1,2,4"
     config.probe.epochs = 50
-    config.finetune.epochs = 10
+    config.finetune.epochs = 6
     config.finetune.optimizer.learning_rate = 0.05
     return config
 
