@@ -111,6 +111,7 @@ def default_config() -> ConfigDict:
     config.pretrain.label_smoothing = 0.0
     # Decay, per step, of a moving average of the weights, which is then evaluated and transferred. 0: none.
     config.pretrain.ema_decay = 0.0
+    config.pretrain.feeds = StudyConfig()
     config.pretrain.optimizer = _optimizer(weight_decay=5e-4, schedule="cosine")
 
     config.trajectory = ConfigDict()
@@ -262,6 +263,10 @@ def finetune_settings(config: ConfigDict, target: str) -> FinetuneSettings:
 
 def pretrain_optimizer(config: ConfigDict) -> OptimizerSettings:
     return OptimizerSettings(**_frozen(config.pretrain.optimizer.to_dict()))
+
+
+def objective_settings(config: ConfigDict) -> dict:
+    return {"label_smoothing": config.pretrain.label_smoothing} if config.pretrain.objective == "supervised" else {}
 
 
 def _settings(kind, config, section: str, target: str):

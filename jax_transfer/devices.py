@@ -165,17 +165,15 @@ def compute_dtype():
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
-def steps_per_call(steps: int, start: int = 0, limit: int = MAX_STEPS_PER_CALL) -> int:
+def steps_per_call(steps: int, limit: int = MAX_STEPS_PER_CALL) -> int:
     """How many training steps one compiled call makes: a divisor of `steps`, so that one program serves.
-
-    And of `start`, the step of the epoch to begin with, which is no multiple where another machine made the first ones.
 
     On accelerators a whole epoch where `limit` allows it. One on CPU: XLA's CPU backend computes the
     gradient of a convolution about thirty times slower inside a loop than outside of one.
     """
     if jax.default_backend() == "cpu":
         return 1
-    return max(n for n in range(1, min(steps, limit) + 1) if steps % n == 0 and start % n == 0)
+    return max(n for n in range(1, min(steps, limit) + 1) if steps % n == 0)
 
 
 def max_steps_per_call(step_gigaflops: Callable[[], float]) -> int:

@@ -1,5 +1,6 @@
 """Before the first compile: check what needs the data, and say what will happen and about how long it takes."""
 
+import functools
 import math
 
 import jax
@@ -16,9 +17,10 @@ from jax_transfer.features import extract
 from jax_transfer.logs import Rows, log
 from jax_transfer.records import METRICS, InputError, TargetRow
 from jax_transfer.report import tables
-from jax_transfer.training.objectives import OBJECTIVES
-from jax_transfer.training.optimizers import make_optimizer
-from jax_transfer.training.steps import make_train_step, train_step_gigaflops, training_view
+from jax_transfer.training.objectives import OBJECTIVES, Objective
+from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
+from jax_transfer.training.state import init_state
+from jax_transfer.training.steps import make_train_step, train_step_gigaflops
 from jax_transfer.transfer.finetune import early_epochs, total_steps
 from jax_transfer.workspace import Workspace
 
@@ -150,13 +152,9 @@ def _gigaflops_of(work: Workspace, model: str) -> dict[str, float]:
     snapshots = [snapshot for snapshot in work.snapshots if snapshot.pretraining in own]
     sizes = {d: [len(work.source(d, s)) for s in ("train", "test")] for d in (*work.sources, *config.targets)}
 
-    def step(net, objective, optimizer, augment, batch_size):
-        one = make_train_step(net, objective, optimizer, training_view(tuple(augment), work.preprocessing))
-        return train_step_gigaflops(one, net, optimizer, work.preprocessing, batch_size)
-
     batch = config.pretrain.batch_size
-    optimizer = make_optimizer(settings.pretrain_optimizer(config), 1)
-    one = step(net, OBJECTIVES[config.pretrain.objective], optimizer, config.pretrain.augment, batch)
+    objective = work.objective(own[0])
+    one = _step_gigaflops(work, objective, settings.pretrain_optimizer(config), work.pretrain_sizes(own[0]))
     epoch = sum(sizes[source][0] // batch * one + sizes[source][1] * image for source in work.sources)
     total = {
         "pretrain": config.pretrain.epochs * epoch,
@@ -170,13 +168,25 @@ def _gigaflops_of(work: Workspace, model: str) -> dict[str, float]:
         if sizes[target][0] < tuning.batch_size:
             continue
         target_net = work.net(model, work.source(target, "train").num_classes)
-        optimizer = make_optimizer(tuning.optimizer, 1)
-        one = step(target_net, OBJECTIVES["supervised"], optimizer, tuning.augment, tuning.batch_size)
+        objective = OBJECTIVES["supervised"](target_net, tuning.augment)
+        one = _step_gigaflops(work, objective, tuning.optimizer, {"train": (target, tuning.batch_size)})
         tuned = total_steps(tuning, sizes[target][0], target) * one + sizes[target][1] * image
         tuned_snapshots = [snapshot for snapshot in work.tuned_snapshots(target) if snapshot in snapshots]
         total["finetune"] += len(tuned_snapshots) * tuning.num_seeds * tuned
         total["scores"] += len(snapshots) * early * sizes[target][0] // tuning.batch_size * one
     return total
+
+
+def _step_gigaflops(
+    work: Workspace, objective: Objective, optimizer: OptimizerSettings, sizes: dict[str, tuple[str, int]]
+) -> float:
+    """The work of one training step. sizes: feed -> (data set, images a step)."""
+    transformation = make_optimizer(optimizer, 1, objective.groups)
+    sources = {feed: (work.source(dataset, "train"), size) for feed, (dataset, size) in sizes.items()}
+    num_classes = {feed: source.num_classes for feed, (source, _) in sources.items()}
+    step = make_train_step(objective, transformation, work.preprocessing, num_classes)
+    state = jax.eval_shape(functools.partial(init_state, objective, transformation, 0))
+    return train_step_gigaflops(step, state, sources, work.preprocessing)
 
 
 def _list(epochs: list[int]) -> str:

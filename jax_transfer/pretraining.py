@@ -6,20 +6,24 @@ import functools
 import math
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 
 from jax_transfer import config as settings
 from jax_transfer import devices, logs, preemption
-from jax_transfer.data.batches import steps_per_epoch
+from jax_transfer.data.batches import Joined, joined
 from jax_transfer.logs import Rows, log
+from jax_transfer.models import Net
 from jax_transfer.models.trajectory import Trajectory, abstract
 from jax_transfer.preemption import Preempted
 from jax_transfer.records import InputError, Pretraining, PretrainRow
-from jax_transfer.training import steps as training_steps
-from jax_transfer.training.loop import first_bad_step, fit
-from jax_transfer.training.objectives import OBJECTIVES
+from jax_transfer.training.evaluation import classification
+from jax_transfer.training.loop import Epoch, train
+from jax_transfer.training.objectives import Objective
 from jax_transfer.training.optimizers import make_optimizer
+from jax_transfer.training.state import divide, evaluated, init_state, join
+from jax_transfer.training.steps import make_train_step, many_steps, train_step_gigaflops
 from jax_transfer.workspace import Workspace
 
 STOPPED = "stopped"  # the folder beside `checkpoints` for the state at which a SIGTERM came
@@ -37,145 +41,200 @@ def _pretrain(work: Workspace, pretraining: Pretraining) -> None:
     if saved and saved[-1] >= work.config.pretrain.epochs:
         log.info("Pre-training on %s is complete: %d checkpoints.", _what(pretraining), len(saved))
         return
-    with contextlib.closing(Trajectory(work.folder(pretraining) / "checkpoints")) as trajectory:
-        _train(work, pretraining, trajectory, rows, saved)
+    folder = work.folder(pretraining)
+    with (
+        contextlib.closing(Trajectory(folder / "checkpoints")) as trajectory,
+        contextlib.closing(logs.tensorboard(work.workdir)) as board,
+    ):
+        _train(_Training(work, pretraining, trajectory, rows, board), saved)
+    if devices.is_first_process():
+        shutil.rmtree(folder / STOPPED, ignore_errors=True)
 
 
 def _what(pretraining: Pretraining) -> str:
     return pretraining.name or pretraining.source
 
 
-def _train(work: Workspace, pretraining: Pretraining, trajectory: Trajectory, rows: Rows, saved: list[int]) -> None:
-    """From the last epoch in `saved`, or from where a SIGTERM came, to the end."""
-    source, what = pretraining.source, _what(pretraining)
-    config, net = work.config, work.source_net(pretraining)
-    last, folder, board = config.pretrain.epochs, work.folder(pretraining), logs.tensorboard(work.workdir)
-    mesh = devices.make_global_mesh() if jax.process_count() > 1 else work.mesh
-    train, test = (work.feed(source, split, everywhere=True) for split in ("train", "test"))
-    batch_size = config.pretrain.batch_size
-    total = last * steps_per_epoch(len(train.source), batch_size, source)
-    optimizer = make_optimizer(settings.pretrain_optimizer(config), total)
-    objective = functools.partial(
-        OBJECTIVES[config.pretrain.objective], label_smoothing=config.pretrain.label_smoothing
-    )
-    view = training_steps.training_view(tuple(config.pretrain.augment), work.preprocessing)
-    ema_decay = config.pretrain.ema_decay
-    step = training_steps.make_train_step(net, objective, optimizer, view, ema_decay)
-    run = training_steps.many_steps(step, train.fetch, mesh)
-    evaluate = training_steps.make_evaluation(net, work.preprocessing, mesh)
-    zeros = devices.replicate(training_steps.zero_counts((net.num_classes,)), mesh)
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """One pre-training: what it is made of, and where its results go."""
 
-    @functools.partial(jax.jit, out_shardings=devices.replicated(mesh))
-    def start():
-        weights = net.init(jax.random.key(config.seed))
-        return training_steps.init_state(*weights, optimizer, config.seed, ema=bool(ema_decay))
+    work: Workspace
+    pretraining: Pretraining
+    trajectory: Trajectory
+    rows: Rows
+    board: Any  # TensorBoard
 
-    def step_gigaflops():
-        whole = training_steps.train_step_gigaflops(
-            step, net, optimizer, work.preprocessing, batch_size, bool(ema_decay)
+    @functools.cached_property
+    def mesh(self):
+        return devices.make_global_mesh() if jax.process_count() > 1 else self.work.mesh
+
+    @functools.cached_property
+    def net(self) -> Net:
+        return self.work.source_net(self.pretraining)
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        return self.work.objective(self.pretraining)
+
+    @functools.cached_property
+    def feed(self) -> Joined:
+        sizes = self.work.pretrain_sizes(self.pretraining)
+        return joined({n: (self.work.feed(d, "train", everywhere=True), size) for n, (d, size) in sizes.items()})
+
+    @functools.cached_property
+    def total_steps(self) -> int:
+        return self.work.config.pretrain.epochs * self.feed.steps_per_epoch
+
+    @functools.cached_property
+    def optimizer(self):
+        return make_optimizer(settings.pretrain_optimizer(self.work.config), self.total_steps, self.objective.groups)
+
+    @functools.cached_property
+    def step(self):
+        decay = self.work.config.pretrain.ema_decay
+        return make_train_step(self.objective, self.optimizer, self.work.preprocessing, self.feed.num_classes, decay)
+
+    @functools.cached_property
+    def start(self):
+        """Compiled: the state at step 0."""
+        config = self.work.config
+        make = functools.partial(
+            init_state, self.objective, self.optimizer, config.seed, ema=bool(config.pretrain.ema_decay)
         )
-        return whole / mesh.size
+        return jax.jit(make, out_shardings=devices.replicated(self.mesh))
 
-    def finish_epoch(epoch, state, metrics):
-        """Whether it was told to stop instead."""
-        model = training_steps.evaluated(state)
-        stop = preemption.requested
-        counts = training_steps.count_correct(evaluate, model, test, config.data.eval_batch_size, zeros, stop)
-        if counts is None:
-            return True
+    @functools.cached_property
+    def abstract(self) -> dict:
+        return abstract(jax.eval_shape(self.start), devices.replicated(self.mesh))
+
+    @functools.cached_property
+    def measure(self):
+        return classification(self.net, self.work.preprocessing, self.mesh, stacked=False)
+
+    def step_gigaflops(self) -> float:
+        """Of one device."""
+        whole = train_step_gigaflops(self.step, self.abstract, self.feed.sizes, self.work.preprocessing)
+        return whole / self.mesh.size
+
+    def test_accuracy(self, state: dict) -> float | None:
+        """On the test images of the source; NaN without a head over its classes; None if it was told to stop instead."""
+        if not self.objective.has_head:
+            return math.nan
+        test = self.work.feed(self.pretraining.source, "test", everywhere=True)
+        model = evaluated(self.objective, state)
+        found = self.measure(model, test, self.work.config.data.eval_batch_size, preemption.requested)
+        return found and found[0]["accuracy"]
+
+    def record(self, epoch: int, state: dict, test_accuracy: float, **measured: float) -> PretrainRow:
+        """Saves the checkpoint of an epoch, then writes its row."""
         row = PretrainRow(
             epoch=epoch,
-            source=source,
-            checkpoint=work.snapshot(pretraining, epoch).name,
-            model=pretraining.model,
-            test_accuracy=training_steps.accuracies(counts)[0],
-            **metrics,
+            source=self.pretraining.source,
+            checkpoint=self.work.snapshot(self.pretraining, epoch).name,
+            model=self.pretraining.model,
+            test_accuracy=test_accuracy,
+            **{**dict.fromkeys(("train_loss", "train_accuracy", "images_per_second", "seconds"), math.nan), **measured},
         )
-        trajectory.save(epoch, state, _metadata(work, pretraining, row))
-        rows.append(row)
-        where = f"/{pretraining.name}" if pretraining.name else ""
+        metadata = _metadata(self.work, self.pretraining, row)
+        self.trajectory.save(epoch, *divide(self.objective, state), metadata)
+        self.rows.append(row)
+        where = f"/{self.pretraining.name}" if self.pretraining.name else ""
         for name, value in dataclasses.asdict(row).items():
             if isinstance(value, float) and math.isfinite(value):  # there is no training loss yet at epoch 0
-                board.add_scalar(f"pretrain{where}/{name}", value, epoch)
-        if epoch:
+                self.board.add_scalar(f"pretrain{where}/{name}", value, epoch)
+        return row
+
+    def restored(self, trajectory: Trajectory, at: int) -> dict:
+        trees = trajectory.restore(at, *divide(self.objective, self.abstract))
+        return join(self.objective, self.abstract, *trees)
+
+
+def _train(training: _Training, saved: list[int]) -> None:
+    """From the last epoch in `saved`, or from where a SIGTERM came, to the end."""
+    config, pretraining = training.work.config, training.pretraining
+    state, begun = _begin(training, saved)
+    what = f"pretrain {pretraining.name}" if pretraining.name else f"pretrain on {pretraining.source}"
+    with preemption.training():
+        for epoch in train(
+            state,
+            many_steps(training.step, training.feed.fetch, training.mesh),
+            training.feed,
+            seed=config.seed,
+            total_steps=training.total_steps,
+            what=what,
+            # The same for all processes, which each have timed their own devices.
+            max_steps=min(devices.gather(devices.max_steps_per_call(training.step_gigaflops))),
+            stop=preemption.requested,
+            begun=begun,
+        ):
+            if epoch.diverged_at[0] is not None:
+                _refuse(training, epoch.diverged_at[0])
+            accuracy = None if epoch.stopped else training.test_accuracy(epoch.state)
+            if accuracy is None:
+                _keep_stopped(training, epoch)
+                raise Preempted
+            means = {name: float(value) for name, value in epoch.means.items()}
+            row = training.record(
+                epoch.number,
+                epoch.state,
+                accuracy,
+                train_loss=means["loss"],
+                train_accuracy=means.get("accuracy", math.nan),
+                seconds=epoch.seconds,
+                images_per_second=epoch.images_per_second,
+            )
             log.info(
                 "%sepoch %d/%d: loss %.4f, train accuracy %.4f, test accuracy %.4f, %.0f images/s",
                 f"{pretraining.name}, " if pretraining.name else "",
-                epoch,
-                last,
+                epoch.number,
+                config.pretrain.epochs,
                 row.train_loss,
                 row.train_accuracy,
                 row.test_accuracy,
                 row.images_per_second,
             )
-        return False
+        training.trajectory.wait()
 
-    def on_epoch(epoch, state, metrics):
-        return finish_epoch(
-            epoch,
-            state,
-            {
-                "train_loss": float(metrics["loss"]),
-                "train_accuracy": float(metrics["accuracy"]),
-                "seconds": metrics["seconds"],
-                "images_per_second": metrics["images_per_second"],
-            },
-        )
 
-    def on_metrics(first, metrics):
-        bad = first_bad_step(first, metrics["loss"])
-        if bad is not None:
-            good = bad // (total // last)
-            raise InputError(
-                f"The training loss is not finite at step {bad} (epoch {good + 1}): training stops. Epoch {good} is the last "
-                f"good checkpoint in {trajectory.folder}; a lower config.pretrain.optimizer.learning_rate may help."
-            )
+def _begin(training: _Training, saved: list[int]) -> tuple[dict, dict | None]:
+    """The state to train from, and what was trained of its epoch already (see `loop.train`)."""
+    what, folder = _what(training.pretraining), training.work.folder(training.pretraining)
+    at = _stopped_at(folder)
+    if at > (saved[-1] if saved else 0) * training.feed.steps_per_epoch:
+        log.info("Resuming the pre-training on %s after step %d, where it was stopped.", what, at)
+        with contextlib.closing(Trajectory(folder / STOPPED)) as stopped:
+            return training.restored(stopped, at), stopped.metadata(at)["so_far"]
+    if saved:
+        log.info("Resuming the pre-training on %s after epoch %d.", what, saved[-1])
+        return training.restored(training.trajectory, saved[-1]), None
+    state = training.start()
+    accuracy = training.test_accuracy(state)
+    if accuracy is None:
+        raise Preempted  # the same command makes the same initialisation
+    training.record(0, state, accuracy)
+    return state, None
 
-    def on_stop(state, so_far):
-        """The state goes to a folder of its own: it is none of the checkpoints to compare."""
-        at = int(jax.device_get(state["step"]))
-        stopped = Trajectory(folder / STOPPED)
-        stopped.save(at, state, {"so_far": so_far})
-        stopped.close()
-        log.warning("Told to stop: pre-training on %s is saved at step %d of %d.", what, at, total)
-        raise Preempted
 
-    so_far = None
-    if (at := _stopped_at(folder)) > (saved[-1] if saved else 0) * (total // last):
-        stopped = Trajectory(folder / STOPPED)
-        log.info("Pre-training on %s goes on after step %d, where it was stopped.", what, at)
-        state = stopped.restore_state(at, abstract(jax.eval_shape(start), devices.replicated(mesh)))
-        so_far = stopped.metadata(at)["so_far"]
-        stopped.close()
-    elif saved:
-        log.info("Pre-training on %s goes on after epoch %d.", what, saved[-1])
-        state = trajectory.restore_state(saved[-1], abstract(jax.eval_shape(start), devices.replicated(mesh)))
-    else:
-        state = start()
-        nothing = dict.fromkeys(("train_loss", "train_accuracy", "images_per_second", "seconds"), math.nan)
-        if finish_epoch(0, state, nothing):
-            raise Preempted  # the same command makes the same initialisation
-    with preemption.training():
-        fit(
-            state,
-            run,
-            train,
-            seed=config.seed,
-            batch_size=batch_size,
-            total_steps=total,
-            what=f"pretrain on {source}" if not pretraining.name else f"pretrain {what}",
-            on_metrics=on_metrics,
-            on_epoch=on_epoch,
-            # The same for all processes, which each have timed their own devices.
-            max_steps=min(devices.gather(devices.max_steps_per_call(step_gigaflops))),
-            stop=preemption.requested,
-            on_stop=on_stop,
-            so_far=so_far,
-        )
-        trajectory.wait()
-    if devices.is_first_process():
-        shutil.rmtree(folder / STOPPED, ignore_errors=True)
-    board.close()
+def _keep_stopped(training: _Training, epoch: Epoch) -> None:
+    """Saves the state in a folder of its own: it is not one of the checkpoints to compare."""
+    at = int(jax.device_get(epoch.state["step"]))
+    with contextlib.closing(Trajectory(training.work.folder(training.pretraining) / STOPPED)) as stopped:
+        stopped.save(at, *divide(training.objective, epoch.state), {"so_far": epoch.begun()})
+    log.warning(
+        "Stopping on request: pre-training on %s is saved at step %d of %d.",
+        _what(training.pretraining),
+        at,
+        training.total_steps,
+    )
+
+
+def _refuse(training: _Training, step: int) -> None:
+    good = step // training.feed.steps_per_epoch
+    raise InputError(
+        f"The training loss is not finite at step {step} (epoch {good + 1}): training stops. Epoch {good} is the last "
+        f"good checkpoint in {training.trajectory.folder}; a lower config.pretrain.optimizer.learning_rate may help."
+    )
 
 
 def _saved(work: Workspace, pretraining: Pretraining, rows: Rows) -> list[int]:
@@ -214,7 +273,7 @@ def _metadata(work: Workspace, pretraining: Pretraining, row: PretrainRow) -> di
         "preprocessing": work.preprocessing.to_json(),
         "source": pretraining.source,
         "source_accuracy": row.test_accuracy,
-        "has_head": pretraining.has_head,
+        "has_head": work.objective(pretraining).has_head,
         "row": values,
     }
 

@@ -76,11 +76,31 @@ METRICS = {"accuracy": "accuracy", "mean_class_accuracy": "mean class accuracy"}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """images: uint8 [b, h, w, 3]; labels: int32 [b]; mask: bool [b], False where a row is padding."""
+    """Images as a feed gives them.
+
+    images: uint8 [b, h, w, 3]; labels: int32 [b]; mask: bool [b], False where a row is padding; extra: further arrays
+    [b, ...] by name, such as the tokens of captions (`Source.extra`).
+    """
 
     images: jax.Array
     labels: jax.Array
     mask: jax.Array
+    extra: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """A batch as an objective sees it: augmented, cut to the model's size and normalised, once for each view.
+
+    images: a tuple of float32 [b, h, w, 3], one entry a view. labels: int32 [b], or float32 [b, c] with the weight of each
+    class where the first view mixes images. mask and extra are those of the batch.
+    """
+
+    images: tuple[jax.Array, ...]
+    labels: jax.Array
+    mask: jax.Array
+    extra: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -95,15 +115,11 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """One model trained on one source: a trajectory. `name` tells it from the others of a study; "" if there are none.
-
-    has_head: the logits are of the classes of the source; LEEP and NCE exist only then.
-    """
+    """One model trained on one source: a trajectory. `name` tells it from the others of a study; "" if there are none."""
 
     model: str
     source: str
     name: str
-    has_head: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,8 @@ def _measured(work: Workspace, target: str, rows: Rows):
         name: [
             snapshot
             for snapshot in work.snapshots
-            if (snapshot.pretraining.has_head or name not in NEED_HEAD) and (snapshot.name, target, name) not in rows
+            if (work.objective(snapshot.pretraining).has_head or name not in NEED_HEAD)
+            and (snapshot.name, target, name) not in rows
         ]
         for name in work.config.scores
     }
@@ -93,10 +94,16 @@ def _by_finetuning(work: Workspace, missing: dict[str, list[Snapshot]], target: 
         names = {FINETUNE_SCORES[name]: name for name in missing if any(name in lacks[s] for s in group)}
         log.info("%s on %s: %d checkpoints", " and ".join(names.values()), target, len(group))
         splits = ("fit", "held_out")
-        for snapshot, done in finetuned(work, group, target, splits, tuning, work.config.seed, epochs=sorted(names)):
+        todo = [(snapshot, work.config.seed) for snapshot in group]
+        for snapshot, _, done in finetuned(work, todo, target, splits, tuning, epochs=sorted(names)):
             if names[done.epoch] in lacks[snapshot]:
                 error = "" if done.diverged_at is None else f"the loss is not finite at step {done.diverged_at}"
-                measured = {"value": done.accuracy, "seconds": done.seconds, "gflops": done.gflops, "error": error}
+                measured = {
+                    "value": done.metrics["accuracy"],
+                    "seconds": done.seconds,
+                    "gflops": done.gflops,
+                    "error": error,
+                }
                 yield snapshot, names[done.epoch], measured
 
 

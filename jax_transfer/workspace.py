@@ -24,7 +24,7 @@ from jax_transfer.logs import log
 from jax_transfer.models import Net
 from jax_transfer.models.trajectory import Trajectory, abstract, evaluated_epochs
 from jax_transfer.records import Features, InputError, Pretraining, ScoreRow, Snapshot, TransferRow
-from jax_transfer.training.objectives import HAS_HEAD
+from jax_transfer.training.objectives import OBJECTIVES, Objective
 
 
 class Workspace:
@@ -37,6 +37,7 @@ class Workspace:
         self.results = workdir / "results"
         self.source = functools.cache(self._source)
         self.source_net = functools.cache(self._source_net)
+        self.objective = functools.cache(self._objective)
         self.trajectory = functools.cache(self._trajectory)
         self.forward = functools.cache(self._forward)
         self.feed = functools.lru_cache(maxsize=4)(self._feed)
@@ -102,13 +103,38 @@ class Workspace:
         models = [[model] if len(self.models) > 1 else [] for model in self.models]
         sources = [[short[source]] if len(self.sources) > 1 else [] for source in self.sources]
         return [
-            Pretraining(model, source, "/".join(a + b), HAS_HEAD[self.config.pretrain.objective])
+            Pretraining(model, source, "/".join(a + b))
             for model, a in zip(self.models, models, strict=True)
             for source, b in zip(self.sources, sources, strict=True)
         ]
 
     def _source_net(self, pretraining: Pretraining) -> Net:
-        return self.net(pretraining.model, self.source(pretraining.source, "train").num_classes)
+        """What is pre-trained: without a head where the objective trains none."""
+        net = self.net(pretraining.model, self.source(pretraining.source, "train").num_classes)
+        return net if self._make_objective(net).has_head else self.net(pretraining.model, 0)
+
+    def _objective(self, pretraining: Pretraining) -> Objective:
+        return self._make_objective(self.source_net(pretraining))
+
+    def _make_objective(self, net: Net) -> Objective:
+        config = self.config.pretrain
+        return OBJECTIVES[config.objective](net, tuple(config.augment), **settings.objective_settings(self.config))
+
+    def pretrain_sizes(self, pretraining: Pretraining) -> dict[str, tuple[str, int]]:
+        """feed -> (data set, images a step) of what a pre-training sees: its source, then config.pretrain.feeds.
+
+        Raises:
+          InputError: if these are not the feeds that the objective reads.
+        """
+        config = self.config.pretrain
+        main, *others = self.objective(pretraining).views
+        if set(others) != set(config.feeds):
+            raise InputError(
+                f"config.pretrain.feeds has {', '.join(config.feeds) or 'no feeds'}; the objective {config.objective} reads, "
+                f"beside the source ({main}), {', '.join(others) or 'none'}: name them, each with its dataset and batch_size."
+            )
+        further = {name: (config.feeds[name].dataset, config.feeds[name].batch_size) for name in others}
+        return {main: (pretraining.source, config.batch_size), **further}
 
     @functools.cached_property
     def epochs(self) -> list[int]:
@@ -144,7 +170,15 @@ class Workspace:
         """Closes the trajectories, and lets go of the data: a closed workspace holds neither sources nor feeds."""
         for trajectory in self._opened:
             trajectory.close()
-        for kept in (self.source, self.source_net, self.trajectory, self.forward, self.feed, self.model):
+        for kept in (
+            self.source,
+            self.source_net,
+            self.objective,
+            self.trajectory,
+            self.forward,
+            self.feed,
+            self.model,
+        ):
             kept.cache_clear()
 
     def _model(self, snapshot: Snapshot) -> dict:

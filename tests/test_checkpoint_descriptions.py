@@ -344,7 +344,7 @@ TRAINING = {
 def test_an_epoch_keeps_that_its_head_is_none_of_classes_through_an_export(tmp_path):
     run = Trajectory(tmp_path / "checkpoints")
     for epoch, said in ((1, {"has_head": False}), (2, {})):
-        run.save(epoch, {"params": PARAMS, "stats": STATS, **TRAINING}, {**DESCRIBED, **said})
+        run.save(epoch, {"params": PARAMS, "stats": STATS}, TRAINING, {**DESCRIBED, **said})
     run.close()
     first, second = (load_checkpoint(tmp_path / "checkpoints" / str(epoch)) for epoch in (1, 2))
     assert not first.has_head and second.has_head
@@ -355,40 +355,36 @@ def test_an_epoch_keeps_that_its_head_is_none_of_classes_through_an_export(tmp_p
 # --- the keys of a training state
 
 
-def restored(folder, kept):
+def restored(folder, *kept):
     run = Trajectory(folder)
-    run.save(1, kept, {})
+    run.save(1, *kept, {})
     run.wait()
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    found = run.restore_state(1, abstract(jax.tree.map(jnp.asarray, kept), sharding))
+    found = run.restore(1, *(abstract(jax.tree.map(jnp.asarray, tree), sharding) for tree in kept))
     run.close()
     return found
 
 
-def test_a_trajectory_stores_every_key_of_a_state(tmp_path):
+def test_a_trajectory_stores_every_key_of_both_trees(tmp_path):
     more = {"queue": jnp.arange(3.0), "aux": {"momentum": {"w": jnp.ones(2)}, "none": None}, "count": 3, "flag": True, "rate": 1e30,
             "bytes": np.ones(2, np.uint8), "list": [jnp.ones(1), jnp.zeros(2)], "half": jnp.ones(2, jnp.bfloat16)}  # fmt: skip
-    base = {"params": {"w": jnp.ones(2)}, "stats": {"m": jnp.zeros(1)}, **TRAINING}
-    for i, average in enumerate(({}, {"ema": {"params": {"w": jnp.zeros(2)}, "stats": {"m": jnp.ones(1)}}})):
-        kept = {**base, **more, **average}
-        found = restored(tmp_path / str(i), kept)
-        assert set(found) == set(kept)
-        jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(jnp.asarray, kept))
+    model = {"params": {"w": jnp.ones(2)}, "stats": {"m": jnp.zeros(1)}}
+    for i, average in enumerate(({}, {"params": {"w": jnp.zeros(2)}, "stats": {"m": jnp.ones(1)}})):
+        kept = {**TRAINING, **more, **average}
+        found = restored(tmp_path / str(i), model, kept)
+        assert set(found[1]) == set(kept)
+        jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(jnp.asarray, (model, kept)))
 
 
 @pytest.mark.parametrize(
     "value", ["text", np.arange(2), 2**40, object(), np.array(["a"]), jax.random.key(0), np.ones(2)]
 )
-@pytest.mark.parametrize("where", ["extra", "ema"])
+@pytest.mark.parametrize("where", ["extra", "params"])
 def test_what_a_trajectory_cannot_store_is_named(tmp_path, where, value):
     run = Trajectory(tmp_path)
-    model = {"params": {"w": jnp.ones(2)}, "stats": {}}
-    kept = {
-        **model,
-        **TRAINING,
-        **({"extra": {"x": value}} if where == "extra" else {"ema": {**model, "params": {"x": value}}}),
-    }
+    model = {"params": {"w": jnp.ones(2)} if where == "extra" else {"x": value}, "stats": {}}
+    training = {**TRAINING, **({"extra": {"x": value}} if where == "extra" else {})}
     with pytest.raises(InputError, match=f"cannot hold {where}/.*x of type"):
-        run.save(1, kept, {})
+        run.save(1, model, training, {})
     assert run.epochs() == []
     run.close()

@@ -154,7 +154,7 @@ def trajectory(folder):
         "step": jnp.zeros(()),
         "key": jax.random.key_data(jax.random.key(0)),
     }
-    run.save(3, {"params": PARAMS, "stats": STATS, **training}, DESCRIBED)
+    run.save(3, {"params": PARAMS, "stats": STATS}, training, DESCRIBED)
     run.close()
     return folder / "checkpoints" / "3"
 

@@ -10,10 +10,12 @@ from jax_transfer.data.sources import from_arrays
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS
-from jax_transfer.training import steps as training_steps
-from jax_transfer.training.loop import fit
+from jax_transfer.training.evaluation import classification
+from jax_transfer.training.loop import train
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
+from jax_transfer.training.state import init_state
+from jax_transfer.training.steps import make_train_step, many_steps
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,19 +44,26 @@ def _training(dtype, feed):
     """(run, state) of the project's own step on `feed`."""
     net = _net(dtype)
     optimizer = make_optimizer(OptimizerSettings(learning_rate=0.05, weight_decay=5e-4), 100)
-    view = training_steps.training_view(("pad_crop", "flip"), PREPROCESSING)
-    step = training_steps.make_train_step(net, OBJECTIVES["supervised"], optimizer, view)
-    state = training_steps.init_state(*net.init(jax.random.key(0)), optimizer, 0)
-    return training_steps.many_steps(step, feed.fetch, feed.mesh), devices.replicate(state, feed.mesh)
+    objective = OBJECTIVES["supervised"](net, ("pad_crop", "flip"))
+    step = make_train_step(objective, optimizer, PREPROCESSING, {"train": CLASSES})
+    state = init_state(objective, optimizer, 0)
+    feed = batches.joined({"train": (feed, BATCH)})
+    mesh = devices.make_mesh()
+    return many_steps(step, feed.fetch, mesh), devices.replicate(state, mesh), feed
 
 
 def _losses(dtype, feed, total_steps):
     """The loss of each step, and how many steps each compiled call made."""
-    run, state = _training(dtype, feed)
-    calls = []
-    fit(state, run, feed, seed=3, batch_size=BATCH, total_steps=total_steps, what="test",
-        on_metrics=lambda first, metrics: calls.append(metrics["loss"]), on_epoch=lambda *_: None)  # fmt: skip
-    return np.concatenate(calls), [len(call) for call in calls]
+    run, state, feed = _training(dtype, feed)
+    lengths, losses = [], []
+
+    def counted(state, held, items, count):
+        lengths.append(count)
+        return run(state, held, items, count)
+
+    for epoch in train(state, counted, feed, seed=3, total_steps=total_steps, what="test"):
+        losses.append(epoch.metrics["loss"])
+    return np.concatenate(losses), lengths
 
 
 def test_compute_dtype_is_bfloat16():
@@ -100,11 +109,10 @@ def test_features_in_bfloat16_stay_close_to_float32():
 @pytest.mark.parametrize("gigabytes", [1.0, 0.0])
 def test_the_hot_loop_makes_no_implicit_transfer(gigabytes):
     feed = _feed(gigabytes=gigabytes)
-    run, state = _training("bfloat16", feed)
-    evaluate = training_steps.make_evaluation(_net("bfloat16"), PREPROCESSING, feed.mesh)
-    zeros = devices.replicate(training_steps.zero_counts((CLASSES,)), feed.mesh)
+    run, state, both = _training("bfloat16", feed)
+    measure = classification(_net("bfloat16"), PREPROCESSING, feed.mesh, stacked=False)
     with jax.transfer_guard("disallow"):
-        for held, items, count in feed.training_calls(0, 0, 3, BATCH):
-            state, _ = run(state, held, items, count)
-        counts = training_steps.count_correct(evaluate, state, feed, BATCH, zeros)
-    assert counts["count"].sum() == len(feed.source)
+        for items in both.items(range(8), 8, 3):
+            state, _ = run(state, both.held, items, 8)
+        (found,) = measure({"params": state["params"], "stats": state["aux"]["stats"]}, feed, BATCH)
+    assert 0 <= found["accuracy"] <= 1

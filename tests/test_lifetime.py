@@ -11,7 +11,7 @@ from test_scoring import TARGET, small_config
 
 from jax_transfer import plan, study
 from jax_transfer.models.trajectory import Trajectory
-from jax_transfer.training import optimizers, steps
+from jax_transfer.training import optimizers, state
 from jax_transfer.workspace import Workspace
 
 CACHES = {"cache", "lru_cache", "cached_property"}
@@ -21,13 +21,11 @@ PLAIN = {"str", "int", "float", "bool", "None", "pathlib.Path"}
 def save_initialisation(work, epochs):
     """What the stage pretrain leaves, without a training."""
     (pretraining,) = work.pretrainings
-    net = work.source_net(pretraining)
-    state = steps.init_state(
-        *net.init(jax.random.key(0)), optimizers.make_optimizer(optimizers.OptimizerSettings(), 1), 0
-    )
+    objective = work.objective(pretraining)
+    initial = state.init_state(objective, optimizers.make_optimizer(optimizers.OptimizerSettings(), 1), 0)
     trajectory = Trajectory(work.folder(pretraining) / "checkpoints")
     for epoch in epochs:
-        trajectory.save(epoch, state, {})
+        trajectory.save(epoch, *state.divide(objective, initial), {})
     trajectory.close()
 
 

@@ -12,45 +12,41 @@ import jax
 import numpy as np
 import pytest
 from test_study import REPOSITORY, TINY, _fingerprints, _results
-from test_training import _equal, _feed, _source, _start, _step
+from test_training import _equal, _feed, _joined, _source, _start, _step
 
 from jax_transfer import devices, preemption
 from jax_transfer.records import InputError
-from jax_transfer.training.loop import fit
+from jax_transfer.training.loop import train
 from jax_transfer.training.steps import many_steps
 
 STEPS = 5  # an epoch of `_source()`
 
 
-def _fit(feed, total_steps, state=None, stop_after=None, so_far=None, stop_at_epoch=None):
+def _fit(feed, total_steps, state=None, stop_after=None, begun=None, stop_at_epoch=None):
     """(state, rows of epochs, what a stop left); stops after so many steps of this call, or while that epoch is evaluated."""
     step, optimizer = _step()
-    mesh = devices.make_mesh()
+    mesh, feed = devices.make_mesh(), _joined(feed, 8)
     asked, epochs, left = [0], [], []
 
     def stop():
         asked[0] += 1
         return asked[0] == stop_after
 
-    def on_epoch(epoch, state, row):
-        if epoch == stop_at_epoch:
-            return True
-        epochs.append((epoch, row["loss"], row["accuracy"]))
-
-    state = fit(
+    for epoch in train(
         devices.replicate(state or _start(optimizer, mesh), mesh),
         many_steps(step, feed.fetch, mesh),
         feed,
         seed=0,
-        batch_size=8,
         total_steps=total_steps,
         what="test",
-        on_metrics=lambda first, metrics: None,
-        on_epoch=on_epoch,
         stop=stop,
-        on_stop=lambda state, so_far: left.append(so_far),
-        so_far=so_far,
-    )
+        begun=begun,
+    ):
+        state = epoch.state
+        if epoch.stopped or epoch.number == stop_at_epoch:
+            left.append(epoch.begun())
+            break
+        epochs.append((epoch.number, epoch.means["loss"], epoch.means["accuracy"]))
     return jax.device_get(state), epochs, left
 
 
@@ -59,11 +55,11 @@ def _fit(feed, total_steps, state=None, stop_after=None, so_far=None, stop_at_ep
 def test_a_training_stopped_anywhere_goes_on_to_the_same_bits(gigabytes, stop_after):
     feed = _feed(_source(), gigabytes)
     whole, epochs, _ = _fit(feed, 3 * STEPS)
-    half, first, (so_far,) = _fit(feed, 3 * STEPS, stop_after=stop_after)
+    half, first, (begun,) = _fit(feed, 3 * STEPS, stop_after=stop_after)
     assert int(half["step"]) == stop_after and len(first) == (stop_after - 1) // STEPS
-    assert len(so_far["metrics"]["loss"]) == stop_after - len(first) * STEPS
-    so_far = json.loads(json.dumps(so_far))  # as the checkpoint keeps it
-    rest, second, _ = _fit(feed, 3 * STEPS, state=half, so_far=so_far)
+    assert len(begun["metrics"]["loss"]) == stop_after - len(first) * STEPS
+    begun = json.loads(json.dumps(begun))  # as the checkpoint keeps it
+    rest, second, _ = _fit(feed, 3 * STEPS, state=half, begun=begun)
     _equal(whole, rest)
     assert first + second == epochs
 
@@ -71,9 +67,9 @@ def test_a_training_stopped_anywhere_goes_on_to_the_same_bits(gigabytes, stop_af
 def test_a_stop_while_an_epoch_is_evaluated_goes_on_with_its_evaluation():
     feed = _feed(_source())
     whole, epochs, _ = _fit(feed, 3 * STEPS)
-    half, first, (so_far,) = _fit(feed, 3 * STEPS, stop_at_epoch=2)
+    half, first, (begun,) = _fit(feed, 3 * STEPS, stop_at_epoch=2)
     assert int(half["step"]) == 2 * STEPS and [row[0] for row in first] == [1]
-    rest, second, _ = _fit(feed, 3 * STEPS, state=half, so_far=json.loads(json.dumps(so_far)))
+    rest, second, _ = _fit(feed, 3 * STEPS, state=half, begun=json.loads(json.dumps(begun)))
     _equal(whole, rest)
     assert first + second == epochs
 
@@ -108,7 +104,7 @@ def test_a_compiled_call_on_an_accelerator_is_short_enough_to_stop(work, steps, 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(devices, "sustained_gigaflops_per_second", lambda: 1000.0)
     assert devices.max_steps_per_call(lambda: work) == steps
-    assert devices.steps_per_call(390, 0, steps) == max(n for n in range(1, steps + 1) if 390 % n == 0)
+    assert devices.steps_per_call(390, steps) == max(n for n in range(1, steps + 1) if 390 % n == 0)
 
 
 def _run(workdir, *arguments, launcher=(sys.executable, "-m", "jax_transfer.main"), num_devices=1):
@@ -233,7 +229,7 @@ def test_one_of_two_processes_is_killed_and_the_same_command_gives_the_rows_of_o
     assert process.wait(120) not in (0, preemption.EXIT_CODE), log.read_text()[-3000:]
     process, log = _run(tmp_path / "run", *PRETRAIN, launcher=launcher)
     assert process.wait(200) == 0, log.read_text()[-3000:]
-    assert "goes on after epoch" in log.read_text()
+    assert "after epoch" in log.read_text()
     _same_losses(tmp_path / "run", uninterrupted)
 
 

@@ -150,7 +150,8 @@ def test_the_epochs_of_a_trajectory_are_ranked_and_a_head_that_is_not_of_classes
     run = Trajectory(tmp_path / "run" / "checkpoints")
     for epoch, head in ((0, {}), (1, {}), (2, {"has_head": False})):
         params, stats = net.init(jax.random.key(epoch))
-        run.save(epoch, {"params": params, "stats": stats, "opt_state": {}, "step": 0, "key": 0}, {**described, **head})
+        training = {"opt_state": {}, "step": 0, "key": 0}
+        run.save(epoch, {"params": params, "stats": stats}, training, {**described, **head})
     run.close()
     found = jt.rank(tmp_path / "run", TARGET, scores=("leep", "logme"))
     assert sorted(row.checkpoint for row in found.rows) == ["0", "1", "2"]

@@ -12,6 +12,7 @@ import pytest
 from test_study import _get_config
 
 from jax_transfer import checks, devices, finetuning, plan, scoring
+from jax_transfer import config as settings
 from jax_transfer.analysis import SCORES, score_all, why_undefined
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features import extract
@@ -176,13 +177,15 @@ def test_one_run_of_a_checkpoint_gives_all_the_early_stops_that_it_lacks(there, 
     work = Workspace(small_config(scores=("finetune_5", "finetune_1"), stages=("scores",)), tmp_path)
     runs = []
 
-    def finetuned(work, snapshots, target, splits, tuning, seed, epochs):
+    def finetuned(work, todo, target, splits, tuning, epochs):
+        snapshots = [snapshot for snapshot, seed in todo if seed == work.config.seed]
         assert splits == ("fit", "held_out") and tuning.epochs == work.config.finetune.epochs
         runs.append(([snapshot.epoch for snapshot in snapshots], tuple(epochs)))
         for snapshot, epoch in itertools.product(snapshots, epochs):
             diverged = 99 if epoch == 5 and snapshot.epoch == 1 else None
             accuracy = math.nan if diverged else epoch / 10
-            yield snapshot, Finetuned(snapshot.epoch, epoch, accuracy, 0.0, float(epoch), 1.0, {}, diverged)
+            metrics = {"accuracy": accuracy, "mean_class_accuracy": 0.0}
+            yield snapshot, 0, Finetuned(snapshot.epoch, epoch, metrics, float(epoch), 1.0, {}, diverged)
 
     monkeypatch.setattr(scoring, "finetuned", finetuned)
     monkeypatch.setattr(scoring, "_forward_gigaflops", lambda *_: 1.0)
@@ -221,14 +224,14 @@ def test_all_processes_yield_each_result_of_each_checkpoint_once(
         mine = range(len(names[process::processes]))
         for first in range(0, len(mine), devices_each):
             for epoch, index in itertools.product(tested, mine[first : first + devices_each]):
-                yield Finetuned(index, epoch, float(names[process::processes][index]), 0.0, 1.0, 1.0, {}, None)
+                yield Finetuned(index, epoch, {"accuracy": float(names[process::processes][index])}, 1.0, 1.0, {}, None)
 
     for process in range(processes):
         rounds = itertools.zip_longest(*map(stream, range(processes)))
         monkeypatch.setattr(finetuning.jax, "process_index", lambda process=process: process)
         monkeypatch.setattr(finetuning.jax, "process_count", lambda: processes)
         monkeypatch.setattr(devices, "make_mesh", lambda **_: work.mesh)
-        monkeypatch.setattr(finetuning, "finetune", lambda *_, process=process: stream(process))
+        monkeypatch.setattr(finetuning, "finetune", lambda *_, process=process, **__: stream(process))
 
         def gather(own, process=process, rounds=rounds):
             found = [done and {**vars(done), "model": None} for done in next(rounds)]
@@ -236,8 +239,10 @@ def test_all_processes_yield_each_result_of_each_checkpoint_once(
             return found
 
         monkeypatch.setattr(devices, "gather", gather)
-        found = finetuning.finetuned(work, work.snapshots, TARGET, ("fit", "held_out"), None, 0, epochs=epochs)
-        seen = [(snapshot.name, done.epoch, done.accuracy) for snapshot, done in found]
+        todo = [(snapshot, 0) for snapshot in work.snapshots]
+        tuning = settings.finetune_settings(work.config, TARGET)
+        found = finetuning.finetuned(work, todo, TARGET, ("fit", "held_out"), tuning, epochs=epochs)
+        seen = [(snapshot.name, done.epoch, done.metrics["accuracy"]) for snapshot, _, done in found]
         assert sorted(seen) == [(name, epoch, float(name)) for name in names for epoch in tested]
         assert next(rounds, None) is None
     work.close()

@@ -38,6 +38,7 @@ import os, signal, sys
 from jax_transfer import logs, main, pretraining, study
 from jax_transfer.features import extract
 from jax_transfer.models import trajectory
+from jax_transfer.training import loop
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 point, sys.argv[1:] = sys.argv[1], sys.argv[2:]
 calls = 0
@@ -47,8 +48,8 @@ def after(number, action):
     if calls == number: action()
 append, save, atomically = logs.Rows.append, trajectory.Trajectory.save, logs.write_atomically
 if point == "in an epoch":
-    check = pretraining.first_bad_step
-    pretraining.first_bad_step = lambda *a: (after(11, die), check(*a))[1]
+    check = loop.first_bad_step
+    loop.first_bad_step = lambda *a: (after(11, die), check(*a))[1]
 elif point == "while saving":
     trajectory.Trajectory.save = lambda self, epoch, *a: (save(self, epoch, *a), epoch == 1 and die())
 elif point == "after saving, before the row":

@@ -23,10 +23,12 @@ from jax_transfer.models.checkpoints import load_checkpoint
 from jax_transfer.models.net import Output
 from jax_transfer.models.trajectory import Trajectory, abstract
 from jax_transfer.records import InputError
-from jax_transfer.training import steps as training_steps
-from jax_transfer.training.loop import fit
-from jax_transfer.training.objectives import supervised
+from jax_transfer.training.evaluation import classification
+from jax_transfer.training.loop import train
+from jax_transfer.training.objectives.supervised import supervised
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer, make_schedule
+from jax_transfer.training.state import divide, evaluated, init_state, join
+from jax_transfer.training.steps import make_train_step, many_steps
 from jax_transfer.workspace import Workspace
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -66,16 +68,22 @@ def _optimizer():
     return make_optimizer(OptimizerSettings(name="adamw", learning_rate=1e-2, weight_decay=0.05), 100)
 
 
+def _objective(names=RECIPE):
+    return supervised(_net(), names, label_smoothing=0.1)
+
+
+def _joined():
+    return batches.joined({"train": (_feed(), 16)})
+
+
 @functools.cache
 def _run(ema_decay=DECAY, names=RECIPE):
-    objective = functools.partial(supervised, label_smoothing=0.1)
-    view = training_steps.training_view(names, PREPROCESSING)
-    step = training_steps.make_train_step(_net(), objective, _optimizer(), view, ema_decay)
-    return training_steps.many_steps(step, batches.Resident.fetch, devices.make_mesh())
+    step = make_train_step(_objective(names), _optimizer(), PREPROCESSING, {"train": _net().num_classes}, ema_decay)
+    return many_steps(step, _joined().fetch, devices.make_mesh())
 
 
 def _start(ema=True):
-    start = jax.jit(lambda: training_steps.init_state(*_net().init(jax.random.key(0)), _optimizer(), 0, ema))
+    start = jax.jit(lambda: init_state(_objective(), _optimizer(), 0, ema=ema))
     return devices.replicate(start(), devices.make_mesh())
 
 
@@ -87,8 +95,9 @@ def _train(state, total_steps, ema_decay=DECAY, names=RECIPE, on_step=lambda sta
         on_step(jax.device_get(state))
         return state, metrics
 
-    return fit(state, run, _feed(), seed=3, batch_size=16, total_steps=total_steps, what="test",
-               on_metrics=lambda *_: None, on_epoch=lambda *_: None)  # fmt: skip
+    for epoch in train(state, run, _joined(), seed=3, total_steps=total_steps, what="test"):
+        state = epoch.state
+    return state
 
 
 def _equal(a, b):
@@ -101,12 +110,13 @@ def _equal(a, b):
 def test_average_follows_its_formula():
     seen = []
     start = _start()
-    expected = jax.device_get({"params": start["params"], "stats": start["stats"]})
+    raw = _objective().model
+    expected = jax.device_get(raw(start["params"], start["aux"]))
     _equal(start["ema"], expected)
     _train(start, 5, on_step=seen.append)
     assert len(seen) == 5
     for state in seen:
-        model = {name: state[name] for name in ("params", "stats")}
+        model = raw(state["params"], state["aux"])
         expected = jax.tree.map(lambda a, b: DECAY * a + (1 - DECAY) * b, expected, model)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state["ema"], expected)
 
@@ -116,17 +126,18 @@ def test_average_leaves_the_training_alone():
     averaged, plain = _train(_start(), 4, names=names), _train(_start(ema=False), 4, ema_decay=0.0, names=names)
     assert "ema" in averaged and "ema" not in plain
     _equal({name: averaged[name] for name in plain}, plain)
-    assert training_steps.evaluated(plain)["params"] is plain["params"]
-    assert training_steps.evaluated(averaged) is averaged["ema"]
+    assert evaluated(_objective(), plain)["params"] is plain["params"]
+    assert evaluated(_objective(), averaged) is averaged["ema"]
 
 
 def test_a_resumed_training_has_the_bits_of_an_uninterrupted_one(tmp_path):
     whole = _train(_start(), 6)
     half = _train(_start(), 4)
     trajectory = Trajectory(tmp_path / "checkpoints")
-    trajectory.save(1, half, {})
+    trajectory.save(1, *divide(_objective(), half), {})
     trajectory.wait()
-    restored = trajectory.restore_state(1, abstract(half, devices.replicated(devices.make_mesh())))
+    shapes = abstract(half, devices.replicated(devices.make_mesh()))
+    restored = join(_objective(), shapes, *trajectory.restore(1, *divide(_objective(), shapes)))
     _equal(restored, half)
     model = trajectory.restore_model(1, abstract(half["ema"], devices.replicated(devices.make_mesh())))
     trajectory.close()
@@ -163,23 +174,22 @@ def test_a_checkpoint_is_the_average_and_its_accuracy_that_of_the_average(tmp_pa
     checks.check(config)
     work = Workspace(config, tmp_path)
     pretraining.pretrain(work)
-    net = work.source_net(work.pretrainings[0])
-    start = jax.eval_shape(lambda: training_steps.init_state(
-        *net.init(jax.random.key(0)),
-        make_optimizer(settings.pretrain_optimizer(config), 16), 0, True,
-    ))  # fmt: skip
-    state = work.trajectory(work.pretrainings[0]).restore_state(2, abstract(start, devices.replicated(work.mesh)))
+    objective = work.objective(work.pretrainings[0])
+    optimizer = make_optimizer(settings.pretrain_optimizer(config), 16)
+    shapes = abstract(
+        jax.eval_shape(lambda: init_state(objective, optimizer, 0, ema=True)), devices.replicated(work.mesh)
+    )
+    saved = work.trajectory(work.pretrainings[0]).restore(2, *divide(objective, shapes))
+    state = join(objective, shapes, *saved)
     snapshot = work.snapshot(work.pretrainings[0], 2)
     _equal(work.model(snapshot), state["ema"])
     work.close()
     found = load_checkpoint(tmp_path / "checkpoints" / "2")
     _equal({"params": found.params, "stats": found.stats}, state["ema"])
-    evaluate = training_steps.make_evaluation(net, work.preprocessing, work.mesh)
+    measure = classification(work.source_net(work.pretrainings[0]), work.preprocessing, work.mesh, stacked=False)
     test = work.feed(work.sources[0], "test")
-    accuracy = {}
-    for name, model in (("ema", state["ema"]), ("raw", {name: state[name] for name in ("params", "stats")})):
-        zeros = training_steps.zero_counts((net.num_classes,))
-        accuracy[name], _ = training_steps.accuracies(training_steps.count_correct(evaluate, model, test, 64, zeros))
+    raw = objective.model(state["params"], state["aux"])
+    accuracy = {name: measure(m, test, 64)[0]["accuracy"] for name, m in (("ema", state["ema"]), ("raw", raw))}
     assert found.source_accuracy == accuracy["ema"] != accuracy["raw"]
 
 
@@ -189,9 +199,9 @@ sys.path.insert(0, "tests")
 import jax, numpy as np
 import test_t2t_recipe as t
 losses = []
-feed = t._feed()
-for held, items, count in feed.training_calls(0, 0, 3, 16):
-    state, metrics = t._run()(state if losses else t._start(), held, items, count)
+feed = t._joined()
+for items in feed.items(range(feed.steps_per_epoch), 1, 3):
+    state, metrics = t._run()(state if losses else t._start(), feed.held, items, 1)
     losses += np.ravel(metrics["loss"]).tolist()
 total = float(sum(abs(x).sum() for x in jax.tree.leaves(state["ema"]["params"])))
 print(json.dumps([jax.device_count(), losses, total]))

@@ -17,10 +17,12 @@ from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS
 from jax_transfer.models.trajectory import Trajectory, abstract, evaluated_epochs
 from jax_transfer.records import Batch, InputError
-from jax_transfer.training import steps as training_steps
-from jax_transfer.training.loop import first_bad_step, fit
-from jax_transfer.training.objectives import OBJECTIVES
+from jax_transfer.training.evaluation import classification
+from jax_transfer.training.loop import first_bad_step, train
+from jax_transfer.training.objectives import OBJECTIVES, Objective
 from jax_transfer.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerSettings, make_optimizer, make_schedule
+from jax_transfer.training.state import divide, evaluated, init_state, join
+from jax_transfer.training.steps import make_train_step, many_steps, many_steps_of_many
 
 PREPROCESSING = Preprocessing(image_size=8)
 CLASSES = 4
@@ -42,26 +44,34 @@ def _feed(source, gigabytes=1.0):
     return batches.make_feed(source, PREPROCESSING, devices.make_mesh(), gigabytes, num_threads=2)
 
 
+def _objective(name="supervised"):
+    return OBJECTIVES[name](_net(), ("pad_crop", "flip"))
+
+
 @functools.cache
 def _step(objective="supervised", learning_rate=0.05):
     optimizer = make_optimizer(OptimizerSettings(learning_rate=learning_rate), 100)
-    view = training_steps.training_view(("pad_crop", "flip"), PREPROCESSING)
-    return training_steps.make_train_step(_net(), OBJECTIVES[objective], optimizer, view), optimizer
+    return make_train_step(_objective(objective), optimizer, PREPROCESSING, {"train": CLASSES}), optimizer
+
+
+def _joined(feed, batch_size=16):
+    return batches.joined({"train": (feed, batch_size)})
 
 
 def _train(feed, total_steps, learning_rate=0.05, start=None):
     step, optimizer = _step(learning_rate=learning_rate)
-    run = training_steps.many_steps(step, feed.fetch, feed.mesh)
-    state = start if start is not None else _start(optimizer, feed.mesh)
+    feed = _joined(feed)
+    run = many_steps(step, feed.fetch, feed.feeds["train"].mesh)
+    state = start if start is not None else _start(optimizer, feed.feeds["train"].mesh)
     losses = []
-    keep = lambda first, metrics: losses.extend(np.ravel(metrics["loss"]))  # noqa: E731
-    state = fit(state, run, feed, seed=3, batch_size=16, total_steps=total_steps, what="test",
-                on_metrics=keep, on_epoch=lambda *_: None)  # fmt: skip
+    for epoch in train(state, run, feed, seed=3, total_steps=total_steps, what="test"):
+        state = epoch.state
+        losses.extend(epoch.metrics["loss"])
     return state, losses
 
 
 def _start(optimizer, mesh):
-    return devices.replicate(training_steps.init_state(*_net().init(jax.random.key(0)), optimizer, 0), mesh)
+    return devices.replicate(init_state(_objective(), optimizer, 0), mesh)
 
 
 def _equal(a, b):
@@ -119,15 +129,15 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_bits_of_an_uninterrupted_r
 
 def test_the_hot_loop_makes_no_implicit_transfer():
     feed = _feed(_source())
+    both = _joined(feed)
     step, optimizer = _step()
-    run = training_steps.many_steps(step, feed.fetch, feed.mesh)
+    run = many_steps(step, both.fetch, feed.mesh)
     state = _start(optimizer, feed.mesh)
-    evaluate = training_steps.make_evaluation(_net(), PREPROCESSING, feed.mesh)
-    zeros = devices.replicate(training_steps.zero_counts((CLASSES,)), feed.mesh)
+    measure = classification(_net(), PREPROCESSING, feed.mesh, stacked=False)
     with jax.transfer_guard("disallow"):
-        for held, items, count in feed.training_calls(0, 0, 3, 16):
-            state, _ = run(state, held, items, count)
-        training_steps.count_correct(evaluate, state, feed, 16, zeros)
+        for items in both.items(range(2), 1, 3):
+            state, _ = run(state, both.held, items, 1)
+        measure(evaluated(_objective(), state), feed, 16)
 
 
 @pytest.mark.parametrize("total", range(1, 26))
@@ -140,9 +150,10 @@ def test_training_ends_after_exactly_as_many_steps_as_asked(total, monkeypatch):
         counts.append(count)
         return {"step": state["step"] + count}, {"loss": np.zeros(count)}
 
-    state = fit({"step": np.int32(0)}, run, _feed(_source(n=48)), seed=0, batch_size=4, total_steps=total, what="",
-                on_metrics=lambda *_: None, on_epoch=lambda *_: None, max_steps=6)  # fmt: skip
-    assert state["step"] == sum(counts) == total
+    feed = _joined(_feed(_source(n=48)), 4)
+    epochs = list(train({"step": np.int32(0)}, run, feed, seed=0, total_steps=total, what="", max_steps=6))
+    assert [epoch.number for epoch in epochs] == list(range(1, -(-total // 12) + 1))
+    assert epochs[-1].state["step"] == sum(counts) == total
     assert counts[: total // 12 * 2] == [6] * (total // 12 * 2)
 
 
@@ -157,30 +168,114 @@ def test_masked_evaluation_equals_a_plain_loop():
     source, net = _source(n=37), _net()
     feed = _feed(source)
     params, stats = net.init(jax.random.key(1))
-    evaluate = training_steps.make_evaluation(net, PREPROCESSING, feed.mesh)
-    zeros = training_steps.zero_counts((CLASSES,))
-    counts = training_steps.count_correct(evaluate, {"params": params, "stats": stats}, feed, 16, zeros)
-    stopped = training_steps.count_correct(evaluate, {"params": params, "stats": stats}, feed, 16, zeros, lambda: True)
-    assert stopped is None
+    measure = classification(net, PREPROCESSING, feed.mesh, stacked=False)
+    (found,) = measure({"params": params, "stats": stats}, feed, 16)
+    assert measure({"params": params, "stats": stats}, feed, 16, lambda: True) is None
     images = augment.evaluation_view(np.stack(source.read(range(37))), PREPROCESSING)
     hits = np.asarray(net.apply(params, stats, images).logits.argmax(-1)) == source.labels
-    accuracy, mean_class = training_steps.accuracies(counts)
-    assert accuracy == pytest.approx(hits.mean())
-    assert mean_class == pytest.approx(np.mean([hits[source.labels == c].mean() for c in range(CLASSES)]))
+    assert found["accuracy"] == pytest.approx(hits.mean())
+    assert found["mean_class_accuracy"] == pytest.approx(
+        np.mean([hits[source.labels == c].mean() for c in range(CLASSES)])
+    )
+    broken = {"params": jax.tree.map(lambda x: x * np.nan, params), "stats": stats}
+    assert all(np.isnan(value) for value in measure(broken, feed, 16)[0].values())
 
 
 def test_a_stacked_sweep_equals_single_trainings():
     feed = _feed(_source())
     step, optimizer = _step()
     mesh = devices.make_mesh(sweep=jax.device_count())
-    run = training_steps.many_steps_of_many(step, feed.fetch, mesh)
+    run = many_steps_of_many(step, _joined(feed).fetch, mesh)
     single, losses = _train(feed, 2)
     stacked = jax.tree.map(lambda x: jnp.stack([x] * jax.device_count()), _start(optimizer, mesh))
-    history = []
-    state = fit(stacked, run, feed.on(mesh), seed=3, batch_size=16, total_steps=2, what="test",
-                on_metrics=lambda first, m: history.append(m["loss"]), on_epoch=lambda *_: None)  # fmt: skip
-    np.testing.assert_allclose(np.concatenate(history, -1)[0], losses, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-6), state, single)
+    (epoch,) = train(stacked, run, _joined(feed).on(mesh), seed=3, total_steps=2, what="test")
+    np.testing.assert_allclose(epoch.metrics["loss"][0], losses, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-6), epoch.state, single)
+
+
+@pytest.mark.parametrize("bad", [{0: 5}, {0: 13, 1: 14}, {0: 7, 1: None}, {0: None, 1: 3}])
+def test_training_ends_once_every_row_has_diverged(bad):
+    """Twelve steps an epoch; bad: row -> the step from which on its loss is not finite."""
+    rows, called = len(bad), []
+
+    def run(state, held, items, count):
+        called.append(int(state["step"][0]))
+        losses = [[np.inf if bad[row] is not None and called[-1] >= bad[row] else 1.0] for row in range(rows)]
+        return {"step": state["step"] + 1}, {"loss": np.array(losses)}
+
+    feed = _joined(_feed(_source(n=48)), 4)
+    start = {"step": np.zeros(rows, np.int32)}
+    epochs = list(train(start, run, feed, seed=0, total_steps=24, what=""))
+    found = [dict(enumerate(epoch.diverged_at)) for epoch in epochs]
+    for epoch, steps in enumerate(found):
+        first = {row: None if at is None or at >= 12 * (epoch + 1) else max(at, 12 * epoch) for row, at in bad.items()}
+        assert steps == first
+    last = max(at if at is not None else 24 for at in bad.values())
+    assert max(called) <= last + 3 and (max(called) == 23) == (last == 24)
+
+
+# --- feeds side by side
+
+
+def test_a_joined_feed_goes_round_its_second_feed():
+    first, second = _feed(_source(n=24)), _feed(_source(n=20))
+    both = batches.joined({"target": (first, 8), "source": (second, 6)})
+    assert (both.steps_per_epoch, both.batch_size) == (3, 14)
+    assert both.num_classes == {"target": CLASSES, "source": CLASSES}
+    for gigabytes in (1.0, 0.0):
+        feeds = {"target": (_feed(_source(n=24), gigabytes), 8), "source": (_feed(_source(n=20), gigabytes), 6)}
+        both, seen = batches.joined(feeds), {"target": [], "source": []}
+        for epoch in range(3):
+            for items in both.items(range(3 * epoch, 3 * epoch + 3), 1, 5):
+                batch = both.fetch(both.held, jax.tree.map(lambda x: x[0], items))
+                for name in seen:
+                    seen[name].append(np.asarray(batch[name].images))
+        for name, (feed, size) in feeds.items():
+            images = np.stack(feed.source.read(range(len(feed.source))))
+            place = 0 if name == "target" else 1
+            order = batches.epochs_order(len(feed.source), range(9), 5 + (place << 24), size)
+            np.testing.assert_array_equal(np.stack(seen[name]), images[order])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_items_are_those_of_single_steps_however_many_a_call_takes(count):
+    feed = batches.joined({"a": (_feed(_source(n=48)), 8), "b": (_feed(_source(n=28)), 8)})
+    one = [jax.tree.map(np.asarray, items) for items in feed.items(range(6), 1, 0)]
+    many = [jax.tree.map(np.asarray, items) for items in feed.items(range(6), count, 0)]
+    join = lambda parts: jax.tree.map(lambda *x: np.concatenate(x), *parts)  # noqa: E731
+    _equal(join(one), join(many))
+
+
+def test_a_feed_smaller_than_its_batch_is_refused():
+    with pytest.raises(InputError, match=r"\(feed source\) has 20 training images, fewer than one batch of 32"):
+        batches.joined({"target": (_feed(_source()), 8), "source": (_feed(_source(n=20)), 32)})
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 0.0])
+def test_extra_arrays_of_a_source_arrive_with_their_images(gigabytes):
+    source = dataclasses.replace(_source(n=44), extra={"index": np.arange(44), "tokens": np.arange(88).reshape(44, 2)})
+    feed = batches.joined({"train": (_feed(source, gigabytes), 8)})
+    images = np.stack(source.read(range(44)))
+    for items in feed.items(range(5), 1, 0):
+        batch = feed.fetch(feed.held, jax.tree.map(lambda x: x[0], items))["train"]
+        np.testing.assert_array_equal(batch.images, images[np.asarray(batch.extra["index"])])
+        np.testing.assert_array_equal(batch.extra["tokens"][:, 0], 2 * batch.extra["index"])
+    tested = np.concatenate([batch.extra["index"] for batch in feed.feeds["train"].evaluation_batches(16)])
+    np.testing.assert_array_equal(tested[:44], np.arange(44))
+
+
+def test_each_view_of_each_feed_is_drawn_from_a_key_of_its_own():
+    images = jax.random.randint(jax.random.key(0), (6, 8, 8, 3), 0, 256).astype(jnp.uint8)
+    batch = Batch(images, jnp.arange(6) % CLASSES, jnp.ones(6, bool), {"index": jnp.arange(6)})
+    names = {"a": (("pad_crop",), ("pad_crop",)), "b": (("pad_crop",), ())}
+    classes = {"a": CLASSES, "b": CLASSES}
+    seen = augment.views(jax.random.key(1), {"a": batch, "b": batch}, names, PREPROCESSING, classes)
+    drawn = [*seen["a"].images, seen["b"].images[0]]
+    assert all((drawn[i] != drawn[j]).any() for i in range(3) for j in range(i))
+    first, _ = augment.view(jax.random.key(1), batch, ("pad_crop",), PREPROCESSING, CLASSES)
+    np.testing.assert_array_equal(drawn[0], first)
+    np.testing.assert_array_equal(seen["b"].images[1], augment.evaluation_view(images, PREPROCESSING))
+    assert seen["a"].extra is batch.extra
 
 
 def test_first_bad_step():
@@ -196,7 +291,7 @@ def test_augmentation_keeps_range_and_reaches_the_model_size(name):
     images = jax.random.randint(jax.random.key(0), (5, 40, 40, 3), 0, 256).astype(jnp.uint8)
     plain = Preprocessing(image_size=32, crop_fraction=0.8, mean=(0, 0, 0), std=(1, 1, 1))
     batch = Batch(images=images, labels=jnp.arange(5), mask=jnp.ones(5, bool))
-    view = jax.jit(lambda seed: augment.apply(jax.random.key(seed), batch, (name,), plain, 5).images)
+    view = jax.jit(lambda seed: augment.view(jax.random.key(seed), batch, (name,), plain, 5)[0])
     out = view(1)
     assert out.shape == (5, 32, 32, 3) and out.dtype == jnp.float32
     assert name == "random_erase" or (out.min() >= 0 and out.max() <= 1)
@@ -271,6 +366,98 @@ def test_imagenet_step_schedule_divides_by_ten_at_each_third():
     )
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("decay_norm_and_bias", [True, False])
+def test_traced_rates_give_the_bits_of_constants(name, decay_norm_and_bias):
+    params = {"w": jnp.arange(4.0).reshape(2, 2), "b": jnp.ones(2)}
+    gradient = jax.tree.map(lambda x: 0.1 * x + 0.3, params)
+    for schedule in SCHEDULES:
+        settings = OptimizerSettings(
+            name=name, learning_rate=0.03, weight_decay=0.01, schedule=schedule, warmup=0.2, milestones=(0.5,),
+            decay_norm_and_bias=decay_norm_and_bias,
+        )  # fmt: skip
+        other = dataclasses.replace(settings, learning_rate=7.0, weight_decay=5.0)
+
+        def steps(rates, settings):
+            optimizer = make_optimizer(settings, 10, **rates)
+            state, x = optimizer.init(params), params
+            for _ in range(7):
+                update, state = optimizer.update(gradient, state, x)
+                x = optax.apply_updates(x, update)
+            return x
+
+        rates = {"learning_rate": jnp.float32(0.03), "weight_decay": jnp.float32(0.01)}
+        traced = jax.jit(steps, static_argnums=1)(rates, other)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), traced, jax.jit(lambda s=settings: steps({}, s))()
+        )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_factor_scales_the_steps_of_the_heads_alone(name):
+    params = {"layer": jnp.ones((2, 2)), "fc": jnp.ones((2, 2))}
+    groups = lambda params: {"layer": "backbone", "fc": "head"}  # noqa: E731
+    found = {}
+    for factor in (1.0, 10.0):
+        settings = OptimizerSettings(name, learning_rate=0.1, weight_decay=0.1, head_learning_rate_factor=factor)
+        optimizer = make_optimizer(settings, 10, groups)
+        found[factor], _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_array_equal(found[10.0]["layer"], found[1.0]["layer"])
+    np.testing.assert_allclose(found[10.0]["fc"], 10 * found[1.0]["fc"], rtol=1e-6)
+
+
+def test_the_groups_of_a_net_are_its_head_and_the_rest():
+    params, _ = _net().init(jax.random.key(0))
+    groups = _objective().groups(params)
+    assert set(jax.tree.leaves(groups["fc"])) == {"head"}
+    assert set(jax.tree.leaves({name: part for name, part in groups.items() if name != "fc"})) == {"backbone"}
+
+
+# --- what is stored of a state
+
+
+def _states():
+    _, optimizer = _step()
+    objective = _objective()
+    more = Objective(
+        init=lambda key, model=None: (lambda params, aux: (
+            {"net": params, "projector": jnp.ones(3)}, {**aux, "queue": jnp.zeros((4, 2)), "momentum": params}
+        ))(*objective.init(key, model)),
+        loss=None,
+        model=lambda params, aux: {"params": params["net"], "stats": aux["stats"]},
+        views={},
+    )  # fmt: skip
+    for kind in (objective, more):
+        for ema in (False, True):
+            yield kind, init_state(kind, optimizer, 0, ema=ema)
+
+
+def test_a_divided_state_joins_again_and_nothing_is_stored_twice():
+    for objective, state in _states():
+        model, training = divide(objective, state)
+        assert set(model) == {"params", "stats"}
+        stored = [id(leaf) for leaf in jax.tree.leaves((model, training))]
+        assert sorted(stored) == sorted(map(id, jax.tree.leaves(state)))
+        shapes = abstract(state, devices.replicated(devices.make_mesh()))
+        assert jax.tree.map(jnp.shape, divide(objective, shapes)) == jax.tree.map(jnp.shape, (model, training))
+        _equal(join(objective, shapes, model, training), state)
+
+
+def test_a_supervised_state_is_stored_as_ever():
+    _, optimizer = _step()
+    for ema, names in ((False, {"opt_state", "step", "key"}), (True, {"opt_state", "step", "key", "params", "stats"})):
+        assert set(divide(_objective(), init_state(_objective(), optimizer, 0, ema=ema))[1]) == names
+
+
+def test_a_model_that_is_computed_and_a_reserved_name_are_refused():
+    objective, state = next(_states())
+    computes = objective._replace(model=lambda params, aux: {"params": {"w": params["fc"]["bias"] + 1}, "stats": {}})
+    with pytest.raises(ValueError, match="must select leaves"):
+        divide(computes, state)
+    with pytest.raises(ValueError, match="must not hold step"):
+        divide(objective, {**state, "aux": {**state["aux"], "step": jnp.zeros(1)}})
+
+
 # --- trajectory
 
 
@@ -279,18 +466,22 @@ def _saved(folder, epochs=2):
     state = _start(optimizer, devices.make_mesh())
     trajectory = Trajectory(folder)
     for epoch in range(epochs):
-        trajectory.save(epoch, {**state, "step": state["step"] + epoch}, {"epoch": epoch})
+        trajectory.save(epoch, *divide(_objective(), {**state, "step": state["step"] + epoch}), {"epoch": epoch})
     trajectory.wait()
     return trajectory, state
+
+
+def _restored(trajectory, epoch, state):
+    shapes = abstract(state, devices.replicated(devices.make_mesh()))
+    return join(_objective(), shapes, *trajectory.restore(epoch, *divide(_objective(), shapes)))
 
 
 def test_trajectory_returns_what_was_saved(tmp_path):
     trajectory, state = _saved(tmp_path / "checkpoints")
     assert trajectory.epochs() == [0, 1]
-    target = abstract(state, devices.replicated(devices.make_mesh()))
-    _equal(trajectory.restore_state(1, target), {**state, "step": state["step"] + 1})
-    model = {name: target[name] for name in ("params", "stats")}
-    _equal(trajectory.restore_model(0, model), {name: state[name] for name in model})
+    _equal(_restored(trajectory, 1, state), {**state, "step": state["step"] + 1})
+    model = evaluated(_objective(), abstract(state, devices.replicated(devices.make_mesh())))
+    _equal(trajectory.restore_model(0, model), evaluated(_objective(), state))
     assert trajectory.metadata(1)["epoch"] == 1
 
 
@@ -302,22 +493,20 @@ def test_truncated_checkpoint_is_named_and_the_last_good_one_offered(tmp_path, k
     for file in files:
         data = file.read_bytes()
         file.write_bytes(data[: int(keep * len(data))])
-    target = abstract(state, devices.replicated(devices.make_mesh()))
     with pytest.raises(InputError, match=r"checkpoints/1 cannot be read.*epoch 0"):
-        trajectory.restore_state(1, target)
+        _restored(trajectory, 1, state)
 
 
 @pytest.mark.parametrize("item", ["model", "training", "metadata"])
 def test_a_bit_that_the_disk_has_turned_is_named_or_does_not_matter(tmp_path, item):
     trajectory, state = _saved(tmp_path / "checkpoints")
-    target = abstract(state, devices.replicated(devices.make_mesh()))
     files = [path for path in (tmp_path / "checkpoints" / "1" / item).rglob("*") if path.is_file()]
     file = max(files, key=lambda path: (path.parent.name == "d", path.stat().st_size))  # d/ holds the arrays
     data, refused = file.read_bytes(), []
     for place in range(7, len(data), len(data) // 12):
         file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
         try:
-            _equal(trajectory.restore_state(1, target), {**state, "step": state["step"] + 1})
+            _equal(_restored(trajectory, 1, state), {**state, "step": state["step"] + 1})
         except InputError as error:
             refused.append(str(error))
     assert all("checkpoints/1 cannot be read" in error for error in refused)
@@ -330,8 +519,7 @@ def test_a_bit_that_the_disk_has_turned_is_named_or_does_not_matter(tmp_path, it
 def test_a_checkpoint_of_before_there_were_fingerprints_is_read(tmp_path):
     trajectory, state = _saved(tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "1" / "metadata" / "metadata").write_text('{"epoch": 1}')
-    target = abstract(state, devices.replicated(devices.make_mesh()))
-    _equal(trajectory.restore_state(1, target), {**state, "step": state["step"] + 1})
+    _equal(_restored(trajectory, 1, state), {**state, "step": state["step"] + 1})
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,21 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from jax_transfer import devices
-from jax_transfer.data.batches import make_feed
+from jax_transfer.data.batches import joined, make_feed
 from jax_transfer.data.sources import from_arrays
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS
 from jax_transfer.models.net import with_new_head
 from jax_transfer.records import Features, InputError
-from jax_transfer.training import steps as training_steps
-from jax_transfer.training.loop import fit
-from jax_transfer.training.objectives import supervised
+from jax_transfer.training.evaluation import classification
+from jax_transfer.training.loop import train
+from jax_transfer.training.objectives.supervised import supervised
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
+from jax_transfer.training.state import evaluated, init_state
+from jax_transfer.training.steps import make_train_step, many_steps_of_many
 from jax_transfer.transfer import probe as probes
-from jax_transfer.transfer.finetune import FinetuneSettings, finetune, total_steps
+from jax_transfer.transfer.finetune import Candidate, FinetuneSettings, finetune, total_steps
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
 
 SETTINGS = ProbeSettings(epochs=20, batch_size=32, learning_rates=(0.01,), l2=(1e-3,))
@@ -184,60 +186,60 @@ def _feed(split, mesh):
     return make_feed(_images(split), PREPROCESSING, mesh, 1.0, num_threads=2)
 
 
+def _models(net, seeds):
+    """Checkpoints: name -> a function that loads one."""
+    load = lambda seed: dict(zip(("params", "stats"), net.init(jax.random.key(seed)), strict=True))  # noqa: E731
+    return {f"m{seed}": functools.partial(load, seed) for seed in seeds}
+
+
+def _finetune(net, checkpoints, settings, candidates=None, mesh=None, **options):
+    mesh = mesh or devices.make_mesh(sweep=jax.device_count())
+    feed = joined({"train": (_feed("train", mesh), settings.batch_size)})
+    candidates = candidates or [Candidate(name, 2) for name in checkpoints]
+    make_objective = functools.partial(supervised, net, settings.augment)
+    options = {"eval_batch_size": 16, **options}
+    return list(finetune(checkpoints, candidates, net, make_objective, feed, _feed("test", mesh), PREPROCESSING, settings,
+                         mesh, **options))  # fmt: skip
+
+
 def test_finetuning_learns_and_does_not_depend_on_the_company():
     net = MODELS["resnet10"](num_classes=3, stem="cifar", width=8)
     source = MODELS["resnet10"](num_classes=7, stem="cifar", width=8)  # the head is replaced
-    models = [dict(zip(("params", "stats"), source.init(jax.random.key(i)), strict=True)) for i in range(3)]
-    mesh = devices.make_mesh(sweep=jax.device_count())
+    models = _models(source, range(3))
     settings = FinetuneSettings(epochs=12, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.05))
-
-    def tune(indices):
-        return list(finetune([f"m{i}" for i in indices], lambda j: models[indices[j]], net, _feed("train", mesh),
-                             _feed("test", mesh), PREPROCESSING, settings, mesh, 0, 16))  # fmt: skip
-
-    together = tune([0, 1, 2])
+    together = _finetune(net, models, settings, [Candidate(name, 0) for name in models])
     assert [r.index for r in together] == [0, 1, 2]
-    assert all(r.accuracy > 0.8 and r.gflops > 0 for r in together)
-    alone = tune([2])[0]
-    assert alone.accuracy == together[2].accuracy
+    assert all(r.metrics["accuracy"] > 0.8 and r.gflops > 0 for r in together)
+    (alone,) = _finetune(net, models, settings, [Candidate("m2", 0)])
+    assert alone.metrics == together[2].metrics
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(alone.model), jax.device_get(together[2].model))
 
 
 _tuned_net = functools.cache(lambda: MODELS["resnet10"](num_classes=3, stem="cifar", width=4))
 
 
-def _tune(settings, epochs=(), seed=2):
-    net, mesh = _tuned_net(), devices.make_mesh(sweep=jax.device_count())
-    load = lambda _: dict(zip(("params", "stats"), net.init(jax.random.key(5)), strict=True))  # noqa: E731
-    train, test = (_feed(split, mesh) for split in ("train", "test"))
-    return list(finetune(["one"], load, net, train, test, PREPROCESSING, settings, mesh, seed, 16, epochs))
+def _tune(settings, epochs=()):
+    return _finetune(_tuned_net(), _models(_tuned_net(), [5]), settings, epochs=epochs)
 
 
 def _whole_run(settings, seed=2):
     """Accuracy and parameters after each epoch of the whole schedule, run without a stop by the training loop alone."""
     net, mesh = _tuned_net(), devices.make_mesh(sweep=jax.device_count())
-    train, test = (_feed(split, mesh) for split in ("train", "test"))
-    optimizer = make_optimizer(settings.optimizer, total_steps(settings, 48, ""))
-    view = training_steps.training_view(settings.augment, PREPROCESSING)
-    step = training_steps.make_train_step(net, supervised, optimizer, view)
-    evaluate = training_steps.make_evaluation_of_many(net, PREPROCESSING, mesh)
+    feed, test = joined({"train": (_feed("train", mesh), settings.batch_size)}), _feed("test", mesh)
+    total = total_steps(settings, 48, "")
+    objective, optimizer = supervised(net, settings.augment), make_optimizer(settings.optimizer, total)
+    step = make_train_step(objective, optimizer, PREPROCESSING, feed.num_classes)
+    measure = classification(net, PREPROCESSING, mesh)
     params, stats = net.init(jax.random.key(5))
     head = jax.random.fold_in(jax.random.key(seed), 0x4EAD)
     params = jax.jit(lambda params: with_new_head(params, net, head))(params)
-    state = training_steps.init_state(params, stats, optimizer, seed)
+    state = init_state(objective, optimizer, seed, {"params": params, "stats": stats})
     state = devices.split(jax.tree.map(lambda x: np.stack([x] * jax.device_count()), state), mesh, "sweep")
     found = {}
-
-    def on_epoch(epoch, state, metrics):
-        model = {name: state[name] for name in ("params", "stats")}
-        zeros = devices.split(training_steps.zero_counts((jax.device_count(), 3)), mesh, "sweep")
-        counts = training_steps.count_correct(evaluate, model, test, 16, zeros)
-        found[epoch] = counts["correct"][0].sum() / 48, jax.device_get(jax.tree.map(lambda x: x[0], state["params"]))
-
-    run = training_steps.many_steps_of_many(step, train.fetch, mesh)
-    total = total_steps(settings, 48, "")
-    fit(state, run, train, seed=seed, batch_size=settings.batch_size, what="", total_steps=total,
-        on_metrics=lambda *_: None, on_epoch=on_epoch)  # fmt: skip
+    for epoch in train(state, many_steps_of_many(step, feed.fetch, mesh), feed, seed=seed, total_steps=total, what=""):
+        model = evaluated(objective, epoch.state)
+        params = jax.device_get(jax.tree.map(lambda x: x[0], model["params"]))
+        found[epoch.number] = measure(model, test, 16)[0]["accuracy"], params
     return found
 
 
@@ -256,14 +258,16 @@ def test_early_stopping_is_the_whole_schedule_stopped(kind, asked):
     assert [done.epoch for done in stopped] == list(asked)
     for done in stopped:
         accuracy, params = whole[done.epoch]
-        assert done.accuracy == accuracy and done.diverged_at is None
+        assert done.metrics["accuracy"] == accuracy and done.diverged_at is None
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(done.model["params"]), params)
     assert [done.gflops / stopped[0].gflops for done in stopped] == pytest.approx([e / asked[0] for e in asked])
     seconds = [done.seconds for done in stopped]
     assert seconds[0] > 0 and seconds == sorted(seconds)
     if asked == (1, 5):
         (end,) = _tune(SCHEDULES[kind])
-        assert (end.epoch, end.accuracy) == (6, whole[6][0]) and end.gflops == pytest.approx(6 * stopped[0].gflops)
+        assert (end.epoch, end.metrics["accuracy"]) == (6, whole[6][0]) and end.gflops == pytest.approx(
+            6 * stopped[0].gflops
+        )
 
 
 def test_a_schedule_that_is_too_short_is_refused_before_it_runs():
@@ -277,44 +281,98 @@ def test_what_diverges_later_leaves_the_earlier_stop_valid(explodes):
     """The rate becomes 1e30 for the update of one step, of three in an epoch; the loss is not finite after it."""
     optimizer = OptimizerSettings(learning_rate=0.01, schedule="step", milestones=(explodes / 9,), decay_factor=1e32)
     first, second = _tune(FinetuneSettings(epochs=3, batch_size=16, optimizer=optimizer), (1, 2))
-    assert np.isnan(second.accuracy) and second.diverged_at == explodes + 1
+    assert np.isnan(second.metrics["accuracy"]) and second.diverged_at == explodes + 1
     if explodes < 3:  # also where the last update of the epoch broke the model and no loss has said so yet
-        assert np.isnan(first.accuracy) and first.diverged_at == explodes + 1
+        assert np.isnan(first.metrics["accuracy"]) and first.diverged_at == explodes + 1
     else:
-        assert first.diverged_at is None and 0 <= first.accuracy <= 1
+        assert first.diverged_at is None and 0 <= first.metrics["accuracy"] <= 1
 
 
-def test_more_checkpoints_compile_nothing_more():
-    net, mesh = MODELS["resnet10"](num_classes=3, stem="cifar", width=8), devices.make_mesh(sweep=jax.device_count())
-    settings = FinetuneSettings(epochs=3, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.05))
-    load = lambda i: dict(zip(("params", "stats"), net.init(jax.random.key(i)), strict=True))  # noqa: E731
-    train, test = _feed("train", mesh), _feed("test", mesh)
+@functools.cache
+def _compilations():
+    """A list that grows by one with every compilation from now on."""
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
-    counts = []
-    for _ in finetune(["a", "b", "c"], load, net, train, test, PREPROCESSING, settings, mesh, 0, 16, epochs=(1, 2)):
+    return compiled
+
+
+def test_one_program_serves_all_checkpoints_seeds_and_rates():
+    net, mesh = MODELS["resnet10"](num_classes=3, stem="cifar", width=8), devices.make_mesh(sweep=jax.device_count())
+    settings = FinetuneSettings(epochs=3, batch_size=16, optimizer=OptimizerSettings(schedule="cosine", warmup=0.1))
+    models, compiled = _models(net, range(2)), _compilations()
+    changes = [{"learning_rate": rate, "weight_decay": decay} for rate in (0.05, 0.01) for decay in (0.0, 1e-3)]
+    candidates = [Candidate(name, seed, change) for seed in (0, 1) for change in changes for name in models]
+    feed = joined({"train": (_feed("train", mesh), 16)})
+    make_objective, test = functools.partial(supervised, net, ()), _feed("test", mesh)
+    counts, seen = [], set()
+    for done in finetune(models, candidates, net, make_objective, feed, test, PREPROCESSING, settings, mesh, epochs=(1, 2),
+                         eval_batch_size=16):  # fmt: skip
         counts.append(len(compiled))
-    assert len(counts) == 6 and counts[0] > 0 and counts[0] == counts[-1]
+        seen.add((done.index, done.epoch))
+    assert len(seen) == len(counts) == 32 and counts[0] > 0 and counts[0] == counts[-1]
     forward = extract.make_forward(net, PREPROCESSING, mesh)
-    extract.extract(forward, load(0), test, 20)
+    extract.extract(forward, models["m0"](), test, 20)
     before = len(compiled)
-    extract.extract(forward, load(1), test, 20)
+    extract.extract(forward, models["m1"](), test, 20)
     assert len(compiled) == before
+
+
+def test_a_candidate_of_a_sweep_equals_a_run_with_its_settings():
+    net = _tuned_net()
+    models = _models(net, [5])
+    plain = FinetuneSettings(epochs=4, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.9, weight_decay=0.5))
+    changes = [{"learning_rate": 0.02, "weight_decay": 0.0}, {"learning_rate": 0.05, "weight_decay": 0.01}]
+    swept = _finetune(net, models, plain, [Candidate("m5", 2, change) for change in changes])
+    for change, found in zip(changes, swept, strict=True):
+        optimizer = dataclasses.replace(plain.optimizer, **change)
+        (alone,) = _finetune(net, models, dataclasses.replace(plain, optimizer=optimizer))
+        assert abs(alone.metrics["accuracy"] - found.metrics["accuracy"]) <= 1 / 48
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+            alone.model["params"],
+            found.model["params"],
+        )
+    assert swept[0].metrics != swept[1].metrics or any(
+        jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), swept[0].model["params"], swept[1].model["params"]))
+    )
+
+
+def test_a_setting_of_the_objective_may_differ_between_candidates():
+    net, settings = _tuned_net(), FinetuneSettings(epochs=2, batch_size=16)
+    candidates = [Candidate("m5", 2, {"label_smoothing": value}) for value in (0.0, 0.9)]
+    sharp, smooth = _finetune(net, _models(net, [5]), settings, candidates)
+    (alone,) = _finetune(net, _models(net, [5]), settings)
+    kernel = [np.asarray(done.model["params"]["fc"]["kernel"]) for done in (sharp, alone, smooth)]
+    np.testing.assert_allclose(kernel[0], kernel[1], rtol=1e-3, atol=1e-5)
+    assert np.abs(kernel[2] - kernel[1]).max() > 1e-3
+    with pytest.raises(ValueError, match="must change the same settings"):
+        _finetune(net, _models(net, [5]), settings, [candidates[0], Candidate("m5", 2)])
+
+
+def test_a_head_may_be_given_and_anything_may_be_measured():
+    """As for LP-FT, and for a protocol whose result is no accuracy."""
+    net, settings = (
+        _tuned_net(),
+        FinetuneSettings(steps=1, batch_size=16, optimizer=OptimizerSettings(learning_rate=1e-30)),
+    )
+    kernel = np.random.default_rng(0).normal(size=(net.feature_dim, 3)).astype(np.float32)
+    head = lambda key, params, net: {**params, "fc": {"kernel": jnp.asarray(kernel), "bias": jnp.ones(3)}}  # noqa: E731
+
+    def evaluate(net, preprocessing, mesh):
+        return lambda model, feed, batch_size: [{"bias": float(row.sum())} for row in model["params"]["fc"]["bias"]]
+
+    (done,) = _finetune(net, _models(net, [5]), settings, head=head, evaluate=evaluate)
+    assert done.metrics == {"bias": pytest.approx(3.0)}
+    np.testing.assert_allclose(done.model["params"]["fc"]["kernel"], kernel, atol=1e-6)
 
 
 def test_a_diverged_finetuning_is_named(caplog):
     net = MODELS["resnet10"](num_classes=3, stem="cifar", width=8)
-    mesh = devices.make_mesh(sweep=jax.device_count())
     settings = FinetuneSettings(epochs=3, batch_size=16, optimizer=OptimizerSettings(learning_rate=1e30))
-    load = lambda _: dict(zip(("params", "stats"), net.init(jax.random.key(0)), strict=True))  # noqa: E731
-    done = list(
-        finetune(
-            ["epoch 5"], load, net, _feed("train", mesh), _feed("test", mesh), PREPROCESSING, settings, mesh, 0, 16
-        )
-    )
-    assert len(done) == 1
+    (done,) = _finetune(net, {"epoch 5": _models(net, [0])["m0"]}, settings)
+    assert all(map(np.isnan, done.metrics.values())) and done.diverged_at is not None
     assert "epoch 5 on shades diverged at step" in caplog.text
 
 

@@ -243,12 +243,12 @@ def _cases():
 @pytest.mark.parametrize("kind", _cases())
 @pytest.mark.parametrize("place", ["queue", "params"])
 def test_what_a_trajectory_cannot_give_back_is_refused_when_saved(tmp_path, kind, place):
-    state = {"params": {"w": jnp.ones(3)}, "stats": {}, "step": jnp.int32(1)}
-    state[place] = {"w": jnp.ones(3), "x": _cases()[kind]}
+    model, training = {"params": {"w": jnp.ones(3)}, "stats": {}}, {"step": jnp.int32(1)}
+    (model if place == "params" else training)[place] = {"w": jnp.ones(3), "x": _cases()[kind]}
     trajectory = Trajectory(tmp_path / "checkpoints")
     try:
         with pytest.raises(InputError, match="A checkpoint cannot hold") as caught:
-            trajectory.save(0, state, {})
+            trajectory.save(0, model, training, {})
         assert "\n" not in str(caught.value) and trajectory.epochs() == []
     finally:
         trajectory.close()

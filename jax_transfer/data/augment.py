@@ -1,11 +1,11 @@
 """Random transformations of a batch of images, on the device, inside the jitted step.
 
 Each is `(key, images [b, h, w, 3] float in [0, 1], preprocessing) -> images [b, image_size or h, ...]`.
-`apply` runs the chosen ones, and those of `data.mixing`, in order, cuts what is still too large to
-`preprocessing.image_size`, and normalises.
+`view` runs the chosen ones, and those of `data.mixing`, in order, cuts what is still too large to
+`preprocessing.image_size`, and normalises; `views` makes all that an objective asks for.
 """
 
-import dataclasses
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax_transfer.choose import choose
 from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.rand_augment import rand_augment
 from jax_transfer.data.transforms import Preprocessing, crop_start
-from jax_transfer.records import Batch
+from jax_transfer.records import Batch, Views
 
 
 def flip(key, images, preprocessing):
@@ -121,16 +121,16 @@ AUGMENTATIONS = {
 }
 
 
-def apply(key, batch: Batch, names: tuple[str, ...], preprocessing: Preprocessing, num_classes: int) -> Batch:
-    """What a model is trained on: the batch augmented, mixed and normalised.
+def view(key, batch: Batch, names: tuple[str, ...], preprocessing: Preprocessing, num_classes: int):
+    """One view of a batch: augmented, mixed and normalised.
 
     Args:
       batch: images uint8 [b, host_size, host_size, 3], labels int [b].
       names: keys of AUGMENTATIONS and MIXINGS.
 
     Returns:
-      The batch with images float32 [b, image_size, image_size, 3]. Labels stay as they are without a mixing; with one
-      they are float32 [b, num_classes], a distribution over the classes for each image.
+      (images float32 [b, image_size, image_size, 3], labels). The labels stay as they are without a mixing; with one they
+      are float32 [b, num_classes], a distribution over the classes for each image.
     """
     images, labels = batch.images.astype(jnp.float32) / 255, batch.labels
     for i, name in enumerate(names):
@@ -140,8 +140,40 @@ def apply(key, batch: Batch, names: tuple[str, ...], preprocessing: Preprocessin
             images, labels = function(one_key, images, targets)
         else:
             images = function(one_key, images, preprocessing)
-    images = _normalise(_centre(images, preprocessing.image_size), preprocessing)
-    return dataclasses.replace(batch, images=images, labels=labels)
+    return _normalise(_centre(images, preprocessing.image_size), preprocessing), labels
+
+
+_VIEW = 1000  # beyond the places of augmentations, whose keys are folded in from 0 on
+
+
+def views(
+    key,
+    batches: Mapping[str, Batch],
+    names: Mapping[str, Sequence[tuple[str, ...]]],
+    preprocessing: Preprocessing,
+    num_classes: Mapping[str, int],
+) -> dict[str, Views]:
+    """What an objective sees of a step: the views of each feed that it names.
+
+    Args:
+      batches: feed -> batch.
+      names: feed -> augmentations of each of its views (`Objective.views`).
+      num_classes: feed -> number of classes of its labels.
+
+    Returns:
+      feed -> Views. The very first view is drawn from `key` itself, each further one from a key of its own.
+    """
+    place, found = 0, {}
+    for feed, each in names.items():
+        batch, images = batches[feed], []
+        for augmentations in each:
+            own = jax.random.fold_in(key, _VIEW + place) if place else key
+            seen = view(own, batch, tuple(augmentations), preprocessing, num_classes[feed])
+            images.append(seen[0])
+            labels = seen[1] if len(images) == 1 else labels
+            place += 1
+        found[feed] = Views(tuple(images), labels, batch.mask, batch.extra)
+    return found
 
 
 def evaluation_view(images, preprocessing: Preprocessing):

@@ -1,14 +1,15 @@
 """From a source to batches on the device: resident, or streamed through Grain.
 
-A feed gives the training loop, for each epoch, the inputs of its compiled calls, and gives evaluation
-its padded and masked batches. Both kinds give the same batches for the same seed: the order of an epoch
-comes from one function, and augmentation happens later, on the device.
+A feed gives the training loop the items of its compiled calls, from which a batch is fetched inside of them, and gives
+evaluation its padded and masked batches. Both kinds give the same batches for the same seed: the order of an epoch
+comes from one function, and augmentation happens later, on the device. A training takes its batches from a `Joined`: one
+feed, or several side by side.
 """
 
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import grain
@@ -35,24 +36,54 @@ def epoch_order(seed, epoch, num_examples: int, batch_size: int):
 
 
 class Feed(Protocol):
-    """What training and evaluation ask of a data set."""
+    """What training and evaluation ask of a data set.
+
+    held: what every compiled call needs of it, on the device. max_steps: how many steps' items a call should take at most.
+    """
 
     source: Source
+    held: Any
+    max_steps: int
 
-    def training_calls(
-        self, epoch: int, start: int, seed: int, batch_size: int, max_steps: int = devices.MAX_STEPS_PER_CALL
-    ) -> Iterator[tuple[Any, Any, int]]:
-        """Yields (held, items, steps) for `steps.many_steps`, from step `start` of the epoch on."""
+    def items(self, steps: range, count: int, seed: int, batch_size: int) -> Iterator[Any]:
+        """Yields the items of training steps, leaves [count, ...], `count` steps at a time; epoch follows on epoch.
+
+        steps: consecutive numbers, from 0 at the beginning of the training; `count` divides how many there are.
+        """
 
     @staticmethod
-    def fetch(held, step, item) -> Batch:
-        """Inside jit: the batch of one step."""
+    def fetch(held, item) -> Batch:
+        """Inside jit: the batch of one step from its item, leaves [...]."""
 
     def on(self, mesh: Mesh) -> "Feed":
         """The same feed for another mesh over the same devices."""
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields every image once, in order, in batches of one size; the last is padded and masked."""
+
+
+def abstract_batch(
+    preprocessing: Preprocessing, batch_size: int, extra: Mapping[str, np.ndarray] | None = None
+) -> Batch:
+    """The shapes and dtypes of a batch that a feed gives; extra: that of its source."""
+    size, shape = preprocessing.host_size, jax.ShapeDtypeStruct
+    return Batch(
+        images=shape((batch_size, size, size, 3), np.uint8),
+        labels=shape((batch_size,), np.int32),
+        mask=shape((batch_size,), bool),
+        extra={name: shape((batch_size, *array.shape[1:]), array.dtype) for name, array in (extra or {}).items()},
+    )
+
+
+def epochs_order(num_examples: int, steps: range, seed: int, batch_size: int) -> np.ndarray:
+    """The examples of training steps, which may lie in several epochs: int32 [len(steps), batch_size]."""
+    an_epoch = num_examples // batch_size
+    first = steps.start // an_epoch
+    orders = [
+        np.asarray(epoch_order(_scalar(seed), _scalar(epoch), num_examples, batch_size))
+        for epoch in range(first, -(-steps.stop // an_epoch))
+    ]
+    return np.concatenate(orders)[steps.start - first * an_epoch :][: len(steps)]
 
 
 def steps_per_epoch(num_examples: int, batch_size: int, what: str) -> int:
@@ -75,20 +106,16 @@ class Resident:
     source: Source
     held: Batch  # [n, ...]
     mesh: Mesh
+    max_steps: int = devices.MAX_STEPS_PER_CALL
 
-    def training_calls(self, epoch, start, seed, batch_size, max_steps=devices.MAX_STEPS_PER_CALL):
-        steps = len(self.source) // batch_size
-        order = epoch_order(_scalar(seed), _scalar(epoch), len(self.source), batch_size)
-        order = devices.replicate(order, self.mesh)
-        count = devices.steps_per_call(steps, start, max_steps)
-        for _ in range(start, steps, count):
-            yield (self.held, order), None, count
+    def items(self, steps, count, seed, batch_size):
+        order = epochs_order(len(self.source), steps, seed, batch_size)
+        for first in range(0, len(steps), count):
+            yield devices.replicate(order[first : first + count], self.mesh)
 
     @staticmethod
-    def fetch(held, step, item):
-        data, order = held
-        indices = order[step % order.shape[0]]
-        return jax.tree.map(lambda x: x[indices], data)
+    def fetch(held, item):
+        return jax.tree.map(lambda x: x[item], held)
 
     def on(self, mesh):
         return dataclasses.replace(self, held=devices.replicate(self.held, mesh), mesh=mesh)
@@ -115,6 +142,8 @@ class Streamed:
     mesh: Mesh
     num_threads: int
     ahead: int = 2  # calls whose batches are already on the device
+    max_steps: int = 16
+    held: None = None
 
     def _read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """One batch; an index of -1 is padding."""
@@ -125,7 +154,8 @@ class Streamed:
             images[i] = self.preprocessing.square(image)
         labels = np.zeros(len(indices), np.int32)
         labels[: len(real)] = self.source.labels[real]
-        return {"images": images, "labels": labels, "mask": indices >= 0}
+        extra = {name: _padded(array[real], len(indices)) for name, array in self.source.extra.items()}
+        return {"images": images, "labels": labels, "mask": indices >= 0, "extra": extra}
 
     def _load(self, order: np.ndarray, count: int) -> Iterator[Batch]:
         """Batches [count, b, ...] on the device, read in the order given [steps, b], `count` steps at a time."""
@@ -145,14 +175,11 @@ class Streamed:
                 yield waiting.popleft()
         yield from waiting
 
-    def training_calls(self, epoch, start, seed, batch_size, max_steps=devices.MAX_STEPS_PER_CALL):
-        order = np.asarray(epoch_order(_scalar(seed), _scalar(epoch), len(self.source), batch_size))
-        count = devices.steps_per_call(len(order), start, min(max_steps, 16))
-        for batch in self._load(order[start:], count):
-            yield None, batch, count
+    def items(self, steps, count, seed, batch_size):
+        yield from self._load(epochs_order(len(self.source), steps, seed, batch_size), count)
 
     @staticmethod
-    def fetch(held, step, item):
+    def fetch(held, item):
         return item
 
     def on(self, mesh):
@@ -163,6 +190,83 @@ class Streamed:
         padded = np.concatenate([indices, np.full(-len(indices) % batch_size, -1)])
         for batch in self._load(padded.reshape(-1, batch_size), 1):
             yield jax.tree.map(lambda x: x[0], batch)
+
+
+def _padded(array: np.ndarray, size: int) -> np.ndarray:
+    """array [m, ...] with zeros behind, [size, ...]."""
+    return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Feeds side by side: a training step takes a batch of each.
+
+    The first one's length is an epoch. The others go round by themselves: an epoch of theirs ends wherever it ends.
+    """
+
+    feeds: Mapping[str, Feed]
+    batch_sizes: Mapping[str, int]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        name, feed = next(iter(self.feeds.items()))
+        return len(feed.source) // self.batch_sizes[name]
+
+    @property
+    def sizes(self) -> dict[str, tuple[Source, int]]:
+        """feed -> (its source, images a step)."""
+        return {name: (feed.source, self.batch_sizes[name]) for name, feed in self.feeds.items()}
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step, over all feeds."""
+        return sum(self.batch_sizes.values())
+
+    @property
+    def num_classes(self) -> dict[str, int]:
+        return {name: feed.source.num_classes for name, feed in self.feeds.items()}
+
+    @property
+    def held(self) -> dict[str, Any]:
+        return {name: feed.held for name, feed in self.feeds.items()}
+
+    @property
+    def max_steps(self) -> int:
+        return min(feed.max_steps for feed in self.feeds.values())
+
+    def items(self, steps: range, count: int, seed: int) -> Iterator[dict[str, Any]]:
+        """Yields the items of training steps, as `Feed.items` does, of all feeds."""
+        each = [
+            # A seed of its own, or two feeds of one size would have the same order.
+            feed.items(steps, count, seed + (place << 24), self.batch_sizes[name])
+            for place, (name, feed) in enumerate(self.feeds.items())
+        ]
+        for items in zip(*each, strict=True):
+            yield dict(zip(self.feeds, items, strict=True))
+
+    @property
+    def fetch(self) -> Callable[[dict, dict], dict[str, Batch]]:
+        """Inside jit, fetch(held, item): feed -> the batch of one step. It holds no data."""
+        fetch = {name: feed.fetch for name, feed in self.feeds.items()}
+        return lambda held, item: {name: fetch[name](held[name], item[name]) for name in fetch}
+
+    def on(self, mesh: Mesh) -> "Joined":
+        """The same feeds for another mesh over the same devices."""
+        return dataclasses.replace(self, feeds={name: feed.on(mesh) for name, feed in self.feeds.items()})
+
+
+def joined(feeds: Mapping[str, tuple[Feed, int]]) -> Joined:
+    """Joins feeds, each with the number of images that a step takes of it; the first one's length is an epoch.
+
+    >>> joined({"target": (target, 256), "source": (source, 256)})  # doctest: +SKIP
+
+    Raises:
+      InputError: for a feed with fewer images than one batch.
+    """
+    for name, (feed, batch_size) in feeds.items():
+        steps_per_epoch(len(feed.source), batch_size, f"{feed.source.name} (feed {name})")
+    sizes = {name: batch_size for name, (_, batch_size) in feeds.items()}
+    return Joined({name: feed for name, (feed, _) in feeds.items()}, sizes)
 
 
 class _Rows(collections.abc.Sequence):
@@ -194,7 +298,7 @@ def make_feed(
     if fits and not devices.spans_processes(mesh):
         images, labels = read(source, progress=progress)
         require_different(source, images)
-        held = Batch(images=images, labels=labels, mask=np.ones(len(labels), bool))
+        held = Batch(images, labels, np.ones(len(labels), bool), dict(source.extra))
         return Resident(source, devices.replicate(held, mesh), mesh)
     require_different(source, (preprocessing.square(source.read([i])[0]) for i in range(len(source))))
     if not fits:
@@ -204,7 +308,7 @@ def make_feed(
     mine = np.arange(-(-n // count) * count).reshape(jax.process_count(), -1)[jax.process_index()]
     part = subset(source, np.minimum(mine, n - 1))
     images, labels = read(part, progress=progress)
-    held = Batch(images=images, labels=labels, mask=np.ones(len(labels), bool))
+    held = Batch(images, labels, np.ones(len(labels), bool), dict(part.extra))
     join = jax.jit(lambda held: jax.tree.map(lambda x: x[:n], held), out_shardings=devices.replicated(mesh))
     return Resident(source, join(devices.split(held, mesh, "data")), mesh)
 

@@ -33,6 +33,7 @@ class Source:
     fingerprint: str
     metric: str = "accuracy"
     notes: tuple[str, ...] = ()
+    extra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -50,6 +51,7 @@ def subset(source: Source, indices: np.ndarray) -> Source:
         labels=source.labels[indices],
         read=functools.partial(_read_subset, source.read, indices),
         fingerprint=content_hash(source.fingerprint, indices.tobytes()),
+        extra={name: array[indices] for name, array in source.extra.items()},
     )
 
 

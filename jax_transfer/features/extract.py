@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from jax_transfer import devices, logs
 from jax_transfer.data import augment
-from jax_transfer.data.batches import Feed
+from jax_transfer.data.batches import Feed, abstract_batch
 from jax_transfer.data.sources import Source
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.net import Net
@@ -87,13 +87,7 @@ def _are_constant(x):
 
 def forward_gigaflops(forward: Callable, model: dict, preprocessing: Preprocessing, batch_size: int) -> float:
     """The work of one image's forward pass, by the compiler's cost analysis of shapes alone."""
-    size = preprocessing.host_size
-    batch = Batch(
-        images=jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8),
-        labels=jax.ShapeDtypeStruct((batch_size,), np.int32),
-        mask=jax.ShapeDtypeStruct((batch_size,), bool),
-    )
-    return devices.gigaflops(forward, model, batch) / batch_size
+    return devices.gigaflops(forward, model, abstract_batch(preprocessing, batch_size)) / batch_size
 
 
 # Part of the name of cached features. Version 2: images are decoded, cropped and split otherwise than in version 1,

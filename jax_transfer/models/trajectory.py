@@ -1,9 +1,8 @@
 """A trajectory: one Orbax checkpoint an epoch, and what is needed to use it without its config.
 
-`checkpoints/<epoch>/` holds three items: `model` (params, stats), `training` (optimizer, step, key) and
-`metadata` (JSON: model name and settings, preprocessing, source accuracy, the epoch's result row, and fingerprints of
-all three, without which a bit that turned on the disk would go unseen). Where the training
-keeps a moving average, the average is the `model`, and params and stats are in `training`.
+`checkpoints/<epoch>/` holds three items: `model` (params, stats), `training` (all else that training needs to continue,
+see `training.state.divide`) and `metadata` (JSON: model name and settings, preprocessing, source accuracy, the epoch's
+result row, and fingerprints of all three, without which a bit that turned on the disk would go unseen).
 Epoch 0 is the initialisation. Checkpoints are always restored into an abstract target: without one,
 Orbax turns list indices into strings and layers change places.
 """
@@ -56,15 +55,18 @@ class Trajectory:
         """The epochs that are completely saved, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, epoch: int, state: dict, metadata: dict) -> None:
-        """Saves a training state asynchronously; the files appear under their final name when all are written.
+    def save(self, epoch: int, model: dict, training: dict, metadata: dict) -> None:
+        """Saves two trees asynchronously; the files appear under their final name when all are written.
 
-        All keys of the state are stored: params and stats, or ema, as the model; every other one with the training.
+        Args:
+          model: {"params", "stats"} of the net, as it is evaluated.
+          training: what else training needs to continue.
+          metadata: a dictionary that JSON holds.
 
         Raises:
-          InputError: if one is no array or number, or of a type that JAX does not hold, such as int64; it is named.
+          InputError: if a leaf is no array or number, or of a type that JAX does not hold, such as int64; it is named.
         """
-        model, training = _divide(_storable(state))
+        model, training = _storable(model), _storable(training)
         saved = {"model": model, "training": training, "metadata": metadata}
         fingerprints = {name: _fingerprint(name, item) for name, item in saved.items()}
         items = ocp_args.Composite(
@@ -72,7 +74,7 @@ class Trajectory:
             training=ocp_args.StandardSave(training),
             metadata=ocp_args.JsonSave({**metadata, "fingerprints": fingerprints}),
         )
-        with _disk_errors():  # also those of the save before, which went on in the background
+        with _disk_errors():  # also those of the save before, which continued in the background
             self._manager.save(epoch, args=items)
         if _malloc_trim:
             _malloc_trim(0)
@@ -93,13 +95,11 @@ class Trajectory:
         """{"params", "stats"} of an epoch, with the shapes, dtypes and shardings of `abstract_model`."""
         return self._restore(epoch, model=ocp_args.StandardRestore(abstract_model))["model"]
 
-    def restore_state(self, epoch: int, abstract_state: dict) -> dict:
-        """The whole training state of an epoch."""
-        model, training = _divide(abstract_state)
-        found = self._restore(epoch, model=ocp_args.StandardRestore(model), training=ocp_args.StandardRestore(training))
-        if "ema" in abstract_state:
-            return {**found["training"], "ema": found["model"]}
-        return {**found["model"], **found["training"]}
+    def restore(self, epoch: int, abstract_model: dict, abstract_training: dict) -> tuple[dict, dict]:
+        """Both trees of an epoch, (model, training), with the shapes, dtypes and shardings of the abstract ones."""
+        items = {"model": abstract_model, "training": abstract_training}
+        found = self._restore(epoch, **{name: ocp_args.StandardRestore(tree) for name, tree in items.items()})
+        return found["model"], found["training"]
 
     def _restore(self, epoch: int, **items):
         items["metadata"] = ocp_args.JsonRestore()
@@ -170,16 +170,8 @@ def _of_one_process():
     )
 
 
-def _divide(state: dict) -> tuple[dict, dict]:
-    """The `model` that is evaluated, and all else, which `training` needs to continue."""
-    if "ema" in state:
-        return state["ema"], {name: value for name, value in state.items() if name != "ema"}
-    model = {name: state[name] for name in ("params", "stats")}
-    return model, {name: value for name, value in state.items() if name not in model}
-
-
-def _storable(state: dict) -> dict:
-    """The state with plain numbers as arrays. What Orbax would refuse, drop or change is an InputError that names it."""
+def _storable(tree: dict) -> dict:
+    """The tree with plain numbers as arrays. What Orbax would refuse, drop or change is an InputError that names it."""
     stored = set()
 
     def storable(path, leaf):
@@ -199,10 +191,10 @@ def _storable(state: dict) -> dict:
         )
 
     try:
-        jax.tree.structure(state)
+        jax.tree.structure(tree)
     except ValueError as error:
         raise InputError("A checkpoint cannot hold a dictionary whose keys do not sort, such as 1 and '1'.") from error
-    return jax.tree_util.tree_map_with_path(storable, state)
+    return jax.tree_util.tree_map_with_path(storable, tree)
 
 
 def _is_storable(array, kind) -> bool:

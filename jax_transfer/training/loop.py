@@ -1,102 +1,133 @@
-"""The one training loop: pre-training and every kind of fine-tuning run through `fit`."""
+"""The one training loop: pre-training and every kind of fine-tuning go through `train`."""
 
 import collections
+import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
 from jax_transfer import devices, logs
-from jax_transfer.data.batches import Feed
+from jax_transfer.data.batches import Joined
 
 
-def fit(
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """Where a training stands at the end of an epoch, or where it stopped within one.
+
+    number: from 1. state: donated as soon as the next epoch is asked for. metrics: name -> values of the epoch's steps so
+    far, [steps], or [rows, steps] where several states train side by side. seconds: those of its training.
+    diverged_at: for each row, the first step of the epoch whose loss is NaN or infinite, None if there is none.
+    stopped: `stop` returned True before the epoch was over, or at its end.
+    """
+
+    number: int
+    state: dict
+    metrics: dict[str, np.ndarray]
+    seconds: float
+    images_per_second: float
+    diverged_at: tuple[int | None, ...]
+    stopped: bool
+
+    @property
+    def means(self) -> dict[str, np.ndarray]:
+        """The mean of each metric over the steps."""
+        return {name: values.mean(-1) for name, values in self.metrics.items()}
+
+    def begun(self) -> dict:
+        """What `train` needs, beside the state, to resume within this epoch; JSON holds it."""
+        return {"metrics": {name: values.tolist() for name, values in self.metrics.items()}, "seconds": self.seconds}
+
+
+def train(
     state: dict,
     run: Callable,
-    feed: Feed,
+    feed: Joined,
     *,
     seed: int,
-    batch_size: int,
     total_steps: int,
     what: str,
-    on_metrics: Callable[[int, dict], None],
-    on_epoch: Callable[[int, dict, dict], bool | None],
     max_steps: int = devices.MAX_STEPS_PER_CALL,
     stop: Callable[[], bool] = lambda: False,
-    on_stop: Callable[[dict, dict], None] = lambda state, so_far: None,
-    so_far: dict | None = None,
-) -> dict:
-    """Trains from wherever `state["step"]` stands until `total_steps`.
+    begun: dict | None = None,
+) -> Iterator[Epoch]:
+    """Trains from wherever `state["step"]` stands until `total_steps`, and yields every epoch as it ends.
+
+    The last epoch is the one in which training stops: after `total_steps`, after `stop` returned True, or once the loss of
+    every row was NaN or infinite.
 
     Args:
-      run: what `steps.many_steps` or `many_steps_of_many` compiled.
+      run: what `steps.many_steps` or `many_steps_of_many` compiled. It donates the state.
       what: for the progress line, such as "pretrain".
-      on_metrics: called with the first step and the metrics ([t] each, or [rows, t]) of each compiled call.
-      on_epoch: called at the end of each epoch with its number (from 1), the state, and
-        {"images_per_second", "seconds"} plus the mean of each metric over the epoch's last axis. True if it was told to
-        stop before it was done: it will be called again for that epoch.
-      max_steps: of one compiled call.
-      stop: asked after each compiled call. Once it, or `on_epoch`, says so, `on_stop` gets the state and the epoch's metrics
-        so far, and training ends.
-      so_far: what `on_stop` got with the state that training goes on from, for an epoch that was begun then.
-
-    Returns:
-      The final state. The state passed in is donated.
+      max_steps: the most steps of one compiled call.
+      stop: asked after each compiled call.
+      begun: `Epoch.begun` of a stopped epoch, whose state this is.
     """
-    steps_an_epoch = len(feed.source) // batch_size
     step = int(np.ravel(jax.device_get(state["step"]))[0])
     rows = int(np.size(jax.device_get(state["step"])))
-    while step < total_steps or so_far:
-        epoch, start = divmod(step, steps_an_epoch)
-        if so_far and start == 0:  # stopped between the last step of an epoch and its end
-            epoch, start = epoch - 1, steps_an_epoch
-        end = min(steps_an_epoch, start + total_steps - step)
-        begun, history, stopped = time.perf_counter(), [], False
-        if so_far:
-            history.append({name: np.asarray(values, np.float32) for name, values in so_far["metrics"].items()})
-            begun -= so_far["seconds"]
-            so_far = None
-        # Where training ends within an epoch, its calls end there too.
-        limit = max_steps if end == steps_an_epoch else _divisor(math.gcd(steps_an_epoch, start, end), max_steps)
+    per_epoch, images = feed.steps_per_epoch, feed.batch_size * rows
+    while step < total_steps or begun:
+        number, start = divmod(step, per_epoch)
+        if begun and start == 0:  # stopped between the last step of an epoch and its end
+            number, start = number - 1, per_epoch
+        end = min(per_epoch, start + total_steps - step)
+        history = _History(rows, begun, step)
+        begun, stopped, started = None, False, time.perf_counter()
+        # A divisor of all three: one compiled program serves, and the epoch ends, or training within it, where a call does.
+        count = devices.steps_per_call(math.gcd(per_epoch, start, end), min(max_steps, feed.max_steps))
+        label = f"{what}, epoch {number + 1}/{-(-total_steps // per_epoch)}"
         waiting: collections.deque = collections.deque()
-        images = (end - start) * batch_size * rows
-
-        def collect(waiting=waiting, history=history):
-            first, metrics = waiting.popleft()
-            metrics = jax.device_get(metrics)
-            on_metrics(first, metrics)
-            history.append(metrics)
-
-        with logs.progress(images, f"{what}, epoch {epoch + 1}/{-(-total_steps // steps_an_epoch)}", "images") as bar:
-            calls = feed.training_calls(epoch, start, seed, batch_size, limit) if start < end else ()
-            for held, items, count in calls:
-                if step >= total_steps:
-                    break
-                state, metrics = run(state, held, items, count)
-                waiting.append((step, metrics))
+        with logs.progress((end - start) * images, label, "images") as bar:
+            for items in feed.items(range(step, step + end - start), count, seed):
+                state, metrics = run(state, feed.held, items, count)
+                waiting.append(metrics)
                 step += count
                 if len(waiting) > 2:  # look at a call's metrics only when the next ones are already under way
-                    collect()
-                bar.update(count * batch_size * rows)
+                    history.add(jax.device_get(waiting.popleft()))
+                bar.update(count * images)
                 stopped = stop()
-                if stopped:
+                if stopped or history.all_diverged():
                     break
-            while waiting:
-                collect()
-        seconds = time.perf_counter() - begun
-        metrics = {name: np.concatenate([m[name] for m in history], -1) for name in history[0]}
-        means = {name: values.mean(-1) for name, values in metrics.items()}
-        speed = {"seconds": seconds, "images_per_second": end * batch_size * rows / seconds}
-        if stopped or on_epoch(epoch + 1, state, {**means, **speed}):
-            on_stop(state, {"metrics": {name: values.tolist() for name, values in metrics.items()}, "seconds": seconds})
-            return state
-    return state
+            for metrics in waiting:
+                history.add(jax.device_get(metrics))
+        seconds = history.seconds + time.perf_counter() - started
+        yield Epoch(
+            number + 1,
+            state,
+            history.metrics(),
+            seconds,
+            end * images / seconds,
+            tuple(history.diverged_at),
+            stopped,
+        )
+        if stopped or history.all_diverged():
+            return
 
 
-def _divisor(number: int, most: int) -> int:
-    return max(n for n in range(1, min(number, most) + 1) if number % n == 0)
+class _History:
+    """The metrics of an epoch, call by call, and where each row diverged."""
+
+    def __init__(self, rows: int, begun: dict | None, step: int):
+        """begun: of the part that was trained before, which ended before `step`."""
+        self.calls = [{n: np.asarray(v, np.float32) for n, v in begun["metrics"].items()}] if begun else []
+        self.seconds = begun["seconds"] if begun else 0.0
+        self.step, self.diverged_at = step, [None] * rows
+
+    def add(self, metrics: dict[str, np.ndarray]) -> None:
+        self.calls.append(metrics)
+        losses = np.atleast_2d(metrics["loss"])
+        for row, own in enumerate(losses):
+            if self.diverged_at[row] is None:
+                self.diverged_at[row] = first_bad_step(self.step, own)
+        self.step += losses.shape[-1]
+
+    def all_diverged(self) -> bool:
+        return all(step is not None for step in self.diverged_at)
+
+    def metrics(self) -> dict[str, np.ndarray]:
+        return {name: np.concatenate([call[name] for call in self.calls], -1) for name in self.calls[0]}
 
 
 def first_bad_step(first: int, losses: np.ndarray) -> int | None:

@@ -1,6 +1,8 @@
 """Optimizers and learning-rate schedules, by optax. Epochs become steps here."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -24,40 +26,38 @@ class OptimizerSettings:
     min_learning_rate: float = 0.0  # where the cosine schedule ends
     warmup: float = 0.0  # fraction of training with a linearly growing rate
     warmup_learning_rate: float = 0.0  # where it begins
+    head_learning_rate_factor: float = 1.0  # the heads' learning rate over the backbone's
 
 
-def constant(settings, steps):
-    return optax.constant_schedule(settings.learning_rate)
+def constant(settings, rate, steps):
+    return optax.constant_schedule(rate)
 
 
-def cosine(settings, steps):
-    least = settings.min_learning_rate / settings.learning_rate
-    return optax.cosine_decay_schedule(settings.learning_rate, max(steps, 1), alpha=least)
+def cosine(settings, rate, steps):
+    return optax.cosine_decay_schedule(rate, max(steps, 1), alpha=settings.min_learning_rate / rate)
 
 
-def step_decay(settings, steps):
+def step_decay(settings, rate, steps):
     boundaries = {round(fraction * steps): settings.decay_factor for fraction in settings.milestones}
-    return optax.piecewise_constant_schedule(settings.learning_rate, boundaries)
+    return optax.piecewise_constant_schedule(rate, boundaries)
 
 
 SCHEDULES = {"constant": constant, "cosine": cosine, "step": step_decay}
 
 
-def sgd(settings, schedule, mask):
+def sgd(settings, schedule, weight_decay, mask):
     """Momentum with L2 added to the gradient, as in torch."""
     momentum = settings.momentum or None
-    return optax.chain(
-        optax.add_decayed_weights(settings.weight_decay, mask), optax.sgd(schedule, momentum, settings.nesterov)
-    )
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.sgd(schedule, momentum, settings.nesterov))
 
 
-def adam(settings, schedule, mask):
+def adam(settings, schedule, weight_decay, mask):
     """Adam with L2 added to the gradient, as in torch."""
-    return optax.chain(optax.add_decayed_weights(settings.weight_decay, mask), optax.adam(schedule))
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.adam(schedule))
 
 
-def adamw(settings, schedule, mask):
-    return optax.adamw(schedule, weight_decay=settings.weight_decay, mask=mask)
+def adamw(settings, schedule, weight_decay, mask):
+    return optax.adamw(schedule, weight_decay=weight_decay, mask=mask)
 
 
 EMBEDDINGS = ("cls_token", "pos_embed")
@@ -65,25 +65,50 @@ EMBEDDINGS = ("cls_token", "pos_embed")
 OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw}
 
 
-def make_schedule(settings: OptimizerSettings, steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step, for a training of `steps` steps."""
+def make_schedule(settings: OptimizerSettings, steps: int, learning_rate=None) -> optax.Schedule:
+    """The learning rate as a function of the step, for a training of `steps` steps.
+
+    learning_rate: in place of that of the settings; it may be traced.
+    """
+    rate = settings.learning_rate if learning_rate is None else learning_rate
     warmup = round(settings.warmup * steps)
-    after = choose(SCHEDULES, settings.schedule, "learning-rate schedule")(settings, steps - warmup)
+    after = choose(SCHEDULES, settings.schedule, "learning-rate schedule")(settings, rate, steps - warmup)
     if not warmup:
         return after
-    growing = optax.linear_schedule(settings.warmup_learning_rate, settings.learning_rate, warmup)
+    growing = optax.linear_schedule(settings.warmup_learning_rate, rate, warmup)
     return optax.join_schedules([growing, after], [warmup])
 
 
-def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: OptimizerSettings,
+    steps: int,
+    groups: Callable[[Any], Any] | None = None,
+    learning_rate=None,
+    weight_decay=None,
+) -> optax.GradientTransformation:
     """The gradient transformation for a training of `steps` steps.
+
+    Args:
+      groups: labels each parameter "backbone" or "head" (`Objective.groups`); None: all are the backbone's.
+      learning_rate, weight_decay: in place of those of the settings. They may be traced, so that one compiled program
+        serves for all values; the state that `init` makes does not depend on them.
 
     Raises:
       InputError: if the optimizer or the schedule does not exist.
     """
     make = choose(OPTIMIZERS, settings.name, "optimizer")
     mask = None if settings.decay_norm_and_bias else _decayed
-    return make(settings, make_schedule(settings, steps), mask)
+    decay = settings.weight_decay if weight_decay is None else weight_decay
+    optimizer = make(settings, make_schedule(settings, steps, learning_rate), decay, mask)
+    if groups is None or settings.head_learning_rate_factor == 1:
+        return optimizer
+    factors = {"backbone": 1.0, "head": settings.head_learning_rate_factor}
+
+    def scale(updates, params):
+        return jax.tree.map(lambda update, group: factors[group] * update, updates, groups(params))
+
+    # The updates are proportional to the learning rate, weight decay included.
+    return optax.chain(optimizer, optax.stateless(scale))
 
 
 def _decayed(params):

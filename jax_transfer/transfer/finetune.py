@@ -1,30 +1,38 @@
 """Fine-tuning (FT): from each checkpoint a new head, then the same training loop as pre-training.
 
-The checkpoints of a group train side by side, one a device of the `sweep` axis, in one compiled program
-that is reused for every group. The models can be tested within the schedule too: that is how early stopping ranks them.
+The candidates (checkpoints, seeds, learning rates) of a group train side by side, one a device of the `sweep` axis, in one
+compiled program that is reused for every group. The models can be tested within the schedule too: that is how early
+stopping ranks them.
 """
 
 import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jax_transfer import devices, logs, trees
-from jax_transfer.data.batches import Feed, steps_per_epoch
+from jax_transfer.data.batches import Feed, Joined, steps_per_epoch
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.net import Net, with_new_head
 from jax_transfer.records import InputError
-from jax_transfer.training import steps as training_steps
-from jax_transfer.training.loop import first_bad_step, fit
-from jax_transfer.training.objectives import supervised
+from jax_transfer.training.evaluation import Measure, classification
+from jax_transfer.training.loop import train
+from jax_transfer.training.objectives import Objective
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
+from jax_transfer.training.state import evaluated, init_state
+from jax_transfer.training.steps import make_train_step, many_steps_of_many, train_step_gigaflops
 
 # Ranking by early stopping ("Ranking Neural Checkpoints", section 3.1): the epochs after which fine-tuning on a part of
 # the training images is stopped, in the middle of its schedule; the score is the accuracy on the rest of the images.
 FINETUNE_SCORES = {"finetune_1": 1, "finetune_5": 5}
+
+RATES = ("learning_rate", "weight_decay")  # what a candidate may change of the optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +48,32 @@ class FinetuneSettings:
     optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009  frozen
 
 
+class Candidate(NamedTuple):
+    """One training to make.
+
+    checkpoint: the name of the one to start from. changes: what differs from the settings and has a value in every
+    candidate: "learning_rate", "weight_decay", or a setting of the objective. The values are inputs of the compiled program.
+    """
+
+    checkpoint: str
+    seed: int
+    changes: Mapping[str, float] = {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Finetuned:
-    """One checkpoint, fine-tuned for some epochs: where it stood in the list given, its test accuracies and its model.
+    """One candidate, fine-tuned for some epochs: where it stood in the list given, what was measured, and its model.
 
-    seconds, gflops: of the work up to here; the tests are in the seconds only.
-    diverged_at: the first step whose loss was not finite, None if there was none; the accuracies are then NaN.
+    metrics: what `evaluate` measures on the test images. seconds, gflops: of the work up to here; the tests are in the
+    seconds only. diverged_at: the first step whose loss was not finite, None if there was none; the metrics are then NaN.
     """
 
     index: int
     epoch: int
-    accuracy: float
-    mean_class_accuracy: float
+    metrics: dict[str, float]
     seconds: float
     gflops: float
-    model: dict
+    model: dict | None
     diverged_at: int | None
 
 
@@ -67,114 +86,139 @@ def early_epochs(scores: Sequence[str]) -> list[int]:
     return sorted(FINETUNE_SCORES[score] for score in scores if score in FINETUNE_SCORES)
 
 
+def random_head(key, params: dict, net: Net) -> dict:
+    """Gives a net a new classification head: see `net.with_new_head`."""
+    return with_new_head(params, net, key)
+
+
 def finetune(
-    names: list[str],
-    load: Callable[[int], dict],
+    checkpoints: Mapping[str, Callable[[], dict]],
+    candidates: Sequence[Candidate],
     net: Net,
-    train: Feed,
+    make_objective: Callable[..., Objective],
+    feed: Joined,
     test: Feed,
     preprocessing: Preprocessing,
     settings: FinetuneSettings,
     mesh: Mesh,
-    seed: int,
-    eval_batch_size: int,
+    *,
+    head: Callable[[jax.Array, dict, Net], dict] = random_head,
+    evaluate: Callable[[Net, Preprocessing, Mesh], Measure] = classification,
     epochs: Sequence[int] = (),
+    eval_batch_size: int = 512,
 ) -> Iterator[Finetuned]:
-    """Fine-tunes each checkpoint on the target and tests it; yields results group by group, and in a group by epoch.
+    """Fine-tunes from checkpoints on a target and tests the models; yields results group by group, and in a group by epoch.
+
+    One program is compiled for all checkpoints, seeds and rates. The candidates of one seed, which see the same batches,
+    train side by side.
 
     Args:
-      names: of the checkpoints, for messages.
-      load: index -> {"params", "stats"} of that checkpoint, the head included (it is replaced).
-      net: with the target's number of classes.
-      mesh: its `sweep` axis says how many checkpoints train side by side.
+      checkpoints: name -> function that loads its {"params", "stats"}; it may come with any head, or with none.
+      net: the architecture of all of them, with the target's number of classes.
+      make_objective: called with those of a candidate's changes that are no rates, as keyword arguments.
+      mesh: its `sweep` axis says how many candidates train side by side.
+      head: head(key, params, net) -> params with the head to start from.
+      evaluate: compiles what is measured, as `evaluation.classification` does.
       epochs: after each of these, in ascending order, the models are tested, and training stops after the last. The
-        learning rate follows the schedule of the settings, whose length does not depend on them. Empty: the models are
-        tested once, at the end of the schedule.
+        learning rate follows the whole schedule nevertheless. Empty: they are tested once, at its end.
 
     Raises:
       InputError: if the schedule is shorter than the last of `epochs`.
+      ValueError: if the candidates do not all change the same settings.
     """
-    rows = mesh.shape["sweep"]
-    what = f"{train.source.name}"
-    count = total_steps(settings, len(train.source), what)
-    steps_an_epoch = steps_per_epoch(len(train.source), settings.batch_size, what)
-    stops = {epoch: epoch * steps_an_epoch for epoch in epochs} or {-(-count // steps_an_epoch): count}
-    if max(stops.values()) > count:
+    what = next(iter(feed.feeds.values())).source.name
+    length = settings.steps or settings.epochs * feed.steps_per_epoch
+    stops = {epoch: epoch * feed.steps_per_epoch for epoch in epochs} or {-(-length // feed.steps_per_epoch): length}
+    if max(stops.values()) > length:
         raise InputError(
-            f"Fine-tuning on {what} ends after {count / steps_an_epoch:.3g} epochs and cannot be tested after "
+            f"Fine-tuning on {what} ends after {length / feed.steps_per_epoch:.3g} epochs and cannot be tested after "
             f"{max(stops)}: give it more epochs or steps."
         )
-    optimizer = make_optimizer(settings.optimizer, count)
-    view = training_steps.training_view(settings.augment, preprocessing)
-    step = training_steps.make_train_step(net, supervised, optimizer, view)
-    run = training_steps.many_steps_of_many(step, train.fetch, mesh)
-    evaluate = training_steps.make_evaluation_of_many(net, preprocessing, mesh)
-    step_gflops = training_steps.train_step_gigaflops(step, net, optimizer, preprocessing, settings.batch_size)
+    if not candidates:
+        return
+    if different := [c for c in candidates if set(c.changes) != set(candidates[0].changes)]:
+        raise ValueError(f"candidates must change the same settings: {candidates[0]} and {different[0]} do not")
+
+    def made(changes):
+        rates = {name: value for name, value in changes.items() if name in RATES}
+        objective = make_objective(**{name: value for name, value in changes.items() if name not in rates})
+        return objective, make_optimizer(settings.optimizer, length, objective.groups, **rates)
 
     @jax.jit
-    def start(model):
-        params = with_new_head(model["params"], net, jax.random.fold_in(jax.random.key(seed), 0x4EAD))
-        return training_steps.init_state(params, model["stats"], optimizer, seed)
+    def start(model, seed, changes):
+        params = head(jax.random.fold_in(jax.random.key(seed), 0x4EAD), model["params"], net)
+        state = init_state(*made(changes), seed, {"params": params, "stats": model["stats"]})
+        return {**state, "changes": changes}
 
-    for first in range(0, len(names), rows):
-        group = list(range(first, min(first + rows, len(names))))
-        begun = time.perf_counter()
-        filled = group + [group[-1]] * (rows - len(group))  # the last group repeats a checkpoint to fill the devices
-        states = [jax.device_get(start(load(index))) for index in filled]
+    def step(state, batches):
+        return make_train_step(*made(state["changes"]), preprocessing, feed.num_classes)(state, batches)
+
+    run, measure = many_steps_of_many(step, feed.fetch, mesh), evaluate(net, preprocessing, mesh)
+    objective = made(candidates[0].changes)[0]
+    model = dict(zip(("params", "stats"), jax.eval_shape(net.init, jax.random.key(0)), strict=True))
+    abstract = jax.eval_shape(start, model, 0, _arrays(candidates[0].changes))
+    step_gflops = train_step_gigaflops(step, abstract, feed.sizes, preprocessing)
+    max_steps = devices.max_steps_per_call(lambda: step_gflops)
+
+    for group in _groups(candidates, mesh.shape["sweep"]):
+        begun, own = time.perf_counter(), [candidates[index] for index in group]
+        filled = own + own[-1:] * (mesh.shape["sweep"] - len(own))  # the last group repeats one to fill the devices
+        states = [jax.device_get(start(checkpoints[c.checkpoint](), c.seed, _arrays(c.changes))) for c in filled]
         state = devices.split(trees.stack(states), mesh, "sweep")
-        diverged_at: dict[int, int] = {}
-
-        def diverged(index, step, diverged_at=diverged_at):
-            if index not in diverged_at:
-                diverged_at[index] = step
-                logs.log.warning(
-                    "Fine-tuning %s on %s diverged at step %d: it counts as failed. A lower "
-                    "config.finetune.optimizer.learning_rate may help.",
-                    names[index],
-                    what,
-                    step,
-                )
-
-        def check(first_step, metrics, group=group, diverged=diverged):
-            for row, index in enumerate(group):
-                bad = first_bad_step(first_step, metrics["loss"][row])
-                if bad is not None:
-                    diverged(index, bad)
-
+        label, seed = f"finetune {_names(own)} on {what}", own[0].seed
+        diverged_at: list[int | None] = [None] * len(own)
         spent = time.perf_counter() - begun  # not counting what is done with the results
-        label = f"finetune {names[group[0]]}" + (f" to {names[group[-1]]}" if len(group) > 1 else "") + f" on {what}"
         for epoch, stop in stops.items():
-            begun = time.perf_counter()
-            state = fit(
-                state,
-                run,
-                train,
-                seed=seed,
-                batch_size=settings.batch_size,
-                total_steps=stop,
-                what=label,
-                on_metrics=check,
-                on_epoch=lambda *_: None,
-                max_steps=devices.max_steps_per_call(lambda: step_gflops),
-            )
-            model = {name: state[name] for name in ("params", "stats")}
-            zeros = devices.split(training_steps.zero_counts((rows, net.num_classes)), mesh, "sweep")
-            counts = training_steps.count_correct(evaluate, model, test, eval_batch_size, zeros)
+            begun, before = time.perf_counter(), list(diverged_at)
+            for trained in train(state, run, feed, seed=seed, total_steps=stop, what=label, max_steps=max_steps):
+                state = trained.state
+                diverged_at = [_first(*steps) for steps in zip(diverged_at, trained.diverged_at, strict=False)]
+            model = evaluated(objective, state)
+            metrics = measure(model, test, eval_batch_size)[: len(own)]
+            # Not finite though the last loss was: the last step broke the model.
+            diverged_at = [_first(d, stop if _any_nan(m) else None) for d, m in zip(diverged_at, metrics, strict=True)]
             spent += time.perf_counter() - begun
             for row, index in enumerate(group):
-                own = {name: value[row] for name, value in counts.items()}
-                if own["not_finite"].any():  # broken by the last step, whose loss was still finite
-                    diverged(index, stop)
-                accuracy, mean_class = training_steps.accuracies(own)
-                if index in diverged_at:
-                    accuracy = mean_class = math.nan
+                diverged = diverged_at[row]
+                if diverged is not None and before[row] is None:
+                    logs.log.warning(
+                        "Fine-tuning %s on %s diverged at step %d: it counts as failed. A lower "
+                        "config.finetune.optimizer.learning_rate may help.",
+                        own[row].checkpoint,
+                        what,
+                        diverged,
+                    )
                 yield Finetuned(
                     index,
                     epoch,
-                    accuracy,
-                    mean_class,
-                    spent / len(group),
+                    metrics[row] if diverged is None else dict.fromkeys(metrics[row], math.nan),
+                    spent / len(own),
                     stop * step_gflops,
                     jax.tree.map(lambda x, row=row: x[row], model),
-                    diverged_at.get(index),
+                    diverged,
                 )
+
+
+def _arrays(changes: Mapping[str, float]) -> dict[str, jax.Array]:
+    return {name: jnp.float32(value) for name, value in changes.items()}
+
+
+def _names(candidates: Sequence[Candidate]) -> str:
+    first, last = candidates[0].checkpoint, candidates[-1].checkpoint
+    return first if first == last else f"{first} to {last}"
+
+
+def _first(*steps: int | None) -> int | None:
+    return next((step for step in steps if step is not None), None)
+
+
+def _any_nan(metrics: Mapping[str, float]) -> bool:
+    return any(map(math.isnan, metrics.values()))
+
+
+def _groups(candidates: Sequence[Candidate], size: int) -> Iterator[list[int]]:
+    """Indices of candidates of one seed, at most `size` together."""
+    order = sorted(range(len(candidates)), key=lambda index: candidates[index].seed)
+    for _, same in itertools.groupby(order, key=lambda index: candidates[index].seed):
+        indices = list(same)
+        yield from (indices[first : first + size] for first in range(0, len(indices), size))

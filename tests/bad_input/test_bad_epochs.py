@@ -21,7 +21,8 @@ from jax_transfer.models.trajectory import Trajectory
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))  # pytest knows only the folder of a test
 from checkpoint_files import DESCRIBED, PARAMS, STATS
 
-STATE = {"params": PARAMS, "stats": STATS, "opt_state": {}, "step": np.int32(3), "key": np.zeros(2, np.uint32)}
+MODEL = {"params": PARAMS, "stats": STATS}
+TRAINING = {"opt_state": {}, "step": np.int32(3), "key": np.zeros(2, np.uint32)}
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,9 @@ def sound(tmp_path_factory):
     """A folder of two epochs; the second has weights that are no numbers."""
     folder = tmp_path_factory.mktemp("sound") / "checkpoints"
     trajectory = Trajectory(folder)
-    broken = {**STATE, "params": {**PARAMS, "bn1": jax.tree.map(lambda x: x * np.nan, PARAMS["bn1"])}}
-    trajectory.save(1, STATE, DESCRIBED)
-    trajectory.save(2, broken, DESCRIBED)
+    broken = {**MODEL, "params": {**PARAMS, "bn1": jax.tree.map(lambda x: x * np.nan, PARAMS["bn1"])}}
+    trajectory.save(1, MODEL, TRAINING, DESCRIBED)
+    trajectory.save(2, broken, TRAINING, DESCRIBED)
     trajectory.close()
     return folder
 

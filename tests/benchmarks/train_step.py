@@ -33,15 +33,15 @@ import torch_twins
 from torch.nn import functional
 
 from jax_transfer import devices
-from jax_transfer.data.batches import make_feed
+from jax_transfer.data.batches import joined, make_feed
 from jax_transfer.data.sources import Source, from_arrays, load_source
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS
-from jax_transfer.records import Batch
-from jax_transfer.training import steps as training_steps
-from jax_transfer.training.loop import fit
+from jax_transfer.training.loop import train
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
+from jax_transfer.training.state import init_state
+from jax_transfer.training.steps import make_train_step, many_steps, train_step_gigaflops
 
 LEARNING_RATE = 0.05
 GRAIN_THREADS = 16  # the default of config.data.num_threads
@@ -81,22 +81,17 @@ def our_training(case: Case, source: Source, batch: int, resident: bool):
     net = MODELS[case.model](num_classes=case.num_classes, stem=case.stem, dtype=devices.compute_dtype())
     steps = len(source) // batch
     optimizer = make_optimizer(OptimizerSettings(learning_rate=LEARNING_RATE, weight_decay=5e-4), steps)
-    view = training_steps.training_view(("pad_crop", "flip"), preprocessing)
-    step = training_steps.make_train_step(net, OBJECTIVES["supervised"], optimizer, view)
-    compiled = training_steps.many_steps(step, feed.fetch, mesh)
-    state = devices.replicate(training_steps.init_state(*net.init(jax.random.key(0)), optimizer, 0), mesh)
-    one = Batch(
-        images=jax.ShapeDtypeStruct((batch, case.size, case.size, 3), np.uint8),
-        labels=jax.ShapeDtypeStruct((batch,), np.int32),
-        mask=jax.ShapeDtypeStruct((batch,), bool),
-    )
-    gigaflops = devices.gigaflops(step, state, one)
+    objective, joint = OBJECTIVES["supervised"](net, ("pad_crop", "flip")), joined({"train": (feed, batch)})
+    step = make_train_step(objective, optimizer, preprocessing, joint.num_classes)
+    compiled = many_steps(step, joint.fetch, mesh)
+    state = devices.replicate(init_state(objective, optimizer, 0), mesh)
+    gigaflops = train_step_gigaflops(step, state, joint.sizes, preprocessing)
 
     def run(limit: int | None = None):
         nonlocal state
         state["step"] = devices.replicate(jnp.zeros((), jnp.int32), mesh)
-        state = fit(state, compiled, feed, seed=0, batch_size=batch, total_steps=min(limit or steps, steps), what="ours",
-                    on_metrics=lambda *_: None, on_epoch=lambda *_: None)  # fmt: skip
+        for epoch in train(state, compiled, joint, seed=0, total_steps=min(limit or steps, steps), what="ours"):
+            state = epoch.state
         jax.block_until_ready(state)
 
     return run, gigaflops

@@ -1,13 +1,10 @@
-"""What a training minimises: one file an objective.
+"""What a training minimises: one file an objective, `OBJECTIVES[name](net, augment, **its own settings) -> Objective`.
 
-An objective is `(net, params, stats, batch, key, **settings) -> loss, (stats, metrics)`. `stats` is the
-dictionary of all that changes by other means than the gradient: BatchNorm statistics here, a momentum
-encoder or a queue of keys elsewhere.
+`net` is without a head (`num_classes=0`) for an objective that has none. `augment` are the augmentations that the config
+names; keyword arguments with defaults are the objective's own settings, fields of `config.pretrain.<name>`.
 """
 
+from jax_transfer.training.objectives.objective import Objective as Objective
 from jax_transfer.training.objectives.supervised import supervised
 
 OBJECTIVES = {"supervised": supervised}
-
-# Whether the logits of what an objective trains are of the classes of the source; a contrastive projection's are not.
-HAS_HEAD = {"supervised": True}

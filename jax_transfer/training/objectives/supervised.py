@@ -1,26 +1,43 @@
 """Cross-entropy on the labels of the source or target data."""
 
+import functools
+
 import jax.numpy as jnp
 import optax
 
 from jax_transfer.models.net import Net
-from jax_transfer.records import Batch
+from jax_transfer.training.objectives.objective import Objective, head_and_backbone
 
 
-def supervised(net: Net, params, stats, batch: Batch, key, label_smoothing: float = 0.0):
+def supervised(net: Net, augment: tuple[str, ...], label_smoothing: float = 0.0) -> Objective:
     """Mean softmax cross-entropy over the batch.
 
+    Its feed is "train"; labels are float [b, c], with the weight of each class, where images are mixed.
+
     Args:
-      batch: images already augmented and normalised, float32 [b, h, w, 3]; labels int [b], or float [b, c] with the
-        weight of each class where images were mixed.
+      label_smoothing: probability taken from the true class and spread over all.
 
     Returns:
-      loss [], (new BatchNorm statistics, metrics {"loss": [], "accuracy": []}). The accuracy of a mixed image is that
-      on the class with the larger weight.
+      The objective; its metric "accuracy" is that in training mode, for a mixed image on the class with the larger weight.
     """
-    output, stats = net.apply_train(params, stats, batch.images, key)
-    mixed = batch.labels.ndim == 2
-    targets = batch.labels if mixed else jnp.eye(net.num_classes)[batch.labels]
-    loss = optax.softmax_cross_entropy(output.logits, optax.smooth_labels(targets, label_smoothing)).mean()
-    accuracy = (output.logits.argmax(-1) == (targets.argmax(-1) if mixed else batch.labels)).mean()
-    return loss, (stats, {"loss": loss, "accuracy": accuracy})
+
+    def init(key, model=None):
+        params, stats = net.init(key) if model is None else (model["params"], model["stats"])
+        return params, {"stats": stats}
+
+    def loss(params, aux, views, key):
+        (images,), labels = views["train"].images, views["train"].labels
+        output, stats = net.apply_train(params, aux["stats"], images, key)
+        mixed = labels.ndim == 2
+        targets = labels if mixed else jnp.eye(net.num_classes)[labels]
+        value = optax.softmax_cross_entropy(output.logits, optax.smooth_labels(targets, label_smoothing)).mean()
+        accuracy = (output.logits.argmax(-1) == (targets.argmax(-1) if mixed else labels)).mean()
+        return value, ({"stats": stats}, {"accuracy": accuracy})
+
+    return Objective(
+        init,
+        loss,
+        model=lambda params, aux: {"params": params, "stats": aux["stats"]},
+        views={"train": (augment,)},
+        groups=functools.partial(head_and_backbone, net),
+    )
