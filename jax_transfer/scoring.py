@@ -7,7 +7,7 @@ import time
 import jax
 
 from jax_transfer import config as settings
-from jax_transfer.analysis import NEED_HEAD, score_all, score_gigaflops, why_undefined
+from jax_transfer.analysis import SCORES, score_all, score_gigaflops, why_undefined
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features import extract
 from jax_transfer.finetuning import finetuned
@@ -34,11 +34,12 @@ def scores(work: Workspace) -> None:
 
 def _measured(work: Workspace, target: str, rows: Rows):
     """Yields (snapshot, score, {value, seconds, gflops, error}) of what has no row yet; early stopping comes last."""
+    need_head = [name for name, score in SCORES.items() if score.needs == "logits"]
     missing = {
         name: [
             snapshot
             for snapshot in work.snapshots
-            if (work.objective(snapshot.pretraining).has_head or name not in NEED_HEAD)
+            if (work.objective(snapshot.pretraining).has_head or name not in need_head)
             and (snapshot.name, target, name) not in rows
         ]
         for name in work.config.scores

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from jax_transfer import devices
-from jax_transfer.data.augment import evaluation_view, view
+from jax_transfer.data import augment
+from jax_transfer.data.augment import evaluation_view
 from jax_transfer.data.batches import Resident, Streamed, make_feed
 from jax_transfer.data.sources import from_arrays
 from jax_transfer.data.transforms import Preprocessing, resize_square
@@ -73,7 +74,7 @@ def test_training_without_random_crops_sees_the_same_centre():
     image = noise(13, 18)
     source = from_arrays([image, noise(12, 12)], [0, 1])
     feed = make_feed(source, preprocessing, devices.make_mesh(), 1.0, 1)
-    images, _ = view(None, feed.held, (), preprocessing, 2)
+    images, _ = augment.view(None, feed.held, (), preprocessing, 2)
     expected = torchvisions(Image.fromarray(image), 11, 8)
     assert np.array_equal(np.round(np.asarray(images[0]) * 255).astype(np.uint8), expected)
 

@@ -15,7 +15,7 @@ from test_report import Elements
 from test_scoring import TARGET, small_config
 
 from jax_transfer import pretraining, records, scoring, study
-from jax_transfer.analysis import NEED_HEAD, SCORES, ranking_row
+from jax_transfer.analysis import SCORES, ranking_row
 from jax_transfer.logs import Rows
 from jax_transfer.records import Features, RankingRow, ScoreRow, TransferRow, to_json_dict
 from jax_transfer.report import tables, trust
@@ -209,7 +209,7 @@ def test_scores_of_a_head_exist_only_for_one_over_classes(tmp_path, monkeypatch,
     make = OBJECTIVES["supervised"]
     monkeypatch.setitem(OBJECTIVES, "other", lambda net, augment: make(net, augment)._replace(has_head=has_head))
     monkeypatch.setattr(scoring, "_forward_gigaflops", lambda work, pretraining: 1.0)
-    scores = ("logme", *NEED_HEAD)
+    scores = ("logme", *(name for name, score in SCORES.items() if score.needs == "logits"))
     work = workspace(tmp_path, pretrain__objective="other", pretrain__epochs=1, scores=scores)
     labels = work.source(TARGET, "train").labels
     drawn = np.random.default_rng(0).normal(size=(len(labels), 80)).astype(np.float32)

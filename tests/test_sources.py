@@ -1,5 +1,6 @@
 """Data sets by name: packages, arrays and TFDS, options, and every error a user can meet."""
 
+import dataclasses
 import pickle
 import shutil
 import subprocess
@@ -8,8 +9,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jax_transfer.data import catalog, prepare
+from jax_transfer.data.source import of_classes
 from jax_transfer.data.sources import from_arrays, load_source, materialize, subset
 from jax_transfer.data.transforms import resize_square
 from jax_transfer.records import InputError
@@ -78,6 +82,9 @@ def test_from_arrays_refuses_labels_that_do_not_fit(images, labels, names, messa
         ("embedded:digits?fraction=1.5", r"fraction must be a number in \(0, 1\].*'1.5'"),
         ("embedded:digits?train=5&train=6", "given twice"),
         ("embedded:digits?per_class=500", "class '0' has only 142"),
+        ("embedded:digits?classes=3++4", r"classes must be names of classes joined by \+, got '3\+\+4'"),
+        ("embedded:digits?classes=3+ten", "Unknown class: 'ten'"),
+        ("embedded:digits?classes=3+4+3", "class '3' is given twice"),
     ],
 )
 def test_a_wrong_name_says_what_is_valid(name, message):
@@ -98,6 +105,67 @@ def test_options_thin_their_own_split():
     assert np.bincount(train.labels).tolist() == [7] * 10 and np.bincount(test.labels).tolist() == [4] * 10
     assert train.name == test.name == name
     assert len(load_source("embedded:digits?fraction=0.1&train=100", "train")) == 100
+
+
+@pytest.mark.parametrize("name", ("classes=7+2&per_class=5", "per_class=5&classes=7+2"))
+def test_the_option_classes_keeps_some_of_both_splits_and_comes_first(name):
+    train, test = (load_source(f"embedded:digits?{name}", split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("7", "2") and np.bincount(train.labels).tolist() == [5, 5]
+    whole = load_source("embedded:digits", "test")
+    assert np.bincount(test.labels).tolist() == [np.sum(whole.labels == 7), np.sum(whole.labels == 2)]
+    assert train.fingerprint == load_source("embedded:digits?classes=7+2&per_class=5", "train").fingerprint
+
+
+# ---- some classes, and what belongs to the images
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.data())
+def test_some_classes_are_renumbered_and_keep_their_images(data):
+    labels = np.array(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=30)))
+    numbers = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True))
+    classes = [data.draw(st.sampled_from((number, "abcde"[number]))) for number in numbers]
+    images = np.arange(len(labels), dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    source = from_arrays(images, labels, class_names="abcde")
+    source = dataclasses.replace(source, extra={"place": np.arange(len(labels)), "row": np.eye(len(labels))})
+    kept = np.flatnonzero(np.isin(labels, numbers))
+    if not len(kept):
+        with pytest.raises(InputError, match="no image"):
+            of_classes(source, classes)
+        return
+    part = of_classes(source, classes)
+    assert part.class_names == tuple("abcde"[number] for number in numbers) and part.num_classes == len(numbers)
+    assert [numbers[label] for label in part.labels] == labels[kept].tolist() and part.labels.dtype == np.int32
+    assert [image[0, 0] for image in part.read(range(len(part)))] == kept.tolist()
+    np.testing.assert_array_equal(part.extra["place"], kept)
+    np.testing.assert_array_equal(part.extra["row"], np.eye(len(labels))[kept])
+    others = [source, subset(source, kept)] + [of_classes(source, numbers[::-1])] * (len(numbers) > 1)
+    assert part.fingerprint not in [other.fingerprint for other in others]
+    assert part.fingerprint == of_classes(source, numbers).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["a", 5], "Unknown class: 5, expected a name, or a number from 0 to 4"),
+        ([-1], "Unknown class: -1"),
+        (["f"], "Unknown class: 'f'.*a, b, c, d, e"),
+        (["a", "b", 0], "class 'a' is given twice"),
+        ([], "no image of the 0 classes"),
+    ],
+)
+def test_classes_that_do_not_exist_or_are_given_twice(classes, message):
+    source = from_arrays(np.zeros((5, 2, 2), np.uint8), np.arange(5), class_names="abcde")
+    with pytest.raises(InputError, match=message):
+        of_classes(source, classes)
+
+
+def test_a_source_has_nothing_extra_unless_given_and_a_subset_carries_it():
+    source = from_arrays(np.zeros((3, 2, 2), np.uint8), [0, 1, 0])
+    assert source.extra == {} and subset(source, [1]).extra == {}
+    tokens = np.arange(12).reshape(3, 4)
+    (found,) = subset(dataclasses.replace(source, extra={"tokens": tokens}), [2, 0]).extra.values()
+    np.testing.assert_array_equal(found, tokens[[2, 0]])
 
 
 def test_the_seed_draws_the_subset():

@@ -5,12 +5,14 @@ under `jax.jit` num_classes is static, under `jax.vmap` the fields of Features a
 [m] of the samples on which a score that learns is tested, the same for all checkpoints; the others do not look at it.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jax_transfer import flops
 from jax_transfer.analysis.arguments import as_count, as_features, as_held_out, as_labels
@@ -49,58 +51,78 @@ from jax_transfer.choose import choose
 from jax_transfer.records import Features, InputError
 
 
-def _leep(features, num_classes, held_out=None):
-    return leep(jax.nn.softmax(as_features(features.logits, "logits", "n s")), features.labels, num_classes)
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A transferability score of one checkpoint.
+
+    function: (x, y [n], num_classes) -> scalar, higher is better.
+    needs: the field of Features that is x: "features" [n, d], or "logits" [n, s] of a head over classes; "" for a score of
+      neither, whose x is None.
+    learns: function also takes held_out, the indices of the samples to test on.
+    vmapped: one compiled program scores all checkpoints; otherwise each is scored by itself, in shapes that its values decide.
+    gigaflops: (x, y, num_classes) -> operations / 1e9, where `flops.gigaflops` of function is not right.
+    """
+
+    function: Callable
+    needs: str = "features"
+    learns: bool = False
+    vmapped: bool = True
+    gigaflops: Callable | None = None
+
+    def __call__(self, features: Features, num_classes: int, held_out=None) -> Float[Array, ""]:
+        """The score of `features`.
+
+        Raises:
+          InputError: as function; and for logits without columns if the score needs them.
+        """
+        held_out = {"held_out": held_out} if self.learns else {}
+        return self.function(self.x(features), features.labels, num_classes, **held_out)
+
+    def x(self, features: Features):
+        """What the score reads of `features`."""
+        x = getattr(features, self.needs) if self.needs else None
+        if self.needs == "logits" and np.shape(x)[-1:] == (0,):
+            raise InputError(
+                f"logits has the shape {list(np.shape(x))}: this score needs a head over classes; leave it out for a net "
+                "without one."
+            )
+        return x
 
 
-def _nce(features, num_classes, held_out=None):
+def _leep(logits, y, num_classes):
+    return leep(jax.nn.softmax(as_features(logits, "logits", "n s")), y, num_classes)
+
+
+def _nce(logits, y, num_classes):
     """NCE at the argmax of the logits; NaN for logits that are NaN or inf, which have an argmax too."""
-    logits = as_features(features.logits, "logits", "n s")
-    value = nce(jnp.argmax(logits, axis=-1), features.labels, logits.shape[-1], num_classes)
+    logits = as_features(logits, "logits", "n s")
+    value = nce(jnp.argmax(logits, axis=-1), y, logits.shape[-1], num_classes)
     return jnp.where(jnp.isfinite(jnp.max(logits)), value, jnp.nan)
 
 
-def _of_features(function):
-    return lambda features, num_classes, held_out=None: function(features.features, features.labels, num_classes)
-
-
-def _linear(epochs):
-    return lambda features, num_classes, held_out=None: linear_accuracy(
-        features.features, features.labels, num_classes, epochs, held_out=held_out
-    )
-
-
-# name -> function(features: records.Features, num_classes, held_out=None) -> scalar: each takes from Features what its
-# formula needs.
-SCORES = {
-    "logme": _of_features(logme),
-    "leep": _leep,
-    "nce": _nce,
-    "nleep": _of_features(nleep),
-    "h_score": _of_features(h_score),
-    "h_score_shrunk": _of_features(h_score_shrunk),
-    "transrate": _of_features(transrate),
-    "linear_1": _linear(1),
-    "linear_5": _linear(5),
-    "linear_converged": _linear(None),
-    "mi_alpha_0.01": _of_features(functools.partial(mutual_information, alpha=0.01, energy=None)),
-    "mi_alpha_0.5": _of_features(functools.partial(mutual_information, alpha=0.5, energy=None)),
-    "mi_pca_alpha_0.01": _of_features(functools.partial(mutual_information, alpha=0.01, energy=0.8)),
-    "mi_pca_alpha_0.5": _of_features(functools.partial(mutual_information, alpha=0.5, energy=0.8)),
+SCORES: dict[str, Score] = {
+    "logme": Score(logme),
+    "leep": Score(_leep, needs="logits"),
+    "nce": Score(_nce, needs="logits"),
+    "nleep": Score(nleep, vmapped=False, gigaflops=nleep_gigaflops),
+    "h_score": Score(h_score),
+    "h_score_shrunk": Score(h_score_shrunk),
+    "transrate": Score(transrate),
+    "linear_1": Score(functools.partial(linear_accuracy, epochs=1), learns=True),
+    "linear_5": Score(functools.partial(linear_accuracy, epochs=5), learns=True),
+    "linear_converged": Score(functools.partial(linear_accuracy, epochs=None), learns=True),
+    "mi_alpha_0.01": Score(functools.partial(mutual_information, alpha=0.01, energy=None)),
+    "mi_alpha_0.5": Score(functools.partial(mutual_information, alpha=0.5, energy=None)),
+    "mi_pca_alpha_0.01": Score(functools.partial(mutual_information, alpha=0.01, energy=0.8)),
+    "mi_pca_alpha_0.5": Score(functools.partial(mutual_information, alpha=0.5, energy=0.8)),
 }
-
-# Scores of the logits of a head over classes: they do not exist for a checkpoint without one.
-NEED_HEAD = ("leep", "nce")
-
-# Compiled for the number of dimensions that a checkpoint's features turn out to have, rather than for all there may be.
-_ONE_BY_ONE = ("nleep",)
 
 
 def score_all(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> np.ndarray:
     """SCORES[name] of k checkpoints at once.
 
     Args:
-      features: its fields stacked: features [k, n, d], logits [k, n, s], labels [k, n].
+      features: its fields stacked: features [k, n, d], logits [k, n, s], labels [k, n]. Nets without a head have s = 0.
       held_out: indices of the samples on which a score that learns is tested; None: as that score chooses. Give it where
         the checkpoints' labels are not the same, or where other results are to be of the same samples.
 
@@ -112,7 +134,7 @@ def score_all(name: str, features: Features, num_classes: int, held_out: Int[Arr
     """
     choose(SCORES, name, "score (name)")
     features, num_classes, held_out = _checked(features, num_classes, held_out)
-    if name not in _ONE_BY_ONE:
+    if SCORES[name].vmapped:
         try:
             return np.asarray(_compiled(name, num_classes)(features, held_out))
         except InputError:  # too few samples, for all of them; `why_undefined` gives its text
@@ -129,7 +151,7 @@ def score_all(name: str, features: Features, num_classes: int, held_out: Int[Arr
 def _checked(features, num_classes, held_out):
     """The arguments of `score_all`, with values of labels and indices that the compiled program cannot raise for."""
     num_classes = as_count(num_classes)
-    x, logits = as_features(features.features, "features", "k n d"), as_features(features.logits, "logits", "k n s")
+    x, logits = as_features(features.features, "features", "k n d"), _as_logits(features.logits, "k n s")
     (k, n), labels = x.shape[:2], features.labels
     if logits.shape[:2] != (k, n) or len(labels) != k:
         raise InputError(
@@ -141,11 +163,19 @@ def _checked(features, num_classes, held_out):
     return Features(x, logits, labels), num_classes, held_out
 
 
+def _as_logits(logits, axes):
+    """logits as `as_features` returns them; they may have no columns."""
+    shape = np.shape(logits)
+    if len(shape) == len(axes.split()) and shape[-1] == 0:
+        return jnp.zeros(shape, jnp.float32)
+    return as_features(logits, "logits", axes)
+
+
 def _checked_one(name, features, num_classes, held_out):
     """The arguments of one checkpoint's score, as arrays."""
     choose(SCORES, name, "score (name)")
     num_classes = as_count(num_classes)
-    x, logits = as_features(features.features, "features", "n d"), as_features(features.logits, "logits", "n s")
+    x, logits = as_features(features.features, "features", "n d"), _as_logits(features.logits, "n s")
     if len(logits) != len(x):
         raise InputError(f"logits holds {len(logits):,} samples and features {len(x):,}: expected the same ones.")
     labels = as_labels(features.labels, num_classes, len(x), "labels")
@@ -168,9 +198,10 @@ def score_gigaflops(name: str, features: Features, num_classes: int, held_out: I
       InputError: for a name that SCORES does not have, and arguments of the wrong type, shape or range.
     """
     features, num_classes, held_out = _checked_one(name, features, num_classes, held_out)
-    if name == "nleep":
-        return nleep_gigaflops(features.features, features.labels, num_classes)
-    return flops.gigaflops(lambda features: SCORES[name](features, num_classes, held_out), features)
+    score = SCORES[name]
+    if score.gigaflops is not None:
+        return score.gigaflops(score.x(features), features.labels, num_classes)
+    return flops.gigaflops(lambda features: score(features, num_classes, held_out), features)
 
 
 def why_undefined(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> str:
@@ -189,9 +220,9 @@ def why_undefined(name: str, features: Features, num_classes: int, held_out: Int
 
 __all__ = [
     "MIN_CHECKPOINTS",
-    "NEED_HEAD",
     "SCORES",
     "Pca",
+    "Score",
     "Similarities",
     "SpectralComponents",
     "batched_spectral_components",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jax_transfer.choose import choose
 from jax_transfer.records import InputError
 
 SPLITS = ("train", "test")
@@ -22,7 +23,8 @@ class Source:
     read(indices): decoded uint8 images of any size, [h, w], [h, w, 1] or [h, w, 3], in the order asked; threads may
     share it, and it pickles. fingerprint: a hash of all that determines the content, found without decoding it.
     metric: what the field reports for this set, "accuracy" or "mean_class_accuracy". notes: sentences on what a reader
-    of results should know of the data.
+    of results should know of the data. extra: what else belongs to each image, arrays [n, ...] such as the tokens of its
+    captions.
     """
 
     name: str
@@ -53,6 +55,41 @@ def subset(source: Source, indices: np.ndarray) -> Source:
         fingerprint=content_hash(source.fingerprint, indices.tobytes()),
         extra={name: array[indices] for name, array in source.extra.items()},
     )
+
+
+def of_classes(source: Source, classes: Sequence[str | int]) -> Source:
+    """The images of some classes, in the order of `source`; these are classes 0, 1, ... in the order of `classes`.
+
+    Args:
+      classes: names, or numbers in [0, source.num_classes).
+
+    Raises:
+      InputError: for a class that the source does not have, one given twice, and classes without any image.
+    """
+    numbers = [_class_number(source, each) for each in classes]
+    repeated = [number for place, number in enumerate(numbers) if number in numbers[:place]]
+    if repeated:
+        raise InputError(f"class {source.class_names[repeated[0]]!r} is given twice; give each class once.")
+    renumbered = np.full(source.num_classes, -1, np.int32)
+    renumbered[numbers] = np.arange(len(numbers))
+    indices = np.flatnonzero(renumbered[source.labels] >= 0)
+    if not len(indices):
+        raise InputError(f"the {source.split} split has no image of the {len(numbers)} classes; choose other ones.")
+    part = subset(source, indices)
+    return dataclasses.replace(
+        part,
+        class_names=tuple(source.class_names[number] for number in numbers),
+        labels=renumbered[part.labels],
+        fingerprint=content_hash(part.fingerprint, "classes", *map(str, numbers)),
+    )
+
+
+def _class_number(source: Source, which: str | int) -> int:
+    if isinstance(which, str):
+        return choose({name: number for number, name in enumerate(source.class_names)}, which, "class")
+    if not 0 <= which < source.num_classes:
+        raise InputError(f"Unknown class: {which!r}, expected a name, or a number from 0 to {source.num_classes - 1}.")
+    return int(which)
 
 
 def _read_subset(read, subset_indices, indices):

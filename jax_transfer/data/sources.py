@@ -1,7 +1,8 @@
 """Data sets by name: decoded images on the host, with labels.
 
 A name is `kind:rest[?option=value&option=value]`: `tfds:cifar10`, `folder:/my/images?train=500&test=200`,
-`embedded:digits`, `tfds:mnist?per_class=100`. Kinds are the keys of SOURCES, options those of `subsets.OPTIONS`.
+`embedded:digits`, `tfds:cifar10?classes=cat+dog&per_class=100`. Kinds are the keys of SOURCES, options those of
+`subsets.OPTIONS`.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from sklearn.datasets import load_digits
 
 from jax_transfer.choose import choose
 from jax_transfer.data import examine, folders
-from jax_transfer.data.source import SPLITS, Source, content_hash, from_arrays, read_arrays, shared, subset
+from jax_transfer.data.source import SPLITS, Source, content_hash, from_arrays, read_arrays, shared, subset  # noqa: F401
 from jax_transfer.data.subsets import OPTIONS, stratified_split
 from jax_transfer.data.tfds_sets import load_tfds
 from jax_transfer.data.transforms import DECODING_VERSION, decode_file, resize_square
@@ -63,7 +64,7 @@ def _load_source(name: str, split: str, seed: int, on_corrupt: str) -> Source:
     source = choose(SOURCES, kind, f"kind of data set (in {name!r})")(rest, split, on_corrupt)
     for select, value in options[split]:
         try:
-            source = subset(source, select(source.labels, value, seed, source.class_names))
+            source = select(source, value, seed)
         except InputError as error:
             raise InputError(f"{name!r}: {error}") from error
     source = dataclasses.replace(source, name=name)
@@ -91,13 +92,15 @@ def _parse_name(name: str):
     pairs = [pair.split("=") for pair in tail.split("&")]
     if len({key for key, _ in pairs}) < len(pairs):
         raise InputError(f"{name!r}: an option is given twice; give each once.")
+    pairs.sort(key=lambda pair: pair[0] != "classes")  # first: the others count what is left
     for key, text in pairs:
         option = choose(OPTIONS, key, f"option (in {name!r})")
         try:
             value = option.parse(text)
         except ValueError as error:
             raise InputError(f"{name!r}: {key} must be {option.expected}, got {text!r}.") from error
-        options[option.split].append((option.select, value))
+        for split in option.splits:
+            options[split].append((option.select, value))
     return address, options
 
 

@@ -1,13 +1,15 @@
-"""Which images of a data set take part: pure functions of the labels that return sorted indices.
+"""Which images of a data set take part: pure functions of the labels that return sorted indices, and OPTIONS of names.
 
 Each is reproducible from `seed` on any machine (numpy's Generator) and never repeats an image.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from jax_transfer.data.source import SPLITS, Source, of_classes, subset
 from jax_transfer.records import InputError
 
 
@@ -77,12 +79,17 @@ def _shares(counts: np.ndarray, total: int, generator: np.random.Generator) -> n
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An option of a data set's name: which split it thins, how its value is read, and the function above."""
+    """An option of a data set's name: which splits it thins, how its value is read, and what it leaves of a source."""
 
-    split: str
-    parse: Callable[[str], float]
+    splits: tuple[str, ...]
+    parse: Callable[[str], Any]
     expected: str
-    select: Callable[..., np.ndarray]  # (labels, value, seed, class_names) -> sorted indices
+    select: Callable[[Source, Any, int], Source]  # (source, value, seed)
+
+
+def _at(function) -> Callable[[Source, Any, int], Source]:
+    """The images at the indices that one of the functions above returns."""
+    return lambda source, value, seed: subset(source, function(source.labels, value, seed, source.class_names))
 
 
 def _count(text: str) -> int:
@@ -97,9 +104,19 @@ def _part(text: str) -> float:
     return float(text)
 
 
+def _names(text: str) -> list[str]:
+    names = text.split("+")
+    if not all(names):
+        raise ValueError(text)
+    return names
+
+
 OPTIONS = {
-    "per_class": Option("train", _count, "a whole number of images per class, 1 or more", few_shot),
-    "train": Option("train", _count, "a whole number of training images, 1 or more", capped),
-    "test": Option("test", _count, "a whole number of test images, 1 or more", capped),
-    "fraction": Option("train", _part, "a number in (0, 1]", fraction),
+    "classes": Option(
+        SPLITS, _names, "names of classes joined by +", lambda source, names, seed: of_classes(source, names)
+    ),
+    "per_class": Option(("train",), _count, "a whole number of images per class, 1 or more", _at(few_shot)),
+    "train": Option(("train",), _count, "a whole number of training images, 1 or more", _at(capped)),
+    "test": Option(("test",), _count, "a whole number of test images, 1 or more", _at(capped)),
+    "fraction": Option(("train",), _part, "a number in (0, 1]", _at(fraction)),
 }

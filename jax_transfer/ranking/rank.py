@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_transfer import devices, logs, trees
-from jax_transfer.analysis import NEED_HEAD, SCORES, score_all, why_undefined
+from jax_transfer.analysis import SCORES, score_all, why_undefined
 from jax_transfer.choose import choose
 from jax_transfer.data.batches import Feed, make_feed
 from jax_transfer.data.sources import Source, load_source
@@ -230,7 +230,7 @@ def _evaluate(
 def _scores(checkpoint, features, num_classes, scores, where) -> Iterator[tuple[str, float]]:
     stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], features)
     for score in scores:
-        applies = checkpoint.has_head or score not in NEED_HEAD
+        applies = checkpoint.has_head or SCORES[score].needs != "logits"
         value = float(score_all(score, stacked, num_classes)[0]) if applies else math.nan
         if applies and not math.isfinite(value):
             log.warning("%s of %s: %s.", score, where, why_undefined(score, features, num_classes))

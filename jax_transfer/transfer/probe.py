@@ -31,12 +31,14 @@ class ProbeResult:
     """Test accuracies [k, seeds] and per-class means [k, seeds]; `chosen` [k, seeds] is the candidate used.
 
     `gflops` is the work of fitting one checkpoint (the first) with one seed, the choice among candidates included.
+    `weights`: the tested classifiers {"w": [k, seeds, d, c], "b": [k, seeds, c]}, None unless asked for.
     """
 
     accuracy: np.ndarray
     mean_class_accuracy: np.ndarray
     chosen: np.ndarray
     gflops: float
+    weights: dict[str, np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,9 @@ PROTOCOLS = {
 }
 
 
-def probe(protocol: Protocol, train, test, num_classes: int, settings: ProbeSettings, seed: int) -> ProbeResult:
+def probe(
+    protocol: Protocol, train, test, num_classes: int, settings: ProbeSettings, seed: int, keep_weights: bool = False
+) -> ProbeResult:
     """Fits and tests a linear classifier for each checkpoint and seed.
 
     Several candidates are compared on a validation split of the training rows, each checkpoint and seed
@@ -66,6 +70,7 @@ def probe(protocol: Protocol, train, test, num_classes: int, settings: ProbeSett
 
     Args:
       train: (x [k, n, d], y [n]); test: (x [k, m, d], y [m]).
+      keep_weights: return the classifiers too, for fine-tuning to start from.
     """
     candidates = np.asarray(getattr(settings, protocol.candidates), np.float32)
     (x, y), (x_test, y_test) = train, test
@@ -75,18 +80,24 @@ def probe(protocol: Protocol, train, test, num_classes: int, settings: ProbeSett
     fit = functools.partial(_fit_and_count, protocol, num_classes, settings, x, y, keys)
     lanes = len(x), len(keys)
     if len(candidates) > 1:
-        counts = fit(rows, np.broadcast_to(candidates, (*lanes, len(candidates))), x[:, held_out], y[held_out])
+        counts, _ = fit(rows, np.broadcast_to(candidates, (*lanes, len(candidates))), x[:, held_out], y[held_out])
         chosen = candidates[np.asarray(counts["correct"].sum(-1)).argmax(-1)]
     else:
         chosen = np.full(lanes, candidates[0])
-    counts = fit(every, chosen[..., None], x_test, y_test)
+    counts, weights = fit(every, chosen[..., None], x_test, y_test)
     correct, count = (np.asarray(counts[name], np.float64)[:, :, 0] for name in ("correct", "count"))
-    all_seeds = functools.partial(np.broadcast_to, shape=(len(x), settings.num_seeds))
+
+    def all_seeds(values):
+        return np.broadcast_to(values, (len(x), settings.num_seeds, *values.shape[2:]))
+
     return ProbeResult(
         accuracy=all_seeds(correct.sum(-1) / count.sum(-1)),
         mean_class_accuracy=all_seeds(mean_class_accuracy(correct, count)),
         chosen=all_seeds(chosen),
         gflops=_gigaflops(protocol, num_classes, settings, x[0], y, rows, candidates, chosen[0, :1]),
+        weights={name: all_seeds(np.asarray(leaf)[:, :, 0]) for name, leaf in weights.items()}
+        if keep_weights
+        else None,
     )
 
 
@@ -107,16 +118,18 @@ def _fit_and_count_jit(protocol, num_classes, settings, x, y, keys, indices, val
         weights = fit_each(x, y, indices, values, key)
         predicted = (x_test @ weights["w"] + weights["b"][:, None]).argmax(-1)
         correct = (predicted == y_test).astype(jnp.int32) @ classes
-        return {"correct": correct, "count": jnp.broadcast_to(classes.sum(0), correct.shape)}
+        return {"correct": correct, "count": jnp.broadcast_to(classes.sum(0), correct.shape)}, weights
 
     per_seed = jax.vmap(lane, (None, 0, 0, None))
     return jax.vmap(per_seed, (0, None, 0, 0))(x, keys, values, x_test)
 
 
 def _fit_and_count(*args):
-    """Per-class correct and total counts [k, seeds, values, c] of the fitted classifiers on the test rows."""
+    """Per-class correct and total counts [k, seeds, values, c] of the fitted classifiers on the test rows, and these
+    classifiers [k, seeds, values, ...], which stay on the device."""
     with jax.default_matmul_precision("float32"):
-        return jax.device_get(_fit_and_count_jit(*args))
+        counts, weights = _fit_and_count_jit(*args)
+    return jax.device_get(counts), weights
 
 
 def _validation_split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

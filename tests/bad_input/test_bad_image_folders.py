@@ -330,7 +330,9 @@ VALUES = st.one_of(
     st.text(max_size=4),
 )
 OPTIONS = st.lists(
-    st.tuples(st.sampled_from(("train", "test", "per_class", "fraction", "trian", "x")), VALUES).map("=".join),
+    st.tuples(st.sampled_from(("train", "test", "classes", "per_class", "fraction", "trian", "x")), VALUES).map(
+        "=".join
+    ),
     max_size=3,
 )
 
