@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from jax_transfer import config as settings
-from jax_transfer import devices, preemption
+from jax_transfer import devices, preemption, settings
 from jax_transfer.features import extract
 from jax_transfer.logs import Rows, log
 from jax_transfer.models import Net
@@ -146,6 +145,8 @@ def finetuned(
 def _path(work: Workspace, snapshot: Snapshot, target: str, split: str):
     """Named by what determines the fine-tuned model, for the model itself is not kept."""
     tuning = dataclasses.asdict(settings.finetune_settings(work.config, target))
+    if tuning["optimizer"]["head_learning_rate_factor"] == 1:  # as files were named before there was this field
+        del tuning["optimizer"]["head_learning_rate_factor"]
     # The choice of checkpoints and the number of seeds change no model.
     tuning = json.dumps({**tuning, "checkpoints": None, "num_seeds": None}, sort_keys=True)
     made_from = (work.model_fingerprint(snapshot), work.source(target, "train").fingerprint, tuning, work.config.seed)

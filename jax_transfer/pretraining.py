@@ -9,8 +9,7 @@ import shutil
 
 import jax
 
-from jax_transfer import config as settings
-from jax_transfer import devices, logs, preemption
+from jax_transfer import devices, logs, preemption, settings
 from jax_transfer.data.batches import steps_per_epoch
 from jax_transfer.logs import Rows, log
 from jax_transfer.models.trajectory import Trajectory, abstract
@@ -55,9 +54,7 @@ def _train(work: Workspace, pretraining: Pretraining, trajectory: Trajectory, ro
     batch_size = config.pretrain.batch_size
     total = last * steps_per_epoch(len(train.source), batch_size, source)
     optimizer = make_optimizer(settings.pretrain_optimizer(config), total)
-    objective = functools.partial(
-        OBJECTIVES[config.pretrain.objective], label_smoothing=config.pretrain.label_smoothing
-    )
+    objective = functools.partial(OBJECTIVES[config.pretrain.objective], **settings.objective_settings(config))
     view = training_steps.training_view(tuple(config.pretrain.augment), work.preprocessing)
     ema_decay = config.pretrain.ema_decay
     step = training_steps.make_train_step(net, objective, optimizer, view, ema_decay)

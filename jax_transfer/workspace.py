@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import functools
-import json
 import math
 import pathlib
 import re
@@ -14,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jax_transfer import config as settings
-from jax_transfer import devices, logs, trees
+from jax_transfer import devices, logs, settings, trees
 from jax_transfer.data.batches import Feed, Streamed, make_feed
 from jax_transfer.data.sources import Source, load_source, subset
 from jax_transfer.data.subsets import stratified_split
@@ -39,6 +37,7 @@ class Workspace:
         self.source_net = functools.cache(self._source_net)
         self.trajectory = functools.cache(self._trajectory)
         self.forward = functools.cache(self._forward)
+        self.image_gigaflops = functools.cache(self._image_gigaflops)
         self.feed = functools.lru_cache(maxsize=4)(self._feed)
         self.model = functools.lru_cache(maxsize=1)(self._model)
         self.model_fingerprint = functools.cache(self._model_fingerprint)
@@ -144,7 +143,15 @@ class Workspace:
         """Closes the trajectories, and lets go of the data: a closed workspace holds neither sources nor feeds."""
         for trajectory in self._opened:
             trajectory.close()
-        for kept in (self.source, self.source_net, self.trajectory, self.forward, self.feed, self.model):
+        for kept in (
+            self.source,
+            self.source_net,
+            self.trajectory,
+            self.forward,
+            self.image_gigaflops,
+            self.feed,
+            self.model,
+        ):
             kept.cache_clear()
 
     def _model(self, snapshot: Snapshot) -> dict:
@@ -170,6 +177,12 @@ class Workspace:
 
     def _forward(self, pretraining: Pretraining):
         return extract.make_forward(self.source_net(pretraining), self.preprocessing, self.mesh)
+
+    def _image_gigaflops(self, pretraining: Pretraining) -> float:
+        """The work of a forward pass of one image."""
+        params, stats = jax.eval_shape(self.source_net(pretraining).init, jax.random.key(0))
+        model, forward = {"params": params, "stats": stats}, self.forward(pretraining)
+        return extract.forward_gigaflops(forward, model, self.preprocessing, self.config.data.eval_batch_size)
 
     def features(self, snapshot: Snapshot, dataset: str, split: str) -> Features:
         """Returns the features of a split of a data set, from the cache if they are there."""
@@ -294,24 +307,4 @@ def lock_workdir(workdir: pathlib.Path):
         raise InputError(
             f"--workdir={workdir} is in use by another run: wait for it, or choose another one."
         ) from error
-    return lock
-
-
-def open_workdir(config: ConfigDict, workdir: pathlib.Path):
-    """Locks a study's working directory, as `lock_workdir`, and writes its config.
-
-    Raises:
-      InputError: as `lock_workdir`, and if it was made by a config whose results would differ.
-    """
-    lock = lock_workdir(workdir)
-    path, new = workdir / "config.json", settings.to_json(config)
-    if path.exists():
-        different = settings.differences(json.loads(path.read_text(encoding="utf-8")), new)
-        if different:
-            raise InputError(
-                f"--workdir={workdir} was made by another config: {'; '.join(different)}. "
-                "Use that config again, or another --workdir."
-            )
-    if devices.is_first_process():
-        logs.write_atomically(path, json.dumps(new, indent=1, ensure_ascii=False).encode())
     return lock

@@ -3,11 +3,12 @@
 import jax.numpy as jnp
 import optax
 
+from jax_transfer.fields import Probability
 from jax_transfer.models.net import Net
 from jax_transfer.records import Batch
 
 
-def supervised(net: Net, params, stats, batch: Batch, key, label_smoothing: float = 0.0):
+def supervised(net: Net, params, stats, batch: Batch, key, label_smoothing: Probability = 0.0):
     """Mean softmax cross-entropy over the batch.
 
     Args:
