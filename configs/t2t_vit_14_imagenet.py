@@ -57,7 +57,7 @@ def full():
     config.pretrain.epochs = 300
     config.pretrain.batch_size = 512
     config.pretrain.augment = ("resized_crop", "flip", "rand_augment", "mixup_or_cutmix", "random_erase")
-    config.pretrain.label_smoothing = 0.1
+    config.pretrain.supervised.label_smoothing = 0.1
     config.pretrain.ema_decay = 0.99996
     config.pretrain.optimizer.name = "adamw"
     config.pretrain.optimizer.learning_rate = 5e-4

@@ -1,25 +1,26 @@
-"""Every field of a study's config, its default, and what the stages read from it.
+"""Every field of a study's config and its default. `configs/*.py` start from `default_config()` and set what differs."""
 
-`configs/*.py` start from `default_config()` and set what differs.
-"""
+# ruff: noqa: RUF009  the defaults are frozen
 
 import dataclasses
-import inspect
 import json
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from jax_transfer.choose import choose
+from jax_transfer import fields
+from jax_transfer.analysis import SCORES
 from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.fields import Listed, NotNegative, OneOf, Probability, Rule, Schema, between
 from jax_transfer.logs import log
-from jax_transfer.models import MODELS
-from jax_transfer.records import InputError
-from jax_transfer.training.optimizers import OptimizerSettings
-from jax_transfer.transfer.finetune import FinetuneSettings
+from jax_transfer.records import METRICS
+from jax_transfer.settings import DataSettings, PretrainSettings, SpectralSettings
+from jax_transfer.stages import STAGES
+from jax_transfer.training.objectives import OBJECTIVES
+from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
 from jax_transfer.transfer.probe import ProbeSettings
-
-STAGES = ("pretrain", "features", "probe", "finetune", "scores", "spectral", "report")
 
 # What may change between two runs in one working directory: it adds or leaves out work, but no result
 # that is already there would come out otherwise. So may `checkpoints` of finetune and of its overrides.
@@ -29,23 +30,114 @@ CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "p
 BY_TARGET = ("overrides", "metrics")
 
 
-class StudyConfig(ConfigDict):
-    """A ConfigDict whose keys may hold dots, as the names of targets do (`folder:/data/v1.2/x`)."""
+@dataclasses.dataclass(frozen=True)
+class OtherModel:
+    """A key of jax_transfer.models.MODELS; the rest is unset for the published model, and for models that do not have it."""
 
-    def __init__(self, *arguments, allow_dotted_keys: bool = True, **named):
-        super().__init__(*arguments, allow_dotted_keys=allow_dotted_keys, **named)
-
-    def get_type(self, key: str) -> type:
-        """Returns the type of a field; `object`, a literal on the command line, for those in BY_TARGET.
-
-        The parser that ml_collections has for a ConfigDict refuses keys with dots.
-        """
-        return object if key in BY_TARGET else super().get_type(key)
+    name: str = "resnet18"
+    # ResNets only. imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1.
+    stem: str | None = None
+    # ResNets: channels after the stem, 64 if unset. MobileNets and Inceptions: multiplier of all channels.
+    width: Annotated[float, Rule(lambda x: 0 < x <= 10_000, "lie in (0, 10000]")] | None = None
+    # Transformers only: probability with which the last block is left out of an image in training.
+    stochastic_depth: Probability | None = None
 
 
-def follow_targets(config: ConfigDict, fields: Sequence[str]) -> None:
-    """Drops what a config file says in `fields` of targets that the command line has replaced."""
-    for name in fields:
+@dataclasses.dataclass(frozen=True)
+class Model(OtherModel):
+    """The fields of `config.model`."""
+
+    # Further models, each pre-trained for itself: ({"name": "mobilenet_v1", "width": 0.5}, ...). The checkpoints of all
+    # are ranked together.
+    others: tuple[dict, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceData:
+    """The fields of `config.source`."""
+
+    # What the model is pre-trained on: "kind:name?option=value", see jax_transfer.data.sources.
+    dataset: str = "tfds:cifar10"
+    # Further ones, each with a trajectory of its own; the checkpoints of all are ranked together.
+    others: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectorySettings:
+    """The fields of `config.trajectory`."""
+
+    # The epochs that are evaluated: "all", "every:K", "log", or a list such as "0,1,5,20".
+    epochs: str = "log"
+
+
+PAPERS_WHAT = ("source", "FE", "FT", "FE main", "FE residual", "FT main", "FT residual")
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperAccuracy:
+    """One accuracy that a paper prints. target: "" for the source; epoch: ours that it is shown beside."""
+
+    target: str
+    epoch: Annotated[int, Rule(lambda x: x >= 0, "not be negative")]
+    what: Annotated[str, OneOf(dict.fromkeys(PAPERS_WHAT), "what")]
+    accuracy: NotNegative
+    where: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The fields of a config: a ResNet-18 on CIFAR-10 and its transfer to MNIST."""
+
+    # Shown at the head of the report.
+    name: str = "study"
+    # Seeds initialisation, data order, augmentation, subsets and splits.
+    seed: Annotated[int, between(0, 2**31 - 1)] = 0
+    # What runs, in the order of jax_transfer.stages.STAGES.
+    stages: Annotated[tuple[Annotated[str, OneOf(STAGES, "stage")], ...], Listed(True, True)] = tuple(STAGES)
+    model: Model = Model()
+    source: SourceData = SourceData()
+    preprocessing: Preprocessing = Preprocessing(image_size=32)
+    # With a section for the settings of each objective, see `schema`.
+    pretrain: PretrainSettings = PretrainSettings()
+    trajectory: TrajectorySettings = TrajectorySettings()
+    # The data sets to transfer to.
+    targets: Annotated[tuple[str, ...], Listed(True, True)] = ("tfds:mnist",)
+    # What counts on single targets, a key of jax_transfer.records.METRICS: {"folder:/my/birds": "mean_class_accuracy"}. A
+    # target without one has the metric that the field uses for it (jax_transfer.data.catalog), else accuracy. It decides
+    # which checkpoint is best and what tables and figures show; it changes no result. Learning rates and l2 of probes are
+    # chosen by accuracy on a validation split, and scores that are accuracies stay accuracies.
+    metrics: dict[str, Annotated[str, OneOf(METRICS, "metric")]] = dataclasses.field(default_factory=dict)
+    probe: ProbeSettings = ProbeSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    # Fields of probe and finetune for single targets: {"tfds:cifar10": {"probe": {"epochs": 150}}}.
+    overrides: dict[str, dict] = dataclasses.field(default_factory=dict)
+    # Keys of jax_transfer.analysis.SCORES, and of jax_transfer.transfer.finetune.FINETUNE_SCORES: finetune_5 is the
+    # schedule of config.finetune stopped after 5 epochs, so it must have as many.
+    scores: Annotated[
+        tuple[Annotated[str, OneOf(ChainMap(SCORES, FINETUNE_SCORES), "score")], ...], Listed(unique=True)
+    ] = ("logme", "leep", "nce")
+    # The paper's accuracies, which the report shows beside ours: ({"target": ("" for the source), "epoch": (ours), "what":
+    # "source", "FE", "FT", "FE main", "FE residual", "FT main" or "FT residual", "accuracy": 0.9, "where": "Table 1"}, ...).
+    paper: tuple[PaperAccuracy, ...] = ()
+    spectral: SpectralSettings = SpectralSettings()
+    data: DataSettings = DataSettings()
+
+
+def schema() -> Schema:
+    """The fields of a config; those of `pretrain` hold a section for each objective, of the arguments with a default."""
+    found = fields.schema(Study())
+    found["pretrain"] |= {name: fields.keywords(objective) for name, objective in OBJECTIVES.items()}
+    return found
+
+
+def default_config() -> ConfigDict:
+    """A complete config: a ResNet-18 on CIFAR-10 and its transfer to MNIST."""
+    return fields.section(schema())
+
+
+def follow_targets(config: ConfigDict, names: Sequence[str]) -> None:
+    """Drops what a config file says in the fields `names` of targets that the command line has replaced."""
+    for name in names:
         found = config.get(name)
         if not isinstance(found, ConfigDict):
             continue
@@ -57,245 +149,55 @@ def follow_targets(config: ConfigDict, fields: Sequence[str]) -> None:
             log.info("config.%s of %s is dropped: no longer in config.targets.", name, ", ".join(dropped))
 
 
-def default_config() -> ConfigDict:
-    """A complete config: a ResNet-18 on CIFAR-10 and its transfer to MNIST."""
-    config = StudyConfig()
-    # Shown at the head of the report.
-    config.name = "study"
-    # Seeds initialisation, data order, augmentation, subsets and splits.
-    config.seed = 0
-    # What runs, in this order: any of STAGES.
-    config.stages = STAGES
-
-    config.model = ConfigDict()
-    # A key of jax_transfer.models.MODELS.
-    config.model.name = "resnet18"
-    # What follows is unset for the published model, and for models that do not have it.
-    # ResNets only. imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1.
-    config.model.stem = config_dict.placeholder(str)
-    # ResNets: channels after the stem, 64 if unset. MobileNets and Inceptions: multiplier of all channels.
-    config.model.width = config_dict.placeholder(float)
-    # Transformers only: probability with which the last block is left out of an image in training.
-    config.model.stochastic_depth = config_dict.placeholder(float)
-    # Further models, each pre-trained for itself: ({"name": "mobilenet_v1", "width": 0.5}, ...). The checkpoints of all
-    # are ranked together.
-    config.model.others = ()
-
-    config.source = ConfigDict()
-    # What the model is pre-trained on: "kind:name?option=value", see jax_transfer.data.sources.
-    config.source.dataset = "tfds:cifar10"
-    # Further ones, each with a trajectory of its own; the checkpoints of all are ranked together.
-    config.source.others = ()
-
-    config.preprocessing = ConfigDict()
-    # Side of the square that the model sees, in pixels.
-    config.preprocessing.image_size = 32
-    # image_size / side to which images are resized first; 0.875 is ImageNet's 224 of 256.
-    config.preprocessing.crop_fraction = 1.0
-    # Per channel, of images in [0, 1].
-    config.preprocessing.mean = (0.485, 0.456, 0.406)
-    config.preprocessing.std = (0.229, 0.224, 0.225)
-    # A key of jax_transfer.data.transforms.INTERPOLATIONS.
-    config.preprocessing.interpolation = "bilinear"
-
-    config.pretrain = ConfigDict()
-    # A key of jax_transfer.training.objectives.OBJECTIVES.
-    config.pretrain.objective = "supervised"
-    config.pretrain.epochs = 200
-    # Global: over all devices.
-    config.pretrain.batch_size = 128
-    # Keys of jax_transfer.data.augment.AUGMENTATIONS and jax_transfer.data.mixing.MIXINGS, applied in this order on the
-    # device.
-    config.pretrain.augment = ("pad_crop", "flip")
-    # Probability taken from the true class and spread over all.
-    config.pretrain.label_smoothing = 0.0
-    # Decay, per step, of a moving average of the weights, which is then evaluated and transferred. 0: none.
-    config.pretrain.ema_decay = 0.0
-    config.pretrain.feeds = StudyConfig()
-    config.pretrain.optimizer = _optimizer(weight_decay=5e-4, schedule="cosine")
-
-    config.trajectory = ConfigDict()
-    # The epochs that are evaluated: "all", "every:K", "log", or a list such as "0,1,5,20".
-    config.trajectory.epochs = "log"
-
-    # The data sets to transfer to.
-    config.targets = ("tfds:mnist",)
-    # What counts on single targets, a key of jax_transfer.records.METRICS: {"folder:/my/birds": "mean_class_accuracy"}. A
-    # target without one has the metric that the field uses for it (jax_transfer.data.catalog), else accuracy. It decides
-    # which checkpoint is best and what tables and figures show; it changes no result. Learning rates and l2 of probes are
-    # chosen by accuracy on a validation split, and scores that are accuracies stay accuracies.
-    config.metrics = StudyConfig()
-
-    config.probe = ConfigDict()
-    # Keys of jax_transfer.transfer.probe.PROTOCOLS: "probe" is the papers' FE, "probe_converged" L-BFGS.
-    config.probe.methods = ("probe",)
-    config.probe.epochs = 100
-    # In place of epochs, if set: the papers give iterations for some data sets.
-    config.probe.steps = config_dict.placeholder(int)
-    config.probe.batch_size = 128
-    # Adam's. Several: the best on a validation split is used.
-    config.probe.learning_rates = (0.01,)
-    # Strength of probe_converged's penalty: l2/2 |w|^2 is added to the mean cross-entropy. Several: chosen likewise.
-    config.probe.l2 = (1e-4,)
-    config.probe.validation_fraction = 0.2
-    config.probe.num_seeds = 1
-
-    config.finetune = ConfigDict()
-    config.finetune.epochs = 100
-    config.finetune.steps = config_dict.placeholder(int)
-    config.finetune.batch_size = 128
-    config.finetune.augment = ()
-    config.finetune.num_seeds = 1
-    # Those of the evaluated epochs that are fine-tuned, as in config.trajectory.epochs; unset: all.
-    config.finetune.checkpoints = config_dict.placeholder(str)
-    config.finetune.optimizer = _optimizer(learning_rate=0.01)
-
-    # Fields of probe and finetune for single targets: {"tfds:cifar10": {"probe": {"epochs": 150}}}.
-    config.overrides = StudyConfig()
-
-    # Keys of jax_transfer.analysis.SCORES, and of jax_transfer.transfer.finetune.FINETUNE_SCORES: finetune_5 is the
-    # schedule of config.finetune stopped after 5 epochs, so it must have as many.
-    config.scores = ("logme", "leep", "nce")
-
-    # The paper's accuracies, which the report shows beside ours: ({"target": ("" for the source), "epoch": (ours), "what":
-    # "source", "FE", "FT", "FE main", "FE residual", "FT main" or "FT residual", "accuracy": 0.9, "where": "Table 1"}, ...).
-    config.paper = ()
-
-    config.spectral = ConfigDict()
-    # The stage "spectral" keeps the features of fine-tuned models too: images x dimensions x 4 bytes a checkpoint on disk.
-    # Rows of a feature matrix that are decomposed together, as in the paper; unset: the whole data set.
-    config.spectral.batch_size = config_dict.placeholder(int)
-    config.spectral.batch_size = 128
-    # Epochs for the probes on the components.
-    config.spectral.epochs = 50
-    # Test images that t-SNE shows; 0 for none.
-    config.spectral.embedded_images = 2000
-
-    config.data = ConfigDict()
-    # A decoded data set of at most this size is held in device memory; a larger one is streamed.
-    config.data.resident_gigabytes = 4.0
-    # Stacked features of all checkpoints of a target: more than this is processed in groups.
-    config.data.features_gigabytes = 2.0
-    # Threads that read and decode when streaming.
-    config.data.num_threads = 16
-    config.data.eval_batch_size = 512
-    # error: stop at a corrupt image; skip: name, count and leave out what is corrupt.
-    config.data.on_corrupt = "error"
-    return config
-
-
-def models(config: ConfigDict) -> dict[str, dict]:
-    """The models to pre-train: what each is called -> its name in MODELS and its settings.
-
-    Raises:
-      InputError: for a name or a setting that does not exist, and for a model given twice.
-    """
-    first = {field: value for field, value in config.model.items() if field != "others"}
-    found: dict[str, dict] = {}
-    for place, given in enumerate((first, *config.model.others)):
-        where = f"config.model.others[{place - 1}]" if place else "config.model"
-        settings = {name: value for name, value in dict(given).items() if value not in (None, "")}
-        make = choose(MODELS, settings.get("name", ""), f"model ({where}.name)")
-        takes = inspect.signature(make).parameters
-        for name in settings.keys() - {"name"}:
-            if name not in takes:
-                has = [field for field in first if field in takes]
-                raise InputError(
-                    f"{where}.{name} = {settings[name]!r}: {settings['name']} has no {name}; leave it unset, "
-                    f'--{where}.{name}="". It has {", ".join(has) or "no settings"}.'
-                )
-        label = "_".join([settings["name"], *(_plain(v) for n, v in sorted(settings.items()) if n != "name")])
-        if label in found:
-            raise InputError(f"config.model names {label} twice.")
-        found[label] = settings
-    names = [settings["name"] for settings in found.values()]
-    return {s["name"] if names.count(s["name"]) == 1 else label: s for label, s in found.items()}
-
-
-def _plain(value) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def sources(config: ConfigDict) -> list[str]:
-    """The data sets to pre-train on, each for itself."""
-    return [config.source.dataset, *config.source.others]
-
-
-def _optimizer(**settings) -> ConfigDict:
-    return ConfigDict(dataclasses.asdict(OptimizerSettings(**settings)))
-
-
-def check_names(found: dict, known: dict, where: str) -> None:
-    """Every field of `found` exists in `known`, and holds fields where `known` does."""
-    for name, value in found.items():
-        choose(known, name, f"field of {where}")
-        if isinstance(known[name], dict) and not (where == "config" and name in BY_TARGET):
-            if not isinstance(value, dict):
-                raise InputError(f"{where}.{name} must hold fields, not {value!r}.")
-            check_names(value, known[name], f"{where}.{name}")
-
-
-def make_net(config: ConfigDict, model: dict, num_classes: int, dtype=None):
-    """One of the config's `models` for so many classes."""
-    arguments = net_arguments(config, model)
-    make = MODELS[arguments.pop("name")]
-    return make(num_classes=num_classes, **arguments, **({} if dtype is None else {"dtype": dtype}))
-
-
-def net_arguments(config: ConfigDict, model: dict) -> dict:
-    """The settings of one of the config's `models`, with the image size if the model depends on it."""
-    depends = "image_size" in inspect.signature(MODELS[model["name"]]).parameters
-    return {**model, "image_size": config.preprocessing.image_size} if depends else dict(model)
-
-
-def preprocessing(config: ConfigDict) -> Preprocessing:
-    return Preprocessing.from_json(config.preprocessing.to_dict())
-
-
-def probe_settings(config: ConfigDict, target: str) -> ProbeSettings:
-    return _settings(ProbeSettings, config, "probe", target)
-
-
-def finetune_settings(config: ConfigDict, target: str) -> FinetuneSettings:
-    settings = _settings(FinetuneSettings, config, "finetune", target)
-    return dataclasses.replace(settings, optimizer=OptimizerSettings(**_frozen(settings.optimizer)))
-
-
-def pretrain_optimizer(config: ConfigDict) -> OptimizerSettings:
-    return OptimizerSettings(**_frozen(config.pretrain.optimizer.to_dict()))
-
-
-def objective_settings(config: ConfigDict) -> dict:
-    return {"label_smoothing": config.pretrain.label_smoothing} if config.pretrain.objective == "supervised" else {}
-
-
-def _settings(kind, config, section: str, target: str):
-    fields = config[section].to_dict()
-    override = config.overrides.get(target, ConfigDict()).get(section, ConfigDict()).to_dict()
-    check_names(override, fields, f"config.overrides[{target!r}].{section}")
-    if "optimizer" in override:
-        override["optimizer"] = {**fields["optimizer"], **override["optimizer"]}
-    return kind(**_frozen({**fields, **override}))
-
-
-def _frozen(fields: dict) -> dict:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-
-
 def to_json(config: ConfigDict) -> dict:
     """The config as `config.json` holds it: plain, tuples as lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def differences(old: dict, new: dict, where: str = "config") -> list[str]:
-    """Readable lines for the fields in which two configs differ, those in CHANGEABLE left out."""
+def differences(old: dict, new: dict) -> list[str]:
+    """Readable lines for the fields in which two configs, as `to_json` gives them, differ in a way that changes results.
+
+    `old` may come from an earlier version: a field that it lacks has its default.
+    """
+    defaults = to_json(default_config())
+    return _differences(*(_used(_completed(_renamed(config), defaults)) for config in (old, new)), "config")
+
+
+def _renamed(config: dict) -> dict:
+    """Fields that had another name in an earlier version."""
+    pretrain = dict(config.get("pretrain") or {})
+    if "label_smoothing" in pretrain:
+        pretrain["supervised"] = {"label_smoothing": pretrain.pop("label_smoothing")}
+    return {**config, "pretrain": pretrain}
+
+
+def _completed(config: dict, defaults: dict) -> dict:
+    return {
+        **config,
+        **{
+            name: _completed(config.get(name) or {}, default)
+            if isinstance(default, dict)
+            else config.get(name, default)
+            for name, default in defaults.items()
+        },
+    }
+
+
+def _used(config: dict) -> dict:
+    """Without the settings of objectives that are not chosen."""
+    chosen = config["pretrain"]["objective"]
+    pretrain = {name: v for name, v in config["pretrain"].items() if name == chosen or name not in OBJECTIVES}
+    return {**config, "pretrain": pretrain}
+
+
+def _differences(old: Mapping, new: Mapping, where: str) -> list[str]:
     lines = []
     for name in sorted(old.keys() | new.keys()):
         if (where == "config" and name in CHANGEABLE) or name == "checkpoints":
             continue
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{where}.{name}")
+            lines += _differences(a, b, f"{where}.{name}")
         elif a != b:
             lines.append(f"{where}.{name} was {a!r}, is {b!r}")
     return lines

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from jax_transfer import config as settings
-from jax_transfer import devices, preemption
+from jax_transfer import devices, preemption, settings
 from jax_transfer.data.batches import joined
 from jax_transfer.features import extract
 from jax_transfer.logs import Rows, log

@@ -15,10 +15,9 @@ import absl.logging
 import tqdm
 
 from jax_transfer import devices
-from jax_transfer.records import COLUMNS, ROWS, InputError, is_current, to_json_dict
+from jax_transfer.records import ROWS, InputError, from_json_dict, is_current, to_json_dict
 
 log = logging.getLogger("jax_transfer")
-_field_of_column = {column: field for field, column in COLUMNS.items()}
 
 
 def setup(level: int = logging.INFO) -> None:
@@ -120,9 +119,8 @@ class Rows:
         return values
 
     def _row(self, values: dict):
-        fields = {_field_of_column.get(name, name): value for name, value in values.items()}
         try:
-            return self.row_type(**{name: math.nan if value is None else value for name, value in fields.items()})
+            return from_json_dict(self.row_type, values)
         except TypeError as error:
             raise InputError(
                 f"{self.path} was changed, or written by another version of jax_transfer: a line has other fields than "

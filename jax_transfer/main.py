@@ -9,14 +9,12 @@ import rich
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_transfer import checks, devices, logs, plan, preemption
-from jax_transfer import config as settings
+from jax_transfer import devices, fields, logs, preemption, study
+from jax_transfer.config import BY_TARGET, default_config, follow_targets
 from jax_transfer.preemption import Preempted
 from jax_transfer.ranking import command
 from jax_transfer.records import InputError, printable
 from jax_transfer.report import best, tables, trust
-from jax_transfer.study import STAGES
-from jax_transfer.workspace import Workspace, open_workdir
 
 FLAGS = flags.FLAGS
 USER_ERROR = 2
@@ -58,27 +56,10 @@ def _main(argv) -> None:
         devices.wait_for_all("ranked")
         preemption.done()
         return
-    checks.check(config)
-    lock = open_workdir(config, workdir)
-    devices.use_compilation_cache(workdir / "compilation_cache")
-    work = Workspace(config, workdir)
-    try:
-        plan.check_data(work)
-        plan.record_targets(work)
-        plan.show(work)
-        for name, stage in STAGES.items():
-            if name in config.stages:
-                devices.wait_for_all(name)  # what the stage before has written is there
-                preemption.stop_if_requested()
-                logs.log.info("Stage %s", name)
-                stage(work)
-        if devices.is_first_process():
-            _print_summary(work.results)
-        devices.wait_for_all("end")
-        preemption.done()
-    finally:
-        work.close()
-        lock.close()
+    results = study.run(config, workdir)
+    if devices.is_first_process():
+        _print_summary(results)
+    preemption.done()
 
 
 def _print_summary(results: pathlib.Path) -> None:
@@ -119,13 +100,13 @@ def run() -> None:
 
 
 def _parse_flags(argv):
-    known = {**command.default_config().to_dict(), **settings.default_config().to_dict()}
+    known = {**command.default_config().to_dict(), **default_config().to_dict()}
     for argument in argv[1:]:
         name, _, value = argument.lstrip("-").partition("=")
         if name == "config" and value and not pathlib.Path(value.split(":")[0]).is_file():
             raise InputError(f"--config={value}: there is no such file. The configs lie in configs/.")
         if name.startswith("config."):
-            checks.check_field(name, known)
+            fields.check_path(name, known)
     try:
         rest = FLAGS(argv)
     # A value of another type, and whatever is wrong inside a config file.
@@ -140,7 +121,7 @@ def _parse_flags(argv):
         raise InputError(f"--config: its get_config gives a {type(FLAGS.config).__name__}, expected a ConfigDict.")
     given = {".".join(argument.lstrip("-").partition("=")[0].split(".")[:2]) for argument in argv[1:]}
     if "config.targets" in given:
-        settings.follow_targets(FLAGS.config, [name for name in settings.BY_TARGET if f"config.{name}" not in given])
+        follow_targets(FLAGS.config, [name for name in BY_TARGET if f"config.{name}" not in given])
     return rest
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import jax
 
-from jax_transfer import config as settings
-from jax_transfer import devices, logs, preemption
+from jax_transfer import devices, logs, preemption, settings
 from jax_transfer.data.batches import Joined, joined
 from jax_transfer.logs import Rows, log
 from jax_transfer.models import Net

@@ -5,12 +5,14 @@ and of the CSV the report writes. Accuracies are in [0, 1], times in seconds, an
 floating point operations / 1e9 (not a rate). `checkpoint` is the name of a `Snapshot`. A checkpoint that could
 not be evaluated has a row too: without a value, and with the reason in `error`.
 
-`version` says how a row was computed, see VERSIONS.
+A column that may be None is null where it does not apply; `epoch` is null for given checkpoints. `version` says how a row was
+computed, see VERSIONS.
 """
 
 import dataclasses
 import math
 import re
+import typing
 
 import jax
 
@@ -124,16 +126,18 @@ class Pretraining:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """One epoch of a pre-training; `name` is what rows and messages call the checkpoint."""
+    """One epoch of a pre-training, or a given checkpoint without one; `name` is what rows and messages call the checkpoint."""
 
     pretraining: Pretraining
-    epoch: int
+    epoch: int | None
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainRow:
-    epoch: int
+    """An epoch of a pre-training; step: those of the optimizer so far."""
+
+    epoch: int | None
     train_loss: float
     train_accuracy: float
     test_accuracy: float
@@ -142,13 +146,25 @@ class PretrainRow:
     source: str
     checkpoint: str
     model: str
+    step: int | None = None
+    knn_accuracy: float | None = None
+    effective_rank: float | None = None
+    alignment: float | None = None
+    uniformity: float | None = None
     version: int = VERSIONS["pretrain"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TransferRow:
+    """A checkpoint on a target by a method.
+
+    objective: what was minimised. selection: how a part of the source was chosen to train on. shots, draw: training images
+    of each class, and which random choice of them. split: what was tested on. source_weight: of the source's loss beside
+    the target's.
+    """
+
     checkpoint: str
-    epoch: int
+    epoch: int | None
     target: str
     method: str
     seed: int
@@ -160,6 +176,13 @@ class TransferRow:
     seconds: float
     gflops: float
     error: str = ""
+    objective: str = "supervised"
+    selection: str | None = None
+    shots: int | None = None
+    draw: int | None = None
+    split: str = "test"
+    weight_decay: float | None = None
+    source_weight: float | None = None
     version: int = VERSIONS["transfer"]
 
 
@@ -168,7 +191,7 @@ class ScoreRow:
     """forward_gflops, test_forward_gflops: a forward pass over the training and the test images; not part of gflops."""
 
     checkpoint: str
-    epoch: int
+    epoch: int | None
     target: str
     score: str
     value: float
@@ -185,7 +208,7 @@ class SpectralRow:
     """Accuracies of a probe on one spectral component. stage: pretrained or finetuned; rank: mean over batches."""
 
     checkpoint: str
-    epoch: int
+    epoch: int | None
     target: str
     stage: str
     component: str
@@ -201,7 +224,7 @@ class SpectrumRow:
     """The spectrum of the features of all training images. shares: of the sum of singular values, at some `places` (from 1)."""
 
     checkpoint: str
-    epoch: int
+    epoch: int | None
     target: str
     stage: str
     rank: int
@@ -230,7 +253,7 @@ class EmbeddingRow:
     """t-SNE of the features of some test images: coordinates and labels, in the same order."""
 
     checkpoint: str
-    epoch: int
+    epoch: int | None
     target: str
     stage: str
     x: list[float]
@@ -283,6 +306,8 @@ class TargetRow:
 # Row fields that are no Python names: the files and tables say recall@1.
 COLUMNS = {"recall_at_1": "recall@1", "recall_at_3": "recall@3", "rel_at_1": "rel@1", "rel_at_3": "rel@3"}
 
+_FIELD_OF_COLUMN = {column: field for field, column in COLUMNS.items()}
+
 # Result file -> its row, and the fields that identify one row among the others.
 ROWS = {
     "pretrain": (PretrainRow, ("checkpoint",)),
@@ -300,3 +325,19 @@ ROWS = {
 def to_json_dict(row) -> dict:
     """The row as the dictionary its JSON line holds."""
     return {COLUMNS.get(field.name, field.name): getattr(row, field.name) for field in dataclasses.fields(row)}
+
+
+def from_json_dict(row_type: type, values: dict):
+    """The row of a JSON line. A null is None in a field that may be None, and NaN in any other.
+
+    Raises:
+      TypeError: if fields are missing or unknown.
+    """
+    fields = {_FIELD_OF_COLUMN.get(name, name): value for name, value in values.items()}
+    annotations = {field.name: field.type for field in dataclasses.fields(row_type)}
+    missing = {
+        name: None if type(None) in typing.get_args(annotations.get(name)) else math.nan
+        for name, value in fields.items()
+        if value is None
+    }
+    return row_type(**fields | missing)

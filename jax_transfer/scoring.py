@@ -1,18 +1,16 @@
 """The stage of a study that scores: all checkpoints of a target at once, from their features or by an early stop."""
 
-import functools
 import math
 import time
 
 import jax
 
-from jax_transfer import config as settings
+from jax_transfer import settings
 from jax_transfer.analysis import SCORES, score_all, score_gigaflops, why_undefined
 from jax_transfer.data.subsets import stratified_split
-from jax_transfer.features import extract
 from jax_transfer.finetuning import finetuned
 from jax_transfer.logs import Rows, log
-from jax_transfer.records import Pretraining, ScoreRow, Snapshot
+from jax_transfer.records import ScoreRow, Snapshot
 from jax_transfer.transfer.finetune import FINETUNE_SCORES
 from jax_transfer.workspace import Workspace
 
@@ -21,13 +19,14 @@ def scores(work: Workspace) -> None:
     """Transferability scores on the training images of each target. What cannot be scored is a row that says why."""
     rows = Rows(work.results, "scores")
     rows.forget_failures()
-    gigaflops = functools.cache(lambda pretraining: _forward_gigaflops(work, pretraining))
     for target in work.config.targets:
         for snapshot, name, measured in _measured(work, target, rows):
             if measured.get("error"):
                 log.warning("%s of checkpoint %s on %s: %s.", name, snapshot.name, target, measured["error"])
             numbers = {**dict.fromkeys(("value", "seconds", "gflops"), math.nan), **measured}
-            train, test = (gigaflops(snapshot.pretraining) * len(work.source(target, s)) for s in ("train", "test"))
+            train, test = (
+                work.image_gigaflops(snapshot.pretraining) * len(work.source(target, s)) for s in ("train", "test")
+            )
             numbers |= {"forward_gflops": train, "test_forward_gflops": test}
             rows.append(ScoreRow(snapshot.name, snapshot.epoch, target, name, **numbers))
 
@@ -106,11 +105,3 @@ def _by_finetuning(work: Workspace, missing: dict[str, list[Snapshot]], target: 
                     "error": error,
                 }
                 yield snapshot, names[done.epoch], measured
-
-
-def _forward_gigaflops(work: Workspace, pretraining: Pretraining) -> float:
-    """Of one image."""
-    params, stats = jax.eval_shape(work.source_net(pretraining).init, jax.random.key(0))
-    batch_size = work.config.data.eval_batch_size
-    model = {"params": params, "stats": stats}
-    return extract.forward_gigaflops(work.forward(pretraining), model, work.preprocessing, batch_size)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
+from jax_transfer import estimates
 from jax_transfer.analysis.embedding import tsne
 from jax_transfer.analysis.spectral import (
     batched_spectral_components,
@@ -55,6 +56,10 @@ def spectral(work: Workspace) -> None:
         done = [snapshot for snapshot in work.snapshots if snapshot.name in tuned]
         tune_again(work, _missing(work, target, "finetuned", done), target)
         _explain(work, target, "finetuned", done, lambda s, split, t=target: tuned_features(work, s, t, split))
+
+
+def describe_spectral(work: Workspace) -> str:
+    return f"components, spectra and t-SNE: {estimates.checkpoints(work)}"
 
 
 def _forget_other_metrics(work: Workspace, rows: Rows) -> None:

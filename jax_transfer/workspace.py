@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import functools
-import json
 import math
 import pathlib
 import re
@@ -14,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jax_transfer import config as settings
-from jax_transfer import devices, logs, trees
+from jax_transfer import devices, logs, settings, trees
 from jax_transfer.data.batches import Feed, Streamed, make_feed
 from jax_transfer.data.sources import Source, load_source, subset
 from jax_transfer.data.subsets import stratified_split
@@ -40,6 +38,7 @@ class Workspace:
         self.objective = functools.cache(self._objective)
         self.trajectory = functools.cache(self._trajectory)
         self.forward = functools.cache(self._forward)
+        self.image_gigaflops = functools.cache(self._image_gigaflops)
         self.feed = functools.lru_cache(maxsize=4)(self._feed)
         self.model = functools.lru_cache(maxsize=1)(self._model)
         self.model_fingerprint = functools.cache(self._model_fingerprint)
@@ -176,6 +175,7 @@ class Workspace:
             self.objective,
             self.trajectory,
             self.forward,
+            self.image_gigaflops,
             self.feed,
             self.model,
         ):
@@ -204,6 +204,12 @@ class Workspace:
 
     def _forward(self, pretraining: Pretraining):
         return extract.make_forward(self.source_net(pretraining), self.preprocessing, self.mesh)
+
+    def _image_gigaflops(self, pretraining: Pretraining) -> float:
+        """The work of a forward pass of one image."""
+        params, stats = jax.eval_shape(self.source_net(pretraining).init, jax.random.key(0))
+        model, forward = {"params": params, "stats": stats}, self.forward(pretraining)
+        return extract.forward_gigaflops(forward, model, self.preprocessing, self.config.data.eval_batch_size)
 
     def features(self, snapshot: Snapshot, dataset: str, split: str) -> Features:
         """Returns the features of a split of a data set, from the cache if they are there."""
@@ -328,24 +334,4 @@ def lock_workdir(workdir: pathlib.Path):
         raise InputError(
             f"--workdir={workdir} is in use by another run: wait for it, or choose another one."
         ) from error
-    return lock
-
-
-def open_workdir(config: ConfigDict, workdir: pathlib.Path):
-    """Locks a study's working directory, as `lock_workdir`, and writes its config.
-
-    Raises:
-      InputError: as `lock_workdir`, and if it was made by a config whose results would differ.
-    """
-    lock = lock_workdir(workdir)
-    path, new = workdir / "config.json", settings.to_json(config)
-    if path.exists():
-        different = settings.differences(json.loads(path.read_text(encoding="utf-8")), new)
-        if different:
-            raise InputError(
-                f"--workdir={workdir} was made by another config: {'; '.join(different)}. "
-                "Use that config again, or another --workdir."
-            )
-    if devices.is_first_process():
-        logs.write_atomically(path, json.dumps(new, indent=1, ensure_ascii=False).encode())
     return lock

@@ -9,9 +9,10 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jax_transfer"
 # A folder or file imports only from those above it.
-ORDER = ("records", "choose", "devices", "preemption", "flops", "numerics", "logs", "trees", "data", "models", "training", "features", "transfer",
-         "analysis", "selection", "report", "config", "checks", "workspace", "plan", "pretraining",
-         "finetuning", "scoring", "spectra", "study", "ranking", "main")  # fmt: skip
+ORDER = ("records", "choose", "fields", "devices", "preemption", "flops", "numerics", "logs", "trees", "data", "models", "training",
+         "features", "transfer", "analysis", "selection", "report", "settings", "workspace", "estimates", "pretraining",
+         "probing", "finetuning", "scoring", "spectra", "reporting", "stages", "config", "checks", "plan", "study", "ranking",
+         "main")  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -15,7 +15,7 @@ from test_report import Elements, write_workdir
 from test_scoring import small_config
 from test_study import REPOSITORY
 
-from jax_transfer import checks, plan, records, spectra, study
+from jax_transfer import checks, plan, records, reporting, spectra
 from jax_transfer.data import sources
 from jax_transfer.logs import Rows
 from jax_transfer.records import METRICS, Features
@@ -155,7 +155,7 @@ def test_the_papers_report_accuracy_on_every_target(name, variant):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(variant)
-    checks._check_metrics(config)
+    checks.check(config)
     assert config.metrics.to_dict() == dict.fromkeys(config.targets, "accuracy")
 
 
@@ -176,7 +176,7 @@ def test_plan_rows_and_page_name_the_classes_of_a_target(tmp_path, names, shown)
     work.source = lambda dataset, split: given[split]
     assert plan._in_words(work, target) == f"{target}: 1 train, 1 test images; by accuracy; classes: {shown}"
     Rows(work.results, "targets").append(target_row("mean_class_accuracy", target="folder:/earlier"))
-    plan.record_targets(work)
+    reporting.record_targets(work)
     rows = Rows(work.results, "targets").rows
     assert [row.target for row in rows] == [target, "folder:/earlier"]
     assert (rows[0].num_classes, rows[0].class_names[:2], rows[0].notes) == (
@@ -184,7 +184,7 @@ def test_plan_rows_and_page_name_the_classes_of_a_target(tmp_path, names, shown)
         list(names[:2]),
         ["3 exact copies"],
     )
-    assert len(rows[0].class_names) <= plan.NUM_NAMES
+    assert len(rows[0].class_names) <= reporting.NUM_NAMES
     text = Elements(page.write_report(tmp_path).read_text(encoding="utf-8")).text
     assert shown in text and "3 exact copies" in text
 
@@ -209,7 +209,7 @@ def test_the_picture_shows_the_checkpoint_that_the_table_names(tmp_path, monkeyp
     work.config.metrics = {target: metric}
     values = np.random.default_rng(draw).permutation(24).reshape(4, 3, 2) / 24  # each seed has its own best epoch
     add_rows(work, target, values)
-    plan.record_targets(work)
+    reporting.record_targets(work)
     monkeypatch.setattr(spectra, "tsne", lambda x, seed: np.zeros((len(x), 2)))
     labels = work.source(target, "test").labels
 
@@ -236,7 +236,7 @@ def test_another_metric_is_read_from_the_same_rows(tmp_path):
         scores.append(records.ScoreRow(str(e), e, target, "logme", float(e), 0.1, 1.0, 1.0))
     for metric, tau, epoch in (("accuracy", 1.0, 3), ("mean_class_accuracy", -1.0, 0), ("accuracy", 1.0, 3)):
         work.config.metrics = {target: metric}
-        study.report(work)
+        reporting.report(work)
         rows = [json.loads(line) for line in (work.results / "ranking.jsonl").read_text().splitlines()]
         (row,) = [row for row in rows if row["score"] == "logme"]
         assert (row["metric"], round(row["kendall"], 6)) == (metric, tau)

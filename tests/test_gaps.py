@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_report import Elements
 from test_scoring import TARGET, small_config
 
-from jax_transfer import pretraining, records, scoring, study
+from jax_transfer import pretraining, records, reporting, scoring
 from jax_transfer.analysis import SCORES, ranking_row
 from jax_transfer.logs import Rows
 from jax_transfer.records import Features, RankingRow, ScoreRow, TransferRow, to_json_dict
@@ -97,7 +97,7 @@ def test_what_a_checkpoint_lacks_is_said_everywhere_and_never_ranked(tmp_path, c
     leep = [leep_gaps.get(i, float(SCORE[i])) for i in range(12)]
     tuned = [accuracy_gaps.get(i, float(SCORE[i])) for i in range(12)]
     rows_of(work, TARGET, {"logme": list(SCORE), "leep": leep}, {"finetune": tuned})
-    study.report(work)
+    reporting.report(work)
     found = {row["score"]: row for row in read(work, "ranking")}
     names = {"logme": "LogME", "leep": "LEEP"}
     text = Elements((tmp_path / "report/index.html").read_text(encoding="utf-8")).text
@@ -124,7 +124,7 @@ def test_a_protocol_for_some_epochs_is_a_complete_list_of_these(tmp_path):
     work = workspace(tmp_path, finetune__checkpoints="0,5,11")
     tuned = [float(SCORE[i]) if i in (0, 5, 11) else None for i in range(12)]
     rows_of(work, TARGET, {"logme": list(SCORE)}, {"finetune": tuned, "probe": list(SCORE)})
-    study.report(work)
+    reporting.report(work)
     counts = {
         r["method"]: (r["num_scored"], r["num_checkpoints"]) for r in read(work, "ranking") if r["score"] == "logme"
     }
@@ -208,9 +208,9 @@ def test_rows_of_older_versions_have_no_gaps(tmp_path):
 def test_scores_of_a_head_exist_only_for_one_over_classes(tmp_path, monkeypatch, has_head):
     make = OBJECTIVES["supervised"]
     monkeypatch.setitem(OBJECTIVES, "other", lambda net, augment: make(net, augment)._replace(has_head=has_head))
-    monkeypatch.setattr(scoring, "_forward_gigaflops", lambda work, pretraining: 1.0)
     scores = ("logme", *(name for name, score in SCORES.items() if score.needs == "logits"))
     work = workspace(tmp_path, pretrain__objective="other", pretrain__epochs=1, scores=scores)
+    monkeypatch.setattr(work, "image_gigaflops", lambda pretraining: 1.0)
     labels = work.source(TARGET, "train").labels
     drawn = np.random.default_rng(0).normal(size=(len(labels), 80)).astype(np.float32)
     of_split = {"train": Features(drawn[:, :64], drawn[:, 64:], labels)}
@@ -219,7 +219,7 @@ def test_scores_of_a_head_exist_only_for_one_over_classes(tmp_path, monkeypatch,
     monkeypatch.setattr(work, "features", lambda snapshot, dataset, split: of_split[split])
     rows_of(work, TARGET, {}, {"probe": [0.5, 0.6]})
     scoring.scores(work)
-    study.report(work)
+    reporting.report(work)
     found = read(work, "scores")
     counts = {name: sum(row["score"] == name for row in found) for name in scores}
     assert counts == {"logme": 2, "leep": 2 * has_head, "nce": 2 * has_head}  # the untrained epoch 0 counts

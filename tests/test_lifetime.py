@@ -9,8 +9,9 @@ import pytest
 from test_architecture import FILES, PACKAGE
 from test_scoring import TARGET, small_config
 
-from jax_transfer import plan, study
+from jax_transfer import plan
 from jax_transfer.models.trajectory import Trajectory
+from jax_transfer.stages import STAGES
 from jax_transfer.training import optimizers, state
 from jax_transfer.workspace import Workspace
 
@@ -47,7 +48,7 @@ def run_study(workdir, closed):
     save_initialisation(work, work.epochs)
     plan.check_data(work)
     for name in config.stages:
-        study.STAGES[name](work)
+        STAGES[name].run(work)
     found = remembered(work)
     if closed:
         work.close()

@@ -18,7 +18,7 @@ from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features import extract
 from jax_transfer.logs import Rows
 from jax_transfer.records import Features, InputError
-from jax_transfer.study import STAGES
+from jax_transfer.stages import STAGES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, Finetuned
 from jax_transfer.workspace import Workspace
 
@@ -44,7 +44,7 @@ def run(config, workdir):
     plan.check_data(work)
     for name, stage in STAGES.items():
         if name in config.stages:
-            stage(work)
+            stage.run(work)
     work.close()
     files = (workdir / "results").glob("*.jsonl")
     return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in files}

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_transfer import checks, devices, pretraining
-from jax_transfer import config as settings
+from jax_transfer import checks, devices, pretraining, settings
 from jax_transfer.data import batches
 from jax_transfer.data.sources import from_arrays
 from jax_transfer.data.transforms import Preprocessing
@@ -251,7 +250,7 @@ def test_the_full_recipe_is_the_released_one():
     [
         ({"pretrain__ema_decay": 1.0}, r"config\.pretrain\.ema_decay = 1\.0: must lie in \[0, 1\); 0 turns it off"),
         ({"pretrain__ema_decay": -0.1}, r"config\.pretrain\.ema_decay = -0\.1"),
-        ({"pretrain__label_smoothing": 1.5}, r"config\.pretrain\.label_smoothing = 1\.5"),
+        ({"pretrain__supervised.label_smoothing": 1.5}, r"config\.pretrain\.supervised\.label_smoothing = 1\.5"),
         ({"pretrain__augment": ("mixip",)}, r"augmentation \(config\.pretrain\.augment\): 'mixip'.*'mixup'"),
         ({"pretrain__optimizer.min_learning_rate": 1.0}, r"config\.pretrain\.optimizer\.min_learning_rate = 1\.0"),
         ({"finetune__optimizer.warmup_learning_rate": -1.0}, r"config\.finetune\.optimizer\.warmup_learning_rate = -1"),

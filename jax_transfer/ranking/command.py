@@ -1,18 +1,19 @@
 """Ranking by the command: python -m jax_transfer.main --config=configs/rank_checkpoints.py"""
 
+import dataclasses
 import json
 import pathlib
+from typing import Annotated
 
 import rich
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from jax_transfer import devices, logs
+from jax_transfer import devices, fields, logs
 from jax_transfer.analysis import SCORES
-from jax_transfer.checks import check_fields
-from jax_transfer.choose import choose
 from jax_transfer.config import to_json
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.fields import Count, OneOf, Positive, between
 from jax_transfer.logs import log
 from jax_transfer.ranking import page, result
 from jax_transfer.ranking.rank import DEFAULT_SCORES, rank
@@ -20,31 +21,41 @@ from jax_transfer.records import METRICS, InputError
 from jax_transfer.workspace import lock_workdir
 
 
+@dataclasses.dataclass(frozen=True)
+class Replaced:
+    """What is set here replaces what comes with the checkpoints; the fields are those of a study."""
+
+    image_size: Count | None = None
+    crop_fraction: Positive | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
+    interpolation: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RankingFields:
+    """The fields of configs/rank_checkpoints.py."""
+
+    # Separated by commas: files, folders, FILE=MODEL and random:MODEL, as `rank` takes them.
+    checkpoints: str = ""
+    # "source:name?option=value", such as folder:/my/images; see jax_transfer.data.sources.
+    target: str = ""
+    # A key of jax_transfer.models.MODELS, for files that do not say which model they are.
+    model: str | None = None
+    # Keys of jax_transfer.analysis.SCORES.
+    scores: tuple[Annotated[str, OneOf(SCORES, "score")], ...] = DEFAULT_SCORES
+    preprocessing: Replaced = Replaced()
+    # "accuracy" or "mean_class_accuracy"; unset: what the field reports for the target, accuracy where nothing is known.
+    metric: Annotated[str, OneOf(METRICS, "metric")] | None = None
+    seed: Annotated[int, between(0, 2**31 - 1)] = 0
+    batch_size: Count = 64
+    # skip: damaged images are named and left out; error: stop at the first.
+    on_corrupt: Annotated[str, OneOf(dict.fromkeys(ON_CORRUPT), "treatment of corrupt images")] = "skip"
+
+
 def default_config() -> ConfigDict:
     """The fields of configs/rank_checkpoints.py."""
-    config = ConfigDict()
-    # Separated by commas: files, folders, FILE=MODEL and random:MODEL, as `rank` takes them.
-    config.checkpoints = ""
-    # "source:name?option=value", such as folder:/my/images; see jax_transfer.data.sources.
-    config.target = ""
-    # A key of jax_transfer.models.MODELS, for files that do not say which model they are.
-    config.model = config_dict.placeholder(str)
-    # Keys of jax_transfer.analysis.SCORES.
-    config.scores = DEFAULT_SCORES
-    config.preprocessing = ConfigDict()
-    # What is set here replaces what comes with the checkpoints; the fields are those of a study.
-    config.preprocessing.image_size = config_dict.placeholder(int)
-    config.preprocessing.crop_fraction = config_dict.placeholder(float)
-    config.preprocessing.mean = config_dict.placeholder(tuple)
-    config.preprocessing.std = config_dict.placeholder(tuple)
-    config.preprocessing.interpolation = config_dict.placeholder(str)
-    # "accuracy" or "mean_class_accuracy"; unset: what the field reports for the target, accuracy where nothing is known.
-    config.metric = config_dict.placeholder(str)
-    config.seed = 0
-    config.batch_size = 64
-    # skip: damaged images are named and left out; error: stop at the first.
-    config.on_corrupt = "skip"
-    return config
+    return fields.section(fields.schema(RankingFields()))
 
 
 def check(config: ConfigDict) -> None:
@@ -53,18 +64,13 @@ def check(config: ConfigDict) -> None:
     Raises:
       InputError: naming the field, what was expected and what to do.
     """
-    check_fields(config, default_config())
+    fields.check(config.to_dict(), fields.schema(RankingFields()), "config")
     if not _listed(config.checkpoints):
         raise InputError("config.checkpoints is empty: --config.checkpoints=a.safetensors,b.pth,run/checkpoints")
     if not config.target:
         raise InputError(
             "config.target is empty: --config.target=folder:/my/images, with a folder of images per class."
         )
-    choose(dict.fromkeys(ON_CORRUPT), config.on_corrupt, "value of config.on_corrupt")
-    if config.metric is not None:
-        choose(METRICS, config.metric, "metric (config.metric)")
-    for score in config.scores:
-        choose(SCORES, score, "score (config.scores)")
     Preprocessing.from_json({"image_size": 224, **_replaced(config)})
 
 

@@ -1,9 +1,11 @@
 """The report: one HTML page that opens with the answer, and the same figures and tables as files of their own."""
 
+import dataclasses
+import functools
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jax_transfer.records import METRICS, InputError
 from jax_transfer.report import explain, figures, tables
@@ -13,27 +15,41 @@ from jax_transfer.report.style import to_svg
 from jax_transfer.report.tables import METHODS, Row, percent
 from jax_transfer.report.trust import trust_note, trust_rows
 
-# Result file -> the stages that write it: what to run when it is missing.
-STAGES = {
-    "pretrain": "pretrain",
-    "transfer": "probe or finetune",
-    "scores": "scores",
-    "ranking": "scores",
-    "spectral": "spectral",
-    "spectrum": "spectral",
-    "similarity": "spectral",
-    "embedding": "spectral",
-}
-
 LONG_TABLE = 15  # rows; longer ones are folded
 MANY_FIGURES = 12  # in a section; its groups are then folded, but for the first
 
 
-def write_report(workdir: pathlib.Path) -> pathlib.Path:
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What a section of the page is made from.
+
+    results: result file -> its rows, as they are on disk; read: the same, where rows of transfer and spectral say which
+    accuracy counts (`best.by_metric`). figures: the folder for SVG files, and the names that are taken there.
+    """
+
+    config: dict
+    results: dict[str, list[Row]]
+    read: Mapping[str, Sequence[Row]]
+    written_by: Mapping[str, Sequence[str]]
+    figures: pathlib.Path
+    taken: set[str] = dataclasses.field(default_factory=set)
+
+    def not_run(self, name: str) -> str:
+        """Says that a result file has no rows, and which stages write it."""
+        stages = " or ".join(self.written_by.get(name, ()))
+        why = f": stage {stages} has not run" if stages else ""
+        return f"<p>No results in <code>results/{escape(name)}.jsonl</code>{why}.</p>"
+
+
+def write_report(workdir: pathlib.Path, written_by: Mapping[str, Sequence[str]] | None = None) -> pathlib.Path:
     """Writes `report/index.html`, `report/figures/*.svg` and `report/<name>.csv` for each `results/<name>.jsonl`.
 
     The page is one file without scripts or requests to anywhere. A result that is not there yet is named on it
-    together with the stage that makes it, so that the report can be written at any time of a study.
+    together with the stages that make it, so that the report can be written at any time of a study.
+
+    Args:
+      written_by: result file -> the stages that write it, in the order of the page (`stages.written_by()`); a missing file
+        that is not among them is named without a stage.
 
     Returns:
       The path of index.html.
@@ -41,34 +57,21 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     Raises:
       InputError: if `workdir` is no folder, or a file in it cannot be read.
     """
+    written_by = written_by or {}
     if not workdir.is_dir():
         raise InputError(f"Working directory {workdir} does not exist; give the --workdir of a study.")
-    results = {path.stem: tables.read_rows(path) for path in sorted((workdir / "results").glob("*.jsonl"))}
-    # In the order of the stages, then what this page does not know.
-    results = {
-        name: results[name] for name in [*(n for n in STAGES if n in results), *(n for n in results if n not in STAGES)]
-    }
+    found = {path.stem: tables.read_rows(path) for path in sorted((workdir / "results").glob("*.jsonl"))}
+    results = {name: found[name] for name in dict.fromkeys((*written_by, *found)) if name in found}
     config, report = _read_config(workdir / "config.json"), workdir / "report"
     (report / "figures").mkdir(parents=True, exist_ok=True)
     for name, rows in results.items():
         tables.to_csv(rows, report / f"{name}.csv", tables.column_names(name, rows))
     title = tables.showable(config.get("name") or workdir.resolve().name)
-    read = by_metric(results)
-    body = [
-        *_head(title, config),
-        *_answer(read.get("transfer", [])),
-        *_targets(results.get("targets", [])),
-        *_paper(read, config.get("paper") or []),
-        *_why(read),
-        *_trust(read),
-        *_failures(read),
-        *_figure_sections(read, report / "figures"),
-        *_tables(results),
-        "<h2>Configuration</h2>",
-        f"<pre>{escape(json.dumps(config, indent=2, ensure_ascii=False), keep_lines=True)}</pre>"
-        if config
-        else "<p>There is no <code>config.json</code> in the working directory.</p>",
-    ]
+    page = Page(config, results, by_metric(results), written_by, report / "figures")
+    body = _head(title, config)
+    for heading, section in SECTIONS.items():
+        if content := list(section(page)):
+            body += [f"<h2>{escape(heading)}</h2>", *content]
     tables.write_text(report / "index.html", to_page(f"{title}: which checkpoint transfers best", body))
     return report / "index.html"
 
@@ -135,11 +138,11 @@ def _overall(best: Sequence[Row]) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def _answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
-    yield "<h2>Which checkpoint transfers best</h2>"
+def _answer(page: Page) -> Iterator[str]:
+    transfer_rows = page.read.get("transfer", [])
     best = best_checkpoints(transfer_rows)
     if not best:
-        yield _not_run("transfer")
+        yield page.not_run("transfer")
         return
     yield f'<p class="answer">{escape(_overall(best))}</p>'
     found = {row["method"] for row in best}
@@ -164,12 +167,12 @@ def _answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
-def _targets(rows: Sequence[Row]) -> Iterator[str]:
+def _targets(page: Page) -> Iterator[str]:
     """What was transferred to: sizes, classes, what counts, and what was noted of the data."""
+    rows = page.results.get("targets")
     if not rows:
         return
     names = tables.target_names(row["target"] for row in rows)
-    yield "<h2>Targets</h2>"
     yield tables.to_html(
         [
             {
@@ -188,22 +191,20 @@ def _targets(rows: Sequence[Row]) -> Iterator[str]:
         yield f"<ul>{items}</ul>"
 
 
-def _paper(results: Mapping[str, Sequence[Row]], paper: Sequence[Row]) -> Iterator[str]:
-    if paper:
-        yield "<h2>Beside the paper</h2>"
-        yield tables.to_html(explain.paper_rows(results, paper))
+def _paper(page: Page) -> Iterator[str]:
+    if paper := page.config.get("paper"):
+        yield tables.to_html(explain.paper_rows(page.read, paper))
 
 
-def _why(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+def _why(page: Page) -> Iterator[str]:
     """What the spectral components say, in words and as Table 1; the figures stand with the others."""
-    if not results.get("spectral"):
+    if not page.read.get("spectral"):
         return
-    yield "<h2>Why: the spectral components</h2>"
     yield "<ul>"
-    for name, words in explain.story(results):
+    for name, words in explain.story(page.read):
         yield f"<li><strong>{escape(name)}.</strong> {escape(words)}</li>"
     yield "</ul>"
-    rows = explain.table_1(results)
+    rows = explain.table_1(page.read)
     if not rows:
         yield "<p>No component has the accuracy that counts on its target: stage spectral computes it.</p>"
         return
@@ -216,18 +217,17 @@ def _why(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     )
 
 
-def _trust(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
-    yield "<h2>How far each score can be trusted</h2>"
-    ranking, scored = results.get("ranking", []), results.get("scores", [])
+def _trust(page: Page) -> Iterator[str]:
+    ranking, scored = page.read.get("ranking", []), page.read.get("scores", [])
     if not ranking:
-        yield _not_run("ranking")
+        yield page.not_run("ranking" if scored else "scores")
     for method in sorted({row["method"] for row in ranking}):
         yield f"<h3>{escape(tables.method_name(method))}</h3>"
         yield f'<p class="quiet">{escape(trust_note(ranking, scored, method))}</p>'
         yield tables.to_html(trust_rows(ranking, scored, method))
 
 
-def _failures(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+def _failures(page: Page) -> Iterator[str]:
     """What has no value, and why."""
     what = {
         "transfer": "method",
@@ -237,17 +237,12 @@ def _failures(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     failed = [
         {"Checkpoint": row["checkpoint"], "Target": row["target"], "What": row[column], "Why": row["error"]}
         for name, column in what.items()
-        for row in results.get(name, [])
+        for row in page.read.get(name, [])
         if row.get("error")
     ]
     if failed:
-        yield "<h2>What failed</h2>"
         yield "<p>These take no part in any ranking. A repeated run tries them again.</p>"
         yield tables.to_html(failed)
-
-
-def _not_run(name: str) -> str:
-    return f"<p>No results in <code>results/{escape(name)}.jsonl</code>: stage {STAGES[name]} has not run.</p>"
 
 
 def _file_stem(name: str, taken: set[str]) -> str:
@@ -262,43 +257,66 @@ def _file_stem(name: str, taken: set[str]) -> str:
     return stem
 
 
-def _figure_sections(results: Mapping[str, Sequence[Row]], folder: pathlib.Path) -> Iterator[str]:
-    taken = set()
-    for title, (needs, draw) in {**figures.FIGURES, **explain.FIGURES}.items():
-        yield f"<h2>{escape(title)}</h2>"
-        missing = [name for name in needs if not results.get(name)]
-        if missing:
-            yield from map(_not_run, missing)
-            continue
-        groups = {}
-        for drawing in draw(results):
-            svg = to_svg(drawing.figure)
-            stem = _file_stem(drawing.name, taken)
-            tables.write_text(folder / f"{stem}.svg", svg)
-            element = inline_svg(svg, f"f{len(taken)}-", drawing.caption)
-            caption = f"<figcaption>{escape(drawing.caption)}</figcaption>"
-            groups.setdefault(drawing.group, []).append(f"<figure>{element}{caption}</figure>")
-        if not groups:
-            yield "<p>The results hold no values to draw yet.</p>"
-        fold = sum(map(len, groups.values())) > MANY_FIGURES and len(groups) > 1
-        for number, (group, elements) in enumerate(groups.items()):
-            grid = '<div class="figures">' + "\n".join(elements) + "</div>"
-            heading = f"<h3>{escape(group)}</h3>" if group else ""
-            opened = " open" if number == 0 else ""
-            folded = f"<details{opened}><summary>{escape(group)}</summary>{grid}</details>"
-            yield folded if fold else heading + grid
+def _figures(needs: Sequence[str], draw: Callable, page: Page) -> Iterator[str]:
+    """A kind of figure, by group; each is also a file."""
+    missing = [name for name in needs if not page.read.get(name)]
+    if missing:
+        yield from map(page.not_run, missing)
+        return
+    groups = {}
+    for drawing in draw(page.read):
+        svg = to_svg(drawing.figure)
+        stem = _file_stem(drawing.name, page.taken)
+        tables.write_text(page.figures / f"{stem}.svg", svg)
+        element = inline_svg(svg, f"f{len(page.taken)}-", drawing.caption)
+        caption = f"<figcaption>{escape(drawing.caption)}</figcaption>"
+        groups.setdefault(drawing.group, []).append(f"<figure>{element}{caption}</figure>")
+    if not groups:
+        yield "<p>The results hold no values to draw yet.</p>"
+    fold = sum(map(len, groups.values())) > MANY_FIGURES and len(groups) > 1
+    for number, (group, elements) in enumerate(groups.items()):
+        grid = '<div class="figures">' + "\n".join(elements) + "</div>"
+        heading = f"<h3>{escape(group)}</h3>" if group else ""
+        opened = " open" if number == 0 else ""
+        folded = f"<details{opened}><summary>{escape(group)}</summary>{grid}</details>"
+        yield folded if fold else heading + grid
 
 
-def _tables(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
-    yield "<h2>All results</h2>"
+def _tables(page: Page) -> Iterator[str]:
     yield '<p class="quiet">Accuracies are in [0, 1], times in seconds. Each table is also a CSV file here.</p>'
-    for name in dict.fromkeys([*STAGES, *results]):
-        rows = results.get(name)
+    for name in dict.fromkeys((*page.written_by, *page.results)):
+        rows = page.results.get(name)
         if not rows:
             yield f"<h3>{escape(name)}</h3>"
-            yield _not_run(name) if name in STAGES else "<p>No rows.</p>"
+            yield "<p>No rows.</p>" if name in page.results else page.not_run(name)
             continue
-        table = tables.to_html(rows, tables.column_names(name, rows))
+        columns = [
+            column for column in tables.column_names(name, rows) if any(row.get(column) is not None for row in rows)
+        ]
+        table = tables.to_html(rows, columns)
         summary = f"{escape(name)} ({len(rows)} rows)"
         long = len(rows) > LONG_TABLE
         yield f"<details><summary>{summary}</summary>{table}</details>" if long else f"<h3>{summary}</h3>{table}"
+
+
+def _configuration(page: Page) -> Iterator[str]:
+    text = json.dumps(page.config, indent=2, ensure_ascii=False)
+    missing = "<p>There is no <code>config.json</code> in the working directory.</p>"
+    yield f"<pre>{escape(text, keep_lines=True)}</pre>" if page.config else missing
+
+
+# What the page holds, in this order: heading -> function of a `Page` that yields HTML, nothing for a section that is left out.
+SECTIONS: dict[str, Callable[[Page], Iterator[str]]] = {
+    "Which checkpoint transfers best": _answer,
+    "Targets": _targets,
+    "Beside the paper": _paper,
+    "Why: the spectral components": _why,
+    "How far each score can be trusted": _trust,
+    "What failed": _failures,
+    **{
+        title: functools.partial(_figures, needs, draw)
+        for title, (needs, draw) in {**figures.FIGURES, **explain.FIGURES}.items()
+    },
+    "All results": _tables,
+    "Configuration": _configuration,
+}

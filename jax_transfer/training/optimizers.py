@@ -2,31 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
 
 from jax_transfer.choose import choose
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerSettings:
-    """The fields of `config.*.optimizer`."""
-
-    name: str = "sgd"
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    decay_norm_and_bias: bool = True  # torch decays BatchNorm, biases and embeddings too; large-batch recipes do not
-    schedule: str = "constant"
-    milestones: tuple[float, ...] = ()  # fractions of training after which the step schedule decays
-    decay_factor: float = 0.1
-    min_learning_rate: float = 0.0  # where the cosine schedule ends
-    warmup: float = 0.0  # fraction of training with a linearly growing rate
-    warmup_learning_rate: float = 0.0  # where it begins
-    head_learning_rate_factor: float = 1.0  # the heads' learning rate over the backbone's
+from jax_transfer.fields import NotNegative, OneOf, Part, Positive, Probability, UpTo, check_itself
 
 
 def constant(settings, rate, steps):
@@ -63,6 +45,33 @@ def adamw(settings, schedule, weight_decay, mask):
 EMBEDDINGS = ("cls_token", "pos_embed")
 
 OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """The fields of `config.*.optimizer`."""
+
+    name: Annotated[str, OneOf(OPTIMIZERS, "optimizer")] = "sgd"
+    learning_rate: Positive = 0.1
+    # The learning rate of the heads over that of the backbone.
+    head_learning_rate_factor: NotNegative = 1.0
+    momentum: Probability = 0.9
+    nesterov: bool = False
+    weight_decay: NotNegative = 0.0
+    # torch decays BatchNorm, biases and embeddings too; large-batch recipes do not.
+    decay_norm_and_bias: bool = True
+    schedule: Annotated[str, OneOf(SCHEDULES, "schedule")] = "constant"
+    # Fractions of training after which the step schedule decays.
+    milestones: tuple[Part, ...] = ()
+    decay_factor: NotNegative = 0.1
+    # Where the cosine schedule ends.
+    min_learning_rate: Annotated[float, UpTo("learning_rate")] = 0.0
+    # Fraction of training with a linearly growing rate, and where it begins.
+    warmup: Part = 0.0
+    warmup_learning_rate: Annotated[float, UpTo("learning_rate")] = 0.0
+
+    def __post_init__(self):
+        check_itself(self)
 
 
 def make_schedule(settings: OptimizerSettings, steps: int, learning_rate=None) -> optax.Schedule:

@@ -9,16 +9,20 @@ import dataclasses
 import itertools
 import math
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jax_transfer import devices, logs, trees
+from jax_transfer.data.augment import AUGMENTATIONS
 from jax_transfer.data.batches import Feed, Joined, steps_per_epoch
+from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.fields import Count, Few, OneOf, Steps, check_itself
 from jax_transfer.models.net import Net, with_new_head
 from jax_transfer.records import InputError
 from jax_transfer.training.evaluation import Measure, classification
@@ -35,17 +39,26 @@ FINETUNE_SCORES = {"finetune_1": 1, "finetune_5": 5}
 RATES = ("learning_rate", "weight_decay")  # what a candidate may change of the optimizer
 
 
+Augmentation = Annotated[str, OneOf(ChainMap(AUGMENTATIONS, MIXINGS), "augmentation")]
+
+
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings:
     """The fields of `config.finetune`."""
 
-    epochs: int = 100
-    steps: int | None = None  # in place of epochs
-    batch_size: int = 128
-    augment: tuple[str, ...] = ()
-    num_seeds: int = 1
-    checkpoints: str | None = None  # the study's choice of those to fine-tune
-    optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009  frozen
+    epochs: Count = 100
+    # In place of epochs, if set.
+    steps: Steps | None = None
+    batch_size: Count = 128
+    # As in config.pretrain.augment.
+    augment: tuple[Augmentation, ...] = ()
+    num_seeds: Few = 1
+    # Those of the evaluated epochs that are fine-tuned, as in config.trajectory.epochs; unset: all.
+    checkpoints: str | None = None
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=0.01)  # noqa: RUF009  frozen
+
+    def __post_init__(self):
+        check_itself(self)
 
 
 class Candidate(NamedTuple):

@@ -1,12 +1,14 @@
 """Softmax regression on fixed features: by Adam on batches, or to the minimum of the regularised loss by L-BFGS."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_transfer.fields import Count, Few, Listed, NotNegative, Positive, Rule, Steps, check_itself
 from jax_transfer.numerics import positive
 
 
@@ -14,14 +16,22 @@ from jax_transfer.numerics import positive
 class ProbeSettings:
     """The fields of `config.probe`."""
 
-    methods: tuple[str, ...] = ("probe",)
-    epochs: int = 100
-    steps: int | None = None  # in place of epochs: the whole number of epochs nearest to so many steps
-    batch_size: int = 128
-    learning_rates: tuple[float, ...] = (0.01,)
-    l2: tuple[float, ...] = (1e-4,)
-    validation_fraction: float = 0.2
-    num_seeds: int = 1
+    # Keys of jax_transfer.transfer.probe.PROTOCOLS: "probe" is the papers' FE, "probe_converged" L-BFGS.
+    methods: Annotated[tuple[str, ...], Listed(filled=True, unique=True)] = ("probe",)
+    epochs: Count = 100
+    # In place of epochs, if set: the whole number of epochs nearest to so many steps. The papers give iterations for
+    # some data sets.
+    steps: Steps | None = None
+    batch_size: Count = 128
+    # Adam's. Several: the best on a validation split is used.
+    learning_rates: Annotated[tuple[Positive, ...], Listed(filled=True)] = (0.01,)
+    # Strength of probe_converged's penalty: l2/2 |w|^2 is added to the mean cross-entropy. Several: chosen likewise.
+    l2: Annotated[tuple[NotNegative, ...], Listed(filled=True)] = (1e-4,)
+    validation_fraction: Annotated[float, Rule(lambda x: 0 < x < 1, "lie in (0, 1)")] = 0.2
+    num_seeds: Few = 1
+
+    def __post_init__(self):
+        check_itself(self)
 
 
 def cross_entropy(weights, x: Float[Array, "n d"], y: Int[Array, " n"]):

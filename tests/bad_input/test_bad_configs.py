@@ -17,8 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jax_transfer import checks, main, plan
-from jax_transfer import config as settings
+from jax_transfer import checks, main, plan, settings
+from jax_transfer.config import BY_TARGET, default_config, differences, to_json
 from jax_transfer.models.trajectory import evaluated_epochs
 from jax_transfer.ranking import command
 from jax_transfer.records import InputError
@@ -39,7 +39,7 @@ WORDS = st.sampled_from(
 
 def study():
     """A config that passes, of a small study."""
-    config = settings.default_config()
+    config = default_config()
     config.model.name, config.model.stem, config.model.width = "resnet10", "cifar", 8.0
     config.source.dataset = "embedded:digits?train=256&test=64"
     config.targets = ("embedded:digits?train=200&test=64",)
@@ -142,7 +142,7 @@ def put(config, path, value):
 
 def build(config, workdir):
     """What the stages make of a config, as far as it is cheap."""
-    json.dumps(settings.to_json(config), ensure_ascii=False).encode()
+    json.dumps(to_json(config), ensure_ascii=False).encode()
     settings.preprocessing(config)
     jax.random.key(config.seed)
     np.uint32(config.seed + config.finetune.num_seeds)
@@ -170,7 +170,7 @@ def check_study(config, workdir):
 
 def check_ranking(config, workdir):
     command.check(config)
-    json.dumps(settings.to_json(config), ensure_ascii=False).encode()
+    json.dumps(to_json(config), ensure_ascii=False).encode()
     return True
 
 
@@ -213,7 +213,7 @@ def test_missing_added_and_misspelt_fields(kind, tmp_path):
 
     @examples(60)
     @given(
-        st.sampled_from([path for path in FIELDS[kind] if path[0] not in settings.BY_TARGET]),
+        st.sampled_from([path for path in FIELDS[kind] if path[0] not in BY_TARGET]),
         st.sampled_from(("missing", "added", "misspelt", "section")),
         st.text(string.ascii_letters + "é\n \ud800", min_size=1, max_size=9),
     )
@@ -348,9 +348,9 @@ def assert_read(config, target):
     assert settings.probe_settings(config, target).epochs == 7
     assert settings.finetune_settings(config, target).optimizer.momentum == 0.5
     assert config.metrics.get(target) == "mean_class_accuracy" and target in config.metrics
-    written = json.loads(json.dumps(settings.to_json(config), ensure_ascii=False))
+    written = json.loads(json.dumps(to_json(config), ensure_ascii=False))
     assert (written["overrides"], written["metrics"]) == (overrides, metrics)
-    assert not settings.differences(written, settings.to_json(config))
+    assert not differences(written, to_json(config))
 
 
 def test_targets_whose_names_hold_dots_have_fields_of_their_own():
@@ -386,10 +386,10 @@ def test_such_targets_on_the_command_line():
     tried()
 
 
-@pytest.mark.parametrize("field", settings.BY_TARGET)
+@pytest.mark.parametrize("field", BY_TARGET)
 def test_a_field_of_another_target_lists_the_targets(field):
     config = study()
-    put(config, (field,), {"folder:/data/v1.3/x": dict(zip(settings.BY_TARGET, ({}, "accuracy"), strict=True))[field]})
+    put(config, (field,), {"folder:/data/v1.3/x": dict(zip(BY_TARGET, ({}, "accuracy"), strict=True))[field]})
     with pytest.raises(InputError, match=rf"config\.{field}.*v1\.3/x.*Valid: embedded:digits\?train=200&test=64"):
         checks.check(config)
 

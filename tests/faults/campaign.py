@@ -23,6 +23,8 @@ import sys
 import tempfile
 import time
 
+from jax_transfer.stages import STAGES
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 STUDY = [
     "--config=configs/quickstart.py:smoke",
@@ -35,7 +37,6 @@ STUDY = [
     "--config.data.eval_batch_size=64",
     "--config.spectral.embedded_images=0",
 ]
-STAGES = ("pretrain", "features", "probe", "finetune", "scores", "spectral", "report")
 CLOCK = ("seconds", "images_per_second")
 # A clock that goes back and forth by up to a day, as when the time is set.
 JUMPING_CLOCK = """
@@ -68,7 +69,7 @@ def stopped_by(number, codes):
 
     def fault(workdir, log, rng):
         process = start(workdir, log)
-        stage, delay = rng.choice(STAGES), rng.uniform(0, 1.5)
+        stage, delay = rng.choice(list(STAGES)), rng.uniform(0, 1.5)
         while process.poll() is None and f"Stage {stage}" not in pathlib.Path(log).read_text():
             time.sleep(0.02)
         time.sleep(delay)

@@ -5,11 +5,12 @@ import functools
 import jax.numpy as jnp
 import optax
 
+from jax_transfer.fields import Probability
 from jax_transfer.models.net import Net
 from jax_transfer.training.objectives.objective import Objective, head_and_backbone
 
 
-def supervised(net: Net, augment: tuple[str, ...], label_smoothing: float = 0.0) -> Objective:
+def supervised(net: Net, augment: tuple[str, ...], label_smoothing: Probability = 0.0) -> Objective:
     """Mean softmax cross-entropy over the batch.
 
     Its feed is "train"; labels are float [b, c], with the weight of each class, where images are mixed.
