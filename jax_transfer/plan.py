@@ -29,7 +29,8 @@ def check_data(work: Workspace) -> None:
     device_batch = devices.check_batch_size(config.pretrain.batch_size, work.mesh, "config.pretrain.batch_size")
     devices.check_batch_size(config.data.eval_batch_size, work.mesh, "config.data.eval_batch_size")
     log.info("%s; global batch %d, %d on each device", devices.description(), config.pretrain.batch_size, device_batch)
-    for dataset in dict.fromkeys((*work.sources, *config.targets)):
+    feeds = [feed.dataset for feed in config.pretrain.feeds.values()]
+    for dataset in dict.fromkeys((*work.sources, *feeds, *config.targets)):
         train, test = work.source(dataset, "train"), work.source(dataset, "test")
         for source in (train, test):
             if not len(source):
@@ -44,9 +45,13 @@ def check_data(work: Workspace) -> None:
         if train.num_classes < 2:
             raise InputError(f"{dataset} has a single class ({train.class_names[0]!r}): at least two are needed.")
     if "pretrain" in config.stages:
-        for source in work.sources:
-            train = work.source(source, "train")
-            steps_per_epoch(len(train), config.pretrain.batch_size, f"{source} (config.pretrain)")
+        for pretraining in work.pretrainings:
+            main, *others = work.pretrain_sizes(pretraining).items()
+            for where, (_, (dataset, size)) in zip(
+                ("", *(f".feeds.{feed}" for feed, _ in others)), (main, *others), strict=True
+            ):
+                devices.check_batch_size(size, work.mesh, f"config.pretrain{where}.batch_size")
+                steps_per_epoch(len(work.source(dataset, "train")), size, f"{dataset} (config.pretrain{where})")
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
         if "finetune" in config.stages:

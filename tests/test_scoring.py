@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from test_study import _get_config
 
-from jax_transfer import checks, devices, finetuning, plan, scoring
-from jax_transfer import config as settings
+from jax_transfer import checks, devices, finetuning, plan, scoring, settings
 from jax_transfer.analysis import SCORES, score_all, why_undefined
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features import extract
