@@ -104,6 +104,11 @@ def random_head(key, params: dict, net: Net) -> dict:
     return with_new_head(params, net, key)
 
 
+def kept_head(key, params: dict, net: Net) -> dict:
+    """Leaves the head as it was loaded: for LP-FT, whose checkpoints come with the weights of a probe."""
+    return params
+
+
 def finetune(
     checkpoints: Mapping[str, Callable[[], dict]],
     candidates: Sequence[Candidate],
@@ -130,7 +135,7 @@ def finetune(
       net: the architecture of all of them, with the target's number of classes.
       make_objective: called with those of a candidate's changes that are no rates, as keyword arguments.
       mesh: its `sweep` axis says how many candidates train side by side.
-      head: head(key, params, net) -> params with the head to start from.
+      head: head(key, params, net) -> params with the head to start from: `random_head`, `kept_head` or another.
       evaluate: compiles what is measured, as `evaluation.classification` does.
       epochs: after each of these, in ascending order, the models are tested, and training stops after the last. The
         learning rate follows the whole schedule nevertheless. Empty: they are tested once, at its end.
