@@ -23,6 +23,7 @@ from jax_transfer.config import (
 from jax_transfer.data.augment import AUGMENTATIONS
 from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.sources import ON_CORRUPT
+from jax_transfer.models import MODELS
 from jax_transfer.models.trajectory import evaluated_epochs
 from jax_transfer.records import METRICS, UNPRINTABLE, InputError
 from jax_transfer.training.objectives import OBJECTIVES
@@ -138,11 +139,9 @@ def check(config: ConfigDict) -> None:
     evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
     preprocessing(config)
     for label, model in models(config).items():
-        if model["name"].startswith("resnet") and model.get("width", 1) % 1:
-            raise InputError(f"config.model.width = {model['width']}: {label} takes a whole number of channels.")
         smallest = make_net(config, model, num_classes=2).min_image_size
         if config.preprocessing.image_size < smallest:
-            stem = f" with the {model.get('stem', 'imagenet')} stem" if label.startswith("resnet") else ""
+            stem = f" with the {model.get('stem', 'imagenet')} stem" if MODELS[model["name"]].takes("stem") else ""
             raise InputError(
                 f"config.preprocessing.image_size = {config.preprocessing.image_size} does not suit {label}{stem}, which "
                 f"needs at least {smallest} pixels: use a larger size{' or another stem' if stem else ''}."

@@ -126,10 +126,16 @@ def score_all(name: str, features: Features, num_classes: int, held_out: Int[Arr
     return np.array(values)
 
 
+def _as_logits(logits, axes: str):
+    """Logits as `as_features` gives them. A net without a head has none, [n, 0], which only LEEP and NCE refuse."""
+    *rows, columns = np.shape(logits) or (1,)
+    return jnp.zeros((*rows, 0), jnp.float32) if columns == 0 else as_features(logits, "logits", axes)
+
+
 def _checked(features, num_classes, held_out):
     """The arguments of `score_all`, with values of labels and indices that the compiled program cannot raise for."""
     num_classes = as_count(num_classes)
-    x, logits = as_features(features.features, "features", "k n d"), as_features(features.logits, "logits", "k n s")
+    x, logits = as_features(features.features, "features", "k n d"), _as_logits(features.logits, "k n s")
     (k, n), labels = x.shape[:2], features.labels
     if logits.shape[:2] != (k, n) or len(labels) != k:
         raise InputError(
@@ -145,7 +151,7 @@ def _checked_one(name, features, num_classes, held_out):
     """The arguments of one checkpoint's score, as arrays."""
     choose(SCORES, name, "score (name)")
     num_classes = as_count(num_classes)
-    x, logits = as_features(features.features, "features", "n d"), as_features(features.logits, "logits", "n s")
+    x, logits = as_features(features.features, "features", "n d"), _as_logits(features.logits, "n s")
     if len(logits) != len(x):
         raise InputError(f"logits holds {len(logits):,} samples and features {len(x):,}: expected the same ones.")
     labels = as_labels(features.labels, num_classes, len(x), "labels")
