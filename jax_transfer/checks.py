@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from jax_transfer import config as study_config
 from jax_transfer import fields, settings
 from jax_transfer.choose import choose
+from jax_transfer.models import MODELS
 from jax_transfer.models.trajectory import evaluated_epochs
 from jax_transfer.records import InputError
 from jax_transfer.transfer.finetune import FINETUNE_SCORES
@@ -34,11 +35,9 @@ def check(config: ConfigDict) -> None:
             choose(PROTOCOLS, method, "probe (config.probe.methods)")
     settings.preprocessing(config)
     for label, model in settings.models(config).items():
-        if model["name"].startswith("resnet") and model.get("width", 1) % 1:
-            raise InputError(f"config.model.width = {model['width']}: {label} takes a whole number of channels.")
         smallest = settings.make_net(config, model, num_classes=2).min_image_size
         if config.preprocessing.image_size < smallest:
-            stem = f" with the {model.get('stem', 'imagenet')} stem" if label.startswith("resnet") else ""
+            stem = f" with the {model.get('stem', 'imagenet')} stem" if MODELS[model["name"]].takes("stem") else ""
             raise InputError(
                 f"config.preprocessing.image_size = {config.preprocessing.image_size} does not suit {label}{stem}, which "
                 f"needs at least {smallest} pixels: use a larger size{' or another stem' if stem else ''}."

@@ -1,5 +1,6 @@
 """What names, folders, configs and shapes say of a checkpoint, and what they cannot say: known, asked for or said."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -250,7 +251,8 @@ def test_rarer_stems_equal_their_twins_and_are_asked_for(tmp_path, stem):
 def shallow(monkeypatch):
     """ViT-S with 2 blocks, where the original has 12."""
     small = functools.partial(vit._vit, "vit_small_patch16_224", vit.Size(384, 2, 6), 16, 224)
-    monkeypatch.setitem(MODELS, "vit_small_patch16_224", small)
+    spec = dataclasses.replace(MODELS["vit_small_patch16_224"], make=small)
+    monkeypatch.setitem(MODELS, "vit_small_patch16_224", spec)
 
 
 def moco_v3(heads, arch="vit_small", **more):

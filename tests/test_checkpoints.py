@@ -146,17 +146,35 @@ def test_a_head_without_training_is_not_exported(tmp_path):
 # --- what a file says of itself
 
 
-def trajectory(folder):
-    """Epoch 3 of a trajectory of NET."""
+def trajectory(folder, params=PARAMS, described=DESCRIBED):
+    """Epoch 3 of a trajectory of NET, or of another."""
     run = Trajectory(folder / "checkpoints")
     training = {
         "opt_state": {"count": jnp.zeros(())},
         "step": jnp.zeros(()),
         "key": jax.random.key_data(jax.random.key(0)),
     }
-    run.save(3, {"params": PARAMS, "stats": STATS}, training, DESCRIBED)
+    run.save(3, {"params": params, "stats": STATS}, training, described)
     run.close()
     return folder / "checkpoints" / "3"
+
+
+def test_a_checkpoint_without_a_head_comes_back_without_one(tmp_path):
+    headless = MODELS["resnet10"](num_classes=0, stem="cifar", width=8)
+    trunk = {name: value for name, value in PARAMS.items() if name != "fc"}
+    expected = NET.apply(PARAMS, STATS, IMAGES).features
+    described = {**DESCRIBED, "model": {**DESCRIBED["model"], "num_classes": 0}}
+    epoch = load_checkpoint(trajectory(tmp_path, trunk, described))
+    export(epoch, tmp_path / "a.safetensors")
+    saved(tmp_path / "whole.safetensors")
+    asked = load_checkpoint(tmp_path / "whole.safetensors", "resnet10?num_classes=0")  # a head in the file is left out
+    np.testing.assert_array_equal(asked.params["conv1"]["kernel"], PARAMS["conv1"]["kernel"])
+    for found in (epoch, load_checkpoint(tmp_path / "a.safetensors"), asked):
+        assert found.net is headless and not found.has_head and "fc" not in found.params
+    for found in (epoch, load_checkpoint(tmp_path / "a.safetensors")):
+        output = found.net.apply(found.params, found.stats, IMAGES)
+        np.testing.assert_array_equal(output.features, expected)
+        assert output.logits.shape == (2, 0) and found.notes == () and found.preprocessing == epoch.preprocessing
 
 
 def test_timms_config_names_the_model_and_the_preprocessing(tmp_path):

@@ -128,7 +128,7 @@ def test_other_arguments_give_another_net():
     ("options", "message"),
     [
         ({"dtype": "float8"}, "dtype of {}.*'float8'.*bfloat16"),
-        ({"num_classes": 0}, "num_classes of {} is 0"),
+        ({"num_classes": -1}, "num_classes of {} is -1"),
         ({"width": -0.5}, "width of {} is -0.5; expected a multiplier"),
     ],
 )

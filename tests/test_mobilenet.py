@@ -85,7 +85,7 @@ def test_equal_arguments_give_the_identical_net(name):
     ("options", "message"),
     [
         ({"dtype": "float8"}, "dtype of {}.*'float8'.*bfloat16"),
-        ({"num_classes": 0}, "num_classes of {} is 0"),
+        ({"num_classes": -1}, "num_classes of {} is -1"),
         ({"width": 0.0}, "width of {} is 0.0; expected a multiplier"),
     ],
 )

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import inspect
 
@@ -102,8 +103,9 @@ def test_equal_arguments_give_the_identical_net(name):
     [
         ({"stem": "cifr"}, "stem of resnet18.*'cifr'.*Did you mean 'cifar'"),
         ({"dtype": "float8"}, "dtype of resnet18.*'float8'.*bfloat16"),
-        ({"num_classes": 0}, "num_classes of resnet18 is 0"),
+        ({"num_classes": -1}, "num_classes of resnet18 is -1"),
         ({"width": -1}, "width of resnet18 is -1"),
+        ({"width": 8.5}, "width of resnet18 is 8.5; .*whole number"),
     ],
 )
 def test_a_wrong_argument_is_named(options, message):
@@ -225,6 +227,70 @@ def test_new_head_is_drawn_for_the_new_task_and_all_else_is_kept(tiny):
     np.testing.assert_array_equal(output.features, net.apply(params, stats, images).features)
     assert np.std(adapted["fc"]["kernel"]) == pytest.approx(0.05, rel=0.05) and np.all(adapted["fc"]["bias"] == 0)
     assert params["fc"]["kernel"].shape == (64, 5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_net_of_no_classes_has_no_head_until_it_gets_one(name):
+    net, target = small(name, num_classes=0, dtype="bfloat16"), small(name, dtype="bfloat16")
+    (params, stats), (whole, _) = abstract(net), abstract(target)
+    head = "/".join(target.classifier)
+    assert trees.flatten(whole).keys() - trees.flatten(params).keys() == {f"{head}/kernel", f"{head}/bias"}
+    assert target.classifier[0] not in params and f"params/{head}/kernel" not in net.shapes
+    images = jax.ShapeDtypeStruct((2, net.min_image_size, net.min_image_size, 3), jnp.float32)
+    expected = Output(
+        logits=jax.ShapeDtypeStruct((2, 0), jnp.float32),
+        features=jax.ShapeDtypeStruct((2, net.feature_dim), jnp.float32),
+    )
+    assert trees.difference(expected, jax.eval_shape(net.apply, params, stats, images)) == ""
+    assert trees.difference(whole, jax.eval_shape(lambda params: with_new_head(params, target, KEY), params)) == ""
+    assert trees.difference(params, with_new_head(whole, net, KEY)) == ""
+
+
+@pytest.mark.parametrize("name", ["resnet10", "mobilenet_v2", "vit_tiny_patch4_32"])
+def test_features_of_a_net_without_a_head_are_those_with_one(name):
+    net, target = small(name, num_classes=0), small(name)
+    (params, stats), (whole, _) = net.init(KEY), target.init(KEY)
+    kept = trees.flatten(params)
+    assert all(np.array_equal(leaf, kept[path]) for path, leaf in trees.flatten(whole).items() if path in kept)
+    images = jax.random.normal(KEY, (2, net.min_image_size, net.min_image_size, 3))
+    output = net.apply(params, stats, images)
+    np.testing.assert_array_equal(output.features, target.apply(whole, stats, images).features)
+    gradient = jax.grad(lambda params: net.apply_train(params, stats, images, KEY)[0].features.sum())(params)
+    assert trees.difference(params, gradient) == ""
+
+
+# The first values of the head's kernel and the sum of all magnitudes: an architecture draws in this order for ever, for
+# a study that goes on from its config must begin with the weights that it had.
+DRAWN = {
+    "resnet10": (-0.005138224456459284, -0.00033661630004644394, 4810.956551137931),
+    "mobilenet_v2": (0.007416264619678259, 0.0035212377551943064, 24584.657038643636),
+    "vit_tiny_patch4_32": (0.03586724400520325, -0.006916299927979708, 90414.30729332122),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_key_draws_the_weights_that_it_always_drew(name):
+    net = small(name)
+    flat = trees.flatten(net.init(KEY)[0])
+    head = np.ravel(flat["/".join((*net.classifier, "kernel"))])
+    total = sum(np.abs(np.asarray(leaf, np.float64)).sum() for leaf in flat.values())
+    np.testing.assert_allclose((*head[:2], total), DRAWN[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_known_of_a_model_is_that_of_its_net(name):
+    spec = MODELS[name]
+    assert (
+        inspect.signature(spec) == inspect.signature(spec.make) and "num_classes" in inspect.signature(spec).parameters
+    )
+    net = spec(num_classes=0, **({"width": 8 if spec.takes("stem") else 0.25} if spec.takes("width") else {}))
+    assert net.name == name and net.min_image_size == spec.min_image_size
+    assert (spec.patch is not None) == spec.takes("image_size") and spec.min_image_size % (spec.patch or 1) == 0
+    patches = net.shapes.get("params/patch_embed/proj/kernel")
+    assert patches is None or patches[:2] == (spec.patch, spec.patch)
+    if spec.network:
+        same = dataclasses.replace(MODELS[spec.network](num_classes=0), name=name)
+        assert same.shapes == net.shapes and MODELS[spec.network].network is None
 
 
 def test_params_of_another_task_or_model_are_refused_by_name(tiny):

@@ -1,7 +1,5 @@
 """Which model and which preprocessing the names of released files stand for."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from jax_transfer.data.augment import evaluation_view
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS, released_preprocessing
 from jax_transfer.models.descriptions import released_as
-from jax_transfer.models.zoo import RELEASED, released
+from jax_transfer.models.zoo import released, releases
 
 
 @pytest.mark.parametrize(
@@ -50,11 +48,10 @@ def test_the_model_is_known_by_the_name_of_its_release(tmp_path, file, model):
 
 
 def test_every_model_has_a_release_of_its_name():
-    assert {model for model, _ in RELEASED.values()} == set(MODELS)
     assert [released(name)[0] for name in MODELS] == list(MODELS)
-    for model, preprocessing in RELEASED.values():
-        patch = re.search(r"patch(\d+)", model)
-        assert preprocessing.image_size % int(patch[1] if patch else 1) == 0
+    assert sum(len(spec.released) for spec in MODELS.values()) == len(releases())  # a name is of one model
+    for model, preprocessing in releases().values():
+        assert preprocessing.image_size % (MODELS[model].patch or 1) == 0
 
 
 def test_preprocessing_is_that_of_the_release():

@@ -1,5 +1,6 @@
 """Every family through files as they are released: the names, shapes and extras of the original, read and written back."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -202,7 +203,8 @@ def test_a_released_file_equals_its_twin_and_is_written_back_with_timms_names(tm
 
 
 def test_inception_resnet_v2_with_a_block_on_each_grid_equals_its_twin(tmp_path, monkeypatch):
-    monkeypatch.setitem(MODELS, "inception_resnet_v2", short_inception_resnet_v2)
+    spec = dataclasses.replace(MODELS["inception_resnet_v2"], make=short_inception_resnet_v2)
+    monkeypatch.setitem(MODELS, "inception_resnet_v2", spec)
     twin = lambda: conv.randomised(inception.InceptionResnetV2(5, 0.1, repeats=(1, 1, 1)))  # noqa: E731
     test_a_released_file_equals_its_twin_and_is_written_back_with_timms_names(tmp_path, DEEP._replace(twin=twin))
 

@@ -91,7 +91,7 @@ def test_equal_arguments_give_the_identical_net():
     [
         ({"stem": "cifr"}, "stem of resnet18_v2.*'cifr'.*Did you mean 'cifar'"),
         ({"dtype": "float8"}, "dtype of resnet18_v2.*'float8'.*bfloat16"),
-        ({"num_classes": 0}, "num_classes of resnet18_v2 is 0"),
+        ({"num_classes": -1}, "num_classes of resnet18_v2 is -1"),
         ({"width": -1}, "width of resnet18_v2 is -1"),
     ],
 )

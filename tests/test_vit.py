@@ -9,14 +9,12 @@ import pytest
 from jax_transfer import trees
 from jax_transfer.models import make_net, with_new_head
 from jax_transfer.models.t2t_vit import T2TViT, sinusoids, soft_split, t2t_vit_14, t2t_vit_t_14
+from jax_transfer.models.transformer import Size, gaussian_002, gelu
 from jax_transfer.models.vit import (
-    Size,
     VisionTransformer,
     deit_base_patch16_224,
     deit_small_patch16_224,
     deit_tiny_patch16_224,
-    gaussian_002,
-    gelu,
     resize_position_embedding,
     uniform_fan_in,
     vit_base_patch16_224,
@@ -328,7 +326,7 @@ def test_equal_arguments_give_the_identical_net(make, default):
         (vit_tiny_patch4_32, {"image_size": 0}, "image_size of vit_tiny_patch4_32 is 0; .*such as 4"),
         (t2t_vit_t_14, {"image_size": 20}, "image_size of t2t_vit_t_14 is 20; .*multiple .*16"),
         (vit_tiny_patch4_32, {"dtype": "float8"}, "dtype of vit_tiny_patch4_32.*'float8'.*bfloat16"),
-        (t2t_vit_14, {"num_classes": 0}, "num_classes of t2t_vit_14 is 0"),
+        (t2t_vit_14, {"num_classes": -1}, "num_classes of t2t_vit_14 is -1"),
         (vit_tiny_patch4_32, {"dropout": 1}, "dropout of vit_tiny_patch4_32 is 1; .*less than 1"),
         (t2t_vit_14, {"stochastic_depth": -0.1}, "stochastic_depth of t2t_vit_14 is -0.1"),
     ],

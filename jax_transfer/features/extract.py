@@ -23,17 +23,18 @@ from jax_transfer.data import augment
 from jax_transfer.data.batches import Feed, abstract_batch
 from jax_transfer.data.sources import Source
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models.net import Net
+from jax_transfer.models.net import Net, Output
 from jax_transfer.records import Batch, Features
 
 
 def make_forward(net: Net, preprocessing: Preprocessing, mesh: Mesh) -> Callable:
-    """Compiles forward(model, batch) -> Output(logits [b, s], features [b, d])."""
+    """Compiles forward(model, batch) -> Output(logits [b, s], features [b, d]), without maps and projection."""
 
     @jax.jit
     def forward(model, batch: Batch):
         images = devices.constrain(batch, mesh, "data").images
-        return net.apply(model["params"], model["stats"], augment.evaluation_view(images, preprocessing))
+        output = net.apply(model["params"], model["stats"], augment.evaluation_view(images, preprocessing))
+        return Output(output.logits, output.features)
 
     return forward
 
@@ -49,7 +50,7 @@ def extract(forward: Callable, model: dict, feed: Feed, batch_size: int) -> Feat
             parts.append(jax.device_get(waiting.popleft()))
     parts += jax.device_get(list(waiting))
     n = len(feed.source)  # what lies behind is padding
-    logits, features = (np.concatenate(part)[:n] for part in zip(*parts, strict=True))
+    features, logits = (np.concatenate([getattr(part, name) for part in parts])[:n] for name in ("features", "logits"))
     return Features(features=features, logits=logits, labels=np.asarray(feed.source.labels, np.int32))
 
 

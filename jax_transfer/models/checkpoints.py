@@ -17,7 +17,7 @@ from jax_transfer.logs import log
 from jax_transfer.models import descriptions, renamings, state_dicts, torch_files, torch_weights
 from jax_transfer.models.folders import expand as expand
 from jax_transfer.models.folders import expanded, is_epoch, only_file
-from jax_transfer.models.net import Net
+from jax_transfer.models.net import Net, without_head
 from jax_transfer.models.trajectory import Trajectory, abstract
 from jax_transfer.models.vit import resize_position_embedding
 from jax_transfer.models.zoo import MODELS, architecture, named
@@ -50,7 +50,7 @@ def load_checkpoint(
     What is left out, such as losses, projections and decoders, is said, and a file that lacks a weight is refused.
 
     What a file does not say of itself is told by its shapes (classes, width and stem of a ResNet, width of a MobileNet,
-    image size of a transformer); how its images are prepared, by its name, as `zoo.RELEASED` knows it. Assumptions and
+    image size of a transformer); how its images are prepared, by its name, as `zoo.releases` knows it. Assumptions and
     guesses are logged and kept as `notes`. A head that is not one of classes is left out.
 
     Args:
@@ -123,7 +123,7 @@ def _from_trajectory(path: pathlib.Path, model: str | None, given: dict) -> Chec
         described.preprocessing,
         described.source_accuracy,
         settings,
-        described.has_head,
+        described.has_head and net.num_classes > 0,
     )
 
 
@@ -183,8 +183,9 @@ def _from_contents(
     """The checkpoint that a file holds, read as a model."""
     choose(MODELS, name, f"model of {path}")
     known = {**described.settings, **given}
-    found = _found(path, contents, name, known)
-    told = descriptions.settings_from_shapes(name, renamings.to_ours(found.state, str(path)), found.contrastive)
+    net = _made(path, name, {"num_classes": 1000, **known})
+    found = _found(path, contents, net, known)
+    told = descriptions.settings_from_shapes(net, renamings.to_ours(found.state, str(path)), found.contrastive)
     options, on_options = descriptions.told_settings(path, name, contents, found.where)
     settings = {**told, **({} if described.model else options), **known}
     net = _made(path, name, {"num_classes": 1000, **settings})
@@ -215,26 +216,25 @@ def _from_contents(
         preprocessing,
         described.source_accuracy,
         settings,
-        described.has_head and not note,
+        described.has_head and net.num_classes > 0 and not note,
         tuple(printable(note) for note in notes if note),
         bool(guess),
     )
 
 
-def _found(path: pathlib.Path, contents: object, name: str, known: dict) -> state_dicts.Found:
-    """The weights of a file that fit a model best."""
+def _found(path: pathlib.Path, contents: object, net: Net, known: dict) -> state_dicts.Found:
+    """The weights of a file that fit a model best; `net` is the model with the `known` settings."""
 
     def count_shapes(state: Mapping) -> int:
         ours = renamings.our_names(state)
         state = {ours[key]: x for key, x in state.items()}
         try:
-            told = descriptions.settings_from_shapes(name, state)
-            shapes = torch_weights.expected_shapes(_made(path, name, {"num_classes": 1000, **told, **known}))
+            told = descriptions.settings_from_shapes(net, state)
+            shapes = torch_weights.expected_shapes(_made(path, net.name, {"num_classes": 1000, **told, **known}))
         except InputError:  # no such network: nothing fits
             return 0
         return sum(key in state and state[key].shape == shape for key, shape in shapes.items())
 
-    net = _made(path, name, {"num_classes": 1000, **known})
     expected = frozenset(torch_weights.expected_shapes(net))
     return state_dicts.find(contents, expected, ".".join(net.classifier) + ".", path, count_shapes)
 
@@ -255,7 +255,7 @@ def export(checkpoint: Checkpoint, path: str | pathlib.Path) -> None:
         "source_accuracy": checkpoint.source_accuracy,
         "has_head": checkpoint.has_head,
     }
-    params = checkpoint.params if checkpoint.has_head else _without(checkpoint.params, checkpoint.net.classifier)
+    params = checkpoint.params if checkpoint.has_head else without_head(checkpoint.params, checkpoint.net)
     metadata = {"format": "pt", "jax_transfer": json.dumps(described)}
     torch_weights.save_safetensors(expanded(path), params, checkpoint.stats, metadata)
 
@@ -295,10 +295,3 @@ def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
     return dataclasses.replace(
         checkpoint, net=net, params=params, stats=stats, preprocessing=preprocessing, settings=settings
     )
-
-
-def _without(tree: dict, path: tuple[str, ...]) -> dict:
-    """A nested dictionary without the subtree at `path`."""
-    first, *rest = path
-    others = {name: branch for name, branch in tree.items() if name != first}
-    return {**others, first: _without(tree[first], tuple(rest))} if rest else others

@@ -9,9 +9,11 @@ import reprlib
 from collections.abc import Collection, Iterator, Mapping
 
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models import mobilenet, torch_files
+from jax_transfer.models import torch_files
+from jax_transfer.models.net import Net
 from jax_transfer.models.renamings import State
-from jax_transfer.models.zoo import IMAGENET, is_release, released, released_preprocessing
+from jax_transfer.models.spec import IMAGENET
+from jax_transfer.models.zoo import MODELS, is_release, released, released_preprocessing
 from jax_transfer.records import InputError
 
 # Names of files that say nothing: their folder's name does, as in resnet50.a1_in1k/model.safetensors.
@@ -26,16 +28,6 @@ ANTI_ALIASED = re.compile(r"resne(t|xt|st)(aa|blur)|anti_?alias|blur_?pool|lpf\d
 # Arguments of timm's models in a config.json that change nothing here, for shapes tell them or training alone heeds them.
 HARMLESS = ("img_size", "num_classes", "in_chans", "patch_size", "embed_dim", "depth", "drop_rate", "drop_path_rate",
             "proj_drop_rate", "attn_drop_rate", "patch_drop_rate", "drop_block_rate", "zero_init_last")  # fmt: skip
-# The bias of the classification head, in the models that have it under this name.
-HEADS = (
-    "fc.bias",
-    "head.fc.bias",
-    "head.bias",
-    "classifier.bias",
-    "classifier.1.bias",
-    "last_linear.bias",
-    "classif.bias",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,32 +101,21 @@ def check_plain(path: pathlib.Path, contents: object) -> None:
         raise InputError(f"{path}: was trained with dilated stages ({dilated}), which no model here has.")
 
 
-def settings_from_shapes(model: str, state: State, contrastive: bool = False) -> dict:
-    """Arguments of MODELS[model] that the shapes of the weights tell, where they do.
+def settings_from_shapes(net: Net, state: State, contrastive: bool = False) -> dict:
+    """Arguments of MODELS[net.name] that the shapes of the weights tell, where they do.
 
-    num_classes of every model; width and stem of ResNets; width of MobileNets; image_size of transformers.
+    num_classes of every model, and what its `Spec.settings_from_shapes` finds.
 
     Args:
+      net: the model with any settings.
       state: with our names, see `renamings.to_ours`.
       contrastive: the head is none of classes.
     """
     settings = {}
-    head = next((state[name] for name in HEADS if name in state), None)
+    head = state.get(".".join((*net.classifier, "bias")))
     if head is not None and head.ndim == 1 and len(head) and not contrastive:
         settings["num_classes"] = len(head)
-    stem = state.get("stem.conv.weight" if model.endswith("_v2") else "conv1.weight")
-    if model.startswith("resnet") and stem is not None and stem.ndim == 4:
-        settings |= {"width": len(stem), "stem": "cifar" if stem.shape[2] == 3 else "imagenet"}
-    if model.startswith("mobilenet"):
-        width = mobilenet.width_of(model, {name: len(x) for name, x in state.items() if x.ndim == 4})
-        settings |= {"width": width} if width not in (None, 1.0) else {}
-    table, patches = state.get("pos_embed"), state.get("patch_embed.proj.weight")
-    if model.startswith(("vit", "deit", "t2t")) and table is not None and table.ndim == 3 and table.shape[1] > 1:
-        side = math.isqrt(table.shape[1] - 1)
-        patch = 16 if patches is None or patches.ndim != 4 else patches.shape[2]  # of T2T-ViT: three strides, 4 2 2
-        if side**2 == table.shape[1] - 1:
-            settings["image_size"] = side * patch
-    return settings
+    return {**settings, **MODELS[net.name].settings_from_shapes(state)}
 
 
 def told_settings(path: pathlib.Path, model: str, contents: object, where: str) -> tuple[dict, str]:
@@ -150,7 +131,7 @@ def told_settings(path: pathlib.Path, model: str, contents: object, where: str) 
     arguments, pools = said.get("model_kwargs") or {}, (said.get("gp"), said.get("global_pool"))
     timms = _timms_settings(f"{path} (its options)", model, "model_kwargs", arguments, pools)
     heads = timms.get("num_heads", said.get("num_heads"))
-    if model.startswith(("vit", "deit")) and type(heads) is int and heads > 0:
+    if MODELS[model].takes("num_heads") and type(heads) is int and heads > 0:
         return {"num_heads": heads}, f"Its options say {heads} attention heads."
     if model == "vit_small_patch16_224" and is_moco_v3(contents, where):
         return {"num_heads": 12}, (
@@ -174,7 +155,7 @@ def assumptions(model: str, settings: Mapping, known: Mapping, segments: bool, i
       segments: the file also holds a head for segmentation.
       is_known: the file is a release, or says which model it is.
     """
-    if model.startswith("resnet") and "stem" not in known:
+    if MODELS[model].takes("stem") and "stem" not in known:
         if settings.get("stem") == "cifar":
             yield (
                 "Its first convolution is 3x3: stride 1 and no max pool are assumed, which the weights do not show; "
@@ -205,7 +186,7 @@ def guessed_preprocessing(
             guess,
             "It does not say how its images were prepared: 32 pixels, and ImageNet's mean and std, are a guess.",
         )
-    same = named is not None and _family(named[0]) == _family(model)
+    same = named is not None and _network(named[0]) == _network(model)
     found = named[1] if same else IMAGENET if is_moco else released_preprocessing(model)
     found = dataclasses.replace(found, image_size=settings.get("image_size", found.image_size))
     if same and is_release(name):
@@ -221,14 +202,14 @@ def _rounded(values) -> str:
     return "/".join(f"{value:.3g}" for value in values)
 
 
-def _family(model: str) -> str:
-    """DeiT is ViT, trained otherwise."""
-    return model.replace("deit", "vit")
+def _network(model: str) -> str:
+    """The model whose network it is: DeiT is ViT, trained otherwise."""
+    return (model in MODELS and MODELS[model].network) or model
 
 
 def is_another(model: str, other: str | None) -> bool:
     """Whether `other` is a different network."""
-    return other is not None and _family(model) != _family(other)
+    return other is not None and _network(model) != _network(other)
 
 
 def _ours(path, text) -> Description:
@@ -312,11 +293,14 @@ def _timms_settings(where: object, model: str, called: str, arguments: object, p
     """
     if not isinstance(arguments, Mapping):
         raise InputError(f"{where}: its {called} are {reprlib.repr(arguments)}; repair or remove it.")
-    ours = ("token",) if model.startswith(("vit", "deit")) else ("avg", "fast", "fastavg")
+    if model not in MODELS:  # `load_checkpoint` refuses it
+        return {}
+    spec = MODELS[model]
     for pool in (arguments.get("global_pool"), *pools):
-        if isinstance(pool, str) and pool and pool not in ours:
-            raise InputError(f"{where}: asks for global_pool {pool!r}; the features of {model} here are {ours[0]!r}.")
-    settings = {"num_heads": arguments["num_heads"]} if "num_heads" in arguments and ours == ("token",) else {}
+        if isinstance(pool, str) and pool and pool not in spec.timm_pools:
+            expected = spec.timm_pools[0]
+            raise InputError(f"{where}: asks for global_pool {pool!r}; the features of {model} here are {expected!r}.")
+    settings = {"num_heads": arguments["num_heads"]} if "num_heads" in arguments and spec.takes("num_heads") else {}
     others = set(arguments) - {*HARMLESS, *settings, "global_pool"}
     if others := sorted(str(name) for name in others if (name, arguments[name]) != ("output_stride", 32)):
         raise InputError(f"{where}: its {called} change the network by {', '.join(others)}, which {model} here lacks.")

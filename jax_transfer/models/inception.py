@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.layers import (
     DTYPES,
     AvgPool,
@@ -27,6 +28,7 @@ from jax_transfer.models.layers import (
     global_mean,
 )
 from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.spec import HALF, Spec
 
 
 def scaled(features: int, width: float) -> int:
@@ -60,6 +62,8 @@ V2_BLOCKS = {
     "inception_5a": (352, 192, 320, 160, 224, 128),
     "inception_5b": (352, 192, 320, 192, 224, 128),
 }
+# The smallest image that leaves every stage of the original a pixel.
+MIN_IMAGE_SIZES = {"inception_v1": 15, "inception_v2": 31}
 
 
 class V1Block(nnx.Module):
@@ -159,11 +163,14 @@ class InceptionV2(nnx.Module):
         return Output(logits=self.last_linear(features), features=features)
 
 
-def inception_v1(num_classes, dtype="float32", width=1.0) -> Net:
-    """Inception v1 (GoogLeNet with BatchNorm) as a Net. Equal arguments give the identical Net.
+def _inception(name, num_classes, dtype="float32", width=1.0) -> Net:
+    """Inception v1 (GoogLeNet with BatchNorm) or v2 (BN-Inception) as a Net. Equal arguments give the identical Net.
+
+    The release of v2 takes blue, green and red in this order; `renamings` turns its first convolution around, so that RGB
+    works.
 
     Args:
-      num_classes: columns of the logits.
+      num_classes: columns of the logits; 0 for a net without a head.
       dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are float32 either way.
       width: multiplier of the channels, above 0; 1.0 in the paper.
@@ -171,23 +178,14 @@ def inception_v1(num_classes, dtype="float32", width=1.0) -> Net:
     Raises:
       InputError: if an argument is not one of the above.
     """
-    return _build("inception_v1", *check_scaled("inception_v1", num_classes, dtype, width))
-
-
-def inception_v2(num_classes, dtype="float32", width=1.0) -> Net:
-    """Inception v2 (BN-Inception) as a Net; see `inception_v1` for the arguments and errors.
-
-    The release takes blue, green and red in this order; `renamings` turns its first convolution around, so that RGB works.
-    """
-    return _build("inception_v2", *check_scaled("inception_v2", num_classes, dtype, width))
+    return _build(name, *check_scaled(name, num_classes, dtype, width))
 
 
 @functools.cache
 def _build(name, num_classes, dtype, width) -> Net:
-    # The smallest image that leaves every stage of the original a pixel.
-    module, last_block, head, min_image_size = {
-        "inception_v1": (InceptionV1, V1_BLOCKS["inception5b"], "fc", 15),
-        "inception_v2": (InceptionV2, V2_BLOCKS["inception_5b"], "last_linear", 31),
+    module, last_block, head = {
+        "inception_v1": (InceptionV1, V1_BLOCKS["inception5b"], "fc"),
+        "inception_v2": (InceptionV2, V2_BLOCKS["inception_5b"], "last_linear"),
     }[name]
     one, _, second, _, third, pool = last_block
     return make_net(
@@ -195,6 +193,23 @@ def _build(name, num_classes, dtype, width) -> Net:
         lambda rngs: module(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs),
         num_classes=num_classes,
         feature_dim=sum(scaled(n, width) for n in (one, second, third, pool)),
-        min_image_size=min_image_size,
+        min_image_size=MIN_IMAGE_SIZES[name],
         classifier=(head,),
     )
+
+
+# torchvision's takes ImageNet's mean and std and changes them to these inside ("transform_input").
+GOOGLENET = Preprocessing(224, 224 / 256, HALF, HALF)
+# 0 to 255 minus the mean, which the release has in the order blue, green, red; see `renamings`.
+BN_INCEPTION = Preprocessing(224, 224 / 256, (128 / 255, 117 / 255, 104 / 255), (1 / 255, 1 / 255, 1 / 255))
+
+inception_v1 = Spec(
+    functools.partial(_inception, "inception_v1"),
+    MIN_IMAGE_SIZES["inception_v1"],
+    released={"inception_v1": GOOGLENET, "googlenet": GOOGLENET},
+)
+inception_v2 = Spec(
+    functools.partial(_inception, "inception_v2"),
+    MIN_IMAGE_SIZES["inception_v2"],
+    released={"inception_v2": BN_INCEPTION, "bninception": BN_INCEPTION, "bn_inception": BN_INCEPTION},
+)

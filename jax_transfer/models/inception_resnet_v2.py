@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.inception import scaled
 from jax_transfer.models.layers import (
     DTYPES,
@@ -22,7 +23,9 @@ from jax_transfer.models.layers import (
     global_mean,
 )
 from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.spec import HALF, Spec
 
+MIN_IMAGE_SIZE = 75
 REPEATS = (10, 20, 9)  # blocks on the three grids; one more without ReLU follows the last
 
 
@@ -130,11 +133,11 @@ class InceptionResNetV2(nnx.Module):
         return Output(logits=self.classif(features), features=features)
 
 
-def inception_resnet_v2(num_classes, dtype="float32", width=1.0) -> Net:
+def _inception_resnet_v2(num_classes, dtype="float32", width=1.0) -> Net:
     """Inception-ResNet v2 as a Net. Equal arguments give the identical Net, so compiled code is shared.
 
     Args:
-      num_classes: columns of the logits.
+      num_classes: columns of the logits; 0 for a net without a head.
       dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are float32 either way.
       width: multiplier of the channels, above 0; 1.0 in the paper.
@@ -152,6 +155,13 @@ def _build(num_classes, dtype, width) -> Net:
         lambda rngs: InceptionResNetV2(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs),
         num_classes=num_classes,
         feature_dim=scaled(1536, width),
-        min_image_size=75,
+        min_image_size=MIN_IMAGE_SIZE,
         classifier=("classif",),
     )
+
+
+inception_resnet_v2 = Spec(
+    _inception_resnet_v2,
+    MIN_IMAGE_SIZE,
+    released={"inception_resnet_v2": Preprocessing(299, 299 / 333, HALF, HALF, "bicubic")},
+)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.inception import scaled
 from jax_transfer.models.layers import (
     DTYPES,
@@ -22,6 +23,9 @@ from jax_transfer.models.layers import (
     global_mean,
 )
 from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.spec import HALF, Spec
+
+MIN_IMAGE_SIZE = 75
 
 
 def _concatenate(*branches):
@@ -169,11 +173,11 @@ class InceptionV3(nnx.Module):
         return Output(logits=logits, features=features)
 
 
-def inception_v3(num_classes, dtype="float32", width=1.0) -> Net:
+def _inception_v3(num_classes, dtype="float32", width=1.0) -> Net:
     """Inception v3 as a Net. Equal arguments give the identical Net, so compiled code is shared.
 
     Args:
-      num_classes: columns of the logits.
+      num_classes: columns of the logits; 0 for a net without a head.
       dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are float32 either way.
       width: multiplier of the channels, above 0; 1.0 in the paper.
@@ -191,6 +195,22 @@ def _build(num_classes, dtype, width) -> Net:
         lambda rngs: InceptionV3(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs),
         num_classes=num_classes,
         feature_dim=scaled(320, width) + 4 * scaled(384, width) + scaled(192, width),
-        min_image_size=75,
+        min_image_size=MIN_IMAGE_SIZE,
         classifier=("fc",),
     )
+
+
+# torchvision's takes ImageNet's mean and std and changes them to these inside ("transform_input").
+TORCHVISION = Preprocessing(299, 299 / 342, HALF, HALF)
+TIMM = Preprocessing(299, 299 / 341, HALF, HALF, "bicubic")
+
+inception_v3 = Spec(
+    _inception_v3,
+    MIN_IMAGE_SIZE,
+    released={
+        "inception_v3": TORCHVISION,
+        "inception_v3_gluon": Preprocessing(299, 299 / 341, interpolation="bicubic"),
+        "inception_v3_tf": TIMM,
+        "inception_v3_tv": TIMM,
+    },
+)

@@ -141,16 +141,24 @@ def global_mean(x: Float[Array, "b h w d"]) -> Float[Array, "b d"]:
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
 
+def check_num_classes(name: str, num_classes) -> int:
+    """Returns `num_classes`. Raises InputError if it is negative; 0 is a net without a head."""
+    if num_classes < 0:
+        raise InputError(
+            f"num_classes of {name} is {num_classes!r}; expected the number of classes, or 0 for a net without a head."
+        )
+    return int(num_classes)
+
+
 def check_scaled(name: str, num_classes, dtype, width) -> tuple[int, str, float]:
     """The arguments of a model whose width is a multiplier, in one form, so that equal ones share a Net.
 
     Raises:
-      InputError: if `num_classes` is below 1, `dtype` not a key of DTYPES or `width` not above 0.
+      InputError: if `num_classes` is negative, `dtype` not a key of DTYPES or `width` not above 0.
     """
     dtype = getattr(dtype, "__name__", str(dtype))
     choose(DTYPES, dtype, f"dtype of {name}")
-    if num_classes < 1:
-        raise InputError(f"num_classes of {name} is {num_classes!r}; expected a whole number of at least 1.")
+    num_classes = check_num_classes(name, num_classes)
     if not 0 < width < math.inf:
         raise InputError(f"width of {name} is {width!r}; expected a multiplier of the channels above 0, such as 0.5.")
-    return int(num_classes), dtype, float(width)
+    return num_classes, dtype, float(width)

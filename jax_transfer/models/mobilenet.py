@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.layers import (
     DTYPES,
     BatchNorm,
@@ -23,6 +24,7 @@ from jax_transfer.models.layers import (
     global_mean,
 )
 from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.spec import BICUBIC, HALF, IMAGENET, TORCHVISION_V2, VIT, Spec
 
 # Stages of v1: (channels, blocks, stride of the first); table 1 of the paper.
 V1_STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
@@ -174,28 +176,29 @@ def _channels(name: str, width: float) -> dict[str, int]:
     return {**rounded, f"features.{block}.0.weight": _make_divisible(1280 * max(1.0, width))}
 
 
-def mobilenet_v1(num_classes, dtype="float32", width=1.0) -> Net:
-    """MobileNet v1 as a Net. Equal arguments give the identical Net, so compiled code is shared.
+def width_shown(name: str, state: Mapping) -> dict:
+    """{"width": multiplier} that the convolutions of a MobileNet show, {} for that of the paper or an unknown one."""
+    width = width_of(name, {layer: len(x) for layer, x in state.items() if x.ndim == 4})
+    return {"width": width} if width not in (None, 1.0) else {}
+
+
+MIN_IMAGE_SIZE = 32
+
+
+def _mobilenet(name, num_classes, dtype="float32", width=1.0) -> Net:
+    """A MobileNet as a Net. Equal arguments give the identical Net, so compiled code is shared.
 
     Args:
-      num_classes: columns of the logits.
+      num_classes: columns of the logits; 0 for a net without a head.
       dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are float32 either way.
-      width: multiplier of the channels, above 0; 0.25, 0.5, 0.75 and 1.0 in the paper. Channels are rounded to
-        multiples of 8.
+      width: multiplier of the channels, above 0; 0.25, 0.5, 0.75 and 1.0 in the paper of v1. Channels are rounded to
+        multiples of 8. In v2 a width below 1 leaves the 1,280 features of the head as they are (section 4.1).
 
     Raises:
       InputError: if an argument is not one of the above.
     """
-    return _build("mobilenet_v1", *check_scaled("mobilenet_v1", num_classes, dtype, width))
-
-
-def mobilenet_v2(num_classes, dtype="float32", width=1.0) -> Net:
-    """MobileNet v2 as a Net; see `mobilenet_v1` for the arguments and errors.
-
-    A width below 1 leaves the 1,280 features of the head as they are (section 4.1 of the paper).
-    """
-    return _build("mobilenet_v2", *check_scaled("mobilenet_v2", num_classes, dtype, width))
+    return _build(name, *check_scaled(name, num_classes, dtype, width))
 
 
 @functools.cache
@@ -209,6 +212,30 @@ def _build(name, num_classes, dtype, width) -> Net:
         lambda rngs: module(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs),
         num_classes=num_classes,
         feature_dim=feature_dim,
-        min_image_size=32,
+        min_image_size=MIN_IMAGE_SIZE,
         classifier=classifier,
     )
+
+
+def _spec(name: str, released: Mapping[str, Preprocessing]) -> Spec:
+    return Spec(
+        functools.partial(_mobilenet, name),
+        MIN_IMAGE_SIZE,
+        released=released,
+        settings_from_shapes=functools.partial(width_shown, name),
+    )
+
+
+TIMM_V1 = Preprocessing(224, 224 / 256, HALF, HALF, "bicubic")
+
+mobilenet_v1 = _spec("mobilenet_v1", {"mobilenet_v1": TIMM_V1, "mobilenetv1_100": TIMM_V1, "mobilenetv1_125": VIT})
+mobilenet_v2 = _spec(
+    "mobilenet_v2",
+    {
+        "mobilenet_v2": IMAGENET,
+        "mobilenet_v2_7ebf99e0": TORCHVISION_V2,
+        "mobilenetv2_050": BICUBIC,
+        "mobilenetv2_100": BICUBIC,
+        "mobilenetv2_140": BICUBIC,
+    },
+)

@@ -24,10 +24,19 @@ from jax_transfer.records import InputError
 
 
 class Output(NamedTuple):
-    """What a net says of a batch. The features are what the classification head reads."""
+    """What a net says of a batch.
+
+    Attributes:
+      logits: float32, what the classification head gives; [b, 0] for a net without one.
+      features: float32, what the classification head reads.
+      maps: what is pooled to the features, a place of the image each; None where a net does not give them.
+      projection: what a projection head gives, such as a contrastive loss's; None where a net has none.
+    """
 
     logits: Float[Array, "b s"]
     features: Float[Array, "b d"]
+    maps: Float[Array, "b h w c"] | None = None
+    projection: Float[Array, "b p"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +49,14 @@ class Net:
 
     Attributes:
       name: the key in MODELS.
-      num_classes: columns of the logits (s).
+      num_classes: columns of the logits (s); 0 for a net without a head, whose `params` have nothing at `classifier`.
       feature_dim: columns of the features (d).
       min_image_size: smallest height and width, in pixels; the caller checks.
       init: `init(key) -> (params, stats)`. `stats` is {} for a model without BatchNorm.
       apply: `apply(params, stats, images) -> Output`, evaluation mode. images: float [b, h, w, 3], normalised.
       apply_train: `apply_train(params, stats, images, key) -> (Output, new_stats)`, training mode: BatchNorm
         normalises by the statistics of the (global) batch, and `key` draws the dropout masks.
-      classifier: path of the classification head in `params`, such as ("fc",).
+      classifier: path of the classification head in `params`, such as ("fc",), or where `with_new_head` puts one.
       shapes: flat name -> shape of each array of {"params", "stats"}.
     """
 
@@ -76,7 +85,8 @@ def make_net(
     Args:
       name, num_classes, feature_dim, min_image_size, classifier: see `Net`.
       make_module: builds the module from an `nnx.Rngs`; the module's calling convention is at the head of
-        this file.
+        this file. Arrays without elements, such as the kernel [d, 0] of a head for 0 classes, are left out of the
+        dictionaries, so that a module needs no code for a net without a head.
 
     Raises:
       TypeError: if the module holds variables other than parameters and BatchNorm statistics.
@@ -122,13 +132,21 @@ def with_new_head(params, net: Net, key, std: float = 0.01):
     """Returns `params` with a fresh classification head for the classes of `net`; all else is kept.
 
     The kernel is drawn from N(0, std^2), the bias is 0 (Goyal et al., 2017, section 5.1). `params` may have
-    been trained for any number of classes, or come without a head.
+    been trained for any number of classes, or come without a head. A `net` without a head gets none.
     """
+    if not net.num_classes:
+        return without_head(params, net)
     head = {
         "kernel": gaussian(key, (net.feature_dim, net.num_classes), std),
         "bias": jnp.zeros(net.num_classes, jnp.float32),
     }
     return _replace(params, net.classifier, head)
+
+
+def without_head(params, net: Net):
+    """Returns `params` without the classification head, if they have one."""
+    flat, head = trees.flatten(params), "/".join((*net.classifier, ""))
+    return trees.unflatten({name: leaf for name, leaf in flat.items() if not name.startswith(head)})
 
 
 def gaussian(key, shape: tuple[int, ...], std: float) -> Array:
@@ -147,21 +165,26 @@ def _replace(tree, path, value):
 
 
 def _shapes(kind: str, abstract) -> dict[str, tuple[int, ...]]:
-    return {"/".join(map(str, (kind, *path))): variable.shape for path, variable in nnx.to_flat_state(abstract)}
+    return {f"{kind}/{name}": variable.shape for name, _, variable in _named(abstract) if variable.size}
+
+
+def _named(state):
+    """(flat name, path, variable) of each variable of an NNX state."""
+    return [("/".join(map(str, path)), path, variable) for path, variable in nnx.to_flat_state(state)]
 
 
 def _to_dict(state) -> dict:
     """The arrays of an NNX state as a nested dictionary with string keys."""
-    return trees.unflatten({"/".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)})
+    return trees.unflatten({name: variable[...] for name, _, variable in _named(state) if variable.size})
 
 
 def _to_state(abstract, tree, message: str):
     """The NNX state of `abstract`'s structure that holds the arrays of `tree`, matched by name."""
-    variables = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(abstract)}
-    flat = trees.flatten(tree)
+    variables, flat = _named(abstract), trees.flatten(tree)
     # Only names and shapes must agree: a caller may hold its weights in another dtype.
-    expected = {name: jax.ShapeDtypeStruct(variable.shape, jnp.float32) for name, (_, variable) in variables.items()}
+    expected = {name: jax.ShapeDtypeStruct(v.shape, jnp.float32) for name, _, v in variables if v.size}
     found = {name: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.float32) for name, leaf in flat.items()}
     if different := trees.difference(trees.unflatten(expected), trees.unflatten(found), limit=3):
         raise InputError(f"{message}: {different.replace(chr(10), '; ')}")
-    return nnx.from_flat_state([(path, variable.replace(flat[name])) for name, (path, variable) in variables.items()])
+    flat |= {name: jnp.zeros(variable.shape, jnp.float32) for name, _, variable in variables if not variable.size}
+    return nnx.from_flat_state([(path, variable.replace(flat[name])) for name, path, variable in variables])

@@ -5,6 +5,7 @@ Padding is explicit and symmetric, as in torch: "SAME" is asymmetric at stride 2
 """
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_transfer.choose import choose
-from jax_transfer.models.layers import DTYPES, BatchNorm, conv, gaussian_head
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.models.layers import DTYPES, BatchNorm, check_num_classes, conv, gaussian_head
 from jax_transfer.models.layers import he_normal_fan_out as he_normal_fan_out
 from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.spec import BICUBIC, IMAGENET, TORCHVISION_V2, VIT, Spec
 from jax_transfer.records import InputError
 
 
@@ -131,7 +134,7 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
     """A residual network as a Net. Equal arguments give the identical Net, so compiled code is shared.
 
     Args:
-      num_classes: columns of the logits.
+      num_classes: columns of the logits; 0 for a net without a head.
       dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are float32 either way.
       stem: a key of STEMS: "imagenet" (7x7 at stride 2 and a 3x3 max pool at stride 2; images of 32 pixels or more),
@@ -156,10 +159,10 @@ def check_arguments(name: str, num_classes, dtype, stem, width) -> tuple[int, st
     dtype = getattr(dtype, "__name__", str(dtype))
     choose(DTYPES, dtype, f"dtype of {name}")
     choose(STEMS, stem, f"stem of {name}")
-    for field, value in (("num_classes", num_classes), ("width", width)):
-        if value < 1:
-            raise InputError(f"{field} of {name} is {value!r}; expected a whole number of at least 1.")
-    return int(num_classes), dtype, stem, int(width)
+    num_classes = check_num_classes(name, num_classes)
+    if width < 1 or width % 1:
+        raise InputError(f"width of {name} is {width!r}; expected a whole number of channels, at least 1.")
+    return num_classes, dtype, stem, int(width)
 
 
 @functools.cache
@@ -178,9 +181,62 @@ def _build(name, stage_sizes, block, num_classes, dtype, stem, width, zero_init_
     )
 
 
-resnet10 = functools.partial(_resnet, "resnet10", (1, 1, 1, 1), BasicBlock)  # for tests and quick starts
-resnet18 = functools.partial(_resnet, "resnet18", (2, 2, 2, 2), BasicBlock)
-resnet34 = functools.partial(_resnet, "resnet34", (3, 4, 6, 3), BasicBlock)
-resnet50 = functools.partial(_resnet, "resnet50", (3, 4, 6, 3), Bottleneck)
-resnet101 = functools.partial(_resnet, "resnet101", (3, 4, 23, 3), Bottleneck)
-resnet152 = functools.partial(_resnet, "resnet152", (3, 8, 36, 3), Bottleneck)
+def width_and_stem_shown(first: str, state: Mapping) -> dict:
+    """{"width", "stem"} that the kernel of the first convolution shows, [o, 3, h, w] under the name `first`."""
+    kernel = state.get(first)
+    if kernel is None or kernel.ndim != 4:
+        return {}
+    return {"width": len(kernel), "stem": "cifar" if kernel.shape[2] == 3 else "imagenet"}
+
+
+# timm's own ResNets, by the tag of a release: resnet50.a1_in1k, resnet50_a1_0-14fe96d1.pth. Sides after resizing as in `spec`.
+TIMM_95 = Preprocessing(224, 224 / 235, interpolation="bicubic")
+TIMM_A1H = Preprocessing(176, 176 / 195, interpolation="bicubic")
+TIMM_A3 = Preprocessing(160, 160 / 168, interpolation="bicubic")
+TIMM_TV2 = Preprocessing(176, 176 / 201)
+TIMM_TAGS = {
+    "a1": TIMM_95, "a1h": TIMM_95, "a2": TIMM_95, "a3": TIMM_A3, "am": BICUBIC, "b1k": TIMM_95, "b2k": TIMM_95,
+    "bt": BICUBIC, "c1": TIMM_95, "c2": TIMM_95, "d_in1k": TIMM_95, "fb": IMAGENET, "gluon": BICUBIC, "ra": BICUBIC,
+    "ram": BICUBIC, "ra4": VIT, "tv": IMAGENET, "tv2": TIMM_TV2,
+}  # fmt: skip
+# What timm called some of them before it had tags, in front of the model or around it.
+TIMM_BEFORE = {
+    "gluon_{}_v1b": BICUBIC, "rw_{}": BICUBIC, "tv_{}": IMAGENET, "ssl_{}": IMAGENET, "swsl_{}": IMAGENET,
+    "semi_supervised_{}": IMAGENET, "semi_weakly_supervised_{}": IMAGENET,
+}  # fmt: skip
+
+
+def _timms(name: str) -> dict[str, Preprocessing]:
+    tagged = {f"{name}_{tag}": found for tag, found in TIMM_TAGS.items()}
+    return tagged | {before.format(name): found for before, found in TIMM_BEFORE.items()}
+
+
+def _spec(name: str, stage_sizes: tuple[int, ...], block, released: Mapping[str, Preprocessing]) -> Spec:
+    return Spec(
+        functools.partial(_resnet, name, stage_sizes, block),
+        STEMS["imagenet"].min_image_size,
+        released={name: IMAGENET, **released},
+        settings_from_shapes=functools.partial(width_and_stem_shown, "conv1.weight"),
+    )
+
+
+resnet10 = _spec("resnet10", (1, 1, 1, 1), BasicBlock, {})  # for tests and quick starts
+resnet18 = _spec("resnet18", (2, 2, 2, 2), BasicBlock, _timms("resnet18"))
+resnet34 = _spec("resnet34", (3, 4, 6, 3), BasicBlock, {**_timms("resnet34"), "resnet34_43635321": BICUBIC})
+resnet50 = _spec(
+    "resnet50",
+    (3, 4, 6, 3),
+    Bottleneck,
+    {
+        **_timms("resnet50"),
+        "resnet50_11ad3fa6": TORCHVISION_V2,
+        "resnet50_a1h": TIMM_A1H,
+        "resnet50_a1h2_176": TIMM_A1H,
+        "resnet50_d_f39db8af": TIMM_95,
+        "resnet50_bamboo": Preprocessing(224, interpolation="bicubic"),
+        "moco_v1": IMAGENET,
+        "moco_v2": IMAGENET,
+    },
+)
+resnet101 = _spec("resnet101", (3, 4, 23, 3), Bottleneck, {**_timms("resnet101"), "resnet101_cd907fc2": TORCHVISION_V2})
+resnet152 = _spec("resnet152", (3, 8, 36, 3), Bottleneck, {**_timms("resnet152"), "resnet152_f82ba261": TORCHVISION_V2})

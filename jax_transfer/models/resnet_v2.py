@@ -10,9 +10,11 @@ import functools
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.layers import DTYPES, BatchNorm, MaxPool, chain, conv, gaussian_head, global_mean
 from jax_transfer.models.net import Net, Output, make_net
-from jax_transfer.models.resnet import STEMS, check_arguments
+from jax_transfer.models.resnet import STEMS, check_arguments, width_and_stem_shown
+from jax_transfer.models.spec import HALF, VIT, Spec
 
 
 class Conv(nnx.Module):
@@ -108,7 +110,7 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
     """A pre-activation residual network as a Net. Equal arguments give the identical Net, so compiled code is shared.
 
     Args:
-      num_classes: columns of the logits.
+      num_classes: columns of the logits; 0 for a net without a head.
       dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are float32 either way.
       stem: a key of `resnet.STEMS`: "imagenet" (7x7 at stride 2 and a 3x3 max pool at stride 2; images of 32 pixels or
@@ -134,8 +136,20 @@ def _build(name, stage_sizes, block, num_classes, dtype, stem, width) -> Net:
     )
 
 
-resnet18_v2 = functools.partial(_resnet, "resnet18_v2", (2, 2, 2, 2), basic_block)
-resnet34_v2 = functools.partial(_resnet, "resnet34_v2", (3, 4, 6, 3), basic_block)
-resnet50_v2 = functools.partial(_resnet, "resnet50_v2", (3, 4, 6, 3), bottleneck)
-resnet101_v2 = functools.partial(_resnet, "resnet101_v2", (3, 4, 23, 3), bottleneck)
-resnet152_v2 = functools.partial(_resnet, "resnet152_v2", (3, 8, 36, 3), bottleneck)
+def _spec(name: str, stage_sizes: tuple[int, ...], block, timms_name: str, released: Preprocessing) -> Spec:
+    return Spec(
+        functools.partial(_resnet, name, stage_sizes, block),
+        STEMS["imagenet"].min_image_size,
+        released={name: released, timms_name: released},
+        settings_from_shapes=functools.partial(width_and_stem_shown, "stem.conv.weight"),
+    )
+
+
+TIMM_95 = Preprocessing(224, 224 / 235, HALF, HALF, "bicubic")
+TIMM_875 = Preprocessing(224, 224 / 256, HALF, HALF, "bicubic")
+
+resnet18_v2 = _spec("resnet18_v2", (2, 2, 2, 2), basic_block, "resnetv2_18", VIT)
+resnet34_v2 = _spec("resnet34_v2", (3, 4, 6, 3), basic_block, "resnetv2_34", VIT)
+resnet50_v2 = _spec("resnet50_v2", (3, 4, 6, 3), bottleneck, "resnetv2_50", TIMM_95)
+resnet101_v2 = _spec("resnet101_v2", (3, 4, 23, 3), bottleneck, "resnetv2_101", TIMM_95)
+resnet152_v2 = _spec("resnet152_v2", (3, 8, 36, 3), bottleneck, "resnetv2_152", TIMM_875)

@@ -21,7 +21,8 @@ from jaxtyping import Array, Float
 
 from jax_transfer.models.layers import DTYPES
 from jax_transfer.models.net import Net, Output, make_net
-from jax_transfer.models.vit import (
+from jax_transfer.models.spec import BICUBIC_248, Spec
+from jax_transfer.models.transformer import (
     LayerNorm,
     Mlp,
     Size,
@@ -35,6 +36,7 @@ from jax_transfer.models.vit import (
     linear,
     split_heads,
 )
+from jax_transfer.models.vit import image_size_shown
 
 EPS = 1e-5
 STRIDE = 16  # pixels of the image to one token of the backbone, in each direction
@@ -190,7 +192,7 @@ def _t2t_vit(
     """A T2T-ViT as a Net. Equal arguments give the identical Net, so compiled code is shared.
 
     Args:
-      num_classes: columns of the logits.
+      num_classes: columns of the logits; 0 for a net without a head.
       dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, LayerNorm, softmax, the
         Performer's kernel, features and logits are float32 either way.
       image_size: height and width of the images, in pixels, a multiple of 16.
@@ -221,5 +223,16 @@ def _build(name, token_layer, size, num_classes, dtype, image_size, **rates) -> 
     )
 
 
-t2t_vit_14 = functools.partial(_t2t_vit, "t2t_vit_14", "performer", Size(384, 14, 6), token_dropout=0.1)
-t2t_vit_t_14 = functools.partial(_t2t_vit, "t2t_vit_t_14", "transformer", Size(384, 14, 6))
+def _spec(name: str, token_layer: str, released_name: str, **defaults) -> Spec:
+    return Spec(
+        functools.partial(_t2t_vit, name, token_layer, Size(384, 14, 6), **defaults),
+        min_image_size=224,
+        patch=STRIDE,
+        released={name: BICUBIC_248, released_name: BICUBIC_248},
+        settings_from_shapes=functools.partial(image_size_shown, STRIDE),
+        timm_pools=("token",),
+    )
+
+
+t2t_vit_14 = _spec("t2t_vit_14", "performer", "81_5_t2t_vit_14", token_dropout=0.1)
+t2t_vit_t_14 = _spec("t2t_vit_t_14", "transformer", "81_7_t2t_vitt_14")

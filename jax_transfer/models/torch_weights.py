@@ -37,7 +37,7 @@ def from_torch(
     Args:
       state: name -> array in torch's layout, as `state_dicts.find` gives it.
       net: the model they are for. A head for another number of classes, or of another kind, is left out; a new one
-        (seed 0) stands in for it, and the note says so. "" if there is nothing to say.
+        (seed 0) stands in for it, and the note says so. "" if there is nothing to say, or the net has no head.
       what: how a message calls the file.
       contrastive: leave the head out in any case, for it was trained to tell images apart, not classes.
 
@@ -49,7 +49,9 @@ def from_torch(
     head = ".".join(net.classifier) + "."
     own = {name: value.shape for name, value in state.items() if name.startswith(head)}
     note = ""
-    if contrastive or own != {name: shape for name, shape in shapes.items() if name.startswith(head)}:
+    if not net.num_classes:
+        state = {name: value for name, value in state.items() if name not in own}
+    elif contrastive or own != {name: shape for name, shape in shapes.items() if name.startswith(head)}:
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in own.items())
         reason = "is a contrastive loss's" if contrastive else _reason(own.get(f"{head}weight", ()), net)
         note = f"its head ({listed}) {reason} and was left out" if own else "it holds no head"

@@ -7,147 +7,36 @@ and all parameters are float32.
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jax_transfer.choose import choose
+from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.layers import DTYPES
 from jax_transfer.models.net import Net, Output, gaussian, make_net
+from jax_transfer.models.spec import BICUBIC_248, HALF, IMAGENET, VIT, Spec
+from jax_transfer.models.transformer import (
+    LayerNorm,
+    Size,
+    blocks,
+    check_arguments,
+    check_images,
+    gaussian_002,
+    join_class_token,
+    linear,
+)
 from jax_transfer.records import InputError
 
-
-class Size(NamedTuple):
-    """Width of the tokens, number of blocks, heads of each attention."""
-
-    dim: int
-    depth: int
-    num_heads: int
-
-
 TINY, SMALL, BASE = Size(192, 12, 3), Size(384, 12, 6), Size(768, 12, 12)
-
-
-def gaussian_002(key, shape, dtype=jnp.float32) -> Array:
-    """N(0, 0.02^2): timm's truncated normal, whose bounds of +-2 lie a hundred standard deviations out."""
-    return gaussian(key, shape, 0.02).astype(dtype)
 
 
 def uniform_fan_in(key, shape, dtype=jnp.float32) -> Float[Array, "h w i o"]:
     """U(-1, 1) / sqrt(h w i), as torch draws a convolution: timm leaves the patches' projection at that."""
     bound = 1 / math.sqrt(math.prod(shape[:3]))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-class LayerNorm(nnx.Module):
-    """Layer normalisation (Ba et al., 2016) over the last axis, in float32; the result has the dtype of x."""
-
-    def __init__(self, features: int, *, eps: float):
-        self.scale = nnx.Param(jnp.ones(features, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
-        self.eps = eps
-
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        var = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
-        return (y * jax.lax.rsqrt(var + self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
-
-
-def linear(features_in: int, features_out: int, *, use_bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    options = {"use_bias": use_bias, "kernel_init": gaussian_002, "dtype": dtype, "param_dtype": jnp.float32}
-    return nnx.Linear(features_in, features_out, **options, rngs=rngs)
-
-
-def gelu(x: Array) -> Array:
-    """Exact: x Phi(x), in float32. By erf, as torch; `jax.nn.gelu` goes by erfc, several times slower on a CPU."""
-    y = x.astype(jnp.float32)
-    return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
-
-
-def split_heads(x: Float[Array, "b n e"], parts: int, num_heads: int) -> Float[Array, "p b heads n d"]:
-    """Cuts the last axis, which runs over parts, heads and channels."""
-    b, n, _ = x.shape
-    return jnp.transpose(x.reshape(b, n, parts, num_heads, -1), (2, 0, 3, 1, 4))
-
-
-def attend(q, k, v: Float[Array, "b heads n d"], scale: float) -> Float[Array, "b n e"]:
-    """softmax(scale q k^T) v, heads joined. Heads before tokens: products over other axes are slower on a CPU."""
-    weights = jax.nn.softmax(((q * scale) @ jnp.swapaxes(k, 2, 3)).astype(jnp.float32)).astype(v.dtype)
-    b, heads, n, d = v.shape
-    return jnp.swapaxes(weights @ v, 1, 2).reshape(b, n, heads * d)
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention; dropout on its output."""
-
-    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool, dropout: float, dtype, rngs: nnx.Rngs):
-        self.qkv = linear(dim, 3 * dim, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
-        self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
-        self.num_heads = num_heads
-        self.scale = (dim // num_heads) ** -0.5
-
-    def __call__(self, x: Float[Array, "b n d"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
-        x = self.proj(attend(*split_heads(self.qkv(x), 3, self.num_heads), self.scale))
-        return self.dropout(x, deterministic=not train, rngs=rngs)
-
-
-class Mlp(nnx.Module):
-    """Two layers with gelu between; dropout after each."""
-
-    def __init__(self, dim: int, hidden: int, *, dropout: float, dtype, rngs: nnx.Rngs):
-        self.fc1 = linear(dim, hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
-
-    def __call__(self, x: Float[Array, "*b d"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "*b d"]:
-        x = self.dropout(gelu(self.fc1(x)), deterministic=not train, rngs=rngs)
-        return self.dropout(self.fc2(x), deterministic=not train, rngs=rngs)
-
-
-class Block(nnx.Module):
-    """Attention and MLP, each after a LayerNorm, each added to its input.
-
-    Stochastic depth (Huang et al., 2016, arXiv:1603.09382): in training either is left out of an image with
-    probability `drop_path`, and weighs 1 / (1 - drop_path) where it stays.
-    """
-
-    def __init__(self, dim, num_heads, hidden, *, qkv_bias, eps, dropout, drop_path, dtype, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, dropout=dropout, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, hidden, dropout=dropout, dtype=dtype, rngs=rngs)
-        self.drop_path = nnx.Dropout(drop_path, broadcast_dims=(1, 2))
-
-    def __call__(self, x: Float[Array, "b n d"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
-        x = x + self.drop_path(self.attn(self.norm1(x), train, rngs), deterministic=not train, rngs=rngs)
-        return x + self.drop_path(self.mlp(self.norm2(x), train, rngs), deterministic=not train, rngs=rngs)
-
-
-def blocks(size: Size, mlp_ratio: float, *, stochastic_depth: float, **options) -> nnx.List:
-    """The blocks of an encoder; the probability of leaving one out grows linearly from 0 to `stochastic_depth`."""
-    hidden = int(size.dim * mlp_ratio)
-    rates = [stochastic_depth * i / max(size.depth - 1, 1) for i in range(size.depth)]
-    return nnx.List([Block(size.dim, size.num_heads, hidden, drop_path=rate, **options) for rate in rates])
-
-
-def join_class_token(tokens: Float[Array, "b n d"], cls_token, pos_embed) -> Float[Array, "b n+1 d"]:
-    """Puts the class token first and adds the position embedding, in float32; the result has the dtype of `tokens`."""
-    cls = jnp.broadcast_to(cls_token + pos_embed[:, :1], (len(tokens), 1, tokens.shape[-1]))
-    return jnp.concatenate([cls.astype(tokens.dtype), (tokens + pos_embed[:, 1:]).astype(tokens.dtype)], axis=1)
-
-
-def check_images(images, image_size: int) -> None:
-    """Raises InputError if the images are not of the size that a position embedding was made for."""
-    if images.shape[1:] != (image_size, image_size, 3):
-        raise InputError(
-            f"images are {list(images.shape)}; this net takes [b, {image_size}, {image_size}, 3]: build it with their "
-            "size as image_size, or resize them."
-        )
 
 
 def _patchwise(x: Float[Array, "b h w i"], kernel: Float[Array, "p p i o"], strides, padding, **options):
@@ -231,28 +120,6 @@ def resize_position_embedding(
     return jnp.concatenate([pos_embed[:, :1], resized.reshape(1, -1, d)], axis=1)
 
 
-def check_arguments(name: str, step: int, num_classes, dtype, image_size, **rates) -> dict:
-    """The arguments of a transformer in one form each, so that equal ones are equal keys of a cache.
-
-    Raises:
-      InputError: if one is not what `_vit` says; image_size must be a multiple of `step`.
-    """
-    dtype = getattr(dtype, "__name__", str(dtype))
-    choose(DTYPES, dtype, f"dtype of {name}")
-    if num_classes < 1:
-        raise InputError(f"num_classes of {name} is {num_classes!r}; expected a whole number of at least 1.")
-    if image_size < 1 or image_size % step:
-        raise InputError(
-            f"image_size of {name} is {image_size!r}; expected a multiple of its patches' {step} pixels, "
-            f"such as {step * max(1, round(image_size / step))}."
-        )
-    for field, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise InputError(f"{field} of {name} is {rate!r}; expected a probability of at least 0 and less than 1.")
-    rates = {field: float(rate) for field, rate in rates.items()}
-    return {"num_classes": int(num_classes), "dtype": dtype, "image_size": int(image_size), **rates}
-
-
 def _vit(
     name,
     size,
@@ -268,7 +135,7 @@ def _vit(
     """A Vision Transformer as a Net. Equal arguments give the identical Net, so compiled code is shared.
 
     Args:
-      num_classes: columns of the logits.
+      num_classes: columns of the logits; 0 for a net without a head.
       dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, LayerNorm, softmax, features
         and logits are float32 either way.
       image_size: height and width of the images, in pixels, a multiple of the patch; by default that of the name.
@@ -308,12 +175,118 @@ def _build(name, size, patch, num_classes, dtype, image_size, dropout, stochasti
     )
 
 
-vit_tiny_patch4_32 = functools.partial(_vit, "vit_tiny_patch4_32", TINY, 4, 32)  # CIFAR
-vit_tiny_patch8_64 = functools.partial(_vit, "vit_tiny_patch8_64", TINY, 8, 64)  # Tiny ImageNet
-vit_tiny_patch16_224 = functools.partial(_vit, "vit_tiny_patch16_224", TINY, 16, 224)
-vit_small_patch16_224 = functools.partial(_vit, "vit_small_patch16_224", SMALL, 16, 224)
-vit_base_patch16_224 = functools.partial(_vit, "vit_base_patch16_224", BASE, 16, 224)
-vit_base_patch32_224 = functools.partial(_vit, "vit_base_patch32_224", BASE, 32, 224)
-deit_tiny_patch16_224 = functools.partial(_vit, "deit_tiny_patch16_224", TINY, 16, 224)
-deit_small_patch16_224 = functools.partial(_vit, "deit_small_patch16_224", SMALL, 16, 224)
-deit_base_patch16_224 = functools.partial(_vit, "deit_base_patch16_224", BASE, 16, 224)
+def image_size_shown(patch: int, state: Mapping) -> dict:
+    """{"image_size": pixels} that the position embedding was trained on, {} without one of a square grid."""
+    table = state.get("pos_embed")
+    side = math.isqrt(table.shape[1] - 1) if table is not None and table.ndim == 3 and table.shape[1] > 1 else 0
+    return {"image_size": side * patch} if side and side**2 == table.shape[1] - 1 else {}
+
+
+def _spec(name: str, size: Size, patch: int, image_size: int, released: Mapping[str, Preprocessing], **known) -> Spec:
+    return Spec(
+        functools.partial(_vit, name, size, patch, image_size),
+        image_size,
+        patch,
+        {name: VIT, **released},
+        settings_from_shapes=functools.partial(image_size_shown, patch),
+        timm_pools=("token",),
+        **known,
+    )
+
+
+VIT_384 = Preprocessing(384, 1.0, HALF, HALF, "bicubic")
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+# Released files have the names of timm, torchvision, Bamboo, DeiT, DINO, MAE and MoCo v3.
+vit_tiny_patch4_32 = _spec(  # CIFAR
+    "vit_tiny_patch4_32",
+    TINY,
+    4,
+    32,
+    {"vit_tiny_patch4_32": Preprocessing(32, 1.0, HALF, HALF, "bicubic")},
+)
+vit_tiny_patch8_64 = _spec(  # Tiny ImageNet
+    "vit_tiny_patch8_64",
+    TINY,
+    8,
+    64,
+    {"vit_tiny_patch8_64": Preprocessing(64, 1.0, HALF, HALF, "bicubic")},
+)
+vit_tiny_patch16_224 = _spec(
+    "vit_tiny_patch16_224",
+    TINY,
+    16,
+    224,
+    {"vit_tiny_patch16": VIT, "vit_tiny_patch16_384": VIT_384},
+    architectures=("vit_tiny",),
+)
+vit_small_patch16_224 = _spec(
+    "vit_small_patch16_224",
+    SMALL,
+    16,
+    224,
+    {
+        "vit_small_patch16": VIT,
+        "vit_small_patch16_384": VIT_384,
+        "vit_small_patch16_224_dino": BICUBIC_248,
+        "dino_deitsmall16": BICUBIC_248,
+        "vit_s_300ep": IMAGENET,
+        "linear_vit_s_300ep": IMAGENET,
+    },
+    architectures=("vit_small",),
+)
+vit_base_patch16_224 = _spec(
+    "vit_base_patch16_224",
+    BASE,
+    16,
+    224,
+    {
+        "vit_base_patch16": VIT,
+        "vit_base_patch16_384": VIT_384,
+        "vit_base_patch16_224_dino": BICUBIC_248,
+        "dino_vitbase16": BICUBIC_248,
+        "vit_base_patch16_224_mae": BICUBIC_248,
+        "mae_pretrain_vit_base": BICUBIC_248,
+        "vit_base_patch16_224_bamboo": Preprocessing(224, interpolation="bicubic", **CLIP),
+        "vit_b_300ep": IMAGENET,
+        "linear_vit_b_300ep": IMAGENET,
+        "vit_b_16": IMAGENET,
+        "vit_b_16_swag": Preprocessing(384, interpolation="bicubic"),
+        "vit_b_16_lc_swag": Preprocessing(224, interpolation="bicubic"),
+    },
+    architectures=("vit_base", "mae_vit_base_patch16"),
+)
+vit_base_patch32_224 = _spec(
+    "vit_base_patch32_224",
+    BASE,
+    32,
+    224,
+    {"vit_base_patch32": VIT, "vit_base_patch32_384": VIT_384, "vit_b_32": IMAGENET},
+)
+deit_tiny_patch16_224 = _spec(
+    "deit_tiny_patch16_224",
+    TINY,
+    16,
+    224,
+    {"deit_tiny_patch16_224": BICUBIC_248, "deit_tiny_patch16": BICUBIC_248},
+    network="vit_tiny_patch16_224",
+)
+deit_small_patch16_224 = _spec(
+    "deit_small_patch16_224",
+    SMALL,
+    16,
+    224,
+    {"deit_small_patch16_224": BICUBIC_248, "deit_small_patch16": BICUBIC_248},
+    network="vit_small_patch16_224",
+)
+deit_base_patch16_224 = _spec(
+    "deit_base_patch16_224",
+    BASE,
+    16,
+    224,
+    {
+        "deit_base_patch16_224": BICUBIC_248,
+        "deit_base_patch16": BICUBIC_248,
+        "deit_base_patch16_384": Preprocessing(384, interpolation="bicubic"),
+    },
+    network="vit_base_patch16_224",
+)
