@@ -53,6 +53,12 @@ def test_what_a_config_says_of_targets_follows_targets_given_on_the_command_line
         checks.check(config)
 
 
+def test_feeds_are_a_literal_on_the_command_line(monkeypatch):
+    config = _parsed(monkeypatch, "--config.pretrain.feeds={'a.b': {'dataset': 'tfds:cifar10', 'batch_size': 64}}")
+    assert config.pretrain.feeds["a.b"].to_dict() == {"dataset": "tfds:cifar10", "batch_size": 64}
+    checks.check(config)
+
+
 def _parsed(monkeypatch, *arguments):
     """The config that the command makes of its arguments."""
     monkeypatch.chdir(REPOSITORY)

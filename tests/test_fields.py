@@ -1,0 +1,171 @@
+"""Settings say once what they may hold: by hand, in a config, for single targets, and in what earlier versions wrote."""
+
+import copy
+import json
+import pathlib
+from typing import Annotated
+
+import pytest
+
+from jax_transfer import checks, config, fields, settings
+from jax_transfer.config import default_config, differences, to_json
+from jax_transfer.fields import Listed, OneOf, Part, Probability
+from jax_transfer.records import InputError
+from jax_transfer.settings import DataSettings, PretrainSettings, SpectralSettings
+from jax_transfer.training.objectives import OBJECTIVES
+from jax_transfer.training.optimizers import OptimizerSettings
+from jax_transfer.transfer.finetune import FinetuneSettings
+from jax_transfer.transfer.probe import ProbeSettings
+
+# config.json of the default config, as the version before the sections of the objectives wrote it.
+EARLIER = json.loads((pathlib.Path(__file__).parent / "earlier_config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ProbeSettings(epochs=0), r"ProbeSettings\.epochs = 0: must lie in \[1, 100000\]\.$"),
+        (lambda: ProbeSettings(learning_rates=()), r"ProbeSettings\.learning_rates is empty"),
+        (lambda: ProbeSettings(learning_rates=(0.1, 0.0)), r"ProbeSettings\.learning_rates\[1\] = 0\.0: .* positive"),
+        (lambda: ProbeSettings(methods=("probe", "probe")), r"ProbeSettings\.methods names 'probe' twice"),
+        (lambda: ProbeSettings(l2=0.1), r"ProbeSettings\.l2 = 0\.1: must be a tuple of float, such as \(0\.0001,\)"),
+        (lambda: FinetuneSettings(batch_size=True), r"FinetuneSettings\.batch_size = True: must be of type int"),
+        (lambda: FinetuneSettings(augment=("fli",)), r"augmentation \(FinetuneSettings\.augment\): 'fli'.*'flip'"),
+        (lambda: OptimizerSettings(name="lion"), r"optimizer \(OptimizerSettings\.name\): 'lion'"),
+        (lambda: OptimizerSettings(min_learning_rate=0.2), "min_learning_rate = 0.2: .* 0 and learning_rate = 0.1"),
+        (lambda: OptimizerSettings(head_learning_rate_factor=-1.0), "head_learning_rate_factor = -1.0"),
+        (lambda: PretrainSettings(objective="none"), "objective"),
+        (lambda: SpectralSettings(embedded_images=3), "embedded_images = 3: must be 4 to 5,000, or 0"),
+        (lambda: DataSettings(on_corrupt="ignore"), "on_corrupt"),
+    ],
+)
+def test_settings_made_by_hand_check_themselves(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_unset_is_allowed_where_the_type_says_so():
+    assert SpectralSettings(batch_size=None).batch_size is FinetuneSettings().steps is None
+    with pytest.raises(InputError, match=r"ProbeSettings\.epochs is unset: give it a value, such as 100"):
+        ProbeSettings(epochs=None)
+
+
+def test_the_field_of_a_single_target_is_named_in_full():
+    study = default_config()
+    study.overrides = {"tfds:mnist": {"probe": {"epochs": 0}}}
+    with pytest.raises(InputError, match=r"config\.overrides\['tfds:mnist'\]\.probe\.epochs = 0"):
+        checks.check(study)
+    study.overrides = {"tfds:mnist": {"finetune": {"optimizer": {"min_learning_rate": 0.5}}}}
+    with pytest.raises(InputError, match=r"'tfds:mnist'\]\.finetune\.optimizer\.min_learning_rate = 0\.5.* = 0\.01"):
+        checks.check(study)
+
+
+# --- objectives
+
+
+def toy(net, augment, temperature: Part = 0.2, queue: int = 64, parts: tuple[str, ...] = ("a",), plain=1.5):
+    """An objective with settings."""
+
+
+def test_an_objective_has_a_section_of_its_settings(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "toy", toy)
+    study = default_config()
+    assert study.pretrain.toy.to_dict() == {"temperature": 0.2, "queue": 64, "parts": ("a",), "plain": 1.5}
+    assert settings.objective_settings(study) == {"label_smoothing": 0.0}
+    study.pretrain.objective, study.pretrain.toy.queue = "toy", 128
+    assert settings.objective_settings(study) == {"temperature": 0.2, "queue": 128, "parts": ("a",), "plain": 1.5}
+    checks.check(study)
+    study.pretrain.toy.temperature = 2.0
+    with pytest.raises(InputError, match=r"config\.pretrain\.toy\.temperature = 2\.0: must lie in \[0, 1\]"):
+        checks.check(study)
+
+
+def test_settings_of_other_objectives_change_no_result(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "toy", toy)
+    old, new = default_config(), default_config()
+    new.pretrain.toy.queue = 1
+    assert differences(to_json(old), to_json(new)) == []
+    old.pretrain.objective = new.pretrain.objective = "toy"
+    assert differences(to_json(old), to_json(new)) == ["config.pretrain.toy.queue was 64, is 1"]
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({"more": {"dataset": "tfds:cifar10"}}, r"config\.pretrain\.feeds\['more'\] lacks batch_size"),
+        ({"more": {"dataset": "tfds:cifar10", "batch_size": 0}}, r"feeds\['more'\]\.batch_size = 0"),
+        ({"more": {"dataset": 3, "batch_size": 8}}, r"feeds\['more'\]\.dataset = 3: must be of type str"),
+        ({"more": {"dataset": "x", "batch_size": 8, "size": 1}}, r"field of config\.pretrain\.feeds\['more'\]: 'size'"),
+        ({"more": "tfds:cifar10"}, r"feeds\['more'\]"),
+    ],
+)
+def test_feeds_are_checked(feeds, message):
+    study = default_config()
+    study.pretrain.feeds = {"a.b": {"dataset": "tfds:cifar10", "batch_size": 64}}
+    checks.check(study)
+    study.pretrain.feeds = feeds
+    with pytest.raises(InputError, match=message):
+        checks.check(study)
+
+
+# --- what earlier versions wrote
+
+
+def test_a_config_of_an_earlier_version_is_the_same_study():
+    assert "label_smoothing" in EARLIER["pretrain"] and "feeds" not in EARLIER["pretrain"]
+    assert differences(EARLIER, to_json(default_config())) == []
+
+
+def test_what_differs_from_an_earlier_version_is_named():
+    earlier, new = copy.deepcopy(EARLIER), default_config()
+    earlier["pretrain"]["label_smoothing"] = 0.1
+    assert differences(earlier, to_json(new)) == ["config.pretrain.supervised.label_smoothing was 0.1, is 0.0"]
+    new.pretrain.supervised.label_smoothing = 0.1
+    assert differences(earlier, to_json(new)) == []
+    new.finetune.optimizer.head_learning_rate_factor = 10.0
+    (line,) = differences(earlier, to_json(new))
+    assert line == "config.finetune.optimizer.head_learning_rate_factor was 1.0, is 10.0"
+
+
+def test_defaults_are_those_of_the_earlier_version():
+    new = to_json(default_config())
+    for name in EARLIER.keys() - {"pretrain", "finetune", "stages"}:
+        assert new[name] == EARLIER[name]
+    assert [stage for stage in new["stages"] if stage in EARLIER["stages"]] == EARLIER["stages"]
+
+
+# --- the fields themselves
+
+
+def test_a_section_has_the_defaults_and_accepts_what_was_unset():
+    study = default_config()
+    study.model.width, study.finetune.steps, study.spectral.batch_size = 16, 10, None
+    checks.check(study)
+    assert settings.finetune_settings(study, "tfds:mnist") == FinetuneSettings(steps=10)
+    assert settings.probe_settings(study, "tfds:mnist") == ProbeSettings()
+    assert settings.pretrain_optimizer(study) == PretrainSettings().optimizer
+
+
+def test_options_are_read_when_a_value_is_checked():
+    options = {"a": 1}
+    found = {"x": fields.Field(tuple[Annotated[str, OneOf(options, "letter")], ...], ("a",))}
+    with pytest.raises(InputError, match=r"Unknown letter \(here\.x\): 'b'. Valid: a"):
+        fields.check({"x": ("a", "b")}, found, "here")
+    options["b"] = 2
+    fields.check({"x": ("a", "b")}, found, "here")
+
+
+def test_rules_say_what_is_expected():
+    found = {"x": fields.Field(Annotated[tuple[Probability, ...], Listed(filled=True)], (0.5,))}
+    for value, message in ((1.0, r"must lie in \[0, 1\); 0 turns it off"), (float("nan"), "must be finite")):
+        with pytest.raises(InputError, match=message):
+            fields.check({"x": (value,)}, found, "here")
+    with pytest.raises(InputError, match=r"here\.x is empty: name at least one"):
+        fields.check({"x": ()}, found, "here")
+    with pytest.raises(InputError, match="here lacks x"):
+        fields.check({}, found, "here")
+    fields.check({}, found, "here", partial=True)
+
+
+def test_every_field_of_a_study_is_a_field_of_its_config():
+    assert default_config().to_dict().keys() == fields.schema(config.Study()).keys()
