@@ -40,12 +40,11 @@ def make_forward(net: Net, preprocessing: Preprocessing, mesh: Mesh) -> Callable
 
 
 def extract(forward: Callable, model: dict, feed: Feed, batch_size: int) -> Features:
-    """Features of every image of the feed, as numpy arrays in the order of the source; logits [n, 0] of a net without a head."""
+    """Features of every image of the feed, as numpy arrays in the order of the source; logits [n, 0] without a head."""
     waiting: collections.deque = collections.deque()
     parts = []
     for batch in feed.evaluation_batches(batch_size):
-        output = forward(model, batch)
-        waiting.append((output.logits, output.features))
+        waiting.append(forward(model, batch))
         if len(waiting) > 2:  # copy a batch's features to the host while the next ones are computed
             parts.append(jax.device_get(waiting.popleft()))
     parts += jax.device_get(list(waiting))
