@@ -4,9 +4,15 @@ import os
 import pathlib
 
 import pytest
+import threadpoolctl
 
 if not os.environ.get("JAX_TRANSFER_TEST_GPU"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before any test file imports jax
+
+# Workers share the cores: the BLAS threads of a small decomposition wait for each other far longer than they work.
+threadpoolctl.threadpool_limits(1, "blas")  # of numpy, which a plugin of pytest has imported
+for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")  # of what is imported later, and of the commands that tests start
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # Half of the time of a small study is compilation, and the tests run the same one again and again.
@@ -15,8 +21,17 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 SHARED = REPOSITORY.parent / "shared"
 
 
+# What only repeats, for many seconds of tracing, what a shallower net of the same family shows in the same test.
+DEEP = ("resnet101", "resnet152", "resnet101_v2", "resnet152_v2")
+OVER_MODELS = ("test_shapes_and_dtypes", "test_params_and_stats_are_nested_dicts_of_float32_with_string_keys")
+
+
+@pytest.hookimpl(tryfirst=True)  # before slow tests are deselected
 def pytest_collection_modifyitems(items):
-    """The files that take minutes go first, so that no worker is left with one when the others are done."""
+    """Marks the deepest nets slow. The files that take minutes go first, so that no worker is left with one at the end."""
+    for item in items:
+        if item.originalname in OVER_MODELS and item.callspec.params.get("name") in DEEP:
+            item.add_marker(pytest.mark.slow)
     longest = ("test_study.py", "test_preemption.py", "test_scores.py", "test_scoring.py", "test_mutual_information.py")
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 

@@ -57,7 +57,11 @@ def test_factorisations_count():
     assert flops.gigaflops(jnp.linalg.svd, SQUARE) > flops.gigaflops(lambda x: jnp.linalg.qr(x, mode="r"), SQUARE)
 
 
-@pytest.mark.parametrize("name", SCORES)
+LIKE_A_NEIGHBOUR = ("mi_alpha_0.01", "mi_pca_alpha_0.01", "linear_5")  # but for a number
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_A_NEIGHBOUR else name for name in SCORES]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_work_of_every_score_grows_with_the_samples(name):
     def work(n):
         x, y = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32), np.arange(n) % 3

@@ -81,7 +81,7 @@ def test_em_without_chance_equals_reference(reference_dir, dtype, tolerance):
         np.testing.assert_allclose(fitted.weights, saved["weights"], atol=100 * tolerance)
 
 
-@pytest.mark.parametrize("epoch", (2, 3, 5))
+@pytest.mark.parametrize("epoch", (pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)))
 def test_nleep_is_within_the_reference_spread_over_seeds(reference_dir, epoch):
     file = f"feat_ep{epoch}_mnist.npz"
     rows = json.loads((reference_dir / "values.json").read_text())["values"]
