@@ -19,6 +19,7 @@ from jax_transfer.models import (
     MODELS,
     Checkpoint,
     Output,
+    Spec,
     describes_itself,
     export,
     load_checkpoint,
@@ -27,7 +28,6 @@ from jax_transfer.models import (
     with_new_head,
 )
 from jax_transfer.models.layers import conv, gaussian_head, global_mean
-from jax_transfer.models.spec import Spec
 from jax_transfer.models.zoo import architecture
 from jax_transfer.records import InputError
 from jax_transfer.workspace import Workspace
