@@ -13,13 +13,14 @@ from conv_checks import (
 )
 from flax import nnx
 
-from jax_transfer.models import make_net
+from jax_transfer.models import MODELS, make_net
 from jax_transfer.models.inception import inception_v1, inception_v2
 from jax_transfer.models.inception_resnet_v2 import InceptionResNetV2, inception_resnet_v2
 from jax_transfer.models.inception_v3 import inception_v3
 from jax_transfer.models.layers import DTYPES, AvgPool, MaxPool
 from jax_transfer.records import InputError
 
+NAMES = {spec: name for name, spec in MODELS.items()}
 # With 1,000 classes and without auxiliary heads: torchvision's googlenet and inception_v3, timm's inception_resnet_v2.
 # BN-Inception's 11.3 million are the twin's count.
 PUBLISHED = {
@@ -34,7 +35,7 @@ TWINS = {
     inception_v3: ("Inception3", 75),
     inception_resnet_v2: ("InceptionResnetV2", 75),
 }
-by_model = functools.partial(pytest.mark.parametrize, "make", ids=lambda make: make.__name__)
+by_model = functools.partial(pytest.mark.parametrize, "make", ids=NAMES.get)
 
 
 def short_inception_resnet_v2(num_classes, dtype="float32", width=1.0):
@@ -134,7 +135,7 @@ def test_other_arguments_give_another_net():
 )
 @by_model(PUBLISHED)
 def test_a_wrong_argument_is_named(make, options, message):
-    with pytest.raises(InputError, match=message.format(make.__name__)):
+    with pytest.raises(InputError, match=message.format(NAMES[make])):
         make(**{"num_classes": 5} | options)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jax_transfer.models import (
     MODELS,
     Checkpoint,
     Output,
+    Spec,
     describes_itself,
     export,
     load_checkpoint,
@@ -26,7 +28,6 @@ from jax_transfer.models import (
     with_new_head,
 )
 from jax_transfer.models.layers import conv, gaussian_head, global_mean
-from jax_transfer.models.spec import Spec
 from jax_transfer.models.zoo import architecture
 from jax_transfer.records import InputError
 from jax_transfer.workspace import Workspace
@@ -113,5 +114,12 @@ def test_a_study_and_a_ranking_take_it(tmp_path):
     work = Workspace(config, tmp_path)
     pretraining.pretrain(work)
     work.close()
-    ranking = jt.rank(["random:toy?width=8", str(tmp_path / "checkpoints" / "1")], DATA, scores=("logme",))
-    assert [row.model for row in ranking.rows] == ["toy"] * 2 and not any(row.error for row in ranking.rows)
+    headless = Checkpoint("mine", toy(0), *toy(0).init(jax.random.key(0)), RELEASED, settings={"num_classes": 0})
+    export(headless, tmp_path / "headless.safetensors")
+    places = ("random:toy?width=8", tmp_path / "checkpoints" / "1", tmp_path / "headless.safetensors")
+    ranking = jt.rank(places, DATA, scores=("logme", "leep"))
+    assert [row.model for row in ranking.rows] == ["toy"] * 3 and not any(row.error for row in ranking.rows)
+    found = {row.checkpoint: row for row in ranking.rows}
+    assert all(math.isfinite(row.scores["logme"]) for row in ranking.rows)
+    assert [name for name, row in found.items() if math.isfinite(row.scores["leep"])] == ["checkpoints/1"]
+    assert found["random toy?width=8"].preprocessing == RELEASED

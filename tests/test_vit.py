@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jax_transfer import trees
-from jax_transfer.models import make_net, with_new_head
+from jax_transfer.models import MODELS, make_net, with_new_head
 from jax_transfer.models.t2t_vit import T2TViT, sinusoids, soft_split, t2t_vit_14, t2t_vit_t_14
 from jax_transfer.models.transformer import Size, gaussian_002, gelu
 from jax_transfer.models.vit import (
@@ -26,6 +26,7 @@ from jax_transfer.models.vit import (
 )
 from jax_transfer.records import InputError
 
+NAMES = {spec: name for name, spec in MODELS.items()}
 # Parameters with 1,000 classes, as published with timm's weights.
 PUBLISHED = {
     vit_tiny_patch16_224: 5_717_416,
@@ -129,7 +130,7 @@ def test_vit_base_of_224_pixels_equals_the_torch_twin():
     assert_equal_to_twin(vit_base_patch16_224(num_classes=10), base, random_images(n=1, size=224))
 
 
-@pytest.mark.parametrize("make", PUBLISHED, ids=lambda make: make.args[0])
+@pytest.mark.parametrize("make", PUBLISHED, ids=NAMES.get)
 def test_number_of_parameters_is_the_published_one(make):
     params, stats = jax.eval_shape(make(num_classes=1000).init, KEY)
     assert num_values(params) == PUBLISHED[make] and stats == {}
@@ -137,11 +138,11 @@ def test_number_of_parameters_is_the_published_one(make):
 
 def test_deit_is_the_vit_of_its_size():
     for deit, same in DEIT.items():
-        (name, *network), (same_name, *same_network) = deit.args, same.args
-        assert (name, network) == (same_name.replace("vit", "deit"), same_network)
+        (name, *network), (same_name, *same_network) = deit.make.args, same.make.args
+        assert (name, network) == (same_name.replace("vit", "deit"), same_network) and deit.network == same_name
 
 
-@pytest.mark.parametrize("make", T2T, ids=lambda make: make.args[0])
+@pytest.mark.parametrize("make", T2T, ids=NAMES.get)
 def test_t2t_vit_has_the_arrays_of_the_torch_twin_and_the_published_number(make):
     pytest.importorskip("torch")
     import torch_twins_vit as twins
@@ -161,7 +162,7 @@ def test_performer_directions_are_orthogonal_of_length_sqrt_m():
         np.testing.assert_allclose(w @ w.T, TOKEN_DIM // 2 * np.eye(TOKEN_DIM // 2), atol=1e-5)
 
 
-@pytest.mark.parametrize("make", OTHERS, ids=lambda make: make.args[0])
+@pytest.mark.parametrize("make", OTHERS, ids=NAMES.get)
 def test_shapes_and_dtypes_of_the_named_models(make):
     net = make(num_classes=7, dtype="bfloat16")
     params, stats = jax.eval_shape(net.init, KEY)

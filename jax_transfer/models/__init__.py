@@ -9,6 +9,7 @@ from jax_transfer.models.checkpoints import (
 )
 from jax_transfer.models.folders import expand
 from jax_transfer.models.net import Net, Output, gaussian, make_net, with_new_head
+from jax_transfer.models.spec import Spec
 from jax_transfer.models.zoo import MODELS, named, released_preprocessing
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Checkpoint",
     "Net",
     "Output",
+    "Spec",
     "at_image_size",
     "describes_itself",
     "expand",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -281,13 +280,12 @@ def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
                 f"{checkpoint.name}: image_size {image_size} is too small; {net.name} needs at least {net.min_image_size}."
             )
     elif image_size != net.min_image_size:
-        grid = math.isqrt(table.shape[1] - 1)
-        patch = net.min_image_size // grid
+        patch = MODELS[net.name].patch
         if image_size % patch:
             raise InputError(
                 f"{checkpoint.name}: image_size {image_size} is no multiple of {patch}, the pixels of a patch of {net.name}."
             )
-        new_grid = image_size // patch
+        grid, new_grid = net.min_image_size // patch, image_size // patch
         settings = {"num_classes": net.num_classes, **settings, "image_size": image_size}
         net = MODELS[net.name](**settings)
         resized = {"pos_embed": resize_position_embedding(table, (grid, grid), (new_grid, new_grid))}

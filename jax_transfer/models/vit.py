@@ -196,6 +196,7 @@ def _spec(name: str, size: Size, patch: int, image_size: int, released: Mapping[
 
 VIT_384 = Preprocessing(384, 1.0, HALF, HALF, "bicubic")
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+
 # Released files have the names of timm, torchvision, Bamboo, DeiT, DINO, MAE and MoCo v3.
 vit_tiny_patch4_32 = _spec(  # CIFAR
     "vit_tiny_patch4_32",

@@ -95,7 +95,7 @@ def load(candidate: Candidate, overrides: dict, seed: int) -> Checkpoint:
     if candidate.path is None:
         name, settings = named(candidate.model)
         net, preprocessing = _made(candidate, name, settings), released_preprocessing(name)
-        if MODELS[name].patch:  # `image_size` may be among the settings
+        if MODELS[name].takes("image_size"):  # which may be among the settings
             preprocessing = dataclasses.replace(preprocessing, image_size=net.min_image_size)
         params, stats = net.init(jax.random.key(seed))
         found = Checkpoint(candidate.name, net, params, stats, preprocessing, settings=settings, has_head=False)
