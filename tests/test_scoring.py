@@ -1,5 +1,6 @@
 """The stage that scores: several sources in one ranking, and what cannot be scored stops nothing else."""
 
+import functools
 import gc
 import itertools
 import json
@@ -187,7 +188,7 @@ def test_one_run_of_a_checkpoint_gives_all_the_early_stops_that_it_lacks(there, 
             yield snapshot, 0, Finetuned(snapshot.epoch, epoch, metrics, float(epoch), 1.0, {}, diverged)
 
     monkeypatch.setattr(scoring, "finetuned", finetuned)
-    monkeypatch.setattr(scoring, "_forward_gigaflops", lambda *_: 1.0)
+    monkeypatch.setattr(work, "image_gigaflops", functools.cache(lambda pretraining: 1.0))
     rows = Rows(work.results, "scores")
     for epoch, score in there:
         rows.append(scoring.ScoreRow(str(epoch), epoch, TARGET, score, 0.9, 1.0, 1.0, 1.0))

@@ -20,7 +20,7 @@ OLD = [name for name, version in VERSIONS.items() if version > 1]
 def make_row(file, number, **changes):
     """A row of a result file with some value in every field."""
     values = {"int": number, "float": 0.5, "str": str(number), "list[int]": [number], "list[float]": [0.5],
-              "list[str]": ["a"], "int | None": number}  # fmt: skip
+              "list[str]": ["a"], "int | None": number, "float | None": 0.5, "str | None": str(number)}  # fmt: skip
     fields = {f.name: values[getattr(f.type, "__name__", f.type) if isinstance(f.type, type) else str(f.type)]
               for f in dataclasses.fields(ROWS[file][0])}  # fmt: skip
     return ROWS[file][0](
