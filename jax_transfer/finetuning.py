@@ -39,6 +39,7 @@ def finetunes(work: Workspace) -> None:
                     "finetune",
                     seed,
                     learning_rate=tuning.optimizer.learning_rate,
+                    weight_decay=tuning.optimizer.weight_decay,
                     **done.metrics,
                     seconds=done.seconds,
                     gflops=done.gflops,

@@ -16,7 +16,7 @@ from jax_transfer.logs import Rows, log
 from jax_transfer.models import Net
 from jax_transfer.models.trajectory import Trajectory, abstract
 from jax_transfer.preemption import Preempted
-from jax_transfer.records import InputError, Pretraining, PretrainRow
+from jax_transfer.records import InputError, Pretraining, PretrainRow, from_json_dict
 from jax_transfer.training.evaluation import classification
 from jax_transfer.training.loop import Epoch, train
 from jax_transfer.training.objectives import Objective
@@ -133,6 +133,7 @@ class _Training:
             checkpoint=self.work.snapshot(self.pretraining, epoch).name,
             model=self.pretraining.model,
             test_accuracy=test_accuracy,
+            step=epoch * self.feed.steps_per_epoch,
             **{**dict.fromkeys(("train_loss", "train_accuracy", "images_per_second", "seconds"), math.nan), **measured},
         )
         metadata = _metadata(self.work, self.pretraining, row)
@@ -244,7 +245,7 @@ def _saved(work: Workspace, pretraining: Pretraining, rows: Rows) -> list[int]:
     names = [work.snapshot(pretraining, epoch).name for epoch in range(work.config.pretrain.epochs + 1)]
     if saved and [row.epoch for row in rows.rows if row.checkpoint in names] != saved:
         others = [row for row in rows.rows if row.checkpoint not in names]
-        rows.replace([*others, *(PretrainRow(**_nan(trajectory.metadata(epoch)["row"])) for epoch in saved)])
+        rows.replace([*others, *(from_json_dict(PretrainRow, trajectory.metadata(epoch)["row"]) for epoch in saved)])
     trajectory.close()
     return saved
 
@@ -271,11 +272,7 @@ def _metadata(work: Workspace, pretraining: Pretraining, row: PretrainRow) -> di
         },
         "preprocessing": work.preprocessing.to_json(),
         "source": pretraining.source,
-        "source_accuracy": row.test_accuracy,
+        "source_accuracy": values["test_accuracy"],
         "has_head": work.objective(pretraining).has_head,
         "row": values,
     }
-
-
-def _nan(values: dict) -> dict:
-    return {name: math.nan if value is None else value for name, value in values.items()}

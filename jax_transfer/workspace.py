@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from jax_transfer import devices, logs, settings, trees
 from jax_transfer.data.batches import Feed, Streamed, make_feed
-from jax_transfer.data.sources import Source, load_source, subset
+from jax_transfer.data.source import Source, subset
+from jax_transfer.data.sources import load_source
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features import extract
 from jax_transfer.logs import log

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_transfer.data import catalog, prepare
-from jax_transfer.data.source import of_classes
-from jax_transfer.data.sources import from_arrays, load_source, materialize, subset
+from jax_transfer.data.source import of_classes, subset
+from jax_transfer.data.sources import from_arrays, load_source, materialize
 from jax_transfer.data.transforms import resize_square
 from jax_transfer.records import InputError
 

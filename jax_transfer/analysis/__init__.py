@@ -148,12 +148,6 @@ def score_all(name: str, features: Features, num_classes: int, held_out: Int[Arr
     return np.array(values)
 
 
-def _as_logits(logits, axes: str):
-    """Logits as `as_features` gives them. A net without a head has none, [n, 0], which only LEEP and NCE refuse."""
-    *rows, columns = np.shape(logits) or (1,)
-    return jnp.zeros((*rows, 0), jnp.float32) if columns == 0 else as_features(logits, "logits", axes)
-
-
 def _checked(features, num_classes, held_out):
     """The arguments of `score_all`, with values of labels and indices that the compiled program cannot raise for."""
     num_classes = as_count(num_classes)
@@ -169,8 +163,8 @@ def _checked(features, num_classes, held_out):
     return Features(x, logits, labels), num_classes, held_out
 
 
-def _as_logits(logits, axes):
-    """logits as `as_features` returns them; they may have no columns."""
+def _as_logits(logits, axes: str):
+    """Logits as `as_features` returns them; a net without a head has none, [n, 0]."""
     shape = np.shape(logits)
     if len(shape) == len(axes.split()) and shape[-1] == 0:
         return jnp.zeros(shape, jnp.float32)

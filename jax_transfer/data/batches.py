@@ -19,7 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jax_transfer import devices
-from jax_transfer.data.sources import Source, materialize, subset
+from jax_transfer.data.source import Source, subset
+from jax_transfer.data.sources import materialize
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.records import Batch, InputError
 

@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 
 from jax_transfer.choose import choose
 from jax_transfer.data import examine, folders
-from jax_transfer.data.source import SPLITS, Source, content_hash, from_arrays, read_arrays, shared, subset  # noqa: F401
+from jax_transfer.data.source import SPLITS, Source, content_hash, from_arrays, read_arrays, shared
 from jax_transfer.data.subsets import OPTIONS, stratified_split
 from jax_transfer.data.tfds_sets import load_tfds
 from jax_transfer.data.transforms import DECODING_VERSION, decode_file, resize_square
