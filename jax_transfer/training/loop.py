@@ -80,7 +80,7 @@ def train(
         label = f"{what}, epoch {number + 1}/{-(-total_steps // per_epoch)}"
         waiting: collections.deque = collections.deque()
         with logs.progress((end - start) * images, label, "images") as bar:
-            for items in feed.items(range(step, step + end - start), count, seed):
+            for items in feed.items(range(step, step + end - start), count, seed) if start < end else ():
                 state, metrics = run(state, feed.held, items, count)
                 waiting.append(metrics)
                 step += count
