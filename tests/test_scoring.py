@@ -209,6 +209,25 @@ def test_one_run_of_a_checkpoint_gives_all_the_early_stops_that_it_lacks(there, 
     work.close()
 
 
+def test_a_target_compiles_one_fine_tuning_for_all_seeds_and_checkpoints(tmp_path, monkeypatch):
+    work = Workspace(small_config(finetune__num_seeds=3, pretrain__epochs=2, trajectory__epochs="all"), tmp_path)
+    calls = []
+
+    def finetune(checkpoints, candidates, *_, **__):
+        calls.append(candidates)
+        for index in range(len(candidates)):
+            yield Finetuned(index, 1, {"accuracy": 0.5, "mean_class_accuracy": 0.5}, 1.0, 1.0, {}, None)
+
+    monkeypatch.setattr(finetuning, "finetune", finetune)
+    work.config.stages = ("finetune",)
+    finetuning.finetunes(work)
+    assert [(c.checkpoint, c.seed) for c in calls[0]] == [
+        (f"checkpoint {epoch}", seed) for seed in range(3) for epoch in range(3)
+    ]
+    assert len(calls) == 1 and len(Rows(work.results, "transfer").rows) == 9
+    work.close()
+
+
 @pytest.mark.parametrize("epochs", [(), (1,), (1, 5)])
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("devices_each", [1, 2])

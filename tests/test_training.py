@@ -283,6 +283,32 @@ def test_first_bad_step():
     assert first_bad_step(10, np.array([1.0, 2.0])) is None
 
 
+def test_two_players_train_in_one_step_by_gradient_reversal():
+    """min over d, max over w of (d - 1) w: a reversed gradient makes the one loss climb for w and fall for d."""
+
+    @jax.custom_vjp
+    def reverse(x):
+        return x
+
+    reverse.defvjp(lambda x: (x, None), lambda _, gradient: (-gradient,))
+
+    def loss(params, aux, views, key):
+        value = (params["d"] - 1) * reverse(params["w"])
+        return value, (aux, {"value": value})
+
+    objective = Objective(
+        init=lambda key, model=None: ({"w": jnp.float32(2), "d": jnp.float32(4)}, {}),
+        loss=loss,
+        model=lambda params, aux: {"params": params, "stats": {}},
+        views={},
+    )
+    optimizer = make_optimizer(OptimizerSettings(learning_rate=0.1, momentum=0.0), 10)
+    step = make_train_step(objective, optimizer, PREPROCESSING, {})
+    state, metrics = jax.jit(step)(init_state(objective, optimizer, 0), {})
+    assert (float(state["params"]["w"]), float(state["params"]["d"])) == pytest.approx((2 + 0.1 * 3, 4 - 0.1 * 2))
+    assert metrics["loss"] == metrics["value"] == 6
+
+
 # --- augmentation
 
 
