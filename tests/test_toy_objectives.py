@@ -257,7 +257,10 @@ LAUNCHERS = {
 def start(toy, workdir, devices, launcher):
     """The pre-training of a toy as a command of its own; `python -m jax_transfer.main` that knows the toys."""
     python = workdir.parent / "python"
-    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -c "{CHILD}" "$@"\n')
+    # The launcher asks its interpreter for a free port too.
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -m ] || exec {sys.executable} "$@"\nshift 2\nexec {sys.executable} -c "{CHILD}" "$@"\n'
+    )
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     config = workdir.parent / "toy.py"
     config.write_text(
