@@ -11,14 +11,14 @@ from PIL import Image, ImageEnhance, ImageOps
 from jax_transfer.data import augment, mixing, rand_augment
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS
-from jax_transfer.records import Batch
-from jax_transfer.training.objectives import supervised
+from jax_transfer.records import Batch, Views
+from jax_transfer.training.objectives.supervised import supervised
 
 FILL = (124, 116, 104)
 HEIGHT, WIDTH = 40, 48
 PLAIN = Preprocessing(image_size=32, mean=(0, 0, 0), std=(1, 1, 1))
 operate = jax.jit(rand_augment.operate)
-augment_jitted = jax.jit(augment.apply, static_argnums=(2, 3, 4))
+augment_jitted = jax.jit(augment.view, static_argnums=(2, 3, 4))
 
 
 # --- RandAugment
@@ -121,7 +121,7 @@ def test_random_erase_makes_standard_noise_of_the_right_area_and_nothing_else():
     batch = Batch(
         images=np.full((2000, 32, 32, 3), 255, np.uint8), labels=np.zeros(2000, int), mask=np.ones(2000, bool)
     )
-    seen = augment_jitted(jax.random.key(0), batch, ("random_erase",), preprocessing, 2).images
+    seen = augment_jitted(jax.random.key(0), batch, ("random_erase",), preprocessing, 2)[0]
     white = np.float32((1 - np.array(preprocessing.mean)) / preprocessing.std)
     changed = np.abs(seen - white).max(-1) > 1e-4
     erased = changed.any((1, 2))
@@ -206,23 +206,23 @@ def _batch(b=6):
 
 def test_labels_stay_as_they_are_without_a_mixing():
     batch = _batch()
-    seen = augment_jitted(jax.random.key(0), batch, ("flip", "rand_augment"), PLAIN, 4)
-    np.testing.assert_array_equal(seen.labels, batch.labels)
-    mixed = augment_jitted(jax.random.key(0), batch, ("mixup", "cutmix"), PLAIN, 4)
-    np.testing.assert_allclose(mixed.labels.sum(1), 1, rtol=1e-6)
-    assert mixed.labels.shape == (6, 4) and mixed.images.shape == (6, 32, 32, 3)
+    _, labels = augment_jitted(jax.random.key(0), batch, ("flip", "rand_augment"), PLAIN, 4)
+    np.testing.assert_array_equal(labels, batch.labels)
+    images, labels = augment_jitted(jax.random.key(0), batch, ("mixup", "cutmix"), PLAIN, 4)
+    np.testing.assert_allclose(labels.sum(1), 1, rtol=1e-6)
+    assert labels.shape == (6, 4) and images.shape == (6, 32, 32, 3)
 
 
 def test_objective_of_mixed_labels_is_the_mixture_of_the_objectives():
     net = MODELS["resnet10"](num_classes=4, stem="cifar", width=8)
-    params, stats = net.init(jax.random.key(0))
+    objective = supervised(net, (), label_smoothing=0.1)
+    params, aux = objective.init(jax.random.key(0), None)
     batch = _batch()
-    seen = Batch(images=batch.images / np.float32(255), labels=batch.labels, mask=batch.mask)
     hard = np.eye(4, dtype=np.float32)[batch.labels]
 
     def value(labels):
-        one = Batch(images=seen.images, labels=labels, mask=seen.mask)
-        loss, (_, metrics) = supervised(net, params, stats, one, jax.random.key(0), label_smoothing=0.1)
+        views = {"train": Views((batch.images / np.float32(255),), labels, batch.mask)}
+        loss, (_, metrics) = objective.loss(params, aux, views, jax.random.key(0))
         return float(loss), float(metrics["accuracy"])
 
     (first, own), (second, _) = value(batch.labels), value(batch.labels[::-1])

@@ -170,13 +170,13 @@ def _check_early_stops(config, workdir, results):
     (snapshot,) = work.snapshots
     tuning = finetuning.settings.finetune_settings(config, TARGET)
     whole = finetuning.finetuned(
-        work, [snapshot], TARGET, ("fit", "held_out"), tuning, config.seed, epochs=(1, 2, 5, 6)
+        work, [(snapshot, config.seed)], TARGET, ("fit", "held_out"), tuning, epochs=(1, 2, 5, 6)
     )
     rows = {row["score"]: row for row in results["scores"]}
-    by_epoch = {done.epoch: done for _, done in whole}
+    by_epoch = {done.epoch: done for _, _, done in whole}
     assert len(by_epoch) == 4
     for score, epoch in (("finetune_1", 1), ("finetune_5", 5)):
-        assert rows[score]["value"] == by_epoch[epoch].accuracy
+        assert rows[score]["value"] == by_epoch[epoch].metrics["accuracy"]
         assert rows[score]["gflops"] == pytest.approx(by_epoch[epoch].gflops)
     assert rows["finetune_5"]["gflops"] == pytest.approx(5 * rows["finetune_1"]["gflops"])
     assert rows["finetune_5"]["seconds"] > rows["finetune_1"]["seconds"] > 0
