@@ -64,6 +64,8 @@ def _parsed(monkeypatch, *arguments):
     monkeypatch.chdir(REPOSITORY)
     command = ["main", "--config=configs/cifar10_to_mnist.py", "--workdir=unused", *arguments]
     monkeypatch.setattr(sys, "argv", command)
+    for name in [name for name in main.FLAGS if name.startswith("config.")]:
+        delattr(main.FLAGS, name)  # those of the run before
     main._define_flags()
     main._parse_flags(command)
     return main.FLAGS.config
