@@ -117,7 +117,7 @@ class _Training:
         return whole / self.mesh.size
 
     def test_accuracy(self, state: dict) -> float | None:
-        """On the test images of the source; NaN without a head over its classes; None if it was told to stop instead."""
+        """On the test images of the source; NaN without a head over its classes; None if a stop was requested first."""
         if not self.objective.has_head:
             return math.nan
         test = self.work.feed(self.pretraining.source, "test", everywhere=True)

@@ -2,8 +2,6 @@
 
 import contextlib
 import functools
-import importlib.util
-import json
 import os
 import pathlib
 import signal
@@ -17,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_study import REPOSITORY, _get_config, _results
 
 from jax_transfer import checks, preemption, pretraining
 from jax_transfer.models import load_checkpoint
@@ -25,9 +24,6 @@ from jax_transfer.models.trajectory import Trajectory
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES, Objective
 from jax_transfer.workspace import Workspace
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-
 
 # --- the objectives
 
@@ -119,10 +115,7 @@ TINY = {
 
 def configure(name, **changes):
     """A tiny study of one of TOYS, which must be among OBJECTIVES."""
-    spec = importlib.util.spec_from_file_location("quickstart", REPOSITORY / "configs" / "quickstart.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("smoke")
+    config = _get_config("smoke")
     config.pretrain.objective = name
     config.update_from_flattened_dict({**TINY, **{path.replace("__", "."): value for path, value in changes.items()}})
     if name == "toy_two_heads":
@@ -139,17 +132,6 @@ def toy(request, monkeypatch):
 
 
 # --- one study each
-
-
-def results(workdir):
-    """The rows of a study without what a clock wrote."""
-    clock = ("seconds", "images_per_second")
-    return {
-        path.name: [
-            {k: v for k, v in json.loads(line).items() if k not in clock} for line in path.read_text().splitlines()
-        ]
-        for path in sorted((workdir / "results").glob("*.jsonl"))
-    }
 
 
 def fingerprints(workdir):
@@ -169,7 +151,7 @@ def run_stages(config, workdir):
 def test_a_whole_study_trains_and_evaluates_it(toy, tmp_path):
     config = configure(toy, pretrain__epochs=4)
     run_stages(config, tmp_path)
-    found = results(tmp_path)
+    found = _results(tmp_path)
     losses = [row["train_loss"] for row in found["pretrain.jsonl"][1:]]
     assert len(losses) == 4 and np.isfinite(losses).all()
     assert toy == "toy_moco" or losses[-1] < losses[0]  # the contrast with a queue of noise takes longer to grow
@@ -199,7 +181,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bits(toy, stop, tmp_path, monke
             with pytest.raises(preemption.Preempted) if stops else contextlib.nullcontext():
                 pretraining.pretrain(work)
             work.close()
-    assert results(tmp_path / "stopped") == results(tmp_path / "whole")
+    assert _results(tmp_path / "stopped") == _results(tmp_path / "whole")
     assert fingerprints(tmp_path / "stopped") == fingerprints(tmp_path / "whole")
     assert sorted(fingerprints(tmp_path / "whole")) == [0, 1, 2]
 
@@ -300,5 +282,5 @@ def test_killed_and_stopped_it_ends_with_the_bits_of_an_uninterrupted_run(toy, h
     process, log = start(toy, tmp_path / "broken", devices, launcher)
     assert process.wait(300) == 0, log.read_text()[-3000:]
     assert "Traceback" not in log.read_text()
-    assert results(tmp_path / "broken") == results(tmp_path / "whole")
+    assert _results(tmp_path / "broken") == _results(tmp_path / "whole")
     assert fingerprints(tmp_path / "broken") == fingerprints(tmp_path / "whole")
