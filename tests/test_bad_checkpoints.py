@@ -80,7 +80,7 @@ def _says(**said):
         (_says(source_accuracy="high"), "the source accuracy is 'high'"),
         (_says(model={"name": 3}), "the name of its model is 3"),
         (_says(preprocessing={"size": 3}), "'jax_transfer' cannot be used .Preprocessing: unknown size"),
-        (_says(model={"name": "resnet10", "depth": 3}), "settings that a resnet10 does not take: .*'depth': 3"),
+        (_says(model={"name": "resnet10", "depth": 3}), "resnet10 does not take all of these settings: .*'depth': 3"),
         (_garbage, "not a safetensors file or is truncated"),
         (_truncated, "not a safetensors file or is truncated"),
         (_empty, "not a safetensors file or is truncated"),
@@ -168,7 +168,7 @@ def test_a_whole_module_and_a_program_are_refused_with_advice(tmp_path):
     for name, message in (
         ("module.pth", r"objects besides tensors \(torch\.nn\.modules\.linear\.Linear\).*save its state_dict"),
         ("program.pt", r"is a TorchScript program.*save its state_dict"),
-        ("sparse.pth", "a is sparse or quantised"),
+        ("sparse.pth", "a is sparse, quantised or complex"),
         ("list.pth", "holds no weights"),
     ):
         with pytest.raises(InputError, match=message) as caught:
