@@ -125,8 +125,8 @@ def random_erase(key, images, preprocessing, probability=0.25, area=(0.02, 1 / 3
     """Fills a random rectangle of some images with noise (Zhong et al., 2017, arXiv:1708.04896; timm's mode "pixel").
 
     The area is a uniform fraction of the image and height / width is log-uniform. Ten rectangles are drawn, and the
-    first one that fits is used. timm erases after normalisation, with N(0, 1) noise; here the noise is N(mean, std^2) of
-    the preprocessing, which normalisation turns into the same. Values may therefore leave [0, 1]: use it last.
+    first one that fits is used. timm erases after normalisation, with N(0, 1) noise; here the noise is N(mean, std^2)
+    of the preprocessing, which normalisation turns into the same. Values may therefore leave [0, 1]: use it last.
 
     Args:
       probability: share of the images in which a rectangle is erased.
@@ -135,7 +135,8 @@ def random_erase(key, images, preprocessing, probability=0.25, area=(0.02, 1 / 3
 
     >>> import jax
     >>> import jax.numpy as jnp
-    >>> erased = random_erase(jax.random.key(0), jnp.zeros((4, 16, 16, 3)), Preprocessing(image_size=16), probability=1.0)
+    >>> images, preprocessing = jnp.zeros((4, 16, 16, 3)), Preprocessing(image_size=16)
+    >>> erased = random_erase(jax.random.key(0), images, preprocessing, probability=1.0)
     >>> (erased != 0).any((1, 2, 3)).tolist()
     [True, True, True, True]
     """

@@ -1,9 +1,10 @@
 """Batches on the device from a source: resident in device memory, or streamed through Grain.
 
 A `Feed` serves training and evaluation. For training it yields the items of each compiled call (indices if the data is
-resident, batches if it is streamed), and `fetch` turns the item of a step into its batch inside the call. For evaluation
-it yields padded and masked batches. Both kinds of feed give the same batches for the same seed: `epoch_order` alone
-determines the order, and augmentation runs later, on the device. Training reads from a `Joined`: one or several feeds.
+resident, batches if it is streamed), and `fetch` turns the item of a step into its batch inside the call. For
+evaluation it yields padded and masked batches. Both kinds of feed give the same batches for the same seed:
+`epoch_order` alone determines the order, and augmentation runs later, on the device. Training reads from a `Joined`:
+one or several feeds.
 """
 
 import collections
@@ -123,7 +124,8 @@ def steps_per_epoch(num_examples: int, batch_size: int, what: str) -> int:
     """
     if num_examples < batch_size:
         raise InputError(
-            f"{what} has {num_examples} training images, fewer than one batch of {batch_size}: use a smaller batch_size."
+            f"{what} has {num_examples} training images, fewer than one batch of {batch_size}: use a smaller "
+            "batch_size."
         )
     return num_examples // batch_size
 
@@ -306,8 +308,8 @@ def joined(feeds: Mapping[str, tuple[Feed, int]]) -> Joined:
     >>> from jax_transfer import devices
     >>> from jax_transfer.data.sources import load_source
     >>> def feed(name):
-    ...     source = load_source(name, "train")
-    ...     return make_feed(source, Preprocessing(image_size=8), devices.make_mesh(), resident_gigabytes=1, num_threads=1)
+    ...     source, mesh = load_source(name, "train"), devices.make_mesh()
+    ...     return make_feed(source, Preprocessing(image_size=8), mesh, resident_gigabytes=1, num_threads=1)
     >>> both = joined({"target": (feed("embedded:digits?train=64"), 8), "source": (feed("embedded:digits"), 16)})
     >>> both.steps_per_epoch, both.batch_size
     (8, 24)
@@ -367,7 +369,7 @@ def make_feed(
     require_different(source, (preprocessing.square(source.read([i])[0]) for i in range(len(source))))
     if not fits:
         return Streamed(source, preprocessing, mesh, num_threads)
-    # Each process reads its own part and the devices exchange the parts. The last part is padded; the padding is cut off.
+    # Each process reads its own part and the devices exchange the parts. Padding of the last part is cut off.
     n, count = len(source), mesh.size
     own_indices = np.arange(-(-n // count) * count).reshape(jax.process_count(), -1)[jax.process_index()]
     part = subset(source, np.minimum(own_indices, n - 1))
@@ -387,8 +389,8 @@ def require_different(source: Source, images: Iterable[np.ndarray]) -> None:
     first = next(images, None)
     if source.split == "train" and len(source) > 1 and all(np.array_equal(first, image) for image in images):
         raise InputError(
-            f"{source.name}: all {len(source)} training images are equal after resizing, so nothing can be learned from "
-            "them. Check the files."
+            f"{source.name}: all {len(source)} training images are equal after resizing, so nothing can be learned "
+            "from them. Check the files."
         )
 
 

@@ -1,8 +1,8 @@
 """Removes the metadata of an image file, and reads its orientation.
 
-PIL parses texts, colour profiles, resolutions and EXIF on its way to the pixels, and rejects the image if one of them is
-malformed or too long. Here the metadata is cut out of the bytes before PIL sees them, so that it cannot make an image
-unreadable; only the orientation is read from EXIF or XMP. The file itself is not changed.
+PIL parses texts, colour profiles, resolutions and EXIF on its way to the pixels, and rejects the image if one of them
+is malformed or too long. Here the metadata is cut out of the bytes before PIL sees them, so that it cannot make an
+image unreadable; only the orientation is read from EXIF or XMP. The file itself is not changed.
 """
 
 import re
@@ -32,8 +32,8 @@ UPRIGHT = {
 def pixels_only(data: bytes) -> tuple[bytes, int]:
     """Removes the metadata of a PNG, JPEG, WebP or TIFF file; other files are returned unchanged.
 
-    Of an animated PNG or a multi-page TIFF, only the first image is kept. Where a file is truncated or malformed, the rest of it is kept
-    unchanged, and the decoder decides what to make of it.
+    Of an animated PNG or a multi-page TIFF, only the first image is kept. Where a file is truncated or malformed, the
+    rest of it is kept unchanged, and the decoder decides what to make of it.
 
     Args:
       data: the bytes of the file.

@@ -1,8 +1,8 @@
 """Examines the images of a data set before they are used: copies, blank images, weak values, transparency, damage.
 
 The whole content of files is compared only if their lengths, beginnings and ends are equal. Pixels are examined in all
-images if these are decoded anyway to find damaged ones, else in a sample of at most SAMPLE images, spread evenly over the
-data set. If the 16-bit values of the sample are all weak, the remaining images are examined too.
+images if these are decoded anyway to find damaged ones, else in a sample of at most SAMPLE images, spread evenly over
+the data set. If the 16-bit values of the sample are all weak, the remaining images are examined too.
 """
 
 import collections

@@ -35,15 +35,15 @@ class Folder:
 def find_images(root: pathlib.Path) -> Folder:
     """Finds all images below `root`, with their classes and splits.
 
-    The layout is `train/<class>/...` and `test/<class>/...`, with the names that `layout.find_splits` accepts. Without a
-    test folder, or with `<class>/...` directly below `root`, a fifth of each class is the test split: the same images on
-    every call. The classes are those of the training split, sorted by name after Unicode normalisation. Images may lie in
-    folders below their class folder. Links are followed. System folders and hidden files are ignored; files with other
-    extensions are counted in a note.
+    The layout is `train/<class>/...` and `test/<class>/...`, with the names that `layout.find_splits` accepts. Without
+    a test folder, or with `<class>/...` directly below `root`, a fifth of each class is the test split: the same images
+    on every call. The classes are those of the training split, sorted by name after Unicode normalisation. Images may
+    lie in folders below their class folder. Links are followed. System folders and hidden files are ignored; files with
+    other extensions are counted in a note.
 
     Raises:
-      InputError: if the folder is missing or has no class folders, its folders do not seem to be classes, a class has no
-        images, train lacks a class of test, or a link is broken or cyclic; the message names the path.
+      InputError: if the folder is missing or has no class folders, its folders do not seem to be classes, a class has
+        no images, train lacks a class of test, or a link is broken or cyclic; the message names the path.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -69,8 +69,8 @@ def find_images(root: pathlib.Path) -> Folder:
         test_classes = _classes(test)
         if extra := sorted(set(test_classes) - set(class_names)):
             raise InputError(
-                f"{test_classes[extra[0]][0]}: class {extra[0]!r} is not in {train}; the training split needs every class "
-                "of the test split."
+                f"{test_classes[extra[0]][0]}: class {extra[0]!r} is not in {train}; the training split needs every "
+                "class of the test split."
             )
         layout.check_structure(test, test_classes)
         splits["test"] = _images_of_classes(test_classes, class_names, unread)

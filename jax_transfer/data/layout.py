@@ -11,8 +11,8 @@ from jax_transfer.records import InputError
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif",
                         ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"))  # fmt: skip
 
-# Files and folders that operating systems, file servers and archivers leave behind, and all names that begin with a dot.
-# Case is ignored.
+# Files and folders that operating systems, file servers and archivers leave behind, and all names that begin with a
+# dot. Case is ignored.
 SYSTEM_NAMES = re.compile(
     r"\..*|@(eadir|tmp|recycle|sharebin|__thumb|transcode|recently-snapshot|synoresource)|#recycle|#snapshot|~snapshot"
     r"|__macosx|icon\r|__pycache__|lost\+found|found\.\d+|lost\.dir|\$?recycle\.bin|recycler|recycled|\$winreagent|msocache"
@@ -57,7 +57,9 @@ def is_image(path: pathlib.Path) -> bool:
 
 
 def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the folders in `folder`, sorted by name, without system folders; links to folders and broken links included.
+    """Returns the folders in `folder`, sorted by name, without system folders.
+
+    Links to folders and broken links are included.
 
     Raises:
       InputError: if `folder` itself is a broken link.
@@ -134,9 +136,9 @@ def find_splits(root: pathlib.Path) -> Splits:
     """Finds the training and test folders below `root`.
 
     A folder is a split if its name contains such a word (case is ignored, other words are allowed) and it holds class
-    folders. A name with further words counts only if another split has the same words (seg_train, seg_test) or none, and
-    holds the same classes: test_tube and train_station are classes. A `val` folder is used for testing if no test folder
-    has classes.
+    folders. A name with further words counts only if another split has the same words (seg_train, seg_test) or none,
+    and holds the same classes: test_tube and train_station are classes. A `val` folder is used for testing if no test
+    folder has classes.
 
     Raises:
       InputError: if several folders could be the same split, or a test folder has no training folder.
@@ -194,8 +196,8 @@ def find_splits(root: pathlib.Path) -> Splits:
         notes.append(f"{_shown(train, root)} is used for training and {_shown(test, root)} for testing.")
     elif unlabelled and classes and test is None:
         notes.append(
-            f"{_shown(unlabelled[0], root)} has no class folders: a fifth of each class of {_shown(train, root)} is used "
-            "for testing."
+            f"{_shown(unlabelled[0], root)} has no class folders: a fifth of each class of {_shown(train, root)} is "
+            "used for testing."
         )
         mentioned.append(unlabelled[0])
     elif test is None and not unlabelled:
@@ -225,8 +227,8 @@ def _check_classes_by_split(root: pathlib.Path, roles: dict) -> None:
         tests = [other for other, (split, same) in roles.items() if split in ("test", "val") and same == words]
         if name == "train" and words and tests:
             raise InputError(
-                f"{root}: {folder.name}/ and {tests[0].name}/ seem to be two splits of one class; arrange the images as "
-                "train/<class>/ and test/<class>/."
+                f"{root}: {folder.name}/ and {tests[0].name}/ seem to be two splits of one class; arrange the images "
+                "as train/<class>/ and test/<class>/."
             )
 
 
@@ -247,8 +249,8 @@ def _check_rivals(train: pathlib.Path, others: list[pathlib.Path], root: pathlib
         listed = _listed([f"{folder.name}/" for folder in rivals])
         hold = "holds" if len(rivals) == 1 else "hold"
         raise InputError(
-            f"{root}: {_shown(train, root)} may be a split or a class, since {listed} beside it {hold} other images. To "
-            f"read it alone, name folder:{train} as the data set; if it is a class, move its images out of their "
+            f"{root}: {_shown(train, root)} may be a split or a class, since {listed} beside it {hold} other images. "
+            f"To read it alone, name folder:{train} as the data set; if it is a class, move its images out of their "
             "subfolders, directly into it."
         )
 
@@ -260,7 +262,7 @@ def _is_train(folder: pathlib.Path, others: list[pathlib.Path], roles: dict) -> 
 
 
 def _has_classes(folder: pathlib.Path, classes: set[str]) -> bool:
-    """Returns whether the folders in a split are classes: classes of train, or names other than `images` and the like."""
+    """Returns whether the folders in a split are classes: those of train, or names other than `images` and the like."""
     names = _names(folder)
     roles = {name: role(name) for name in names}
     specific = [name for name, (split, words) in roles.items() if not split and words - UNLABELLED]
@@ -336,8 +338,8 @@ def check_structure(folder: pathlib.Path, classes: dict[str, list[pathlib.Path]]
         again = sorted({one_form(sub.name) for sub in subs if not sub.is_symlink()} & set(classes) - {name})
         if len(again) > 1:
             raise InputError(
-                f"{classes[name][0]}: holds folders with the names of the classes beside it ({_listed(again)}), so it seems "
-                "to be a copy of the data set and not a class; remove it, or name it alone as the data set."
+                f"{classes[name][0]}: holds folders with the names of the classes beside it ({_listed(again)}), so it "
+                "seems to be a copy of the data set and not a class; remove it, or name it alone as the data set."
             )
     count, example = sum(map(bool, below.values())), next(subs[0] for subs in below.values() if subs)
     return [

@@ -62,7 +62,7 @@ MIXINGS = {"mixup": mixup, "cutmix": cutmix, "mixup_or_cutmix": mixup_or_cutmix}
 
 
 def _mix(images, targets, kept: Float[Array, "h w 1"]):
-    """Mixes each image with its partner; `kept` is the weight of its own pixels, and its mean that of its own target."""
+    """Mixes each image with its partner; `kept` weights its own pixels, and the mean of `kept` its own target."""
     weight = kept.mean()
     return kept * images + (1 - kept) * images[::-1], weight * targets + (1 - weight) * targets[::-1]
 

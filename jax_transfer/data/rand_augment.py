@@ -4,11 +4,11 @@ Two operations are drawn for each image, with replacement. Each runs with probab
 N(9, 0.5^2) and clipped to [0, 10]. Every operation gives the result of PIL on uint8 images, up to rounding.
 
 Operations differ between images, and `lax.switch` under vmap would compute all fifteen for every image. They are
-therefore merged by kind: eight are a table of 256 values per image and channel, five are one affine warp, and colour and
-sharpness blend the image with another one. Whatever operations it draws, an image costs one histogram, one table look-up,
-one warp and one blend for each of the two. A loop over images with a real switch computes less, but runs on one core,
-kernel by kernel (64 images of 64 pixels on two CPU cores: 32 ms per operation, against 18), and gathers a batch that is
-split over devices.
+therefore merged by kind: eight are a table of 256 values per image and channel, five are one affine warp, and colour
+and sharpness blend the image with another one. Whatever operations it draws, an image costs one histogram, one table
+look-up, one warp and one blend for each of the two. A loop over images with a real switch computes less, but runs on
+one core, kernel by kernel (64 images of 64 pixels on two CPU cores: 32 ms per operation, against 18), and gathers a
+batch that is split over devices.
 """
 
 import jax
@@ -114,7 +114,7 @@ def _is(operation, *names: str) -> Bool[Array, " b"]:
 
 
 def _tables(pixels, gray, operation, level, factor) -> Float[Array, "b 3 256"]:
-    """Returns the table of new pixel values of each image and channel, for operations that depend on the value alone."""
+    """Returns the new value of each pixel value, per image and channel, for operations that depend on nothing else."""
     value = jnp.arange(256)
     counts = _histograms(pixels)
     level, factor = level[:, None, None], factor[:, None, None]

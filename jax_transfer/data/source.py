@@ -157,8 +157,8 @@ def from_arrays(images, labels, name="arrays", split="train", class_names=None) 
     class_names = tuple(class_names or map(str, range(labels.max() + 1)))
     if labels.max() >= len(class_names):
         raise InputError(
-            f"{name}: label {labels.max()} is out of range: expected labels from 0 to {len(class_names) - 1}, one for each "
-            f"of the {len(class_names)} class names."
+            f"{name}: label {labels.max()} is out of range: expected labels from 0 to {len(class_names) - 1}, one for "
+            f"each of the {len(class_names)} class names."
         )
     pixels = [images] if isinstance(images, np.ndarray) else images
     parts = [part for array in map(np.asarray, pixels) for part in (f"{array.dtype}{array.shape}", array.tobytes())]

@@ -70,7 +70,8 @@ def _load_source(name: str, split: str, seed: int, on_corrupt: str) -> Source:
     kind, colon, rest = address.partition(":")
     if not (colon and rest):
         raise InputError(
-            f"{name!r} is not the name of a data set: expected kind:name, such as 'tfds:cifar10' or 'folder:/my/images'."
+            f"{name!r} is not the name of a data set: expected kind:name, such as 'tfds:cifar10' or "
+            "'folder:/my/images'."
         )
     source = choose(SOURCES, kind, f"kind of data set (in {name!r})")(rest, split, on_corrupt)
     for select, value in options[split]:

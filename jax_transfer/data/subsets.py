@@ -1,4 +1,4 @@
-"""Subsets of a data set: pure functions of the labels that return sorted indices, and the OPTIONS of names that use them.
+"""Subsets of a data set: pure functions of the labels that return sorted indices, and the OPTIONS that use them.
 
 Every subset is reproducible from `seed` on any machine (numpy's Generator) and contains no image twice.
 """

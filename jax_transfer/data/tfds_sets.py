@@ -24,8 +24,8 @@ def unknown_tfds_name(name: str) -> InputError:
     entry = catalog.find(name)
     if entry and entry.layout:
         return InputError(
-            f"TFDS cannot build {name!r}. Set TFDS_DATA_DIR to the folder where it is prepared, or load it as folder:DIR "
-            f"with the layout {entry.layout}."
+            f"TFDS cannot build {name!r}. Set TFDS_DATA_DIR to the folder where it is prepared, or load it as "
+            f"folder:DIR with the layout {entry.layout}."
         )
     names = {*tfds.list_builders(with_community_datasets=False), *catalog.CATALOG}
     close = difflib.get_close_matches(name.lower(), sorted(names), n=3)
@@ -123,5 +123,5 @@ def _read_tfds(data_source, indices):
 
 
 def _not_noise(record: logging.LogRecord) -> bool:
-    """Drops two messages of TFDS: one on the speed of prepared files, one on missing files, which we report ourselves."""
+    """Drops two messages of TFDS: on the speed of prepared files, and on missing files, which we report ourselves."""
     return "created with group size" not in str(record.msg) and "Variant folder" not in str(record.msg)

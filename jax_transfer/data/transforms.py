@@ -1,4 +1,4 @@
-"""Decoding and resizing on the host: any image file or array becomes uint8 RGB, then a square of one size for the device.
+"""Decoding and resizing on the host: any image file or array becomes a uint8 RGB square of one size for the device.
 
 The model sees the same pixels as after torchvision's Resize and CenterCrop. `crop_start` alone computes where a centre
 crop begins, both for the square that the host keeps and for the part of it that the device crops.
@@ -51,8 +51,8 @@ WEAK_PEAK = 2**12
 # The largest side of the square that an image is resized to.
 MOST_PIXELS = 10_000
 
-# An image that would have more pixels than this after resizing, and more than four times those of the square, is a strip.
-# Only its square is computed, since an image of 1 x 5,000 pixels would become gigabytes.
+# An image that would have more pixels than this after resizing, and more than four times those of the square, is a
+# strip. Only its square is computed, since an image of 1 x 5,000 pixels would become gigabytes.
 MOST_RESIZED_PIXELS = 2**24
 
 
@@ -144,7 +144,7 @@ def _numbers(values, count: int = 1) -> bool:
 
 
 def crop_start(length: int, size: int) -> int:
-    """Returns where the central `size` of `length` pixels begin, as in CenterCrop of torchvision and timm: ties to even.
+    """Returns where the central `size` of `length` pixels begin, as torchvision's and timm's CenterCrop: ties to even.
 
     >>> crop_start(256, 224), crop_start(5, 2)
     (16, 2)
@@ -165,8 +165,8 @@ def to_uint8_rgb(image: np.ndarray, depth: int = 16) -> np.ndarray:
     """Converts gray [h, w] or [h, w, 1], RGB [h, w, 3] or RGBA [h, w, 4] pixels to uint8 [h, w, 3].
 
     Transparent images are shown over white; over black if only the transparency varies and white would give a single
-    colour (a white drawing). Transparency that hides the whole image is ignored. bool becomes 0 and 255. Of 16-bit values
-    with `depth` used bits, the highest 8 are kept.
+    colour (a white drawing). Transparency that hides the whole image is ignored. bool becomes 0 and 255. Of 16-bit
+    values with `depth` used bits, the highest 8 are kept.
 
     Raises:
       InputError: for another shape, or a dtype whose range of values is unknown (floats, 32-bit integers).
@@ -229,8 +229,8 @@ def resize_square(
 
     The device may crop the `image_size` pixels that begin at `crop_start(size, image_size)`. These equal torchvision's
     Resize(size) and CenterCrop(image_size) on PIL images, including antialiasing, for every size and shape. Of a strip
-    (see MOST_RESIZED_PIXELS) only the square is computed, which can change values by 1. An image of the right size is not
-    resampled.
+    (see MOST_RESIZED_PIXELS) only the square is computed, which can change values by 1. An image of the right size is
+    not resampled.
 
     Args:
       size: side of the result in pixels.

@@ -71,8 +71,9 @@ def load_checkpoint(
         timm, or the releases of T2T-ViT, MoCo and pretrainedmodels' bninception; or a folder with one such file. `~` is
         the home folder.
       model: a key of MODELS, optionally with settings: "vit_small_patch16_224?num_heads=12". By default, the model that
-        the file states (in its metadata, in timm's config.json beside it, or as `arch` among its options), else the model
-        with which its name begins. A model.safetensors is named by its folder, or by its repository in a hub's cache.
+        the file states (in its metadata, in timm's config.json beside it, or as `arch` among its options), else the
+        model with which its name begins. A model.safetensors is named by its folder, or by its repository in a hub's
+        cache.
       settings: arguments of the model that cannot be inferred from weights, such as {"num_heads": 12} or
         {"stem": "3x3_pool"}.
 
@@ -280,10 +281,11 @@ def _find_weights(path: pathlib.Path, contents: object, net: Net, known: dict) -
 def export(checkpoint: Checkpoint, path: str | pathlib.Path) -> None:
     """Writes a checkpoint as a .safetensors file with timm's names and shapes; `load_checkpoint` reads it back.
 
-    The names are those of timm's resnet18 .. resnet152 (also for resnet10), resnetv2_18 .. resnetv2_152, mobilenetv1_100,
-    mobilenetv2_100, inception_v3, inception_resnet_v2, vit_* and deit_*. Other models have the names of their release:
-    torchvision's googlenet for inception_v1, pretrainedmodels' bninception for inception_v2 (whose first convolution reads
-    blue, green, red), and those of the T2T-ViT repository for t2t_vit_14 and t2t_vit_t_14. An untrained head is left out.
+    The names are those of timm's resnet18 .. resnet152 (also for resnet10), resnetv2_18 .. resnetv2_152,
+    mobilenetv1_100, mobilenetv2_100, inception_v3, inception_resnet_v2, vit_* and deit_*. Other models have the names
+    of their release: torchvision's googlenet for inception_v1, pretrainedmodels' bninception for inception_v2 (whose
+    first convolution reads blue, green, red), and those of the T2T-ViT repository for t2t_vit_14 and t2t_vit_t_14. An
+    untrained head is left out.
 
     The metadata hold the model, the preprocessing and the source accuracy as JSON under "jax_transfer".
 
@@ -343,7 +345,8 @@ def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
         patch = MODELS[net.name].patch
         if image_size % patch:
             raise InputError(
-                f"{checkpoint.name}: image_size {image_size} is not a multiple of {patch}, the patch size of {net.name}."
+                f"{checkpoint.name}: image_size {image_size} is not a multiple of {patch}, the patch size of "
+                f"{net.name}."
             )
         grid, new_grid = net.min_image_size // patch, image_size // patch
         settings = {"num_classes": net.num_classes, **settings, "image_size": image_size}

@@ -18,7 +18,8 @@ from jax_transfer.records import InputError
 
 # File names that do not identify a model: the folder's name does, as in resnet50.a1_in1k/model.safetensors.
 NAMELESS = ("model", "pytorch_model")
-# The largest number of classes, channels or pixels that is accepted, since a small file could request any amount of memory.
+# The largest number of classes, channels or pixels that is accepted, since a small file could request any amount of
+# memory.
 MOST_OF_A_SETTING = 100_000
 # Keys under which training code keeps its options beside the weights, and under which the options name the model.
 OPTIONS = ("args", "opt", "options", "hparams", "hyper_parameters", "config", "cfg")
@@ -70,7 +71,7 @@ def describe(path: pathlib.Path) -> Description:
 
 
 def released_as(path: pathlib.Path) -> tuple[str, Preprocessing] | None:
-    """Returns (model, preprocessing) of the known release with the name of a file or its folder; None if there is none."""
+    """Returns (model, preprocessing) of the release with the name of a file or its folder; None if there is none."""
     return released(identifying_name(path))
 
 
@@ -162,14 +163,14 @@ def settings_in_options(path: pathlib.Path, model: str, contents: object, where:
         return {"num_heads": heads}, f"Its options specify {heads} attention heads."
     if model == "vit_small_patch16_224" and is_moco_v3(contents, where):
         return {"num_heads": 12}, (
-            "It is read as MoCo v3's ViT-S, which has 12 attention heads where timm's has 6; the weights do not show it "
-            "(for 6, give settings={'num_heads': 6})."
+            "It is read as MoCo v3's ViT-S, which has 12 attention heads where timm's has 6; the weights do not show "
+            "it (for 6, give settings={'num_heads': 6})."
         )
     return {}, ""
 
 
 def is_moco_v3(contents: object, where: str) -> bool:
-    """Returns whether the names are those of MoCo v3: base_encoder, or vit_small or vit_base in its linear evaluation."""
+    """Returns whether names are those of MoCo v3: base_encoder, or vit_small or vit_base in its linear evaluation."""
     arch = contents.get("arch") if isinstance(contents, Mapping) else None
     return "base_encoder" in where or "momentum_encoder" in where or arch in ("vit_small", "vit_base")
 
@@ -191,8 +192,8 @@ def assumptions(model: str, settings: Mapping, known: Mapping, segments: bool, i
             )
         elif not is_known:
             yield (
-                "A max pool after the first convolution, no dilation and no anti-aliasing are assumed, as in torchvision; "
-                "the weights do not show them (for no pool, give settings={'stem': '7x7'})."
+                "A max pool after the first convolution, no dilation and no anti-aliasing are assumed, as in "
+                "torchvision; the weights do not show them (for no pool, give settings={'stem': '7x7'})."
             )
     if segments:
         yield "It also holds a segmentation head: such networks are often dilated, which is ignored here."

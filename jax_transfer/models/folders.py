@@ -16,8 +16,8 @@ def expand(path: str | pathlib.Path) -> list[pathlib.Path]:
     """Returns the checkpoints at a path.
 
     - A trajectory's folder gives its epochs, in ascending order.
-    - Any other folder gives its files of weights (torch_files.ENDINGS), sorted by name. A model.safetensors that is also
-      saved in other formats counts once.
+    - Any other folder gives its files of weights (torch_files.ENDINGS), sorted by name. A model.safetensors that is
+      also saved in other formats counts once.
     - A repository in a hub's cache gives the files of its snapshots.
     - A file, or an epoch, gives itself.
 

@@ -52,8 +52,8 @@ V1_BLOCKS = {
     "inception5a": (256, 160, 320, 32, 128, 128),
     "inception5b": (384, 192, 384, 48, 128, 128),
 }
-# Channels of the branches: 1x1; 3x3 reduction, 3x3; double 3x3 reduction, double 3x3; pool projection. Blocks without a 1x1
-# branch and pool projection have stride 2.
+# Channels of the branches: 1x1; 3x3 reduction, 3x3; double 3x3 reduction, double 3x3; pool projection. Blocks without a
+# 1x1 branch and pool projection have stride 2.
 V2_BLOCKS = {
     "inception_3a": (64, 64, 64, 64, 96, 32),
     "inception_3b": (64, 64, 96, 64, 96, 64),
@@ -158,8 +158,8 @@ class InceptionV2(nnx.Module):
                 pooled = MaxPool(3, 1, padding=1)(x) if name == "inception_5b" else AvgPool(count_include_pad=True)(x)
                 branches = [unit(f"{name}_1x1", x), three, double, unit(f"{name}_pool_proj", pooled)]
             else:
-                # Equals ceil_mode at even sizes. At odd sizes the branches of the release differ by a pixel, and it fails;
-                # here the pool has as many windows as the convolutions of the other branches.
+                # Equals ceil_mode at even sizes. At odd sizes the branches of the release differ by a pixel, and it
+                # fails; here the pool has as many windows as the convolutions of the other branches.
                 pads = [(0, 1 + n % 2) for n in x.shape[1:3]]
                 branches = [three, double, nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pads)]
             x = jnp.concatenate(branches, axis=-1)

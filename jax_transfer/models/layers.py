@@ -29,8 +29,8 @@ class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe and Szegedy, 2015) over all axes but the last, with torch's conventions.
 
     Momentum is 0.9 (0.1 in torch's convention) and eps 1e-5. The running variance averages the unbiased batch variance,
-    as in torch (flax averages the biased one). Arithmetic and statistics are float32 for every input dtype. The means are
-    plain, so under jit with a sharded batch they are those of the global batch.
+    as in torch (flax averages the biased one). Arithmetic and statistics are float32 for every input dtype. The means
+    are plain, so under jit with a sharded batch they are those of the global batch.
     """
 
     def __init__(self, features: int, *, scale: float = 1.0, eps: float = 1e-5, dtype=jnp.float32):

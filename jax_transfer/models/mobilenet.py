@@ -169,7 +169,7 @@ def width_of(name: str, channels: Mapping[str, int]) -> float | None:
 
 
 def _channels(name: str, width: float) -> dict[str, int]:
-    """Returns the output channels of the stem, of each stage and of the last convolution: name of the weight -> number."""
+    """Returns name of the weight -> output channels, for the stem, each stage and the last convolution."""
     if name == "mobilenet_v1":
         stages = {f"blocks.{i}.0.conv_pw.weight": channels for i, (channels, _, _) in enumerate(V1_STAGES)}
         return {layer: _make_divisible(c * width) for layer, c in {"conv_stem.weight": 32, **stages}.items()}

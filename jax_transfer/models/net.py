@@ -1,11 +1,11 @@
 """Turns NNX modules into pure functions of plain dictionaries; the only file that splits and merges modules.
 
-A module is called as `module(images, train, rngs) -> Output`. With `train` (a Python bool), BatchNorm uses the statistics
-of the batch and dropout is active; `rngs` is an `nnx.Rngs` with a "dropout" stream, or None. Modules hold only
-`nnx.Param` and `nnx.BatchStat` variables: build `nnx.Dropout` without `rngs` and pass it the `rngs` of the call.
+A module is called as `module(images, train, rngs) -> Output`. With `train` (a Python bool), BatchNorm uses the
+statistics of the batch and dropout is active; `rngs` is an `nnx.Rngs` with a "dropout" stream, or None. Modules hold
+only `nnx.Param` and `nnx.BatchStat` variables: build `nnx.Dropout` without `rngs` and pass it the `rngs` of the call.
 
-Arrays are matched between the module and the dictionaries by name, never by position: checkpoints turn list indices into
-strings, which sort as 0, 1, 10, 11, 2 and would permute the layers of a list longer than ten.
+Arrays are matched between the module and the dictionaries by name, never by position: checkpoints turn list indices
+into strings, which sort as 0, 1, 10, 11, 2 and would permute the layers of a list longer than ten.
 """
 
 import dataclasses
@@ -42,9 +42,9 @@ class Output(NamedTuple):
 class Net:
     """A model as pure functions of `params` and `stats`, nested dictionaries of float32 arrays with string keys.
 
-    The three functions are jitted, and can be jitted, differentiated and vmapped again. They raise InputError if the names
-    or shapes of `params` or `stats` do not fit the net. `jax.eval_shape(net.init, key)` returns the abstract trees into
-    which a checkpoint is restored.
+    The three functions are jitted, and can be jitted, differentiated and vmapped again. They raise InputError if the
+    names or shapes of `params` or `stats` do not fit the net. `jax.eval_shape(net.init, key)` returns the abstract
+    trees into which a checkpoint is restored.
 
     Attributes:
       name: the key in MODELS.
@@ -83,9 +83,9 @@ def make_net(
 
     Args:
       name, num_classes, feature_dim, min_image_size, classifier: see `Net`.
-      make_module: builds the module from an `nnx.Rngs`; the head of this file describes how the module is called. Arrays
-        without elements, such as the kernel [d, 0] of a head for 0 classes, are left out of the dictionaries, so that a
-        module needs no special code for a net without a head.
+      make_module: builds the module from an `nnx.Rngs`; the head of this file describes how the module is called.
+        Arrays without elements, such as the kernel [d, 0] of a head for 0 classes, are left out of the dictionaries, so
+        that a module needs no special code for a net without a head.
 
     Raises:
       TypeError: if the module holds variables other than parameters and BatchNorm statistics.

@@ -138,8 +138,8 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
       num_classes: columns of the logits; 0 for a net without a head.
       dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are always float32.
-      stem: a key of STEMS: "imagenet" (7x7 with stride 2 and a 3x3 max pool with stride 2; images of at least 32 pixels),
-        "cifar" (3x3 with stride 1; at least 8 pixels), or one of the rarer others.
+      stem: a key of STEMS: "imagenet" (7x7 with stride 2 and a 3x3 max pool with stride 2; images of at least 32
+        pixels), "cifar" (3x3 with stride 1; at least 8 pixels), or one of the rarer others.
       width: channels of the first stage; 64 in the paper.
       zero_init_last: initialise the last BatchNorm scale of each block to 0, so that blocks start as the identity
         (Goyal et al., 2017, section 5.1). torchvision's ImageNet weights were trained with False.
@@ -190,8 +190,8 @@ def width_and_stem_from_shapes(first: str, state: Mapping) -> dict:
     return {"width": len(kernel), "stem": "cifar" if kernel.shape[2] == 3 else "imagenet"}
 
 
-# timm's own ResNets, by the tag of a release: resnet50.a1_in1k, resnet50_a1_0-14fe96d1.pth. The denominators are the sides
-# after resizing, as in `spec`.
+# timm's own ResNets, by the tag of a release: resnet50.a1_in1k, resnet50_a1_0-14fe96d1.pth. The denominators are the
+# sides after resizing, as in `spec`.
 TIMM_95 = Preprocessing(224, 224 / 235, interpolation="bicubic")
 TIMM_A1H = Preprocessing(176, 176 / 195, interpolation="bicubic")
 TIMM_A3 = Preprocessing(160, 160 / 168, interpolation="bicubic")

@@ -113,8 +113,8 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
       num_classes: columns of the logits; 0 for a net without a head.
       dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are always float32.
-      stem: a key of `resnet.STEMS`: "imagenet" (7x7 with stride 2 and a 3x3 max pool with stride 2; images of at least 32
-        pixels), "cifar" (3x3 with stride 1; at least 8 pixels), or one of the rarer others.
+      stem: a key of `resnet.STEMS`: "imagenet" (7x7 with stride 2 and a 3x3 max pool with stride 2; images of at least
+        32 pixels), "cifar" (3x3 with stride 1; at least 8 pixels), or one of the rarer others.
       width: channels of the first stage; 64 in the paper.
 
     Raises:

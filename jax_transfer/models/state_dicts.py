@@ -1,7 +1,7 @@
 """Finds the weights of a model in a file: the mapping, at any depth, and the prefix under which its names fit best.
 
-Training code wraps a network in others and saves it among averages, momentum copies, losses and optimizers. Instead of a
-list of such wrappers, every mapping that holds arrays is tried with every prefix of its names. The words in keys and
+Training code wraps a network in others and saves it among averages, momentum copies, losses and optimizers. Instead of
+a list of such wrappers, every mapping that holds arrays is tried with every prefix of its names. The words in keys and
 prefixes only decide between candidates that fit equally well.
 """
 
@@ -20,8 +20,8 @@ from jax_transfer.records import InputError
 # Parts that wrappers insert into names: torch.compile, FSDP, checkpointed activations, DataParallel.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
 # The preference between candidates that fit equally well: first the moving average of the weights, as in timm (DINO's
-# teacher is one); then the network itself; then its momentum copy in contrastive learning, or an earlier network; last the
-# state of an optimizer.
+# teacher is one); then the network itself; then its momentum copy in contrastive learning, or an earlier network; last
+# the state of an optimizer.
 AVERAGES = {"ema", "modelema", "emamodel", "average", "averaged", "avg", "swa", "polyak", "shadow", "teacher"}
 FOLLOWERS = {"momentum", "target", "key", "k", "m", "init", "initial", "pretrained", "old", "prev", "previous", "last"}
 OPTIMIZERS = {"optimizer", "optimizers", "optim", "opt", "sgd", "adam", "adamw", "mu", "nu", "exp", "grad", "grads"}
@@ -31,8 +31,8 @@ CONTRASTIVE = re.compile(
 )
 # Arrays that do not influence the features: counters, and heads used in training only.
 IGNORED = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2|aux_head)\.|^mask(ed)?_(token|embed)$")
-# Beginnings of names that may lie on the path from image to features: a file with one that the model lacks holds another
-# model. Other names, such as losses, metrics, projections, predictors, prototypes and decoders, are left out.
+# Beginnings of names that may lie on the path from image to features: a file with one that the model lacks holds
+# another model. Other names, such as losses, metrics, projections, predictors, prototypes and decoders, are left out.
 FEATURE_PATH = re.compile(
     r"(layers?|blocks?|stages?|stem|conv|bn|gn|norm|patch|rope|reg|register|head_dist|features|trunk|maxpool|avgpool|pool|"
     r"attn|attention|attnpool|se|aa|gamma|beta|ls|ln|ssf|freqs?|cls_pos|pre_logits|prompts?|adapt[a-z]*|lora)(\d|[._]|$)|"

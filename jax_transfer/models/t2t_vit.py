@@ -3,11 +3,11 @@
 Three soft splits (overlapping patches) with a small token layer between them reduce the image to a grid of 1/16 of its
 side; a narrow and deep Vision Transformer follows. The token layers of `t2t_vit_t_14` have self-attention, those of
 `t2t_vit_14` the kernel attention of the Performer. As in the released code (github.com/yitu-opensource/T2T-ViT), every
-LayerNorm has eps 1e-5, the qkv layers of the backbone have no bias, and a token layer, which narrows its input, adds the
-values v to the output of its attention instead of its input.
+LayerNorm has eps 1e-5, the qkv layers of the backbone have no bias, and a token layer, which narrows its input, adds
+the values v to the output of its attention instead of its input.
 
-Two arrays of a released file are not trained: the position embedding `pos_embed` (sinusoids) and the random directions of
-the Performer, `tokens_to_token/attention{1,2}/w`. They are kept in `stats`, so that no weight decay applies to them.
+Two arrays of a released file are not trained: the position embedding `pos_embed` (sinusoids) and the random directions
+of the Performer, `tokens_to_token/attention{1,2}/w`. They are kept in `stats`, so that no weight decay applies to them.
 """
 
 import functools
@@ -149,7 +149,7 @@ TOKEN_LAYERS = {"transformer": TokenTransformer, "performer": TokenPerformer}
 
 
 class TokensToToken(nnx.Module):
-    """Images to tokens: soft splits of 7/4/2, 3/2/1 and 3/2/1 (size, stride, padding), a token layer after the first two."""
+    """Images to tokens: soft splits of 7/4/2, 3/2/1 and 3/2/1 (size, stride, padding) with token layers in between."""
 
     def __init__(self, token_layer: str, token_dim: int, dim: int, *, dropout: float, dtype, rngs: nnx.Rngs):
         options = {"dropout": dropout, "dtype": dtype, "rngs": rngs}

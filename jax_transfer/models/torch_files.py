@@ -1,7 +1,8 @@
 """Reads files of torch weights, .safetensors and torch pickles, without running any code in them.
 
-Beside weights, training code saves few kinds of objects: options, counters, paths. These load through torch's allow-list
-as inert stand-ins that only keep the contents of the file: not even NumPy's or pathlib's own code runs on them.
+Beside weights, training code saves few kinds of objects: options, counters, paths. These load through torch's
+allow-list as inert stand-ins that only keep the contents of the file: not even NumPy's or pathlib's own code runs on
+them.
 """
 
 import pathlib
@@ -49,7 +50,7 @@ NUMERIC = re.compile(r"[<>=|]?([fiu][1248]|b1|\?)")  # codes of NumPy's numeric 
 
 
 class Inert:
-    """A stand-in for an object of a file: it keeps the `arguments` and `state` in the file, and does nothing with them."""
+    """A stand-in for an object of a file: it keeps its `arguments` and `state`, and does nothing with them."""
 
     def __new__(cls, *arguments):
         self = object.__new__(cls)
@@ -215,8 +216,9 @@ def _read_torch(path):
         protocol = re.search(r"Detected pickle protocol ([3-5])", " ".join(str(warning.message) for warning in warned))
         if protocol and "Unsupported operand" in str(error):
             raise InputError(
-                f"{path}: is saved with pickle protocol {protocol[1]}, which torch reads only by running code: refused. "
-                "If you trust its source, load it with torch and save its state_dict() with the default protocol."
+                f"{path}: is saved with pickle protocol {protocol[1]}, which torch reads only by running code: "
+                "refused. If you trust its source, load it with torch and save its state_dict() with the default "
+                "protocol."
             ) from error
         objects = re.search(
             r"(?:Unsupported (?:global|class)|unsupported GLOBAL|not an allowed global)[^\n]*", str(error)
@@ -264,8 +266,8 @@ def _plain(x, seen: dict):
 def _array(x: Inert) -> np.ndarray | None:
     """Rebuilds a numeric NumPy array from a pickle; returns None for any other object.
 
-    The array is made from its dtype code, shape and bytes. NumPy's own unpickling trusts the dtype in the file and could
-    interpret bytes as addresses of objects.
+    The array is made from its dtype code, shape and bytes. NumPy's own unpickling trusts the dtype in the file and
+    could interpret bytes as addresses of objects.
     """
     if type(x).__name__ != "_reconstruct" or not isinstance(x.state, tuple) or len(x.state) != 5:
         return None

@@ -188,8 +188,8 @@ def _is_relevant(record: logging.LogRecord) -> bool:
     return "was never retrieved" not in str(record.msg)
 
 
-# glibc keeps memory that the threads of a save have freed reserved for these threads: without malloc_trim, the memory of
-# a run grows by a quarter of a checkpoint each epoch. Other C libraries have no such function.
+# glibc keeps memory that the threads of a save have freed reserved for these threads: without malloc_trim, the memory
+# of a run grows by a quarter of a checkpoint each epoch. Other C libraries have no such function.
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 _ALL_PROCESSES = ocp.options.MultiprocessingOptions()

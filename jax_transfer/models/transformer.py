@@ -52,7 +52,10 @@ def linear(features_in: int, features_out: int, *, use_bias: bool = True, dtype,
 
 
 def gelu(x: Array) -> Array:
-    """Computes x Phi(x) exactly, in float32, by erf as torch; `jax.nn.gelu` uses erfc, several times slower on a CPU."""
+    """Computes x Phi(x) exactly, in float32.
+
+    It uses erf, as torch; `jax.nn.gelu` uses erfc, which is several times slower on a CPU.
+    """
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
@@ -141,8 +144,8 @@ def check_images(images, image_size: int) -> None:
     """
     if images.shape[1:] != (image_size, image_size, 3):
         raise InputError(
-            f"images have shape {list(images.shape)}, expected [b, {image_size}, {image_size}, 3]: resize them, or make "
-            "the net with their size as image_size."
+            f"images have shape {list(images.shape)}, expected [b, {image_size}, {image_size}, 3]: resize them, or "
+            "make the net with their size as image_size."
         )
 
 

@@ -1,8 +1,8 @@
 """Vision Transformers (Dosovitskiy et al., 2021, arXiv:2010.11929), with timm's layout and names.
 
-DeiT (Touvron et al., 2021, arXiv:2012.12877) without distillation is the same network, trained differently. The features
-are the class token after the last LayerNorm. Matrix products run in `dtype`; LayerNorm, softmax, features, logits and all
-parameters are float32.
+DeiT (Touvron et al., 2021, arXiv:2012.12877) without distillation is the same network, trained differently. The
+features are the class token after the last LayerNorm. Matrix products run in `dtype`; LayerNorm, softmax, features,
+logits and all parameters are float32.
 """
 
 import functools
@@ -34,7 +34,7 @@ TINY, SMALL, BASE = Size(192, 12, 3), Size(384, 12, 6), Size(768, 12, 12)
 
 
 def uniform_fan_in(key, shape, dtype=jnp.float32) -> Float[Array, "h w i o"]:
-    """Draws from U(-1, 1) / sqrt(h w i): torch's default for convolutions, which timm keeps for the patch projection."""
+    """Draws from U(-1, 1) / sqrt(h w i): torch's default for convolutions, which timm keeps for patch projections."""
     bound = 1 / math.sqrt(math.prod(shape[:3]))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -116,8 +116,8 @@ def resize_position_embedding(
     rows, columns = grid
     if pos_embed.ndim != 3 or pos_embed.shape[:2] != (1, rows * columns + 1):
         raise InputError(
-            f"pos_embed has shape {list(pos_embed.shape)}; expected [1, {rows * columns + 1}, d] for a class token and a "
-            f"grid of {rows}x{columns} patches: pass the grid that it was trained on."
+            f"pos_embed has shape {list(pos_embed.shape)}; expected [1, {rows * columns + 1}, d] for a class token and "
+            f"a grid of {rows}x{columns} patches: pass the grid that it was trained on."
         )
     d = pos_embed.shape[-1]
     resized = jax.image.resize(pos_embed[0, 1:].reshape(rows, columns, d), (*new_grid, d), "cubic", antialias=True)
@@ -140,8 +140,8 @@ def _vit(
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
-      dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, LayerNorm, softmax, features
-        and logits are always float32.
+      dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, LayerNorm, softmax,
+        features and logits are always float32.
       image_size: height and width of the images in pixels, a multiple of the patch size; by default that of the name.
         Weights for another size fit after `resize_position_embedding`.
       dropout: rate for the embedded tokens and in the blocks, in training.

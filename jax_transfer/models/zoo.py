@@ -47,8 +47,8 @@ MODELS: dict[str, Spec] = {
     "t2t_vit_t_14": t2t_vit.t2t_vit_t_14,
 }
 
-# The end of a released file's name, before its extension: 8 to 10 digits of a hash (not of a date), or the data set of a
-# tag.
+# The end of a released file's name, before its extension: 8 to 10 digits of a hash (not of a date), or the data set of
+# a tag.
 RELEASE = re.compile(r"_((?=\d*[a-f])[0-9a-f]{8,10}|\w*in(1|12|21|22)k)(_(pth|pt|tar|ckpt|bin|safetensors))*$")
 
 
