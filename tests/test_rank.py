@@ -467,7 +467,7 @@ def test_a_folder_with_one_class_is_refused(tmp_path):
         ({"checkpoints": "random:resnet11?width=8"}, "'random:resnet11.*Did you mean 'resnet1"),
         ({"checkpoints": "random:resnet10?widht=8"}, "resnet10 does not take the settings"),
         ({"checkpoints": ["random:resnet11"]}, "'random:resnet11'.*Did you mean 'resnet1"),
-        ({"checkpoints": ["a.safetensors"]}, "No checkpoint can be used. a.safetensors: there is no such"),
+        ({"checkpoints": ["a.safetensors"]}, "No checkpoint can be used. a.safetensors: no such"),
         ({"model": "resnet11"}, "Did you mean 'resnet1"),
         ({"scores": ("logmee",)}, "Did you mean 'logme'"),
         ({"target": "embedded:digit"}, "Did you mean 'digits'"),
