@@ -12,6 +12,7 @@ import pytest
 from jax_transfer import analysis
 from jax_transfer.analysis import score_all
 from jax_transfer.records import Features, InputError
+from jax_transfer.study.report import ranking_row
 
 N, D, C = 40, 3, 3
 RNG = np.random.default_rng(0)
@@ -373,7 +374,7 @@ def test_the_work_of_a_score_takes_lists_and_names_the_rest():
 
 
 @pytest.mark.parametrize("function", (analysis.pearson, analysis.kendall, analysis.weighted_kendall, analysis.regret,
-                                      analysis.kendall_interval, functools.partial(analysis.ranking_row, "t", "m", "s")))  # fmt: skip
+                                      analysis.kendall_interval, functools.partial(ranking_row, "t", "m", "s")))  # fmt: skip
 def test_lists_to_rank_hold_real_numbers(function):
     for wrong in (["a", "b", "c"], [1j, 2, 3], [[1], [2, 3], [4]], {1: 2}, "abc"):
         with pytest.raises(InputError, match=r"^scores is .*expected a list of real numbers"):
@@ -391,7 +392,7 @@ def test_lists_to_rank_hold_real_numbers(function):
 
 def test_a_metric_that_does_not_exist_is_named():
     with pytest.raises(InputError, match=r"^Unknown metric: 'acuracy'. Did you mean 'accuracy'"):
-        analysis.ranking_row("t", "probe", "logme", [1, 2], [1, 2], "acuracy")
+        ranking_row("t", "probe", "logme", [1, 2], [1, 2], "acuracy")
 
 
 def test_singular_values_are_descending_and_not_negative():

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from helpers.checkpoint_files import DESCRIBED, PARAMS, STATS
 from helpers.hostile import accepted_or_refused, examples
-from jax_transfer.checkpoints import load_checkpoint
-from jax_transfer.checkpoints.load import describes_itself, expand
+from jax_transfer.checkpoints import describes_itself, expand, load_checkpoint
 from jax_transfer.checkpoints.trajectory import Trajectory
 
 MODEL = {"params": PARAMS, "stats": STATS}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from helpers.checkpoint_files import DESCRIBED, METADATA, TIMMS, saved
 from helpers.damaged_weights import HOW, MASK, PLACE, damaged, load
 from helpers.hostile import accepted_or_refused, examples
-from jax_transfer.checkpoints.load import expand
+from jax_transfer.checkpoints import expand
 
 
 @pytest.fixture(scope="module")

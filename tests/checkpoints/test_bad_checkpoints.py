@@ -10,8 +10,7 @@ import pytest
 import safetensors.numpy
 
 from helpers.checkpoint_files import DESCRIBED, TIMMS, hub, saved, state, zeros
-from jax_transfer.checkpoints import load_checkpoint
-from jax_transfer.checkpoints.load import describes_itself, expand
+from jax_transfer.checkpoints import describes_itself, expand, load_checkpoint
 from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
 

@@ -13,9 +13,8 @@ import pytest
 
 from helpers.checkpoint_files import DESCRIBED, IMAGES, METADATA, NET, PARAMS, STATS, TIMMS, hub, saved, state, zeros
 from helpers.conv_checks import apply
-from jax_transfer.checkpoints import expand, export, load_checkpoint, torch_weights
+from jax_transfer.checkpoints import describes_itself, expand, export, load_checkpoint, torch_weights
 from jax_transfer.checkpoints.descriptions import released_as
-from jax_transfer.checkpoints.load import describes_itself
 from jax_transfer.checkpoints.released import is_release, named, released
 from jax_transfer.checkpoints.torch_files import ENDINGS
 from jax_transfer.checkpoints.trajectory import Trajectory, abstract

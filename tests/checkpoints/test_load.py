@@ -10,8 +10,16 @@ import pytest
 import safetensors.numpy
 
 from helpers.checkpoint_files import DESCRIBED, IMAGES, METADATA, NET, PARAMS, STATS, TIMMS, hub, saved, state, zeros
-from jax_transfer.checkpoints import Checkpoint, export, load_checkpoint, state_dicts, torch_files, torch_weights
-from jax_transfer.checkpoints.load import at_image_size, describes_itself
+from jax_transfer.checkpoints import (
+    Checkpoint,
+    at_image_size,
+    describes_itself,
+    export,
+    load_checkpoint,
+    state_dicts,
+    torch_files,
+    torch_weights,
+)
 from jax_transfer.checkpoints.trajectory import Trajectory
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS

@@ -10,8 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from helpers.hostile import accepted_or_refused
-from jax_transfer.checkpoints import load_checkpoint
-from jax_transfer.checkpoints.load import describes_itself
+from jax_transfer.checkpoints import describes_itself, load_checkpoint
 
 GIGABYTE = 2**30
 WHERE = st.floats(0, 0.9999)
