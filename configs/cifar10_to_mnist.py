@@ -16,11 +16,12 @@ measured yet. The reduced variant, on two CPU cores in 20 minutes (docs/results/
 epoch 8 of 16 (85.26, the last 81.82), FT at the last one (88.86), FE follows the main component (Kendall tau 0.93).
 
 Variants: `full`; `reduced`, a narrower network, fewer images and epochs, for two CPU cores and less than an hour; `smoke`,
-for a few minutes.
+within a minute.
 """
 
 from jax_transfer.choose import choose
 from jax_transfer.study.config import default_config
+from jax_transfer.study.smoke import tiny
 
 FIGURE_1 = "tfds:mnist?per_class=100"
 TABLE_1 = "tfds:mnist"
@@ -93,20 +94,7 @@ def reduced():
 
 
 def smoke():
-    config = full()
-    config.spectral.embedded_images = 500
-    config.model.name = "resnet10"
-    config.model.width = 16
-    config.source.dataset = "tfds:cifar10?train=3000&test=500"
-    config.targets = ("tfds:mnist?per_class=50&test=1000",)
-    config.metrics = dict.fromkeys(config.targets, "accuracy")
-    config.overrides = {}
-    config.paper = ()
-    config.pretrain.epochs = 4
-    config.trajectory.epochs = "0,1,2,4"
-    config.probe.epochs = 50
-    config.finetune.epochs = 6
-    config.finetune.optimizer.learning_rate = 0.05
+    config = tiny(full())
     return config
 
 

@@ -32,11 +32,12 @@ Inception-ResNet v2, MobileNet v1 of four widths and v2 of two, ResNet-50 and 10
 classifiers and short fine-tunings are tested on a fifth of the training images, and the accuracy to predict comes of one
 setting. Checkpoints that others have trained are ranked by configs/rank_checkpoints.py. Ours: not measured at this size.
 
-Variants: `full`; `smoke`, four small architectures on CIFAR-10 for two targets on two CPU cores in a few minutes.
+Variants: `full`; `smoke`, three small architectures on CIFAR-10 for two targets on two CPU cores within a minute.
 """
 
 from jax_transfer.choose import choose
 from jax_transfer.study.config import default_config
+from jax_transfer.study.smoke import tiny
 
 TABLE = (
     "linear_1",
@@ -89,28 +90,9 @@ def full():
 
 
 def smoke():
-    config = full()
-    config.model.name = "resnet10"
-    config.model.width = 8
-    config.model.others = (
-        {"name": "resnet10", "width": 16},
-        {"name": "resnet18_v2", "width": 8},
-        {"name": "mobilenet_v1", "width": 0.25},
-    )
-    config.source.dataset = "tfds:cifar10?train=2000&test=500"
-    config.preprocessing.image_size = 32
-    config.preprocessing.crop_fraction = 1.0
-    config.pretrain.epochs = 4
-    config.pretrain.batch_size = 64
-    config.pretrain.augment = ("pad_crop", "flip")
-    config.pretrain.optimizer.learning_rate = 0.05
-    config.trajectory.epochs = "4"
-    config.targets = ("tfds:fashion_mnist?per_class=40&test=500", "tfds:mnist?per_class=40&test=500")
-    config.metrics = dict.fromkeys(config.targets, "accuracy")
-    config.finetune.steps = 60
-    config.finetune.batch_size = 32
-    config.finetune.augment = ()
-    config.finetune.optimizer.learning_rate = 0.02
+    config = tiny(full())
+    config.model.others = ({"name": "resnet18_v2", "stem": "cifar", "width": 8}, {"name": "mobilenet_v1", "width": 0.25})
+    config.trajectory.epochs = "2"
     config.scores = ("linear_1", "linear_converged", "finetune_1", "mi_pca_alpha_0.01", "leep", "nleep", "logme", "nce")
     return config
 
