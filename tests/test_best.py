@@ -118,7 +118,7 @@ def test_a_metric_heads_tables_and_words_and_several_stand_in_a_column_of_their_
     }
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
     console.print(best.summary_table(best.by_metric(results)["transfer"]))
-    assert "Accuracy (mean class accuracy on birds), in per cent." in console.export_text()
+    assert "Accuracy (mean class accuracy on birds), in percent." in console.export_text()
     text = Elements(page.write_report(write_workdir(tmp_path, results)).read_text(encoding="utf-8")).text
     assert "with 90.00\N{NO-BREAK SPACE}% mean class accuracy" in text
     assert "all classes count alike" in text and "2: crow, owl" in text and "birds. 2 copies" in text
