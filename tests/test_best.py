@@ -131,10 +131,10 @@ def test_the_trust_note_says_by_which_metric():
         ]
         return trust.trust_note(as_results(rows=rows)["rows"], [], "probe")
 
-    assert note({"a": "accuracy"}).startswith("Against FE accuracy of 12")
-    assert note({"a": "mean_class_accuracy"}).startswith("Against FE mean class accuracy of 12")
+    assert note({"a": "accuracy"}).startswith("Measured against the FE accuracy of 12")
+    assert note({"a": "mean_class_accuracy"}).startswith("Measured against the FE mean class accuracy of 12")
     assert note({"a": "accuracy", "b": "mean_class_accuracy"}).startswith(
-        "Against FE accuracy (mean class accuracy on b) of 12"
+        "Measured against the FE accuracy (mean class accuracy on b) of 12"
     )
 
 
