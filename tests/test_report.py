@@ -435,9 +435,9 @@ def test_the_story_says_which_component_each_protocol_follows(full):
     assert "follows the residual component" in tuned
     t = np.log1p(np.array([best["best_epoch"], 200.0]))
     assert f"main component changes by {-6 * (t[1] - t[0]):+.2f} points" in frozen
-    assert "few for that" not in words  # 12 checkpoints
+    assert "too few to be sure" not in words  # 12 checkpoints
     few = make_results(TARGETS[:1], EPOCHS[:4], seeds=(0,))
-    assert "4 checkpoints are few for that" in next(explain.story(few))[1]
+    assert "4 checkpoints are too few to be sure" in next(explain.story(few))[1]
 
 
 def test_the_story_is_silent_without_accuracies_to_explain():

@@ -152,7 +152,9 @@ def accuracy_by(key: str, transfer_rows: Iterable[Row], target: str, method: str
             if is_number(row["epoch"]) and is_number(value(row)):
                 groups.setdefault((row["epoch"], row[key]), []).append(value(row))
             elif not row.get("error"):  # failures are listed on the page
-                log.warning("results/transfer.jsonl: skipped a row of %s, %s without epoch or accuracy.", target, method)
+                log.warning(
+                    "results/transfer.jsonl: skipped a row of %s, %s without epoch or accuracy.", target, method
+                )
     # Rounded, so that two means that differ in the last bit are a tie.
     return {
         name: Point(epoch, round(statistics.fmean(values), 12), min(values), max(values), len(values))
