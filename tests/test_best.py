@@ -121,7 +121,7 @@ def test_a_metric_heads_tables_and_words_and_several_stand_in_a_column_of_their_
     assert "Accuracy (mean class accuracy on birds), in percent." in console.export_text()
     text = Elements(page.write_report(write_workdir(tmp_path, results)).read_text(encoding="utf-8")).text
     assert "with 90.00\N{NO-BREAK SPACE}% mean class accuracy" in text
-    assert "all classes count alike" in text and "2: crow, owl" in text and "birds. 2 copies" in text
+    assert "gives each class the same weight" in text and "2: crow, owl" in text and "birds. 2 copies" in text
 
 
 def test_the_trust_note_says_by_which_metric():

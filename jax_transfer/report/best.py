@@ -1,7 +1,7 @@
 """Selects the best checkpoint from the rows of `results/transfer.jsonl`, for all tables, figures, sentences and stages.
 
-Each target has a metric, a key of `records.METRICS`. Every row holds both accuracies, so changing the metric needs no new
-computation: `with_metrics` stores in each row which accuracy counts. A row without this entry uses its accuracy.
+Each target has a metric, a key of `records.METRICS`. Every row holds both accuracies, so a change of metric needs no
+new computation: `with_metrics` stores in each row which accuracy counts. A row without this entry uses its accuracy.
 """
 
 import dataclasses
@@ -179,11 +179,11 @@ def best_checkpoints(transfer_rows: Sequence[Row]) -> list[Row]:
     The best epoch is selected by the same accuracies that are reported, so the gain is an optimistic estimate.
 
     Returns:
-      One row per target, method and source with these columns: target, method, metric, source ("" if there is only one),
-      best_epoch, best_accuracy, last_epoch (the last one evaluated), last_accuracy, gain (best minus last accuracy, in
-      [0, 1]), seed_spread (highest minus lowest accuracy over seeds, the larger value of the best and the last epoch; None
-      with one seed), num_seeds (the most seeds of any epoch), num_checkpoints, incomplete_epochs (epochs with fewer
-      seeds), is_best_source (whether no other source has a higher best_accuracy).
+      One row per target, method and source with these columns: target, method, metric, source ("" if there is only
+      one), best_epoch, best_accuracy, last_epoch (the last one evaluated), last_accuracy, gain (best minus last
+      accuracy, in [0, 1]), seed_spread (highest minus lowest accuracy over seeds, the larger value of the best and the
+      last epoch; None with one seed), num_seeds (the most seeds of any epoch), num_checkpoints, incomplete_epochs
+      (epochs with fewer seeds), is_best_source (whether no other source has a higher best_accuracy).
 
     >>> rows = [{"target": "tfds:mnist", "method": "probe", "checkpoint": str(epoch), "epoch": epoch, "accuracy": a}
     ...         for epoch, a in ((1, 0.8), (5, 0.9), (9, 0.85))]

@@ -1,4 +1,4 @@
-"""Explains why a checkpoint transfers: figures, table and sentences on spectral components, spectra, similarity and t-SNE.
+"""Explains why a checkpoint transfers, by spectral components, spectra, similarity and t-SNE.
 
 Reproduces Figures 4 and 5 and Table 1 of "Towards Inadequately Pre-trained Models" for any study.
 """
@@ -201,8 +201,8 @@ def _draw(results: Results) -> Iterator[Drawing]:
         for source in sources_of(own["spectral"]):
             if any(_accuracies(own["spectral"], target, stage, source, "main") for stage in STAGES):
                 caption = (
-                    "Accuracy of probes on the spectral components of each batch of features. Main: the directions that "
-                    "hold 80 % of the sum of the singular values."
+                    "Accuracy of probes on the spectral components of each batch of features. Main: the directions "
+                    "that hold 80 % of the sum of the singular values."
                 )
                 figure = component_curves(own["spectral"], target, source)
                 yield Drawing(name, f"components-{name}-{source}", caption, figure)
@@ -220,7 +220,10 @@ def _draw(results: Results) -> Iterator[Drawing]:
                     yield Drawing(name, f"spectrum-{name}-{source}-{stage}", caption, figure)
         for stage, (_, words) in STAGES.items():
             if len(_select(own["similarity"], target, stage)) > 1:
-                caption = f"Similarity of the checkpoints' features of test images {words}; 1: equal up to rotation and scale."
+                caption = (
+                    f"Similarity of the checkpoints' features of test images {words}. 1 means equal up to rotation and "
+                    "scale."
+                )
                 figure = similarity_maps(own["similarity"], target, stage)
                 yield Drawing(name, f"similarity-{name}-{stage}", caption, figure)
 
@@ -338,8 +341,8 @@ def _compare_with_components(accuracy_name: str, epochs: list[int], points: dict
         text += f" and {100 * (accuracy[highest] - accuracy[last]):.2f} points lower at the last epoch, {last}"
     if highest != last and {highest, last} <= set(epochs):
         change = {c: 100 * (part[last] - part[highest]) for c, part in parts.items()}
-        text += f". Between these epochs, the accuracy of a probe on the main component changes by {change['main']:+.2f} points"
-        text += f" and on the residual component by {change['residual']:+.2f}"
+        text += ". Between these epochs, the accuracy of a probe on the main component changes by "
+        text += f"{change['main']:+.2f} points and on the residual component by {change['residual']:+.2f}"
     formatted = {c: f"Kendall's \N{GREEK SMALL LETTER TAU} {tau:.2f}" for c, tau in taus.items() if is_number(tau)}
     if len(formatted) < 2:
         return f"{text}."

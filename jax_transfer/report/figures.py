@@ -70,10 +70,11 @@ def _plot_points(axes: matplotlib.axes.Axes, points: Sequence[Point], style: tup
 
 
 def _panels(series: Mapping[str, Sequence[Point]]) -> list[list[str]]:
-    """Groups the methods that share axes: all of them, unless one would span less than a quarter; then FE and each other.
+    """Groups the methods that share axes: all of them, unless one would span less than a quarter of the common axes.
 
-    Accuracies of frozen features often span tens of points and those of fine-tuning one point (the paper's Figure 2). On
-    common axes the latter would be a flat line, and on twin axes readers may take the crossing for a result.
+    Accuracies of frozen features often span tens of points and those of fine-tuning one point (the paper's Figure 2).
+    On common axes the latter would be a flat line, and on twin axes readers may take the crossing for a result. In that
+    case the FE methods share axes and each other method has its own.
     """
     frozen = [method for method in series if method.startswith("probe")]
     groups = [group for group in [frozen, *[[method] for method in series if method not in frozen]] if group]
@@ -211,8 +212,8 @@ def score_against_accuracy(
     """Draws each checkpoint's transferability score against its accuracy (%) by one method, coloured by epoch.
 
     Follows Figure 6 of "Towards Inadequately Pre-trained Models". With fewer than `MIN_CHECKPOINTS` checkpoints, the
-    title warns that these are too few. Checkpoints of one trajectory resemble each other, so even more of them are weaker
-    evidence than their number suggests.
+    title warns that these are too few. Checkpoints of one trajectory resemble each other, so even more of them are
+    weaker evidence than their number suggests.
 
     Args:
       score_rows: rows of results/scores.jsonl.
@@ -308,8 +309,8 @@ def _draw_transfer_curves(results: Results) -> Iterator[Drawing]:
     for target, source, metric in dict.fromkeys((row["target"], row["source"], row["metric"]) for row in best_rows):
         name = names[target] + from_source(source)
         caption = (
-            f"{name}: {METRICS[metric]} against pre-training epoch. Stars and dotted lines mark the best epoch. Bands span "
-            "all seeds."
+            f"{name}: {METRICS[metric]} against pre-training epoch. Stars and dotted lines mark the best epoch. Bands "
+            "span all seeds."
         )
         figure = transfer_curves(results.get("pretrain", []), rows, target, source)
         yield Drawing("", f"transfer_curves-{name}", caption, figure)

@@ -26,7 +26,7 @@ EN_DASH = "–"
 METHODS = {
     "probe": ("FE", "as a frozen feature extractor (FE)"),
     "probe_converged": ("FE converged", "as a frozen feature extractor with a converged probe"),
-    "finetune": ("FT", "fine-tuned (FT)"),
+    "finetune": ("FT", "when fine-tuned (FT)"),
 }
 
 # Score -> its usual name in the literature.
@@ -65,9 +65,9 @@ def is_number(value) -> bool:
 def read_rows(path: pathlib.Path) -> list[Row]:
     """Reads the rows of a JSON-lines file, in order.
 
-    An incomplete last line, left behind by a killed run, is dropped with a warning. Rows computed by an older version of
-    jax_transfer are skipped with a warning. NaN is read as a float. A column missing from a row gets the default value of
-    the file's dataclass.
+    An incomplete last line, left behind by a killed run, is dropped with a warning. Rows computed by an older version
+    of jax_transfer are skipped with a warning. NaN is read as a float. A column missing from a row gets the default
+    value of the file's dataclass.
 
     Raises:
       InputError: if the file cannot be read, if any other line is not a JSON object, or if a row lacks a column that

@@ -1,4 +1,4 @@
-"""Shows how far each score can be trusted: all scores by all metrics, as in Tables 1 to 3 of "Ranking Neural Checkpoints"."""
+"""Shows how far each score can be trusted, as in Tables 1 to 3 of "Ranking Neural Checkpoints"."""
 
 import math
 import statistics
@@ -80,10 +80,10 @@ def trust_rows(
 def paper_gigaflops(row: Row) -> float:
     """Computes the work of a score by the rule of "Ranking Neural Checkpoints".
 
-    The rule counts a multiply-add as one operation, the rows count it as two. All scores share one forward pass over the
-    training images, F, which is excluded. Fine-tuning for k epochs costs 3 F per epoch minus the shared pass, plus one
-    forward pass over the test images, T: (3k - 1) F + T. A linear classifier costs T plus its training. Any other score
-    costs its own computation.
+    The rule counts a multiply-add as one operation, the rows count it as two. All scores share one forward pass over
+    the training images, F, which is excluded. Fine-tuning for k epochs costs 3 F per epoch minus the shared pass, plus
+    one forward pass over the test images, T: (3k - 1) F + T. A linear classifier costs T plus its training. Any other
+    score costs its own computation.
 
     Args:
       row: a row of results/scores.jsonl.
@@ -131,18 +131,19 @@ def trust_note(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: s
     note = f"Measured against the {accuracy} of {checkpoints} checkpoints, averaged over {targets} "
     note += "target" if targets == 1 else "targets"
     note += (
-        ", in percent. 95 %: bootstrap interval of Kendall's tau over checkpoints. Regret: accuracy lost by trusting the "
-        "score, in points."
+        ", in percent. 95 %: bootstrap interval of Kendall's tau over checkpoints. Regret: accuracy lost by trusting "
+        "the score, in points."
     )
     note += "".join(f" {sentence}" for sentence in _describe_gaps(own, names))
     forward = _mean([row["forward_gflops"] for row in score_rows])
     if forward is not None:
         note += (
-            " GFLOPS: work per checkpoint, where a multiply-add is two operations. It excludes the forward pass over the "
-            f"training images ({forward:.3g}), which all scores share, and forward passes over the images on which a score "
-            "is tested. As in the paper: a multiply-add is one operation. If F and T are one forward pass over the training "
-            "images and one over the test images, fine-tuning for k epochs costs (3k - 1) F + T, and a linear classifier "
-            "costs T plus its training. This matches the paper's groups I and II within 1 %; its group III does not fit."
+            " GFLOPS: work per checkpoint, where a multiply-add is two operations. It excludes the forward pass over "
+            f"the training images ({forward:.3g}), which all scores share, and forward passes over the images on which "
+            "a score is tested. As in the paper: a multiply-add is one operation. If F and T are one forward pass over "
+            "the training images and one over the test images, fine-tuning for k epochs costs (3k - 1) F + T, and a "
+            "linear classifier costs T plus its training. This matches the paper's groups I and II within 1 %; its "
+            "group III does not fit."
         )
     if counts[0] < MIN_CHECKPOINTS:
         note += f" {counts[0]} checkpoints are too few to trust any of this; at least {MIN_CHECKPOINTS} are needed."
@@ -181,8 +182,8 @@ def _describe_gaps(own: Sequence[Row], names: dict[str, str]) -> Iterator[str]:
     ]
     if missing:
         yield (
-            f"{', '.join(missing)}: these checkpoints have both the score and the accuracy. If any checkpoint lacks either, "
-            f"the score cannot be judged over all checkpoints ({tables.EN_DASH})."
+            f"{', '.join(missing)}: these checkpoints have both the score and the accuracy. If any checkpoint lacks "
+            f"either, the score cannot be judged over all checkpoints ({tables.EN_DASH})."
         )
     without: dict[tuple[str, ...], list[str]] = {}
     for title, (column, _) in METRICS.items():

@@ -26,7 +26,7 @@ def readme(config: dict, results: dict, command: str, device: str, note: str) ->
     tuned = sum(r["seconds"] for r in results.get("transfer", []) if r["method"] == "finetune" and not r["error"])
     stories = "\n".join(f"- **{name}.** {words}" for name, words in explain.story(results))
     parts = {
-        "Beside the paper": markdown(explain.paper_rows(results, config.get("paper") or [])),
+        "Comparison with the paper": markdown(explain.paper_rows(results, config.get("paper") or [])),
         "Which checkpoint transfers best": markdown(best.summary_rows(results.get("transfer", []))),
         "Why": f"{stories}\n\n{markdown(explain.table_1(results))}",
     }
