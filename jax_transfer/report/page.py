@@ -179,7 +179,8 @@ def _answer(page: Page) -> Iterator[str]:
         '<p class="quiet">FE: the backbone is frozen and a classifier is trained on its features. FT: the whole model'
         f" is fine-tuned.{mean_class} Accuracies are averaged over seeds; the earliest epoch wins a tie. Gain: best"
         " minus last checkpoint. Seed spread: highest minus lowest accuracy over seeds, the larger value of the best"
-        " and the last epoch. The best epoch is selected by the accuracy reported here, so small gains are optimistic.</p>"
+        " and the last epoch. The best epoch is selected by the accuracy reported here, so small gains are"
+        " optimistic.</p>"
     )
 
 
@@ -228,9 +229,9 @@ def _why(page: Page) -> Iterator[str]:
     yield tables.to_html(rows)
     yield (
         '<p class="quiet">The table shows the checkpoint with the highest FE accuracy and the last one. Accuracy: of'
-        " the FE probe or the fine-tuned model, by the metric of the target. Probe: a softmax classifier on all features"
-        " of a model (FE: pre-trained, FT: fine-tuned), on their main component (the fewest singular directions of each"
-        " batch that hold 80 % of the sum of its singular values) and on the residual component.</p>"
+        " the FE probe or the fine-tuned model, by the metric of the target. Probe: a softmax classifier on all"
+        " features of a model (FE: pre-trained, FT: fine-tuned), on their main component (the fewest singular"
+        " directions of each batch that hold 80 % of the sum of its singular values) and on the residual component.</p>"
     )
 
 
