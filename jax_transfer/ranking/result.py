@@ -268,7 +268,8 @@ def answer(ranking: Ranking) -> list[str]:
         luck = f", which the best of {len(ranking.evaluated)} may reach by luck" if best.low > ranking.majority else ""
         return [
             "Use none of them: no checkpoint is significantly better than always predicting the largest class, which "
-            f"{majority}. A linear classifier on the features of the best one, {best.checkpoint}, {right} {interval}{luck}.",
+            f"{majority}. A linear classifier on the features of the best one, {best.checkpoint}, {right} "
+            f"{interval}{luck}.",
             *_failures(ranking),
             "Try other checkpoints, more images, or fine-tuning, which was not measured here.",
         ]
