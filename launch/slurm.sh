@@ -7,8 +7,8 @@
 #   --restarts=K  restart after at most K crashes (default 3)
 #
 # All other arguments are passed to python -m jax_transfer.main. --workdir must be on a file system shared by all nodes.
-# One process uses all GPUs of its node. PYTHON sets the interpreter (default python). Two minutes before the time limit,
-# the study saves its state and the job is requeued, until the study is done. Options given to sbatch override these:
+# One process uses all GPUs of its node. PYTHON sets the interpreter (default python). Two minutes before the time
+# limit, the study saves its state and the job is requeued, until the study is done. Options given to sbatch override these:
 #
 #SBATCH --job-name=jax_transfer
 #SBATCH --nodes=2

@@ -98,8 +98,8 @@ delete() {
   if [[ -n $queued ]]; then queue delete "$name" --force --quiet; else nodes delete "$name" --quiet; fi
 }
 
-# Prints the state of the slice in one word: READY, MISSING, or the state of its queued resource or node. Fails if gcloud
-# fails.
+# Prints the state of the slice in one word: READY, MISSING, or the state of its queued resource or node. Fails if
+# gcloud fails.
 state() {
   local found
   if [[ -n $queued ]]; then

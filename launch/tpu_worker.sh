@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs on one worker (host) of a TPU slice. launch/tpu_vm.sh copies it to each worker and calls it; do not run it by hand.
+# Runs on one worker (host) of a TPU slice. launch/tpu_vm.sh copies it to each worker and calls it; do not run it
+# by hand.
 #
 #   launch/tpu_worker.sh install [--nfs=IP:/SHARE] [--bucket=NAME]   install Python and packages, mount /mnt/nfs and
 #                                                                    /mnt/bucket
