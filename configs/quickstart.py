@@ -6,7 +6,8 @@ A small ResNet is trained on 5,000 MNIST digits. Seven checkpoints of its trajec
 digits of scikit-learn (8 pixels, enlarged; 20 training images per class), frozen and fine-tuned, with three seeds each.
 
 Measured in 2 minutes on two CPU cores: from initialisation to epoch 10, the best epoch for both, FE rises from 80.8 %
-to 95.45 % and FT from 93.5 % to 97.49 %. LogME ranks the checkpoints like FT (Kendall's tau 0.81), LEEP does not (0.05).
+to 95.45 % and FT from 93.5 % to 97.49 %. LogME ranks the checkpoints like FT (Kendall's tau 0.81), LEEP does not
+(0.05).
 
 Variants: `full`; `smoke`, even shorter.
 """

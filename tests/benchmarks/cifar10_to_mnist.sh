@@ -3,9 +3,9 @@
 #
 #   tests/benchmarks/cifar10_to_mnist.sh [SECONDS]
 #
-# Stops after SECONDS (default: 570); run it again to resume. When the study is complete, it writes the rows, figures and
-# a README with the command, the device and our numbers beside the paper's. You can set VARIANT (default: full), WORKDIR
-# (default: runs/cifar10_to_mnist), OUTPUT, PYTHON and TFDS_DATA_DIR.
+# Stops after SECONDS (default: 570); run it again to resume. When the study is complete, it writes the rows, figures
+# and a README with the command, the device and our numbers beside the paper's. You can set VARIANT (default: full),
+# WORKDIR (default: runs/cifar10_to_mnist), OUTPUT, PYTHON and TFDS_DATA_DIR.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 

@@ -30,7 +30,7 @@ SMALL = {"checkpoints": 2, "n": 300, "d": 32, "classes": 5}
 
 
 def features(flags):
-    """Returns features x [k, 2n, d], standardised by the first n rows, and labels y [2n]; the last n rows are for tests."""
+    """Returns features x [k, 2n, d], standardised by the first n rows, and labels y [2n]."""
     rng = np.random.default_rng(0)
     if flags.power_law:
         each = [power_law_features(np.random.default_rng(0), 2 * flags.n, flags.d, flags.classes, decay)
