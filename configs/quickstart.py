@@ -13,7 +13,7 @@ Variants: `full`; `smoke`, even shorter.
 """
 
 from jax_transfer.choose import choose
-from jax_transfer.config import default_config
+from jax_transfer.study.config import default_config
 
 
 def full():

@@ -35,7 +35,7 @@ minutes on two CPU cores.
 """
 
 from jax_transfer.choose import choose
-from jax_transfer.config import default_config
+from jax_transfer.study.config import default_config
 
 FOLDERS = "folder:data/"
 TARGETS = (

@@ -1,25 +1,19 @@
 """Turns result rows into text: display names, CSV files and HTML tables.
 
-Rows are the dictionaries in `results/*.jsonl` (`records.to_json_dict`). Accuracies are fractions in [0, 1] there and
+Rows are the dictionaries in `results/*.jsonl` (`results.to_json_dict`). Accuracies are fractions in [0, 1] there and
 percentages wherever a reader sees them. A missing value (None or NaN) is shown as an en dash.
 """
 
 import csv
-import dataclasses
-import functools
 import html
 import io
-import json
 import math
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
-from jax_transfer import records
-from jax_transfer.logs import log, older, write_atomically
-from jax_transfer.records import InputError
+from jax_transfer.results import Row, column_names, write_atomically
 
-Row = dict
 EN_DASH = "–"
 
 # Method -> its short name in figures and tables, and its name in a sentence. FE and FT are the papers' terms.
@@ -60,71 +54,6 @@ def is_number(value) -> bool:
     [True, True, False, False]
     """
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def read_rows(path: pathlib.Path) -> list[Row]:
-    """Reads the rows of a JSON-lines file, in order.
-
-    An incomplete last line, left behind by a killed run, is dropped with a warning. Rows computed by an older version
-    of jax_transfer are skipped with a warning. NaN is read as a float. A column missing from a row gets the default
-    value of the file's dataclass.
-
-    Raises:
-      InputError: if the file cannot be read, if any other line is not a JSON object, or if a row lacks a column that
-        `records.ROWS` requires.
-
-    >>> import pathlib, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = pathlib.Path(folder) / "mine.jsonl"
-    ...     _ = path.write_text('{"epoch": 1, "loss": 0.5}\\n{"epoch": 2, "loss": NaN}\\n')
-    ...     read_rows(path)
-    [{'epoch': 1, 'loss': 0.5}, {'epoch': 2, 'loss': nan}]
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the file ({error.strerror}); expected a JSON-lines file.") from error
-    fields = dataclasses.fields(records.ROWS[path.stem][0]) if path.stem in records.ROWS else ()
-    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    rows, num_older = [], 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # bad JSON or bad UTF-8
-            if number == len(lines):
-                log.warning("%s: dropped line %d, torn because a run was killed while writing it.", path, number)
-                break
-            raise InputError(f"{path}: line {number} is not JSON ({error}); remove or repair it.") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}: line {number} is not a JSON object; rerun its stage.")
-        if path.stem in records.ROWS and not records.is_current(path.stem, row, f"{path}: line {number}"):
-            num_older += 1
-            continue
-        row = {**row, **{name: value for name, value in defaults.items() if name not in row}}
-        if missing := [name for name in column_names(path.stem, []) if name not in row]:
-            raise InputError(f"{path}: line {number} lacks {', '.join(missing)}; rerun its stage.")
-        rows.append(row)
-    if num_older:
-        _warn_about_older_rows(path, num_older)
-    return rows
-
-
-@functools.cache  # the page and the terminal read the same files: warn once
-def _warn_about_older_rows(path: pathlib.Path, count: int) -> None:
-    log.warning("%s: %s: run its stage again.", path, older(count, "left out"))
-
-
-def column_names(name: str, rows: Iterable[Row]) -> list[str]:
-    """Returns the columns of the result file `name`, in the order of its dataclass, then any others in the rows.
-
-    >>> column_names("", [{"epoch": 1}, {"epoch": 2, "loss": 0.5}])
-    ['epoch', 'loss']
-    """
-    fields = dataclasses.fields(records.ROWS[name][0]) if name in records.ROWS else ()
-    known = [records.COLUMNS.get(field.name, field.name) for field in fields]
-    return list(dict.fromkeys(known + [key for row in rows for key in row]))
 
 
 def showable(text) -> str:
