@@ -50,12 +50,11 @@ def trust_rows(
     Returns:
       Column title -> text, for each score.
 
-    >>> from jax_transfer.analysis import ranking_row
-    >>> from jax_transfer.records import to_json_dict
-    >>> row = ranking_row("tfds:mnist", "finetune", "logme", [1.0, 2.0, 4.0, 3.0], [0.6, 0.7, 0.8, 0.9])
+    >>> from jax_transfer.results import RankingRow, to_json_dict
+    >>> row = RankingRow("tfds:mnist", "finetune", "logme", *[0.5] * 7, 4, 0.1, 0.8, regret=0.02)
     >>> (cells,) = trust_rows([to_json_dict(row)], [], "finetune")
     >>> cells["Score"], cells["Kendall"], cells["Regret"]
-    ('LogME', '66.67', '10.00')
+    ('LogME', '50.00', '2.00')
     """
     own = [row for row in ranking_rows if row["method"] == method]
     counts, formatted = _count_scored(own), []
@@ -117,9 +116,8 @@ def _format_gigaflops(gflops: float | None, decimals: int) -> str:
 def trust_note(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str) -> str:
     """Describes the data behind `trust_rows`, and says whether they suffice. See `trust_rows` for the arguments.
 
-    >>> from jax_transfer.analysis import ranking_row
-    >>> from jax_transfer.records import to_json_dict
-    >>> row = ranking_row("tfds:mnist", "finetune", "logme", [1.0, 2.0, 4.0, 3.0], [0.6, 0.7, 0.8, 0.9])
+    >>> from jax_transfer.results import RankingRow, to_json_dict
+    >>> row = RankingRow("tfds:mnist", "finetune", "logme", *[0.5] * 7, 4, 0.1, 0.8, regret=0.02)
     >>> print(trust_note([to_json_dict(row)], [], "finetune"))
     Measured against the FT accuracy of 4 checkpoints, averaged over 1 target, in percent. ...
     """
@@ -211,9 +209,8 @@ def ground_truth(ranking_rows: Sequence[Row]) -> str | None:
 def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str) -> Table:
     """Builds the terminal table of `trust_rows`, 80 columns wide. See `trust_rows` for the arguments.
 
-    >>> from jax_transfer.analysis import ranking_row
-    >>> from jax_transfer.records import to_json_dict
-    >>> row = ranking_row("tfds:mnist", "finetune", "logme", [1.0, 2.0, 4.0, 3.0], [0.6, 0.7, 0.8, 0.9])
+    >>> from jax_transfer.results import RankingRow, to_json_dict
+    >>> row = RankingRow("tfds:mnist", "finetune", "logme", *[0.5] * 7, 4, 0.1, 0.8, regret=0.02)
     >>> import rich
     >>> rich.print(trust_table([to_json_dict(row)], [], "finetune"))
     How far each score can be trusted...
