@@ -6,7 +6,8 @@ import re
 from jax_transfer.report import tables
 
 CSS = """
-:root { color-scheme: light dark; --text: #1d1f23; --quiet: #5b6068; --line: #d9dbdf; --page: #ffffff; --tint: #f5f6f8; }
+:root { color-scheme: light dark; --text: #1d1f23; --quiet: #5b6068; --line: #d9dbdf; --page: #ffffff;
+  --tint: #f5f6f8; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e7e8ea; --quiet: #a3a8b0; --line: #3b3f46; --page: #16181c; --tint: #1f2227; }
 }

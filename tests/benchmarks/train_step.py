@@ -279,7 +279,8 @@ def cifar10(n: int | None) -> tuple[Source, str]:
 
 
 def table(rows) -> str:
-    head = f"{'':8} {'feed':10} {'batch':>5} {'images':>6} {'ours img/s':>10} {'torch':>9} {'ratio':>6} {'ours s':>8} {'TFLOP/s':>8}  torch is"
+    head = f"{'':8} {'feed':10} {'batch':>5} {'images':>6} {'ours img/s':>10} {'torch':>9} {'ratio':>6} {'ours s':>8}"
+    head += f" {'TFLOP/s':>8}  torch is"
     line = (
         "{what:8} {feed:10} {batch:5d} {images:6d} {ours_images_per_second:10.1f} {torch_images_per_second:9.1f} "
         "{ratio:6.2f} {ours_seconds:8.3f} {ours_tflops:8.2f}  {torch_variant}"

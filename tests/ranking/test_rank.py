@@ -214,7 +214,8 @@ def test_table_csv_and_page_say_the_same(ranking, tmp_path):
 
 
 def _row(name, accuracy, behind_low, **scores):
-    return Ranked(name, name, accuracy=accuracy, low=0.4, high=0.9, behind=0.1, behind_low=behind_low, behind_high=0.2, scores=scores)  # fmt: skip
+    interval = {"low": 0.4, "high": 0.9, "behind": 0.1, "behind_low": behind_low, "behind_high": 0.2}
+    return Ranked(name, name, accuracy=accuracy, scores=scores, **interval)
 
 
 def test_the_answer_names_what_cannot_be_told_apart_and_who_contradicts():

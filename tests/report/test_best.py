@@ -1,4 +1,4 @@
-"""Which checkpoint is best: tables, figures, words and the t-SNE stage name the same one, by the metric of each target."""
+"""The best checkpoint: tables, figures, sentences and the t-SNE stage agree on it, by the metric of each target."""
 
 import dataclasses
 import io
