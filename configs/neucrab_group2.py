@@ -1,10 +1,10 @@
-"""NeuCRaB, group II: which score ranks the checkpoints of several pre-trainings, taken right after each learning-rate decay.
+"""NeuCRaB, group II: how well scores rank checkpoints of several pre-trainings, saved after each learning-rate decay.
 
     python -m jax_transfer.main --config=configs/neucrab_group2.py --workdir=runs/neucrab_group2
 
 Reproduces Table 2 of "Ranking Neural Checkpoints" (Li et al., CVPR 2021): ResNet-50 on ImageNet, iNaturalist and
-Places-365, four checkpoints each (90k, 180k, 270k and 300k iterations), ranked for Caltech101, Flowers102, SUN397 and
-Patch Camelyon. The run ends with the table; the paper's, in per cent, means over the four targets:
+Places-365, with four checkpoints each (90k, 180k, 270k and 300k iterations), ranked for Caltech101, Flowers102, SUN397
+and Patch Camelyon. The run prints the table at the end. The paper's table, in percent, averaged over the four targets:
 
                             Recall@1   Rel@1  Recall@3   Rel@3  Pearson  Kendall   GFLOPS
     Linear (1 epoch)            0.00   96.46     25.00   98.79    27.01    24.24   4.95E4
@@ -19,19 +19,21 @@ Patch Camelyon. The run ends with the table; the paper's, in per cent, means ove
     LEEP                       75.00   99.44     75.00   99.90    50.36    55.49   378.31
     N-LEEP                    100.00  100.00    100.00  100.00    72.84    67.49    12.95
 
-GFLOPS. The paper counts a multiply-add once and leaves out one forward pass over the training images, F = 3.04E5, which
-all scores share. With T a forward pass over the test images (4.94E4, the linear classifiers less their training),
-fine-tuning for k epochs costs (3k - 1) F + T, 6.57E5 and 4.31E6, within 1 % of the numbers above; a linear classifier
-costs T and little more, and the rest what they compute from features and outputs. Our column "GFLOPS" counts a
-multiply-add as two operations, and what runs here: for early-stopped fine-tuning the training steps, forward and
-backward, on four fifths of the training images; for the others the work on the features; no pass over the images that a
-score is tested on. The column "as in the paper" follows the paper's rule.
+GFLOPS. The paper counts a multiply-add as one operation and excludes one forward pass over the training images,
+F = 3.04E5, which all scores share. Let T be one forward pass over the test images (4.94E4, the linear classifiers minus
+their training). Then fine-tuning for k epochs costs (3k - 1) F + T, that is 6.57E5 and 4.31E6, within 1 % of the
+numbers above. A linear classifier costs slightly more than T, and the other scores cost their computation on features
+and outputs. Our column "GFLOPS" counts a multiply-add as two operations, and only what runs here: for early-stopped
+fine-tuning the training steps, forward and backward, on four fifths of the training images; for the other scores the
+work on the features. It excludes forward passes over the images on which a score is tested. The column "as in the
+paper" follows the paper's rule.
 
-Two things differ on purpose. The paper scores linear classifiers and early-stopped fine-tuning on the test images that
-it then predicts the accuracy on; here they are tested on a fifth of the training images. And the paper takes the best
-of a sweep over hyper-parameters as the accuracy to predict; here it is one setting. Ours: not measured at this size.
+Two differences are intentional. The paper tests linear classifiers and early-stopped fine-tuning on the same test
+images as the accuracy that they predict; here they are tested on a fifth of the training images. The paper predicts the
+best accuracy of a hyper-parameter sweep; here it is the accuracy of a single setting. Our results: not measured at this
+size.
 
-Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Tiny-ImageNet for two targets on two CPU cores within a minute.
+Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Tiny-ImageNet and two targets, within a minute on two CPU cores.
 """
 
 from jax_transfer.choose import choose
