@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from helpers.source_files import REPOSITORY
+
 LAUNCH = REPOSITORY / "launch"
 EXPECTED = pathlib.Path(__file__).resolve().parent / "launch_expected"
 STUDY = ["--config=configs/resnet50_imagenet.py", "--workdir=/mnt/nfs/run 1", "--config.targets=('tfds:cifar10',)"]
@@ -136,7 +137,7 @@ def test_gpu_host_passes_sigterm_on_and_does_not_start_again(fakes):
     process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
     assert (code, len(fakes.calls())) == (75, 1), err
-    assert "starting it again" not in err
+    assert "restarting" not in err
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jax_transfer import devices, logs, trees
+from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.data.augment import AUGMENTATIONS
 from jax_transfer.data.batches import Feed, Joined, steps_per_epoch
 from jax_transfer.data.mixing import MIXINGS
@@ -110,7 +111,7 @@ def kept_head(key, params: dict, net: Net) -> dict:
 
 
 def finetune(
-    checkpoints: Mapping[str, Callable[[], dict]],
+    checkpoints: Mapping[str, Checkpoint],
     candidates: Sequence[Candidate],
     net: Net,
     make_objective: Callable[..., Objective],
@@ -131,7 +132,7 @@ def finetune(
     train side by side.
 
     Args:
-      checkpoints: name -> function that loads its {"params", "stats"}; it may come with any head, or with none.
+      checkpoints: name -> the checkpoint to start from, with any head or none; only its weights are used.
       net: the architecture of all of them, with the target's number of classes.
       make_objective: called with those of a candidate's changes that are no rates, as keyword arguments.
       mesh: its `sweep` axis says how many candidates train side by side.
@@ -181,7 +182,7 @@ def finetune(
     for group in _groups(candidates, mesh.shape["sweep"]):
         begun, own = time.perf_counter(), [candidates[index] for index in group]
         filled = own + own[-1:] * (mesh.shape["sweep"] - len(own))  # the last group repeats one to fill the devices
-        states = [jax.device_get(start(checkpoints[c.checkpoint](), c.seed, _arrays(c.changes))) for c in filled]
+        states = [jax.device_get(start(checkpoints[c.checkpoint].model, c.seed, _arrays(c.changes))) for c in filled]
         state = devices.split(trees.stack(states), mesh, "sweep")
         label, seed = f"finetune {_names(own)} on {what}", own[0].seed
         diverged_at: list[int | None] = [None] * len(own)

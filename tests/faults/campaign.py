@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 
-from jax_transfer.stages import STAGES
+from jax_transfer.study.stages import STAGES
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 STUDY = [
@@ -212,7 +212,7 @@ FAULTS = {
     "SIGTERM": (stopped_by(signal.SIGTERM, (75,)), 22),
     "torn last line": (damaged(torn_line), 8),
     "truncated checkpoint": (damaged(damaged_checkpoint(truncated)), 6),
-    "turned bit of a checkpoint": (damaged(damaged_checkpoint(turned)), 6),
+    "flipped bit in a checkpoint": (damaged(damaged_checkpoint(turned)), 6),
     "deleted features": (damaged(lost_features), 6),
     "truncated features": (damaged(truncated_features), 6),
     "full disk": (full_disk, 4),
@@ -292,8 +292,8 @@ def main():
             "",
             f"`python tests/faults/campaign.py --faults={options.faults} --each={options.each} --seed={options.seed}`",
             "",
-            f"{number} small studies, disturbed {counts.total()} times; then each went on to its end, and its rows and checkpoints",
-            f"were compared with those of an undisturbed run, bit for bit. **Losses: {len(losses)}.**",
+            f"{number} small studies were disturbed {counts.total()} times. Each study then ran to its end, and its rows",
+            f"and checkpoints were compared bit for bit with those of an undisturbed run. **Losses: {len(losses)}.**",
             "",
             "| fault | times |",
             "|---|---|",

@@ -1,0 +1,278 @@
+"""Loads checkpoints of any origin: an epoch of a trajectory (Orbax), or a file of torch weights."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from jax_transfer import devices
+from jax_transfer.checkpoints import descriptions, renamings, state_dicts, torch_files, torch_weights
+from jax_transfer.checkpoints.checkpoint import Checkpoint
+from jax_transfer.checkpoints.folders import expanded, is_epoch, only_file
+from jax_transfer.checkpoints.released import architecture, named
+from jax_transfer.checkpoints.trajectory import Trajectory
+from jax_transfer.choose import choose
+from jax_transfer.logs import log
+from jax_transfer.models.net import Net, without_head
+from jax_transfer.models.zoo import MODELS
+from jax_transfer.records import InputError, printable
+
+
+def load_checkpoint(
+    path: str | pathlib.Path, model: str | None = None, *, settings: Mapping[str, object] | None = None
+) -> Checkpoint:
+    """Loads one checkpoint.
+
+    The weights are searched in every mapping of a file and under every prefix, and those that fit the model best are
+    used. If several fit equally well, the moving average (or the teacher) is preferred, then the network, then its
+    momentum copy. Parts that are left out, such as losses, projections and decoders, are reported in `notes`; a missing
+    weight is an error.
+
+    Settings that the file does not state are inferred from its shapes: the number of classes, the width and stem of a
+    ResNet, the width of a MobileNet, the image size of a transformer. Preprocessing that it does not state is inferred
+    from its name, see `released.releases`. Assumptions and guesses are logged and kept in `notes`. A head that does not
+    classify is left out.
+
+    Args:
+      path: an epoch of a trajectory (`run/checkpoints/5`); a file of a model in MODELS, with the names of torchvision,
+        timm, or the releases of T2T-ViT, MoCo and pretrainedmodels' bninception; or a folder with one such file. `~` is
+        the home folder.
+      model: a key of MODELS, optionally with settings: "vit_small_patch16_224?num_heads=12". By default, the model that
+        the file states (in its metadata, in timm's config.json beside it, or as `arch` among its options), else the
+        model with which its name begins. A model.safetensors is named by its folder, or by its repository in a hub's
+        cache.
+      settings: arguments of the model that cannot be inferred from weights, such as {"num_heads": 12} or
+        {"stem": "3x3_pool"}.
+
+    Raises:
+      InputError: if the file cannot be used or states another model; the message names the file and what to do.
+
+    >>> import pathlib, tempfile
+    >>> net = MODELS["resnet10"](num_classes=5, width=8)
+    >>> shapes = jax.eval_shape(net.init, jax.random.key(0))
+    >>> params, stats = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    >>> checkpoint = Checkpoint("mine", net, params, stats, Preprocessing(32), settings={"width": 8})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "mine.safetensors"
+    ...     export(checkpoint, path)
+    ...     loaded = load_checkpoint(path)
+    >>> loaded.net is net, loaded.preprocessing.image_size, loaded.settings["num_classes"]
+    (True, 32, 5)
+    """
+    path = expanded(path)
+    model, named_settings = named(model) if model else (None, {})
+    try:
+        if os.path.isdir(path) and not is_epoch(path):
+            path = only_file(path)
+        load = _from_trajectory if os.path.isdir(path) else _from_file
+        checkpoint = load(path, model, {**named_settings, **(settings or {})})
+    except InputError as error:
+        raise InputError(printable(error)) from error
+    for note in checkpoint.notes:
+        log.warning("%s: %s", path, note)
+    return checkpoint
+
+
+def describes_itself(path: str | pathlib.Path) -> bool:
+    """Returns whether a checkpoint states which of MODELS it is, so that `load_checkpoint` needs no `model`.
+
+    True for an epoch of a trajectory, and for a file whose metadata, or timm's config.json beside it, name a model. The
+    name of the file does not count. False if it cannot be read. No weights are read.
+
+    >>> describes_itself("no/such/file.safetensors")
+    False
+    """
+    path = expanded(path)
+    if os.path.isdir(path):
+        return is_epoch(path)
+    try:
+        return os.path.isfile(path) and descriptions.describe(path).model in MODELS
+    except InputError:  # load_checkpoint reports the reason
+        return False
+
+
+def _from_trajectory(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint:
+    """Loads an epoch of a trajectory; `given` are the settings of the caller."""
+    if not is_epoch(path):
+        raise InputError(f"{path}: is a folder, but not an epoch of a trajectory such as checkpoints/5.")
+    epoch = int(path.name)
+    with contextlib.closing(Trajectory(path.parent)) as trajectory:
+        if epoch not in trajectory.epochs():
+            raise InputError(f"{path}: is not a complete checkpoint; the folder has {trajectory.epochs() or 'none'}.")
+        described = _description_of_epoch(path, trajectory.metadata(epoch))
+        name, settings = described.model, {**described.settings, **given}
+        if model not in (None, name):
+            raise InputError(f"{path}: is a {name}, not a {model}.")
+        net = _make_model(path, name, settings)
+        weights = trajectory.restore_model(epoch, net, devices.replicated(devices.make_mesh()))
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(weights))):
+        raise InputError(f"{path}: some weights are NaN or infinite; use an earlier epoch.")
+    return Checkpoint(
+        str(path),
+        net,
+        weights["params"],
+        weights["stats"],
+        described.preprocessing,
+        described.source_accuracy,
+        settings,
+        described.has_head and net.num_classes > 0,
+    )
+
+
+def _description_of_epoch(path: pathlib.Path, metadata: object) -> descriptions.Description:
+    """Returns the description in the metadata of an epoch.
+
+    Raises:
+      InputError: if the metadata are malformed or lack the model or the preprocessing.
+    """
+    try:
+        described = descriptions.from_metadata(metadata)
+    except InputError as error:
+        raise InputError(f"{path}: its metadata cannot be used ({str(error).rstrip('.')}).") from error
+    if described.model is None or described.preprocessing is None:
+        raise InputError(f"{path}: its metadata lack the model or the preprocessing; use another epoch.")
+    return described
+
+
+def _make_model(path: pathlib.Path, name: str, settings: Mapping) -> Net:
+    """Makes the net of a checkpoint.
+
+    Raises:
+      InputError: if the model is unknown or does not take these settings; the message names the file.
+    """
+    make = choose(MODELS, name, f"model of {path}")
+    try:
+        return make(**settings)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{path}: {name} does not take all of these settings: {settings}.") from error
+
+
+def _from_file(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint:
+    """Loads a file of weights; `given` are the settings of the caller."""
+    contents = torch_files.read(path)
+    described = descriptions.describe(path)
+    descriptions.check_plain(path, contents)
+    if None not in (model, described.model) and model != described.model:
+        raise InputError(f"{path}: is a {described.model} according to {described.where}, not a {model}.")
+    arch = descriptions.architecture_in_options(contents)
+    if model is not None and descriptions.is_another(model, architecture(arch)):
+        raise InputError(f"{path}: is a {architecture(arch)} according to its options ({arch}), not a {model}.")
+    stated = model or described.model
+    guesses = (architecture(arch), (descriptions.released_as(path) or (None,))[0])
+    names = [stated] if stated else list(dict.fromkeys(filter(None, guesses)))
+    if not names:
+        raise InputError(
+            f"{path}: does not state its model. Name it (model=...): one of {', '.join(MODELS)}; "
+            f"{state_dicts.outline(contents)}."
+        )
+    try:
+        return _from_contents(path, contents, names[0], described, given)
+    except InputError:
+        if len(names) == 1:  # otherwise the options and the name of the file differ, and the name is tried next
+            raise
+    checkpoint = _from_contents(path, contents, names[1], described, given)
+    note = f"Its options name a {arch}, which its weights do not fit: it is read as a {names[1]}, because of its name."
+    return dataclasses.replace(checkpoint, notes=(note, *checkpoint.notes))
+
+
+def _from_contents(
+    path: pathlib.Path, contents: object, name: str, described: descriptions.Description, given: dict
+) -> Checkpoint:
+    """Reads the contents of a file as the model `name`."""
+    choose(MODELS, name, f"model of {path}")
+    known = {**described.settings, **given}
+    net = _make_model(path, name, {"num_classes": 1000, **known})
+    found = _find_weights(path, contents, net, known)
+    from_shapes = descriptions.settings_from_shapes(net, renamings.to_ours(found.state, str(path)), found.contrastive)
+    options, note_on_options = descriptions.settings_in_options(path, name, contents, found.where)
+    settings = {**from_shapes, **({} if described.model else options), **known}
+    net = _make_model(path, name, {"num_classes": 1000, **settings})
+    try:
+        params, stats, note = torch_weights.from_torch(found.state, net, str(path), found.contrastive)
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; {state_dicts.outline(contents)}.") from error
+    preprocessing = described.preprocessing
+    if preprocessing and settings.get("image_size", preprocessing.image_size) != preprocessing.image_size:
+        raise InputError(
+            f"{path}: its weights take images of {settings['image_size']} pixels, but {described.where} says "
+            f"{preprocessing.image_size}: correct the latter."
+        )
+    guess = ""
+    if preprocessing is None:
+        is_moco = descriptions.is_moco_v3(contents, found.where)
+        preprocessing, guess = descriptions.guessed_preprocessing(path, name, settings, is_moco)
+    is_known = bool(described.model) or not guess
+    assumed = descriptions.assumptions(name, settings, {**options, **known}, found.segments, is_known)
+    note_on_head = f"It has a new, untrained head: {note}." if note else ""
+    note_on_options = "" if "num_heads" in known else note_on_options
+    notes = (*found.notes, note_on_head, *described.notes, note_on_options, *assumed, guess)
+    return Checkpoint(
+        str(path),
+        net,
+        params,
+        stats,
+        preprocessing,
+        described.source_accuracy,
+        settings,
+        described.has_head and net.num_classes > 0 and not note,
+        tuple(printable(note) for note in notes if note),
+        bool(guess),
+    )
+
+
+def _find_weights(path: pathlib.Path, contents: object, net: Net, known: dict) -> state_dicts.Found:
+    """Finds the weights of a file that fit a model best; `net` is the model with the `known` settings."""
+
+    def count_shapes(state: Mapping) -> int:
+        """Returns how many arrays have the shapes of the model, with the settings that their shapes imply."""
+        ours = renamings.our_names(state)
+        state = {ours[key]: x for key, x in state.items()}
+        try:
+            settings = {"num_classes": 1000, **descriptions.settings_from_shapes(net, state), **known}
+            shapes = torch_weights.expected_shapes(_make_model(path, net.name, settings))
+        except InputError:  # there is no such network, so nothing fits
+            return 0
+        return sum(key in state and state[key].shape == shape for key, shape in shapes.items())
+
+    expected = frozenset(torch_weights.expected_shapes(net))
+    return state_dicts.find(contents, expected, ".".join(net.classifier) + ".", path, count_shapes)
+
+
+def export(checkpoint: Checkpoint, path: str | pathlib.Path) -> None:
+    """Writes a checkpoint as a .safetensors file with timm's names and shapes; `load_checkpoint` reads it back.
+
+    The names are those of timm's resnet18 .. resnet152 (also for resnet10), resnetv2_18 .. resnetv2_152,
+    mobilenetv1_100, mobilenetv2_100, inception_v3, inception_resnet_v2, vit_* and deit_*. Other models have the names
+    of their release: torchvision's googlenet for inception_v1, pretrainedmodels' bninception for inception_v2 (whose
+    first convolution reads blue, green, red), and those of the T2T-ViT repository for t2t_vit_14 and t2t_vit_t_14. An
+    untrained head is left out.
+
+    The metadata hold the model, the preprocessing and the source accuracy as JSON under "jax_transfer".
+
+    >>> import pathlib, safetensors.numpy, tempfile
+    >>> net = MODELS["resnet10"](num_classes=5, width=8)
+    >>> shapes = jax.eval_shape(net.init, jax.random.key(0))
+    >>> params, stats = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "mine.safetensors"
+    ...     export(Checkpoint("mine", net, params, stats, Preprocessing(32), settings={"width": 8}), path)
+    ...     safetensors.numpy.load_file(path)["layer1.0.conv1.weight"].shape
+    (8, 8, 3, 3)
+    """
+    described = {
+        "model": {**checkpoint.settings, "name": checkpoint.net.name, "num_classes": checkpoint.net.num_classes},
+        "preprocessing": checkpoint.preprocessing.to_json(),
+        "source_accuracy": checkpoint.source_accuracy,
+        "has_head": checkpoint.has_head,
+    }
+    model = checkpoint.model
+    params = model["params"] if checkpoint.has_head else without_head(model["params"], checkpoint.net)
+    metadata = {"format": "pt", "jax_transfer": json.dumps(described)}
+    torch_weights.save_safetensors(expanded(path), params, model["stats"], metadata)
