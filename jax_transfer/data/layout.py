@@ -16,7 +16,8 @@ EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp
 SYSTEM_NAMES = re.compile(
     r"\..*|@(eadir|tmp|recycle|sharebin|__thumb|transcode|recently-snapshot|synoresource)|#recycle|#snapshot|~snapshot"
     r"|__macosx|icon\r|__pycache__|lost\+found|found\.\d+|lost\.dir|\$?recycle\.bin|recycler|recycled"
-    r"|\$winreagent|msocache|system volume information|network trash folder|temporary items|thumbs\.db(:encryptable)?|ehthumbs(_vista)?\.db"
+    r"|\$winreagent|msocache|system volume information|network trash folder|temporary items"
+    r"|thumbs\.db(:encryptable)?|ehthumbs(_vista)?\.db"
     r"|desktop\.ini|picasa\.ini|~\$.*|.*:zone\.identifier|wpsettings\.dat|indexervolumeguid",
     re.IGNORECASE | re.DOTALL,
 )
