@@ -53,6 +53,7 @@ def load_checkpoint(
       InputError: if the file cannot be used or states another model; the message names the file and what to do.
 
     >>> import pathlib, tempfile
+    >>> from jax_transfer.data.transforms import Preprocessing
     >>> net = MODELS["resnet10"](num_classes=5, width=8)
     >>> shapes = jax.eval_shape(net.init, jax.random.key(0))
     >>> params, stats = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
@@ -257,6 +258,7 @@ def export(checkpoint: Checkpoint, path: str | pathlib.Path) -> None:
     The metadata hold the model, the preprocessing and the source accuracy as JSON under "jax_transfer".
 
     >>> import pathlib, safetensors.numpy, tempfile
+    >>> from jax_transfer.data.transforms import Preprocessing
     >>> net = MODELS["resnet10"](num_classes=5, width=8)
     >>> shapes = jax.eval_shape(net.init, jax.random.key(0))
     >>> params, stats = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)

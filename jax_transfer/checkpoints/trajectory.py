@@ -45,7 +45,7 @@ class Trajectory:
     ...     model = {"params": {"w": np.ones(2, np.float32)}, "stats": {}}
     ...     trajectory.save(0, model, training={"step": 0}, metadata={"model": {"name": "mine"}})
     ...     trajectory.wait()
-    ...     restored, training = trajectory.restore(0, model, {"step": np.int32(0)})
+    ...     restored, training = trajectory.restore(0, model, {"step": np.zeros((), np.int32)})
     ...     print(trajectory.epochs(), trajectory.metadata(0)["model"], restored["params"]["w"])
     ...     trajectory.close()
     [0] {'name': 'mine'} [1. 1.]
