@@ -24,12 +24,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_transfer.analysis.arguments import as_count, as_features, as_labels, scored
+from jax_transfer.analysis.hscore import ROUNDING
 from jax_transfer.numerics import positive
 
 MIN_LOG_T, MAX_LOG_T = -70.0, 36.0  # bounds of log(t / s_1^2), beyond which L equals its limit up to rounding
 MIN_STEP = 1 / 16  # smallest step of log t; a pair of stationary points closer than this may be skipped
 BISECTIONS = 24  # halvings of the last step (up to 80 long): log t to 1e-5, which changes L by about 1e-10
-ROUNDING = 8  # an entry of R below ROUNDING * eps times the norm of its column is rounding error
 SMALL = 1000  # a divide-and-conquer SVD loses relative accuracy in singular values below SMALL * eps * s_1
 
 
