@@ -242,8 +242,8 @@ def as_probabilities(p, name: str = "source_probs") -> Float[Array, "n s"]:
             row = np.asarray(p[int(wrong[0])])
             raise InputError(
                 f"{name} holds {len(wrong):,} rows that are not probabilities (row {wrong[0]} lies in "
-                f"[{row.min():.3g}, {row.max():.3g}] and sums to {row.sum():.3g}): expected non-negative rows that sum to "
-                "1. Pass jax.nn.softmax(logits) if they are logits."
+                f"[{row.min():.3g}, {row.max():.3g}] and sums to {row.sum():.3g}): expected non-negative rows that sum "
+                "to 1. Pass jax.nn.softmax(logits) if they are logits."
             )
     return p
 
