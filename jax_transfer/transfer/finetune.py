@@ -166,7 +166,7 @@ def finetune(
     epochs: Sequence[int] = (),
     eval_batch_size: int = 512,
 ) -> Iterator[Finetuned]:
-    """Fine-tunes checkpoints on a target and tests the models; yields the results by group, and within a group by epoch.
+    """Fine-tunes checkpoints on a target, tests the models and yields the results by group and epoch.
 
     One program is compiled for all checkpoints, seeds and learning rates. Candidates with the same seed see the same
     batches and are trained in parallel.
@@ -192,7 +192,9 @@ def finetune(
       ValueError: if the candidates do not all change the same settings.
 
     Example:
-      >>> from jax_transfer.data import batches, source
+      >>> import numpy as np
+      >>> from jax_transfer.data import batches
+      >>> from jax_transfer.data.sources import from_arrays
       >>> from jax_transfer.models.net import Output
       >>> from jax_transfer.training.objectives import OBJECTIVES
       >>> def apply(params, stats, images):
@@ -203,11 +205,11 @@ def finetune(
       ...     init=lambda key: ({"fc": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}, {}),
       ...     apply=apply, apply_train=lambda params, stats, images, key: (apply(params, stats, images), stats),
       ... )
-      >>> import numpy as np
       >>> labels = np.arange(8, dtype=np.int32) % 2
       >>> images = np.full((8, 4, 4, 3), 200 * labels[:, None, None, None], np.uint8)
       >>> mesh, preprocessing = devices.make_mesh(), Preprocessing(image_size=4)
-      >>> feed = batches.make_feed(source.from_arrays(images, labels, name="toy"), preprocessing, mesh)
+      >>> source = from_arrays(images, labels, name="toy", split="train")
+      >>> feed = batches.make_feed(source, preprocessing, mesh, resident_gigabytes=1.0, num_threads=1)
       >>> results = finetune(
       ...     {"a": lambda: {"params": {}, "stats": {}}}, [Candidate("a", seed=0)], net,
       ...     lambda: OBJECTIVES["supervised"](net, ()), batches.joined({"train": (feed, 4)}), feed, preprocessing,
