@@ -88,7 +88,18 @@ def linear_accuracy(
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "epochs", "batch_size"))
-def _accuracy(x, y, held_out, seed, learning_rate, l2, *, num_classes, epochs, batch_size):
+def _accuracy(
+    x: Float[Array, "n d"],
+    y: Int[Array, "n"],
+    held_out: Int[Array, "m"],
+    seed: Int[Array, ""],
+    learning_rate: float,
+    l2: float,
+    *,
+    num_classes: int,
+    epochs: int | None,
+    batch_size: int,
+) -> Float[Array, ""]:
     @jax.custom_batching.sequential_vmap  # so that a checkpoint's result does not depend on the others in the batch
     def accuracy(x, y, held_out, seed, learning_rate, l2):
         # Canonical, so that the batches depend on the set of samples but not on their order.

@@ -14,11 +14,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int, Key
 
 from jax_transfer import devices, flops
 from jax_transfer.transfer.softmax_regression import (
     ProbeSettings,
+    Weights,
     converged,
     cross_entropy,
     epochs_and_steps,
@@ -143,7 +144,18 @@ def mean_class_accuracy(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _fit_and_count_jit(protocol, num_classes, settings, x, y, keys, indices, values, x_test, y_test):
+def _fit_and_count_jit(
+    protocol: Protocol,
+    num_classes: int,
+    settings: ProbeSettings,
+    x: Float[Array, "k n d"],
+    y: Int[Array, " n"],
+    keys: Key[Array, " s"],
+    indices: Int[Array, " i"],
+    values: Float[Array, "k s v"],
+    x_test: Float[Array, "k m d"],
+    y_test: Int[Array, " m"],
+) -> tuple[dict[str, Int[Array, "k s v c"]], Weights]:
     fit = functools.partial(protocol.fit, num_classes=num_classes, settings=settings)
     classes = jnp.eye(num_classes, dtype=jnp.int32)[y_test]
 
@@ -178,7 +190,16 @@ def _validation_split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, n
     return np.sort(order[size:]), np.sort(order[:size])
 
 
-def _gigaflops(protocol: Protocol, num_classes, settings, x, y, rows, candidates, chosen) -> float:
+def _gigaflops(
+    protocol: Protocol,
+    num_classes: int,
+    settings: ProbeSettings,
+    x: Float[Array, "n d"],
+    y: Int[Array, " n"],
+    rows: Int[np.ndarray, " i"],
+    candidates: Float[np.ndarray, " v"],
+    chosen: Float[np.ndarray, " 1"],
+) -> float:
     """Counts the operations of choosing a candidate on `rows` and fitting all rows, for one checkpoint and seed."""
     all_rows, key = np.arange(len(y)), jax.random.key(0)
     total = _fit_gigaflops(protocol, num_classes, settings, x, y, all_rows, key, chosen)
@@ -187,7 +208,17 @@ def _gigaflops(protocol: Protocol, num_classes, settings, x, y, rows, candidates
     return total
 
 
-def _fit_gigaflops(protocol, num_classes, settings, x, y, indices, key, values) -> float:
+def _fit_gigaflops(
+    protocol: Protocol,
+    num_classes: int,
+    settings: ProbeSettings,
+    x: Float[Array, "n d"],
+    y: Int[Array, " n"],
+    indices: Int[np.ndarray, " i"],
+    key: Key[Array, ""],
+    values: Float[np.ndarray, " v"],
+) -> float:
+    """Counts the operations of fitting each of the values to the rows `indices`."""
     fit = functools.partial(protocol.fit, num_classes=num_classes, settings=settings)
     if protocol.exact:  # the number of steps depends on the data
         with jax.default_matmul_precision("float32"):
