@@ -20,7 +20,7 @@ for a few minutes.
 """
 
 from jax_transfer.choose import choose
-from jax_transfer.config import default_config
+from jax_transfer.study.config import default_config
 
 FIGURE_1 = "tfds:mnist?per_class=100"
 TABLE_1 = "tfds:mnist"

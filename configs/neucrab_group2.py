@@ -35,7 +35,7 @@ Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Tiny-ImageNet for two t
 """
 
 from jax_transfer.choose import choose
-from jax_transfer.config import default_config
+from jax_transfer.study.config import default_config
 
 DECAYS = (0.3, 0.6, 0.9)  # 90k, 180k and 270k of 300k iterations
 TABLE = (

@@ -36,7 +36,7 @@ Variants: `full`; `smoke`, four small architectures on CIFAR-10 for two targets 
 """
 
 from jax_transfer.choose import choose
-from jax_transfer.config import default_config
+from jax_transfer.study.config import default_config
 
 TABLE = (
     "linear_1",

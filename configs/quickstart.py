@@ -9,7 +9,7 @@ each. Measured on two CPU cores: 2 minutes; FE 95.45 % and FT 97.49 % at epoch 1
 """
 
 from jax_transfer.choose import choose
-from jax_transfer.config import default_config
+from jax_transfer.study.config import default_config
 
 
 def full():

@@ -17,7 +17,7 @@ Variants: `full`; `smoke`, Tiny-ImageNet to Caltech101 and MNIST on two CPU core
 """
 
 from jax_transfer.choose import choose
-from jax_transfer.config import default_config
+from jax_transfer.study.config import default_config
 
 FOLDERS = "folder:data/"
 TARGETS = (

@@ -29,7 +29,7 @@ on two CPU cores in three minutes, all augmentations and the moving average incl
 """
 
 from jax_transfer.choose import choose
-from jax_transfer.config import default_config
+from jax_transfer.study.config import default_config
 
 FOLDERS = "folder:data/"
 TARGETS = (

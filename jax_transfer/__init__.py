@@ -10,7 +10,7 @@ def __getattr__(name: str):
 
         return rank
     if name in ("load_checkpoint", "export"):
-        from jax_transfer import models
+        from jax_transfer import checkpoints
 
-        return getattr(models, name)
+        return getattr(checkpoints, name)
     raise AttributeError(f"module 'jax_transfer' has no attribute {name!r}")

@@ -8,6 +8,7 @@ same checks of settings made by hand (`check_itself`).
 
 import dataclasses
 import inspect
+import json
 import reprlib
 import types
 import typing
@@ -277,3 +278,8 @@ def check_path(path: str, known: Mapping) -> None:
         known, where = choose(known, name, f"field of {where}"), f"{where}.{name}"
         if name in NAMED_BY_USER:
             return
+
+
+def to_json(config: ConfigDict) -> dict:
+    """The config as `config.json` holds it: plain, tuples as lists."""
+    return json.loads(json.dumps(config.to_dict()))

@@ -9,12 +9,14 @@ import rich
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_transfer import devices, fields, logs, preemption, study
-from jax_transfer.config import BY_TARGET, default_config, follow_targets
+from jax_transfer import devices, fields, logs, preemption
 from jax_transfer.preemption import Preempted
 from jax_transfer.ranking import command
 from jax_transfer.records import InputError, printable
-from jax_transfer.report import best, tables, trust
+from jax_transfer.report import best, trust
+from jax_transfer.results import read_rows
+from jax_transfer.study import runner
+from jax_transfer.study.config import BY_TARGET, default_config, follow_targets
 
 FLAGS = flags.FLAGS
 USER_ERROR = 2
@@ -56,7 +58,7 @@ def _main(argv) -> None:
         devices.wait_for_all("ranked")
         preemption.done()
         return
-    results = study.run(config, workdir)
+    results = runner.run(config, workdir)
     if devices.is_first_process():
         _print_summary(results)
     preemption.done()
@@ -64,7 +66,7 @@ def _main(argv) -> None:
 
 def _print_summary(results: pathlib.Path) -> None:
     paths = (results / f"{name}.jsonl" for name in ("targets", "transfer", "ranking", "scores"))
-    rows = {path.stem: tables.read_rows(path) for path in paths if path.exists()}
+    rows = {path.stem: read_rows(path) for path in paths if path.exists()}
     if rows.get("transfer"):
         rich.print(best.summary_table(best.by_metric(rows)["transfer"]))
     ranking, scored = rows.get("ranking", []), rows.get("scores", [])

@@ -14,6 +14,8 @@ threadpoolctl.threadpool_limits(1, "blas")  # of numpy, which a plugin of pytest
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # of what is imported later, and of the commands that tests start
 
+collect_ignore_glob = ["benchmarks/*", "faults/*", "helpers/*", "launch_expected/*"]  # doctests would import them
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # Half of the time of a small study is compilation, and the tests run the same one again and again.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "jax"))
@@ -30,7 +32,7 @@ OVER_MODELS = ("test_shapes_and_dtypes", "test_params_and_stats_are_nested_dicts
 def pytest_collection_modifyitems(items):
     """Marks the deepest nets slow. The files that take minutes go first, so that no worker is left with one at the end."""
     for item in items:
-        if item.originalname in OVER_MODELS and item.callspec.params.get("name") in DEEP:
+        if getattr(item, "originalname", None) in OVER_MODELS and item.callspec.params.get("name") in DEEP:
             item.add_marker(pytest.mark.slow)
     longest = ("test_study.py", "test_preemption.py", "test_scores.py", "test_scoring.py", "test_mutual_information.py")
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import pytest
 
-from jax_transfer import checks, config, fields, settings
-from jax_transfer.config import default_config, differences, to_json
-from jax_transfer.fields import Listed, OneOf, Part, Probability
+from jax_transfer import fields
+from jax_transfer.fields import Listed, OneOf, Part, Probability, to_json
 from jax_transfer.records import InputError
-from jax_transfer.settings import DataSettings, PretrainSettings, SpectralSettings
+from jax_transfer.study import checks, config, settings
+from jax_transfer.study.config import default_config, differences
+from jax_transfer.study.settings import DataSettings, PretrainSettings, SpectralSettings
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OptimizerSettings
 from jax_transfer.transfer.finetune import FinetuneSettings

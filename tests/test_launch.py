@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from helpers.source_files import REPOSITORY
+
 LAUNCH = REPOSITORY / "launch"
 EXPECTED = pathlib.Path(__file__).resolve().parent / "launch_expected"
 STUDY = ["--config=configs/resnet50_imagenet.py", "--workdir=/mnt/nfs/run 1", "--config.targets=('tfds:cifar10',)"]

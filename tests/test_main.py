@@ -1,7 +1,6 @@
 """The command and the package as a newcomer meets them: an option that cannot be used, a checkout that is not installed."""
 
 import os
-import pathlib
 import subprocess
 import sys
 import tomllib
@@ -9,10 +8,10 @@ import tomllib
 import pytest
 
 import jax_transfer as jt
-from jax_transfer import checks, main
+from helpers.source_files import REPOSITORY
+from jax_transfer import main
 from jax_transfer.records import InputError
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from jax_transfer.study import checks
 
 
 @pytest.mark.parametrize("content", [None, b"\xd0\xff"], ids=["missing", "binary"])

@@ -16,6 +16,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_transfer import flops
+from jax_transfer.analysis.agreement import (
+    MIN_CHECKPOINTS,
+    kendall,
+    kendall_interval,
+    pearson,
+    recall_at_k,
+    regret,
+    relative_accuracy_at_k,
+    weighted_kendall,
+)
 from jax_transfer.analysis.arguments import as_count, as_features, as_held_out, as_labels
 from jax_transfer.analysis.embedding import tsne
 from jax_transfer.analysis.hscore import h_score, h_score_shrunk
@@ -24,17 +34,6 @@ from jax_transfer.analysis.linear import linear_accuracy
 from jax_transfer.analysis.logme import logme
 from jax_transfer.analysis.mutual_information import mutual_information
 from jax_transfer.analysis.nleep import Pca, nleep, nleep_gigaflops, pca
-from jax_transfer.analysis.ranking import (
-    MIN_CHECKPOINTS,
-    kendall,
-    kendall_interval,
-    pearson,
-    ranking_row,
-    recall_at_k,
-    regret,
-    relative_accuracy_at_k,
-    weighted_kendall,
-)
 from jax_transfer.analysis.spectral import (
     Similarities,
     SpectralComponents,
@@ -286,7 +285,6 @@ __all__ = [
     "nleep",
     "pca",
     "pearson",
-    "ranking_row",
     "recall_at_k",
     "regret",
     "relative_accuracy_at_k",

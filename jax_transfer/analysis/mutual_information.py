@@ -11,14 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jax_transfer.analysis.arguments import (
-    as_count,
-    as_features,
-    as_labels,
-    as_number,
-    as_seed,
-    scored,
-)
+from jax_transfer.analysis.arguments import as_count, as_features, as_labels, as_number, as_seed, scored
 from jax_transfer.analysis.canonical import canonical
 from jax_transfer.analysis.nleep import principal_components
 from jax_transfer.numerics import positive

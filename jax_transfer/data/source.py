@@ -15,7 +15,7 @@ from jax_transfer.records import InputError
 SPLITS = ("train", "test")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Source:
     """One split of a data set: labels at hand, images read on demand.
 

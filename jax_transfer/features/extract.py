@@ -1,33 +1,22 @@
-"""Features of a data set: one compiled forward pass for all checkpoints, and a cache on disk.
-
-The cache's key is a hash of all that determines the features: the parameters themselves, the model,
-the data with its size, the preprocessing and the precision of the computation.
-"""
+"""Features of a data set: one compiled forward pass for all checkpoints of a net."""
 
 import collections
-import functools
-import hashlib
-import io
-import json
-import pathlib
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_transfer import devices, logs
+from jax_transfer import devices
 from jax_transfer.data import augment
 from jax_transfer.data.batches import Feed, abstract_batch
-from jax_transfer.data.sources import Source
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.net import Net, Output
 from jax_transfer.records import Batch, Features
 
 
-def make_forward(net: Net, preprocessing: Preprocessing, mesh: Mesh) -> Callable:
+def make_forward(net: Net, preprocessing: Preprocessing, mesh: Mesh) -> Callable[..., Output]:
     """Compiles forward(model, batch) -> Output(logits [b, s], features [b, d]), without maps and projection."""
 
     @jax.jit
@@ -86,54 +75,27 @@ def _are_constant(x):
     return bool(np.all(spread <= CONSTANT * jnp.finfo(x.dtype).eps * np.maximum(size, np.median(size))))
 
 
-def forward_gigaflops(forward: Callable, model: dict, preprocessing: Preprocessing, batch_size: int) -> float:
-    """The work of one image's forward pass, by the compiler's cost analysis of shapes alone."""
-    return devices.gigaflops(forward, model, abstract_batch(preprocessing, batch_size)) / batch_size
+def forward_gigaflops(forward: Callable[..., Output], net: Net, preprocessing: Preprocessing, batch_size: int) -> float:
+    """Returns the work of one image's forward pass in GFLOP, by the compiler's cost analysis of shapes alone."""
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    batch = abstract_batch(preprocessing, batch_size)
+    return devices.gigaflops(forward, {"params": params, "stats": stats}, batch) / batch_size
 
 
-# Part of the name of cached features. Version 2: images are decoded, cropped and split otherwise than in version 1,
-# whose files were named by the hash alone.
-FEATURES_VERSION = 2
+def stack(features: Sequence[Features]) -> Features:
+    """Stacks the features of k checkpoints: features [k, n, d], logits [k, n, s], labels [k, n].
 
+    Source classes that a checkpoint lacks get a logit of minus infinity, that is probability 0.
 
-def cache_key(model_fingerprint: str, model_settings: dict, preprocessing: Preprocessing, source: Source) -> str:
-    """Changes whenever the features would. `model_fingerprint` is `trees.fingerprint` of the parameters."""
-    determined_by = [
-        model_fingerprint,
-        json.dumps(model_settings, sort_keys=True),
-        json.dumps(preprocessing.to_json(), sort_keys=True),
-        source.fingerprint,
-        jnp.dtype(devices.compute_dtype()).name,
-    ]
-    return f"v{FEATURES_VERSION}-{hashlib.blake2b(chr(10).join(determined_by).encode(), digest_size=16).hexdigest()}"
-
-
-def save(path: pathlib.Path, features: Features) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, features=features.features, logits=features.logits, labels=features.labels)
-    logs.write_atomically(path, buffer.getvalue())
-
-
-def load(path: pathlib.Path) -> Features | None:
-    """The cached features, or None where there are none. A file that cannot be read is named and made again."""
-    if not path.exists():
-        _say_which_are_outdated(path.parent)
-        return None
-    try:
-        with np.load(path) as arrays:
-            return Features(**{name: arrays[name] for name in ("features", "logits", "labels")})
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
-        logs.log.warning("%s cannot be read (%s): the features are extracted again.", path, error)
-        return None
-
-
-@functools.cache  # once a folder
-def _say_which_are_outdated(folder: pathlib.Path) -> None:
-    outdated = [path for path in folder.glob("*.npz") if not path.name.startswith(f"v{FEATURES_VERSION}-")]
-    if outdated:
-        logs.log.warning(
-            "%s holds %d files of features that another version made from other pixels: they are not used, and the "
-            "features are extracted again.",
-            folder,
-            len(outdated),
-        )
+    >>> import numpy as np
+    >>> a, b = (Features(np.zeros((4, 2)), np.zeros((4, s)), np.arange(4)) for s in (3, 5))
+    >>> stack([a, b]).logits.shape
+    (2, 4, 5)
+    """
+    s = max(each.logits.shape[1] for each in features)
+    padded = [np.pad(f.logits, ((0, 0), (0, s - f.logits.shape[1])), constant_values=-np.inf) for f in features]
+    return Features(
+        features=jnp.asarray(np.stack([f.features for f in features])),
+        logits=jnp.asarray(np.stack(padded)),
+        labels=jnp.asarray(np.stack([f.labels for f in features])),
+    )

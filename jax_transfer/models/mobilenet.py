@@ -14,15 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models.layers import (
-    DTYPES,
-    BatchNorm,
-    chain,
-    check_scaled,
-    conv,
-    gaussian_head,
-    global_mean,
-)
+from jax_transfer.models.layers import DTYPES, BatchNorm, chain, check_scaled, conv, gaussian_head, global_mean
 from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.spec import BICUBIC, HALF, IMAGENET, TORCHVISION_V2, VIT, Spec
 

@@ -8,20 +8,12 @@ from collections.abc import Sequence
 
 import jax
 
+from jax_transfer.checkpoints import Checkpoint, at_image_size, describes_itself, expand, load_checkpoint
+from jax_transfer.checkpoints.released import named, released_preprocessing
+from jax_transfer.checkpoints.torch_files import ALSO_READ, ENDINGS
 from jax_transfer.choose import choose
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models import (
-    MODELS,
-    Checkpoint,
-    Net,
-    at_image_size,
-    describes_itself,
-    expand,
-    load_checkpoint,
-    named,
-    released_preprocessing,
-)
-from jax_transfer.models.torch_files import ALSO_READ, ENDINGS
+from jax_transfer.models import MODELS, Net
 from jax_transfer.records import InputError
 
 # FILE=MODEL, FILE=MODEL?setting=value

@@ -8,17 +8,16 @@ from typing import Annotated
 import rich
 from ml_collections import ConfigDict
 
-from jax_transfer import devices, fields, logs
+from jax_transfer import devices, fields
 from jax_transfer.analysis import SCORES
-from jax_transfer.config import to_json
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Count, OneOf, Positive, between
+from jax_transfer.fields import Count, OneOf, Positive, between, to_json
 from jax_transfer.logs import log
 from jax_transfer.ranking import page, result
 from jax_transfer.ranking.rank import DEFAULT_SCORES, rank
 from jax_transfer.records import METRICS, InputError
-from jax_transfer.workspace import lock_workdir
+from jax_transfer.results import lock_workdir, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +93,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     lock = lock_workdir(workdir)
     devices.use_compilation_cache(workdir / "compilation_cache")
     try:
-        logs.write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1).encode())
+        write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1).encode())
         found = rank(
             checkpoints, config.target, config.model or None, config.scores, _replaced(config), config.seed,
             config.batch_size, config.on_corrupt, workdir, config.metric or None,

@@ -15,14 +15,14 @@ import numpy as np
 
 from jax_transfer import devices, logs, trees
 from jax_transfer.analysis import SCORES, score_all, why_undefined
+from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.choose import choose
 from jax_transfer.data.batches import Feed, make_feed
 from jax_transfer.data.sources import Source, load_source
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features import extract
-from jax_transfer.logs import log
-from jax_transfer.models import Checkpoint
-from jax_transfer.plan import duration
+from jax_transfer.features.cache import FeatureCache
+from jax_transfer.logs import duration, log
 from jax_transfer.ranking.candidates import Candidate, list_candidates, load
 from jax_transfer.ranking.result import Ranked, Ranking, named_classes
 from jax_transfer.records import METRICS, Features, InputError
@@ -136,16 +136,20 @@ class _Target:
     """
 
     def __init__(self, sources: list[Source], metric: str, batch_size: int, workdir: str | pathlib.Path | None):
-        self.sources, self.metric, self.batch_size = sources, metric, batch_size
+        self.sources, self.metric = sources, metric
         self.labels = np.concatenate([source.labels for source in sources])
         self.weights = image_weights(self.labels, metric)
         self.classes = tuple(sources[0].class_names[label] for label in np.unique(self.labels))
-        self.folder = pathlib.Path(workdir) / "features" if workdir else None
-        self.mesh = devices.make_mesh()
         self.num_images, self.num_classes = sum(map(len, sources)), sources[0].num_classes
-        # Compiled once for all epochs of a trajectory; read and resized once for all that take images of one size.
-        self.forward = functools.cache(lambda net, preprocessing: extract.make_forward(net, preprocessing, self.mesh))
+        self.mesh = devices.make_mesh()
+        # Read and resized once for all checkpoints that take images of one size.
         self._feeds = functools.lru_cache(maxsize=1)(self._read)
+        folder = pathlib.Path(workdir) / "features" if workdir else None
+        self.cache = FeatureCache(folder, self._feed, self.mesh, batch_size)
+
+    def _feed(self, source: Source, preprocessing: Preprocessing) -> Feed:
+        position = next(i for i, each in enumerate(self.sources) if each is source)
+        return self._feeds(preprocessing.reading)[position]
 
     def _read(self, reading: Preprocessing) -> list[Feed]:
         with logs.progress(self.num_images, f"read images at {reading.host_size} pixels", "images") as bar:
@@ -162,29 +166,9 @@ class _Target:
                 for first, source in zip(done, self.sources, strict=False)
             ]
 
-    def gigaflops_per_image(self, checkpoint: Checkpoint) -> float:
-        forward = self.forward(checkpoint.net, checkpoint.preprocessing)
-        weights = {"params": checkpoint.params, "stats": checkpoint.stats}
-        return extract.forward_gigaflops(forward, weights, checkpoint.preprocessing, self.batch_size)
-
     def features(self, checkpoint: Checkpoint) -> Features:
-        weights = {"params": checkpoint.params, "stats": checkpoint.stats}
-        settings = {"name": checkpoint.net.name, **checkpoint.settings}
-        fingerprint = trees.fingerprint(weights) if self.folder else ""
-        parts = []
-        for place, source in enumerate(self.sources):
-            path = found = None
-            if self.folder:
-                key = extract.cache_key(fingerprint, settings, checkpoint.preprocessing, source)
-                path = self.folder / f"{key}.npz"
-                found = extract.load(path)
-            if found is None:
-                forward = self.forward(checkpoint.net, checkpoint.preprocessing)
-                feed = self._feeds(checkpoint.preprocessing.reading)[place]
-                found = extract.extract(forward, devices.replicate(weights, self.mesh), feed, self.batch_size)
-                if path:
-                    extract.save(path, found)
-            parts.append(found)
+        """Returns the features of all images, those of the training split first."""
+        parts = [self.cache(checkpoint, source) for source in self.sources]
         return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
 
@@ -267,10 +251,10 @@ def _say_what_and_how_long(
             known[group[0]] = str(error)
             log.warning("  %s: %s", group[0].name, error)
             continue
-        room -= trees.size_bytes((checkpoint.params, checkpoint.stats))
+        room -= trees.size_bytes(checkpoint.model)
         if room >= 0:
             known[group[0]] = checkpoint
-        image = target.gigaflops_per_image(checkpoint)
+        image = target.cache.gigaflops_per_image(checkpoint.net, checkpoint.preprocessing)
         work = target.num_images * image + gigaflops(target.num_images, checkpoint.net.feature_dim, target.num_classes)
         seconds = len(group) * work / rate
         name = group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more"

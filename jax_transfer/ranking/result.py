@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from jax_transfer.analysis import MIN_CHECKPOINTS, kendall
+from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models import Checkpoint
 from jax_transfer.records import InputError, printable
 from jax_transfer.report import tables
-from jax_transfer.report.tables import EN_DASH, Row, percent
+from jax_transfer.report.tables import EN_DASH, percent
+from jax_transfer.results import Row
 
 LOW_AGREEMENT = 0.3  # of Kendall's tau: two of three pairs in the same order
 NORMAL = statistics.NormalDist()

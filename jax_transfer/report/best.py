@@ -14,7 +14,8 @@ from rich.text import Text
 
 from jax_transfer.logs import log
 from jax_transfer.records import METRICS
-from jax_transfer.report.tables import METHODS, Row, is_number, method_name, percent, showable, target_names
+from jax_transfer.report.tables import METHODS, is_number, method_name, percent, showable, target_names
+from jax_transfer.results import Row
 
 DEFAULT = "accuracy"
 

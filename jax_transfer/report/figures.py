@@ -33,7 +33,8 @@ from jax_transfer.report.style import (
     percent_axis,
     place_labels,
 )
-from jax_transfer.report.tables import Row, is_number
+from jax_transfer.report.tables import is_number
+from jax_transfer.results import Row
 
 MANY_POINTS = 30  # on a curve: from there on markers would hide the line and its band
 SOURCE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jax_transfer.records import METRICS, InputError
-from jax_transfer.report import explain, figures, tables
+from jax_transfer.report import figures, spectral, tables
 from jax_transfer.report.best import best_checkpoints, by_metric, summary_rows
 from jax_transfer.report.markup import escape, inline_svg, to_page
 from jax_transfer.report.style import to_svg
-from jax_transfer.report.tables import METHODS, Row, percent
+from jax_transfer.report.tables import METHODS, percent
 from jax_transfer.report.trust import trust_note, trust_rows
+from jax_transfer.results import Row, column_names, read_rows
 
 LONG_TABLE = 15  # rows; longer ones are folded
 MANY_FIGURES = 12  # in a section; its groups are then folded, but for the first
@@ -60,12 +61,12 @@ def write_report(workdir: pathlib.Path, written_by: Mapping[str, Sequence[str]] 
     written_by = written_by or {}
     if not workdir.is_dir():
         raise InputError(f"Working directory {workdir} does not exist; give the --workdir of a study.")
-    found = {path.stem: tables.read_rows(path) for path in sorted((workdir / "results").glob("*.jsonl"))}
+    found = {path.stem: read_rows(path) for path in sorted((workdir / "results").glob("*.jsonl"))}
     results = {name: found[name] for name in dict.fromkeys((*written_by, *found)) if name in found}
     config, report = _read_config(workdir / "config.json"), workdir / "report"
     (report / "figures").mkdir(parents=True, exist_ok=True)
     for name, rows in results.items():
-        tables.to_csv(rows, report / f"{name}.csv", tables.column_names(name, rows))
+        tables.to_csv(rows, report / f"{name}.csv", column_names(name, rows))
     title = tables.showable(config.get("name") or workdir.resolve().name)
     page = Page(config, results, by_metric(results), written_by, report / "figures")
     body = _head(title, config)
@@ -193,7 +194,7 @@ def _targets(page: Page) -> Iterator[str]:
 
 def _paper(page: Page) -> Iterator[str]:
     if paper := page.config.get("paper"):
-        yield tables.to_html(explain.paper_rows(page.read, paper))
+        yield tables.to_html(spectral.paper_rows(page.read, paper))
 
 
 def _why(page: Page) -> Iterator[str]:
@@ -201,10 +202,10 @@ def _why(page: Page) -> Iterator[str]:
     if not page.read.get("spectral"):
         return
     yield "<ul>"
-    for name, words in explain.story(page.read):
+    for name, words in spectral.story(page.read):
         yield f"<li><strong>{escape(name)}.</strong> {escape(words)}</li>"
     yield "</ul>"
-    rows = explain.table_1(page.read)
+    rows = spectral.table_1(page.read)
     if not rows:
         yield "<p>No component has the accuracy that counts on its target: stage spectral computes it.</p>"
         return
@@ -290,9 +291,7 @@ def _tables(page: Page) -> Iterator[str]:
             yield f"<h3>{escape(name)}</h3>"
             yield "<p>No rows.</p>" if name in page.results else page.not_run(name)
             continue
-        columns = [
-            column for column in tables.column_names(name, rows) if any(row.get(column) is not None for row in rows)
-        ]
+        columns = [column for column in column_names(name, rows) if any(row.get(column) is not None for row in rows)]
         table = tables.to_html(rows, columns)
         summary = f"{escape(name)} ({len(rows)} rows)"
         long = len(rows) > LONG_TABLE
@@ -315,7 +314,7 @@ SECTIONS: dict[str, Callable[[Page], Iterator[str]]] = {
     "What failed": _failures,
     **{
         title: functools.partial(_figures, needs, draw)
-        for title, (needs, draw) in {**figures.FIGURES, **explain.FIGURES}.items()
+        for title, (needs, draw) in {**figures.FIGURES, **spectral.FIGURES}.items()
     },
     "All results": _tables,
     "Configuration": _configuration,

@@ -1,25 +1,19 @@
 """Result rows in, text out: the names that readers see, and any rows as CSV or HTML.
 
-Rows are the dictionaries of `results/*.jsonl` (`records.to_json_dict`); accuracies are in [0, 1] there, and
+Rows are the dictionaries of `results/*.jsonl` (`results.to_json_dict`); accuracies are in [0, 1] there, and
 in percent wherever a reader sees them. A missing value (None or NaN) shows as an en dash.
 """
 
 import csv
-import dataclasses
-import functools
 import html
 import io
-import json
 import math
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
-from jax_transfer import records
-from jax_transfer.logs import log, older, write_atomically
-from jax_transfer.records import InputError
+from jax_transfer.results import Row, column_names, write_atomically
 
-Row = dict
 EN_DASH = "–"
 
 # Method -> its short name in figures and tables, and how a sentence says it. FE and FT are the papers' terms.
@@ -55,60 +49,6 @@ TARGET_OPTIONS = {"per_class": "{} per class", "fraction": "fraction {}", "imbal
 
 def is_number(value) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def read_rows(path: pathlib.Path) -> list[Row]:
-    """The rows of a JSON-lines file, in order.
-
-    A last line that a killed run left torn is dropped with a warning; NaN is read as a float. Rows that an older
-    version of jax_transfer computed are left out with a warning. Columns that rows lack have the defaults of the file's
-    dataclass.
-
-    Raises:
-      InputError: if the file cannot be read, another line is not a JSON object, or a row of a file known to
-        `records.ROWS` lacks one of its columns.
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a JSON-lines file.") from error
-    fields = dataclasses.fields(records.ROWS[path.stem][0]) if path.stem in records.ROWS else ()
-    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    rows, num_older = [], 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # bad JSON or bad UTF-8
-            if number == len(lines):
-                log.warning("%s: line %d is torn (a run was killed while writing it); dropped.", path, number)
-                break
-            raise InputError(f"{path}: line {number} is not JSON ({error}); remove or repair it.") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}: line {number} lacks an object; rerun its stage.")
-        if path.stem in records.ROWS and not records.is_current(path.stem, row, f"{path}: line {number}"):
-            num_older += 1
-            continue
-        row = {**row, **{name: value for name, value in defaults.items() if name not in row}}
-        if missing := [name for name in column_names(path.stem, []) if name not in row]:
-            raise InputError(f"{path}: line {number} lacks {', '.join(missing)}; rerun its stage.")
-        rows.append(row)
-    if num_older:
-        _say_older(path, num_older)
-    return rows
-
-
-@functools.cache  # the page and the terminal read the same files
-def _say_older(path: pathlib.Path, count: int) -> None:
-    log.warning("%s: %s: run its stage again.", path, older(count, "left out"))
-
-
-def column_names(name: str, rows: Iterable[Row]) -> list[str]:
-    """Columns of the result file `name` in the order of its dataclass, then whatever else the rows hold."""
-    fields = dataclasses.fields(records.ROWS[name][0]) if name in records.ROWS else ()
-    known = [records.COLUMNS.get(field.name, field.name) for field in fields]
-    return list(dict.fromkeys(known + [key for row in rows for key in row]))
 
 
 def showable(text) -> str:

@@ -11,7 +11,8 @@ from rich.text import Text
 from jax_transfer.analysis import MIN_CHECKPOINTS
 from jax_transfer.report import tables
 from jax_transfer.report.best import DEFAULT, metric_words
-from jax_transfer.report.tables import Row, is_number
+from jax_transfer.report.tables import is_number
+from jax_transfer.results import Row
 from jax_transfer.transfer.finetune import FINETUNE_SCORES
 
 # Column title -> column of results/ranking.jsonl, and its decimals on the page and in the narrower terminal; each is

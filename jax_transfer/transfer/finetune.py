@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from jax_transfer import devices, logs, trees
+from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.data.augment import AUGMENTATIONS
 from jax_transfer.data.batches import Feed, Joined, steps_per_epoch
 from jax_transfer.data.mixing import MIXINGS
@@ -151,7 +152,7 @@ def kept_head(key: Key[Array, ""], params: dict, net: Net) -> dict:
 
 
 def finetune(
-    checkpoints: Mapping[str, Callable[[], dict]],
+    checkpoints: Mapping[str, Checkpoint],
     candidates: Sequence[Candidate],
     net: Net,
     make_objective: Callable[..., Objective],
@@ -172,7 +173,8 @@ def finetune(
     batches and are trained in parallel.
 
     Args:
-      checkpoints: name -> function that loads its {"params", "stats"}, with any classification head or none.
+      checkpoints: name -> the checkpoint to start from, with any classification head or none; only its weights are
+        used.
       candidates: the runs to make.
       net: the common architecture, with the number of classes of the target.
       make_objective: called with those changes of a candidate that are not in RATES, as keyword arguments.
@@ -192,6 +194,7 @@ def finetune(
       ValueError: if the candidates do not all change the same settings.
 
     Example:
+      >>> import types
       >>> import numpy as np
       >>> from jax_transfer.data import batches
       >>> from jax_transfer.data.sources import from_arrays
@@ -211,7 +214,7 @@ def finetune(
       >>> source = from_arrays(images, labels, name="toy", split="train")
       >>> feed = batches.make_feed(source, preprocessing, mesh, resident_gigabytes=1.0, num_threads=1)
       >>> results = finetune(
-      ...     {"a": lambda: {"params": {}, "stats": {}}}, [Candidate("a", seed=0)], net,
+      ...     {"a": types.SimpleNamespace(model={"params": {}, "stats": {}})}, [Candidate("a", seed=0)], net,
       ...     lambda: OBJECTIVES["supervised"](net, ()), batches.joined({"train": (feed, 4)}), feed, preprocessing,
       ...     FinetuneSettings(epochs=5, batch_size=4), mesh,
       ... )
@@ -256,7 +259,7 @@ def finetune(
     for group in _groups(candidates, mesh.shape["sweep"]):
         start_time, own = time.perf_counter(), [candidates[index] for index in group]
         filled = own + own[-1:] * (mesh.shape["sweep"] - len(own))  # repeats the last candidate to use every device
-        states = [jax.device_get(start(checkpoints[c.checkpoint](), c.seed, _arrays(c.changes))) for c in filled]
+        states = [jax.device_get(start(checkpoints[c.checkpoint].model, c.seed, _arrays(c.changes))) for c in filled]
         state = devices.split(trees.stack(states), mesh, "sweep")
         label, seed = f"finetune {_names(own)} on {what}", own[0].seed
         diverged_at: list[int | None] = [None] * len(own)

@@ -1,6 +1,6 @@
 """Writes the table of the campaign when its last test is over."""
 
-import hostile
+from helpers import hostile
 
 
 def pytest_sessionfinish():

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import pathlib
 import pickle
 import string
 import sys
@@ -12,21 +11,21 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from hostile import accepted_or_refused, examples
 from hypothesis import example, given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jax_transfer import checks, main, plan, settings
-from jax_transfer.config import BY_TARGET, default_config, differences, to_json
-from jax_transfer.models.trajectory import evaluated_epochs
+from helpers.hostile import accepted_or_refused, examples
+from helpers.source_files import REPOSITORY
+from jax_transfer import main
+from jax_transfer.fields import to_json
 from jax_transfer.ranking import command
 from jax_transfer.records import InputError
+from jax_transfer.study import checks, settings
+from jax_transfer.study.config import BY_TARGET, default_config, differences
+from jax_transfer.study.snapshots import evaluated_epochs
+from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.optimizers import make_optimizer, make_schedule
-from jax_transfer.workspace import Workspace
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
-
 
 WORDS = st.sampled_from(
     ("adam", "adamw", "cosine", "step", "mixup", "flip", "rand_augment", "resnet18", "vit_tiny_patch4_32",
@@ -158,7 +157,7 @@ def build(config, workdir):
         probing = settings.probe_settings(config, target)
         assert all(np.isfinite(np.float32(x)) for x in (*probing.learning_rates, *probing.l2))
     work = Workspace(config, workdir)
-    plan.check_data(work)
+    checks.check_data(work)
     work.source_net(work.pretrainings[0])
 
 

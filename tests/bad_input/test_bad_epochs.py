@@ -3,23 +3,18 @@
 import gc
 import json
 import os
-import pathlib
 import shutil
-import sys
 
 import jax
 import numpy as np
 import pytest
-from hostile import accepted_or_refused, examples
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jax_transfer.models import load_checkpoint
-from jax_transfer.models.checkpoints import describes_itself, expand
-from jax_transfer.models.trajectory import Trajectory
-
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))  # pytest knows only the folder of a test
-from checkpoint_files import DESCRIBED, PARAMS, STATS
+from helpers.checkpoint_files import DESCRIBED, PARAMS, STATS
+from helpers.hostile import accepted_or_refused, examples
+from jax_transfer.checkpoints import describes_itself, expand, load_checkpoint
+from jax_transfer.checkpoints.trajectory import Trajectory
 
 MODEL = {"params": PARAMS, "stats": STATS}
 TRAINING = {"opt_state": {}, "step": np.int32(3), "key": np.zeros(2, np.uint32)}

@@ -15,11 +15,11 @@ import zlib
 
 import numpy as np
 import pytest
-from hostile import accepted_or_refused, examples, watchdog
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.hostile import accepted_or_refused, examples, watchdog
 from jax_transfer.data import folders, layout, sources
 from jax_transfer.data.sources import load_source, materialize
 from jax_transfer.data.transforms import decode_file

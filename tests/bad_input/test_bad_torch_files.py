@@ -10,12 +10,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from hostile import examples
 from hypothesis import example, given
 from hypothesis import strategies as st
-from weights import HOW, MASK, PLACE, damaged, load
 
-from checkpoint_files import METADATA, saved, state  # isort: skip  after weights, which says where it lies
+from helpers.checkpoint_files import METADATA, saved, state
+from helpers.damaged_weights import HOW, MASK, PLACE, damaged, load
+from helpers.hostile import examples
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ import os
 import struct
 
 import pytest
-from hostile import accepted_or_refused, examples
 from hypothesis import example, given
 from hypothesis import strategies as st
-from weights import HOW, MASK, PLACE, damaged, load
 
-from checkpoint_files import DESCRIBED, METADATA, TIMMS, saved  # isort: skip  after weights, which says where it lies
-from jax_transfer.models.checkpoints import expand
+from helpers.checkpoint_files import DESCRIBED, METADATA, TIMMS, saved
+from helpers.damaged_weights import HOW, MASK, PLACE, damaged, load
+from helpers.hostile import accepted_or_refused, examples
+from jax_transfer.checkpoints import expand
 
 
 @pytest.fixture(scope="module")

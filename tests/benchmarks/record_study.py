@@ -11,7 +11,9 @@ import pathlib
 import shutil
 
 from jax_transfer import devices
-from jax_transfer.report import best, explain, tables
+from jax_transfer.report import best, tables
+from jax_transfer.report import spectral as report_spectral
+from jax_transfer.results import read_rows
 
 
 def markdown(rows: list[dict]) -> str:
@@ -24,11 +26,11 @@ def markdown(rows: list[dict]) -> str:
 def readme(config: dict, results: dict, command: str, device: str, note: str) -> str:
     images = sum(row["seconds"] for row in results.get("pretrain", []) if tables.is_number(row["seconds"]))
     tuned = sum(r["seconds"] for r in results.get("transfer", []) if r["method"] == "finetune" and not r["error"])
-    stories = "\n".join(f"- **{name}.** {words}" for name, words in explain.story(results))
+    stories = "\n".join(f"- **{name}.** {words}" for name, words in report_spectral.story(results))
     parts = {
-        "Beside the paper": markdown(explain.paper_rows(results, config.get("paper") or [])),
+        "Beside the paper": markdown(report_spectral.paper_rows(results, config.get("paper") or [])),
         "Which checkpoint transfers best": markdown(best.summary_rows(results.get("transfer", []))),
-        "Why": f"{stories}\n\n{markdown(explain.table_1(results))}",
+        "Why": f"{stories}\n\n{markdown(report_spectral.table_1(results))}",
     }
     head = (
         f"# {config['name']}\n\n    {command}\n\nRan on {device}; pre-training took {images / 60:.1f} min, fine-tuning "
@@ -57,7 +59,7 @@ def main():
         shutil.copytree(flags.workdir / part, flags.output / part, dirs_exist_ok=True)
     shutil.copy(flags.workdir / "config.json", flags.output)
     config = json.loads((flags.workdir / "config.json").read_text())
-    results = {path.stem: tables.read_rows(path) for path in sorted((flags.workdir / "results").glob("*.jsonl"))}
+    results = {path.stem: read_rows(path) for path in sorted((flags.workdir / "results").glob("*.jsonl"))}
     results = best.by_metric(results)
     device = flags.device or devices.description()
     text = readme({**config, "workdir": str(flags.workdir)}, results, flags.command, device, flags.note)

@@ -29,9 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-import torch_twins
 from torch.nn import functional
 
+from helpers import torch_twins
 from jax_transfer import devices
 from jax_transfer.data.batches import joined, make_feed
 from jax_transfer.data.sources import Source, from_arrays, load_source

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 
-from jax_transfer.stages import STAGES
+from jax_transfer.study.stages import STAGES
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 STUDY = [

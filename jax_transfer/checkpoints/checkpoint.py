@@ -1,0 +1,124 @@
+"""A checkpoint: the one form in which a model travels, whether from a file, a trajectory, fine-tuning or a random start."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from jax_transfer import trees
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.models import MODELS, Net
+from jax_transfer.models.vit import resize_position_embedding
+from jax_transfer.records import InputError
+
+Model = dict[str, Any]  # {"params", "stats"} of a net
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A net, its weights, and what it expects of its input.
+
+    >>> import jax
+    >>> net = MODELS["resnet10"](num_classes=3, width=4)
+    >>> checkpoint = Checkpoint("mine", net, *net.init(jax.random.key(0)), Preprocessing(image_size=32))
+    >>> checkpoint.params["fc"]["kernel"].shape
+    (32, 3)
+
+    Attributes:
+      name: what rows and messages call it.
+      net: the architecture, with the head that the weights have.
+      params, stats: the weights, as `net.apply` takes them.
+      preprocessing: how its images are prepared.
+      source_accuracy: in [0, 1] on the test images of the data it was trained on; None if unknown.
+      settings: arguments of `MODELS[net.name]`.
+      has_head: False if the logits are not of classes, or come from an untrained head.
+      notes: what was assumed, guessed or left out, in sentences.
+      preprocessing_is_guess: whether the preprocessing was inferred from a name because nothing states it.
+      known_fingerprint: the `trees.fingerprint` of the weights where it is known without reading them, "" otherwise.
+    """
+
+    name: str
+    net: Net
+    params: dict = dataclasses.field(repr=False)
+    stats: dict = dataclasses.field(repr=False)
+    preprocessing: Preprocessing
+    source_accuracy: float | None = None
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    has_head: bool = True
+    notes: tuple[str, ...] = ()
+    preprocessing_is_guess: bool = False
+    known_fingerprint: str = ""
+
+    @classmethod
+    def stored(
+        cls, name: str, net: Net, read_model: Callable[[], Model], preprocessing: Preprocessing, **others
+    ) -> "Checkpoint":
+        """Makes a checkpoint whose weights are elsewhere: `read_model()` returns {"params", "stats"} when they are needed.
+
+        They are read anew at each access, unless `read_model` keeps them; where all features are cached, they never are.
+        """
+        found = cls(name, net, {}, {}, preprocessing, **others)
+        for field in ("params", "stats"):
+            object.__delattr__(found, field)
+        object.__setattr__(found, "_read_model", read_model)
+        return found
+
+    def __getattr__(
+        self, name: str
+    ):  # only called for attributes that do not exist: the weights of a stored checkpoint
+        if name in ("params", "stats") and "_read_model" in vars(self):
+            return vars(self)["_read_model"]()[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def model(self) -> Model:
+        """The weights, {"params", "stats"}."""
+        if "_read_model" in vars(self):
+            return vars(self)["_read_model"]()
+        return {"params": self.params, "stats": self.stats}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identifies the weights: features are cached under it."""
+        return self.known_fingerprint or trees.fingerprint(self.model)
+
+
+def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
+    """Returns the same checkpoint for images of another size in pixels.
+
+    The preprocessing changes, its crop fraction stays. A transformer is built anew, with its position embedding resized
+    as `vit.resize_position_embedding` does; a convolutional net stays as it is.
+
+    Raises:
+      InputError: if the net cannot take that size: below its smallest, or not a multiple of its patches.
+    """
+    if not isinstance(image_size, int) or image_size < 1:
+        raise InputError(f"{checkpoint.name}: image_size is {image_size!r}; expected a number of pixels, such as 224.")
+    net, model, settings = checkpoint.net, checkpoint.model, checkpoint.settings
+    preprocessing = dataclasses.replace(checkpoint.preprocessing, image_size=image_size)
+    table = model["params"].get("pos_embed", model["stats"].get("pos_embed"))
+    if table is None:
+        if image_size < net.min_image_size:
+            raise InputError(
+                f"{checkpoint.name}: image_size {image_size} is too small; {net.name} needs at least {net.min_image_size}."
+            )
+    elif image_size != net.min_image_size:
+        patch = MODELS[net.name].patch
+        if image_size % patch:
+            raise InputError(
+                f"{checkpoint.name}: image_size {image_size} is not a multiple of {patch}, the side of a patch of {net.name}."
+            )
+        grid, new_grid = net.min_image_size // patch, image_size // patch
+        settings = {"num_classes": net.num_classes, **settings, "image_size": image_size}
+        net = MODELS[net.name](**settings)
+        resized = {"pos_embed": resize_position_embedding(table, (grid, grid), (new_grid, new_grid))}
+        model = {name: {**tree, **resized} if "pos_embed" in tree else tree for name, tree in model.items()}
+    return dataclasses.replace(
+        checkpoint,
+        net=net,
+        params=model["params"],
+        stats=model["stats"],
+        preprocessing=preprocessing,
+        settings=settings,
+        known_fingerprint="",
+    )

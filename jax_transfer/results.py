@@ -1,0 +1,494 @@
+"""The result files of a study: one frozen dataclass a row, and how rows are written, read and locked.
+
+`results/<name>.jsonl` holds one JSON object a line. The fields of the row's dataclass, in order, are its columns and those of
+the CSV that the report writes. Accuracies are in [0, 1], times in seconds; `gflops` counts floating-point operations / 1e9
+(not a rate). `checkpoint` is the name of a `Snapshot`. A checkpoint that could not be evaluated has a row too, without a
+value and with the reason in `error`.
+
+Null means "does not apply" in a column that may be None (`epoch` is null for given checkpoints), and NaN in any other.
+`version` says how a row was computed, see VERSIONS.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import math
+import os
+import pathlib
+import socket
+import threading
+import typing
+from collections.abc import Iterable
+
+from jax_transfer import devices
+from jax_transfer.logs import log
+from jax_transfer.records import InputError
+
+# Result file -> version of its numbers. Raise it when a change makes the same study write other numbers: rows of an older
+# version are then computed again. Lines written before there were versions count as version 1.
+VERSIONS = {
+    "pretrain": 1,
+    "transfer": 2,
+    "scores": 2,
+    "spectral": 2,
+    "spectrum": 2,
+    "similarity": 2,
+    "embedding": 2,
+    "ranking": 2,
+    "targets": 1,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainRow:
+    """An epoch of a pre-training; step: those of the optimizer so far."""
+
+    epoch: int | None
+    train_loss: float
+    train_accuracy: float
+    test_accuracy: float
+    images_per_second: float
+    seconds: float
+    source: str
+    checkpoint: str
+    model: str
+    step: int | None = None
+    knn_accuracy: float | None = None
+    effective_rank: float | None = None
+    alignment: float | None = None
+    uniformity: float | None = None
+    version: int = VERSIONS["pretrain"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferRow:
+    """A checkpoint on a target by a method.
+
+    objective: what was minimised. selection: how a part of the source was chosen to train on. shots, draw: training images
+    of each class, and which random choice of them. split: what was tested on. source_weight: of the source's loss beside
+    the target's.
+    """
+
+    checkpoint: str
+    epoch: int | None
+    target: str
+    method: str
+    seed: int
+    learning_rate: float
+    accuracy: float
+    mean_class_accuracy: float
+    num_train: int
+    num_test: int
+    seconds: float
+    gflops: float
+    error: str = ""
+    objective: str = "supervised"
+    selection: str | None = None
+    shots: int | None = None
+    draw: int | None = None
+    split: str = "test"
+    weight_decay: float | None = None
+    source_weight: float | None = None
+    version: int = VERSIONS["transfer"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreRow:
+    """forward_gflops, test_forward_gflops: a forward pass over the training and the test images; not part of gflops."""
+
+    checkpoint: str
+    epoch: int | None
+    target: str
+    score: str
+    value: float
+    seconds: float
+    gflops: float
+    forward_gflops: float
+    error: str = ""
+    test_forward_gflops: float = math.nan
+    version: int = VERSIONS["scores"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralRow:
+    """Accuracies of a probe on one spectral component. stage: pretrained or finetuned; rank: mean over batches."""
+
+    checkpoint: str
+    epoch: int | None
+    target: str
+    stage: str
+    component: str
+    rank: float
+    accuracy: float
+    error: str = ""
+    mean_class_accuracy: float = math.nan
+    version: int = VERSIONS["spectral"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectrumRow:
+    """The spectrum of the features of all training images. shares: of the sum of singular values, at some `places` (from 1)."""
+
+    checkpoint: str
+    epoch: int | None
+    target: str
+    stage: str
+    rank: int
+    effective_rank: float
+    decay: float
+    places: list[int]
+    shares: list[float]
+    version: int = VERSIONS["spectrum"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SimilarityRow:
+    """How alike two checkpoints represent the same test images; both in [0, 1]."""
+
+    checkpoint: str
+    other: str
+    target: str
+    stage: str
+    cka: float
+    overlap: float
+    version: int = VERSIONS["similarity"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingRow:
+    """t-SNE of the features of some test images: coordinates and labels, in the same order."""
+
+    checkpoint: str
+    epoch: int | None
+    target: str
+    stage: str
+    x: list[float]
+    y: list[float]
+    labels: list[int]
+    version: int = VERSIONS["embedding"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RankingRow:
+    """How well a score predicts the `metric` of a method on a target, against all `num_checkpoints` of the study.
+
+    `num_scored` of them have both the score and the metric. If these are not all, nothing else is known: a ranking of the
+    others says nothing of the missing ones.
+    """
+
+    target: str
+    method: str
+    score: str
+    pearson: float
+    kendall: float
+    weighted_kendall: float
+    recall_at_1: float
+    recall_at_3: float
+    rel_at_1: float
+    rel_at_3: float
+    num_checkpoints: int
+    kendall_low: float
+    kendall_high: float
+    regret: float
+    num_scored: int | None = None
+    metric: str = "accuracy"
+    version: int = VERSIONS["ranking"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetRow:
+    """A target as the report shows it. metric: a key of METRICS; class_names: the first few; notes: on its data."""
+
+    target: str
+    metric: str
+    num_classes: int
+    class_names: list[str]
+    num_train: int
+    num_test: int
+    notes: list[str]
+    version: int = VERSIONS["targets"]
+
+
+# Row fields whose columns are not Python names: the files and tables say recall@1.
+COLUMNS = {"recall_at_1": "recall@1", "recall_at_3": "recall@3", "rel_at_1": "rel@1", "rel_at_3": "rel@3"}
+
+_FIELD_OF_COLUMN = {column: field for field, column in COLUMNS.items()}
+
+# Result file -> its row, and the fields that identify a row.
+ROWS = {
+    "pretrain": (PretrainRow, ("checkpoint",)),
+    "transfer": (TransferRow, ("checkpoint", "target", "method", "seed")),
+    "scores": (ScoreRow, ("checkpoint", "target", "score")),
+    "spectral": (SpectralRow, ("checkpoint", "target", "stage", "component")),
+    "spectrum": (SpectrumRow, ("checkpoint", "target", "stage")),
+    "similarity": (SimilarityRow, ("checkpoint", "other", "target", "stage")),
+    "embedding": (EmbeddingRow, ("checkpoint", "target", "stage")),
+    "ranking": (RankingRow, ("target", "method", "score")),
+    "targets": (TargetRow, ("target",)),
+}
+
+Row = dict  # a row as its JSON line holds it: column -> value
+
+
+def to_json_dict(row) -> Row:
+    """Converts a row dataclass to the dictionary that its JSON line holds.
+
+    >>> to_json_dict(SimilarityRow("0", "1", "tfds:mnist", "pretrained", cka=0.9, overlap=0.5))["cka"]
+    0.9
+    """
+    return {COLUMNS.get(field.name, field.name): getattr(row, field.name) for field in dataclasses.fields(row)}
+
+
+def from_json_dict(row_type: type, values: Row):
+    """Builds a row dataclass from its JSON line. A null becomes None in a field that may be None, and NaN in any other.
+
+    >>> from_json_dict(SimilarityRow, {"checkpoint": "0", "other": "1", "target": "t", "stage": "pretrained",
+    ...                                "cka": None, "overlap": 0.5}).cka
+    nan
+
+    Raises:
+      TypeError: if fields are missing or unknown.
+    """
+    fields = {_FIELD_OF_COLUMN.get(name, name): value for name, value in values.items()}
+    annotations = {field.name: field.type for field in dataclasses.fields(row_type)}
+    missing = {
+        name: None if type(None) in typing.get_args(annotations.get(name)) else math.nan
+        for name, value in fields.items()
+        if value is None
+    }
+    return row_type(**fields | missing)
+
+
+def column_names(name: str, rows: Iterable[Row]) -> list[str]:
+    """Lists the columns of the result file `name` in the order of its dataclass, then any others that the rows hold.
+
+    >>> column_names("similarity", [{"note": "x"}])
+    ['checkpoint', 'other', 'target', 'stage', 'cka', 'overlap', 'version', 'note']
+    """
+    fields = dataclasses.fields(ROWS[name][0]) if name in ROWS else ()
+    known = [COLUMNS.get(field.name, field.name) for field in fields]
+    return list(dict.fromkeys(known + [key for row in rows for key in row]))
+
+
+class _Lines(typing.NamedTuple):
+    """The content of a result file: its current rows, how many lines are older, and the bytes of its complete lines."""
+
+    rows: list[Row]
+    num_older: int
+    num_bytes: int
+
+
+def _read_lines(path: pathlib.Path) -> _Lines:
+    """Reads a result file. A last line that a killed run left unfinished is dropped with a warning.
+
+    Raises:
+      InputError: if the file cannot be read, any other line is not a JSON object, or a newer version wrote it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a JSON-lines file.") from error
+    end = data.rfind(b"\n") + 1
+    if end != len(data) and devices.is_first_process():
+        log.warning("%s: the last line is incomplete (a run was killed while writing it); it is dropped.", path)
+    rows, num_older = [], 0
+    for number, line in enumerate(
+        data[:end].split(b"\n")[:-1], start=1
+    ):  # not splitlines: names may hold other separators
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:  # bad JSON or bad UTF-8
+            raise InputError(f"{where} is not JSON ({error}); remove or repair it.") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{where} is not a JSON object; remove or repair it.")
+        if path.stem in ROWS and not _is_current(path.stem, row, where):
+            num_older += 1
+        else:
+            rows.append(row)
+    return _Lines(rows, num_older, end)
+
+
+def _is_current(file: str, line: Row, where: str) -> bool:
+    """Returns whether this version of jax_transfer, and not an older one, computed a line of a result file.
+
+    Raises:
+      InputError: if a newer version did, its version is not a whole number, or a field that identifies the row is missing.
+    """
+    version = line.get("version", 1)
+    if type(version) is not int or version < 1:
+        raise InputError(f"{where} has version {version!r}, expected a whole number from 1: use another --workdir.")
+    if version > VERSIONS[file]:
+        raise InputError(
+            f"{where} was computed by a newer version of jax_transfer ({version}, this one computes {VERSIONS[file]}): "
+            "use that one, or another --workdir."
+        )
+    if missing := [name for name in ROWS[file][1] if name not in line]:
+        raise InputError(f"{where} lacks {', '.join(missing)}; remove that line and rerun its stage.")
+    return version == VERSIONS[file]
+
+
+def read_rows(path: pathlib.Path) -> list[Row]:
+    """Reads the rows of a result file, in order, as dictionaries.
+
+    A last line that a killed run left unfinished is dropped, and rows that an older version of jax_transfer computed are
+    left out, both with a warning. Columns that a row lacks get the defaults of the file's dataclass.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "notes.jsonl"
+    >>> _ = path.write_text('{"epoch": 1}' + chr(10))
+    >>> read_rows(path)
+    [{'epoch': 1}]
+
+    Raises:
+      InputError: if the file cannot be read, a line is not a JSON object, or a row of a file in ROWS lacks a column.
+    """
+    rows, num_older, _ = _read_lines(path)
+    fields = dataclasses.fields(ROWS[path.stem][0]) if path.stem in ROWS else ()
+    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    rows = [{**row, **{name: value for name, value in defaults.items() if name not in row}} for row in rows]
+    for row in rows:
+        if missing := [name for name in column_names(path.stem, []) if name not in row]:
+            raise InputError(f"{path}: a row lacks {', '.join(missing)}; rerun its stage.")
+    if num_older:
+        _warn_of_older(path, num_older)
+    return rows
+
+
+@functools.cache  # the page and the terminal read the same files
+def _warn_of_older(path: pathlib.Path, count: int) -> None:
+    log.warning("%s: %s: run its stage again.", path, _older(count, "left out"))
+
+
+def _older(count: int, outcome: str) -> str:
+    """Says how many rows an older version computed, and what happens to them."""
+    rows, were, are = ("1 row", "was", "is") if count == 1 else (f"{count:,} rows", "were", "are")
+    return f"{rows} {were} computed by an older version of jax_transfer and {are} {outcome}"
+
+
+class Rows:
+    """One result file as a stage writes it: each row is appended and flushed at once.
+
+    A row whose key fields equal those of an earlier row is not written again, so a stage that is repeated after a kill adds
+    only what is missing. Rows that an older version of jax_transfer computed do not count; the first write removes them
+    from the file. Only the first process writes.
+
+    >>> import pathlib, tempfile
+    >>> rows = Rows(pathlib.Path(tempfile.mkdtemp()), "similarity")
+    >>> rows.append(SimilarityRow("0", "1", "tfds:mnist", "pretrained", cka=0.9, overlap=0.5))
+    >>> ("0", "1", "tfds:mnist", "pretrained") in rows
+    True
+
+    Raises:
+      InputError: if a newer version wrote the file, or a line has other fields than this version writes.
+    """
+
+    def __init__(self, results: pathlib.Path, name: str):
+        self.name, self.path = name, results / f"{name}.jsonl"
+        self.row_type, self.key_fields = ROWS[name]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        found = _read_lines(self.path) if self.path.exists() else _Lines([], 0, 0)
+        if devices.is_first_process() and self.path.exists() and found.num_bytes < self.path.stat().st_size:
+            os.truncate(self.path, found.num_bytes)  # else the next row would be appended to the unfinished line
+        self.rows = list(map(self._row, found.rows))
+        self._num_older = found.num_older
+        self._keys = set(map(self.key, self.rows))
+        self._lock = threading.Lock()
+
+    def _row(self, values: Row):
+        try:
+            return from_json_dict(self.row_type, values)
+        except TypeError as error:
+            raise InputError(
+                f"{self.path} was changed, or written by another version of jax_transfer: a line has other fields than "
+                f"{', '.join(field.name for field in dataclasses.fields(self.row_type))}. Use another --workdir."
+            ) from error
+
+    def key(self, row) -> tuple:
+        """Returns the values that identify a row."""
+        return tuple(getattr(row, field) for field in self.key_fields)
+
+    def __contains__(self, key: tuple) -> bool:
+        return key in self._keys
+
+    def append(self, row) -> None:
+        """Writes a row at the end of the file, unless the file has one of the same key."""
+        if self.key(row) in self:
+            return
+        if self._num_older:
+            self.replace(self.rows)
+        if devices.is_first_process():
+            with self._lock, open(self.path, "a", encoding="utf-8") as file:
+                file.write(_line(row))
+                file.flush()
+                os.fsync(file.fileno())
+        self.rows.append(row)
+        self._keys.add(self.key(row))
+
+    def forget_failures(self) -> None:
+        """Drops the rows of failures and of older versions, so that they are computed again."""
+        if self._num_older or any(row.error for row in self.rows):
+            self.replace([row for row in self.rows if not row.error])
+
+    def replace(self, rows: Iterable) -> None:
+        """Rewrites the whole file; a kill leaves the old file or the new one."""
+        if self._num_older and devices.is_first_process():
+            log.warning("%s: %s.", self.path, _older(self._num_older, "computed again"))
+        self._num_older = 0
+        self.rows = list(rows)
+        self._keys = set(map(self.key, self.rows))
+        if devices.is_first_process():
+            write_atomically(self.path, "".join(map(_line, self.rows)).encode())
+
+
+def _line(row) -> str:
+    # JSON has no NaN: a value that does not exist is null.
+    values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in to_json_dict(row).items()}
+    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_atomically(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file so that a kill at any moment leaves the old content or the new, never a part.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "config.json"
+    >>> write_atomically(path, b"{}")
+    >>> path.read_bytes()
+    b'{}'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def lock_workdir(workdir: pathlib.Path) -> typing.IO | contextlib.ExitStack:
+    """Creates a working directory if needed and locks it for this run; hold the returned lock, then `close` it.
+
+    Raises:
+      InputError: if the directory cannot be written, or another run uses it.
+    """
+    if not devices.is_first_process():
+        return contextlib.ExitStack()  # the first process holds it for all
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "w")  # noqa: SIM115  held as long as the run lasts
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} cannot be written: {error.strerror}.") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(
+            f"--workdir={workdir} is in use by another run: wait for it, or choose another one."
+        ) from error
+    return lock

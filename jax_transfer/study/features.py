@@ -1,0 +1,35 @@
+"""The stage that extracts: features of every checkpoint on every target, for the stages after it."""
+
+import jax
+
+from jax_transfer import logs
+from jax_transfer.study import estimates
+from jax_transfer.study.workspace import Workspace
+
+
+def run(work: Workspace) -> None:
+    """Extracts what the later stages ask for, with one compiled forward pass for the checkpoints of a pre-training.
+
+    Several processes share the work.
+    """
+    pairs = [(snapshot, target) for target in work.config.targets for snapshot in work.snapshots]
+    pairs = pairs[jax.process_index() :: jax.process_count()]
+    with logs.progress(2 * len(pairs), "features", "sets") as bar:
+        for snapshot, target in pairs:
+            for split in ("train", "test"):
+                work.features(snapshot, target, split)
+                bar.update()
+
+
+def describe(work: Workspace) -> str:
+    """Returns what the plan says of this stage."""
+    return estimates.checkpoints(work)
+
+
+def gigaflops(work: Workspace) -> float:
+    """Returns the work of the forward passes over all images of the targets, in GFLOP."""
+    images = sum(len(work.source(target, split)) for target in work.config.targets for split in ("train", "test"))
+    return sum(
+        len(estimates.snapshots_of(work, model)) * images * estimates.gigaflops_per_image(work, model)
+        for model in work.models
+    )

@@ -1,0 +1,51 @@
+"""The plan of a study, shown before the first compile: what will run, and about how long it takes."""
+
+import math
+
+import jax
+from clu import parameter_overview
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jax_transfer import devices
+from jax_transfer.logs import duration
+from jax_transfer.records import METRICS
+from jax_transfer.report import tables
+from jax_transfer.study.stages import STAGES
+from jax_transfer.study.workspace import Workspace
+
+
+def show(work: Workspace) -> None:
+    """Prints the parameters, and the stages with what they do and a rough estimate of their time."""
+    console = Console(stderr=True, quiet=not devices.is_first_process())
+    params, _ = jax.eval_shape(work.source_net(work.pretrainings[0]).init, jax.random.key(0))
+    overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+    console.print(overview, highlight=False, markup=False, soft_wrap=True)
+    config = work.config
+    rate = devices.sustained_gigaflops_per_second()
+    table = Table(
+        title=f"{config.name}: {' and '.join(work.models)}, {' and '.join(work.sources)} to {len(config.targets)} target(s)"
+    )
+    for column, justify in (("stage", "left"), ("what", "left"), ("about", "right")):
+        table.add_column(column, justify=justify)
+    work_of = {name: STAGES[name].gigaflops(work) for name in STAGES if name in config.stages}
+    seconds = {name: gigaflops / rate for name, gigaflops in work_of.items() if math.isfinite(gigaflops)}
+    for name in work_of:
+        table.add_row(name, STAGES[name].describe(work), duration(seconds[name]) if name in seconds else "")
+    table.add_section()
+    for target in config.targets:
+        table.add_row("target", Text(_in_words(work, target)), "")
+    table.caption = (
+        f"In all about {duration(sum(seconds.values()))} and compilation, from a timed convolution "
+        f"({rate:,.0f} GFLOP/s); what is already done is skipped."
+    )
+    console.print(table)
+
+
+def _in_words(work: Workspace, target: str) -> str:
+    """A target's images, metric and classes: what a misread folder shows in."""
+    train, test = (work.source(target, split) for split in ("train", "test"))
+    images = f"{len(train):,} train, {len(test):,} test images"
+    classes = tables.class_list(train.class_names, train.num_classes)
+    return f"{target}: {images}; by {METRICS[work.metric(target)]}; classes: {classes}"

@@ -1,0 +1,319 @@
+"""The stage that pre-trains: each model on each source, keeping every epoch."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+
+from jax_transfer import devices, logs, preemption
+from jax_transfer.checkpoints.trajectory import Trajectory, abstract
+from jax_transfer.data.batches import Joined, joined
+from jax_transfer.logs import log
+from jax_transfer.models import Net
+from jax_transfer.preemption import Preempted
+from jax_transfer.records import InputError
+from jax_transfer.results import PretrainRow, Rows, from_json_dict
+from jax_transfer.study import estimates, settings
+from jax_transfer.study.snapshots import Pretraining, snapshot
+from jax_transfer.study.workspace import Workspace
+from jax_transfer.training.evaluation import classification
+from jax_transfer.training.loop import Epoch, train
+from jax_transfer.training.objectives import Objective
+from jax_transfer.training.optimizers import make_optimizer
+from jax_transfer.training.state import divide, evaluated, init_state, join
+from jax_transfer.training.steps import make_train_step, many_steps, train_step_gigaflops
+
+STOPPED = "stopped"  # the folder beside `checkpoints` for the state at which a SIGTERM came
+
+
+def run(work: Workspace) -> None:
+    """Trains each model on each source; every epoch becomes a checkpoint and a row."""
+    for pretraining in work.pretrainings:
+        _pretrain(work, pretraining)
+
+
+def describe(work: Workspace) -> str:
+    """Returns what the plan says of this stage."""
+    images = " and ".join(f"{len(work.source(source, 'train')):,}" for source in work.sources)
+    return f"{work.config.pretrain.epochs} epochs of {images} images"
+
+
+def gigaflops(work: Workspace) -> float:
+    """Returns the work of all pre-trainings and of testing each epoch, in GFLOP."""
+    config = work.config.pretrain
+    total = 0.0
+    for model in work.models:
+        pretraining = next(p for p in work.pretrainings if p.model == model)
+        objective, sizes = work.objective(pretraining), feed_sizes(work, pretraining)
+        step = estimates.step_gigaflops(work, objective, settings.pretrain_optimizer(work.config), sizes)
+        image = estimates.gigaflops_per_image(work, model)
+        for source in work.sources:
+            train, test = (len(work.source(source, split)) for split in ("train", "test"))
+            total += config.epochs * (train // config.batch_size * step + test * image)
+    return total
+
+
+def feed_sizes(work: Workspace, pretraining: Pretraining) -> dict[str, tuple[str, int]]:
+    """Returns feed -> (data set, images a step) of a pre-training: its source first, then config.pretrain.feeds.
+
+    Raises:
+      InputError: if these are not the feeds that the objective reads.
+    """
+    config = work.config.pretrain
+    main, *others = work.objective(pretraining).views
+    if set(others) != set(config.feeds):
+        raise InputError(
+            f"config.pretrain.feeds has {', '.join(config.feeds) or 'no feeds'}; the objective {config.objective} reads, "
+            f"besides the source ({main}), {', '.join(others) or 'none'}: name them, each with its dataset and batch_size."
+        )
+    further = {name: (config.feeds[name].dataset, config.feeds[name].batch_size) for name in others}
+    return {main: (pretraining.source, config.batch_size), **further}
+
+
+def _pretrain(work: Workspace, pretraining: Pretraining) -> None:
+    rows = Rows(work.results, "pretrain")
+    saved = _saved(work, pretraining, rows)
+    if saved and saved[-1] >= work.config.pretrain.epochs:
+        log.info("Pre-training on %s is complete: %d checkpoints.", _what(pretraining), len(saved))
+        return
+    folder = work.folder(pretraining)
+    with (
+        contextlib.closing(Trajectory(folder / "checkpoints")) as trajectory,
+        contextlib.closing(logs.tensorboard(work.workdir)) as board,
+    ):
+        _train(_Training(work, pretraining, trajectory, rows, board), saved)
+    if devices.is_first_process():
+        shutil.rmtree(folder / STOPPED, ignore_errors=True)
+
+
+def _what(pretraining: Pretraining) -> str:
+    return pretraining.name or pretraining.source
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """One pre-training: what it is made of, and where its results go."""
+
+    work: Workspace
+    pretraining: Pretraining
+    trajectory: Trajectory
+    rows: Rows
+    board: Any  # TensorBoard
+
+    @functools.cached_property
+    def mesh(self):
+        return devices.make_global_mesh() if jax.process_count() > 1 else self.work.mesh
+
+    @functools.cached_property
+    def net(self) -> Net:
+        return self.work.source_net(self.pretraining)
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        return self.work.objective(self.pretraining)
+
+    @functools.cached_property
+    def feed(self) -> Joined:
+        sizes = feed_sizes(self.work, self.pretraining)
+        return joined({n: (self.work.feed(d, "train", everywhere=True), size) for n, (d, size) in sizes.items()})
+
+    @functools.cached_property
+    def total_steps(self) -> int:
+        return self.work.config.pretrain.epochs * self.feed.steps_per_epoch
+
+    @functools.cached_property
+    def optimizer(self):
+        return make_optimizer(settings.pretrain_optimizer(self.work.config), self.total_steps, self.objective.groups)
+
+    @functools.cached_property
+    def step(self):
+        decay = self.work.config.pretrain.ema_decay
+        return make_train_step(self.objective, self.optimizer, self.work.preprocessing, self.feed.num_classes, decay)
+
+    @functools.cached_property
+    def start(self):
+        """Compiled: the state at step 0."""
+        config = self.work.config
+        make = functools.partial(
+            init_state, self.objective, self.optimizer, config.seed, ema=bool(config.pretrain.ema_decay)
+        )
+        return jax.jit(make, out_shardings=devices.replicated(self.mesh))
+
+    @functools.cached_property
+    def abstract(self) -> dict:
+        return abstract(jax.eval_shape(self.start), devices.replicated(self.mesh))
+
+    @functools.cached_property
+    def measure(self):
+        return classification(self.net, self.work.preprocessing, self.mesh, stacked=False)
+
+    def step_gigaflops(self) -> float:
+        """Of one device."""
+        whole = train_step_gigaflops(self.step, self.abstract, self.feed.sizes, self.work.preprocessing)
+        return whole / self.mesh.size
+
+    def test_accuracy(self, state: dict) -> float | None:
+        """On the test images of the source; NaN without a head over its classes; None if a stop was requested first."""
+        if not self.objective.has_head:
+            return math.nan
+        test = self.work.feed(self.pretraining.source, "test", everywhere=True)
+        model = evaluated(self.objective, state)
+        found = self.measure(model, test, self.work.config.data.eval_batch_size, preemption.requested)
+        return found and found[0]["accuracy"]
+
+    def record(self, epoch: int, state: dict, test_accuracy: float, **measured: float) -> PretrainRow:
+        """Saves the checkpoint of an epoch, then writes its row."""
+        row = PretrainRow(
+            epoch=epoch,
+            source=self.pretraining.source,
+            checkpoint=snapshot(self.pretraining, epoch).name,
+            model=self.pretraining.model,
+            test_accuracy=test_accuracy,
+            step=epoch * self.feed.steps_per_epoch,
+            **{**dict.fromkeys(("train_loss", "train_accuracy", "images_per_second", "seconds"), math.nan), **measured},
+        )
+        metadata = _metadata(self.work, self.pretraining, row)
+        self.trajectory.save(epoch, *divide(self.objective, state), metadata)
+        self.rows.append(row)
+        where = f"/{self.pretraining.name}" if self.pretraining.name else ""
+        for name, value in dataclasses.asdict(row).items():
+            if isinstance(value, float) and math.isfinite(value):  # there is no training loss yet at epoch 0
+                self.board.add_scalar(f"pretrain{where}/{name}", value, epoch)
+        return row
+
+    def restored(self, trajectory: Trajectory, at: int) -> dict:
+        trees = trajectory.restore(at, *divide(self.objective, self.abstract))
+        return join(self.objective, self.abstract, *trees)
+
+
+def _train(training: _Training, saved: list[int]) -> None:
+    """From the last epoch in `saved`, or from where a SIGTERM came, to the end."""
+    config, pretraining = training.work.config, training.pretraining
+    state, begun = _begin(training, saved)
+    what = f"pretrain {pretraining.name}" if pretraining.name else f"pretrain on {pretraining.source}"
+    with preemption.training():
+        for epoch in train(
+            state,
+            many_steps(training.step, training.feed.fetch, training.mesh),
+            training.feed,
+            seed=config.seed,
+            total_steps=training.total_steps,
+            what=what,
+            # The same for all processes, which each have timed their own devices.
+            max_steps=min(devices.gather(devices.max_steps_per_call(training.step_gigaflops))),
+            stop=preemption.requested,
+            begun=begun,
+        ):
+            if epoch.diverged_at[0] is not None:
+                _refuse(training, epoch.diverged_at[0])
+            accuracy = None if epoch.stopped else training.test_accuracy(epoch.state)
+            if accuracy is None:
+                _keep_stopped(training, epoch)
+                raise Preempted
+            means = {name: float(value) for name, value in epoch.means.items()}
+            row = training.record(
+                epoch.number,
+                epoch.state,
+                accuracy,
+                train_loss=means["loss"],
+                train_accuracy=means.get("accuracy", math.nan),
+                seconds=epoch.seconds,
+                images_per_second=epoch.images_per_second,
+            )
+            log.info(
+                "%sepoch %d/%d: loss %.4f, train accuracy %.4f, test accuracy %.4f, %.0f images/s",
+                f"{pretraining.name}, " if pretraining.name else "",
+                epoch.number,
+                config.pretrain.epochs,
+                row.train_loss,
+                row.train_accuracy,
+                row.test_accuracy,
+                row.images_per_second,
+            )
+        training.trajectory.wait()
+
+
+def _begin(training: _Training, saved: list[int]) -> tuple[dict, dict | None]:
+    """The state to train from, and what was trained of its epoch already (see `loop.train`)."""
+    what, folder = _what(training.pretraining), training.work.folder(training.pretraining)
+    at = _stopped_at(folder)
+    if at > (saved[-1] if saved else 0) * training.feed.steps_per_epoch:
+        log.info("Resuming the pre-training on %s after step %d, where it was stopped.", what, at)
+        with contextlib.closing(Trajectory(folder / STOPPED)) as stopped:
+            return training.restored(stopped, at), stopped.metadata(at)["so_far"]
+    if saved:
+        log.info("Resuming the pre-training on %s after epoch %d.", what, saved[-1])
+        return training.restored(training.trajectory, saved[-1]), None
+    state = training.start()
+    accuracy = training.test_accuracy(state)
+    if accuracy is None:
+        raise Preempted  # the same command makes the same initialisation
+    training.record(0, state, accuracy)
+    return state, None
+
+
+def _keep_stopped(training: _Training, epoch: Epoch) -> None:
+    """Saves the state in a folder of its own: it is not one of the checkpoints to compare."""
+    at = int(jax.device_get(epoch.state["step"]))
+    with contextlib.closing(Trajectory(training.work.folder(training.pretraining) / STOPPED)) as stopped:
+        stopped.save(at, *divide(training.objective, epoch.state), {"so_far": epoch.begun()})
+    log.warning(
+        "Stopping on request: pre-training on %s is saved at step %d of %d.",
+        _what(training.pretraining),
+        at,
+        training.total_steps,
+    )
+
+
+def _refuse(training: _Training, step: int) -> None:
+    good = step // training.feed.steps_per_epoch
+    raise InputError(
+        f"The training loss is not finite at step {step} (epoch {good + 1}): training stops. Epoch {good} is the last "
+        f"good checkpoint in {training.trajectory.folder}; a lower config.pretrain.optimizer.learning_rate may help."
+    )
+
+
+def _saved(work: Workspace, pretraining: Pretraining, rows: Rows) -> list[int]:
+    """The epochs that are on disk. Rows and checkpoints are written one after the other: a kill between them leaves one
+    without the other, and the rows are then made from the checkpoints."""
+    trajectory = Trajectory(work.folder(pretraining) / "checkpoints", alone=True)
+    saved = trajectory.epochs()
+    names = [snapshot(pretraining, epoch).name for epoch in range(work.config.pretrain.epochs + 1)]
+    if saved and [row.epoch for row in rows.rows if row.checkpoint in names] != saved:
+        others = [row for row in rows.rows if row.checkpoint not in names]
+        rows.replace([*others, *(from_json_dict(PretrainRow, trajectory.metadata(epoch)["row"]) for epoch in saved)])
+    trajectory.close()
+    return saved
+
+
+def _stopped_at(folder: pathlib.Path) -> int:
+    """The step of the last state that a SIGTERM left, 0 for none."""
+    if not (folder / STOPPED).is_dir():
+        return 0
+    trajectory = Trajectory(folder / STOPPED, alone=True)
+    steps = trajectory.epochs()
+    trajectory.close()
+    return steps[-1] if steps else 0
+
+
+def _metadata(work: Workspace, pretraining: Pretraining, row: PretrainRow) -> dict:
+    """What one must know to use a checkpoint without its config."""
+    values = {
+        name: None if isinstance(v, float) and math.isnan(v) else v for name, v in dataclasses.asdict(row).items()
+    }
+    return {
+        "model": {
+            **settings.net_arguments(work.config, work.models[pretraining.model]),
+            "num_classes": work.source_net(pretraining).num_classes,
+        },
+        "preprocessing": work.preprocessing.to_json(),
+        "source": pretraining.source,
+        "source_accuracy": values["test_accuracy"],
+        "has_head": work.objective(pretraining).has_head,
+        "row": values,
+    }

@@ -1,0 +1,125 @@
+"""The last stage of a study: how well each score ranks the checkpoints, and the page that shows it all."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jax_transfer import devices
+from jax_transfer.analysis.agreement import (
+    kendall,
+    kendall_interval,
+    paired,
+    pearson,
+    recall_at_k,
+    regret,
+    relative_accuracy_at_k,
+    weighted_kendall,
+)
+from jax_transfer.choose import choose
+from jax_transfer.logs import log
+from jax_transfer.records import METRICS
+from jax_transfer.report.best import accuracy_by, with_metrics
+from jax_transfer.report.page import write_report
+from jax_transfer.results import RankingRow, Rows, TargetRow, to_json_dict
+from jax_transfer.study.snapshots import finetuned_snapshots
+from jax_transfer.study.workspace import Workspace
+
+NUM_NAMES = 10  # how many names of classes a row holds
+
+
+def run(work: Workspace, written_by: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Records how well each score ranks the checkpoints, then writes tables, figures and the page.
+
+    Args:
+      written_by: result file -> the stages that write it; see `write_report`.
+    """
+    record_targets(work)
+    Rows(work.results, "ranking").replace(_ranking(work))
+    if devices.is_first_process():
+        log.info("Report: %s", write_report(work.workdir, written_by or {}))
+
+
+def describe(work: Workspace) -> str:
+    """Returns what the plan says of this stage."""
+    return "report/index.html"
+
+
+def _ranking(work: Workspace) -> list[RankingRow]:
+    """A row a target, method and score: against all checkpoints that the method is to evaluate, scored or not."""
+    transfer, scored = (Rows(work.results, name).rows for name in ("transfer", "scores"))
+    read = with_metrics(map(to_json_dict, transfer), work.metrics)
+    found = []
+    for target in work.config.targets:
+        values = {}
+        for row in scored:
+            if row.target == target:
+                values.setdefault(row.score, {})[row.checkpoint] = row.value
+        if values:  # a score that no checkpoint has, such as LEEP without a head over classes, is shown without values
+            values = {**{score: {} for score in work.config.scores}, **values}
+        for method in dict.fromkeys(row.method for row in transfer if row.target == target):
+            expected = finetuned_snapshots(work.config, target) if method == "finetune" else work.snapshots
+            tried = [row.checkpoint for row in transfer if (row.target, row.method) == (target, method)]
+            names = list(dict.fromkeys([*(snapshot.name for snapshot in expected), *tried]))
+            points = accuracy_by("checkpoint", read, target, method)
+            accuracies = [points[name].mean if name in points else math.nan for name in names]
+            for score, value in values.items():
+                given = [value.get(name, math.nan) for name in names]
+                found.append(ranking_row(target, method, score, given, accuracies, work.metric(target)))
+    return found
+
+
+def record_targets(work: Workspace) -> None:
+    """Writes results/targets.jsonl: what the report needs to know of the targets, for it does not open their data.
+
+    Rows of targets that an earlier run evaluated stay as they are.
+    """
+    new = []
+    for target in work.config.targets:
+        train, test = (work.source(target, split) for split in ("train", "test"))
+        row = TargetRow(
+            target,
+            work.metric(target),
+            train.num_classes,
+            list(train.class_names[:NUM_NAMES]),
+            len(train),
+            len(test),
+            list(dict.fromkeys((*train.notes, *test.notes))),
+        )
+        new.append(row)
+    rows = Rows(work.results, "targets")
+    rows.replace([*new, *(row for row in rows.rows if row.target not in work.config.targets)])
+
+
+def ranking_row(
+    target: str, method: str, score: str, scores: ArrayLike, accuracies: ArrayLike, metric: str = "accuracy"
+) -> RankingRow:
+    """Returns the row of `results/ranking.jsonl`: how well `score` predicts the accuracies of `method` on `target`.
+
+    Args:
+      scores, accuracies: [k], of all checkpoints of the study; NaN (or None) where a checkpoint has none. A list with gaps
+        has neither correlations nor Recall@k, Rel@k and regret, which are against all checkpoints: they are NaN.
+      metric: what the accuracies are, a key of `records.METRICS`.
+    """
+    choose(METRICS, metric, "metric")
+    scores, accuracies = paired(scores, accuracies)
+    low, high = kendall_interval(scores, accuracies)
+    return RankingRow(
+        target=target,
+        method=method,
+        score=score,
+        pearson=pearson(scores, accuracies),
+        kendall=kendall(scores, accuracies),
+        weighted_kendall=weighted_kendall(scores, accuracies),
+        recall_at_1=recall_at_k(scores, accuracies, 1),
+        recall_at_3=recall_at_k(scores, accuracies, 3),
+        rel_at_1=relative_accuracy_at_k(scores, accuracies, 1),
+        rel_at_3=relative_accuracy_at_k(scores, accuracies, 3),
+        num_checkpoints=len(scores),
+        kendall_low=low,
+        kendall_high=high,
+        regret=regret(scores, accuracies),
+        num_scored=int(np.sum(np.isfinite(scores) & np.isfinite(accuracies))),
+        metric=metric,
+    )

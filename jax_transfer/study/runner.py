@@ -1,0 +1,75 @@
+"""A study from its config to its report."""
+
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from jax_transfer import devices, preemption
+from jax_transfer.fields import to_json
+from jax_transfer.logs import log
+from jax_transfer.records import InputError
+from jax_transfer.results import lock_workdir, write_atomically
+from jax_transfer.study import checks, plan, report
+from jax_transfer.study.config import differences
+from jax_transfer.study.stages import STAGES
+from jax_transfer.study.workspace import Workspace
+
+
+def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
+    """Runs the stages that a config names; what a working directory already holds is not done again.
+
+        from configs.quickstart import get_config
+        from jax_transfer import study
+
+        config = get_config("smoke")
+        config.pretrain.epochs = 3
+        results = study.run(config, "runs/smoke")
+
+    Returns:
+      The folder of result rows, `workdir/results`; the page is `workdir/report/index.html`.
+
+    Raises:
+      InputError: for a config, data or a working directory that cannot be used, in one line.
+      preemption.Preempted: after a SIGTERM, once what was trained is saved.
+    """
+    workdir = pathlib.Path(workdir)
+    checks.check(config)
+    lock = open_workdir(config, workdir)
+    devices.use_compilation_cache(workdir / "compilation_cache")
+    work = Workspace(config, workdir)
+    try:
+        checks.check_data(work)
+        report.record_targets(work)
+        plan.show(work)
+        for name, stage in STAGES.items():
+            if name in config.stages:
+                devices.wait_for_all(name)  # what the stage before has written is there
+                preemption.stop_if_requested()
+                log.info("Stage %s", name)
+                stage.run(work)
+        devices.wait_for_all("end")
+    finally:
+        work.close()
+        lock.close()
+    return work.results
+
+
+def open_workdir(config: ConfigDict, workdir: pathlib.Path):
+    """Locks a study's working directory, as `lock_workdir`, and writes its config.
+
+    Raises:
+      InputError: as `lock_workdir`, and if it was made by a config whose results would differ.
+    """
+    lock = lock_workdir(workdir)
+    path, new = workdir / "config.json", to_json(config)
+    if path.exists():
+        different = differences(json.loads(path.read_text(encoding="utf-8")), new)
+        if different:
+            raise InputError(
+                f"--workdir={workdir} was made by another config: {'; '.join(different)}. "
+                "Use that config again, or another --workdir."
+            )
+    if devices.is_first_process():
+        write_atomically(path, json.dumps(new, indent=1, ensure_ascii=False).encode())
+    return lock

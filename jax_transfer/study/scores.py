@@ -1,0 +1,129 @@
+"""The stage that scores: all checkpoints of a target at once, from their features or by early-stopped fine-tuning."""
+
+import functools
+import math
+import time
+
+import jax
+
+from jax_transfer.analysis import SCORES, score_all, score_gigaflops, why_undefined
+from jax_transfer.data.subsets import stratified_split
+from jax_transfer.features.extract import stack
+from jax_transfer.logs import log
+from jax_transfer.results import Rows, ScoreRow
+from jax_transfer.study import estimates, groups, settings
+from jax_transfer.study.finetune import finetuned
+from jax_transfer.study.snapshots import Snapshot
+from jax_transfer.study.workspace import Workspace
+from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
+
+
+def run(work: Workspace) -> None:
+    """Transferability scores on the training images of each target. What cannot be scored is a row that says why."""
+    rows = Rows(work.results, "scores")
+    rows.forget_failures()
+    for target in work.config.targets:
+        for snapshot, name, measured in _measured(work, target, rows):
+            if measured.get("error"):
+                log.warning("%s of checkpoint %s on %s: %s.", name, snapshot.name, target, measured["error"])
+            numbers = {**dict.fromkeys(("value", "seconds", "gflops"), math.nan), **measured}
+            train, test = (
+                work.gigaflops_per_image(snapshot.pretraining) * len(work.source(target, s)) for s in ("train", "test")
+            )
+            numbers |= {"forward_gflops": train, "test_forward_gflops": test}
+            rows.append(ScoreRow(snapshot.name, snapshot.epoch, target, name, **numbers))
+
+
+def describe(work: Workspace) -> str:
+    """Returns what the plan says of this stage."""
+    return ", ".join(work.config.scores)
+
+
+def gigaflops(work: Workspace) -> float:
+    """Returns the work of early-stopped fine-tuning, in GFLOP: what is computed from features is little beside it."""
+    early = max(early_epochs(work.config.scores), default=0)
+    total = 0.0
+    for (model, target), step in estimates.finetune_step_gigaflops(work).items() if early else ():
+        steps = early * len(work.source(target, "train")) // settings.finetune_settings(work.config, target).batch_size
+        total += len(estimates.snapshots_of(work, model)) * steps * step
+    return total
+
+
+def _measured(work: Workspace, target: str, rows: Rows):
+    """Yields (snapshot, score, {value, seconds, gflops, error}) of what has no row yet; early stopping comes last."""
+    need_head = [name for name, score in SCORES.items() if score.needs == "logits"]
+    missing = {
+        name: [
+            snapshot
+            for snapshot in work.snapshots
+            if (work.objective(snapshot.pretraining).has_head or name not in need_head)
+            and (snapshot.name, target, name) not in rows
+        ]
+        for name in work.config.scores
+    }
+    for name, snapshots in missing.items():
+        if not snapshots or name in FINETUNE_SCORES:
+            continue
+        log.info("%s on %s: %d checkpoints", name, target, len(snapshots))
+        counted = groups.known_gflops(work, (row for row in rows.rows if (row.target, row.score) == (target, name)))
+        for snapshot, measured in _by_features(work, snapshots, target, name, counted):
+            yield snapshot, name, measured
+    early = {name: snapshots for name, snapshots in missing.items() if name in FINETUNE_SCORES}
+    yield from _by_finetuning(work, early, target)
+
+
+def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: str, gflops: dict[int, float]):
+    """Yields (snapshot, {value, seconds, gflops} or {error}): one compiled call for as many as the budget allows.
+
+    A score that learns is tested on the images that scores by fine-tuning are tested on.
+
+    gflops: of checkpoints that are scored already, by feature dimension.
+    """
+    train = work.source(target, "train")
+    num_classes, held_out = train.num_classes, stratified_split(train.labels)[1]
+    problems = {
+        snapshot: groups.problem(work, target, functools.partial(work.features, snapshot, target))
+        for snapshot in snapshots
+    }
+    yield from ((snapshot, {"error": problem}) for snapshot, problem in problems.items() if problem)
+    valid = [snapshot for snapshot in snapshots if not problems[snapshot]]
+    for group in groups.by_feature_dim(work, valid, target):
+        stacked = stack([work.features(snapshot, target, "train") for snapshot in group])
+        start = time.perf_counter()
+        values = score_all(name, stacked, num_classes, held_out)
+        seconds = (time.perf_counter() - start) / len(group)
+        dim = stacked.features.shape[-1]
+        if dim not in gflops:
+            gflops[dim] = score_gigaflops(name, jax.tree.map(lambda x: x[0], stacked), num_classes, held_out)
+        for i, (snapshot, value) in enumerate(zip(group, values, strict=True)):
+            measured = {"value": float(value), "seconds": seconds, "gflops": gflops[dim]}
+            if not math.isfinite(value):
+                one = jax.tree.map(lambda x, i=i: x[i], stacked)
+                measured |= {"value": math.nan, "error": why_undefined(name, one, num_classes, held_out)}
+            yield snapshot, measured
+
+
+def _by_finetuning(work: Workspace, missing: dict[str, list[Snapshot]], target: str):
+    """Yields (snapshot, score, {value, seconds, gflops, error}) of early-stopped fine-tuning on a part of the images.
+
+    One run of a checkpoint gives all scores that it lacks.
+    """
+    tuning = settings.finetune_settings(work.config, target)
+    lacks = {s: [name for name in missing if s in missing[name]] for s in work.snapshots}
+    ends = {s: max(FINETUNE_SCORES[name] for name in names) for s, names in lacks.items() if names}
+    for end in sorted(set(ends.values())):
+        group = [snapshot for snapshot in ends if ends[snapshot] == end]
+        names = {FINETUNE_SCORES[name]: name for name in missing if any(name in lacks[s] for s in group)}
+        log.info("%s on %s: %d checkpoints", " and ".join(names.values()), target, len(group))
+        splits = ("fit", "held_out")
+        todo = [(snapshot, work.config.seed) for snapshot in group]
+        for snapshot, _, done in finetuned(work, todo, target, splits, tuning, epochs=sorted(names)):
+            if names[done.epoch] in lacks[snapshot]:
+                error = "" if done.diverged_at is None else f"the loss is not finite at step {done.diverged_at}"
+                measured = {
+                    "value": done.metrics["accuracy"],
+                    "seconds": done.seconds,
+                    "gflops": done.gflops,
+                    "error": error,
+                }
+                yield snapshot, names[done.epoch], measured

@@ -1,0 +1,40 @@
+"""The stages of a study, in their order. They talk only through the working directory, so each can run alone."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax_transfer.study import features, finetune, pretrain, probe, report, scores, spectral
+from jax_transfer.study.workspace import Workspace
+
+
+class Stage(NamedTuple):
+    """A part of a study.
+
+    run: does what is missing in the working directory.
+    writes: the files in `results/` that it adds rows to, keys of `results.ROWS`.
+    describe: what the plan says of it.
+    gigaflops: its work as far as it is convolutions, for the time that the plan names; NaN where it is not known.
+    """
+
+    run: Callable[[Workspace], None]
+    writes: tuple[str, ...]
+    describe: Callable[[Workspace], str]
+    gigaflops: Callable[[Workspace], float] = lambda work: math.nan
+
+
+def written_by() -> dict[str, tuple[str, ...]]:
+    """Returns result file -> the stages that write it, in the order of the stages."""
+    files = dict.fromkeys(file for stage in STAGES.values() for file in stage.writes)
+    return {file: tuple(name for name, stage in STAGES.items() if file in stage.writes) for file in files}
+
+
+STAGES: dict[str, Stage] = {
+    "pretrain": Stage(pretrain.run, ("pretrain",), pretrain.describe, pretrain.gigaflops),
+    "features": Stage(features.run, (), features.describe, features.gigaflops),
+    "probe": Stage(probe.run, ("transfer",), probe.describe),
+    "finetune": Stage(finetune.run, ("transfer",), finetune.describe, finetune.gigaflops),
+    "scores": Stage(scores.run, ("scores",), scores.describe, scores.gigaflops),
+    "spectral": Stage(spectral.run, ("spectral", "spectrum", "similarity", "embedding"), spectral.describe),
+    "report": Stage(lambda work: report.run(work, written_by()), ("ranking", "targets"), report.describe),
+}

@@ -1,0 +1,215 @@
+"""What the stages of a study share: a config, a working directory, and the data, nets, checkpoints and features."""
+
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+import jax
+from ml_collections import ConfigDict
+
+from jax_transfer import devices, logs
+from jax_transfer.checkpoints import Checkpoint
+from jax_transfer.checkpoints.checkpoint import Model
+from jax_transfer.checkpoints.trajectory import Trajectory
+from jax_transfer.data.batches import Feed, Streamed, make_feed
+from jax_transfer.data.source import Source, subset
+from jax_transfer.data.sources import load_source
+from jax_transfer.data.subsets import stratified_split
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.features.cache import FeatureCache
+from jax_transfer.logs import log
+from jax_transfer.models import Net
+from jax_transfer.records import Features, InputError
+from jax_transfer.results import TransferRow
+from jax_transfer.study import settings, snapshots
+from jax_transfer.study.snapshots import Pretraining, Snapshot
+from jax_transfer.training.objectives import OBJECTIVES, Objective
+
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+def kept(most: int | None = None):
+    """Keeps the results of a method of `Workspace`, at most so many of them, until the workspace is closed."""
+
+    def decorate(method: Callable[Concatenate["Workspace", P], T]) -> Callable[Concatenate["Workspace", P], T]:
+        name = method.__name__
+
+        @functools.wraps(method)
+        def call(self: "Workspace", *args: P.args, **kwargs: P.kwargs) -> T:
+            if name not in self.caches:
+                self.caches[name] = functools.lru_cache(most)(functools.partial(method, self))
+            return self.caches[name](*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+class Workspace:
+    """A config and its working directory, and what several stages need: data, nets, checkpoints and features.
+
+    Attributes:
+      results: the folder of result rows.
+      models: what each model of the study is called -> its name in MODELS and its settings.
+      sources: the data sets to pre-train on.
+      snapshots: the checkpoints to evaluate.
+      features_of: the cache of features, called with a checkpoint and a source.
+      caches: what methods marked with `kept` have returned.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+        self.config, self.workdir, self.results = config, workdir, workdir / "results"
+        self.caches: dict[str, Callable] = {}
+        self.preprocessing: Preprocessing = settings.preprocessing(config)
+        self.mesh = devices.make_mesh()
+        self.models: dict[str, dict] = settings.models(config)
+        self.sources: list[str] = settings.sources(config)
+        self.pretrainings: list[Pretraining] = snapshots.pretrainings(config)
+        self.snapshots: list[Snapshot] = snapshots.evaluated_snapshots(config)
+        self.features_of = FeatureCache(
+            workdir / "features",
+            lambda source, preprocessing: self._feed(source, preprocessing, False),
+            self.mesh,
+            config.data.eval_batch_size,
+        )
+
+    @kept()
+    def source(self, dataset: str, split: str) -> Source:
+        """Returns a split of a data set: "train" or "test", or a part of "train" ("fit" or "held_out").
+
+        Scores that train learn from "fit" and are tested on "held_out".
+        """
+        if split in ("fit", "held_out"):
+            train = self.source(dataset, "train")
+            fit, held_out = stratified_split(train.labels)
+            return subset(train, fit if split == "fit" else held_out)
+        return load_source(dataset, split, seed=self.config.seed, on_corrupt=self.config.data.on_corrupt)
+
+    def metric(self, target: str) -> str:
+        """Returns the metric of a target, a key of `records.METRICS`: the config's choice, or else what the field reports."""
+        return self.config.metrics.get(target) or self.source(target, "train").metric
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The metric of each target."""
+        return {target: self.metric(target) for target in self.config.targets}
+
+    def feed(self, dataset: str, split: str, everywhere: bool = False) -> Feed:
+        """Returns the feed of a split, read as `config.preprocessing` demands.
+
+        Args:
+          everywhere: on the devices of all processes, which must then all ask for it.
+        """
+        everywhere = everywhere and jax.process_count() > 1
+        return self._feed(self.source(dataset, split), self.preprocessing, everywhere)
+
+    @kept(4)
+    def _feed(self, source: Source, preprocessing: Preprocessing, everywhere: bool) -> Feed:
+        data = self.config.data
+        with logs.progress(len(source), f"read {source.name} {source.split}", "images") as bar:
+            feed = make_feed(
+                source,
+                preprocessing,
+                devices.make_global_mesh() if everywhere else self.mesh,
+                data.resident_gigabytes,
+                data.num_threads,
+                progress=lambda done: bar.update(done - bar.n),
+            )
+        if isinstance(feed, Streamed):
+            log.info(
+                "%s %s exceeds config.data.resident_gigabytes = %g: it is streamed from disk.",
+                source.name,
+                source.split,
+                data.resident_gigabytes,
+            )
+        return feed
+
+    def net(self, model: str, num_classes: int) -> Net:
+        """Builds one of the study's models with a head for so many classes, in the precision of the device."""
+        return settings.make_net(self.config, self.models[model], num_classes, devices.compute_dtype())
+
+    @kept()
+    def source_net(self, pretraining: Pretraining) -> Net:
+        """Returns the net that is pre-trained: without a head if the objective does not train one."""
+        net = self.net(pretraining.model, self.source(pretraining.source, "train").num_classes)
+        return net if self._make_objective(net).has_head else self.net(pretraining.model, 0)
+
+    @kept()
+    def objective(self, pretraining: Pretraining) -> Objective:
+        """Returns what a pre-training minimises."""
+        return self._make_objective(self.source_net(pretraining))
+
+    def _make_objective(self, net: Net) -> Objective:
+        config = self.config.pretrain
+        return OBJECTIVES[config.objective](net, tuple(config.augment), **settings.objective_settings(self.config))
+
+    def folder(self, pretraining: Pretraining) -> pathlib.Path:
+        """Returns the folder that holds the `checkpoints/` of a pre-training: for the first one the working directory."""
+        first = pretraining == self.pretrainings[0]
+        return self.workdir if first else self.workdir / "others" / pretraining.name
+
+    @kept()
+    def _trajectory(self, pretraining: Pretraining) -> Trajectory:
+        return Trajectory(self.folder(pretraining) / "checkpoints", alone=True)
+
+    @kept()
+    def checkpoint(self, snapshot: Snapshot) -> Checkpoint:
+        """Returns a checkpoint of the study, once its pre-training is over; its weights are read when they are needed.
+
+        Raises:
+          InputError: if the epoch has not been saved.
+        """
+        pretraining, trajectory = snapshot.pretraining, self._trajectory(snapshot.pretraining)
+        epochs = trajectory.epochs()
+        if snapshot.epoch not in epochs:
+            raise InputError(
+                f"{trajectory.folder} holds no checkpoint of epoch {snapshot.epoch} (it has {epochs or 'none'}): "
+                "run the pretrain stage first."
+            )
+        arguments = settings.net_arguments(self.config, self.models[pretraining.model])
+        return Checkpoint.stored(
+            snapshot.name,
+            self.source_net(pretraining),
+            functools.partial(self._model, snapshot),
+            self.preprocessing,
+            settings={name: value for name, value in arguments.items() if name != "name"},
+            has_head=self.objective(pretraining).has_head,
+            known_fingerprint=trajectory.fingerprint(snapshot.epoch) or "",
+        )
+
+    @kept(1)
+    def _model(self, snapshot: Snapshot) -> Model:
+        """The weights of a checkpoint, on every device."""
+        net, trajectory = self.source_net(snapshot.pretraining), self._trajectory(snapshot.pretraining)
+        return trajectory.restore_model(snapshot.epoch, net, devices.replicated(self.mesh))
+
+    def features(self, snapshot: Snapshot, dataset: str, split: str) -> Features:
+        """Returns the features of a split of a data set, from the cache if they are there."""
+        return self.features_of(self.checkpoint(snapshot), self.source(dataset, split))
+
+    def gigaflops_per_image(self, pretraining: Pretraining) -> float:
+        """Returns the work of a forward pass of one image, in GFLOP."""
+        return self.features_of.gigaflops_per_image(self.source_net(pretraining), self.preprocessing)
+
+    def transfer_row(self, snapshot: Snapshot, target: str, method: str, seed: int, **measured) -> TransferRow:
+        """Makes a row of results/transfer.jsonl; what was not measured is NaN."""
+        numbers = ("learning_rate", "accuracy", "mean_class_accuracy", "seconds", "gflops")
+        return TransferRow(
+            checkpoint=snapshot.name,
+            epoch=snapshot.epoch,
+            target=target,
+            method=method,
+            seed=seed,
+            num_train=len(self.source(target, "train")),
+            num_test=len(self.source(target, "test")),
+            **{**dict.fromkeys(numbers, math.nan), **measured},
+        )
+
+    def close(self) -> None:
+        """Closes the trajectories and releases the data: a closed workspace holds neither sources nor feeds."""
+        for pretraining in self.pretrainings if "_trajectory" in self.caches else ():
+            self._trajectory(pretraining).close()
+        self.caches.clear()
+        self.features_of.clear()

@@ -1,0 +1,436 @@
+"""What the public functions of analysis say about wrong arguments: an error that names the argument, or NaN under tracing."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jax_transfer import analysis
+from jax_transfer.analysis import score_all
+from jax_transfer.records import Features, InputError
+from jax_transfer.study.report import ranking_row
+
+N, D, C = 40, 3, 3
+RNG = np.random.default_rng(0)
+Y = RNG.permutation(np.arange(N) % C).astype(np.int32)
+X = (RNG.normal(size=(C, D))[Y] + RNG.normal(size=(N, D))).astype(np.float32)
+P = np.asarray(jax.nn.softmax(2 * RNG.normal(size=(C, 4))[Y] + RNG.normal(size=(N, 4))), np.float32)
+Z = P.argmax(axis=1)
+HELD_OUT = np.arange(0, N, 4)
+
+# name -> (function of features or what stands for them, labels and number of classes; those features)
+LABELLED = {
+    "logme": (analysis.logme, X),
+    "h_score": (analysis.h_score, X),
+    "h_score_shrunk": (analysis.h_score_shrunk, X),
+    "transrate": (analysis.transrate, X),
+    "nleep": (functools.partial(analysis.nleep, components_per_class=1), X),
+    "linear_accuracy": (analysis.linear_accuracy, X),
+    "mutual_information": (functools.partial(analysis.mutual_information, steps=32), X),
+    "leep": (analysis.leep, P),
+    "nce": (lambda z, y, num_classes: analysis.nce(z, y, 4, num_classes), Z),
+}
+OF_FEATURES = [name for name in LABELLED if name not in ("leep", "nce")]
+UNLABELLED = {
+    "spectral_components": analysis.spectral_components,
+    "batched_spectral_components": analysis.batched_spectral_components,
+    "singular_values": analysis.singular_values,
+    "pca": analysis.pca,
+    "tsne": functools.partial(analysis.tsne, perplexity=5),
+}
+each = pytest.mark.parametrize("name", LABELLED)
+
+# kind -> (labels, what the message says beside the argument's name)
+WRONG_LABELS = {
+    "1..C": (Y + 1, "the label 3.*expected 0 to 2.*Subtract 1"),
+    "-1 for unlabelled": (np.where(Y == 2, -1, Y), "the label -1.*Leave out"),
+    "gaps": (10 * Y, r"the label 20.*np\.unique"),
+    "one wrong among many": (np.where(np.arange(N) == 17, 7, Y), r"the label 7 \(1 of 40"),
+    "more classes": (np.arange(N) % 5, "larger num_classes"),
+    "beyond 32 bits": (Y.astype(np.int64) + 2**32 * (np.arange(N) == 3), "the label 4294967"),
+    "unsigned": (Y.astype(np.uint8) + np.uint8(253), "the label 255"),
+    "column": (Y[:, None], r"\[40, 1\].*y\[:, 0\]"),
+    "row": (Y[None], r"\[1, 40\]"),
+    "one-hot": (np.eye(C)[Y], r"\[40, 3\].*argmax"),
+    "scalar": (1, r"shape \[\]"),
+    "too few": (Y[:-10], "30 labels: expected 40"),
+    "too many": (np.concatenate([Y, Y]), "80 labels: expected 40"),
+    "none": (np.array([], int), "0 labels"),
+    "whole floats": (Y.astype(np.float32), r"float32.*astype\(int\)"),
+    "halves": (Y + 0.5, r"\d\.5 among them"),
+    "NaN": (np.where(Y == 1, np.nan, Y), "nan among them"),
+    "bool": (Y > 0, r"bool.*astype\(int\)"),
+    "text": (np.array(["cat", "dog", "owl"])[Y], r"text.*np\.unique"),
+    "objects": ([None, *Y[1:]], "objects"),
+    "ragged": ([[0, 1], *Y[1:].tolist()], "not an array"),
+}
+
+
+@each
+@pytest.mark.parametrize("kind", WRONG_LABELS)
+def test_wrong_labels_are_named(name, kind):
+    (score, x), (y, message) = LABELLED[name], WRONG_LABELS[kind]
+    with pytest.raises(InputError, match=rf"^y .*{message}") as error:
+        score(x, y, C)
+    assert "\n" not in str(error.value) and str(error.value).endswith(("?.", "."))
+
+
+@each
+@pytest.mark.parametrize("kind", ("0", "1", "negative", "float", "bool", "None", "text", "array"))
+def test_a_wrong_number_of_classes_is_named(name, kind):
+    wrong = {"0": 0, "1": 1, "negative": -3, "float": 3.0, "bool": True, "None": None, "text": "3", "array": Y}[kind]
+    with pytest.raises(InputError, match=r"^num_classes is .*expected a whole number, 2 or more"):
+        LABELLED[name][0](LABELLED[name][1], Y, wrong)
+
+
+@each
+def test_a_traced_number_of_classes_is_named(name):
+    with pytest.raises(InputError, match=r"^num_classes is traced.*static_argnames"):
+        jax.jit(LABELLED[name][0])(LABELLED[name][1], Y, C)
+
+
+WRONG_FEATURES = {
+    "one axis": (X[:, 0], r"shape \[40\]"),
+    "three axes": (X[:, :, None], r"\[40, 3, 1\].*Reshape"),
+    "no columns": (X[:, :0], r"\[40, 0\]"),
+    "no rows": (X[:0], r"\[0, 3\]"),
+    "complex": (X + 1j, "complex"),
+    "text": (X.astype(str), "text"),
+    "objects": (X.astype(object), "objects"),
+    "ragged": ([[1.0], *X[1:].tolist()], "not an array"),
+}
+
+
+@pytest.mark.parametrize("name", (*OF_FEATURES, *UNLABELLED))
+@pytest.mark.parametrize("kind", WRONG_FEATURES)
+def test_wrong_features_are_named(name, kind):
+    x, message = WRONG_FEATURES[kind]
+    with pytest.raises(InputError, match=rf"^x .*{message}"):
+        UNLABELLED[name](x) if name in UNLABELLED else LABELLED[name][0](x, Y, C)
+
+
+def as_values(result):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(result)]
+
+
+HALVES = np.round(8 * X) / 8  # exact in every type
+TYPES = {
+    "float16": HALVES.astype(np.float16),
+    "bfloat16": HALVES.astype(ml_dtypes.bfloat16),
+    "jax bfloat16": jnp.asarray(HALVES, jnp.bfloat16),
+    "float64": HALVES.astype(np.float64),
+    "lists": HALVES.tolist(),
+}
+
+
+@pytest.mark.parametrize("name", (*OF_FEATURES, *UNLABELLED))
+def test_other_types_of_features_become_float32(name):
+    types = {"bfloat16": TYPES["bfloat16"]} if name == "tsne" else TYPES  # it takes a second each time
+
+    def value(x, y):
+        return as_values(UNLABELLED[name](x) if name in UNLABELLED else LABELLED[name][0](x, y, C))
+
+    expected = value(HALVES.astype(np.float32), Y)
+    for x in types.values():
+        for found, wanted in zip(value(x, Y.tolist()), expected, strict=True):
+            assert found.dtype == wanted.dtype and found.dtype in (np.float32, np.int32)
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", ("logme", "h_score", "leep"))
+def test_whole_numbers_are_features_too(name):
+    score, whole = LABELLED[name][0], np.eye(C, dtype=np.int64)[Y]
+    assert score(whole, Y, C) == score(whole.astype(np.float32), Y, C) == score(whole.astype(bool), Y, C)
+
+
+@each
+@pytest.mark.parametrize("dtype", (np.uint8, np.int16, np.int64, np.uint64))
+def test_every_type_of_whole_labels_gives_the_same_value(name, dtype):
+    score, x = LABELLED[name]
+    assert score(x, Y.astype(dtype), np.int64(C)) == score(x, Y, C)
+
+
+@each
+def test_traced_labels_out_of_range_give_nan(name):
+    score, x = LABELLED[name]
+    jitted = jax.jit(score, static_argnums=2)
+    np.testing.assert_allclose(jitted(x, Y, C), score(x, Y, C), rtol=1e-5)
+    for kind in ("1..C", "-1 for unlabelled", "gaps", "one wrong among many"):
+        assert np.isnan(jitted(x, WRONG_LABELS[kind][0].astype(np.int32), C)), kind
+    for kind in ("column", "one-hot", "too few", "whole floats", "bool"):
+        with pytest.raises(InputError, match=r"^y "):
+            jitted(x, WRONG_LABELS[kind][0], C)
+
+
+@each
+def test_under_vmap_only_the_wrong_checkpoint_is_nan(name):
+    score, x = LABELLED[name]
+    y = np.stack([Y, Y + 1, Y])
+    found = jax.vmap(lambda x, y: score(x, y, C))(np.stack([x] * 3), y)
+    assert np.isnan(found).tolist() == [False, True, False]
+    shared = jax.vmap(lambda x: score(x, Y, C))(np.stack([x] * 2))  # labels that are not traced are checked as such
+    np.testing.assert_allclose(shared, found[::2], rtol=1e-5)
+    with pytest.raises(InputError, match=r"^y "):
+        jax.vmap(lambda x: score(x, Y + 1, C))(np.stack([x] * 2))
+
+
+@pytest.mark.parametrize("name", [name for name in LABELLED if name != "nce"])
+def test_features_that_are_not_finite_are_nan_and_no_error(name):
+    score, x = LABELLED[name]
+    for bad in (np.nan, np.inf):
+        broken = x.copy()
+        broken[3, 1] = bad
+        assert np.isnan(score(broken, Y, C))
+
+
+LOGITS = {
+    "logits": np.log(P) + 1,
+    "one row of logits": np.where(np.arange(N)[:, None] == 5, 4 * P, P),
+    "negative": np.concatenate([P - 0.25, np.ones((N, 1))], axis=1) * [1, 1, 1, 1, 1],
+    "log-probabilities": np.log(P),
+    "zeros": 0 * P,
+    "percent": 100 * P,
+}
+
+
+@pytest.mark.parametrize("kind", LOGITS)
+def test_leep_takes_probabilities_alone(kind):
+    p = np.asarray(LOGITS[kind], np.float32)
+    with pytest.raises(InputError, match=r"^source_probs holds .* not probabilities .*softmax\(logits\)"):
+        analysis.leep(p, Y, C)
+    assert np.isnan(jax.jit(analysis.leep, static_argnums=2)(p, Y, C))
+
+
+@pytest.mark.parametrize("dtype", (np.float16, ml_dtypes.bfloat16, np.float64))
+def test_rounded_probabilities_are_probabilities(dtype):
+    many = np.asarray(jax.nn.softmax(3 * RNG.normal(size=(N, 1000))), np.float32).astype(dtype)
+    np.testing.assert_allclose(analysis.leep(many, Y, C), analysis.leep(many.astype(np.float32), Y, C), rtol=1e-6)
+
+
+def test_source_labels_are_checked_as_labels_are():
+    for z, message in ((Z + 1, "the label"), (Z[:, None], "shape"), (Z[:0], "0 labels"), (Z + 0.0, "float")):
+        with pytest.raises(InputError, match=rf"^source_labels .*{message}"):
+            analysis.nce(z, Y, int(Z.max()) + 1, C)
+    with pytest.raises(InputError, match=r"^num_source_classes is 4.0"):
+        analysis.nce(Z, Y, 4.0, C)
+    assert np.isnan(jax.jit(analysis.nce, static_argnums=(2, 3))(Z + 1, Y, int(Z.max()) + 1, C))
+
+
+WRONG_HELD_OUT = {
+    "out of range": ([0, 3, 5, N], "the index 40"),
+    "negative": ([0, 3, 5, -1], "the index -1"),
+    "twice": ([3, 5, 7, 3], "more than once"),
+    "mask": (np.arange(N) < 8, r"flatnonzero"),
+    "floats": (HELD_OUT + 0.0, "float64"),
+    "column": (HELD_OUT[:, None], r"\[10, 1\]"),
+    "none": (np.array([], int), "0 of 40"),
+    "all": (np.arange(N), "40 of 40"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_HELD_OUT)
+def test_wrong_held_out_indices_are_named(kind):
+    held_out, message = WRONG_HELD_OUT[kind]
+    with pytest.raises(InputError, match=rf"^held_out .*{message}"):
+        analysis.linear_accuracy(X, Y, C, held_out=held_out)
+
+
+def test_traced_held_out_indices_that_are_wrong_give_nan():
+    jitted = jax.jit(lambda held_out: analysis.linear_accuracy(X, Y, C, held_out=held_out))
+    np.testing.assert_allclose(jitted(HELD_OUT), analysis.linear_accuracy(X, Y, C, held_out=HELD_OUT), rtol=1e-5)
+    for wrong in (HELD_OUT + 4, HELD_OUT - 1, HELD_OUT * 0):
+        assert np.isnan(jitted(wrong))
+
+
+def test_score_all_names_the_argument():
+    stacked = Features(np.stack([X, X]), np.stack([P, P]), np.stack([Y, Y]))
+    np.testing.assert_allclose(score_all("logme", stacked, C), [analysis.logme(X, Y, C)] * 2, rtol=1e-5)
+    for name in ("logme", "nleep", "leep"):
+        for change, message in (
+            ({"labels": np.stack([Y, Y + 1])}, "^labels .*Subtract 1"),
+            ({"labels": np.stack([Y, Y])[:, :30]}, "^labels holds 30"),
+            ({"labels": np.stack([Y, Y]) + 0.0}, "^labels holds float64"),
+            ({"labels": Y}, "do not match"),
+            ({"features": X}, r"^features .*\[k, n, d\]"),
+            ({"logits": P[None]}, "do not match"),
+        ):
+            with pytest.raises(InputError, match=message):
+                score_all(name, Features(**{**vars(stacked), **change}), C)
+        with pytest.raises(InputError, match=r"^num_classes"):
+            score_all(name, stacked, 3.0)
+    with pytest.raises(InputError, match=r"^held_out"):
+        score_all("linear_1", stacked, C, [0, 99])
+    with pytest.raises(InputError, match=r"Unknown score.*logme"):
+        score_all("logmee", stacked, C)
+
+
+@pytest.mark.parametrize("name", ("linear_1", "mi_alpha_0.5", "nleep"))
+def test_too_few_samples_are_nan_in_score_all_and_said(name):
+    one = Features(X[:1], P[:1], Y[:1])
+    assert np.isnan(score_all(name, jax.tree.map(lambda leaf: leaf[None], one), C)).all()
+    assert "x has 1 sample" in analysis.why_undefined(name, one, C)
+
+
+def test_singular_values_and_stacked_features_are_checked():
+    for function in (analysis.effective_rank, analysis.spectral_decay, analysis.main_rank):
+        assert function([3.0, 1.0, 0.5]) == function(jnp.array([3.0, 1.0, 0.5]))
+        with pytest.raises(InputError, match=r"^singular_values has the shape \[40, 3\]: expected \[s\]"):
+            function(X)
+    np.testing.assert_allclose(analysis.similarities([X.tolist()]).cka, 1, rtol=1e-5)
+    with pytest.raises(InputError, match=r"^x has the shape \[40, 3\]: expected \[k, n, d\]"):
+        analysis.similarities(X)
+    with pytest.raises(InputError, match=r"^y has 30 samples and x 40"):
+        analysis.similarities(X[None], X[None, :30])
+
+
+# kind of setting -> values that it must not have
+SETTINGS = {
+    "share": (0, 1.5, -0.1, np.nan, np.inf, "0.8", [0.8], None, True, 1j),
+    "positive": (0, -1, np.nan, "1", [0.1], np.ones(2), None, True),
+    "count": (0, -1, 1.5, np.nan, "1", [1], True),
+    "seed": (1.5, np.nan, "0", [0], None, True, 2**40),
+}
+WRONG_SETTINGS = {
+    analysis.spectral_components: {"energy": "share"},
+    analysis.batched_spectral_components: {"energy": "share", "batch_size": "count"},
+    analysis.similarities: {"energy": "share"},
+    analysis.pca: {"energy": "share"},
+    analysis.nleep: {"energy": "share", "components_per_class": "count", "max_dimension": "count", "seed": "seed"},
+    analysis.mutual_information: {"alpha": "share", "batch_size": "count", "steps": "count", "seed": "seed"},
+    analysis.linear_accuracy: {
+        "epochs": "count",
+        "batch_size": "count",
+        "learning_rate": "positive",
+        "l2": "positive",
+        "seed": "seed",
+    },
+    analysis.transrate: {"eps": "positive"},
+    analysis.tsne: {"perplexity": "positive", "seed": "seed"},
+    analysis.recall_at_k: {"k": "count"},
+    analysis.relative_accuracy_at_k: {"k": "count"},
+    analysis.kendall_interval: {"confidence": "share", "resamples": "count"},
+}
+# What None means in some of them.
+OPTIONAL = ("epochs", "max_dimension")
+
+
+@pytest.mark.parametrize(("function", "name"), [(f, name) for f, names in WRONG_SETTINGS.items() for name in names])
+def test_wrong_settings_are_named(function, name):
+    parameters = inspect.signature(function).parameters
+    args = {"num_classes": (X, Y, C), "accuracies": ([1, 2, 3], [1, 3, 2])}
+    args = next((found for key, found in args.items() if key in parameters), (X,))
+    args = (X[None],) if function is analysis.similarities else args
+    for value in SETTINGS[WRONG_SETTINGS[function][name]]:
+        with pytest.raises(InputError, match=rf"^{name} is ") as error:
+            function(*args, **{name: value})
+        assert "\n" not in str(error.value) and "expected" in str(error.value)
+    if name not in OPTIONAL:
+        with pytest.raises(InputError, match=rf"^{name} is None: expected "):
+            function(*args, **{name: None})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WRONG_LABELS if kind not in ("1..C", "gaps", "more classes",
+                                  "one wrong among many", "unsigned", "too few", "too many", "beyond 32 bits")])  # fmt: skip
+def test_labels_that_are_split_are_checked(kind):
+    y, message = WRONG_LABELS[kind]
+    with pytest.raises(InputError, match=rf"^y .*{message.removesuffix('.*argmax')}"):
+        analysis.stratified_fifth(y)
+
+
+def test_labels_of_any_number_of_classes_are_split():
+    expected = analysis.stratified_fifth(Y)
+    for y in (Y.tolist(), 10 * Y + 7, Y.astype(np.uint8) + np.uint8(253), jnp.asarray(Y), Y.astype(np.int64)):
+        np.testing.assert_array_equal(analysis.stratified_fifth(y), expected)
+    with pytest.raises(InputError, match=r"^y holds the label 4294967"):
+        analysis.stratified_fifth(WRONG_LABELS["beyond 32 bits"][0])
+
+
+@pytest.mark.parametrize("name", ("logme", "nleep", "linear_1", "leep"))
+@pytest.mark.parametrize("kind", WRONG_LABELS)
+def test_the_work_of_a_score_is_that_of_right_arguments(name, kind):
+    y, message = WRONG_LABELS[kind]
+    with pytest.raises(
+        InputError, match=rf"^labels .*{message.replace('y', 'labels', 1) if kind == 'column' else message}"
+    ):
+        analysis.score_gigaflops(name, Features(X, P, y), C)
+
+
+def test_the_work_of_a_score_takes_lists_and_names_the_rest():
+    as_lists = Features(X.tolist(), P.tolist(), Y.tolist())
+    for name in ("nleep", "h_score"):
+        found = [analysis.score_gigaflops(name, one, C) for one in (as_lists, Features(X, P, Y))]
+        assert found[0] == found[1] > 0
+    for function in (analysis.score_gigaflops, analysis.why_undefined):
+        with pytest.raises(InputError, match=r"Unknown score.*logme"):
+            function("logmee", as_lists, C)
+    with pytest.raises(InputError, match=r"^num_classes is 3.0"):
+        analysis.score_gigaflops("nleep", as_lists, 3.0)
+    with pytest.raises(InputError, match=r"^logits holds 20 samples and features 40"):
+        analysis.score_gigaflops("logme", Features(X, P[:20], Y), C)
+
+
+@pytest.mark.parametrize("function", (analysis.pearson, analysis.kendall, analysis.weighted_kendall, analysis.regret,
+                                      analysis.kendall_interval, functools.partial(ranking_row, "t", "m", "s")))  # fmt: skip
+def test_lists_to_rank_hold_real_numbers(function):
+    for wrong in (["a", "b", "c"], [1j, 2, 3], [[1], [2, 3], [4]], {1: 2}, "abc"):
+        with pytest.raises(InputError, match=r"^scores is .*expected a list of real numbers"):
+            function(wrong, [1, 2, 3])
+        with pytest.raises(InputError, match=r"^accuracies is .*expected a list of real numbers"):
+            function([1, 2, 3], wrong)
+    assert (
+        function(jnp.array([1, 2, 3], jnp.bfloat16), (0.1, 0.2, 0.3)) == function([1, 2, 3], [0.1, 0.2, 0.3])
+        or (
+            function is analysis.kendall_interval  # NaN
+        )
+        or isinstance(function, functools.partial)
+    )
+
+
+def test_a_metric_that_does_not_exist_is_named():
+    with pytest.raises(InputError, match=r"^Unknown metric: 'acuracy'. Did you mean 'accuracy'"):
+        ranking_row("t", "probe", "logme", [1, 2], [1, 2], "acuracy")
+
+
+def test_singular_values_are_descending_and_not_negative():
+    for function in (analysis.effective_rank, analysis.spectral_decay, analysis.main_rank):
+        for wrong in ([1.0, 2.0], [3.0, -1.0], [-1.0]):
+            with pytest.raises(InputError, match=r"^singular_values holds negative or ascending values"):
+                function(wrong)
+    for function in (analysis.effective_rank, analysis.spectral_decay):
+        for broken in ([3.0, np.nan], [np.inf, 1.0], [np.nan, np.nan]):
+            assert np.isnan(function(broken)) and np.isnan(jax.jit(function)(jnp.array(broken)))
+
+
+@pytest.mark.parametrize("name", [name for name in analysis.__all__ if name.islower()])
+def test_public_functions_keep_their_signature_and_docstring(name):
+    function = getattr(analysis, name)
+    assert inspect.getdoc(function) and "args" not in inspect.signature(function).parameters
+
+
+def test_what_the_modules_offer_is_exported():
+    for module in (
+        "spectral",
+        "embedding",
+        "hscore",
+        "leep",
+        "linear",
+        "logme",
+        "nleep",
+        "mutual_information",
+        "transrate",
+    ):
+        for function in LABELLED | UNLABELLED:
+            found = getattr(getattr(analysis, module, None), function, None)
+            assert found is None or found is getattr(analysis, function)
+    names = analysis.__all__
+    kinds = [
+        [n for n in names if n.isupper()],
+        [n for n in names if not n.isupper() and n[0].isupper()],
+        [n for n in names if n.islower()],
+    ]
+    assert names == [name for kind in kinds for name in sorted(kind)]
+    assert {"spectral_components", "SpectralComponents", "effective_rank", "similarities", "pca", "tsne"} <= set(names)

@@ -1,0 +1,85 @@
+"""What the tests of the convolutional nets share. Compiling `net.init` takes longer than all else they do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_transfer import trees
+
+# Code that runs once need not be fast: it compiles in a third of the time.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def num_parameters(net) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(net.init, jax.random.key(0))[0]))
+
+
+def random_weights(net, gain=2.0, spread=1.0):
+    """(params, stats) of a net: kernels from N(0, gain / fan in); BatchNorm's parameters and statistics vary."""
+    rng = np.random.default_rng(0)
+
+    def draw(name, shape):
+        kind = name.rsplit("/", 1)[-1]
+        if kind == "kernel":
+            return rng.normal(size=shape) * np.sqrt(gain / np.prod(shape[:-1]))
+        if kind in ("scale", "var"):
+            return 1 + spread * rng.uniform(-0.5, 0.5, shape)
+        return 0.2 * spread * rng.normal(size=shape)
+
+    abstract = jax.eval_shape(net.init, jax.random.key(0))
+    flat = [{name: jnp.float32(draw(name, x.shape)) for name, x in trees.flatten(tree).items()} for tree in abstract]
+    return [trees.unflatten(tree) for tree in flat]
+
+
+def random_images(size, count=4):
+    return np.random.default_rng(1).normal(size=(count, size, size, 3)).astype(np.float32)
+
+
+def apply(net, params, stats, images):
+    return jax.jit(net.apply, compiler_options=QUICK)(params, stats, images)
+
+
+def assert_equals_the_twin(net, twin, images):
+    """Features and logits of the net with the weights of a torch net are those of the torch net."""
+    import torch
+
+    from helpers import torch_twins
+
+    with torch.no_grad():
+        logits, features = twin(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    output = apply(net, *torch_twins.to_dicts(twin), images)
+    np.testing.assert_allclose(output.features, features, rtol=1e-4, atol=1e-4 * features.std())
+    np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-4 * logits.std())
+
+
+def assert_gradients_reach_every_parameter(net, images):
+    """In training mode; the statistics all move too."""
+    params, stats = random_weights(net)
+    labels = jnp.arange(len(images)) % net.num_classes
+
+    def loss(params):
+        output, new_stats = net.apply_train(params, stats, images, jax.random.key(0))
+        return -jnp.mean(jax.nn.log_softmax(output.logits)[jnp.arange(len(images)), labels]), new_stats
+
+    gradients, new_stats = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)(params)
+    for name, leaf in trees.flatten(gradients).items():
+        assert np.isfinite(leaf).all() and np.any(leaf != 0), name
+    for name, leaf in trees.flatten(new_stats).items():
+        assert np.isfinite(leaf).all() and not np.array_equal(leaf, trees.flatten(stats)[name]), name
+
+
+def assert_bfloat16_is_close(exact, rough, images, tolerance=0.03):
+    """The nets differ in dtype alone; the exact one is deterministic, and rows do not mix."""
+    # Tame weights: an untrained linear bottleneck with gain 2 amplifies the rounding of those before it.
+    params, stats = random_weights(exact, gain=1.0, spread=0.0)
+    compiled = jax.jit(exact.apply, compiler_options=QUICK)
+    a, b = compiled(params, stats, images), apply(rough, params, stats, images)
+    assert a.features.dtype == b.features.dtype == b.logits.dtype == jnp.float32
+    assert not np.array_equal(a.features, b.features)
+    assert np.linalg.norm(a.features - b.features) < tolerance * np.linalg.norm(a.features)
+    assert np.linalg.norm(a.logits - b.logits) < tolerance * np.linalg.norm(a.logits)
+
+    others = images.copy()
+    others[1:] = 7.0
+    np.testing.assert_array_equal(a.logits, compiled(params, stats, images).logits)
+    np.testing.assert_array_equal(a.logits[:1], compiled(params, stats, others).logits[:1])

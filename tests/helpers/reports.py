@@ -1,0 +1,150 @@
+"""Invented results of a study, and what a page holds."""
+
+import html.parser
+import json
+import math
+
+import numpy as np
+
+from jax_transfer.results import (
+    EmbeddingRow,
+    PretrainRow,
+    RankingRow,
+    ScoreRow,
+    SimilarityRow,
+    SpectralRow,
+    SpectrumRow,
+    TransferRow,
+    to_json_dict,
+)
+
+EPOCHS = (0, 1, 2, 3, 5, 10, 20, 40, 60, 100, 150, 200)
+
+
+TARGETS = ("tfds:mnist?per_class=100", "folder:/photos/birds")
+
+
+SCORES = ("logme", "leep")
+
+
+def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list[dict]]:
+    """Rows shaped like the papers': FE peaks at epoch 5 and falls, FT rises and settles."""
+    rng = np.random.default_rng(0)
+    t = np.log1p(np.array(epochs, float))
+    source = 0.10 + 0.85 * (1 - np.exp(-1.1 * t))
+    results = {
+        "pretrain": [
+            PretrainRow(
+                e,
+                *((math.nan, math.nan) if e == 0 else (2.2 * (1 - a), a + 0.03)),
+                a,
+                5000.0,
+                12.0,
+                "tfds:cifar10",
+                str(e),
+                "resnet18",
+            )
+            for e, a in zip(epochs, source, strict=True)
+        ],
+        "transfer": [],
+        "scores": [],
+        "ranking": [],
+        "spectral": [],
+        "spectrum": [],
+        "similarity": [],
+        "embedding": [],
+    }
+    for target in targets:
+        explain_target(results, target, epochs, t)
+        means = {
+            "probe": 0.965 - 0.035 * (t - math.log(6)) ** 2 / (1 + 0.35 * t),
+            "probe_converged": 0.955 - 0.02 * (t - math.log(8)) ** 2 / (1 + 0.4 * t),
+            "finetune": 0.983 + 0.0118 * (1 - np.exp(-0.9 * t)),
+        }
+        for method, curve in means.items():
+            for seed in seeds:
+                for e, mean in zip(epochs, curve, strict=True):
+                    a = float(mean + rng.normal() * (0.0004 if method == "finetune" else 0.003))
+                    lr = 0.01 if method != "finetune" else 0.001
+                    row = TransferRow(str(e), e, target, method, seed, lr, a, a - 0.002, 1000, 10000, 8.5, 3.2)
+                    results["transfer"].append(row)
+        for score in SCORES:
+            for e, x in zip(epochs, t, strict=True):
+                value = float(0.2 * x + rng.normal() * 0.05)
+                results["scores"].append(ScoreRow(str(e), e, target, score, value, 0.5, 0.01, 300.0))
+            for method in means:
+                row = RankingRow(
+                    target,
+                    method,
+                    score,
+                    0.71,
+                    0.52,
+                    0.6,
+                    1.0,
+                    1.0,
+                    0.99,
+                    1.0,
+                    len(epochs),
+                    0.1,
+                    0.8,
+                    0.01,
+                    len(epochs),
+                )
+                results["ranking"].append(row)
+    return {name: [to_json_dict(row) for row in rows] for name, rows in results.items()}
+
+
+def explain_target(results, target, epochs, t):
+    """Main components fall and residual ones rise with the epochs, before fine-tuning more than after it."""
+    for stage, fall in (("pretrained", 0.06), ("finetuned", 0.01)):
+        for e, x in zip(epochs, t, strict=True):
+            parts = {"full": 0.95 - fall * x / 2, "main": 0.9 - fall * x, "residual": 0.5 + fall * x}
+            for component, accuracy in parts.items():
+                rank = {"full": 128.0, "main": 30.5, "residual": 97.5}[component]
+                results["spectral"].append(SpectralRow(str(e), e, target, stage, component, rank, accuracy))
+            row = SpectrumRow(str(e), e, target, stage, 30, 55.5, 1.2, [1, 2, 4, 8], [0.4, 0.3, 0.2, 0.1])
+            results["spectrum"].append(row)
+            for other in epochs:
+                row = SimilarityRow(str(e), str(other), target, stage, 1 - abs(e - other) / 200, 0.7)
+                results["similarity"].append(row)
+        for e in (5, epochs[-1]):
+            points = np.random.default_rng(e).normal(size=(2, 40)).round(2).tolist()
+            results["embedding"].append(EmbeddingRow(str(e), e, target, stage, *points, [0, 1, 2, 3] * 10))
+
+
+def write_workdir(workdir, results, config=None):
+    (workdir / "results").mkdir(parents=True, exist_ok=True)
+    for name, rows in results.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (workdir / "results" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    if config is not None:
+        (workdir / "config.json").write_text(json.dumps(config))
+    return workdir
+
+
+CONFIG = {
+    "name": "cifar10_to_mnist",
+    "source": {"dataset": "tfds:cifar10"},
+    "model": {"name": "resnet18"},
+    "targets": list(TARGETS),
+}
+
+
+class Elements(html.parser.HTMLParser):
+    """All elements of a page, as (tag, attributes), and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def transfer_row(epoch, accuracy, seed=0, method="probe", target="a"):
+    row = TransferRow(str(epoch), epoch, target, method, seed, 0.1, accuracy, accuracy, 10, 10, 1.0, 1.0)
+    return to_json_dict(row)

@@ -1,0 +1,95 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from helpers.conv_checks import (
+    assert_bfloat16_is_close,
+    assert_equals_the_twin,
+    assert_gradients_reach_every_parameter,
+    num_parameters,
+    random_images,
+)
+from jax_transfer.models.mobilenet import mobilenet_v1, mobilenet_v2
+from jax_transfer.records import InputError
+
+MODELS = {"mobilenet_v1": mobilenet_v1, "mobilenet_v2": mobilenet_v2}
+
+
+# With 1,000 classes: v1 is 0.5, 1.3, 2.6 and 4.2 million in the paper (table 7); v2 as torchvision's weights.
+@pytest.mark.parametrize(
+    ("make", "width", "expected"),
+    [
+        (mobilenet_v1, 0.25, 470_072),
+        (mobilenet_v1, 0.5, 1_331_592),
+        (mobilenet_v1, 0.75, 2_585_560),
+        (mobilenet_v1, 1.0, 4_231_976),
+        (mobilenet_v2, 1.0, 3_504_872),
+    ],
+)
+def test_number_of_parameters_is_the_published_one(make, width, expected):
+    assert num_parameters(make(num_classes=1000, width=width)) == expected
+
+
+@pytest.mark.parametrize("width", [0.35, 1.4])
+@pytest.mark.parametrize(("name", "twin_name"), [("mobilenet_v1", "MobileNetV1"), ("mobilenet_v2", "MobileNetV2")])
+def test_channels_are_rounded_as_those_of_the_twin(name, twin_name, width):
+    pytest.importorskip("torch")
+    from helpers import torch_twins_conv
+
+    twin = getattr(torch_twins_conv, twin_name)(7, width)
+    net = MODELS[name](num_classes=7, width=width)
+    assert num_parameters(net) == sum(parameter.numel() for parameter in twin.parameters())
+
+
+@pytest.mark.parametrize(("name", "twin_name"), [("mobilenet_v1", "MobileNetV1"), ("mobilenet_v2", "MobileNetV2")])
+def test_output_equals_the_torch_twin(name, twin_name):
+    pytest.importorskip("torch")
+    from helpers import torch_twins_conv
+
+    twin = torch_twins_conv.randomised(getattr(torch_twins_conv, twin_name)(5, width=0.25))
+    assert_equals_the_twin(MODELS[name](num_classes=5, width=0.25), twin, random_images(64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_are_finite_and_reach_every_parameter(name):
+    assert_gradients_reach_every_parameter(MODELS[name](num_classes=5, width=0.25), random_images(64))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluation_is_deterministic_and_bfloat16_is_close_to_float32(name):
+    make = functools.partial(MODELS[name], num_classes=5, width=0.25)
+    assert_bfloat16_is_close(make(), make(dtype="bfloat16"), random_images(64))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_classifier_is_the_path_of_the_head(name):
+    net = MODELS[name](num_classes=5, width=0.5)
+    head = jax.eval_shape(net.init, jax.random.key(0))[0]
+    for part in net.classifier:
+        head = head[part]
+    assert head["kernel"].shape == (net.feature_dim, 5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equal_arguments_give_the_identical_net(name):
+    default = MODELS[name](num_classes=5)
+    assert MODELS[name](np.int64(5), dtype=jnp.float32, width=1) is default
+    assert len({default, MODELS[name](6), MODELS[name](5, dtype="bfloat16"), MODELS[name](5, width=0.5)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float8"}, "dtype of {}.*'float8'.*bfloat16"),
+        ({"num_classes": -1}, "num_classes of {} is -1"),
+        ({"width": 0.0}, "width of {} is 0.0; expected a multiplier"),
+    ],
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_wrong_argument_is_named(name, options, message):
+    with pytest.raises(InputError, match=message.format(name)):
+        MODELS[name](**{"num_classes": 5} | options)

@@ -1,0 +1,391 @@
+import dataclasses
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from jax_transfer import trees
+from jax_transfer.models import MODELS, Output, gaussian, make_net, with_new_head
+from jax_transfer.models.resnet import he_normal_fan_out
+from jax_transfer.records import InputError
+
+# Parameters with 1,000 classes, as published with torchvision's weights.
+PUBLISHED = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+}
+STAGES = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+KEY = jax.random.key(0)
+
+
+def small(name, **options):
+    takes = inspect.signature(MODELS[name]).parameters
+    sizes = {"stem": "cifar", "width": 8 if "stem" in takes else 0.25}
+    return MODELS[name](**{"num_classes": 5} | {k: v for k, v in sizes.items() if k in takes} | options)
+
+
+@functools.cache
+def abstract(net):
+    return jax.eval_shape(net.init, KEY)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(net, params, stats, images) of the smallest net."""
+    net = small("resnet10")
+    return net, *net.init(KEY), jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_and_dtypes(name):
+    net = small(name, dtype="bfloat16")
+    params, stats = abstract(net)
+    images = jax.ShapeDtypeStruct((2, net.min_image_size, net.min_image_size, 3), jnp.float32)
+    output, new_stats = jax.eval_shape(net.apply_train, params, stats, images, KEY)
+    expected = Output(
+        logits=jax.ShapeDtypeStruct((2, net.num_classes), jnp.float32),
+        features=jax.ShapeDtypeStruct((2, net.feature_dim), jnp.float32),
+    )
+    assert trees.difference(expected, output) == ""
+    assert trees.difference(stats, new_stats) == ""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_params_and_stats_are_nested_dicts_of_float32_with_string_keys(name):
+    def check(tree):
+        for key, value in tree.items():
+            assert type(key) is str
+            if type(value) is dict:
+                check(value)
+            else:
+                assert value.dtype == jnp.float32
+
+    for tree in abstract(small(name, dtype="bfloat16")):
+        assert type(tree) is dict
+        check(tree)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_classifier_is_the_path_of_the_head(name):
+    net = small(name, dtype="bfloat16")
+    head = abstract(net)[0]
+    for part in net.classifier:
+        head = head[part]
+    assert head["kernel"].shape == (net.feature_dim, net.num_classes)
+    assert head["bias"].shape == (net.num_classes,)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_number_of_parameters_is_the_published_one(name):
+    params, _ = abstract(MODELS[name](num_classes=1000))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ["resnet10", "resnet50"])
+def test_equal_arguments_give_the_identical_net(name):
+    default = MODELS[name](num_classes=5)
+    assert MODELS[name](num_classes=np.int64(5), dtype=jnp.float32, stem="imagenet", width=64) is default
+    assert MODELS[name](num_classes=5, dtype=jnp.dtype("float32")) is default
+    assert MODELS[name](num_classes=5, dtype=jnp.bfloat16) is MODELS[name](num_classes=5, dtype="bfloat16")
+    assert len({default, MODELS[name](num_classes=6), MODELS[name](num_classes=5, stem="cifar")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stem": "cifr"}, "stem of resnet18.*'cifr'.*Did you mean 'cifar'"),
+        ({"dtype": "float8"}, "dtype of resnet18.*'float8'.*bfloat16"),
+        ({"num_classes": -1}, "num_classes of resnet18 is -1"),
+        ({"width": -1}, "width of resnet18 is -1"),
+        ({"width": 8.5}, "width of resnet18 is 8.5; .*whole number"),
+    ],
+)
+def test_a_wrong_argument_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        small("resnet18", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "stem"),
+    [
+        ("resnet18", "BasicBlock", "imagenet"),
+        ("resnet18", "BasicBlock", "cifar"),
+        ("resnet50", "Bottleneck", "imagenet"),
+    ],
+)
+def test_output_equals_the_torch_twin(name, block, stem):
+    torch = pytest.importorskip("torch")
+    from helpers import torch_twins
+
+    twin = torch_twins.random_resnet(getattr(torch_twins, block), STAGES[name], num_classes=5, width=8, stem=stem)
+    size = 32 if stem == "imagenet" else 16  # even at each stride, where "SAME" would pad one side only
+    images = np.random.default_rng(0).normal(size=(3, size, size, 3)).astype(np.float32)
+    with torch.no_grad():
+        logits, features = twin(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    output = small(name, stem=stem).apply(*torch_twins.to_dicts(twin), images)
+    np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-4 * logits.abs().max())
+    np.testing.assert_allclose(output.features, features, rtol=1e-4, atol=1e-4 * features.abs().max())
+
+
+def test_training_mode_equals_the_torch_twin_with_its_running_statistics():
+    torch = pytest.importorskip("torch")
+    from helpers import torch_twins
+
+    twin = torch_twins.random_resnet(torch_twins.BasicBlock, STAGES["resnet10"], num_classes=5, width=8, stem="cifar")
+    params, stats = torch_twins.to_dicts(twin)
+    images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
+    with torch.no_grad():
+        logits, _ = twin.train()(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    output, new_stats = small("resnet10").apply_train(params, stats, images, KEY)
+    np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-4)
+    # The last stage has one pixel, so n = 6 there and the biased variance would be off by a sixth.
+    expected = trees.flatten(torch_twins.to_dicts(twin)[1])
+    for name, leaf in trees.flatten(new_stats).items():
+        np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_evaluation_is_deterministic_and_rows_do_not_mix(tiny):
+    net, params, stats, images = tiny
+    output = net.apply(params, stats, images)
+    np.testing.assert_array_equal(output.logits, net.apply(params, stats, images).logits)
+    # The same compiled code on other neighbours: evaluation never looks at the batch.
+    others = net.apply(params, stats, images.at[3:].set(7.0))
+    np.testing.assert_array_equal(output.logits[:3], others.logits[:3])
+
+
+def test_training_mode_changes_every_statistic(tiny):
+    net, params, stats, images = tiny
+    _, new_stats = net.apply_train(params, stats, images, KEY)
+    for name, leaf in trees.flatten(new_stats).items():
+        assert not np.array_equal(leaf, trees.flatten(stats)[name]), name
+
+
+def test_gradients_are_finite_and_reach_every_parameter(tiny):
+    net, params, stats, images = tiny
+    labels = jnp.arange(6) % 5
+
+    @jax.jit
+    def gradient(params, images):
+        def loss(params):
+            output, new_stats = net.apply_train(params, stats, images, KEY)
+            return -jnp.mean(jax.nn.log_softmax(output.logits)[jnp.arange(6), labels]), new_stats
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, _ = gradient(params, images)
+    for name, leaf in trees.flatten(gradients).items():
+        assert np.isfinite(leaf).all() and np.any(leaf != 0), name
+    # Images without any variance must not divide by zero.
+    for name, leaf in trees.flatten(gradient(params, jnp.ones_like(images))).items():
+        assert np.isfinite(leaf).all(), name
+
+
+def test_bfloat16_is_close_to_float32(tiny):
+    net, params, stats, images = tiny
+    exact = net.apply(params, stats, images)
+    rough = small("resnet10", dtype="bfloat16").apply(params, stats, images)
+    assert not np.array_equal(exact.features, rough.features)
+    assert np.linalg.norm(exact.features - rough.features) < 0.02 * np.linalg.norm(exact.features)
+    assert np.linalg.norm(exact.logits - rough.logits) < 0.02 * np.linalg.norm(exact.logits)
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", "bn2"), ("resnet50", "bn3")])
+def test_zero_init_last_zeroes_the_last_scale_of_each_block_alone(name, last):
+    def scales():
+        flat = trees.flatten(small(name, zero_init_last=True).init(KEY)[0])
+        return {path: leaf for path, leaf in flat.items() if path.endswith("scale")}
+
+    # The scales are constants, so that under jit the convolutions are never drawn.
+    for path, scale in jax.jit(scales)().items():
+        assert np.all(scale == (0.0 if path.startswith("layer") and path.endswith(f"/{last}/scale") else 1.0)), path
+
+
+def test_convolutions_start_he_normal_by_fan_out():
+    kernel = he_normal_fan_out(KEY, (3, 3, 16, 64))
+    assert np.std(kernel) == pytest.approx(np.sqrt(2 / (3 * 3 * 64)), rel=0.03)
+
+
+def test_drawing_flat_gives_the_values_of_drawing_in_shape():
+    expected = 0.3 * jax.random.normal(KEY, (2, 3, 4))
+    np.testing.assert_array_equal(gaussian(KEY, (2, 3, 4), 0.3), expected)
+
+
+def test_new_head_is_drawn_for_the_new_task_and_all_else_is_kept(tiny):
+    net, params, stats, images = tiny
+    target = small("resnet10", num_classes=300)
+    adapted = with_new_head(params, target, jax.random.key(3), std=0.05)
+    output = target.apply(adapted, stats, images)
+    assert output.logits.shape == (6, 300)
+    np.testing.assert_array_equal(output.features, net.apply(params, stats, images).features)
+    assert np.std(adapted["fc"]["kernel"]) == pytest.approx(0.05, rel=0.05) and np.all(adapted["fc"]["bias"] == 0)
+    assert params["fc"]["kernel"].shape == (64, 5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_net_of_no_classes_has_no_head_until_it_gets_one(name):
+    def by_shapes(net):
+        return trees.unflatten({path: jax.ShapeDtypeStruct(x, jnp.float32) for path, x in net.shapes.items()})
+
+    net, target = small(name, num_classes=0, dtype="bfloat16"), small(name, dtype="bfloat16")
+    params, whole = by_shapes(net)["params"], by_shapes(target)["params"]
+    head = "/".join(target.classifier)
+    assert trees.flatten(whole).keys() - trees.flatten(params).keys() == {f"{head}/kernel", f"{head}/bias"}
+    assert target.classifier[0] not in params
+    images = jax.ShapeDtypeStruct((2, net.min_image_size, net.min_image_size, 3), jnp.float32)
+    expected = Output(
+        logits=jax.ShapeDtypeStruct((2, 0), jnp.float32),
+        features=jax.ShapeDtypeStruct((2, net.feature_dim), jnp.float32),
+    )
+    stats = by_shapes(net).get("stats", {})
+    assert trees.difference(expected, jax.eval_shape(net.apply, params, stats, images)) == ""
+    assert trees.difference(whole, jax.eval_shape(lambda params: with_new_head(params, target, KEY), params)) == ""
+    assert trees.difference(params, with_new_head(whole, net, KEY)) == ""
+
+
+# The first values of the head's kernel and the sum of all magnitudes, for seed 0. A change in the order in which a module
+# draws would start every study from other weights than its recorded results did.
+DRAWN = {
+    "resnet10": (-0.005138224456459284, -0.00033661630004644394, 4810.956551137931),
+    "mobilenet_v2": (0.007416264619678259, 0.0035212377551943064, 24584.657038643636),
+    "vit_tiny_patch4_32": (0.03586724400520325, -0.006916299927979708, 90414.30729332122),
+}
+
+
+@functools.cache
+def drawn(name):
+    return small(name).init(KEY)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_seed_draws_the_weights_that_it_always_drew(name):
+    flat = trees.flatten(drawn(name)[0])
+    head = np.ravel(flat["/".join((*small(name).classifier, "kernel"))])
+    total = sum(np.abs(np.asarray(leaf, np.float64)).sum() for leaf in flat.values())
+    np.testing.assert_allclose((*head[:2], total), DRAWN[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet10", "vit_tiny_patch4_32"])
+def test_features_of_a_net_without_a_head_are_those_with_one(name):
+    net, target, (whole, stats) = small(name, num_classes=0), small(name), drawn(name)
+    params = with_new_head(whole, net, KEY)
+    images = jax.random.normal(KEY, (2, net.min_image_size, net.min_image_size, 3))
+    output = net.apply(params, stats, images)
+    np.testing.assert_array_equal(output.features, target.apply(whole, stats, images).features)
+
+
+def test_a_net_without_a_head_starts_and_learns_as_one_with_a_head(tiny):
+    net, (whole, _) = small("resnet10", num_classes=0), drawn("resnet10")
+    params, stats = net.init(KEY)
+    jax.tree.map(np.testing.assert_array_equal, params, {name: x for name, x in whole.items() if name != "fc"})
+    gradient = jax.grad(lambda params: net.apply_train(params, stats, tiny[3], KEY)[0].features.sum())(params)
+    assert trees.difference(params, gradient) == ""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_known_of_a_model_is_that_of_its_net(name):
+    spec = MODELS[name]
+    assert (
+        inspect.signature(spec) == inspect.signature(spec.make) and "num_classes" in inspect.signature(spec).parameters
+    )
+    net = spec(num_classes=0, **({"width": 8 if spec.takes("stem") else 0.25} if spec.takes("width") else {}))
+    assert net.name == name and net.min_image_size == spec.min_image_size
+    assert (spec.patch is not None) == spec.takes("image_size") and spec.min_image_size % (spec.patch or 1) == 0
+    patches = net.shapes.get("params/patch_embed/proj/kernel")
+    assert patches is None or patches[:2] == (spec.patch, spec.patch)
+    if spec.network:
+        same = dataclasses.replace(MODELS[spec.network](num_classes=0), name=name)
+        assert same.shapes == net.shapes and MODELS[spec.network].network is None
+
+
+def test_params_of_another_task_or_model_are_refused_by_name(tiny):
+    net, params, stats, images = tiny
+    with pytest.raises(InputError, match=r"resnet10 with 9 classes: .*fc/kernel expected float32\[64, 9\]") as caught:
+        small("resnet10", num_classes=9).apply(params, stats, images)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="missing: layer1/1/bn1/bias"):
+        small("resnet18").apply(params, stats, images)
+    with pytest.raises(InputError, match=r"stats do not fit resnet10: .*missing: bn1/mean"):
+        net.apply(params, {}, images)
+
+
+def draw(key, shape, dtype):
+    return gaussian(key, shape, 0.7)
+
+
+class TwelveBlocks(nnx.Module):
+    """Twelve different affine maps that do not commute, and dropout."""
+
+    def __init__(self, rngs):
+        self.blocks = nnx.List([nnx.Linear(4, 4, kernel_init=draw, rngs=rngs) for _ in range(12)])
+        self.dropout = nnx.Dropout(0.5)
+
+    def __call__(self, images, train, rngs):
+        x = images[:, 0, :, 0]
+        for block in self.blocks:
+            x = jnp.tanh(block(x))
+        x = self.dropout(x, deterministic=not train, rngs=rngs)
+        return Output(logits=x, features=x)
+
+
+@pytest.fixture(scope="module")
+def twelve():
+    """(net, params, stats, images) of the twelve blocks."""
+    sizes = {"num_classes": 4, "feature_dim": 4, "min_image_size": 4}
+    net = make_net("twelve", TwelveBlocks, classifier=("blocks", "11"), **sizes)
+    return net, *net.init(KEY), jax.random.normal(KEY, (8, 4, 4, 3))
+
+
+def test_twelve_blocks_survive_a_round_trip_through_sorted_string_keys(twelve):
+    net, params, stats, images = twelve
+    flat = trees.flatten(jax.device_get(params))
+    restored = trees.unflatten({name: flat[name] for name in sorted(flat)})
+    assert list(restored["blocks"])[:4] == ["0", "1", "10", "11"]
+    x = images[:, 0, :, 0]
+    for i in range(12):
+        x = jnp.tanh(x @ params["blocks"][str(i)]["kernel"] + params["blocks"][str(i)]["bias"])
+    np.testing.assert_allclose(net.apply(restored, stats, images).logits, x, atol=1e-6)
+
+
+def test_twelve_blocks_survive_orbax(twelve, tmp_path):
+    net, params, stats, images = twelve
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "epoch", params)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "epoch", jax.eval_shape(net.init, KEY)[0])
+    np.testing.assert_array_equal(net.apply(restored, stats, images).logits, net.apply(params, stats, images).logits)
+
+
+def test_vmap_over_stacked_checkpoints_equals_the_loop(twelve):
+    net, params, stats, images = twelve
+    several = [params, jax.tree.map(lambda leaf: 1.1 * leaf, params)]
+    together = jax.vmap(net.apply, in_axes=(0, None, None))(trees.stack(several), stats, images).logits
+    for i, params_i in enumerate(several):
+        np.testing.assert_allclose(together[i], net.apply(params_i, stats, images).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_follows_the_key_in_training_and_is_off_in_evaluation(twelve):
+    net, params, stats, images = twelve
+    assert stats == {}
+    one, _ = net.apply_train(params, stats, images, jax.random.key(1))
+    again, _ = net.apply_train(params, stats, images, jax.random.key(1))
+    other, _ = net.apply_train(params, stats, images, jax.random.key(2))
+    np.testing.assert_array_equal(one.logits, again.logits)
+    assert np.mean(one.logits == 0) > 0.2 and not np.array_equal(one.logits, other.logits)
+    assert not np.any(net.apply(params, stats, images).logits == 0)
+
+
+def test_a_module_that_keeps_random_state_is_refused():
+    class Keeps(nnx.Module):
+        def __init__(self, rngs):
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    with pytest.raises(TypeError, match=r"keeps holds state .*dropout/rngs"):
+        make_net("keeps", Keeps, num_classes=1, feature_dim=1, min_image_size=1, classifier=("fc",))

@@ -1,0 +1,358 @@
+"""The stage that scores: several sources in one ranking, and what cannot be scored stops nothing else."""
+
+import functools
+import gc
+import itertools
+import math
+import types
+import weakref
+
+import numpy as np
+import pytest
+
+from helpers.studies import TARGET, one_epoch_config, run_stages
+from jax_transfer import devices
+from jax_transfer.analysis import SCORES, score_all, why_undefined
+from jax_transfer.data.subsets import stratified_split
+from jax_transfer.features import cache, extract
+from jax_transfer.records import Features, InputError
+from jax_transfer.results import Rows
+from jax_transfer.study import checks, settings
+from jax_transfer.study import finetune as finetune_stage
+from jax_transfer.study import scores as score_stage
+from jax_transfer.study.workspace import Workspace
+from jax_transfer.transfer.finetune import FINETUNE_SCORES, Finetuned
+
+
+@pytest.fixture(scope="module")
+def two_sources(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("two")
+    config = one_epoch_config(scores=("logme", "leep", "nleep", "finetune_1"))
+    config.source.others = ("embedded:mnist_5k?train=256&test=64",)
+    return config, workdir, run_stages(config, workdir)
+
+
+def test_checkpoints_of_several_sources_are_ranked_together(two_sources):
+    config, workdir, results = two_sources
+    names = {"digits/0", "digits/1", "mnist_5k/0", "mnist_5k/1"}
+    assert {(row["checkpoint"], row["source"]) for row in results["pretrain"]} == {
+        (name, config.source.dataset if "digits" in name else config.source.others[0]) for name in names
+    }
+    for score in config.scores:
+        assert {row["checkpoint"] for row in results["scores"] if row["score"] == score} == names
+    assert {row["checkpoint"] for row in results["spectral"]} == names
+    assert {row["num_checkpoints"] for row in results["ranking"]} == {4}
+    assert (workdir / "checkpoints/1").is_dir() and (workdir / "others/mnist_5k/checkpoints/1").is_dir()
+    page = (workdir / "report/index.html").read_text()
+    assert "from mnist_5k" in page and "4 checkpoints are too few" in page
+    assert all(row["forward_gflops"] > 0 and row["gflops"] > 0 and not row["error"] for row in results["scores"])
+
+
+@pytest.mark.slow  # .ci/run_stages ranks those of twelve models
+def test_checkpoints_of_several_models_are_ranked_together(tmp_path):
+    config = one_epoch_config(scores=("logme", "leep", "finetune_1"))
+    config.model.others = ({"name": "resnet10", "stem": "cifar", "width": 4},)
+    results = run_stages(config, tmp_path)
+    names = {f"resnet10_cifar_{width}/{epoch}" for width in (4, 8) for epoch in (0, 1)}
+    for file in ("pretrain", "transfer", "spectral", "similarity"):
+        assert {row["checkpoint"] for row in results[file]} == names
+    for score in config.scores:
+        assert {row["checkpoint"] for row in results["scores"] if row["score"] == score} == names
+    assert len(results["similarity"]) == 2 * len(names) ** 2  # before fine-tuning and after it
+    assert {row["num_checkpoints"] for row in results["ranking"]} == {4}
+    rows = [row for file in ("scores", "transfer", "spectral") for row in results[file]]
+    assert not any(row["error"] for row in rows)
+    # The wider net costs more, so each one's work is its own.
+    work = {row["checkpoint"]: row["forward_gflops"] for row in results["scores"]}
+    assert work["resnet10_cifar_8/0"] > 2 * work["resnet10_cifar_4/0"]
+    dims = {np.load(path)["features"].shape[1] for path in (tmp_path / "features").iterdir()}
+    assert dims == {32, 64}
+
+
+def test_company_changes_no_score(two_sources, tmp_path):
+    config, workdir, results = two_sources
+    work = Workspace(config, workdir)
+    num_classes = work.source(TARGET, "train").num_classes
+    for snapshot in work.snapshots:
+        alone = extract.stack([work.features(snapshot, TARGET, "train")])
+        for score in ("logme", "leep", "nleep"):
+            (row,) = [r for r in results["scores"] if (r["checkpoint"], r["score"]) == (snapshot.name, score)]
+            np.testing.assert_allclose(score_all(score, alone, num_classes), row["value"], rtol=1e-5)
+    work.close()
+
+
+def test_a_small_budget_changes_no_score(two_sources, tmp_path, caplog):
+    config, workdir, results = two_sources
+    config = config.copy_and_resolve_references()
+    config.data.features_gigabytes = 1e-9
+    config.stages, config.scores = ("scores",), ("logme", "leep")
+    (tmp_path / "w").mkdir()
+    for name in ("checkpoints", "others", "features"):
+        (tmp_path / "w" / name).symlink_to(workdir / name)
+    again = run_stages(config, tmp_path / "w")
+    before = {(r["checkpoint"], r["score"]): r["value"] for r in results["scores"]}
+    assert len(again["scores"]) == 8
+    for row in again["scores"]:
+        np.testing.assert_allclose(row["value"], before[row["checkpoint"], row["score"]], rtol=1e-5)
+
+
+def test_a_checkpoint_with_broken_features_fails_alone_and_is_tried_again(tmp_path):
+    config = one_epoch_config(stages=("pretrain", "features"), scores=("logme", "leep"))
+    run_stages(config, tmp_path)
+    work = Workspace(config, tmp_path)
+    sound = {snapshot.name: work.features(snapshot, TARGET, "train") for snapshot in work.snapshots}
+    broken = work.snapshots[1]
+    path = tmp_path / "features" / _key(work, broken)
+    whole = path.read_bytes()
+    values = np.array(sound[broken.name].features)
+    values[3, 2:4] = np.nan, np.inf
+    cache.save(path, Features(values, sound[broken.name].logits, sound[broken.name].labels))
+    work.close()
+    config.stages = ("probe", "scores", "spectral", "report")
+    results = run_stages(config, tmp_path)
+    columns = {"transfer": "accuracy", "scores": "value", "spectral": "accuracy"}
+    for rows, column in ((results[name], column) for name, column in columns.items()):
+        failed = [row for row in rows if row["checkpoint"] == broken.name]
+        assert failed and all(row[column] is None and "hold 2 values that are NaN" in row["error"] for row in failed)
+        others = [row for row in rows if row["checkpoint"] != broken.name]
+        assert others and all(math.isfinite(row[column]) and not row["error"] for row in others)
+    assert {(row["num_scored"], row["num_checkpoints"]) for row in results["ranking"]} == {(1, 2)}
+    assert all(row["kendall"] is None and row["recall@1"] is None for row in results["ranking"])
+    page = (tmp_path / "report/index.html").read_text()
+    assert "What failed" in page and "train features [160, 64] hold 2 values" in page
+    path.write_bytes(whole)
+    mended = run_stages(config, tmp_path)
+    assert not any(row["error"] for name in columns for row in mended[name])
+    assert len(mended["spectral"]) == 2 * 3 and len(mended["similarity"]) == 2 * 2
+    assert {(row["num_scored"], row["num_checkpoints"]) for row in mended["ranking"]} == {(2, 2)}
+
+
+def _key(work, snapshot):
+    return work.features_of.path(work.checkpoint(snapshot), work.source(TARGET, "train")).name
+
+
+def test_a_diverged_finetuning_fails_alone(tmp_path):
+    config = one_epoch_config(stages=("pretrain", "probe", "finetune", "scores", "spectral"), scores=("finetune_1",))
+    config.finetune.optimizer.learning_rate = 1e30
+    results = run_stages(config, tmp_path)
+    tuned = [row for row in results["transfer"] if row["method"] == "finetune"] + results["scores"]
+    assert len(tuned) == 4 and all("not finite at step" in row["error"] for row in tuned)
+    assert all(row["accuracy"] > 0 for row in results["transfer"] if row["method"] == "probe")
+    assert {row["stage"] for row in results["spectral"]} == {"pretrained"}
+
+
+@pytest.mark.parametrize(
+    "there",
+    [found for n in range(5) for found in itertools.combinations(itertools.product((0, 1), FINETUNE_SCORES), n)],
+)
+def test_one_run_of_a_checkpoint_gives_all_the_early_stops_that_it_lacks(there, tmp_path, monkeypatch):
+    """there: (epoch of the checkpoint, score) of the rows that are there."""
+    work = Workspace(one_epoch_config(scores=("finetune_5", "finetune_1"), stages=("scores",)), tmp_path)
+    runs = []
+
+    def finetuned(work, todo, target, splits, tuning, epochs):
+        snapshots = [snapshot for snapshot, seed in todo if seed == work.config.seed]
+        assert splits == ("fit", "held_out") and tuning.epochs == work.config.finetune.epochs
+        runs.append(([snapshot.epoch for snapshot in snapshots], tuple(epochs)))
+        for snapshot, epoch in itertools.product(snapshots, epochs):
+            diverged = 99 if epoch == 5 and snapshot.epoch == 1 else None
+            accuracy = math.nan if diverged else epoch / 10
+            metrics = {"accuracy": accuracy, "mean_class_accuracy": 0.0}
+            yield snapshot, 0, Finetuned(snapshot.epoch, epoch, metrics, float(epoch), 1.0, {}, diverged)
+
+    monkeypatch.setattr(score_stage, "finetuned", finetuned)
+    monkeypatch.setattr(work, "image_gigaflops", functools.cache(lambda pretraining: 1.0))
+    rows = Rows(work.results, "scores")
+    for epoch, score in there:
+        rows.append(score_stage.ScoreRow(str(epoch), epoch, TARGET, score, 0.9, 1.0, 1.0, 1.0))
+    score_stage.run(work)
+    found = {(row.epoch, row.score): row for row in Rows(work.results, "scores").rows}
+    assert found.keys() == set(itertools.product((0, 1), FINETUNE_SCORES))
+    for (epoch, score), row in found.items():
+        failed = (epoch, score) == (1, "finetune_5") and (epoch, score) not in there
+        assert row.error == ("the loss is not finite at step 99" if failed else "")
+        expected = 0.9 if (epoch, score) in there else math.nan if failed else FINETUNE_SCORES[score] / 10
+        assert row.value == pytest.approx(expected, nan_ok=True)
+    # Nobody trains longer than for what is missing, nobody twice, and all who train equally long train together.
+    lacking = {e: {s for s in FINETUNE_SCORES if (e, s) not in there} for e in (0, 1)}
+    ends = {e: max(map(FINETUNE_SCORES.get, lacking[e])) for e in (0, 1) if lacking[e]}
+    assert sorted(e for group, _ in runs for e in group) == sorted(ends)
+    assert sorted(max(epochs) for _, epochs in runs) == sorted(set(ends.values()))
+    assert all(ends[e] == max(epochs) for group, epochs in runs for e in group)
+    work.close()
+
+
+def test_a_target_compiles_one_fine_tuning_for_all_seeds_and_checkpoints(tmp_path, monkeypatch):
+    work = Workspace(one_epoch_config(finetune__num_seeds=3, pretrain__epochs=2, trajectory__epochs="all"), tmp_path)
+    calls = []
+
+    def finetune(checkpoints, candidates, *_, **__):
+        calls.append(candidates)
+        for index in range(len(candidates)):
+            yield Finetuned(index, 1, {"accuracy": 0.5, "mean_class_accuracy": 0.5}, 1.0, 1.0, {}, None)
+
+    monkeypatch.setattr(finetune_stage, "finetune", finetune)
+    work.config.stages = ("finetune",)
+    finetune_stage.run(work)
+    assert [(c.checkpoint, c.seed) for c in calls[0]] == [
+        (f"checkpoint {epoch}", seed) for seed in range(3) for epoch in range(3)
+    ]
+    assert len(calls) == 1 and len(Rows(work.results, "transfer").rows) == 9
+    work.close()
+
+
+@pytest.mark.parametrize("epochs", [(), (1,), (1, 5)])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("devices_each", [1, 2])
+def test_all_processes_yield_each_result_of_each_checkpoint_once(
+    processes, devices_each, epochs, tmp_path, monkeypatch
+):
+    work = Workspace(one_epoch_config(pretrain__epochs=4, trajectory__epochs="all"), tmp_path)
+    names = [snapshot.name for snapshot in work.snapshots]
+    tested = epochs or (9,)
+
+    def stream(process):
+        """What `finetune` yields in a process: the checkpoints that train side by side, epoch by epoch."""
+        mine = range(len(names[process::processes]))
+        for first in range(0, len(mine), devices_each):
+            for epoch, index in itertools.product(tested, mine[first : first + devices_each]):
+                yield Finetuned(index, epoch, {"accuracy": float(names[process::processes][index])}, 1.0, 1.0, {}, None)
+
+    for process in range(processes):
+        rounds = itertools.zip_longest(*map(stream, range(processes)))
+        monkeypatch.setattr(finetune_stage.jax, "process_index", lambda process=process: process)
+        monkeypatch.setattr(finetune_stage.jax, "process_count", lambda: processes)
+        monkeypatch.setattr(devices, "make_mesh", lambda **_: work.mesh)
+        monkeypatch.setattr(finetune_stage, "finetune", lambda *_, process=process, **__: stream(process))
+
+        def gather(own, process=process, rounds=rounds):
+            found = [done and {**vars(done), "model": None} for done in next(rounds)]
+            assert found[process] == own
+            return found
+
+        monkeypatch.setattr(devices, "gather", gather)
+        todo = [(snapshot, 0) for snapshot in work.snapshots]
+        tuning = settings.finetune_settings(work.config, TARGET)
+        found = finetune_stage.finetuned(work, todo, TARGET, ("fit", "held_out"), tuning, epochs=epochs)
+        seen = [(snapshot.name, done.epoch, done.metrics["accuracy"]) for snapshot, _, done in found]
+        assert sorted(seen) == [(name, epoch, float(name)) for name in names for epoch in tested]
+        assert next(rounds, None) is None
+    work.close()
+
+
+def test_no_cache_keeps_the_study_once_it_is_scored(tmp_path):
+    config = one_epoch_config(stages=("pretrain", "scores"), scores=("logme",), trajectory__epochs="1")
+    run_stages(config, tmp_path)
+    (tmp_path / "results/scores.jsonl").unlink()
+    work = Workspace(config, tmp_path)
+    score_stage.run(work)
+    work.close()
+    gone = weakref.ref(work)
+    del work
+    gc.collect()
+    assert gone() is None
+
+
+SHORT = [
+    (
+        {"finetune__epochs": 4},
+        r"config\.finetune\.epochs = 4: finetune_5 .* at least 5 epochs, or leave finetune_5 out",
+    ),
+    ({"finetune__epochs": 1}, r"config\.finetune\.epochs = 1: finetune_5"),
+    ({"finetune__epochs": 9, "override": {"epochs": 3}}, r"config\.overrides\['embedded.*'\]\.finetune\.epochs = 3"),
+    ({"finetune__epochs": 4, "override": {"batch_size": 16}}, r"config\.finetune\.epochs = 4"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), SHORT)
+def test_a_schedule_shorter_than_its_early_stop_is_refused_before_the_data_are_read(changes, message):
+    changes, override = {**changes}, changes.get("override")
+    changes.pop("override", None)
+    config = one_epoch_config(scores=("logme", "finetune_1", "finetune_5"), **changes)
+    if override:
+        config.overrides = {TARGET: {"finetune": override}}
+    with pytest.raises(InputError, match=message):
+        checks.check(config)
+    config.scores = ("logme", "finetune_1")
+    checks.check(config)
+    config.scores, config.stages = ("finetune_5",), ("probe", "finetune")  # no stage computes it
+    checks.check(config)
+
+
+def test_a_schedule_of_exactly_five_epochs_will_do():
+    checks.check(one_epoch_config(scores=("finetune_5",), finetune__epochs=5))
+
+
+@pytest.mark.parametrize("batch_size", [8, 32])
+@pytest.mark.parametrize("score", FINETUNE_SCORES)
+@pytest.mark.parametrize("where", ["config.finetune", f"config.overrides['{TARGET}'].finetune"])
+def test_a_schedule_in_steps_is_measured_by_the_images_it_trains_on(batch_size, score, where, tmp_path):
+    config = one_epoch_config(scores=(score,), finetune__epochs=1, finetune__batch_size=batch_size)
+    fit = 4 * 160 // 5  # four fifths of 160 training images are trained on
+    least = FINETUNE_SCORES[score] * (fit // batch_size)
+    for steps in (least - 1, least, least + 1):
+        if "overrides" in where:
+            config.overrides = {TARGET: {"finetune": {"steps": steps}}}
+        else:
+            config.finetune.steps = steps
+        checks.check(config)
+        work = Workspace(config, tmp_path)
+        if steps >= least:
+            checks.check_data(work)
+            continue
+        with pytest.raises(InputError, match="give it at least") as raised:
+            checks.check_data(work)
+        assert f"{where}.steps = {steps}: {score}" in str(raised.value) and f"at least {least} steps" in str(
+            raised.value
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": np.full((20, 4), np.inf, np.float32)}, r"features \[20, 4\] hold 80 values"),
+        ({"features": np.ones((19, 4), np.float32)}, r"features \[19, 4\] do not match 20 labels"),
+        ({"logits": np.full((20, 3), np.nan, np.float32)}, "logits"),
+        ({"labels": np.full(20, 7, np.int32)}, r"labels lie in \[7, 7\], expected 0 to 2"),
+    ],
+)
+def test_problems_name_the_argument(change, message):
+    sound = {"features": np.eye(20, 4, dtype=np.float32), "logits": np.ones((20, 3), np.float32)}
+    sound["labels"] = np.arange(20, dtype=np.int32) % 3
+    assert extract.problem(Features(**sound), 3) == ""
+    with pytest.raises(InputError, match=message):
+        raise InputError(extract.problem(Features(**{**sound, **change}), 3))
+
+
+def test_a_study_tests_linear_classifiers_on_the_images_that_fine_tuning_is_tested_on():
+    rng = np.random.default_rng(0)
+    y = rng.permutation(np.arange(100) % 4).astype(np.int32)
+    means = 9 * rng.normal(size=(4, 6))
+    x = (means[y] + rng.normal(size=(100, 6))).astype(np.float32)
+    held_out = stratified_split(y)[1]
+    x[held_out] = means[(y[held_out] + 1) % 4]  # the accuracy on these, and on no others, is 0
+    work = types.SimpleNamespace(
+        source=lambda target, split: types.SimpleNamespace(labels=y, num_classes=4),
+        problem=lambda snapshot, target: "",
+        groups=lambda snapshots, target: [snapshots],
+        stacked_features=lambda group, target, split: Features(x[None], x[None], y[None]),
+    )
+    for name in ("linear_1", "linear_converged"):
+        ((_, measured),) = score_stage._by_features(work, ["5"], TARGET, name, {6: 1.0})
+        assert measured["value"] == 0
+
+
+def test_too_few_samples_for_a_score_say_so():
+    features = Features(np.random.default_rng(0).normal(size=(1, 20, 4)), np.ones((1, 20, 3)), np.arange(20)[None] % 5)
+    assert np.isnan(score_all("nleep", features, 5)).all()
+    one = Features(features.features[0], features.logits[0], features.labels[0])
+    assert "20 samples for 25 Gaussians" in why_undefined("nleep", one, 5)
+
+
+@pytest.mark.parametrize("name", [name for name in SCORES if not name.startswith("mi_") or name == "mi_alpha_0.5"])
+def test_score_all_equals_one_by_one(name):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(3, 90, 8)).astype(np.float32), np.tile(np.arange(90, dtype=np.int32) % 3, (3, 1))
+    x += 2 * np.eye(8, dtype=np.float32)[y]
+    each = [SCORES[name](Features(x[i], x[i], y[i]), 3) for i in range(3)]
+    np.testing.assert_allclose(score_all(name, Features(x, x, y), 3), each, rtol=1e-5)

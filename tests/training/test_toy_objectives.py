@@ -1,0 +1,290 @@
+"""Two objectives that no core file knows: a momentum encoder with a queue, and two heads on two feeds."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from helpers.source_files import REPOSITORY, get_config
+from helpers.studies import results_without_times
+from jax_transfer import preemption, study
+from jax_transfer.checkpoints import load_checkpoint
+from jax_transfer.checkpoints.trajectory import Trajectory
+from jax_transfer.models.net import gaussian
+from jax_transfer.records import InputError
+from jax_transfer.study import checks
+from jax_transfer.study import pretrain as pretrain_stage
+from jax_transfer.study.pretrain import feed_sizes
+from jax_transfer.study.snapshots import snapshot
+from jax_transfer.study.workspace import Workspace
+from jax_transfer.training.objectives import OBJECTIVES, Objective
+
+# --- the objectives
+
+
+def moco(net, augment, momentum=0.9, temperature=0.2, queue=64, dim=16):
+    """Contrast of two views, by a query encoder, a momentum encoder and a queue of keys (He et al., 2020, equation 1)."""
+
+    def init(key, model=None):
+        params, stats = net.init(key) if model is None else (model["params"], model["stats"])
+        key_projector, key_queue = jax.random.split(jax.random.fold_in(key, 1))
+        query = {"net": params, "projector": gaussian(key_projector, (net.feature_dim, dim), 0.1)}
+        keys = unit(gaussian(key_queue, (queue, dim), 1.0))
+        return query, {"stats": stats, "momentum": query, "momentum_stats": stats, "queue": keys}
+
+    def unit(x):
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    def embed(params, stats, images, key):
+        output, stats = net.apply_train(params["net"], stats, images, key)
+        return unit(output.features @ params["projector"]), stats
+
+    def loss(params, aux, views, key):
+        first, second = views["train"].images
+        slow = jax.tree.map(lambda a, b: a + (1 - momentum) * (jax.lax.stop_gradient(b) - a), aux["momentum"], params)
+        query, stats = embed(params, aux["stats"], first, key)
+        keys, momentum_stats = embed(slow, aux["momentum_stats"], second, key)
+        keys = jax.lax.stop_gradient(keys)
+        positive, negative = (query * keys).sum(-1, keepdims=True), query @ aux["queue"].T
+        logits = jnp.concatenate([positive, negative], -1) / temperature
+        value = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.zeros(len(query), int)).mean()
+        queue_then = jnp.concatenate([keys, aux["queue"]])[: len(aux["queue"])]
+        new = {"stats": stats, "momentum": slow, "momentum_stats": momentum_stats, "queue": queue_then}
+        return value, (new, {"contrast": (logits.argmax(-1) == 0).mean()})
+
+    def model(params, aux):
+        return {"params": params["net"], "stats": aux["stats"]}
+
+    return Objective(init, loss, model, views={"train": (augment, augment)}, has_head=False)
+
+
+def two_heads(net, augment, source_weight=0.5, source_classes=10):
+    """Cross-entropy on two feeds, each with a head of its own, in one forward pass."""
+
+    def init(key, model=None):
+        params, stats = net.init(key) if model is None else (model["params"], model["stats"])
+        kernel = gaussian(jax.random.fold_in(key, 1), (net.feature_dim, source_classes), 0.01)
+        return {"net": params, "head": {"kernel": kernel, "bias": jnp.zeros(source_classes)}}, {"stats": stats}
+
+    def loss(params, aux, views, key):
+        (own,), (others,) = views["target"].images, views["source"].images
+        output, stats = net.apply_train(params["net"], aux["stats"], jnp.concatenate([own, others]), key)
+        logits = output.features[len(own) :] @ params["head"]["kernel"] + params["head"]["bias"]
+        entropy = optax.softmax_cross_entropy_with_integer_labels
+        target = entropy(output.logits[: len(own)], views["target"].labels).mean()
+        source = entropy(logits, views["source"].labels).mean()
+        accuracy = (output.logits[: len(own)].argmax(-1) == views["target"].labels).mean()
+        return target + source_weight * source, ({"stats": stats}, {"accuracy": accuracy, "source_loss": source})
+
+    def groups(params):
+        labels = jax.tree.map(lambda _: "backbone", params)
+        labels["net"]["fc"] = jax.tree.map(lambda _: "head", params["net"]["fc"])
+        return {**labels, "head": jax.tree.map(lambda _: "head", params["head"])}
+
+    return Objective(
+        init,
+        loss,
+        model=lambda params, aux: {"params": params["net"], "stats": aux["stats"]},
+        views={"target": (augment,), "source": (augment,)},
+        groups=groups,
+    )
+
+
+TOYS = {"toy_moco": moco, "toy_two_heads": two_heads}
+SOURCE = "embedded:digits?train=160&test=64"
+FEEDS = {"source": {"dataset": "embedded:mnist_5k?train=100&test=50", "batch_size": 24}}
+TINY = {
+    "stages": ("pretrain", "features", "probe", "scores", "report"),
+    "model.width": 4.0,
+    "source.dataset": SOURCE,
+    "targets": ("embedded:digits?train=128&test=64",),
+    "preprocessing.image_size": 8,
+    "pretrain.batch_size": 32,
+    "pretrain.augment": ("pad_crop", "flip"),
+    "probe.epochs": 2,
+    "data.eval_batch_size": 64,
+    "scores": ("logme", "leep"),
+}
+
+
+def configure(name, **changes):
+    """A tiny study of one of TOYS, which must be among OBJECTIVES."""
+    config = get_config("quickstart", "smoke")
+    config.pretrain.objective = name
+    config.update_from_flattened_dict({**TINY, **{path.replace("__", "."): value for path, value in changes.items()}})
+    if name == "toy_two_heads":
+        config.pretrain.feeds.update(FEEDS)
+        config.pretrain.optimizer.head_learning_rate_factor = 10.0
+    return config
+
+
+@pytest.fixture(params=TOYS)
+def toy(request, monkeypatch):
+    for name, make in TOYS.items():
+        monkeypatch.setitem(OBJECTIVES, name, make)
+    return request.param
+
+
+# --- one study each
+
+
+def fingerprints(workdir):
+    """The content of every epoch as it was saved: that of the model and that of the training state."""
+    trajectory = Trajectory(workdir / "checkpoints", alone=True)
+    found = {epoch: trajectory.metadata(epoch)["fingerprints"] for epoch in trajectory.epochs()}
+    trajectory.close()
+    return {epoch: {name: saved[name] for name in ("model", "training")} for epoch, saved in found.items()}
+
+
+def run_stages(config, workdir):
+
+    return study.run(config, workdir)
+
+
+def test_a_whole_study_trains_and_evaluates_it(toy, tmp_path):
+    config = configure(toy, pretrain__epochs=4)
+    run_stages(config, tmp_path)
+    found = results_without_times(tmp_path)
+    losses = [row["train_loss"] for row in found["pretrain.jsonl"][1:]]
+    assert len(losses) == 4 and np.isfinite(losses).all()
+    assert toy == "toy_moco" or losses[-1] < losses[0]  # the contrast with a queue of noise takes longer to grow
+    assert len(found["transfer.jsonl"]) == 5 and all(row["accuracy"] > 0 for row in found["transfer.jsonl"])
+    has_head = toy == "toy_two_heads"
+    assert all((row["test_accuracy"] is not None) == has_head for row in found["pretrain.jsonl"])
+    assert {row["score"] for row in found["scores.jsonl"]} == {"logme", "leep"} if has_head else {"logme"}
+    checkpoint = load_checkpoint(tmp_path / "checkpoints" / "4")
+    assert checkpoint.has_head == has_head and checkpoint.net.num_classes == 10 * has_head
+
+
+@pytest.mark.parametrize("stop", [3, 7, 10], ids="at question {}".format)
+def test_stopped_anywhere_it_resumes_to_the_same_bits(toy, stop, tmp_path, monkeypatch):
+    """Five steps an epoch, each followed by the question whether to stop; an evaluation asks once a batch."""
+    fits = functools.partial(configure, toy, pretrain__epochs=2)
+    for name in ("whole", "stopped"):
+        asked = [0]
+
+        def requested(name=name, asked=asked):
+            asked[0] += 1
+            return name == "stopped" and asked[0] == stop
+
+        monkeypatch.setattr(preemption, "requested", requested)
+        for attempt in range(2 if name == "stopped" else 1):
+            work = Workspace(fits(), tmp_path / name)
+            stops = name == "stopped" and attempt == 0
+            with pytest.raises(preemption.Preempted) if stops else contextlib.nullcontext():
+                pretrain_stage.run(work)
+            work.close()
+    assert results_without_times(tmp_path / "stopped") == results_without_times(tmp_path / "whole")
+    assert fingerprints(tmp_path / "stopped") == fingerprints(tmp_path / "whole")
+    assert sorted(fingerprints(tmp_path / "whole")) == [0, 1, 2]
+
+
+def test_the_queue_and_the_momentum_encoder_are_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "toy_moco", moco)
+    work = Workspace(configure("toy_moco", pretrain__epochs=1), tmp_path)
+    pretrain_stage.run(work)
+    work.close()
+    stored = {path.name for path in (tmp_path / "checkpoints" / "1" / "training").rglob("*")}
+    manifest = (tmp_path / "checkpoints" / "1" / "training" / "_METADATA").read_text()
+    assert stored and all(f"'{name}'" in manifest for name in ("queue", "momentum", "momentum_stats", "projector"))
+
+
+def test_heads_learn_at_the_rate_that_the_factor_says(monkeypatch, tmp_path):
+    """After one step of plain gradient descent, the heads have moved ten times as far with a factor of ten."""
+    monkeypatch.setitem(OBJECTIVES, "toy_two_heads", two_heads)
+    moved = {}
+    for factor in (1.0, 10.0):
+        config = configure("toy_two_heads", source__dataset="embedded:digits?train=32&test=64", pretrain__epochs=1,
+                           pretrain__optimizer__schedule="constant")  # fmt: skip
+        config.pretrain.optimizer.head_learning_rate_factor = factor
+        work = Workspace(config, tmp_path / str(factor))
+        pretrain_stage.run(work)
+        models = [work.checkpoint(snapshot(work.pretrainings[0], epoch)).params for epoch in (0, 1)]
+        moved[factor] = jax.tree.map(lambda a, b: np.asarray(b - a), *models)
+        work.close()
+    np.testing.assert_allclose(moved[10.0]["fc"]["kernel"], 10 * moved[1.0]["fc"]["kernel"], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(moved[10.0]["conv1"]["kernel"], moved[1.0]["conv1"]["kernel"], rtol=1e-3, atol=1e-6)
+
+
+def test_a_feed_that_is_missing_or_not_read_is_named(toy, tmp_path):
+    config = configure(toy)
+    with config.unlocked():
+        config.pretrain.feeds = {} if toy == "toy_two_heads" else FEEDS
+    with pytest.raises(InputError, match=r"config\.pretrain\.feeds has (source|no feeds)"):
+        checks.check(config)
+        work = Workspace(config, tmp_path)
+        feed_sizes(work, work.pretrainings[0])
+
+
+# --- killed and resumed as a command, on one device, on eight and in two processes
+
+CHILD = (
+    "import sys; sys.path.insert(0, 'tests'); import test_toy_objectives as toys; toys.OBJECTIVES.update(toys.TOYS); "
+    "from jax_transfer import main; main.run()"
+)
+LAUNCHERS = {
+    "one device": (1, ()),
+    "eight devices": (8, ()),
+    "two processes": (1, ("bash", "launch/local_processes.sh", "2")),
+}
+
+
+def start(toy, workdir, devices, launcher):
+    """The pre-training of a toy as a command of its own; `python -m jax_transfer.main` that knows the toys."""
+    python = workdir.parent / "python"
+    # The launcher asks its interpreter for a free port too.
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -m ] || exec {sys.executable} "$@"\nshift 2\nexec {sys.executable} -c "{CHILD}" "$@"\n'
+    )
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    config = workdir.parent / "toy.py"
+    config.write_text(
+        f"import test_toy_objectives as toys\nget_config = lambda: toys.configure({toy!r}, pretrain__epochs=6, "
+        f"stages=('pretrain',), pretrain__optimizer__learning_rate=0.002)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "PYTHON": str(python),
+                   "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}  # fmt: skip
+    command = launcher or (str(python), "-m", "jax_transfer.main")
+    log = open(f"{workdir}.log", "a")  # noqa: SIM115  closed with the process
+    command = [*command, f"--config={config}", f"--workdir={workdir}"]
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log), pathlib.Path(log.name)
+
+
+def wait_for(text, process, log):
+    for _ in range(4000):
+        if text in log.read_text():
+            return
+        assert process.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.05)
+    raise AssertionError(f"{text!r} was not said: {log.read_text()[-3000:]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", LAUNCHERS)
+@pytest.mark.parametrize("toy", TOYS)
+def test_killed_and_stopped_it_ends_with_the_bits_of_an_uninterrupted_run(toy, how, tmp_path):
+    devices, launcher = LAUNCHERS[how]
+    whole, log = start(toy, tmp_path / "whole", devices, launcher)
+    assert whole.wait(300) == 0, log.read_text()[-3000:]
+    signals = (signal.SIGKILL, signal.SIGTERM) if not launcher else (signal.SIGTERM,)
+    for number, epoch in zip(signals, (1, 3), strict=False):
+        process, log = start(toy, tmp_path / "broken", devices, launcher)
+        wait_for(f"epoch {epoch}/6", process, log)
+        process.send_signal(number)
+        assert process.wait(90) == (preemption.EXIT_CODE if number == signal.SIGTERM else -number)
+    process, log = start(toy, tmp_path / "broken", devices, launcher)
+    assert process.wait(300) == 0, log.read_text()[-3000:]
+    assert "Traceback" not in log.read_text()
+    assert results_without_times(tmp_path / "broken") == results_without_times(tmp_path / "whole")
+    assert fingerprints(tmp_path / "broken") == fingerprints(tmp_path / "whole")

@@ -1,0 +1,376 @@
+"""Linear probes, fine-tuning and the feature cache."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from helpers.features import PROBE_SETTINGS, blobs
+from jax_transfer import devices
+from jax_transfer.checkpoints import Checkpoint
+from jax_transfer.data.batches import joined, make_feed
+from jax_transfer.data.sources import from_arrays
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.features import extract
+from jax_transfer.models import MODELS
+from jax_transfer.models.net import with_new_head
+from jax_transfer.records import InputError
+from jax_transfer.training.evaluation import classification
+from jax_transfer.training.loop import train
+from jax_transfer.training.objectives.supervised import supervised
+from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
+from jax_transfer.training.state import evaluated, init_state
+from jax_transfer.training.steps import make_train_step, many_steps_of_many
+from jax_transfer.transfer import probe as probes
+from jax_transfer.transfer.finetune import Candidate, FinetuneSettings, finetune, total_steps
+from jax_transfer.transfer.probe import PROTOCOLS, probe
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_probe_of_a_stack_equals_probes_one_by_one(name):
+    train, test = blobs()
+    together = probe(PROTOCOLS[name], train, test, 3, PROBE_SETTINGS, seed=0)
+    for i in range(2):
+        alone = probe(
+            PROTOCOLS[name], (train[0][i : i + 1], train[1]), (test[0][i : i + 1], test[1]), 3, PROBE_SETTINGS, seed=0
+        )
+        assert alone.accuracy[0] == pytest.approx(together.accuracy[i], abs=0.011)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_probe_ranks_clean_features_above_noisy_ones_and_labels_matter(name):
+    train, test = blobs()
+    result = probe(PROTOCOLS[name], train, test, 3, PROBE_SETTINGS, seed=0)
+    assert result.accuracy.shape == (2, 1)
+    assert result.accuracy[0, 0] > result.accuracy[1, 0] + 0.05
+    shuffled = np.random.default_rng(1).permutation(train[1])
+    assert probe(PROTOCOLS[name], (train[0], shuffled), test, 3, PROBE_SETTINGS, seed=0).accuracy[0, 0] < 0.6
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_work_of_a_probe_counts_its_steps_and_the_choice_among_candidates(name):
+    train, test = blobs(k=1)
+    one = dataclasses.replace(PROBE_SETTINGS, epochs=2)
+    two = dataclasses.replace(one, learning_rates=(0.01, 0.02), l2=(1e-1, 1e-3))
+    products = 2 * 2 * train[0].size * 3 / 1e9  # logits and gradient, once over the data
+    work, more = (probe(PROTOCOLS[name], train, test, 3, settings, seed=0).gflops for settings in (one, two))
+    assert 2 * products * 0.9 < work < (6 * products if name == "probe" else 1000 * products)
+    assert more > 2 * work if name == "probe" else more > 1.5 * work
+
+
+def test_converged_probe_is_the_minimum_that_scikit_learn_finds():
+    (x, y), (x_test, _) = blobs(k=1)
+    x = x[0]
+    l2 = 0.01
+    weights = jax.jit(functools.partial(probes.converged, num_classes=3, settings=PROBE_SETTINGS))(
+        x, y, np.arange(len(y)), l2, jax.random.key(0)
+    )
+    scale = x.std(0).max()  # the regularisation acts on features of this scale
+    peer = LogisticRegression(C=1 / (l2 * len(y)), tol=1e-8, max_iter=1000).fit((x - x.mean(0)) / scale, y)
+    ours = jax.nn.softmax(x_test[0] @ weights["w"] + weights["b"])
+    np.testing.assert_allclose(ours, peer.predict_proba((x_test[0] - x.mean(0)) / scale), atol=2e-3)
+
+
+def _objective(w, b, x, y, l2):
+    """Mean cross-entropy + l2/2 ||w||^2 in float64."""
+    logits = x @ w + b
+    shifted = logits - logits.max(1, keepdims=True)
+    loss = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(y)), y]
+    return loss.mean() + 0.5 * l2 * (w**2).sum()
+
+
+CONVERGED = {
+    "overlapping": (0.7, lambda x: x),
+    "separable": (0.05, lambda x: x),
+    "offset by 100": (0.7, lambda x: x + 100),
+    "rank 3": (0.7, lambda x: x[:, :3] @ np.random.default_rng(1).normal(size=(3, 6))),
+    "d > n": (0.7, lambda x: np.random.default_rng(1).normal(size=(40, 90))),
+    "scales 1e-2 to 1": (0.7, lambda x: x * np.logspace(-2, 0, 6)),
+    "scale 1e18": (0.7, lambda x: 1e18 * x),
+}
+
+
+@pytest.mark.parametrize("case", CONVERGED)
+def test_converged_probe_reaches_the_minimum_for_each_l2(case):
+    spread, change = CONVERGED[case]
+    (x, y), _ = blobs(k=1, spread=spread)
+    x = change(x[0]).astype(np.float32)
+    y = y[: len(x)]
+    l2 = np.array([1e-3, 1e-5, 1e-1], np.float32)
+    fit = jax.jit(functools.partial(probes.converged, num_classes=4, settings=PROBE_SETTINGS))  # class 3 has no samples
+    weights = jax.tree.map(np.float64, fit(x, y, np.arange(len(y)), l2, jax.random.key(0)))
+    x = x.astype(np.float64)
+    scale = x.std(0).max()
+    z = (x - x.mean(0)) / scale
+    for i, value in enumerate(l2.tolist()):
+        peer = LogisticRegression(C=1 / (value * len(y)), tol=1e-10, max_iter=100_000).fit(z, y)
+        least = _objective(peer.coef_.T, peer.intercept_, z, y, value)
+        w = weights["w"][i] * scale
+        ours = _objective(w, weights["b"][i] + x.mean(0) @ weights["w"][i], z, y, value)
+        assert least * (1 - 1e-5) < ours < least * (1 + 5e-6)
+        assert not np.any(weights["w"][i][:, 3]) and (x @ weights["w"][i] + weights["b"][i]).argmax(1).max() < 3
+
+
+def test_converged_probe_is_the_same_for_all_seeds():
+    train, test = blobs()
+    settings = dataclasses.replace(PROBE_SETTINGS, num_seeds=3, l2=(1e-1, 1e-4))
+    result = probe(PROTOCOLS["probe_converged"], train, test, 3, settings, seed=0)
+    assert result.accuracy.shape == result.mean_class_accuracy.shape == result.chosen.shape == (2, 3)
+    for of_seeds in (result.accuracy, result.mean_class_accuracy, result.chosen):
+        assert np.all(of_seeds == of_seeds[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "good", "bad"), [("probe", "learning_rates", 0.01, 1e-7), ("probe_converged", "l2", 1e-3, 1e4)]
+)
+def test_validation_chooses_the_better_candidate(name, field, good, bad):
+    train, test = blobs()
+    settings = dataclasses.replace(PROBE_SETTINGS, **{field: (bad, good)})
+    result = probe(PROTOCOLS[name], train, test, 3, settings, seed=0)
+    np.testing.assert_allclose(result.chosen, good, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_choice_never_sees_the_test_rows(name):
+    train, test = blobs()
+    settings = dataclasses.replace(PROBE_SETTINGS, learning_rates=(1e-3, 1e-2, 1e-1), l2=(1e-4, 1e-2, 1.0))
+    chosen = probe(PROTOCOLS[name], train, test, 3, settings, seed=0).chosen
+    wrong = (test[0], (test[1] + 1) % 3)
+    np.testing.assert_array_equal(chosen, probe(PROTOCOLS[name], train, wrong, 3, settings, seed=0).chosen)
+
+
+def test_seeds_differ_and_repeat():
+    train, test = blobs(spread=1.5)
+    settings = dataclasses.replace(PROBE_SETTINGS, num_seeds=3, epochs=2)
+    first = probe(PROTOCOLS["probe"], train, test, 3, settings, seed=0).accuracy
+    np.testing.assert_array_equal(first, probe(PROTOCOLS["probe"], train, test, 3, settings, seed=0).accuracy)
+    assert len(np.unique(first[0])) > 1
+
+
+def test_mean_class_accuracy_weighs_classes_equally():
+    x_test = np.concatenate([np.full((90, 1), -1.0), np.full((10, 1), -1.0)])[None].astype(np.float32)
+    y_test = np.array([0] * 90 + [1] * 10, np.int32)
+    x = np.array([[-1.0], [1.0]] * 50, np.float32)[None]
+    result = probe(
+        PROTOCOLS["probe"], (x, np.array([0, 1] * 50, np.int32)), (x_test, y_test), 2, PROBE_SETTINGS, seed=0
+    )
+    assert result.accuracy[0, 0] == pytest.approx(0.9) and result.mean_class_accuracy[0, 0] == pytest.approx(0.5)
+
+
+PREPROCESSING = Preprocessing(image_size=8)
+
+
+@functools.cache
+def _images(split):
+    rng = np.random.default_rng(0 if split == "train" else 1)
+    labels = np.arange(48) % 3
+    images = rng.integers(0, 60, (48, 8, 8, 3)) + 70 * labels[:, None, None, None]
+    return from_arrays(images.astype(np.uint8), labels.astype(np.int32), name="shades", split=split)
+
+
+def _feed(split, mesh):
+    return make_feed(_images(split), PREPROCESSING, mesh, 1.0, num_threads=2)
+
+
+def _models(net, seeds):
+    """Name -> a checkpoint of random weights."""
+    return {f"m{s}": Checkpoint(f"m{s}", net, *net.init(jax.random.key(s)), PREPROCESSING) for s in seeds}
+
+
+def _finetune(net, checkpoints, settings, candidates=None, mesh=None, **options):
+    mesh = mesh or devices.make_mesh(sweep=jax.device_count())
+    feed = joined({"train": (_feed("train", mesh), settings.batch_size)})
+    candidates = candidates or [Candidate(name, 2) for name in checkpoints]
+    make_objective = functools.partial(supervised, net, settings.augment)
+    options = {"eval_batch_size": 16, **options}
+    return list(finetune(checkpoints, candidates, net, make_objective, feed, _feed("test", mesh), PREPROCESSING, settings,
+                         mesh, **options))  # fmt: skip
+
+
+def test_finetuning_learns_and_does_not_depend_on_the_company():
+    net = MODELS["resnet10"](num_classes=3, stem="cifar", width=8)
+    source = MODELS["resnet10"](num_classes=7, stem="cifar", width=8)  # the head is replaced
+    models = _models(source, range(3))
+    settings = FinetuneSettings(epochs=12, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.05))
+    together = _finetune(net, models, settings, [Candidate(name, 0) for name in models])
+    assert [r.index for r in together] == [0, 1, 2]
+    assert all(r.metrics["accuracy"] > 0.8 and r.gflops > 0 for r in together)
+    (alone,) = _finetune(net, models, settings, [Candidate("m2", 0)])
+    assert alone.metrics == together[2].metrics
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(alone.model), jax.device_get(together[2].model))
+
+
+_tuned_net = functools.cache(lambda: MODELS["resnet10"](num_classes=3, stem="cifar", width=4))
+
+
+def _tune(settings, epochs=()):
+    return _finetune(_tuned_net(), _models(_tuned_net(), [5]), settings, epochs=epochs)
+
+
+def _whole_run(settings, seed=2):
+    """Accuracy and parameters after each epoch of the whole schedule, run without a stop by the training loop alone."""
+    net, mesh = _tuned_net(), devices.make_mesh(sweep=jax.device_count())
+    feed, test = joined({"train": (_feed("train", mesh), settings.batch_size)}), _feed("test", mesh)
+    total = total_steps(settings, 48, "")
+    objective, optimizer = supervised(net, settings.augment), make_optimizer(settings.optimizer, total)
+    step = make_train_step(objective, optimizer, PREPROCESSING, feed.num_classes)
+    measure = classification(net, PREPROCESSING, mesh)
+    params, stats = net.init(jax.random.key(5))
+    head = jax.random.fold_in(jax.random.key(seed), 0x4EAD)
+    params = jax.jit(lambda params: with_new_head(params, net, head))(params)
+    state = init_state(objective, optimizer, seed, {"params": params, "stats": stats})
+    state = devices.split(jax.tree.map(lambda x: np.stack([x] * jax.device_count()), state), mesh, "sweep")
+    found = {}
+    for epoch in train(state, many_steps_of_many(step, feed.fetch, mesh), feed, seed=seed, total_steps=total, what=""):
+        model = evaluated(objective, epoch.state)
+        params = jax.device_get(jax.tree.map(lambda x: x[0], model["params"]))
+        found[epoch.number] = measure(model, test, 16)[0]["accuracy"], params
+    return found
+
+
+# Of three steps an epoch; the last one ends within its sixth epoch.
+COSINE = OptimizerSettings(schedule="cosine", warmup=0.2)
+STEP = OptimizerSettings(schedule="step", milestones=(0.1, 0.5))
+SCHEDULES = {
+    "cosine": FinetuneSettings(epochs=6, batch_size=16, augment=("flip",), optimizer=COSINE),
+    "step": FinetuneSettings(steps=17, batch_size=16, optimizer=STEP),
+}
+
+
+@pytest.mark.parametrize(("kind", "asked"), [("cosine", (1, 5)), ("cosine", (1,)), ("step", (5,)), ("step", (1, 2, 5))])
+def test_early_stopping_is_the_whole_schedule_stopped(kind, asked):
+    whole, stopped = _whole_run(SCHEDULES[kind]), _tune(SCHEDULES[kind], asked)
+    assert [done.epoch for done in stopped] == list(asked)
+    for done in stopped:
+        accuracy, params = whole[done.epoch]
+        assert done.metrics["accuracy"] == accuracy and done.diverged_at is None
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(done.model["params"]), params)
+    assert [done.gflops / stopped[0].gflops for done in stopped] == pytest.approx([e / asked[0] for e in asked])
+    seconds = [done.seconds for done in stopped]
+    assert seconds[0] > 0 and seconds == sorted(seconds)
+    if asked == (1, 5):
+        (end,) = _tune(SCHEDULES[kind])
+        assert (end.epoch, end.metrics["accuracy"]) == (6, whole[6][0]) and end.gflops == pytest.approx(
+            6 * stopped[0].gflops
+        )
+
+
+def test_a_schedule_that_is_too_short_is_refused_before_it_runs():
+    for settings in (FinetuneSettings(epochs=4, batch_size=16), FinetuneSettings(steps=14, batch_size=16)):
+        with pytest.raises(InputError, match=r"shades ends after 4(\.67)? epochs and cannot be tested after 5"):
+            _tune(settings, (1, 5))
+
+
+@pytest.mark.parametrize("explodes", [2, 3])
+def test_what_diverges_later_leaves_the_earlier_stop_valid(explodes):
+    """The rate becomes 1e30 for the update of one step, of three in an epoch; the loss is not finite after it."""
+    optimizer = OptimizerSettings(learning_rate=0.01, schedule="step", milestones=(explodes / 9,), decay_factor=1e32)
+    first, second = _tune(FinetuneSettings(epochs=3, batch_size=16, optimizer=optimizer), (1, 2))
+    assert np.isnan(second.metrics["accuracy"]) and second.diverged_at == explodes + 1
+    if explodes < 3:  # also where the last update of the epoch broke the model and no loss has said so yet
+        assert np.isnan(first.metrics["accuracy"]) and first.diverged_at == explodes + 1
+    else:
+        assert first.diverged_at is None and 0 <= first.metrics["accuracy"] <= 1
+
+
+@functools.cache
+def _compilations():
+    """A list that grows by one with every compilation from now on."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    return compiled
+
+
+def test_one_program_serves_all_checkpoints_seeds_and_rates():
+    net, mesh = MODELS["resnet10"](num_classes=3, stem="cifar", width=8), devices.make_mesh(sweep=jax.device_count())
+    settings = FinetuneSettings(epochs=3, batch_size=16, optimizer=OptimizerSettings(schedule="cosine", warmup=0.1))
+    models, compiled = _models(net, range(2)), _compilations()
+    changes = [{"learning_rate": rate, "weight_decay": decay} for rate in (0.05, 0.01) for decay in (0.0, 1e-3)]
+    candidates = [Candidate(name, seed, change) for seed in (0, 1) for change in changes for name in models]
+    feed = joined({"train": (_feed("train", mesh), 16)})
+    make_objective, test = functools.partial(supervised, net, ()), _feed("test", mesh)
+    counts, seen = [], set()
+    for done in finetune(models, candidates, net, make_objective, feed, test, PREPROCESSING, settings, mesh, epochs=(1, 2),
+                         eval_batch_size=16):  # fmt: skip
+        counts.append(len(compiled))
+        seen.add((done.index, done.epoch))
+    assert len(seen) == len(counts) == 32 and counts[0] > 0 and counts[0] == counts[-1]
+    forward = extract.make_forward(net, PREPROCESSING, mesh)
+    extract.extract(forward, models["m0"](), test, 20)
+    before = len(compiled)
+    extract.extract(forward, models["m1"](), test, 20)
+    assert len(compiled) == before
+
+
+def test_a_candidate_of_a_sweep_equals_a_run_with_its_settings():
+    net = _tuned_net()
+    models = _models(net, [5])
+    plain = FinetuneSettings(epochs=4, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.9, weight_decay=0.5))
+    changes = [{"learning_rate": 0.02, "weight_decay": 0.0}, {"learning_rate": 0.05, "weight_decay": 0.01}]
+    swept = _finetune(net, models, plain, [Candidate("m5", 2, change) for change in changes])
+    for change, found in zip(changes, swept, strict=True):
+        optimizer = dataclasses.replace(plain.optimizer, **change)
+        (alone,) = _finetune(net, models, dataclasses.replace(plain, optimizer=optimizer))
+        assert abs(alone.metrics["accuracy"] - found.metrics["accuracy"]) <= 1 / 48
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+            alone.model["params"],
+            found.model["params"],
+        )
+    assert swept[0].metrics != swept[1].metrics or any(
+        jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), swept[0].model["params"], swept[1].model["params"]))
+    )
+
+
+def test_a_setting_of_the_objective_may_differ_between_candidates():
+    net, settings = _tuned_net(), FinetuneSettings(epochs=2, batch_size=16)
+    candidates = [Candidate("m5", 2, {"label_smoothing": value}) for value in (0.0, 0.9)]
+    sharp, smooth = _finetune(net, _models(net, [5]), settings, candidates)
+    (alone,) = _finetune(net, _models(net, [5]), settings)
+    kernel = [np.asarray(done.model["params"]["fc"]["kernel"]) for done in (sharp, alone, smooth)]
+    np.testing.assert_allclose(kernel[0], kernel[1], rtol=1e-3, atol=1e-5)
+    assert np.abs(kernel[2] - kernel[1]).max() > 1e-3
+    with pytest.raises(ValueError, match="must change the same settings"):
+        _finetune(net, _models(net, [5]), settings, [candidates[0], Candidate("m5", 2)])
+
+
+def test_a_head_may_be_given_and_anything_may_be_measured():
+    """As for LP-FT, and for a protocol whose result is no accuracy."""
+    net, settings = (
+        _tuned_net(),
+        FinetuneSettings(steps=1, batch_size=16, optimizer=OptimizerSettings(learning_rate=1e-30)),
+    )
+    kernel = np.random.default_rng(0).normal(size=(net.feature_dim, 3)).astype(np.float32)
+    head = lambda key, params, net: {**params, "fc": {"kernel": jnp.asarray(kernel), "bias": jnp.ones(3)}}  # noqa: E731
+
+    def evaluate(net, preprocessing, mesh):
+        return lambda model, feed, batch_size: [{"bias": float(row.sum())} for row in model["params"]["fc"]["bias"]]
+
+    (done,) = _finetune(net, _models(net, [5]), settings, head=head, evaluate=evaluate)
+    assert done.metrics == {"bias": pytest.approx(3.0)}
+    np.testing.assert_allclose(done.model["params"]["fc"]["kernel"], kernel, atol=1e-6)
+
+
+def test_a_diverged_finetuning_is_named(caplog):
+    net = MODELS["resnet10"](num_classes=3, stem="cifar", width=8)
+    settings = FinetuneSettings(epochs=3, batch_size=16, optimizer=OptimizerSettings(learning_rate=1e30))
+    (done,) = _finetune(net, {"epoch 5": _models(net, [0])["m0"]}, settings)
+    assert all(map(np.isnan, done.metrics.values())) and done.diverged_at is not None
+    assert "epoch 5 on shades diverged at step" in caplog.text
+
+
+def test_the_company_changes_no_bit_of_the_mean_class_accuracy():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        count = np.broadcast_to(np.append(rng.integers(3, 9, 10), 0), (4, 1, 11)).astype(float)
+        correct = rng.binomial(count.astype(int), 0.8).astype(float)
+        together = probes.mean_class_accuracy(correct, count)
+        alone = [probes.mean_class_accuracy(correct[i : i + 1], count[i : i + 1])[0] for i in range(4)]
+        np.testing.assert_array_equal(together, alone)
+        np.testing.assert_allclose(together, (correct[..., :10] / count[..., :10]).mean(-1))
