@@ -309,7 +309,7 @@ def test_small_classes_are_said_and_only_images_apart(tmp_path, counts):
 
 
 @pytest.mark.parametrize(
-    ("count", "message"), [(1, "no class has 2 images"), (2, "has 4 images: expected at least 5")]
+    ("count", "message"), [(1, "no class has 2 images"), (2, "has 4 images: at least 5 are needed")]
 )
 def test_a_target_of_too_few_images_is_refused_before_a_checkpoint_is_read(tmp_path, count, message):
     with pytest.raises(InputError, match=message):
