@@ -93,7 +93,10 @@ def full():
 
 def smoke():
     config = tiny(full())
-    config.model.others = ({"name": "resnet18_v2", "stem": "cifar", "width": 8}, {"name": "mobilenet_v1", "width": 0.25})
+    config.model.others = (
+        {"name": "resnet18_v2", "stem": "cifar", "width": 8},
+        {"name": "mobilenet_v1", "width": 0.25},
+    )
     config.trajectory.epochs = "2"
     config.scores = ("linear_1", "linear_converged", "finetune_1", "mi_pca_alpha_0.01", "leep", "nleep", "logme", "nce")
     return config

@@ -50,9 +50,12 @@ def test_of_equal_accuracies_the_earliest_epoch_is_best():
 
 
 def test_best_checkpoints_skip_nan_and_name_incomplete_epochs():
-    rows = [transfer_row(1, 0.5, 0), transfer_row(1, 0.5, 1), transfer_row(2, 0.4, 0), transfer_row(3, math.nan)]
+    rows = [transfer_row(0, math.nan), transfer_row(1, 0.5, 0), transfer_row(1, 0.5, 1), transfer_row(2, 0.4, 0)]
+    rows += [transfer_row(3, math.nan, 0), transfer_row(3, 0.45, 1), transfer_row(4, math.nan)]
     (best,) = best_checkpoints(rows)
-    assert (best["best_epoch"], best["last_epoch"], best["incomplete_epochs"]) == (1, 2, [2])
+    # Epochs 0 and 4 have no accuracy at all, epoch 3 that of one seed.
+    assert (best["best_epoch"], best["best_accuracy"], best["last_epoch"]) == (1, 0.5, 3)
+    assert best["incomplete_epochs"] == [2, 3] and best["num_checkpoints"] == 3
 
 
 def test_best_checkpoints_keep_targets_and_methods_apart(full):
