@@ -84,6 +84,10 @@ class StudyConfig(ConfigDict):
     def __init__(self, *arguments, allow_dotted_keys: bool = True, **named):
         super().__init__(*arguments, allow_dotted_keys=allow_dotted_keys, **named)
 
+    if typing.TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # the types of fields are checked by `check`
+
     def get_type(self, key: str) -> type:
         """Returns the type of a field; `object`, a literal on the command line, for those in NAMED_BY_USER.
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import jax
+import numpy as np
 
 
 class InputError(ValueError):
@@ -61,6 +62,6 @@ class Views:
 class Features:
     """What a checkpoint says of a data set: features float32 [n, d], logits float32 [n, s], labels int32 [n]."""
 
-    features: jax.Array
-    logits: jax.Array
-    labels: jax.Array
+    features: jax.Array | np.ndarray
+    logits: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray

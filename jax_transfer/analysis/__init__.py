@@ -90,7 +90,9 @@ class Score:
 
     def x(self, features: Features):
         """Returns the field of `features` that the score needs, or None."""
-        x = getattr(features, self.needs) if self.needs else None
+        if not self.needs:
+            return None
+        x = getattr(features, self.needs)
         if self.needs == "logits" and np.shape(x)[-1:] == (0,):
             raise InputError(
                 f"logits has the shape {list(np.shape(x))}: this score needs a head over classes. Leave it out for a "

@@ -1,7 +1,7 @@
 """The cache of features: the only one, for studies, fine-tuned models and rankings.
 
-A file is named by a hash of all that determines the features: the weights, the model, the data, the preprocessing and the
-precision of the computation.
+A file is named by a hash of all that determines the features: the weights, the model, the data, the preprocessing and
+the precision of the computation.
 """
 
 import functools
@@ -27,8 +27,8 @@ from jax_transfer.models import Net, Output
 from jax_transfer.records import Features
 from jax_transfer.results import write_atomically
 
-# Part of the name of a file. Version 2: images are decoded, cropped and split otherwise than in version 1, whose files were
-# named by the hash alone.
+# Part of the name of a file. Version 2: images are decoded, cropped and split otherwise than in version 1, whose files
+# were named by the hash alone.
 VERSION = 2
 
 
@@ -126,8 +126,8 @@ def _warn_of_outdated(folder: pathlib.Path) -> None:
     outdated = [path for path in folder.glob("*.npz") if not path.name.startswith(f"v{VERSION}-")]
     if outdated:
         log.warning(
-            "%s holds %d files of features that an earlier version extracted from other pixels: they are ignored, and the "
-            "features are extracted again.",
+            "%s holds %d files of features that an earlier version extracted from other pixels: they are ignored, and "
+            "the features are extracted again.",
             folder,
             len(outdated),
         )

@@ -48,8 +48,8 @@ CONSTANT = 16  # eps of its size, by which a feature may vary through rounding i
 def problem(features: Features, num_classes: int) -> str:
     """Why nothing can be learnt or scored from these features, naming the argument; "" if something can.
 
-    Features do not vary if each lies, for all images, within CONSTANT eps of its largest value or of the median feature's,
-    whichever is larger: one that cancels to about 0 has the rounding errors of the others.
+    Features do not vary if each lies, for all images, within CONSTANT eps of its largest value or of the median
+    feature's, whichever is larger: one that cancels to about 0 has the rounding errors of the others.
     """
     for name in ("features", "logits"):
         values = getattr(features, name)
