@@ -97,7 +97,7 @@ def test_sigterm_ends_the_program_also_while_a_compiled_program_runs():
     finally:
         process.kill()
     assert process.returncode == preemption.EXIT_CODE
-    assert said.endswith("stopped on request (SIGTERM). Run the same command again to resume.\n")
+    assert said.endswith("jax_transfer: Stopped on request (SIGTERM). Run the same command again to resume.\n")
 
 
 @pytest.mark.parametrize(("work", "steps"), [(10.0, 50), (1e9, 1), (1e-9, 512), (float("nan"), 512)])
@@ -257,7 +257,7 @@ def test_a_whole_study_of_two_processes_gives_the_rows_of_one(gigabytes, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"coordinator_address": "localhost:1"}, "num_processes and process_id missing"),
+        ({"coordinator_address": "localhost:1"}, "Missing num_processes and process_id"),
         ({"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 2}, "process_id = 2: .* 0 to 1"),
     ],
 )
