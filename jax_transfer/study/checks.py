@@ -29,7 +29,7 @@ def check(config: ConfigDict) -> None:
     for place, given in enumerate(config.model.others):
         others = fields.schema(study_config.OtherModel)
         fields.check(dict(given), others, f"config.model.others[{place}]", partial=True)
-    fields.check_no_twice(settings.sources(config), "config.source")
+    fields.check_unique(settings.sources(config), "config.source")
     evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
     for target in config.targets:
         if tuned := settings.finetune_settings(config, target).checkpoints:
