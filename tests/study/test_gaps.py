@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from helpers.reports import Elements
 from helpers.studies import TARGET, one_epoch_config
-from jax_transfer import records, results
+from jax_transfer import results
 from jax_transfer.analysis import SCORES
 from jax_transfer.records import Features
 from jax_transfer.report import tables, trust
@@ -232,5 +232,5 @@ def test_scores_of_a_head_exist_only_for_one_over_classes(tmp_path, monkeypatch,
     assert scored == {"logme": (2, 2), "leep": (2 * has_head, 2), "nce": (2 * has_head, 2)}
     text = Elements((tmp_path / "report/index.html").read_text(encoding="utf-8")).text
     assert ("LEEP 0 of 2 scored" in text) != has_head and "What failed" not in text
-    row = records.PretrainRow(0, math.nan, math.nan, 0.1, 1.0, 1.0, work.sources[0], "0", "resnet10")
+    row = results.PretrainRow(0, math.nan, math.nan, 0.1, 1.0, 1.0, work.sources[0], "0", "resnet10")
     assert pretrain_stage._metadata(work, work.pretrainings[0], row)["has_head"] == has_head

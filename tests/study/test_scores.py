@@ -48,7 +48,7 @@ def test_checkpoints_of_several_sources_are_ranked_together(two_sources):
     assert all(row["forward_gflops"] > 0 and row["gflops"] > 0 and not row["error"] for row in results["scores"])
 
 
-@pytest.mark.slow  # .ci/run_stages ranks those of twelve models
+@pytest.mark.slow  # .ci/run ranks those of twelve models
 def test_checkpoints_of_several_models_are_ranked_together(tmp_path):
     config = one_epoch_config(scores=("logme", "leep", "finetune_1"))
     config.model.others = ({"name": "resnet10", "stem": "cifar", "width": 4},)
