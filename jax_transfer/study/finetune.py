@@ -59,7 +59,7 @@ def run(work: Workspace) -> None:
 
 
 def describe(work: Workspace) -> str:
-    """Returns what the plan says of this stage."""
+    """Describes this stage for the plan."""
     return estimates.checkpoints(work)
 
 

@@ -38,7 +38,7 @@ def run(work: Workspace) -> None:
 
 
 def describe(work: Workspace) -> str:
-    """Returns what the plan says of this stage."""
+    """Describes this stage for the plan."""
     images = " and ".join(f"{len(work.source(source, 'train')):,}" for source in work.sources)
     return f"{work.config.pretrain.epochs} epochs of {images} images"
 

@@ -1,4 +1,4 @@
-"""The stage that probes: linear classifiers on the frozen features of every checkpoint."""
+"""The "probe" stage: fits linear classifiers on the frozen features of every checkpoint."""
 
 import functools
 import time
@@ -65,5 +65,5 @@ def run(work: Workspace) -> None:
 
 
 def describe(work: Workspace) -> str:
-    """Returns what the plan says of this stage."""
+    """Describes this stage for the plan."""
     return f"{', '.join(work.config.probe.methods)}: {estimates.checkpoints(work)}"

@@ -35,7 +35,7 @@ def run(work: Workspace) -> None:
 
 
 def describe(work: Workspace) -> str:
-    """Returns what the plan says of this stage."""
+    """Describes this stage for the plan."""
     return ", ".join(work.config.scores)
 
 

@@ -57,7 +57,7 @@ def _tuned_features(work: Workspace, target: str, snapshot: Snapshot, split: str
 
 
 def describe(work: Workspace) -> str:
-    """Returns what the plan says of this stage."""
+    """Describes this stage for the plan."""
     return f"components, spectra and t-SNE: {estimates.checkpoints(work)}"
 
 
