@@ -1,10 +1,10 @@
-"""NeuCRaB, group II: which score ranks the checkpoints of several pre-trainings, taken right after each learning-rate decay.
+"""NeuCRaB, group II: how well scores rank checkpoints of several pre-trainings, saved after each learning-rate decay.
 
     python -m jax_transfer.main --config=configs/neucrab_group2.py --workdir=runs/neucrab_group2
 
 Reproduces Table 2 of "Ranking Neural Checkpoints" (Li et al., CVPR 2021): ResNet-50 on ImageNet, iNaturalist and
-Places-365, four checkpoints each (90k, 180k, 270k and 300k iterations), ranked for Caltech101, Flowers102, SUN397 and
-Patch Camelyon. The run ends with the table; the paper's, in per cent, means over the four targets:
+Places-365, with four checkpoints each (90k, 180k, 270k and 300k iterations), ranked for Caltech101, Flowers102, SUN397
+and Patch Camelyon. The run prints the table at the end. The paper's table, in percent, averaged over the four targets:
 
                             Recall@1   Rel@1  Recall@3   Rel@3  Pearson  Kendall   GFLOPS
     Linear (1 epoch)            0.00   96.46     25.00   98.79    27.01    24.24   4.95E4
@@ -19,23 +19,26 @@ Patch Camelyon. The run ends with the table; the paper's, in per cent, means ove
     LEEP                       75.00   99.44     75.00   99.90    50.36    55.49   378.31
     N-LEEP                    100.00  100.00    100.00  100.00    72.84    67.49    12.95
 
-GFLOPS. The paper counts a multiply-add once and leaves out one forward pass over the training images, F = 3.04E5, which
-all scores share. With T a forward pass over the test images (4.94E4, the linear classifiers less their training),
-fine-tuning for k epochs costs (3k - 1) F + T, 6.57E5 and 4.31E6, within 1 % of the numbers above; a linear classifier
-costs T and little more, and the rest what they compute from features and outputs. Our column "GFLOPS" counts a
-multiply-add as two operations, and what runs here: for early-stopped fine-tuning the training steps, forward and
-backward, on four fifths of the training images; for the others the work on the features; no pass over the images that a
-score is tested on. The column "as in the paper" follows the paper's rule.
+GFLOPS. The paper counts a multiply-add as one operation and excludes one forward pass over the training images,
+F = 3.04E5, which all scores share. Let T be one forward pass over the test images (4.94E4, the linear classifiers minus
+their training). Then fine-tuning for k epochs costs (3k - 1) F + T, that is 6.57E5 and 4.31E6, within 1 % of the
+numbers above. A linear classifier costs slightly more than T, and the other scores cost their computation on features
+and outputs. Our column "GFLOPS" counts a multiply-add as two operations, and only what runs here: for early-stopped
+fine-tuning the training steps, forward and backward, on four fifths of the training images; for the other scores the
+work on the features. It excludes forward passes over the images on which a score is tested. The column "as in the
+paper" follows the paper's rule.
 
-Two things differ on purpose. The paper scores linear classifiers and early-stopped fine-tuning on the test images that
-it then predicts the accuracy on; here they are tested on a fifth of the training images. And the paper takes the best
-of a sweep over hyper-parameters as the accuracy to predict; here it is one setting. Ours: not measured at this size.
+Two differences are intentional. The paper tests linear classifiers and early-stopped fine-tuning on the same test
+images as the accuracy that they predict; here they are tested on a fifth of the training images. The paper predicts the
+best accuracy of a hyper-parameter sweep; here it is the accuracy of a single setting. Our results: not measured at this
+size.
 
-Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Tiny-ImageNet for two targets on two CPU cores in three minutes.
+Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Tiny-ImageNet and two targets, within a minute on two CPU cores.
 """
 
 from jax_transfer.choose import choose
 from jax_transfer.study.config import default_config
+from jax_transfer.study.smoke import tiny
 
 DECAYS = (0.3, 0.6, 0.9)  # 90k, 180k and 270k of 300k iterations
 TABLE = (
@@ -79,25 +82,10 @@ def full():
 
 
 def smoke():
-    config = full()
-    config.model.name = "resnet10"
-    config.model.stem = "cifar"
-    config.model.width = 8
-    config.source.dataset = "tfds:cifar10?train=2000&test=500"
-    config.source.others = ("tfds:tiny_imagenet?train=2000&test=500",)
-    config.preprocessing.image_size = 16
-    config.preprocessing.crop_fraction = 1.0
-    config.pretrain.epochs = 5
-    config.pretrain.batch_size = 64
-    config.pretrain.augment = ("pad_crop", "flip")
-    config.pretrain.optimizer.learning_rate = 0.05
-    config.trajectory.epochs = "2,3,4,5"
-    config.targets = ("tfds:fashion_mnist?per_class=40&test=500", "tfds:mnist?per_class=40&test=500")
-    config.metrics = dict.fromkeys(config.targets, "accuracy")
-    config.finetune.steps = 60
-    config.finetune.batch_size = 32
-    config.finetune.augment = ()
-    config.finetune.optimizer.learning_rate = 0.02
+    config = tiny(full())
+    config.source.others = ("tfds:tiny_imagenet?train=1024&test=256",)
+    config.trajectory.epochs = "1,2"
+    config.finetune.steps = 30  # 5 epochs, for finetune_5
     return config
 
 

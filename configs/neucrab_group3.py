@@ -1,10 +1,11 @@
-"""NeuCRaB, group III: which score ranks checkpoints of different architectures.
+"""NeuCRaB, group III: how well scores rank checkpoints of different architectures.
 
     python -m jax_transfer.main --config=configs/neucrab_group3.py --workdir=runs/neucrab_group3
 
-Reproduces Table 3 of "Ranking Neural Checkpoints" (Li et al., CVPR 2021): thirteen architectures trained on ImageNet until
-they converge (four Inceptions, Inception-ResNet v2, six MobileNets, two ResNets), ranked for Caltech101, Flowers102, SUN397
-and Patch Camelyon. The run ends with the table; the paper's, in per cent, means over the four targets:
+Reproduces Table 3 of "Ranking Neural Checkpoints" (Li et al., CVPR 2021): thirteen architectures trained on ImageNet
+until convergence (four Inceptions, Inception-ResNet v2, six MobileNets, two ResNets), ranked for Caltech101,
+Flowers102, SUN397 and Patch Camelyon. The run prints the table at the end. The paper's table, in percent, averaged over
+the four targets:
 
                             Recall@1   Rel@1  Recall@3   Rel@3  Pearson  Kendall   GFLOPS
     Linear (1 epoch)           25.00   98.17     25.00   99.35    30.14    13.80   3.37E4
@@ -19,24 +20,26 @@ and Patch Camelyon. The run ends with the table; the paper's, in per cent, means
     LEEP                       25.00   97.36     75.00   99.90    42.99    45.06   247.56
     N-LEEP                     25.00   99.66     25.00   99.70    66.94    51.14    12.68
 
-GFLOPS. The paper counts a multiply-add once and leaves out one forward pass over the training images, F, which all
-scores share. In groups I and II, with T a forward pass over the test images, fine-tuning for k epochs costs (3k - 1) F
-+ T to within 1 %. Here the printed numbers do not fit: F = 2.73E5 and T = 3.37E4 give 5.80E5 and 3.86E6, 31 and 32 %
-more than the table has; F = 2.06E5 would give its two rows. Our column "GFLOPS" counts a multiply-add as two
-operations, and what runs here: for early-stopped fine-tuning the training steps, forward and backward, on four fifths
-of the training images; for the others the work on the features; no pass over the images that a score is tested on. The
-column "as in the paper" follows the rule of groups I and II.
+GFLOPS. The paper counts a multiply-add as one operation and excludes one forward pass over the training images, F,
+which all scores share. In groups I and II, where T is one forward pass over the test images, fine-tuning for k epochs
+costs (3k - 1) F + T within 1 %. In group III the printed numbers do not fit: F = 2.73E5 and T = 3.37E4 give 5.80E5 and
+3.86E6, 31 and 32 % more than the table, whose two rows would need F = 2.06E5. Our column "GFLOPS" counts a multiply-add
+as two operations, and only what runs here: for early-stopped fine-tuning the training steps, forward and backward, on
+four fifths of the training images; for the other scores the work on the features. It excludes forward passes over the
+images on which a score is tested. The column "as in the paper" follows the rule of groups I and II.
 
-The paper names families, not models: here they are Inception v1 to v3 (a fourth one is not part of jax_transfer),
-Inception-ResNet v2, MobileNet v1 of four widths and v2 of two, ResNet-50 and 101, all at 224 pixels. As in group II, linear
-classifiers and short fine-tunings are tested on a fifth of the training images, and the accuracy to predict comes of one
-setting. Checkpoints that others have trained are ranked by configs/rank_checkpoints.py. Ours: not measured at this size.
+The paper names families instead of models. We use Inception v1 to v3 (jax_transfer has no fourth one), Inception-ResNet
+v2, MobileNet v1 with four widths and v2 with two, ResNet-50 and ResNet-101, all at 224 pixels. As in group II, linear
+classifiers and early-stopped fine-tuning are tested on a fifth of the training images, and the accuracy to predict
+comes from a single setting. To rank existing checkpoints, use configs/rank_checkpoints.py. Our results: not measured at
+this size.
 
-Variants: `full`; `smoke`, four small architectures on CIFAR-10 for two targets on two CPU cores in a few minutes.
+Variants: `full`; `smoke`, three small architectures on CIFAR-10 and two targets, within a minute on two CPU cores.
 """
 
 from jax_transfer.choose import choose
 from jax_transfer.study.config import default_config
+from jax_transfer.study.smoke import tiny
 
 TABLE = (
     "linear_1",
@@ -89,28 +92,12 @@ def full():
 
 
 def smoke():
-    config = full()
-    config.model.name = "resnet10"
-    config.model.width = 8
+    config = tiny(full())
     config.model.others = (
-        {"name": "resnet10", "width": 16},
-        {"name": "resnet18_v2", "width": 8},
+        {"name": "resnet18_v2", "stem": "cifar", "width": 8},
         {"name": "mobilenet_v1", "width": 0.25},
     )
-    config.source.dataset = "tfds:cifar10?train=2000&test=500"
-    config.preprocessing.image_size = 32
-    config.preprocessing.crop_fraction = 1.0
-    config.pretrain.epochs = 4
-    config.pretrain.batch_size = 64
-    config.pretrain.augment = ("pad_crop", "flip")
-    config.pretrain.optimizer.learning_rate = 0.05
-    config.trajectory.epochs = "4"
-    config.targets = ("tfds:fashion_mnist?per_class=40&test=500", "tfds:mnist?per_class=40&test=500")
-    config.metrics = dict.fromkeys(config.targets, "accuracy")
-    config.finetune.steps = 60
-    config.finetune.batch_size = 32
-    config.finetune.augment = ()
-    config.finetune.optimizer.learning_rate = 0.02
+    config.trajectory.epochs = "2"
     config.scores = ("linear_1", "linear_converged", "finetune_1", "mi_pca_alpha_0.01", "leep", "nleep", "logme", "nce")
     return config
 

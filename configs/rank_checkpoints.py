@@ -1,14 +1,16 @@
-"""Rank any checkpoints for your own images: which one to take, and how far to trust it.
+"""Ranks any checkpoints for your own images: which one to use, and how far to trust the ranking.
 
     python -m jax_transfer.main --config=configs/rank_checkpoints.py --workdir=runs/ranking \
         --config.checkpoints=a.safetensors,b.pth,run/checkpoints --config.target=folder:/my/images
 
-Checkpoints: .safetensors, .pth, .ckpt and .bin files with the names of torchvision or timm (`FILE=MODEL` where neither the file nor
-its name says which model it is), epochs and whole trajectories of a study here, folders of such files, and `random:MODEL`,
-an untrained network to compare with. Architectures may be mixed. The images: a folder a class.
+Checkpoints can be .safetensors, .pth, .ckpt and .bin files with the parameter names of torchvision or timm (use
+`FILE=MODEL` if neither the file nor its name identifies the model), epochs and whole trajectories of a study, folders
+of such files, and `random:MODEL`, an untrained network as a baseline. You can mix architectures. The images need one
+folder per class.
 
-For each: the accuracy of a converged linear probe, cross-validated over all images, and the scores of "Ranking Neural
-Checkpoints" and others that need no training. `report/index.html`, `report/ranking.csv`, and a table in the terminal.
+Each checkpoint gets the accuracy of a converged linear probe, cross-validated over all images, and scores that need no
+training, from "Ranking Neural Checkpoints" and others. The results are written to `report/index.html` and
+`report/ranking.csv` and printed as a table.
 
 Variants: `full`; `smoke`, untrained networks of three families on the scanned digits of scikit-learn.
 """

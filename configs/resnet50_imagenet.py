@@ -2,22 +2,22 @@
 
     python -m jax_transfer.main --config=configs/resnet50_imagenet.py --workdir=runs/resnet50_imagenet
 
-Reproduces Figures 2 and 6 of "Towards Inadequately Pre-trained Models in Transfer Learning" (Deng et al.,
-ICCV 2023): 76.06 % top-1 on ImageNet after 90 epochs; on most targets FE is best before the last epoch
-(epochs 40 to 70) while FT grows until the end. Pre-training as in the paper: SGD with momentum 0.9, learning
-rate 0.1 divided by 10 every 30 epochs, weight decay 1e-4, batch 256. Retraining: 6,000 iterations (FE) and
-9,000 (FT), learning rates 0.01 and 0.1; CIFAR-10 and -100: 150 epochs (settings of the arXiv version).
-Ours: not measured; ImageNet itself has not been run through this config.
+Reproduces Figures 2 and 6 of "Towards Inadequately Pre-trained Models in Transfer Learning" (Deng et al., ICCV 2023):
+76.06 % top-1 on ImageNet after 90 epochs. On most targets, FE is best before the last epoch (epochs 40 to 70), while FT
+improves until the end. Pre-training follows the paper: SGD with momentum 0.9, learning rate 0.1 divided by 10 every 30
+epochs, weight decay 1e-4, batch size 256. Retraining takes 6,000 iterations (FE) and 9,000 (FT) with learning rates
+0.01 and 0.1; on CIFAR-10 and CIFAR-100 it takes 150 epochs (settings of the arXiv version). Our results: not measured;
+this config has not been run on ImageNet.
 
-The data sets must be prepared once: `python -m jax_transfer.data.prepare imagenet2012`, and so on. Aircraft,
-MIT Indoor-67 and MURA have no builder: load them as folders, with the layouts given in
-`jax_transfer.data.catalog`, in the place FOLDERS names.
+Prepare the data sets once with `python -m jax_transfer.data.prepare imagenet2012`, and so on. Aircraft, MIT Indoor-67
+and MURA have no TFDS builder: store them as folders below FOLDERS, with the layouts in `jax_transfer.data.catalog`.
 
-Variants: `full`; `smoke`, Tiny-ImageNet to Caltech101 and MNIST on two CPU cores in a few minutes.
+Variants: `full`; `smoke`, a ResNet-10 from CIFAR-10 to two small targets, within a minute on two CPU cores.
 """
 
 from jax_transfer.choose import choose
 from jax_transfer.study.config import default_config
+from jax_transfer.study.smoke import tiny
 
 FOLDERS = "folder:data/"
 TARGETS = (
@@ -62,24 +62,7 @@ def full():
 
 
 def smoke():
-    config = full()
-    config.model.name = "resnet10"
-    config.model.width = 16
-    config.source.dataset = "tfds:tiny_imagenet?train=6000&test=1000"
-    config.preprocessing.image_size = 48
-    config.pretrain.epochs = 4
-    config.pretrain.batch_size = 64
-    config.pretrain.optimizer.learning_rate = 0.05
-    config.trajectory.epochs = "all"
-    config.targets = ("tfds:caltech101?train=1020&test=1000", "tfds:mnist?per_class=100&test=1000")
-    config.metrics = dict.fromkeys(config.targets, "accuracy")
-    config.overrides = {}
-    config.paper = ()
-    config.spectral.embedded_images = 500
-    config.probe.steps = 200
-    config.finetune.steps = 60
-    config.finetune.batch_size = 32
-    config.finetune.optimizer.learning_rate = 0.02
+    config = tiny(full())
     return config
 
 

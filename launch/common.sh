@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What the scripts beside it share; sourced, not run. Bash 3.2, which macOS has, is enough.
+# Functions shared by the scripts in this folder. Source this file, do not run it. Works with Bash 3.2 (macOS).
 
-# Exit codes of python -m jax_transfer.main. Any other but 0 is a crash.
-readonly USER_ERROR=2 # another start would fail in the same way
-readonly PREEMPTED=75 # SIGTERM came and the state was saved: the same command goes on from there
+# Exit codes of python -m jax_transfer.main. Any other code except 0 is a crash.
+readonly USER_ERROR=2 # restarting would fail in the same way
+readonly PREEMPTED=75 # received SIGTERM and saved the state: the same command resumes
 
 say() { echo "${0##*/}: $*" >&2; }
 
@@ -12,7 +12,7 @@ die() {
   exit "$USER_ERROR"
 }
 
-# The comment at the head of a script is its --help.
+# Prints the comment at the top of a script as its --help.
 help() {
   awk 'NR == 1 { next } !/^#/ { exit } { if (!sub(/^#SBATCH/, " ")) sub(/^# ?/, ""); print }' "$1"
   exit 0
@@ -22,7 +22,7 @@ need_number() {
   case $2 in '' | *[!0-9]*) die "$1=$2: expected a whole number" ;; esac
 }
 
-# The words on one line, quoted such that a shell reads the same words back.
+# Prints words on one line, quoted so that a shell reads the same words back.
 quoted() {
   local word line="" quote="'\\''"
   for word in "$@"; do
@@ -34,7 +34,7 @@ quoted() {
   echo "$line"
 }
 
-# Runs a command, or prints it where dry_run is set.
+# Runs a command, or prints it if dry_run is set.
 run() {
   if [[ -n ${dry_run:-} ]]; then quoted "$@"; else "$@"; fi
 }
@@ -42,14 +42,14 @@ run() {
 child=""
 stopping=""
 
-# SIGINT goes on as SIGTERM: a background job of a script ignores SIGINT, and SIGTERM saves the state.
+# Passes SIGINT on as SIGTERM: background jobs of a script ignore SIGINT, and SIGTERM saves the state.
 stop_child() {
   stopping=yes
   [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
 }
 
-# Runs a command, again after a preemption, and again after at most $1 crashes. Returns its last exit code; 75 only
-# where this script itself was asked to stop.
+# Runs a command, and restarts it after every preemption and after at most $1 crashes. Returns its last exit code, which
+# is 75 only if this script itself was asked to stop.
 run_with_restarts() {
   local allowed=$1 crashes=0 status
   shift
@@ -58,20 +58,20 @@ run_with_restarts() {
     status=0
     "$@" &
     child=$!
-    # Asked to stop before there was a child to tell.
+    # The script was asked to stop before the child existed.
     [[ -z $stopping ]] || stop_child
-    # A signal ends a wait early; the last wait returns what the command itself did.
+    # A signal interrupts wait; the last wait returns the exit code of the command.
     while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
     wait "$child" || status=$?
     child=""
     if [[ -n $stopping ]] || ((status == 0 || status == USER_ERROR)); then return "$status"; fi
     if ((status == PREEMPTED)); then
-      say "preempted with its state saved; starting it again"
+      say "preempted, state saved; restarting"
     elif ((crashes < allowed)); then
       crashes=$((crashes + 1))
-      say "exit code $status: crash $crashes; starting it again ($allowed restarts at most)"
+      say "exit code $status: crash $crashes of at most $allowed; restarting"
     else
-      say "exit code $status; no restart is left"
+      say "exit code $status; no restarts left"
       return "$status"
     fi
     sleep "${RESTART_DELAY:-5}"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs a study on one host with one or several GPUs (one process drives them all), again after a preemption.
+# Runs a study on one host with one or several GPUs (one process uses all of them), and restarts it after a preemption.
 #
 #   launch/gpu_host.sh [--dry-run] [--restarts=K] --config=... --workdir=... [...]
 #
-#   --dry-run     print the command and do nothing
-#   --restarts=K  start again after at most K crashes (default 3); after a preemption (exit code 75) always
+#   --dry-run     print the command without running it
+#   --restarts=K  restart after at most K crashes (default 3), and after every preemption (exit code 75)
 #
-# All other arguments go to python -m jax_transfer.main. PYTHON names the interpreter (default python).
-# SIGTERM and Ctrl-C are passed on as SIGTERM: the state is saved, the exit code is 75, the same command goes on.
+# All other arguments are passed to python -m jax_transfer.main. PYTHON sets the interpreter (default python).
+# SIGTERM and Ctrl-C are passed on as SIGTERM: the study saves its state and exits with 75. The same command resumes.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Runs a study in N processes on this machine: as N hosts would, on CPU devices with gloo collectives.
+# Runs a study in N processes on this machine, like N hosts, on CPU devices with gloo collectives.
 #
 #   launch/local_processes.sh N [--dry-run] --config=... --workdir=... [...]
 #
-#   --dry-run  print the commands and do nothing
+#   --dry-run  print the commands without running them
 #
-# All other arguments go to python -m jax_transfer.main. Process 0 writes as ever, the lines of the others begin with
-# [process i]. SIGTERM and Ctrl-C reach all of them as SIGTERM: they save and exit with 75. When one fails, the others
-# are ended too, and the exit code is the first failure's.
+# All other arguments are passed to python -m jax_transfer.main. The output of process 0 is unchanged; the lines of the
+# others begin with [process i]. SIGTERM and Ctrl-C reach all processes as SIGTERM: they save and exit with 75. If one
+# process fails, the others are stopped too, and the exit code is that of the first failure.
 #
-# Environment: PYTHON, the interpreter (default python); JAX_PLATFORMS (default cpu); PORT of the coordinator (default:
-# a free one); GRACE, the seconds between SIGTERM and SIGKILL (default 30).
+# Environment: PYTHON, the interpreter (default python); JAX_PLATFORMS (default cpu); PORT, the coordinator's port
+# (default: a free one); GRACE, the seconds between SIGTERM and SIGKILL (default 30).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -61,9 +61,9 @@ prefix() {
   while IFS= read -r line || [[ -n $line ]]; do printf '[process %s] %s\n' "$1" "$line"; done
 }
 
-# Sets running to those of its process ids that still run, and worst to the exit code to end with: that of the first
-# to fail, where 75 gives way to any other.
-look() {
+# Removes finished processes from running, and sets worst to the exit code of the first failure. Any other exit code
+# takes precedence over 75.
+check_processes() {
   local pid still="" status
   for pid in $running; do
     if kill -0 "$pid" 2>/dev/null; then
@@ -82,7 +82,7 @@ for ((i = 0; i < count; i++)); do
   if ((i == 0)); then
     "${command[@]}" &
   else
-    # Not `command | prefix`: the signals are for the command, and its exit code counts.
+    # Not `command | prefix`: signals must reach the command, and its exit code is needed.
     mkfifo "$pipes/$i"
     (trap '' TERM INT && prefix "$i") <"$pipes/$i" &
     readers+=" $!"
@@ -92,9 +92,9 @@ for ((i = 0; i < count; i++)); do
 done
 
 while [[ -n $running ]]; do
-  look
+  check_processes
   if ((worst != 0)) && [[ -z $deadline && -n $running ]]; then
-    say "a process ended with exit code $worst; ending the others"
+    say "a process failed with exit code $worst; stopping the others"
     stop
   fi
   if [[ -n $deadline && -n $running ]] && ((SECONDS > deadline)); then
@@ -104,7 +104,7 @@ while [[ -n $running ]]; do
   [[ -z $running ]] || sleep 0.2
 done
 
-# The last lines of the others; a worker that outlived its process may hold a pipe open, so not for ever.
+# Wait for the last lines of the others, but not for ever: a child of a process may keep its pipe open.
 for ((tries = 0; tries < 20; tries++)); do
   # shellcheck disable=SC2086
   kill -0 $readers 2>/dev/null || break

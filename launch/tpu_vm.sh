@@ -1,31 +1,32 @@
 #!/usr/bin/env bash
-# A study on a Cloud TPU slice of one or many hosts, from here. launch/README.md has the whole way, step by step.
+# Runs a study on a Cloud TPU slice with one or several hosts. Run this on your own machine. launch/README.md describes
+# every step.
 #
-#   launch/tpu_vm.sh create   makes the slice and waits until it is ready
-#   launch/tpu_vm.sh install  copies this clone to all workers, installs requirements-tpu.txt, mounts the storage
-#   launch/tpu_vm.sh run ...  starts python -m jax_transfer.main ... on all workers and watches it; after a preemption
-#                             it makes the slice again, installs and goes on. Ctrl-C ends the watching, not the run;
-#                             the same command watches again.
-#   launch/tpu_vm.sh logs     follows the log of worker 0 (--worker=I: of worker I)
-#   launch/tpu_vm.sh status   the slice's state and each worker's
-#   launch/tpu_vm.sh stop     the study saves and ends; the slice stays, and costs
-#   launch/tpu_vm.sh delete   deletes the slice and its queued resource
+#   launch/tpu_vm.sh create   create the slice and wait until it is ready
+#   launch/tpu_vm.sh install  copy this clone to all workers, install requirements-tpu.txt, mount the storage
+#   launch/tpu_vm.sh run ...  start python -m jax_transfer.main ... on all workers and watch it. After a preemption,
+#                             recreate the slice, install and resume. Ctrl-C stops watching, not the run; the same
+#                             command watches again.
+#   launch/tpu_vm.sh logs     follow the log of worker 0 (or worker I with --worker=I)
+#   launch/tpu_vm.sh status   print the state of the slice and of each worker
+#   launch/tpu_vm.sh stop     save and stop the study; the slice remains and still costs money
+#   launch/tpu_vm.sh delete   delete the slice and its queued resource
 #
 # Options, each with the environment variable that sets it for all commands:
-#   --name=NAME           TPU_NAME     jax-transfer by default
-#   --zone=ZONE           TPU_ZONE     us-central2-b by default
-#   --type=TYPE           TPU_TYPE     v4-32 by default
-#   --version=VERSION     TPU_VERSION  tpu-ubuntu2204-base by default
-#   --project=PROJECT     TPU_PROJECT  gcloud's own project by default
-#   --spot                TPU_SPOT=1   cheap, and may be taken away at any time
-#   --queued              TPU_QUEUED=1 ask by a queued resource: waits until there is a free slice
-#   --mount-nfs=IP:/SHARE TPU_NFS      an NFS share (Filestore), at /mnt/nfs on all workers
-#   --mount-bucket=NAME   TPU_BUCKET   a bucket through gcsfuse, at /mnt/bucket on all workers
+#   --name=NAME           TPU_NAME     default: jax-transfer
+#   --zone=ZONE           TPU_ZONE     default: us-central2-b
+#   --type=TYPE           TPU_TYPE     default: v4-32
+#   --version=VERSION     TPU_VERSION  default: tpu-ubuntu2204-base
+#   --project=PROJECT     TPU_PROJECT  default: gcloud's project
+#   --spot                TPU_SPOT=1   a spot slice: cheap, but may be preempted at any time
+#   --queued              TPU_QUEUED=1 use a queued resource, which waits for a free slice
+#   --mount-nfs=IP:/SHARE TPU_NFS      mount an NFS share (Filestore) at /mnt/nfs on all workers
+#   --mount-bucket=NAME   TPU_BUCKET   mount a bucket with gcsfuse at /mnt/bucket on all workers
 # For run:
 #   --restarts=K          restarts after a crash on a worker (default 3)
-#   --env=NAME=VALUE      for the study's environment; may be repeated: --env=TFDS_DATA_DIR=/mnt/nfs/tfds
-#   --poll=SECONDS        between two looks at the slice (default 60)
-# For all: --dry-run prints the commands and does nothing.
+#   --env=NAME=VALUE      set an environment variable of the study, such as TFDS_DATA_DIR=/mnt/nfs/tfds; repeatable
+#   --poll=SECONDS        interval between checks of the slice (default 60)
+# For all: --dry-run prints the commands without running them.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -78,7 +79,7 @@ where=("--zone=$zone")
 nodes() { run gcloud compute tpus tpu-vm "$@" "${where[@]}"; }
 queue() { run gcloud compute tpus queued-resources "$@" "${where[@]}"; }
 
-# Runs a command line in the clone on all workers. ServerAlive: a worker that vanished meanwhile must not block.
+# Runs a command in the clone on all workers. ServerAliveInterval keeps a vanished worker from blocking.
 on_workers() {
   nodes ssh "$name" --worker=all --ssh-flag=-oServerAliveInterval=30 "--command=cd jax_transfer && $(quoted "$@")"
 }
@@ -97,7 +98,8 @@ delete() {
   if [[ -n $queued ]]; then queue delete "$name" --force --quiet; else nodes delete "$name" --quiet; fi
 }
 
-# The slice's state in one word: READY, or MISSING, or what its queued resource or it says. Fails where gcloud does.
+# Prints the state of the slice in one word: READY, MISSING, or the state of its queued resource or node. Fails if
+# gcloud fails.
 state() {
   local found
   if [[ -n $queued ]]; then
@@ -108,7 +110,7 @@ state() {
     fi
   fi
   found=$(nodes list '--format=value(name.basename(),state)' | awk -v name="$name" '$1 == name { print $2 }')
-  # An active queued resource whose node is not listed is on its way to another state.
+  # An active queued resource without a listed node is changing its state.
   if [[ -n $queued ]]; then echo "${found:-CHANGING}"; else echo "${found:-MISSING}"; fi
 }
 
@@ -124,11 +126,11 @@ wait_until_ready() {
     return
   fi
   while true; do
-    now=$(state) || now="not known"
+    now=$(state) || now="unknown"
     case $now in
       READY) return ;;
       FAILED | MISSING)
-        die "$name is $now; for the reason: gcloud compute tpus queued-resources describe $name ${where[*]}"
+        die "$name is $now; to see why, run gcloud compute tpus queued-resources describe $name ${where[*]}"
         ;;
     esac
     say "$name is $now; waiting"
@@ -141,7 +143,7 @@ install() {
   archive=${TMPDIR:-/tmp}/jax_transfer.tar.gz
   [[ -z $nfs ]] || options+=("--nfs=$nfs")
   [[ -z $bucket ]] || options+=("--bucket=$bucket")
-  # Joined by &&: where a failure is to be tried again, `set -e` does not hold.
+  # Joined by && because `set -e` has no effect in a retried command.
   run tar -czf "$archive" -C "$root" --exclude=__pycache__ \
     jax_transfer configs launch pyproject.toml requirements-tpu.txt README.md LICENSE &&
     nodes scp "$archive" "$name:jax_transfer.tar.gz" --worker=all &&
@@ -156,33 +158,33 @@ start() {
 
 recreate() {
   until delete || [[ $(state || true) == MISSING ]]; do sleep "$poll"; done
-  # Fails where there is no free slice.
+  # Fails if no slice is free.
   until create; do
-    say "no slice to be had; trying again in $poll s"
+    say "no slice available; retrying in $poll s"
     sleep "$poll"
   done
   wait_until_ready
 }
 
-# Ends with the study: its exit code, or 75 where it was stopped on purpose.
+# Watches until the study ends. Returns its exit code, or 75 if it was stopped on request.
 watch() {
   local now answers failed
   while true; do
     sleep "$poll"
     if ! now=$(state); then
-      say "gcloud does not answer; the study goes on meanwhile"
+      say "gcloud does not respond; the study continues"
       continue
     fi
     case $now in
       READY) ;;
       PREEMPTED | TERMINATED | SUSPENDED)
-        say "$name was preempted ($now); making it again"
+        say "$name was preempted ($now); recreating it"
         recreate
-        begin_again
+        restart
         continue
         ;;
       MISSING | STOPPED | FAILED)
-        say "$name is $now: somebody took it away, so the watching ends"
+        say "$name is $now: it was stopped or deleted by hand; no longer watching"
         return 1
         ;;
       *)
@@ -191,20 +193,20 @@ watch() {
         ;;
     esac
     if ! answers=$(on_workers launch/tpu_worker.sh status | grep '^status: '); then
-      say "the workers do not answer; trying again in $poll s"
+      say "the workers do not respond; retrying in $poll s"
       continue
     fi
     failed=$(awk '$2 == "exit" && $3 != 0 && $3 != 75 { print $3; exit }' <<<"$answers")
     if [[ -n $failed ]]; then
-      say "a worker ended with exit code $failed; its log says why: launch/tpu_vm.sh logs --worker=I. Ending the others"
+      say "a worker failed with exit code $failed; stopping the others. See its log: launch/tpu_vm.sh logs --worker=I"
       on_workers launch/tpu_worker.sh stop || true
       return "$failed"
     elif grep -q stopped <<<"$answers"; then
-      say "stopped; the same command goes on"
+      say "stopped; run the same command again to resume"
       return "$PREEMPTED"
     elif grep -qE 'gone|exit 75' <<<"$answers"; then
-      say "a worker was restarted; starting the study again"
-      begin_again
+      say "a worker was restarted; restarting the study"
+      restart
     elif ! grep -qv 'exit 0' <<<"$answers"; then
       say "done"
       return 0
@@ -212,10 +214,10 @@ watch() {
   done
 }
 
-# A new or rebooted worker has lost its mounts; a worker that still runs is left alone.
-begin_again() {
+# Installs everything again, because a new or rebooted worker has lost its mounts. A running worker is not affected.
+restart() {
   until install && start; do
-    say "the workers are not ready; trying again in $poll s"
+    say "the workers are not ready; retrying in $poll s"
     sleep "$poll"
     case $(state || true) in PREEMPTED | TERMINATED | SUSPENDED | MISSING) return ;; esac
   done

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# One worker (host) of a TPU slice; launch/tpu_vm.sh copies this to each and calls it there. Not to be run by hand.
+# Runs on one worker (host) of a TPU slice. launch/tpu_vm.sh copies it to each worker and calls it; do not run it
+# by hand.
 #
-#   launch/tpu_worker.sh install [--nfs=IP:/SHARE] [--bucket=NAME]   Python, the packages, /mnt/nfs, /mnt/bucket
+#   launch/tpu_worker.sh install [--nfs=IP:/SHARE] [--bucket=NAME]   install Python and packages, mount /mnt/nfs and
+#                                                                    /mnt/bucket
 #   launch/tpu_worker.sh start [--restarts=K] [--env=NAME=VALUE]... ARGUMENTS OF python -m jax_transfer.main
-#   launch/tpu_worker.sh status                                      prints one line: status: running | exit N | ...
-#   launch/tpu_worker.sh stop                                        SIGTERM: the study saves and ends
+#   launch/tpu_worker.sh status                                      print one line: status: running | exit N | ...
+#   launch/tpu_worker.sh stop                                        send SIGTERM: the study saves its state and exits
 #
 # The log is ~/jax_transfer.log.
 set -euo pipefail
@@ -24,7 +26,7 @@ mount_nfs() {
   apt_install nfs-common
   sudo mkdir -p /mnt/nfs
   sudo mount -t nfs -o rw,hard,timeo=600 "$1" /mnt/nfs
-  # A new Filestore share belongs to root.
+  # A new Filestore share is owned by root.
   [[ -w /mnt/nfs ]] || sudo chmod go+rwx /mnt/nfs
 }
 
@@ -49,7 +51,7 @@ install_all() {
       *) die "install: unknown option $option" ;;
     esac
   done
-  # The image has Python 3.10; uv brings a later one without touching the system's.
+  # The image has Python 3.10; uv installs a newer one without changing the system's.
   python3 -m pip install --user --quiet --upgrade uv
   [[ -x .venv/bin/python ]] || python3 -m uv venv --quiet --python 3.11 .venv
   python3 -m uv pip install --quiet --python .venv/bin/python --requirement requirements-tpu.txt
@@ -59,18 +61,18 @@ running() { [[ -f $state/pid ]] && kill -0 "$(cat "$state/pid")" 2>/dev/null; }
 
 start() {
   if running; then
-    echo "already running; its log is $log on each worker"
+    echo "already running; the log is $log on each worker"
     return
   fi
   mkdir -p "$state"
   rm -f "$state"/*
-  # A session of its own: it outlives the ssh connection.
+  # Its own session, so that it outlives the ssh connection.
   setsid "$PWD/launch/tpu_worker.sh" keep_running "$@" </dev/null >>"$log" 2>&1 &
   echo $! >"$state/pid"
   echo "started; the log is $log on each worker"
 }
 
-# In the background of `start`: the command with its restarts, then its exit code.
+# Started in the background by `start`: runs the command with restarts, then stores its exit code.
 keep_running() {
   local restarts=3 status=0
   while (($#)); do
@@ -85,7 +87,7 @@ keep_running() {
   echo "$status" >"$state/exit"
 }
 
-# `gone` is a worker that was rebooted, or never started.
+# `gone` means that the worker was rebooted, or that no study was started.
 status() {
   if running; then
     echo "status: running"

@@ -137,7 +137,7 @@ def test_gpu_host_passes_sigterm_on_and_does_not_start_again(fakes):
     process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
     assert (code, len(fakes.calls())) == (75, 1), err
-    assert "starting it again" not in err
+    assert "restarting" not in err
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])

@@ -1,4 +1,4 @@
-"""What may be ranked: files, epochs, trajectories, folders and random initialisations, named but not read yet."""
+"""Lists what can be ranked (files, epochs, trajectories, folders, random initialisations), and loads each one later."""
 
 import dataclasses
 import os
@@ -18,14 +18,17 @@ from jax_transfer.records import InputError
 
 # FILE=MODEL, FILE=MODEL?setting=value
 FILE_AND_MODEL = re.compile(r"(?P<path>.+?)=(?P<model>\w+(\?[\w.=&]*)?)")
-RANDOM = "random:"  # random:resnet18 is that model as it is initialised: what a checkpoint must beat
+RANDOM = "random:"  # random:resnet18 is an untrained ResNet-18, a baseline for the checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One of the checkpoints to rank, not read yet.
+    """Checkpoint to rank, which has not been read yet.
 
-    path: None for a random initialisation. model: as `load_checkpoint` takes it, such as "vit_small_patch16_224?num_heads=12".
+    Attributes:
+      name: display name.
+      path: file or folder; None for a random initialisation.
+      model: model as in `load_checkpoint`, such as "vit_small_patch16_224?num_heads=12".
     """
 
     name: str
@@ -34,37 +37,47 @@ class Candidate:
 
 
 def list_candidates(given: str | os.PathLike | Sequence[str | os.PathLike], model: str | None) -> list[Candidate]:
-    """Lists what `checkpoints` of `rank` stands for, each named by the part of its path that tells it from the others.
+    """Expands the argument `checkpoints` of `rank`, and names each checkpoint by the distinct part of its path.
+
+    Args:
+      given: files, epochs, trajectories, folders, `FILE=MODEL` and `random:MODEL`; a single one needs no list.
+      model: key of MODELS, for files that do not name their model.
 
     Raises:
-      InputError: if there is none, one is given twice, or a name is not one of MODELS.
+      InputError: if there is no checkpoint, if one is given twice, or if a model is not in MODELS.
+
+    >>> [candidate.name for candidate in list_candidates(["a.safetensors=resnet18", "random:resnet18"], None)]
+    ['a', 'random resnet18']
     """
     if model is not None:
         choose(MODELS, named(model)[0], "model (model)")
-    found: list[tuple[pathlib.Path | None, str | None]] = []
-    for one in map(str, [given] if isinstance(given, str | os.PathLike) else given):
-        says = FILE_AND_MODEL.fullmatch(one)
-        if one.startswith(RANDOM):
-            found.append((None, _known_model(one.removeprefix(RANDOM), one)))
-        elif says and named(says["model"])[0] in MODELS:
-            found += [(p, says["model"]) for p in expand(says["path"])]
+    expanded: list[tuple[pathlib.Path | None, str | None]] = []
+    for text in map(str, [given] if isinstance(given, str | os.PathLike) else given):
+        match = FILE_AND_MODEL.fullmatch(text)
+        if text.startswith(RANDOM):
+            expanded.append((None, _known_model(text.removeprefix(RANDOM), text)))
+        elif match and named(match["model"])[0] in MODELS:
+            expanded += [(path, match["model"]) for path in expand(match["path"])]
         else:
-            found += [(p, None if describes_itself(p) else model) for p in expand(one)]
-    if not found:
+            expanded += [(path, None if describes_itself(path) else model) for path in expand(text)]
+    if not expanded:
         raise InputError("checkpoints is empty: name at least one file or folder.")
-    same = [path.resolve() if path else name for path, name in found]
-    if twice := [place for place in dict.fromkeys(same) if same.count(place) > 1]:
-        raise InputError(f"checkpoints names {twice[0]} twice.")
-    paths = [path.absolute() for path, _ in found if path]
+    identities = [path.resolve() if path else name for path, name in expanded]
+    if duplicates := [identity for identity in dict.fromkeys(identities) if identities.count(identity) > 1]:
+        raise InputError(f"checkpoints names {duplicates[0]} twice; remove one of them.")
+    paths = [path.absolute() for path, _ in expanded if path]
     common = pathlib.Path(os.path.commonpath([path.parent for path in paths])) if paths else None
-    whole = [str(path.absolute().relative_to(common)) if path else f"random {name}" for path, name in found]
-    short = [_short_name(path.absolute(), name) if path else name for (path, _), name in zip(found, whole, strict=True)]
-    names = short if len(set(short)) == len(short) else whole
-    return [Candidate(name, path, model) for name, (path, model) in zip(names, found, strict=True)]
+    long_names = [str(path.absolute().relative_to(common)) if path else f"random {name}" for path, name in expanded]
+    short_names = [
+        _short_name(path.absolute(), name) if path else name
+        for (path, _), name in zip(expanded, long_names, strict=True)
+    ]
+    names = short_names if len(set(short_names)) == len(short_names) else long_names
+    return [Candidate(name, path, model) for name, (path, model) in zip(names, expanded, strict=True)]
 
 
 def _short_name(path: pathlib.Path, name: str) -> str:
-    """A file's name without its ending; the repository's name, such as timm/resnet50.a1_in1k, in the cache of a hub."""
+    """Returns a file's name without its ending, or its repository (timm/resnet50.a1_in1k) in the cache of a hub."""
     repository = next((part for part in path.parts if part.startswith("models--")), None)
     if repository and "snapshots" in path.parts:
         return repository.removeprefix("models--").replace("--", "/")
@@ -74,38 +87,45 @@ def _short_name(path: pathlib.Path, name: str) -> str:
 
 
 def _known_model(text: str, given: str) -> str:
+    """Returns the model if it is in MODELS; raises an `InputError` otherwise."""
     choose(MODELS, named(text)[0], f"model (checkpoint {given!r})")
     return text
 
 
 def load(candidate: Candidate, overrides: dict, seed: int) -> Checkpoint:
-    """Loads a candidate. `overrides` replace fields of its preprocessing; `seed` draws a random initialisation.
+    """Loads a candidate.
+
+    Args:
+      candidate: the checkpoint to load.
+      overrides: fields of `Preprocessing` that replace those of the checkpoint.
+      seed: seed of a random initialisation.
 
     Raises:
-      InputError: if it cannot be read, or the preprocessing does not suit it.
+      InputError: if the checkpoint cannot be read, or the preprocessing does not fit its model.
     """
     if candidate.path is None:
         name, settings = named(candidate.model)
-        net, preprocessing = _made(candidate, name, settings), released_preprocessing(name)
-        if MODELS[name].takes("image_size"):  # which may be among the settings
+        net, preprocessing = _make_net(candidate, name, settings), released_preprocessing(name)
+        if MODELS[name].takes("image_size"):  # the settings may contain it
             preprocessing = dataclasses.replace(preprocessing, image_size=net.min_image_size)
         params, stats = net.init(jax.random.key(seed))
-        found = Checkpoint(candidate.name, net, params, stats, preprocessing, settings=settings, has_head=False)
+        checkpoint = Checkpoint(candidate.name, net, params, stats, preprocessing, settings=settings, has_head=False)
     else:
-        found = load_checkpoint(candidate.path, candidate.model)
+        checkpoint = load_checkpoint(candidate.path, candidate.model)
     if "image_size" in overrides:
-        found = at_image_size(found, overrides["image_size"])
-    changed = Preprocessing.from_json({**found.preprocessing.to_json(), **overrides})
-    if changed.image_size < found.net.min_image_size:
+        checkpoint = at_image_size(checkpoint, overrides["image_size"])
+    changed = Preprocessing.from_json({**checkpoint.preprocessing.to_json(), **overrides})
+    if changed.image_size < checkpoint.net.min_image_size:
         raise InputError(
-            f"{candidate.name}: image_size {changed.image_size} is too small; {found.net.name} needs at least "
-            f"{found.net.min_image_size} pixels."
+            f"{candidate.name}: image_size {changed.image_size} is too small; {checkpoint.net.name} needs at least "
+            f"{checkpoint.net.min_image_size} pixels."
         )
-    is_guess = found.preprocessing_is_guess and not changed.to_json().keys() <= overrides.keys()
-    return dataclasses.replace(found, preprocessing=changed, preprocessing_is_guess=is_guess)
+    is_guess = checkpoint.preprocessing_is_guess and not changed.to_json().keys() <= overrides.keys()
+    return dataclasses.replace(checkpoint, preprocessing=changed, preprocessing_is_guess=is_guess)
 
 
-def _made(candidate: Candidate, name: str, settings: dict) -> Net:
+def _make_net(candidate: Candidate, name: str, settings: dict) -> Net:
+    """Builds the model of a random initialisation."""
     try:
         return MODELS[name](num_classes=1000, **settings)
     except (InputError, TypeError, ValueError, ArithmeticError) as error:

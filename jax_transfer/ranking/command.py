@@ -1,4 +1,4 @@
-"""Ranking by the command: python -m jax_transfer.main --config=configs/rank_checkpoints.py"""
+"""Ranks checkpoints from the command line: python -m jax_transfer.main --config=configs/rank_checkpoints.py"""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from jax_transfer.results import lock_workdir, write_atomically
 
 @dataclasses.dataclass(frozen=True)
 class Replaced:
-    """What is set here replaces what comes with the checkpoints; the fields are those of a study."""
+    """Preprocessing fields that replace those of the checkpoints. Unset fields replace nothing."""
 
     image_size: Count | None = None
     crop_fraction: Positive | None = None
@@ -33,73 +33,82 @@ class Replaced:
 
 @dataclasses.dataclass(frozen=True)
 class RankingFields:
-    """The fields of configs/rank_checkpoints.py."""
+    """Fields of configs/rank_checkpoints.py."""
 
-    # Separated by commas: files, folders, FILE=MODEL and random:MODEL, as `rank` takes them.
+    # Comma-separated files, folders, FILE=MODEL and random:MODEL, as in `rank`.
     checkpoints: str = ""
     # "source:name?option=value", such as folder:/my/images; see jax_transfer.data.sources.
     target: str = ""
-    # A key of jax_transfer.models.MODELS, for files that do not say which model they are.
+    # A key of jax_transfer.models.MODELS, for files that do not name their model.
     model: str | None = None
     # Keys of jax_transfer.analysis.SCORES.
     scores: tuple[Annotated[str, OneOf(SCORES, "score")], ...] = DEFAULT_SCORES
     preprocessing: Replaced = Replaced()
-    # "accuracy" or "mean_class_accuracy"; unset: what the field reports for the target, accuracy where nothing is known.
+    # "accuracy" or "mean_class_accuracy". Unset: the metric usually reported for the target, or accuracy if unknown.
     metric: Annotated[str, OneOf(METRICS, "metric")] | None = None
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
     batch_size: Count = 64
-    # skip: damaged images are named and left out; error: stop at the first.
+    # skip: damaged images are logged and skipped; error: stop at the first one.
     on_corrupt: Annotated[str, OneOf(dict.fromkeys(ON_CORRUPT), "treatment of corrupt images")] = "skip"
 
 
 def default_config() -> ConfigDict:
-    """The fields of configs/rank_checkpoints.py."""
+    """Returns the config of a ranking with its default values.
+
+    >>> default_config().batch_size
+    64
+    """
     return fields.section(fields.schema(RankingFields()))
 
 
 def check(config: ConfigDict) -> None:
-    """Checks every field, name and number that needs neither the checkpoints nor the images.
+    """Checks all fields that can be checked without the checkpoints and images.
 
     Raises:
-      InputError: naming the field, what was expected and what to do.
+      InputError: if a field is invalid. The message names the field, what was expected and what to do.
+
+    >>> check(default_config())
+    Traceback (most recent call last):
+    jax_transfer.records.InputError: config.checkpoints is empty: ...
     """
     fields.check(config.to_dict(), fields.schema(RankingFields()), "config")
-    if not _listed(config.checkpoints):
-        raise InputError("config.checkpoints is empty: --config.checkpoints=a.safetensors,b.pth,run/checkpoints")
+    if not _split_list(config.checkpoints):
+        raise InputError("config.checkpoints is empty: set --config.checkpoints=a.safetensors,b.pth,run/checkpoints.")
     if not config.target:
         raise InputError(
-            "config.target is empty: --config.target=folder:/my/images, with a folder of images per class."
+            "config.target is empty: set --config.target=folder:/my/images, with one folder of images per class."
         )
     Preprocessing.from_json({"image_size": 224, **_replaced(config)})
 
 
-def _listed(checkpoints: str) -> list[str]:
+def _split_list(checkpoints: str) -> list[str]:
+    """Splits a comma-separated list."""
     return [part.strip() for part in checkpoints.split(",") if part.strip()]
 
 
 def _replaced(config: ConfigDict) -> dict:
-    """The fields of `Preprocessing` that are set."""
+    """Returns the fields of `Preprocessing` that are set."""
     return {name: value for name, value in config.preprocessing.items() if value is not None}
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Ranks what the config names, prints the table and writes the page and the CSV file into `workdir/report`.
+    """Ranks the checkpoints of a config, prints the table and writes the page and the CSV file to `workdir/report`.
 
     Raises:
-      InputError: as `rank` and `check`.
+      InputError: if the config is invalid (see `check`), or the ranking fails (see `rank`).
     """
     check(config)
-    checkpoints = _listed(config.checkpoints)
+    checkpoints = _split_list(config.checkpoints)
     lock = lock_workdir(workdir)
     devices.use_compilation_cache(workdir / "compilation_cache")
     try:
         write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1).encode())
-        found = rank(
+        ranking = rank(
             checkpoints, config.target, config.model or None, config.scores, _replaced(config), config.seed,
             config.batch_size, config.on_corrupt, workdir, config.metric or None,
         )  # fmt: skip
-        written = page.write_page(found, workdir / "report")
-        rich.print(result.table(found))
-        log.info("Page: %s; the table: %s", written, written.with_name("ranking.csv"))
+        written = page.write_page(ranking, workdir / "report")
+        rich.print(result.table(ranking))
+        log.info("Page: %s; table: %s", written, written.with_name("ranking.csv"))
     finally:
         lock.close()

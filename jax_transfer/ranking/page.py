@@ -1,4 +1,4 @@
-"""The page of a ranking: the answer, the table, a figure, how far to trust it, and what was measured."""
+"""Writes the page of a ranking: the answer, a table, a figure, how far to trust it, and what was measured."""
 
 import math
 import pathlib
@@ -16,15 +16,21 @@ from jax_transfer.report.tables import EN_DASH
 
 @matplotlib.rc_context(STYLE)
 def figure(ranking: Ranking) -> Figure:
-    """The probe accuracy of each checkpoint with its 95 % interval, the best on top."""
-    rows = ranking.sound[::-1]
+    """Draws the probe accuracy of each checkpoint with its 95 % interval, the best on top.
+
+    >>> from jax_transfer.ranking.result import Ranked
+    >>> ranking = Ranking("a", 9, 2, 0.5, [Ranked("b", "b.pth", accuracy=0.9, low=0.8, high=0.95)])
+    >>> [label.get_text() for label in figure(ranking).axes[0].get_yticklabels()]
+    ['b']
+    """
+    rows = ranking.evaluated[::-1]
     drawn = Figure(figsize=(WIDTH, 0.55 + 0.2 * len(rows)), layout="constrained")
     axes = drawn.subplots()
-    for place, row in enumerate(rows):
-        alike = any(row is other for other in (ranking.best, *ranking.tied))
-        colour = BLUE if alike else GREY
+    for y, row in enumerate(rows):
+        is_best_or_tied = any(row is other for other in (ranking.best, *ranking.tied))
+        colour = BLUE if is_best_or_tied else GREY
         ends = [[100 * (row.accuracy - row.low)], [100 * (row.high - row.accuracy)]]
-        axes.errorbar([100 * row.accuracy], [place], xerr=ends, fmt="o", color=colour, markersize=4, elinewidth=1.2)
+        axes.errorbar([100 * row.accuracy], [y], xerr=ends, fmt="o", color=colour, markersize=4, elinewidth=1.2)
     axes.set_yticks(range(len(rows)), [cut(row.checkpoint, 30) for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(axis="x", linewidth=0.4, alpha=0.5)
@@ -35,16 +41,25 @@ def figure(ranking: Ranking) -> Figure:
 
 
 def write_page(ranking: Ranking, folder: pathlib.Path) -> pathlib.Path:
-    """Writes `index.html`, `accuracy.svg` and `ranking.csv` into a folder; returns the path of the page."""
+    """Writes `index.html`, `accuracy.svg` and `ranking.csv` into a folder, and returns the path of the page.
+
+    >>> import tempfile
+    >>> from jax_transfer.ranking.result import Ranked
+    >>> ranking = Ranking("a", 9, 2, 0.5, [Ranked("b", "b.pth", accuracy=0.9, low=0.8, high=0.95)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_page(ranking, pathlib.Path(folder)).name
+    'index.html'
+    """
     svg = to_svg(figure(ranking))
     tables.write_text(folder / "accuracy.svg", svg)
     ranking.to_csv(folder / "ranking.csv")
-    title = f"Which checkpoint to take for {tables.short_target(ranking.target)}"
+    title = f"Which checkpoint to use for {tables.short_target(ranking.target)}"
     tables.write_text(folder / "index.html", to_page(title, list(_body(ranking, title, svg))))
     return folder / "index.html"
 
 
 def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
+    """Yields the elements of the page."""
     first, *others = answer(ranking)
     yield f"<h1>{escape(title)}</h1>"
     yield (
@@ -56,14 +71,12 @@ def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
     yield tables.to_html(table_rows(ranking))
     metric = {"accuracy": "accuracy", "mean_class_accuracy": "mean of the classes' accuracies"}[ranking.metric]
     yield (
-        f'<p class="quiet">Probe: {metric} of a softmax regression on the frozen features, each image tested by a classifier '
-        "trained on four fifths of the others, with its 95 % interval. Behind: points less than the best, on the same "
-        f"images; ≈: the 95 % interval of that difference reaches 0. {STAR}: first by this score. Scores: higher is better; "
-        "their values compare checkpoints of one target and nothing else.</p>"
+        f'<p class="quiet">Probe: {metric} of a softmax regression on the frozen features, with its 95 % interval. '
+        "Each image is tested by a classifier trained on other images (five-fold cross-validation). Behind: points "
+        f"below the best, on the same images; ≈: the 95 % interval of this difference includes 0. {STAR}: ranked first "
+        "by this score. Scores: higher is better; values are comparable only between checkpoints on one target.</p>"
     )
-    caption = (
-        "Probe accuracy and its 95 % interval. Blue: the best one, and those that these images cannot tell from it."
-    )
+    caption = "Probe accuracy and its 95 % interval. Blue: the best checkpoint and those not significantly worse."
     yield f"<figure>{inline_svg(svg, 'a-', caption)}<figcaption>{escape(caption)}</figcaption></figure>"
     if ranking.scores:
         yield from _trust(ranking)
@@ -72,7 +85,7 @@ def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
         yield "<h2>What failed</h2>"
         yield tables.to_html(failed)
     yield "<h2>What was measured</h2>"
-    if notes := [*ranking.notes, *(f"{row.checkpoint}: {note}" for row in ranking.sound for note in row.notes)]:
+    if notes := [*ranking.notes, *(f"{row.checkpoint}: {note}" for row in ranking.evaluated for note in row.notes)]:
         yield f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>"
     yield tables.to_html(
         [
@@ -88,29 +101,30 @@ def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
                 "Interpolation": row.preprocessing.interpolation,
                 "Seconds": f"{row.seconds:.1f}",
             }
-            for row in ranking.sound
+            for row in ranking.evaluated
             if row.preprocessing
         ]
     )
 
 
 def _trust(ranking: Ranking) -> Iterator[str]:
+    """Yields how well the scores agree with the probe."""
     yield "<h2>How far to trust it</h2>"
     yield tables.to_html(
         [
             {
                 "Score": tables.score_name(score),
-                "Puts first": first.checkpoint if (first := ranking.first_by(score)) else EN_DASH,
+                "Ranks first": first.checkpoint if (first := ranking.first_by(score)) else EN_DASH,
                 "Kendall's tau with the probe": f"{tau:.2f}"
                 if math.isfinite(tau := ranking.agreement(score))
                 else EN_DASH,
-                "Scored": f"{ranking.num_scored(score)} of {len(ranking.sound)}",
+                "Scored": f"{ranking.num_scored(score)} of {len(ranking.evaluated)}",
             }
             for score in ranking.scores
         ]
     )
     yield (
-        '<p class="quiet">The probe is measured, the scores are predictions of it: where they agree, the order does not '
-        "depend on the criterion. LEEP and NCE need the classes that a checkpoint was trained on. A score that a checkpoint "
-        "lacks puts none first.</p>"
+        '<p class="quiet">The probe accuracy is measured, the scores predict it. If they agree, the order does not '
+        "depend on the criterion. LEEP and NCE need a checkpoint with a classifier for its source classes. A score "
+        "that is missing for a checkpoint ranks none first.</p>"
     )

@@ -1,4 +1,4 @@
-"""The result of `jax_transfer.rank`: which checkpoint to take for a target, in sentences, as a table and as a CSV file."""
+"""Result of `jax_transfer.rank`: which checkpoint to use for a target, as sentences, a table and a CSV file."""
 
 import dataclasses
 import itertools
@@ -20,18 +20,31 @@ from jax_transfer.report import tables
 from jax_transfer.report.tables import EN_DASH, percent
 from jax_transfer.results import Row
 
-LOW_AGREEMENT = 0.3  # of Kendall's tau: two of three pairs in the same order
+LOW_AGREEMENT = 0.3  # Kendall's tau if about two of three pairs are in the same order
 NORMAL = statistics.NormalDist()
 STAR = "\N{BLACK STAR}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """One checkpoint. Accuracies are in [0, 1], those of a cross-validated linear probe, with their 95 % intervals.
+    """Evaluation of one checkpoint. A checkpoint that could not be evaluated holds NaN everywhere and an `error`.
 
-    behind: accuracy of the best checkpoint minus that of this one, from the same images. A score that does not apply is
-    NaN. notes: what was assumed about the checkpoint or left out of it, in sentences. A checkpoint that could not be
-    evaluated has NaN everywhere and the reason in `error`.
+    Attributes:
+      checkpoint: display name.
+      path: file, folder or description of the checkpoint.
+      model: key of `MODELS`.
+      num_parameters: number of parameters.
+      preprocessing: how images were prepared for it.
+      accuracy: accuracy of a cross-validated linear probe, in [0, 1].
+      low, high: ends of its 95 % interval.
+      behind: accuracy of the best checkpoint minus this one's, on the same images.
+      behind_low, behind_high: ends of the 95 % interval of this difference.
+      scores: score -> value; NaN if the score does not apply.
+      seconds: time of the evaluation.
+      notes: sentences on what was assumed about the checkpoint or ignored in its file.
+      preprocessing_is_guess: whether the preprocessing is not known from the checkpoint.
+      error: reason of a failure, else "".
+      loader: loads the checkpoint; see `load`.
     """
 
     checkpoint: str
@@ -53,10 +66,14 @@ class Ranked:
     loader: Callable[[], Checkpoint] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def load(self) -> Checkpoint:
-        """Loads the checkpoint as it was evaluated: the model named for it, the preprocessing replaced.
+        """Loads the checkpoint as evaluated, with the same model and preprocessing.
 
         Raises:
-          InputError: if it could not be read then, or cannot be now.
+          InputError: if it could not be read during the ranking, or cannot be read now.
+
+        >>> Ranked("a", "a.pth", error="a.pth: the file is truncated").load()
+        Traceback (most recent call last):
+        jax_transfer.records.InputError: a cannot be loaded: a.pth: the file is truncated
         """
         if self.loader is None:
             raise InputError(
@@ -67,10 +84,25 @@ class Ranked:
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """The checkpoints, best probe accuracy first, failures last. `print` shows a table.
+    """Checkpoints ranked by probe accuracy, failures last. `print(ranking)` shows a table.
 
-    majority: what always naming the largest class achieves on the same images, by the same metric. metric: what
-    accuracies are, "accuracy" or "mean_class_accuracy". notes: what a reader should know of the images, in sentences.
+    Attributes:
+      target: name of the data set.
+      num_images: number of images.
+      num_classes: number of classes.
+      majority: accuracy of always predicting the largest class, on the same images and by the same metric.
+      rows: one `Ranked` per checkpoint, best first.
+      metric: "accuracy" or "mean_class_accuracy".
+      class_names: names of the classes.
+      notes: sentences on the images that a reader should know.
+
+    >>> rows = [Ranked("b", "b.pth", accuracy=0.9, low=0.88, high=0.92, behind=0.0, behind_low=0.0, behind_high=0.0,
+    ...                scores={"logme": 1.2}),
+    ...         Ranked("a", "a.pth", accuracy=0.8, low=0.78, high=0.82, behind=0.1, behind_low=0.07, behind_high=0.13,
+    ...                scores={"logme": 0.7})]
+    >>> ranking = Ranking("folder:/my/birds", 1000, 5, 0.3, rows)
+    >>> ranking.best.checkpoint, ranking.is_useful, ranking.tied
+    ('b', True, [])
     """
 
     target: str
@@ -84,67 +116,117 @@ class Ranking:
 
     @property
     def best(self) -> Ranked:
+        """Checkpoint with the highest probe accuracy."""
         return self.rows[0]
 
     @property
-    def sound(self) -> list[Ranked]:
-        """Those that could be evaluated."""
+    def evaluated(self) -> list[Ranked]:
+        """Checkpoints that could be evaluated, best first.
+
+        >>> ranking = Ranking("a", 9, 2, 0.5, [Ranked("b", "b", accuracy=0.9), Ranked("c", "c", error="no file")])
+        >>> [row.checkpoint for row in ranking.evaluated]
+        ['b']
+        """
         return [row for row in self.rows if not row.error]
 
     @property
     def is_useful(self) -> bool:
-        """Whether the best checkpoint is better than always naming the largest class, its interval included.
+        """Whether the best checkpoint is significantly better than always predicting the largest class.
 
-        The best of k checkpoints has the most luck too: its interval is that of confidence 1 - 0.05 / k (Bonferroni).
+        The best of k checkpoints may also be the luckiest, so the test uses the confidence 1 - 0.05 / k (Bonferroni).
+
+        >>> Ranking("a", 9, 2, 0.5, [Ranked("b", "b", accuracy=0.6, low=0.49, high=0.7)]).is_useful
+        False
         """
-        wider = NORMAL.inv_cdf(1 - 0.025 / len(self.sound)) / NORMAL.inv_cdf(1 - 0.025)
+        wider = NORMAL.inv_cdf(1 - 0.025 / len(self.evaluated)) / NORMAL.inv_cdf(1 - 0.025)
         return self.best.accuracy - wider * (self.best.accuracy - self.best.low) > self.majority
 
     @property
     def tied(self) -> list[Ranked]:
-        """Those that these images cannot tell from the best one: the interval of the difference reaches 0."""
-        return [row for row in self.sound[1:] if row.behind_low <= 0]
+        """Checkpoints not significantly worse than the best one: the interval of the difference includes 0.
+
+        >>> rows = [Ranked(name, "", behind_low=low) for name, low in (("b", 0.0), ("a", -0.01), ("c", 0.02))]
+        >>> [row.checkpoint for row in Ranking("a", 9, 2, 0.5, rows).tied]
+        ['a']
+        """
+        return [row for row in self.evaluated[1:] if row.behind_low <= 0]
 
     @property
     def scores(self) -> list[str]:
-        """Those that apply to at least one checkpoint."""
+        """Scores that apply to at least one checkpoint.
+
+        >>> Ranking("a", 9, 2, 0.5, [Ranked("b", "b", scores={"logme": 1.0, "leep": float("nan")})]).scores
+        ['logme']
+        """
         return [name for name in self.best.scores if self.num_scored(name)]
 
     @property
     def complete_scores(self) -> list[str]:
-        """Those that every evaluated checkpoint has: only they say which of all checkpoints is first."""
-        return [name for name in self.scores if self.num_scored(name) == len(self.sound)]
+        """Scores that every evaluated checkpoint has. Only these can rank all checkpoints.
+
+        >>> rows = [Ranked("b", "b", scores={"logme": 1.0, "leep": -1.0}),
+        ...         Ranked("a", "a", scores={"logme": 2.0, "leep": float("nan")})]
+        >>> Ranking("a", 9, 2, 0.5, rows).complete_scores
+        ['logme']
+        """
+        return [name for name in self.scores if self.num_scored(name) == len(self.evaluated)]
 
     def num_scored(self, score: str) -> int:
-        """How many checkpoints have a score."""
-        return sum(math.isfinite(row.scores[score]) for row in self.sound)
+        """Returns the number of checkpoints with a score.
+
+        >>> Ranking("a", 9, 2, 0.5, [Ranked("b", "b", scores={"logme": 1.0})]).num_scored("logme")
+        1
+        """
+        return sum(math.isfinite(row.scores[score]) for row in self.evaluated)
 
     def first_by(self, score: str) -> Ranked | None:
-        """The checkpoint of the highest score; None where a checkpoint has none, which might have been the first."""
-        return max(self.sound, key=lambda row: row.scores[score]) if score in self.complete_scores else None
+        """Returns the checkpoint with the highest score, or None if the score is missing for a checkpoint.
+
+        >>> rows = [Ranked("b", "b", scores={"logme": 1.0}), Ranked("a", "a", scores={"logme": 2.0})]
+        >>> Ranking("a", 9, 2, 0.5, rows).first_by("logme").checkpoint
+        'a'
+        """
+        return max(self.evaluated, key=lambda row: row.scores[score]) if score in self.complete_scores else None
 
     def agreement(self, score: str) -> float:
-        """Kendall's tau of a score with the probe accuracy over all checkpoints.
+        """Computes Kendall's tau between a score and the probe accuracy over all checkpoints.
 
-        NaN for fewer than three checkpoints, and where one of them has no such score.
+        Returns NaN for fewer than three checkpoints, or if the score is missing for a checkpoint.
+
+        >>> rows = [Ranked(str(i), "", accuracy=1 - i / 10, scores={"logme": -float(i)}) for i in range(4)]
+        >>> Ranking("a", 9, 2, 0.5, rows).agreement("logme")
+        1.0
         """
-        return _tau([row.scores[score] for row in self.sound], [row.accuracy for row in self.sound])
+        return _tau([row.scores[score] for row in self.evaluated], [row.accuracy for row in self.evaluated])
 
     @property
     def mean_agreement(self) -> float:
-        """Kendall's tau between the probe and the complete scores, each with each, in the mean. A low one: they contradict."""
-        columns = [[row.accuracy for row in self.sound]]
-        columns += [[row.scores[score] for row in self.sound] for score in self.complete_scores]
+        """Mean Kendall's tau over all pairs of criteria, the probe and the complete scores. Low if they contradict.
+
+        >>> rows = [Ranked(str(i), "", accuracy=1 - i / 10, scores={"logme": float(i)}) for i in range(4)]
+        >>> Ranking("a", 9, 2, 0.5, rows).mean_agreement
+        -1.0
+        """
+        columns = [[row.accuracy for row in self.evaluated]]
+        columns += [[row.scores[score] for row in self.evaluated] for score in self.complete_scores]
         taus = [_tau(a, b) for a, b in itertools.combinations(columns, 2)]
         taus = [tau for tau in taus if math.isfinite(tau)]
         return statistics.fmean(taus) if taus else math.nan
 
     def to_csv(self, path: str | pathlib.Path) -> None:
-        """Writes a row a checkpoint, with all that is known of it."""
-        tables.to_csv([self._cells(place, row) for place, row in enumerate(self.rows, 1)], pathlib.Path(path))
+        """Writes a CSV file with one row per checkpoint and all its values.
 
-    def _cells(self, place: int, row: Ranked) -> Row:
-        cells = {"rank": place, **dataclasses.asdict(row)}
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "ranking.csv"
+        ...     Ranking("a", 9, 2, 0.5, [Ranked("b", "b.pth", accuracy=0.9)]).to_csv(path)
+        ...     path.read_text().splitlines()[1][:8]
+        '1,b,b.pt'
+        """
+        tables.to_csv([self._cells(rank, row) for rank, row in enumerate(self.rows, 1)], pathlib.Path(path))
+
+    def _cells(self, rank: int, row: Ranked) -> Row:
+        cells = {"rank": rank, **dataclasses.asdict(row)}
         preprocessing = cells.pop("preprocessing") or {}
         scores = cells.pop("scores") or dict.fromkeys(self.best.scores, math.nan)
         error, notes = cells.pop("error"), " ".join(cells.pop("notes"))
@@ -160,7 +242,7 @@ class Ranking:
 
 METRIC_SENTENCES = {
     "accuracy": "is right on {} of the images",
-    "mean_class_accuracy": "is right on {} of the images of a class in the mean over classes",
+    "mean_class_accuracy": "is right on {} of the images of a class, averaged over classes",
 }
 
 
@@ -169,73 +251,93 @@ def _tau(a: list[float], b: list[float]) -> float:
 
 
 def answer(ranking: Ranking) -> list[str]:
-    """The result in sentences, the most important one first."""
+    """Describes the result in sentences, the most important one first.
+
+    >>> rows = [Ranked("b", "b.pth", accuracy=0.9, low=0.88, high=0.92, behind=0.0, behind_low=0.0, behind_high=0.0,
+    ...                scores={"logme": 1.2}),
+    ...         Ranked("a", "a.pth", accuracy=0.8, low=0.78, high=0.82, behind=0.1, behind_low=0.07, behind_high=0.13,
+    ...                scores={"logme": 0.7})]
+    >>> ranking = Ranking("folder:/my/birds", 1000, 5, 0.3, rows)
+    >>> print(answer(ranking)[1])
+    The next one, a, is 10.00 points behind (95 %: 7.00 to 13.00).
+    """
     best, tied = ranking.best, [row.checkpoint for row in ranking.tied]
     right = METRIC_SENTENCES[ranking.metric].format(percent(best.accuracy))
     interval = f"(95 %: {percent(best.low)} to {percent(best.high)})"
     if not ranking.is_useful:
+        majority = METRIC_SENTENCES[ranking.metric].format(percent(ranking.majority))
+        luck = f", which the best of {len(ranking.evaluated)} may reach by luck" if best.low > ranking.majority else ""
         return [
-            f"Take none: no checkpoint is shown to be better than always naming the largest class, which "
-            f"{METRIC_SENTENCES[ranking.metric].format(percent(ranking.majority))}. A linear classifier on the features of the best "
-            f"one, {best.checkpoint}, {right} {interval}"
-            + (f", which the best of {len(ranking.sound)} may reach by luck." if best.low > ranking.majority else "."),
+            "Use none of them: no checkpoint is significantly better than always predicting the largest class, which "
+            f"{majority}. A linear classifier on the features of the best one, {best.checkpoint}, {right} "
+            f"{interval}{luck}.",
             *_failures(ranking),
             "Try other checkpoints, more images, or fine-tuning, which was not measured here.",
         ]
-    said = [
-        f"Take {best.checkpoint}: a linear classifier on its features {right} {interval}; always naming the largest class, "
-        f"on {percent(ranking.majority)}."
+    sentences = [
+        f"Use {best.checkpoint}: a linear classifier on its features {right} {interval}; always predicting the largest "
+        f"class is right on {percent(ranking.majority)}."
     ]
-    if len(ranking.sound) == 1:
-        said.append("It is the only checkpoint that could be evaluated.")
+    if len(ranking.evaluated) == 1:
+        sentences.append("It is the only checkpoint that could be evaluated.")
     elif tied:
         names = ", ".join(tied[:3]) + (f" and {len(tied) - 3} more" if len(tied) > 3 else "")
-        said.append(
-            f"{ranking.num_images:,} images cannot tell it from {names}: more images would, or take the cheaper one."
+        sentences.append(
+            f"{ranking.num_images:,} images are too few to tell it from {names}: use more images, or choose the "
+            "cheapest."
         )
     else:
         second = ranking.rows[1]
         low, high = 100 * second.behind_low, 100 * second.behind_high
-        said.append(
-            f"The next one, {second.checkpoint}, is {100 * second.behind:.2f} points behind (95 %: {low:.2f} to {high:.2f})."
+        sentences.append(
+            f"The next one, {second.checkpoint}, is {100 * second.behind:.2f} points behind (95 %: {low:.2f} to "
+            f"{high:.2f})."
         )
     if math.isfinite(ranking.mean_agreement):
-        said.append(_what_the_scores_say(ranking))
+        sentences.append(_first_by_each_score(ranking))
         tau = f"{ranking.mean_agreement:.2f}"
         if ranking.mean_agreement < LOW_AGREEMENT:
-            said.append(
+            sentences.append(
                 f"The criteria contradict each other (mean Kendall's tau {tau}): trust the probe, which is measured."
             )
         else:
-            said.append(f"The criteria agree with a mean Kendall's tau of {tau}.")
-    if 2 < len(ranking.sound) < MIN_CHECKPOINTS:
-        said.append(
-            f"A tau over {len(ranking.sound)} checkpoints says little: at least {MIN_CHECKPOINTS} would be needed."
+            sentences.append(f"The criteria agree with a mean Kendall's tau of {tau}.")
+    if 2 < len(ranking.evaluated) < MIN_CHECKPOINTS:
+        sentences.append(
+            f"Kendall's tau over {len(ranking.evaluated)} checkpoints means little: at least {MIN_CHECKPOINTS} are "
+            "needed."
         )
-    return [*said, *_failures(ranking), "All this judges frozen features; fine-tuned, the order may differ."]
+    return [*sentences, *_failures(ranking), "This ranks frozen features; after fine-tuning, the order may differ."]
 
 
 def _failures(ranking: Ranking) -> list[str]:
-    failed = len(ranking.rows) - len(ranking.sound)
+    failed = len(ranking.rows) - len(ranking.evaluated)
     return [f"{failed} could not be evaluated: see below."] if failed else []
 
 
-def _what_the_scores_say(ranking: Ranking) -> str:
-    """Which checkpoint each score puts first, in a sentence."""
-    by: dict[str, list[str]] = {ranking.best.checkpoint: []}
+def _first_by_each_score(ranking: Ranking) -> str:
+    """Says which checkpoint each score ranks first."""
+    scores_by_first: dict[str, list[str]] = {ranking.best.checkpoint: []}
     for score in ranking.complete_scores:
-        by.setdefault(ranking.first_by(score).checkpoint, []).append(tables.score_name(score))
-    own = by.pop(ranking.best.checkpoint)
-    clauses = [f"{_listed(own)} put{'s' * (len(own) == 1)} it first too"] if own else ["No score puts it first"]
-    clauses += [f"{_listed(scores)} put{'s' * (len(scores) == 1)} {name} first" for name, scores in by.items()]
-    said = "; ".join(clauses) + "."
+        scores_by_first.setdefault(ranking.first_by(score).checkpoint, []).append(tables.score_name(score))
+    agreeing = scores_by_first.pop(ranking.best.checkpoint)
+    clauses = [f"{_join(agreeing)} also {_ranks(agreeing)} it first"] if agreeing else ["No score ranks it first"]
+    clauses += [f"{_join(scores)} {_ranks(scores)} {name} first" for name, scores in scores_by_first.items()]
+    text = "; ".join(clauses) + "."
     if partial := [tables.score_name(score) for score in ranking.scores if score not in ranking.complete_scores]:
-        count = len(ranking.sound)
-        said += f" {_listed(partial)} exist{'s' * (len(partial) == 1)} for fewer than all {count} checkpoints and rank{'s' * (len(partial) == 1)} nothing."
-    return said
+        is_missing, it = ("is missing", "it") if len(partial) == 1 else ("are missing", "they")
+        count = len(ranking.evaluated)
+        text += f" {_join(partial)} {is_missing} for some of the {count} checkpoints, so {it} cannot rank them."
+    return text
 
 
-def _listed(names: list[str]) -> str:
+def _ranks(scores: list[str]) -> str:
+    """Returns the verb for one or several scores."""
+    return "ranks" if len(scores) == 1 else "rank"
+
+
+def _join(names: list[str]) -> str:
+    """Joins names to "a, b and c"."""
     return names[0] if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -243,7 +345,11 @@ NAMED_CLASSES = 6
 
 
 def named_classes(class_names: Sequence[str]) -> str:
-    """ " (cat, dog, ... zebra)": the first classes and the last, for what a folder was taken for to be seen at once."""
+    """Formats the first few classes and the last one, so that a misread folder is easy to spot.
+
+    >>> named_classes(["cat", "dog"])
+    ' (cat, dog)'
+    """
     names = [printable(name) for name in class_names]
     if len(names) > NAMED_CLASSES:
         names = [*names[: NAMED_CLASSES - 2], f"... {names[-1]}"]
@@ -251,13 +357,22 @@ def named_classes(class_names: Sequence[str]) -> str:
 
 
 def table_rows(ranking: Ranking) -> list[Row]:
-    """Column title -> text: a row a checkpoint. A star marks the one that a score puts first."""
-    found = []
-    several = len({row.model for row in ranking.sound}) > 1
+    """Formats one dict per checkpoint: column title -> text. A star marks the checkpoint that a score ranks first.
+
+    >>> rows = [Ranked("b", "b.pth", accuracy=0.9, low=0.88, high=0.92, behind=0.0, behind_low=0.0, behind_high=0.0,
+    ...                scores={"logme": 1.2}),
+    ...         Ranked("a", "a.pth", accuracy=0.8, low=0.78, high=0.82, behind=0.1, behind_low=0.07, behind_high=0.13,
+    ...                scores={"logme": 0.7})]
+    >>> ranking = Ranking("folder:/my/birds", 1000, 5, 0.3, rows)
+    >>> table_rows(ranking)[1]
+    {'': '2', 'Checkpoint': 'a', 'Probe %': '80.00', '95 %': '78.0..82.0', 'Behind': '10.0', 'LogME': '0.70'}
+    """
+    cells_of_rows = []
+    several = len({row.model for row in ranking.evaluated}) > 1
     firsts = {score: ranking.first_by(score) for score in ranking.scores}
-    for place, row in enumerate(ranking.rows, 1):
+    for rank, row in enumerate(ranking.rows, 1):
         ok = not row.error
-        cells = {"": str(place) if ok else EN_DASH, "Checkpoint": row.checkpoint}
+        cells = {"": str(rank) if ok else EN_DASH, "Checkpoint": row.checkpoint}
         cells |= {"Model": row.model or EN_DASH} if several else {}
         cells |= {
             _heading(ranking): percent(row.accuracy, unit=""),
@@ -265,9 +380,9 @@ def table_rows(ranking: Ranking) -> list[Row]:
             "Behind": _behind(ranking, row),
         }
         for score in ranking.scores:
-            cells[tables.score_name(score)] = _score(row.scores[score], row is firsts[score]) if ok else EN_DASH
-        found.append(cells)
-    return found
+            cells[tables.score_name(score)] = _format_score(row.scores[score], row is firsts[score]) if ok else EN_DASH
+        cells_of_rows.append(cells)
+    return cells_of_rows
 
 
 def _heading(ranking: Ranking) -> str:
@@ -281,14 +396,14 @@ def _behind(ranking: Ranking, row: Ranked) -> str:
     return f"{'≈ ' if tied else ''}{100 * row.behind:.1f}"
 
 
-def _score(value: float, first: bool) -> str:
+def _format_score(value: float, first: bool) -> str:
     if not math.isfinite(value):
         return EN_DASH
     digits = 0 if abs(value) >= 99.5 else 1 if abs(value) >= 9.95 else 2
     return f"{value:.{digits}f}{STAR if first else ''}"
 
 
-# How a narrow terminal heads a column.
+# Column title -> title in a narrow terminal.
 SHORT = {
     "Probe, class mean %": "Probe, class\nmean %",
     "H-score (shrunk)": "H-\nscore",
@@ -299,16 +414,27 @@ SHORT = {
 
 
 def table(ranking: Ranking) -> Table:
-    """For a terminal, 80 columns wide: `rich.print(table(ranking))`."""
-    said = [*answer(ranking), *ranking.notes, *(f"Failed: {row.error}" for row in ranking.rows if row.error)]
-    found = Table(
-        # As Text, for rich would take what stands in square brackets, in names of classes and files, for styles.
+    """Builds the terminal table, 80 columns wide, with the answer below.
+
+    >>> rows = [Ranked("b", "b.pth", accuracy=0.9, low=0.88, high=0.92, behind=0.0, behind_low=0.0, behind_high=0.0,
+    ...                scores={"logme": 1.2}),
+    ...         Ranked("a", "a.pth", accuracy=0.8, low=0.78, high=0.82, behind=0.1, behind_low=0.07, behind_high=0.13,
+    ...                scores={"logme": 0.7})]
+    >>> ranking = Ranking("folder:/my/birds", 1000, 5, 0.3, rows)
+    >>> import rich
+    >>> rich.print(table(ranking))
+    birds: 1,000 images, 5 classes
+    ...
+    """
+    sentences = [*answer(ranking), *ranking.notes, *(f"Failed: {row.error}" for row in ranking.rows if row.error)]
+    built = Table(
+        # As Text, because rich would read square brackets in names of classes and files as styles.
         title=Text(
-            f"{printable(tables.short_target(ranking.target))}: {ranking.num_images:,} images, {ranking.num_classes} classes"
-            f"{named_classes(ranking.class_names)}"
+            f"{printable(tables.short_target(ranking.target))}: {ranking.num_images:,} images, "
+            f"{ranking.num_classes} classes{named_classes(ranking.class_names)}"
         ),
         box=rich.box.SIMPLE_HEAD,
-        caption=Text("\n".join(map(printable, said))),
+        caption=Text("\n".join(map(printable, sentences))),
         caption_justify="left",
         pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -320,10 +446,10 @@ def table(ranking: Ranking) -> Table:
         if not row.error:
             cells[_heading(ranking)] = f"{100 * row.accuracy:.1f} ±{50 * (row.high - row.low):.1f}"
     for title in rows[0]:
-        name = title == "Checkpoint"
-        found.add_column(
-            SHORT.get(title, title), justify="left" if name else "right", no_wrap=not name, overflow="fold"
+        is_name = title == "Checkpoint"
+        built.add_column(
+            SHORT.get(title, title), justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold"
         )
     for cells in rows:
-        found.add_row(*(Text(printable(cell)) for cell in cells.values()))
-    return found
+        built.add_row(*(Text(printable(cell)) for cell in cells.values()))
+    return built

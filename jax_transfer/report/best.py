@@ -1,7 +1,7 @@
-"""Which checkpoint is best: the one reading of `results/transfer.jsonl` that tables, figures, words and stages share.
+"""Selects the best checkpoint from the rows of `results/transfer.jsonl`, for all tables, figures, sentences and stages.
 
-Each target has a metric, a key of `records.METRICS`. Every row holds both accuracies, so the metric is a matter of
-reading: `with_metrics` says in each row which of them counts, and a row that does not say so counts by its accuracy.
+Each target has a metric, a key of `records.METRICS`. Every row holds both accuracies, so a change of metric needs no
+new computation: `with_metrics` stores in each row which accuracy counts. A row without this entry uses its accuracy.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ DEFAULT = "accuracy"
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One checkpoint's accuracy in [0, 1], by its target's metric: mean, lowest and highest over its seeds."""
+    """Accuracy of one checkpoint in [0, 1], by its target's metric: mean, lowest and highest over seeds."""
 
     epoch: int
     mean: float
@@ -32,73 +32,131 @@ class Point:
 
 
 def with_metrics(rows: Iterable[Row], metrics: Mapping[str, str]) -> list[Row]:
-    """Returns rows of results/transfer.jsonl or spectral.jsonl that say which accuracy counts.
+    """Adds to rows of results/transfer.jsonl or spectral.jsonl the metric of their target.
 
     Args:
-      metrics: target -> a key of `records.METRICS`.
+      rows: the rows, which are left unchanged.
+      metrics: target -> a key of `records.METRICS`; "accuracy" for targets that are missing.
+
+    >>> with_metrics([{"target": "tfds:pets"}], {"tfds:pets": "mean_class_accuracy"})
+    [{'target': 'tfds:pets', 'metric': 'mean_class_accuracy'}]
     """
     return [{**row, "metric": metrics.get(row["target"], DEFAULT)} for row in rows]
 
 
 def by_metric(results: Mapping[str, Sequence[Row]]) -> dict[str, Sequence[Row]]:
-    """Returns a study's results, with rows that say which accuracy counts, as results/targets.jsonl has it."""
+    """Adds to a study's transfer and spectral rows the metric that results/targets.jsonl gives for each target.
+
+    >>> results = {"targets": [{"target": "a", "metric": "accuracy"}], "transfer": [{"target": "a"}]}
+    >>> by_metric(results)["transfer"]
+    [{'target': 'a', 'metric': 'accuracy'}]
+    """
     metrics = {row["target"]: row["metric"] for row in results.get("targets", [])}
-    read = {name: with_metrics(results[name], metrics) for name in ("transfer", "spectral") if name in results}
-    return {**results, **read}
+    changed = {name: with_metrics(results[name], metrics) for name in ("transfer", "spectral") if name in results}
+    return {**results, **changed}
 
 
 def value(row: Row) -> float | None:
-    """Returns the accuracy of a row that counts on its target."""
+    """Returns a row's accuracy by the metric of its target, or None if the row lacks it.
+
+    >>> value({"metric": "mean_class_accuracy", "accuracy": 0.9, "mean_class_accuracy": 0.8})
+    0.8
+    """
     return row.get(row.get("metric", DEFAULT))
 
 
 def metric_of(rows: Iterable[Row], target: str) -> str:
-    """Returns the metric of a target, as its rows say."""
+    """Returns the metric of a target according to its rows.
+
+    >>> metric_of([{"target": "a", "metric": "mean_class_accuracy"}], "a")
+    'mean_class_accuracy'
+    """
     return next((row.get("metric", DEFAULT) for row in rows if row["target"] == target), DEFAULT)
 
 
 def axis_label(metric: str, before: str = "") -> str:
-    """Returns what an axis is called: "Mean class accuracy (%)", "FE accuracy (%)"."""
+    """Returns the axis label of a metric, optionally after other words.
+
+    >>> axis_label("mean_class_accuracy"), axis_label("accuracy", "FE")
+    ('Mean class accuracy (%)', 'FE accuracy (%)')
+    """
     name = METRICS[metric]
     return f"{before} {name} (%)" if before else f"{name.capitalize()} (%)"
 
 
 def heading(metrics: Iterable[str]) -> str:
-    """Returns the heading of a column of accuracies: the name of their metric, "Accuracy" if they have several."""
+    """Returns the heading of an accuracy column: the name of the metric, or "Accuracy" for several metrics.
+
+    >>> heading(["mean_class_accuracy"]), heading(["accuracy", "mean_class_accuracy"])
+    ('Mean class accuracy', 'Accuracy')
+    """
     names = set(metrics)
     return METRICS[names.pop()].capitalize() if len(names) == 1 else "Accuracy"
 
 
 def metric_cell(metrics: Iterable[str], metric: str) -> Row:
-    """Returns the cell that tells a row's metric where those of a table differ."""
+    """Returns a table cell with a row's metric if the rows of the table have different metrics, else no cell.
+
+    >>> metric_cell(["accuracy", "mean_class_accuracy"], "accuracy"), metric_cell(["accuracy"], "accuracy")
+    ({'Metric': 'accuracy'}, {})
+    """
     return {"Metric": METRICS[metric]} if len(set(metrics)) > 1 else {}
 
 
 def source_of(row: Row) -> str:
-    """The pre-training that a row's checkpoint comes from: "cifar10" of "cifar10/5", "" where a study has one only."""
+    """Returns the pre-training that produced a row's checkpoint, or "" if the study has only one.
+
+    >>> source_of({"checkpoint": "cifar10/5"}), source_of({"checkpoint": "5"})
+    ('cifar10', '')
+    """
     return row["checkpoint"].rpartition("/")[0]
 
 
 def sources_of(rows: Iterable[Row]) -> list[str]:
+    """Returns the distinct pre-trainings of the rows, in order of appearance.
+
+    >>> sources_of([{"checkpoint": "cifar10/0"}, {"checkpoint": "cifar10/5"}, {"checkpoint": "svhn/0"}])
+    ['cifar10', 'svhn']
+    """
     return list(dict.fromkeys(map(source_of, rows)))
 
 
 def methods_of(transfer_rows: Iterable[Row], target: str) -> list[str]:
-    """The methods that evaluated a target: those of `METHODS` in its order, then others by name."""
-    found = {row["method"] for row in transfer_rows if row["target"] == target}
-    return [method for method in METHODS if method in found] + sorted(found - set(METHODS))
+    """Returns the methods that evaluated a target: first those in `METHODS`, in its order, then others by name.
+
+    >>> methods_of([{"target": "a", "method": "finetune"}, {"target": "a", "method": "probe"}], "a")
+    ['probe', 'finetune']
+    """
+    used = {row["method"] for row in transfer_rows if row["target"] == target}
+    return [method for method in METHODS if method in used] + sorted(used - set(METHODS))
 
 
 def accuracy_by(key: str, transfer_rows: Iterable[Row], target: str, method: str) -> dict[str | int, Point]:
-    """Value of column `key` ("epoch" or "checkpoint") -> `Point`, by ascending epoch; rows without numbers left out."""
+    """Averages the accuracies of one target and method over seeds.
+
+    Args:
+      key: column to group by, "epoch" or "checkpoint".
+      transfer_rows: rows of results/transfer.jsonl.
+      target: name of the target.
+      method: name of the method, such as "probe".
+
+    Returns:
+      Value of column `key` -> `Point`, by ascending epoch. Rows without an epoch or accuracy are skipped.
+
+    >>> row = {"target": "a", "method": "probe", "checkpoint": "5", "epoch": 5}
+    >>> accuracy_by("epoch", [{**row, "accuracy": 0.75}, {**row, "accuracy": 0.25}], "a", "probe")
+    {5: Point(epoch=5, mean=0.5, low=0.25, high=0.75, num_seeds=2)}
+    """
     groups = {}
     for row in transfer_rows:
         if row["target"] == target and row["method"] == method:
             if is_number(row["epoch"]) and is_number(value(row)):
                 groups.setdefault((row["epoch"], row[key]), []).append(value(row))
-            elif not row.get("error"):  # a failure is listed on the page
-                log.warning("transfer of %s, %s: a row without epoch or accuracy left out.", target, method)
-    # Rounded: two means that differ in the last bit are a tie.
+            elif not row.get("error"):  # failures are listed on the page
+                log.warning(
+                    "results/transfer.jsonl: skipped a row of %s, %s without epoch or accuracy.", target, method
+                )
+    # Rounded, so that two means that differ in the last bit are a tie.
     return {
         name: Point(epoch, round(statistics.fmean(values), 12), min(values), max(values), len(values))
         for (epoch, name), values in sorted(groups.items())
@@ -106,23 +164,33 @@ def accuracy_by(key: str, transfer_rows: Iterable[Row], target: str, method: str
 
 
 def best_point(points: Iterable[Point]) -> Point:
-    """Returns the best checkpoint of a trajectory: the highest mean over seeds, and the earliest epoch of equal ones.
+    """Returns the point with the highest mean over seeds; the earliest epoch wins a tie.
 
-    Whatever names or draws a best checkpoint of a study asks here.
+    All code that names or draws the best checkpoint of a study calls this function.
+
+    >>> best_point([Point(1, 0.8, 0.8, 0.8, 1), Point(5, 0.9, 0.9, 0.9, 1), Point(9, 0.9, 0.9, 0.9, 1)]).epoch
+    5
     """
     return max(points, key=lambda point: (point.mean, -point.epoch))
 
 
 def best_checkpoints(transfer_rows: Sequence[Row]) -> list[Row]:
-    """The best epoch per target, method and source; see `best_point`.
+    """Selects the best epoch of each target, method and source; see `best_point`.
+
+    The best epoch is selected by the same accuracies that are reported, so the gain is an optimistic estimate.
 
     Returns:
-      A row per target, method and source: target, method, metric, source ("" if there is one only), best_epoch,
-      best_accuracy, last_epoch (the last one evaluated), last_accuracy, gain (best minus last, in [0, 1]), seed_spread
-      (highest minus lowest accuracy over seeds, at the best or the last epoch, whichever is larger; None with one seed),
-      num_seeds (the most at an epoch), num_checkpoints, incomplete_epochs (those with fewer seeds), is_best_source (none
-      has a higher best_accuracy). The best is chosen on the accuracies it is reported with, so the gain is an optimistic
-      estimate.
+      One row per target, method and source with these columns: target, method, metric, source ("" if there is only
+      one), best_epoch, best_accuracy, last_epoch (the last one evaluated), last_accuracy, gain (best minus last
+      accuracy, in [0, 1]), seed_spread (highest minus lowest accuracy over seeds, the larger value of the best and the
+      last epoch; None with one seed), num_seeds (the most seeds of any epoch), num_checkpoints, incomplete_epochs
+      (epochs with fewer seeds), is_best_source (whether no other source has a higher best_accuracy).
+
+    >>> rows = [{"target": "tfds:mnist", "method": "probe", "checkpoint": str(epoch), "epoch": epoch, "accuracy": a}
+    ...         for epoch, a in ((1, 0.8), (5, 0.9), (9, 0.85))]
+    >>> (best,) = best_checkpoints(rows)
+    >>> best["best_epoch"], best["last_epoch"], round(best["gain"], 2)
+    (5, 9, 0.05)
     """
     best_rows = []
     by_source = {
@@ -131,17 +199,18 @@ def best_checkpoints(transfer_rows: Sequence[Row]) -> list[Row]:
     for target in dict.fromkeys(row["target"] for row in transfer_rows):
         metric = metric_of(transfer_rows, target)
         for method in methods_of(transfer_rows, target):
-            found = [
-                {"target": target, "method": method, "metric": metric, "source": source, **_best_of(points)}
+            candidates = [
+                {"target": target, "method": method, "metric": metric, "source": source, **_best_and_last(points)}
                 for source, rows in by_source.items()
                 if (points := list(accuracy_by("epoch", rows, target, method).values()))
             ]
-            highest = max((row["best_accuracy"] for row in found), default=None)
-            best_rows += [{**row, "is_best_source": row["best_accuracy"] == highest} for row in found]
+            highest = max((row["best_accuracy"] for row in candidates), default=None)
+            best_rows += [{**row, "is_best_source": row["best_accuracy"] == highest} for row in candidates]
     return best_rows
 
 
-def _best_of(points: Sequence[Point]) -> Row:
+def _best_and_last(points: Sequence[Point]) -> Row:
+    """Compares the best checkpoint of a trajectory with the last one."""
     best, last = best_point(points), points[-1]
     num_seeds = max(point.num_seeds for point in points)
     return {
@@ -158,7 +227,14 @@ def _best_of(points: Sequence[Point]) -> Row:
 
 
 def summary_rows(transfer_rows: Sequence[Row]) -> list[Row]:
-    """`best_checkpoints` as a reader sees them: column title -> text or integer."""
+    """Formats `best_checkpoints` for display: one dict per row, column title -> text or integer.
+
+    >>> rows = [{"target": "tfds:mnist", "method": "probe", "checkpoint": str(epoch), "epoch": epoch, "accuracy": a}
+    ...         for epoch, a in ((1, 0.8), (5, 0.9), (9, 0.85))]
+    >>> (summary,) = summary_rows(rows)
+    >>> summary["Best epoch"], summary["Accuracy"], summary["Gain (points)"]
+    (5, '90.00\\xa0%', '5.00')
+    """
     names = target_names(row["target"] for row in transfer_rows)
     several = len(sources_of(transfer_rows)) > 1
     best = best_checkpoints(transfer_rows)
@@ -183,17 +259,29 @@ def summary_rows(transfer_rows: Sequence[Row]) -> list[Row]:
 
 
 def _marked_source(row: Row) -> str:
+    """Returns the source's name, with a star if it is the best one."""
     return showable(row["source"]) + (" \N{BLACK STAR}" if row["is_best_source"] else "")
 
 
 def summary_table(transfer_rows: Sequence[Row]) -> Table:
-    """The best checkpoint per target for FE and for FT, 80 columns wide: `rich.print(summary_table(rows))`."""
+    """Builds the terminal table of `best_checkpoints`, 80 columns wide.
+
+    >>> rows = [{"target": "tfds:mnist", "method": "probe", "checkpoint": str(epoch), "epoch": epoch, "accuracy": a}
+    ...         for epoch, a in ((1, 0.8), (5, 0.9), (9, 0.85))]
+    >>> import rich
+    >>> rich.print(summary_table(rows))
+              Best checkpoint per target
+                    Best          Last           Gain    Seed
+    Target  Method  epoch      %  epoch      %  points  spread
+    ───────────────────────────────────────────────────────────
+    mnist   FE          5  90.00      9  85.00    5.00       –
+    """
     best = best_checkpoints(transfer_rows)
     names = target_names(row["target"] for row in transfer_rows)
-    said = metric_words({row["target"]: row["metric"] for row in best}, names)
+    metric = metric_words({row["target"]: row["metric"] for row in best}, names)
     table = Table(
         title="Best checkpoint per target",
-        caption="" if said == METRICS[DEFAULT] else f"{said.capitalize()}, in per cent.",
+        caption="" if metric == METRICS[DEFAULT] else f"{metric.capitalize()}, in percent.",
         box=rich.box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -207,15 +295,19 @@ def summary_table(transfer_rows: Sequence[Row]) -> Table:
         cells += [str(row["best_epoch"]), percent(row["best_accuracy"], unit="")]
         cells += [str(row["last_epoch"]), percent(row["last_accuracy"], unit="")]
         cells += [percent(row["gain"], unit=""), percent(row["seed_spread"], unit="")]
-        table.add_row(*map(Text, cells))  # Text: brackets in a name are no markup
+        table.add_row(*map(Text, cells))  # Text, because brackets in a name are not markup
     return table
 
 
 def metric_words(metrics: Mapping[str, str], names: Mapping[str, str]) -> str:
-    """Returns what accuracies are: "accuracy", "mean class accuracy", or "accuracy (mean class accuracy on pets)".
+    """Describes the metrics of several targets in words.
 
     Args:
-      metrics: target -> a key of `records.METRICS`. names: target -> how it is shown.
+      metrics: target -> a key of `records.METRICS`.
+      names: target -> its display name.
+
+    >>> metric_words({"a": "accuracy", "b": "mean_class_accuracy"}, {"a": "mnist", "b": "pets"})
+    'accuracy (mean class accuracy on pets)'
     """
     used = set(metrics.values())
     if len(used) < 2:

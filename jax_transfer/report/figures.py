@@ -1,7 +1,7 @@
-"""The report's figures: one function each, from result rows to a `matplotlib.figure.Figure` one paper column wide.
+"""Draws the report's figures: each function turns result rows into a `matplotlib.figure.Figure` one paper column wide.
 
-`FIGURES` says what the page shows: section title -> the results it needs, and the function that draws its
-figures. A new figure is one function here and one line there.
+`FIGURES` lists the figures on the page: section title -> the result files it needs, and the function that draws its
+figures. To add a figure, write a function and add it to `FIGURES`.
 """
 
 import dataclasses
@@ -36,13 +36,13 @@ from jax_transfer.report.style import (
 from jax_transfer.report.tables import is_number
 from jax_transfer.results import Row
 
-MANY_POINTS = 30  # on a curve: from there on markers would hide the line and its band
+MANY_POINTS = 30  # longer curves have no markers, which would hide the line and its band
 SOURCE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A figure of the page: `group` is the heading it stands under ("" for none), `name` its file without .svg."""
+    """Figure of the page, with its heading `group` ("" for none) and its file name without .svg."""
 
     group: str
     name: str
@@ -55,7 +55,7 @@ def _style_of(method: str, others: Sequence[str]) -> tuple[str, str]:
 
 
 def _plot_points(axes: matplotlib.axes.Axes, points: Sequence[Point], style: tuple[str, str], label: str) -> None:
-    """A line through the means, a band from the lowest to the highest seed, and a star at the best point."""
+    """Draws a line through the means, a band from the lowest to the highest seed, and a star at the best point."""
     color, marker = style
     epochs, means = [p.epoch for p in points], [100 * p.mean for p in points]
     highest = best.best_point(points)
@@ -71,10 +71,11 @@ def _plot_points(axes: matplotlib.axes.Axes, points: Sequence[Point], style: tup
 
 
 def _panels(series: Mapping[str, Sequence[Point]]) -> list[list[str]]:
-    """Which methods share axes: all, unless one's range would be under a quarter of them; then FE apart from others.
+    """Groups the methods that share axes: all of them, unless one would span less than a quarter of the common axes.
 
-    Frozen features range over tens of points where fine-tuning moves by one (papers' Figure 2): on common axes the
-    second would be a flat line, and twin axes invite reading their crossing as a result.
+    Accuracies of frozen features often span tens of points and those of fine-tuning one point (the paper's Figure 2).
+    On common axes the latter would be a flat line, and on twin axes readers may take the crossing for a result. In that
+    case the FE methods share axes and each other method has its own.
     """
     frozen = [method for method in series if method.startswith("probe")]
     groups = [group for group in [frozen, *[[method] for method in series if method not in frozen]] if group]
@@ -87,13 +88,23 @@ def _panels(series: Mapping[str, Sequence[Point]]) -> list[list[str]]:
 def transfer_curves(
     pretrain_rows: Sequence[Row], transfer_rows: Sequence[Row], target: str, source: str = ""
 ) -> Figure:
-    """Accuracy (%), by the target's metric, against pre-training epoch, FE and FT, with the source accuracy below for comparison.
+    """Draws the accuracy (%) of each method against pre-training epoch, and the source accuracy below.
 
-    Inadequately Pre-trained Models, Figures 1 to 3. The best epoch of each method has a star. `source` is that of the
-    checkpoints drawn, where a study has several.
+    Follows Figures 1 to 3 of "Towards Inadequately Pre-trained Models". A star marks the best epoch of each method.
+
+    Args:
+      pretrain_rows: rows of results/pretrain.jsonl.
+      transfer_rows: rows of results/transfer.jsonl.
+      target: name of the target.
+      source: the pre-training, if the study has several; see `best.source_of`.
 
     Raises:
       InputError: if no row evaluates the target.
+
+    >>> rows = [{"target": "a", "method": "probe", "checkpoint": str(epoch), "epoch": epoch, "accuracy": accuracy}
+    ...         for epoch, accuracy in ((1, 0.8), (5, 0.9), (9, 0.85))]
+    >>> transfer_curves([], rows, "a").axes[0].get_legend().get_texts()[0].get_text()
+    'FE, best 90.00\\xa0% at epoch 5'
     """
     transfer_rows, pretrain_rows = (
         [r for r in rows if source_of(r) == source] for rows in (transfer_rows, pretrain_rows)
@@ -108,7 +119,7 @@ def transfer_curves(
     ]
     panels, others = _panels(series), [method for method in series if method not in METHOD_STYLES]
     label = best.axis_label(best.metric_of(transfer_rows, target))
-    # Inches: as tall as the label is long.
+    # In inches; tall enough for the label.
     heights = [max(1.25, 0.075 * len(label)) + 0.14 * len(panel) for panel in panels] + ([0.9] if accuracies else [])
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.6), layout="constrained")
     all_axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -131,16 +142,28 @@ def transfer_curves(
 
 
 def from_source(source: str) -> str:
-    """What a title adds where a study has several sources."""
+    """Returns the words that a title adds if a study has several sources.
+
+    >>> from_source("cifar10"), from_source("")
+    (' from cifar10', '')
+    """
     return f" from {source}" if source else ""
 
 
 @matplotlib.rc_context(STYLE)
 def source_accuracy(pretrain_rows: Sequence[Row], source: str = "") -> Figure:
-    """Pre-training itself: train loss, train and test accuracy (%) against epoch. `source` as in `transfer_curves`.
+    """Draws the train loss and the train and test accuracy (%) of pre-training against epoch.
+
+    Args:
+      pretrain_rows: rows of results/pretrain.jsonl.
+      source: the pre-training, if the study has several; see `best.source_of`.
 
     Raises:
-      InputError: if no row holds any of them.
+      InputError: if no row holds a loss or an accuracy.
+
+    >>> row = {"checkpoint": "1", "epoch": 1, "train_loss": 0.5, "train_accuracy": 0.8, "test_accuracy": 0.7}
+    >>> [axes.get_ylabel() for axes in source_accuracy([row]).axes]
+    ['Train loss (nats)', 'Accuracy (%)']
     """
     curves = {  # column -> axes, scale, colour, marker, label
         "train_loss": (0, 1, ORANGE, "s", "Train"),
@@ -171,7 +194,7 @@ def source_accuracy(pretrain_rows: Sequence[Row], source: str = "") -> Figure:
 
 
 def _score_points(score_rows, transfer_rows, target: str, score: str, method: str) -> list[tuple[float, Point, str]]:
-    """(score, accuracy, source) of the checkpoints that have both, by epoch."""
+    """Returns (score, accuracy, source) of each checkpoint with both a score and an accuracy, by ascending epoch."""
     accuracies = best.accuracy_by("checkpoint", transfer_rows, target, method)
     rows = [row for row in score_rows if row["target"] == target and row["score"] == score and is_number(row["value"])]
     points = [(r["value"], accuracies[r["checkpoint"]], source_of(r)) for r in rows if r["checkpoint"] in accuracies]
@@ -187,14 +210,28 @@ def score_against_accuracy(
     method: str,
     ranking_rows: Sequence[Row] = (),
 ) -> Figure:
-    """Each checkpoint's transferability score against its accuracy (%) by one method, coloured by epoch.
+    """Draws each checkpoint's transferability score against its accuracy (%) by one method, coloured by epoch.
 
-    Inadequately Pre-trained Models, Figure 6. Kendall's tau and Pearson's r in the title are those of the ranking
-    rows. Below `MIN_CHECKPOINTS` checkpoints the figure says that these are too few. (Checkpoints of one
-    trajectory resemble each other, so that even more of them are weaker evidence than their number suggests.)
+    Follows Figure 6 of "Towards Inadequately Pre-trained Models". With fewer than `MIN_CHECKPOINTS` checkpoints, the
+    title warns that these are too few. Checkpoints of one trajectory resemble each other, so even more of them are
+    weaker evidence than their number suggests.
+
+    Args:
+      score_rows: rows of results/scores.jsonl.
+      transfer_rows: rows of results/transfer.jsonl.
+      target: name of the target.
+      score: name of the score, such as "logme".
+      method: name of the method, such as "finetune".
+      ranking_rows: rows of results/ranking.jsonl, with Kendall's tau and Pearson's r for the title.
 
     Raises:
       InputError: if no checkpoint has both the score and the accuracy.
+
+    >>> transfer = [{"target": "a", "method": "probe", "checkpoint": "5", "epoch": 5, "accuracy": 0.9}]
+    >>> scores = [{"target": "a", "score": "logme", "checkpoint": "5", "value": 0.3}]
+    >>> axes = score_against_accuracy(scores, transfer, "a", "logme", "probe").axes[0]
+    >>> axes.get_xlabel(), axes.get_ylabel()
+    ('LogME', 'FE accuracy (%)')
     """
     points = _score_points(score_rows, transfer_rows, target, score, method)
     if not points:
@@ -218,7 +255,7 @@ def score_against_accuracy(
         handles = [Line2D([], [], marker=m, label=cut(source, 14), **look) for source, m in markers.items()]
         axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3)
     axes.margins(0.1)
-    shown = sorted(range(len(points)), key=lambda i: (-means[i], -epochs[i]))  # the best is labelled before the rest
+    shown = sorted(range(len(points)), key=lambda i: (-means[i], -epochs[i]))  # best first
     place_labels(axes, [(values[i], means[i]) for i in shown], [str(epochs[i]) for i in shown])
     bar = figure.colorbar(dots, ax=axes, label="Pre-training epoch", aspect=30, pad=0.02)
     ticks = []
@@ -239,7 +276,7 @@ def score_against_accuracy(
 
 
 def _correlations(ranking_rows: Sequence[Row], target: str, score: str, method: str, num_points: int) -> str:
-    """The title: target, tau and r of the ranking row, and a note if they rest on too few checkpoints."""
+    """Returns the title: target, tau and r of the ranking row, and a note if there are too few checkpoints."""
     key = (target, score, method)
     row = next((row for row in ranking_rows if (row["target"], row["score"], row["method"]) == key), {})
     tau, r = (f"{row[k]:.2f}" if is_number(row.get(k)) else tables.EN_DASH for k in ("kendall", "pearson"))
@@ -268,11 +305,14 @@ def _draw_source_accuracy(results: Results) -> Iterator[Drawing]:
 
 def _draw_transfer_curves(results: Results) -> Iterator[Drawing]:
     rows = results["transfer"]
-    found = best.best_checkpoints(rows)
-    names = tables.target_names(row["target"] for row in found)
-    for target, source, metric in dict.fromkeys((row["target"], row["source"], row["metric"]) for row in found):
+    best_rows = best.best_checkpoints(rows)
+    names = tables.target_names(row["target"] for row in best_rows)
+    for target, source, metric in dict.fromkeys((row["target"], row["source"], row["metric"]) for row in best_rows):
         name = names[target] + from_source(source)
-        caption = f"{name}: {METRICS[metric]} against pre-training epoch. Stars and dotted lines: best epoch. Bands: all seeds."
+        caption = (
+            f"{name}: {METRICS[metric]} against pre-training epoch. Stars and dotted lines mark the best epoch. Bands "
+            "span all seeds."
+        )
         figure = transfer_curves(results.get("pretrain", []), rows, target, source)
         yield Drawing("", f"transfer_curves-{name}", caption, figure)
 
@@ -285,13 +325,13 @@ def _draw_scores(results: Results) -> Iterator[Drawing]:
         metric = METRICS[best.metric_of(rows, target)]
         for method in best.methods_of(rows, target):
             if not _score_points(scores, rows, target, score, method):
-                continue  # the stages have not met at a checkpoint yet
+                continue  # no checkpoint has both a score and an accuracy yet
             figure = score_against_accuracy(scores, rows, target, score, method, results.get("ranking", []))
             caption = f"{tables.score_name(score)} against {tables.method_name(method)} {metric}, {names[target]}."
             yield Drawing(names[target], f"score-{names[target]}-{score}-{method}", caption, figure)
 
 
-# Section of the page -> the result files it needs, and the function that draws its figures.
+# Section of the page -> the result files that it needs, and the function that draws its figures.
 FIGURES = {
     "Transfer along the trajectory": (("transfer",), _draw_transfer_curves),
     "Pre-training": (("pretrain",), _draw_source_accuracy),

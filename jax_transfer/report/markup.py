@@ -1,4 +1,4 @@
-"""What the HTML pages have in common: one file each, without scripts or requests to anywhere."""
+"""Shared markup of the HTML pages. Each page is a single file without scripts or network requests."""
 
 import html
 import re
@@ -6,7 +6,8 @@ import re
 from jax_transfer.report import tables
 
 CSS = """
-:root { color-scheme: light dark; --text: #1d1f23; --quiet: #5b6068; --line: #d9dbdf; --page: #ffffff; --tint: #f5f6f8; }
+:root { color-scheme: light dark; --text: #1d1f23; --quiet: #5b6068; --line: #d9dbdf; --page: #ffffff;
+  --tint: #f5f6f8; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e7e8ea; --quiet: #a3a8b0; --line: #3b3f46; --page: #16181c; --tint: #1f2227; }
 }
@@ -56,19 +57,52 @@ PAGE = """<!DOCTYPE html>
 
 
 def to_page(title: str, body: list[str]) -> str:
-    """The whole document: `title` is escaped, the elements of `body` are HTML."""
+    """Returns the whole HTML document.
+
+    Args:
+      title: plain text, which is escaped.
+      body: elements of the page as HTML, which are not escaped.
+
+    >>> print(to_page("Birds & bees", ["<p>Hello</p>"]))
+    <!DOCTYPE html>
+    ...
+    <title>Birds &amp; bees</title>
+    ...
+    <p>Hello</p>
+    </body>
+    </html>
+    """
     return PAGE.format(title=escape(title), css=CSS, body="\n".join(body))
 
 
 def escape(text: str, keep_lines: bool = False) -> str:
-    """Text as HTML shows it; without keep_lines a line break is a character like those that HTML cannot hold."""
+    """Escapes text for HTML and replaces the characters that HTML cannot hold.
+
+    Args:
+      text: plain text.
+      keep_lines: whether to keep line breaks instead of replacing them.
+
+    >>> escape("a < b\\nc"), escape("a < b\\nc", keep_lines=True)
+    ('a &lt; b�c', 'a &lt; b\\nc')
+    """
     return "\n".join(html.escape(tables.showable(line)) for line in (text.split("\n") if keep_lines else [text]))
 
 
 def inline_svg(svg: str, prefix: str, label: str) -> str:
-    """An SVG document as an element of an HTML page: its ids (and references to them) get a prefix of their own."""
+    """Turns an SVG document into an element of an HTML page, with a prefix for its ids and the references to them.
+
+    Args:
+      svg: the SVG document.
+      prefix: prefix for the ids, unique on the page.
+      label: description for screen readers.
+
+    >>> inline_svg('<?xml version="1.0"?><svg><path id="a"/><use xlink:href="#a"/></svg>', "f1-", "Curves")
+    '<svg role="img" aria-label="Curves"><path id="f1-a"/><use xlink:href="#f1-a"/></svg>'
+    """
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)  # would style the page
+    svg = re.sub(
+        r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL
+    )  # it would style the whole page
     svg = re.sub(r'(<[^<>]*\sid=")', rf"\g<1>{prefix}", svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

@@ -1,4 +1,4 @@
-"""The report: one HTML page that opens with the answer, and the same figures and tables as files of their own."""
+"""Writes the report: an HTML page that opens with the answer, and its figures and tables as separate files."""
 
 import dataclasses
 import functools
@@ -16,16 +16,21 @@ from jax_transfer.report.tables import METHODS, percent
 from jax_transfer.report.trust import trust_note, trust_rows
 from jax_transfer.results import Row, column_names, read_rows
 
-LONG_TABLE = 15  # rows; longer ones are folded
-MANY_FIGURES = 12  # in a section; its groups are then folded, but for the first
+LONG_TABLE = 15  # rows; longer tables are collapsed
+MANY_FIGURES = 12  # per section; with more, all groups but the first are collapsed
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What a section of the page is made from.
+    """Data for the sections of the page.
 
-    results: result file -> its rows, as they are on disk; read: the same, where rows of transfer and spectral say which
-    accuracy counts (`best.by_metric`). figures: the folder for SVG files, and the names that are taken there.
+    Attributes:
+      config: the study's config.json.
+      results: result file -> its rows as on disk.
+      read: the same, with the metric in each row of transfer and spectral (`best.by_metric`).
+      written_by: result file -> the stages that write it.
+      figures: folder for the SVG files.
+      taken: names of SVG files that are already used.
     """
 
     config: dict
@@ -36,7 +41,7 @@ class Page:
     taken: set[str] = dataclasses.field(default_factory=set)
 
     def not_run(self, name: str) -> str:
-        """Says that a result file has no rows, and which stages write it."""
+        """Returns a paragraph saying that a result file has no rows and which stages write it."""
         stages = " or ".join(self.written_by.get(name, ()))
         why = f": stage {stages} has not run" if stages else ""
         return f"<p>No results in <code>results/{escape(name)}.jsonl</code>{why}.</p>"
@@ -45,24 +50,31 @@ class Page:
 def write_report(workdir: pathlib.Path, written_by: Mapping[str, Sequence[str]] | None = None) -> pathlib.Path:
     """Writes `report/index.html`, `report/figures/*.svg` and `report/<name>.csv` for each `results/<name>.jsonl`.
 
-    The page is one file without scripts or requests to anywhere. A result that is not there yet is named on it
-    together with the stages that make it, so that the report can be written at any time of a study.
+    The page is a single file without scripts or network requests. It lists missing results with the stages that compute
+    them, so the report can be written at any time during a study.
 
     Args:
-      written_by: result file -> the stages that write it, in the order of the page (`stages.written_by()`); a missing file
-        that is not among them is named without a stage.
+      workdir: working directory of the study.
+      written_by: result file -> the stages that write it, in the order of the page (`stages.written_by()`). A missing
+        file without an entry is listed without a stage.
 
     Returns:
-      The path of index.html.
+      Path of index.html.
 
     Raises:
-      InputError: if `workdir` is no folder, or a file in it cannot be read.
+      InputError: if `workdir` is not a folder, or if a file in it cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_report(pathlib.Path(folder))
+    ...     "No results" in path.read_text()
+    True
     """
     written_by = written_by or {}
     if not workdir.is_dir():
         raise InputError(f"Working directory {workdir} does not exist; give the --workdir of a study.")
-    found = {path.stem: read_rows(path) for path in sorted((workdir / "results").glob("*.jsonl"))}
-    results = {name: found[name] for name in dict.fromkeys((*written_by, *found)) if name in found}
+    unordered = {path.stem: read_rows(path) for path in sorted((workdir / "results").glob("*.jsonl"))}
+    results = {name: unordered[name] for name in dict.fromkeys((*written_by, *unordered)) if name in unordered}
     config, report = _read_config(workdir / "config.json"), workdir / "report"
     (report / "figures").mkdir(parents=True, exist_ok=True)
     for name, rows in results.items():
@@ -83,17 +95,17 @@ def _read_config(path: pathlib.Path) -> dict:
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); restore it or rerun the study.") from error
+        raise InputError(f"{path}: cannot be read as JSON ({error}); restore it or rerun the study.") from error
     if not isinstance(config, dict):
-        raise InputError(f"{path}: holds a {type(config).__name__}, expected an object; rerun the study.")
+        raise InputError(f"{path}: contains a {type(config).__name__}; expected a JSON object. Rerun the study.")
     return config
 
 
 def _head(title: str, config: Mapping) -> list[str]:
-    parts = {what: config.get(what) or {} for what in ("model", "source")}
-    model, source = parts["model"].get("name"), parts["source"].get("dataset")
-    source = " and ".join([source, *(parts["source"].get("others") or ())]) if source else None
-    model = ", ".join([model, *(other["name"] for other in parts["model"].get("others") or ())]) if model else None
+    sections = {name: config.get(name) or {} for name in ("model", "source")}
+    model, source = sections["model"].get("name"), sections["source"].get("dataset")
+    source = " and ".join([source, *(sections["source"].get("others") or ())]) if source else None
+    model = ", ".join([model, *(other["name"] for other in sections["model"].get("others") or ())]) if model else None
     subject = f"{model or 'A model'} pre-trained on {source}" if source else model or ""
     return [f"<h1>{escape(title)}</h1>", f'<p class="quiet">{escape(subject)}</p>' if subject else ""]
 
@@ -103,52 +115,55 @@ def _points(gain: float) -> str:
 
 
 def _sentence(row: Row) -> str:
-    """One method on one target in words; `row` is one of `best.best_checkpoints`."""
-    words = METHODS[row["method"]][1] if row["method"] in METHODS else f"by {tables.method_name(row['method'])}"
+    """Describes the best checkpoint of one method on one target; `row` comes from `best.best_checkpoints`."""
+    method = METHODS[row["method"]][1] if row["method"] in METHODS else f"with {tables.method_name(row['method'])}"
     source = f"{tables.showable(row['source'])} " if row["source"] else ""
-    metric = "" if row["metric"] == "accuracy" else f" {METRICS[row['metric']]}"
-    said = f"{words}, {source}epoch {row['best_epoch']} is best with {percent(row['best_accuracy'])}{metric}"
+    accuracy = f"{percent(row['best_accuracy'])} {METRICS[row['metric']]}"
+    text = f"{method}, {source}epoch {row['best_epoch']} is best with {accuracy}"
     if row["num_checkpoints"] == 1:
-        return f"{said} (the only checkpoint evaluated)."
+        return f"{text} (the only checkpoint evaluated)."
     if row["best_epoch"] == row["last_epoch"]:
-        said += ", and it is the last checkpoint"
+        text += "; it is also the last checkpoint"
     else:
-        said += f", {_points(row['gain'])} above the last checkpoint ({percent(row['last_accuracy'])})"
+        text += f", {_points(row['gain'])} above the last checkpoint ({percent(row['last_accuracy'])})"
         if row["seed_spread"] is not None and row["gain"] <= row["seed_spread"]:
-            said += f"; seeds differ by as much ({_points(row['seed_spread'])}), so this is no clear gain"
-    missing = ", ".join(map(str, row["incomplete_epochs"]))
-    return f"{said}." + (f" Some seeds are missing at epoch {missing}." if missing else "")
+            text += f"; the spread over seeds is as large ({_points(row['seed_spread'])}), so there is no clear gain"
+    incomplete = ", ".join(map(str, row["incomplete_epochs"]))
+    epochs = "epoch" if len(row["incomplete_epochs"]) == 1 else "epochs"
+    return f"{text}." + (f" Some seeds are missing at {epochs} {incomplete}." if incomplete else "")
 
 
 def _overall(best: Sequence[Row]) -> str:
-    """The answer over all targets, for FE and for FT; empty where no trajectory was evaluated."""
+    """Summarises all targets in a sentence, for FE and for FT; empty if no trajectory was evaluated."""
     clauses = []
     for method in ("probe" if any(r["method"] == "probe" for r in best) else "probe_converged", "finetune"):
         rows = [row for row in best if row["method"] == method and row["num_checkpoints"] > 1]
         gains = [row["gain"] for row in rows if row["gain"] > 0]
         unclear = [row for row in rows if 0 < row["gain"] <= (row["seed_spread"] or 0)]
         targets = f"{len(rows)} {'target' if len(rows) == 1 else 'targets'}"
-        count = f"on {len(gains)} of {targets}"
-        doubt = f"; seeds differ by as much on {len(unclear)}" if unclear else ""
-        extent = f" (by {'up to ' if len(gains) > 1 else ''}{_points(max(gains))}{doubt})" if gains else ""
+        doubt = f"; the spread over seeds is as large on {len(unclear)}" if unclear else ""
         if gains:
-            clauses.append(f"{METHODS[method][1]}, an earlier checkpoint beats the last one {count}{extent}")
+            gain = f"by {'up to ' if len(gains) > 1 else ''}{_points(max(gains))}{doubt}"
+            count = f"on {len(gains)} of {targets} ({gain})"
+            clauses.append(f"{METHODS[method][1]}, an earlier checkpoint beats the last one {count}")
         elif rows:
-            clauses.append(f"{METHODS[method][1]}, no earlier checkpoint beats the last one on any of {targets}")
+            count = "on the only target" if len(rows) == 1 else f"on any of {targets}"
+            clauses.append(f"{METHODS[method][1]}, no earlier checkpoint beats the last one {count}")
     text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def _answer(page: Page) -> Iterator[str]:
+    """Yields which checkpoint is best: over all targets, per target, and as a table."""
     transfer_rows = page.read.get("transfer", [])
     best = best_checkpoints(transfer_rows)
     if not best:
         yield page.not_run("transfer")
         return
     yield f'<p class="answer">{escape(_overall(best))}</p>'
-    found = {row["method"] for row in best}
+    evaluated = {row["method"] for row in best}
     for stage, methods in (("probe", {"probe", "probe_converged"}), ("finetune", {"finetune"})):
-        if not methods & found:
+        if not methods & evaluated:
             yield f"<p>The stage <code>{stage}</code> has not run.</p>"
     yield "<ul>"
     for target, name in tables.target_names(row["target"] for row in best).items():
@@ -156,20 +171,22 @@ def _answer(page: Page) -> Iterator[str]:
         yield f"<li><strong>{escape(name)}.</strong> {escape(sentences)}</li>"
     yield "</ul>"
     if any(row["num_seeds"] == 1 for row in best):
-        yield "<p>Where one seed was run, it is not known how far seeds differ: a small gain may be chance.</p>"
+        yield "<p>With a single seed, the spread over seeds is unknown, so a small gain may be due to chance.</p>"
     yield tables.to_html(summary_rows(transfer_rows))
-    several = any(row["metric"] == "mean_class_accuracy" for row in best)
-    mean_class = " Mean class accuracy: all classes count alike, however many test images each has." if several else ""
+    mean_class = ""
+    if any(row["metric"] == "mean_class_accuracy" for row in best):
+        mean_class = " Mean class accuracy gives each class the same weight, regardless of its number of test images."
     yield (
-        '<p class="quiet">FE: the backbone is frozen and a classifier is trained on its features. FT: the whole model is'
-        f" fine-tuned.{mean_class} Accuracies are means over seeds; of equal ones the earliest epoch is named. Gain: best"
-        " minus last checkpoint. Seed spread: highest minus lowest accuracy over seeds, at the best or the last epoch. The best"
-        " epoch is chosen by the accuracy reported here, so small gains are optimistic.</p>"
+        '<p class="quiet">FE: the backbone is frozen and a classifier is trained on its features. FT: the whole model'
+        f" is fine-tuned.{mean_class} Accuracies are averaged over seeds; the earliest epoch wins a tie. Gain: best"
+        " minus last checkpoint. Seed spread: highest minus lowest accuracy over seeds, the larger value of the best"
+        " and the last epoch. The best epoch is selected by the accuracy reported here, so small gains are"
+        " optimistic.</p>"
     )
 
 
 def _targets(page: Page) -> Iterator[str]:
-    """What was transferred to: sizes, classes, what counts, and what was noted of the data."""
+    """Yields a table of the targets with sizes, classes and metrics, and notes on the data."""
     rows = page.results.get("targets")
     if not rows:
         return
@@ -193,12 +210,13 @@ def _targets(page: Page) -> Iterator[str]:
 
 
 def _paper(page: Page) -> Iterator[str]:
+    """Yields the paper's numbers beside ours."""
     if paper := page.config.get("paper"):
         yield tables.to_html(spectral.paper_rows(page.read, paper))
 
 
 def _why(page: Page) -> Iterator[str]:
-    """What the spectral components say, in words and as Table 1; the figures stand with the others."""
+    """Yields what the spectral components show, in words and as Table 1. Their figures come later on the page."""
     if not page.read.get("spectral"):
         return
     yield "<ul>"
@@ -207,18 +225,19 @@ def _why(page: Page) -> Iterator[str]:
     yield "</ul>"
     rows = spectral.table_1(page.read)
     if not rows:
-        yield "<p>No component has the accuracy that counts on its target: stage spectral computes it.</p>"
+        yield "<p>No component has an accuracy by the metric of its target yet; run stage spectral.</p>"
         return
     yield tables.to_html(rows)
     yield (
-        '<p class="quiet">The checkpoint of highest FE accuracy and the last one. Accuracy, by the metric of the target: of the'
-        " FE probe or of the fine-tuned model. Probe: a softmax classifier on all features of a model (FE: pre-trained, FT:"
-        " fine-tuned), on their main component (the fewest singular directions of each batch that hold 80 % of the sum of its"
-        " singular values) and on the residual.</p>"
+        '<p class="quiet">The table shows the checkpoint with the highest FE accuracy and the last one. Accuracy: of'
+        " the FE probe or the fine-tuned model, by the metric of the target. Probe: a softmax classifier on all"
+        " features of a model (FE: pre-trained, FT: fine-tuned), on their main component (the fewest singular"
+        " directions of each batch that hold 80 % of the sum of its singular values) and on the residual component.</p>"
     )
 
 
 def _trust(page: Page) -> Iterator[str]:
+    """Yields, for each method, how well the scores rank the checkpoints."""
     ranking, scored = page.read.get("ranking", []), page.read.get("scores", [])
     if not ranking:
         yield page.not_run("ranking" if scored else "scores")
@@ -229,26 +248,22 @@ def _trust(page: Page) -> Iterator[str]:
 
 
 def _failures(page: Page) -> Iterator[str]:
-    """What has no value, and why."""
-    what = {
-        "transfer": "method",
-        "scores": "score",
-        "spectral": "component",
-    }  # file -> the column that says what was tried
+    """Yields a table of the values that could not be computed, with the reasons."""
+    columns = {"transfer": "method", "scores": "score", "spectral": "component"}  # file -> column with what was tried
     failed = [
         {"Checkpoint": row["checkpoint"], "Target": row["target"], "What": row[column], "Why": row["error"]}
-        for name, column in what.items()
+        for name, column in columns.items()
         for row in page.read.get(name, [])
         if row.get("error")
     ]
     if failed:
-        yield "<p>These take no part in any ranking. A repeated run tries them again.</p>"
+        yield "<p>These are excluded from all rankings. The next run tries them again.</p>"
         yield tables.to_html(failed)
 
 
 def _file_stem(name: str, taken: set[str]) -> str:
-    """A file name from words in any script, without what file systems refuse, different from those taken."""
-    # 40 characters: up to 160 bytes of UTF-8 where a file system allows 255. Lower case: some ignore case.
+    """Returns a file name for words in any script, with only portable characters, and adds it to `taken`."""
+    # 40 characters are up to 160 bytes in UTF-8; file systems allow 255. Lower case because some ignore case.
     stem = base = re.sub(r"\W+", "_", name.lower())[: 60 if name.isascii() else 40].strip("_")
     number = 1
     while stem in taken:
@@ -259,7 +274,7 @@ def _file_stem(name: str, taken: set[str]) -> str:
 
 
 def _figures(needs: Sequence[str], draw: Callable, page: Page) -> Iterator[str]:
-    """A kind of figure, by group; each is also a file."""
+    """Yields the figures of a section by group, and writes each to a file."""
     missing = [name for name in needs if not page.read.get(name)]
     if missing:
         yield from map(page.not_run, missing)
@@ -273,7 +288,7 @@ def _figures(needs: Sequence[str], draw: Callable, page: Page) -> Iterator[str]:
         caption = f"<figcaption>{escape(drawing.caption)}</figcaption>"
         groups.setdefault(drawing.group, []).append(f"<figure>{element}{caption}</figure>")
     if not groups:
-        yield "<p>The results hold no values to draw yet.</p>"
+        yield "<p>The results contain no values to draw yet.</p>"
     fold = sum(map(len, groups.values())) > MANY_FIGURES and len(groups) > 1
     for number, (group, elements) in enumerate(groups.items()):
         grid = '<div class="figures">' + "\n".join(elements) + "</div>"
@@ -284,7 +299,11 @@ def _figures(needs: Sequence[str], draw: Callable, page: Page) -> Iterator[str]:
 
 
 def _tables(page: Page) -> Iterator[str]:
-    yield '<p class="quiet">Accuracies are in [0, 1], times in seconds. Each table is also a CSV file here.</p>'
+    """Yields all result rows as tables."""
+    yield (
+        '<p class="quiet">Accuracies are in [0, 1] and times in seconds. Each table is also a CSV file in the folder of'
+        " this page.</p>"
+    )
     for name in dict.fromkeys((*page.written_by, *page.results)):
         rows = page.results.get(name)
         if not rows:
@@ -293,22 +312,23 @@ def _tables(page: Page) -> Iterator[str]:
             continue
         columns = [column for column in column_names(name, rows) if any(row.get(column) is not None for row in rows)]
         table = tables.to_html(rows, columns)
-        summary = f"{escape(name)} ({len(rows)} rows)"
+        summary = f"{escape(name)} ({len(rows)} {'row' if len(rows) == 1 else 'rows'})"
         long = len(rows) > LONG_TABLE
         yield f"<details><summary>{summary}</summary>{table}</details>" if long else f"<h3>{summary}</h3>{table}"
 
 
 def _configuration(page: Page) -> Iterator[str]:
+    """Yields the study's config as JSON."""
     text = json.dumps(page.config, indent=2, ensure_ascii=False)
     missing = "<p>There is no <code>config.json</code> in the working directory.</p>"
     yield f"<pre>{escape(text, keep_lines=True)}</pre>" if page.config else missing
 
 
-# What the page holds, in this order: heading -> function of a `Page` that yields HTML, nothing for a section that is left out.
+# Sections in the order of the page: heading -> function that yields HTML. A section that yields nothing is left out.
 SECTIONS: dict[str, Callable[[Page], Iterator[str]]] = {
     "Which checkpoint transfers best": _answer,
     "Targets": _targets,
-    "Beside the paper": _paper,
+    "Comparison with the paper": _paper,
     "Why: the spectral components": _why,
     "How far each score can be trusted": _trust,
     "What failed": _failures,

@@ -1,6 +1,6 @@
-"""Why it transfers: the figures, the table and the words for spectral components, spectra, similarity and t-SNE.
+"""Explains why a checkpoint transfers, by spectral components, spectra, similarity and t-SNE.
 
-Figures 4 and 5 and Table 1 of "Towards Inadequately Pre-trained Models", for any study.
+Reproduces Figures 4 and 5 and Table 1 of "Towards Inadequately Pre-trained Models" for any study.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,47 +19,58 @@ from jax_transfer.report.style import BLUE, GREY, ORANGE, STYLE, WIDTH, cut, epo
 from jax_transfer.report.tables import is_number, percent
 from jax_transfer.results import Row
 
-# Stage of a features' model -> what the papers call it, and how a title says it.
+# State of the model that computes the features -> its name in the papers, and its name in a title.
 STAGES = {"pretrained": ("FE", "before fine-tuning"), "finetuned": ("FT", "after fine-tuning")}
 COMPONENTS = {"full": (GREY, "s", "all"), "main": (ORANGE, "o", "main"), "residual": (BLUE, "D", "residual")}
-# Method whose accuracy a stage's components are to explain.
+# State of the model -> method whose accuracy its components should explain.
 METHOD_OF = {"pretrained": "probe", "finetuned": "finetune"}
 
 
 def _select(rows: Sequence[Row], target: str, stage: str, source: str | None = None) -> list[Row]:
-    found = [row for row in rows if (row["target"], row["stage"]) == (target, stage) and not row.get("error")]
-    found = [row for row in found if source is None or source_of(row) == source]
-    return sorted(found, key=lambda row: row.get("epoch", 0))
+    """Selects the rows of a target and stage, and of a source if given, by ascending epoch and without failures."""
+    selected = [row for row in rows if (row["target"], row["stage"]) == (target, stage) and not row.get("error")]
+    selected = [row for row in selected if source is None or source_of(row) == source]
+    return sorted(selected, key=lambda row: row.get("epoch", 0))
 
 
 def _accuracies(rows: Sequence[Row], target: str, stage: str, source: str, component: str) -> dict[int, float]:
-    """epoch -> accuracy of the probe on a component."""
-    found = _select(rows, target, stage, source)
-    return {r["epoch"]: value(r) for r in found if r["component"] == component and is_number(value(r))}
+    """Returns epoch -> accuracy of the probe on a component."""
+    selected = _select(rows, target, stage, source)
+    return {r["epoch"]: value(r) for r in selected if r["component"] == component and is_number(value(r))}
 
 
 @matplotlib.rc_context(STYLE)
 def component_curves(spectral_rows: Sequence[Row], target: str, source: str = "") -> Figure:
-    """Accuracy (%) of probes on all features, the main and the residual component against pre-training epoch: Figure 5.
+    """Draws the accuracy (%) of probes on all features and on each component against pre-training epoch (Figure 5).
+
+    Args:
+      spectral_rows: rows of results/spectral.jsonl.
+      target: name of the target.
+      source: the pre-training, if the study has several; see `best.source_of`.
 
     Raises:
       InputError: if no component was evaluated on the target.
+
+    >>> rows = [{"target": "tfds:mnist", "stage": "pretrained", "checkpoint": str(epoch), "epoch": epoch,
+    ...          "component": component, "accuracy": 0.9 - epoch / 100} for epoch in (1, 5) for component in COMPONENTS]
+    >>> component_curves(rows, "tfds:mnist").axes[0].get_ylabel()
+    'FE accuracy (%)'
     """
     stages = [stage for stage in STAGES if _accuracies(spectral_rows, target, stage, source, "main")]
     if not stages:
         raise InputError(f"results/spectral.jsonl has no accuracy for target {target!r}; run stage spectral.")
     labels = [best.axis_label(best.metric_of(spectral_rows, target), STAGES[stage][0]) for stage in stages]
-    height = max(1.6, 0.075 * len(labels[0]))  # inches: as tall as the label is long
+    height = max(1.6, 0.075 * len(labels[0]))  # in inches; tall enough for the label
     figure = Figure(figsize=(WIDTH, 0.7 + height * len(stages)), layout="constrained")
     all_axes = figure.subplots(len(stages), 1, sharex=True, squeeze=False)[:, 0]
     epochs = set()
-    for axes, stage, label_of_axis in zip(all_axes, stages, labels, strict=True):
+    for axes, stage, axis_label in zip(all_axes, stages, labels, strict=True):
         for component, (color, marker, label) in COMPONENTS.items():
             points = _accuracies(spectral_rows, target, stage, source, component)
             values = [100 * accuracy for accuracy in points.values()]
             axes.plot(list(points), values, color=color, marker=marker, label=label, clip_on=False)
             epochs |= set(points)
-        percent_axis(axes, label_of_axis)
+        percent_axis(axes, axis_label)
     legend_above(all_axes[0], columns=3)
     epoch_axis(all_axes[-1], sorted(epochs))
     figure.align_ylabels(all_axes)
@@ -69,7 +80,19 @@ def component_curves(spectral_rows: Sequence[Row], target: str, source: str = ""
 
 @matplotlib.rc_context(STYLE)
 def embeddings(embedding_rows: Sequence[Row], target: str, source: str = "") -> Figure:
-    """t-SNE of test images, coloured by class: a row before and one after fine-tuning, a column a checkpoint. Figure 4."""
+    """Draws t-SNE of test images, coloured by class (Figure 4).
+
+    The rows show features before and after fine-tuning, the columns checkpoints.
+
+    Args:
+      embedding_rows: rows of results/embedding.jsonl.
+      target: name of the target.
+      source: the pre-training, if the study has several; see `best.source_of`.
+
+    >>> row = {"target": "a", "stage": "pretrained", "checkpoint": "5", "epoch": 5}
+    >>> embeddings([{**row, "x": [0.0, 1.0], "y": [1.0, 0.0], "labels": [0, 1]}], "a").axes[0].get_title()
+    'epoch 5, before fine-tuning'
+    """
     stages = [stage for stage in STAGES if _select(embedding_rows, target, stage, source)]
     epochs = sorted({row["epoch"] for stage in stages for row in _select(embedding_rows, target, stage, source)})
     figure = Figure(figsize=(WIDTH, 0.45 + WIDTH / 2 * len(stages)), dpi=200, layout="constrained")
@@ -96,7 +119,18 @@ def embeddings(embedding_rows: Sequence[Row], target: str, source: str = "") -> 
 
 @matplotlib.rc_context(STYLE)
 def spectra(spectrum_rows: Sequence[Row], target: str, stage: str, source: str = "") -> Figure:
-    """Singular values as shares of their sum, a line a checkpoint, and below how many directions count at each epoch."""
+    """Draws singular values as shares of their sum, one line per checkpoint, and the number of main directions below.
+
+    Args:
+      spectrum_rows: rows of results/spectrum.jsonl.
+      target: name of the target.
+      stage: "pretrained" or "finetuned".
+      source: the pre-training, if the study has several; see `best.source_of`.
+
+    >>> row = {"target": "a", "stage": "pretrained", "checkpoint": "5", "epoch": 5, "rank": 2, "effective_rank": 1.9}
+    >>> len(spectra([{**row, "places": [1, 2, 3], "shares": [0.5, 0.3, 0.2]}], "a", "pretrained").axes)
+    2
+    """
     rows = _select(spectrum_rows, target, stage, source)
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     curves, ranks = figure.subplots(2, 1, height_ratios=(1.5, 1))
@@ -106,7 +140,7 @@ def spectra(spectrum_rows: Sequence[Row], target: str, stage: str, source: str =
         shares = [100 * share for share in row["shares"]]
         curves.plot(row["places"], shares, color=colors(0.9 * i / max(len(rows) - 1, 1)), label=first_or_last)
     curves.set(xscale="log", yscale="log", xlabel="Singular value", ylabel="Share of the sum (%)")
-    curves.set_ylim(bottom=max(curves.get_ylim()[0], 1e-4))  # below lies rounding
+    curves.set_ylim(bottom=max(curves.get_ylim()[0], 1e-4))  # smaller shares are rounding errors
     for axis in (curves.xaxis, curves.yaxis):
         axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
@@ -123,7 +157,18 @@ def spectra(spectrum_rows: Sequence[Row], target: str, stage: str, source: str =
 
 @matplotlib.rc_context(STYLE)
 def similarity_maps(similarity_rows: Sequence[Row], target: str, stage: str) -> Figure:
-    """CKA and the overlap of main subspaces between all checkpoints of a target."""
+    """Draws CKA and the overlap of main subspaces between all pairs of checkpoints.
+
+    Args:
+      similarity_rows: rows of results/similarity.jsonl.
+      target: name of the target.
+      stage: "pretrained" or "finetuned".
+
+    >>> rows = [{"target": "a", "stage": "pretrained", "checkpoint": i, "other": j, "cka": 1.0, "overlap": 1.0}
+    ...         for i in "12" for j in "12"]
+    >>> [axes.get_title() for axes in similarity_maps(rows, "a", "pretrained").axes[:2]]
+    ['CKA', 'Overlap of main subspaces']
+    """
     rows = _select(similarity_rows, target, stage)
     names = list(dict.fromkeys(row["checkpoint"] for row in rows))
     figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
@@ -157,12 +202,15 @@ def _draw(results: Results) -> Iterator[Drawing]:
         for source in sources_of(own["spectral"]):
             if any(_accuracies(own["spectral"], target, stage, source, "main") for stage in STAGES):
                 caption = (
-                    "Probes on the spectral components of each batch of features. Main: the directions that hold 80 %."
+                    "Accuracy of probes on the spectral components of each batch of features. Main: the directions "
+                    "that hold 80 % of the sum of the singular values."
                 )
                 figure = component_curves(own["spectral"], target, source)
                 yield Drawing(name, f"components-{name}-{source}", caption, figure)
             if any(source_of(row) == source for row in own["embedding"]):
-                caption = "t-SNE of test images, a colour a class. Only neighbourhoods mean something, not distances."
+                caption = (
+                    "t-SNE of test images, one colour per class. Neighbourhoods are meaningful, distances are not."
+                )
                 yield Drawing(name, f"tsne-{name}-{source}", caption, embeddings(own["embedding"], target, source))
             for stage, (_, words) in STAGES.items():
                 if _select(own["spectrum"], target, stage, source):
@@ -174,7 +222,8 @@ def _draw(results: Results) -> Iterator[Drawing]:
         for stage, (_, words) in STAGES.items():
             if len(_select(own["similarity"], target, stage)) > 1:
                 caption = (
-                    f"How alike the checkpoints represent test images {words}; 1 is the same up to rotation and scale."
+                    f"Similarity of the checkpoints' features of test images {words}. 1 means equal up to rotation and "
+                    "scale."
                 )
                 figure = similarity_maps(own["similarity"], target, stage)
                 yield Drawing(name, f"similarity-{name}-{stage}", caption, figure)
@@ -184,13 +233,13 @@ FIGURES = {"Why it transfers: components, spectra, neighbourhoods": (("spectral"
 
 
 def _method_points(results: Results, target: str, method: str, source: str) -> dict[int, Point]:
-    """epoch -> accuracy of an evaluation protocol."""
+    """Returns epoch -> accuracy of an evaluation protocol, with its range over seeds."""
     own = [row for row in results.get("transfer", []) if source_of(row) == source]
     return best.accuracy_by("epoch", own, target, method)
 
 
 def _method_accuracies(results: Results, target: str, method: str, source: str) -> dict[int, float]:
-    """epoch -> accuracy of an evaluation protocol, mean over seeds."""
+    """Returns epoch -> accuracy of an evaluation protocol, averaged over seeds."""
     return _means(_method_points(results, target, method, source))
 
 
@@ -199,9 +248,14 @@ def _means(points: dict[int, Point]) -> dict[int, float]:
 
 
 def shown_epochs(results: Results, target: str, source: str) -> list[int]:
-    """Returns the epochs that Table 1 and Figure 4 show: the best one as a frozen feature extractor, and the last one.
+    """Returns the epochs in Table 1 and Figure 4: the best frozen feature extractor and the last epoch.
 
-    Where the stage probe has not run, the best one is that of the probe on all features.
+    If the stage probe has not run, the best epoch is that of the spectral stage's probe on all features.
+
+    >>> rows = [{"target": "a", "method": "probe", "checkpoint": str(epoch), "epoch": epoch, "accuracy": accuracy}
+    ...         for epoch, accuracy in ((1, 0.8), (5, 0.9), (9, 0.85))]
+    >>> shown_epochs({"transfer": rows}, "a", "")
+    [5, 9]
     """
     points = list(_method_points(results, target, "probe", source).values())
     if not points:
@@ -211,13 +265,19 @@ def shown_epochs(results: Results, target: str, source: str) -> list[int]:
 
 
 def _groups(results: Results) -> Iterator[tuple[str, str]]:
-    """(target, source) of what has been decomposed."""
+    """Yields each target and source with spectral rows."""
     yield from dict.fromkeys((row["target"], source_of(row)) for row in results.get("spectral", []))
 
 
 def table_1(results: Results) -> list[Row]:
-    """Table 1 for each target and source: the checkpoint that is best for FE and the last one. Column title -> text."""
-    rows, found = results.get("spectral", []), []
+    """Formats Table 1 for each target and source, with the best FE checkpoint and the last one: column title -> text.
+
+    >>> row = {"target": "a", "stage": "pretrained", "checkpoint": "5", "epoch": 5, "rank": 3.0, "accuracy": 0.9}
+    >>> (cells,) = table_1({"spectral": [{**row, "component": component} for component in COMPONENTS]})
+    >>> cells["Epoch"], cells["Rank of main"]
+    (5, '3 of 3')
+    """
+    rows, table = results.get("spectral", []), []
     names, several = tables.target_names(row["target"] for row in rows), len(sources_of(rows)) > 1
     metrics = {target: best.metric_of(rows, target) for target in names}
     title = best.heading(metrics.values())
@@ -229,7 +289,7 @@ def table_1(results: Results) -> list[Row]:
             accuracy = _method_accuracies(results, target, METHOD_OF[stage], source)
             ranks = {(row["epoch"], row["component"]): row["rank"] for row in _select(rows, target, stage, source)}
             for epoch in sorted(shown & set(parts[stage, "main"])):
-                found.append({
+                table.append({
                     "Target": names[target],
                     **({"Source": source} if several else {}),
                     "Task": task,
@@ -240,57 +300,81 @@ def table_1(results: Results) -> list[Row]:
                     **{f"Probe, {name}": percent(parts[stage, c].get(epoch)) for c, (_, _, name) in COMPONENTS.items()},
                     "Rank of main": f"{ranks[epoch, 'main']:.0f} of {ranks[epoch, 'full']:.0f}",
                 })  # fmt: skip
-    return found
+    return table
 
 
 def story(results: Results) -> Iterator[tuple[str, str]]:
-    """(target's name, what its components say, in plain words computed from the numbers)."""
+    """Yields the name of each target, and sentences on how its accuracies relate to its spectral components.
+
+    >>> epochs = (1, 5, 9)
+    >>> accuracy = {"main": (0.5, 0.8, 0.6), "residual": (0.3, 0.4, 0.5)}
+    >>> row = {"target": "tfds:mnist", "stage": "pretrained"}
+    >>> spectral = [{**row, "checkpoint": str(e), "epoch": e, "component": c, "accuracy": accuracy[c][i]}
+    ...             for i, e in enumerate(epochs) for c in accuracy]
+    >>> transfer = [{**row, "method": "probe", "checkpoint": str(e), "epoch": e, "accuracy": accuracy["main"][i]}
+    ...             for i, e in enumerate(epochs)]
+    >>> for name, sentences in story({"spectral": spectral, "transfer": transfer}):
+    ...     print(f"{name}: {sentences}")
+    mnist: FE accuracy is highest at epoch 5 ... it follows the main component ...
+    """
     rows = results.get("spectral", [])
     names = tables.target_names(row["target"] for row in rows)
     for target, source in _groups(results):
         sentences, metric = [], METRICS[best.metric_of(rows, target)]
         for stage, (task, _) in STAGES.items():
             points = _method_points(results, target, METHOD_OF[stage], source)
-            # What a checkpoint brings along is in its features before fine-tuning, also for FT.
+            # Also for FT: the features before fine-tuning show what pre-training contributes.
             parts = {c: _accuracies(rows, target, "pretrained", source, c) for c in ("main", "residual")}
             epochs = sorted(set(points) & set(parts["main"]) & set(parts["residual"]))
             if len(epochs) < 3:
                 continue
-            sentences.append(_follows(f"{task} {metric}", epochs, points, parts))
+            sentences.append(_compare_with_components(f"{task} {metric}", epochs, points, parts))
         if sentences:
             yield names[target] + from_source(source), " ".join(sentences)
 
 
-def _follows(words: str, epochs: list[int], points: dict[int, Point], parts: dict) -> str:
-    """What the accuracies of a protocol have to do with the components of `epochs`, which all have both."""
+def _compare_with_components(accuracy_name: str, epochs: list[int], points: dict[int, Point], parts: dict) -> str:
+    """Says which component the accuracies of a protocol follow over `epochs`, at which both were measured."""
     highest, last, accuracy = best.best_point(points.values()).epoch, max(points), _means(points)
     taus = {c: kendall([part[e] for e in epochs], [accuracy[e] for e in epochs]) for c, part in parts.items()}
-    said = f"{words} is highest at epoch {highest} ({percent(accuracy[highest])})"
+    text = f"{accuracy_name} is highest at epoch {highest} ({percent(accuracy[highest])})"
     if highest != last:
-        said += f" and {100 * (accuracy[highest] - accuracy[last]):.2f} points lower at the last epoch, {last}"
+        text += f" and {100 * (accuracy[highest] - accuracy[last]):.2f} points lower at the last epoch, {last}"
     if highest != last and {highest, last} <= set(epochs):
         change = {c: 100 * (part[last] - part[highest]) for c, part in parts.items()}
-        said += f"; from the one to the other a probe on the main component changes by {change['main']:+.2f} points"
-        said += f" and one on the residual by {change['residual']:+.2f}"
-    told = {c: f"Kendall's \N{GREEK SMALL LETTER TAU} {tau:.2f}" for c, tau in taus.items() if is_number(tau)}
-    if len(told) < 2:
-        return f"{said}."
-    ahead, behind = sorted(taus, key=taus.get, reverse=True)
-    if taus[ahead] <= 0:
-        said += f". Over the epochs it follows neither component (main {told['main']}, residual {told['residual']})"
-    elif taus[ahead] == taus[behind]:
-        said += f". Over the epochs it follows both components alike ({told['main']})"
+        text += ". Between these epochs, the accuracy of a probe on the main component changes by "
+        text += f"{change['main']:+.2f} points and on the residual component by {change['residual']:+.2f}"
+    formatted = {c: f"Kendall's \N{GREEK SMALL LETTER TAU} {tau:.2f}" for c, tau in taus.items() if is_number(tau)}
+    if len(formatted) < 2:
+        return f"{text}."
+    closer, other = sorted(taus, key=taus.get, reverse=True)
+    if taus[closer] <= 0:
+        text += (
+            f". Across epochs it follows neither component (main {formatted['main']}, residual {formatted['residual']})"
+        )
+    elif taus[closer] == taus[other]:
+        text += f". Across epochs it follows both components equally ({formatted['main']})"
     else:
-        said += f". Over the epochs it follows the {ahead} component ({told[ahead]}) rather than the {behind} ({told[behind]})"
-    few = f"; {len(epochs)} checkpoints are few for that" if len(epochs) < MIN_CHECKPOINTS else ""
-    return f"{said}{few}."
+        text += (
+            f". Across epochs it follows the {closer} component ({formatted[closer]}) rather than the {other} component"
+        )
+        text += f" ({formatted[other]})"
+    few = f", but {len(epochs)} checkpoints are too few to be sure" if len(epochs) < MIN_CHECKPOINTS else ""
+    return f"{text}{few}."
 
 
 def paper_rows(results: Results, paper: Sequence[Row]) -> list[Row]:
-    """The paper's numbers that a config names beside ours: column title -> text.
+    """Formats the paper's numbers from a config beside ours: column title -> text.
 
     Args:
-      paper: `config.paper`: {"target": ..., "epoch": ours, "what": a key of `_lookups`, "accuracy": theirs, "where": ...}.
+      results: result file -> its rows.
+      paper: `config.paper`. Each entry holds "target", "epoch" (ours), "what" ("source", "FE", "FT", "FE main",
+        "FE residual", "FT main" or "FT residual"), "accuracy" (theirs) and "where" (the place in the paper).
+
+    >>> entry = {"target": "", "epoch": 5, "what": "source", "accuracy": 0.7024, "where": "Table 1"}
+    >>> (row,) = paper_rows({"pretrain": [{"epoch": 5, "test_accuracy": 0.5}]}, [entry])
+    >>> row["Paper"], row["Ours"]
+    ('70.24\\xa0%', '50.00\\xa0%')
     """
     rows = results.get("transfer", [])
     names = tables.target_names(row["target"] for row in rows)
@@ -310,7 +394,7 @@ def paper_rows(results: Results, paper: Sequence[Row]) -> list[Row]:
 
 
 def _ours(results: Results, target: str, what: str, epoch: int) -> float | None:
-    """The accuracy that a config's entry names: "source", "FE", "FT", "FE main", "FE residual", "FT main", "FT residual"."""
+    """Returns our accuracy for an entry of `config.paper`."""
     if what == "source":
         return {row["epoch"]: row["test_accuracy"] for row in results.get("pretrain", [])}.get(epoch)
     task, _, component = what.partition(" ")

@@ -1,4 +1,4 @@
-"""What the report's figures have in common: one paper column wide, colours for everybody, text that stays text."""
+"""Shared style of the report's figures: one paper column wide, colour-blind-safe colours, searchable text."""
 
 import io
 import unicodedata
@@ -11,9 +11,9 @@ import matplotlib.ticker
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-WIDTH = 3.4  # inches: one column of a paper, and a telephone held upright
+WIDTH = 3.4  # inches: one column of a paper, or a phone in portrait mode
 
-# Okabe and Ito's palette, which the colour-blind can tell apart; markers differ too, for print in grey.
+# Okabe and Ito's palette, which colour-blind readers can tell apart. Markers differ too, for printing in grey.
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
 VERMILION, PURPLE, GREY = "#D55E00", "#CC79A7", "#555555"
 METHOD_STYLES = {"probe": (BLUE, "o"), "probe_converged": (SKY, "s"), "finetune": (VERMILION, "D")}
@@ -34,26 +34,34 @@ STYLE = {
     "legend.borderaxespad": 0.1,
     "legend.handlelength": 1.6,
     "legend.labelspacing": 0.25,
-    # Text stays text: it can be searched, a name in any script is drawn with the reader's fonts, and the page holds
-    # no glyph outlines whose ids would collide.
+    # Keep text as text: readers can search it, their fonts draw names in any script, and the page holds no glyph
+    # outlines whose ids would collide.
     "svg.fonttype": "none",
     "svg.hashsalt": "jax_transfer",
-    "text.parse_math": False,  # a dollar sign in a folder's name is no formula
+    "text.parse_math": False,  # a dollar sign in a folder's name does not start a formula
 }
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as an SVG document, the same bytes for the same rows."""
+    """Returns the figure as an SVG document. The same rows give the same bytes.
+
+    >>> to_svg(Figure(figsize=(1, 1))).startswith("<?xml")
+    True
+    """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # Layout measures with matplotlib's font; the reader's fonts draw the letters which that one lacks.
+        # The layout is computed with matplotlib's font; the reader's fonts draw the glyphs that it lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue()
 
 
 def cut(text: str, width: int) -> str:
-    """At most `width` columns of text: the end goes first. Wide (East Asian) characters count twice."""
+    """Cuts the end of a text so that it fits into `width` columns. Wide (East Asian) characters count twice.
+
+    >>> cut("embedded:digits", 9)
+    'embedded…'
+    """
     widths = [2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text]
     if sum(widths) <= width:
         return text
@@ -61,15 +69,26 @@ def cut(text: str, width: int) -> str:
 
 
 def is_geometric(epochs: Sequence[int]) -> bool:
-    """Whether epochs thin out (1, 2, 5, 10, 20, ...): a linear axis would press the early ones together."""
+    """Returns whether the distances between epochs grow (1, 2, 5, 10, 20, ...), which suggests a logarithmic axis.
+
+    >>> is_geometric([0, 1, 2, 5, 10, 20, 50]), is_geometric([10, 20, 30, 40])
+    (True, False)
+    """
     epochs = sorted(set(epochs))
     return len(epochs) > 3 and epochs[len(epochs) // 2] < epochs[-1] / 4
 
 
 def epoch_axis(axes: matplotlib.axes.Axes, epochs: Sequence[int]) -> None:
+    """Labels and scales the x-axis for pre-training epochs; geometric epochs get a logarithmic scale.
+
+    >>> axes = Figure().subplots()
+    >>> epoch_axis(axes, [0, 1, 2, 5, 10, 20, 50])
+    >>> axes.get_xscale(), axes.get_xlabel()
+    ('symlog', 'Pre-training epoch')
+    """
     axes.set_xlabel("Pre-training epoch")
     if is_geometric(epochs):
-        axes.set_xscale("symlog", linthresh=1, linscale=0.4)  # symlog, since epoch 0 is there too
+        axes.set_xscale("symlog", linthresh=1, linscale=0.4)  # symlog because epoch 0 is included
         ticks = [0] + [m * 10**e for e in range(6) for m in (1, 3)]
         axes.set_xticks([tick for tick in ticks if min(epochs) <= tick <= max(epochs)])
         axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
@@ -81,24 +100,45 @@ def epoch_axis(axes: matplotlib.axes.Axes, epochs: Sequence[int]) -> None:
 
 
 def percent_axis(axes: matplotlib.axes.Axes, label: str) -> None:
+    """Labels the y-axis and limits it to 100 %.
+
+    >>> axes = Figure().subplots()
+    >>> _ = axes.plot([90, 100])
+    >>> percent_axis(axes, "Accuracy (%)")
+    >>> float(axes.get_ylim()[1])
+    100.0
+    """
     axes.set_ylabel(label)
     axes.set_ylim(top=min(axes.get_ylim()[1], 100))
     axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
 
 
 def legend_above(axes: matplotlib.axes.Axes, columns: int = 1) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=columns)  # outside the axes: covers no data
+    """Places the legend above the axes, where it covers no data.
+
+    >>> axes = Figure().subplots()
+    >>> _ = axes.plot([1, 2], label="FE")
+    >>> legend_above(axes)
+    >>> [text.get_text() for text in axes.get_legend().get_texts()]
+    ['FE']
+    """
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=columns)
 
 
 def place_labels(axes: matplotlib.axes.Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
-    """Writes each text beside its point, on the first side that is free; with no free side the colour alone tells it.
+    """Labels each point on the first free side. A point without a free side gets no label.
 
-    Sides are judged in points (1/72 inch) on axes of about 150 by 130, which is what WIDTH leaves them.
+    Distances are measured in points (1/72 inch), on axes of about 150 by 130 points, which figures of WIDTH have.
+
+    >>> axes = Figure().subplots()
+    >>> place_labels(axes, [(0.5, 0.5), (0.5, 0.5)], ["first", "second"])
+    >>> [text.get_text() for text in axes.texts]
+    ['first', 'second']
     """
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    places = [(150 * (x - left) / (right - left), 130 * (y - bottom) / (top - bottom)) for x, y in points]
-    taken = [(x - 2.5, y - 2.5, x + 2.5, y + 2.5) for x, y in places]
-    for (x, y), (px, py), text in zip(points, places, texts, strict=True):
+    positions = [(150 * (x - left) / (right - left), 130 * (y - bottom) / (top - bottom)) for x, y in points]
+    taken = [(x - 2.5, y - 2.5, x + 2.5, y + 2.5) for x, y in positions]
+    for (x, y), (px, py), text in zip(points, positions, texts, strict=True):
         width = 4.6 * len(text)
         for dx, dy, align in ((4, 3, "left"), (-4, 3, "right"), (4, -9, "left"), (-4, -9, "right")):
             start = px + dx - (width if align == "right" else 0)

@@ -1,7 +1,7 @@
-"""Result rows in, text out: the names that readers see, and any rows as CSV or HTML.
+"""Turns result rows into text: display names, CSV files and HTML tables.
 
-Rows are the dictionaries of `results/*.jsonl` (`results.to_json_dict`); accuracies are in [0, 1] there, and
-in percent wherever a reader sees them. A missing value (None or NaN) shows as an en dash.
+Rows are the dictionaries in `results/*.jsonl` (`results.to_json_dict`). Accuracies are fractions in [0, 1] there and
+percentages wherever a reader sees them. A missing value (None or NaN) is shown as an en dash.
 """
 
 import csv
@@ -16,14 +16,14 @@ from jax_transfer.results import Row, column_names, write_atomically
 
 EN_DASH = "–"
 
-# Method -> its short name in figures and tables, and how a sentence says it. FE and FT are the papers' terms.
+# Method -> its short name in figures and tables, and its name in a sentence. FE and FT are the papers' terms.
 METHODS = {
     "probe": ("FE", "as a frozen feature extractor (FE)"),
     "probe_converged": ("FE converged", "as a frozen feature extractor with a converged probe"),
-    "finetune": ("FT", "fine-tuned (FT)"),
+    "finetune": ("FT", "when fine-tuned (FT)"),
 }
 
-# Score -> its name in the field.
+# Score -> its usual name in the literature.
 SCORE_NAMES = {
     "logme": "LogME",
     "leep": "LEEP",
@@ -43,25 +43,40 @@ SCORE_NAMES = {
     "mi_pca_alpha_0.5": "MI w/ PCA (α = 0.5)",
 }
 
-# How the options of a target string read: tfds:mnist?per_class=100 -> mnist (100 per class).
+# Display form of the options in a target string: tfds:mnist?per_class=100 -> mnist (100 per class).
 TARGET_OPTIONS = {"per_class": "{} per class", "fraction": "fraction {}", "imbalance": "imbalance {}"}
 
 
 def is_number(value) -> bool:
+    """Returns whether a value is a finite number.
+
+    >>> [is_number(value) for value in (0.5, 3, None, float("nan"))]
+    [True, True, False, False]
+    """
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def showable(text) -> str:
-    """Text with what XML cannot hold (control characters, halves of surrogate pairs) replaced."""
+    """Returns the text with the characters that XML cannot hold (control characters, lone surrogates) replaced.
+
+    >>> showable("birds\\x07")
+    'birds�'
+    """
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", str(text))
 
 
 def short_target(target: str) -> str:
-    """How a target is shown: `tfds:mnist?per_class=100` -> `mnist (100 per class)`, `folder:/my/birds` -> `birds`."""
+    """Returns the display name of a target.
+
+    >>> short_target("tfds:mnist?per_class=100")
+    'mnist (100 per class)'
+    >>> short_target("folder:/my/birds")
+    'birds'
+    """
     name, mark, query = showable(target).partition("?")
     pairs = [pair.partition("=") for pair in re.split("[&,]", query)]
     if mark and not all(key.isidentifier() and equals for key, equals, _ in pairs):
-        name, pairs = showable(target), []  # a question mark that belongs to a folder's name
+        name, pairs = showable(target), []  # the question mark is part of a folder's name
     source, colon, rest = name.partition(":")
     name = (rest.rstrip("/").rpartition("/")[2] or rest) if colon and source in ("tfds", "folder", "embedded") else name
     options = [TARGET_OPTIONS.get(key, key + " {}").replace("{}", value) for key, _, value in pairs if key]
@@ -69,37 +84,85 @@ def short_target(target: str) -> str:
 
 
 def target_names(targets: Iterable[str]) -> dict[str, str]:
-    """Each target's short name, or its full one where two targets would share the short one."""
+    """Maps each target to its short name, or to its full name if another target has the same short name.
+
+    >>> target_names(["folder:/a/birds", "folder:/b/birds", "tfds:mnist"])
+    {'folder:/a/birds': 'folder:/a/birds', 'folder:/b/birds': 'folder:/b/birds', 'tfds:mnist': 'mnist'}
+    """
     targets = list(dict.fromkeys(targets))
     short = [short_target(target) for target in targets]
     return {t: name if short.count(name) == 1 else showable(t) for t, name in zip(targets, short, strict=True)}
 
 
 def method_name(method: str) -> str:
+    """Returns the short name of a method, such as "FT"; an unknown method keeps its own name.
+
+    >>> method_name("finetune"), method_name("mine")
+    ('FT', 'mine')
+    """
     return METHODS[method][0] if method in METHODS else showable(method)
 
 
 def class_list(names: Sequence[str], num_classes: int, most: int = 5) -> str:
-    """How classes are shown: `10: cat, dog, ...`. names: at least the first `most` of them."""
+    """Returns the number of classes and the first few names.
+
+    Args:
+      names: class names; at least the first `most` of them.
+      num_classes: number of classes.
+      most: number of names to show.
+
+    >>> class_list(["cat", "dog", "emu"], 10, most=2)
+    '10: cat, dog, ...'
+    """
     return f"{num_classes:,}: {', '.join(map(showable, names[:most]))}{', ...' if num_classes > most else ''}"
 
 
 def score_name(score: str) -> str:
+    """Returns the usual name of a score; an unknown score keeps its own name.
+
+    >>> score_name("nleep"), score_name("mine")
+    ('N-LEEP', 'mine')
+    """
     return SCORE_NAMES.get(score, showable(score))
 
 
 def percent(accuracy, unit: str = "\N{NO-BREAK SPACE}%") -> str:
-    """0.9647 -> `96.47 %`; an en dash for a missing value."""
+    """Formats an accuracy in [0, 1] as a percentage, or a missing value as an en dash.
+
+    >>> percent(0.9647, unit=" %"), percent(None)
+    ('96.47 %', '–')
+    """
     return f"{100 * accuracy:.2f}{unit}" if is_number(accuracy) else EN_DASH
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes UTF-8 atomically; what UTF-8 cannot hold (half of a surrogate pair in a file name) is escaped."""
+    """Writes a text file atomically as UTF-8, escaping characters that UTF-8 cannot encode (lone surrogates).
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "page.html"
+    ...     write_text(path, "FE \\udcff")
+    ...     print(path.read_text())
+    FE \\udcff
+    """
     write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def to_csv(rows: Sequence[Row], path: pathlib.Path, columns: Sequence[str] | None = None) -> None:
-    """Writes rows as CSV: a header line, floats with all their digits, None as an empty cell, NaN as `nan`."""
+    """Writes rows as CSV with a header line. Floats keep all digits, None becomes an empty cell and NaN `nan`.
+
+    Args:
+      rows: the rows to write.
+      path: the CSV file.
+      columns: the columns in order; all columns of the rows by default.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "scores.csv"
+    ...     to_csv([{"epoch": 1, "logme": 0.5}, {"epoch": 2, "logme": None}], path)
+    ...     path.read_text().splitlines()
+    ['epoch,logme', '1,0.5', '2,']
+    """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, column_names("", rows) if columns is None else columns, lineterminator="\n")
     writer.writeheader()
@@ -108,7 +171,11 @@ def to_csv(rows: Sequence[Row], path: pathlib.Path, columns: Sequence[str] | Non
 
 
 def format_value(value) -> str:
-    """A cell's text: four decimals for floats of ordinary size, an en dash for None and NaN, the length of a list."""
+    """Formats a value for a table cell: four decimals for ordinary floats, the length of a list, a dash for None.
+
+    >>> [format_value(value) for value in (0.5, 123.456, 1e-5, None, [1, 2])]
+    ['0.5000', '123.5', '1.00e-05', '–', '(2 values)']
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return EN_DASH
     if isinstance(value, list):
@@ -121,7 +188,15 @@ def format_value(value) -> str:
 
 
 def to_html(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
-    """Rows as an HTML table, every string escaped; columns without words are aligned to the right (class `n`)."""
+    """Returns rows as an HTML table with all strings escaped. Numeric columns are right-aligned (class `n`).
+
+    >>> print(to_html([{"score": "LogME", "tau": 0.5}]))
+    <div class="table"><table>
+    <thead><tr><th>score</th><th class="n">tau</th></tr></thead>
+    <tbody>
+    <tr><td>LogME</td><td class="n">0.5000</td></tr>
+    </tbody></table></div>
+    """
     columns = column_names("", rows) if columns is None else columns
     cells = [[format_value(row.get(column)) for column in columns] for row in rows]
     numeric = [all(line[i] == EN_DASH or line[i][:1] in "+-0123456789" for line in cells) for i in range(len(columns))]

@@ -1,4 +1,4 @@
-"""How far each score can be trusted: all scores by all metrics, as Tables 1 to 3 of "Ranking Neural Checkpoints"."""
+"""Shows how far each score can be trusted, as in Tables 1 to 3 of "Ranking Neural Checkpoints"."""
 
 import math
 import statistics
@@ -15,8 +15,8 @@ from jax_transfer.report.tables import is_number
 from jax_transfer.results import Row
 from jax_transfer.transfer.finetune import FINETUNE_SCORES
 
-# Column title -> column of results/ranking.jsonl, and its decimals on the page and in the narrower terminal; each is
-# shown in per cent, the mean over the targets on which any score has it: the same targets for all scores.
+# Column title -> column of results/ranking.jsonl, and its decimals on the page and in the narrower terminal. Values are
+# percentages, averaged over the targets on which any score has a value, so that all scores use the same targets.
 METRICS = {
     "Recall@1": ("recall@1", (2, 0)),
     "Rel@1": ("rel@1", (2, 1)),
@@ -35,38 +35,64 @@ SCORED = "Scored"
 def trust_rows(
     ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str, terminal: bool = False
 ) -> list[Row]:
-    """Column title -> text, a row a score: how it ranks checkpoints by their accuracy with `method`; best Kendall first.
+    """Formats how well each score predicts the accuracies of `method`: one dict per score, highest Kendall's tau first.
 
-    A score that a checkpoint lacks has no value against all checkpoints: it shows en dashes, and how many it has.
-    GFLOPS: the mean work of the score for one checkpoint, as its rows have it, and as `paper_gigaflops` has it.
+    A score that is missing for some checkpoints cannot be compared over all of them: its values are en dashes, and the
+    column "Scored" shows for how many checkpoints it exists. The GFLOPS columns hold the mean work per checkpoint, as
+    counted here and by the rule of `paper_gigaflops`.
+
+    Args:
+      ranking_rows: rows of results/ranking.jsonl.
+      score_rows: rows of results/scores.jsonl.
+      method: method whose accuracies the scores predict, such as "finetune".
+      terminal: whether to use the fewer decimals of the terminal table.
+
+    Returns:
+      Column title -> text, for each score.
+
+    >>> from jax_transfer.results import RankingRow, to_json_dict
+    >>> row = RankingRow("tfds:mnist", "finetune", "logme", *[0.5] * 7, 4, 0.1, 0.8, regret=0.02)
+    >>> (cells,) = trust_rows([to_json_dict(row)], [], "finetune")
+    >>> cells["Score"], cells["Kendall"], cells["Regret"]
+    ('LogME', '50.00', '2.00')
     """
     own = [row for row in ranking_rows if row["method"] == method]
-    scored, found = _scored(own), []
-    gaps = any(have < of for have, of in scored.values())
-    for score, (have, of) in scored.items():
+    counts, formatted = _count_scored(own), []
+    has_gaps = any(num_scored < num_checkpoints for num_scored, num_checkpoints in counts.values())
+    for score, (num_scored, num_checkpoints) in counts.items():
         mean = {c: _mean_over_targets(own, score, c) for c in own[0]}
-        cells: Row = {"Score": tables.score_name(score), **({SCORED: f"{have} of {of}"} if gaps else {})}
+        cells: Row = {
+            "Score": tables.score_name(score),
+            **({SCORED: f"{num_scored} of {num_checkpoints}"} if has_gaps else {}),
+        }
         for title, (column, decimals) in METRICS.items():
             cells[title] = tables.EN_DASH if mean[column] is None else f"{100 * mean[column]:.{decimals[terminal]}f}"
             if title == "Kendall":
                 ends = mean["kendall_low"], mean["kendall_high"]
                 cells[INTERVAL] = tables.EN_DASH if None in ends else "{}..{}".format(*(round(100 * e) for e in ends))
         own_scores = [row for row in score_rows if row["score"] == score]
-        cells["GFLOPS"] = _work(_mean(row["gflops"] for row in own_scores), 2 - terminal)
-        cells[AS_IN_THE_PAPER] = _work(_mean(map(paper_gigaflops, own_scores)), 2 - terminal)
-        found.append((-2 if mean["kendall"] is None else mean["kendall"], cells))
-    return [cells for _, cells in sorted(found, key=lambda pair: -pair[0])]
+        cells["GFLOPS"] = _format_gigaflops(_mean(row["gflops"] for row in own_scores), 2 - terminal)
+        cells[AS_IN_THE_PAPER] = _format_gigaflops(_mean(map(paper_gigaflops, own_scores)), 2 - terminal)
+        formatted.append((-2 if mean["kendall"] is None else mean["kendall"], cells))
+    return [cells for _, cells in sorted(formatted, key=lambda pair: -pair[0])]
 
 
 def paper_gigaflops(row: Row) -> float:
-    """The work of a score by the rule of "Ranking Neural Checkpoints", from a row of results/scores.jsonl.
+    """Computes the work of a score by the rule of "Ranking Neural Checkpoints".
 
-    A multiply-add is one operation there; rows count two. A forward pass over the training images, F, serves all
-    scores and is left out. Fine-tuning for k epochs costs 3 F an epoch, less that one, and T, a forward pass over the
-    test images: (3k - 1) F + T. A linear classifier costs T and its training. Other scores cost what they compute.
+    The rule counts a multiply-add as one operation, the rows count it as two. All scores share one forward pass over
+    the training images, F, which is excluded. Fine-tuning for k epochs costs 3 F per epoch minus the shared pass, plus
+    one forward pass over the test images, T: (3k - 1) F + T. A linear classifier costs T plus its training. Any other
+    score costs its own computation.
+
+    Args:
+      row: a row of results/scores.jsonl.
 
     Returns:
-      Multiply-adds / 1e9; NaN where the row lacks a number.
+      Multiply-adds / 1e9, or NaN if the row lacks a number.
+
+    >>> paper_gigaflops({"score": "finetune_1", "gflops": 1.0, "forward_gflops": 200.0, "test_forward_gflops": 40.0})
+    220.0
     """
     own, forward, test_forward = (
         row[name] / 2 if is_number(row.get(name)) else math.nan
@@ -77,8 +103,8 @@ def paper_gigaflops(row: Row) -> float:
     return own + test_forward if row["score"].startswith("linear_") else own
 
 
-def _work(gflops: float | None, decimals: int) -> str:
-    """6.51e5, with so many decimals."""
+def _format_gigaflops(gflops: float | None, decimals: int) -> str:
+    """Formats gigaflops in scientific notation, such as 6.51e5, or plainly if the number is short."""
     if gflops is None:
         return tables.EN_DASH
     if 0.01 <= gflops < 100:
@@ -88,64 +114,75 @@ def _work(gflops: float | None, decimals: int) -> str:
 
 
 def trust_note(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str) -> str:
-    """What `trust_rows` are measured on, and whether it is enough."""
+    """Describes the data behind `trust_rows`, and says whether they suffice. See `trust_rows` for the arguments.
+
+    >>> from jax_transfer.results import RankingRow, to_json_dict
+    >>> row = RankingRow("tfds:mnist", "finetune", "logme", *[0.5] * 7, 4, 0.1, 0.8, regret=0.02)
+    >>> print(trust_note([to_json_dict(row)], [], "finetune"))
+    Measured against the FT accuracy of 4 checkpoints, averaged over 1 target, in percent. ...
+    """
     own = [row for row in ranking_rows if row["method"] == method]
     names = tables.target_names(row["target"] for row in own)
     metrics = {row["target"]: row.get("metric", DEFAULT) for row in own}
     targets, counts = len(names), sorted({row["num_checkpoints"] for row in own})
     checkpoints = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    what = f"{tables.method_name(method)} {metric_words(metrics, names)}"
-    note = f"Against {what} of {checkpoints} checkpoints, mean over {targets} "
+    accuracy = f"{tables.method_name(method)} {metric_words(metrics, names)}"
+    note = f"Measured against the {accuracy} of {checkpoints} checkpoints, averaged over {targets} "
     note += "target" if targets == 1 else "targets"
     note += (
-        "; in per cent. 95 %: bootstrap interval of Kendall's tau over checkpoints. Regret: accuracy lost by trusting "
+        ", in percent. 95 %: bootstrap interval of Kendall's tau over checkpoints. Regret: accuracy lost by trusting "
+        "the score, in points."
     )
-    note += "the score, in points."
-    note += "".join(f" {sentence}" for sentence in _gaps(own, names))
+    note += "".join(f" {sentence}" for sentence in _describe_gaps(own, names))
     forward = _mean([row["forward_gflops"] for row in score_rows])
     if forward is not None:
         note += (
-            f" GFLOPS of one checkpoint: a multiply-add is two operations; the forward pass over the training images "
-            f"({forward:.3g}), which all scores share, and those over images that a score is tested on are left out. As in "
-            "the paper: a multiply-add is one operation; with F and T a forward pass over the training and the test "
-            "images, fine-tuning for k epochs costs (3k - 1) F + T, and a linear classifier T more than its training (the "
-            "paper's groups I and II to 1 %; its group III does not fit)."
+            " GFLOPS: work per checkpoint, where a multiply-add is two operations. It excludes the forward pass over "
+            f"the training images ({forward:.3g}), which all scores share, and forward passes over the images on which "
+            "a score is tested. As in the paper: a multiply-add is one operation. If F and T are one forward pass over "
+            "the training images and one over the test images, fine-tuning for k epochs costs (3k - 1) F + T, and a "
+            "linear classifier costs T plus its training. This matches the paper's groups I and II within 1 %; its "
+            "group III does not fit."
         )
     if counts[0] < MIN_CHECKPOINTS:
-        note += f" {counts[0]} checkpoints are too few to trust any of this: at least {MIN_CHECKPOINTS} are needed."
+        note += f" {counts[0]} checkpoints are too few to trust any of this; at least {MIN_CHECKPOINTS} are needed."
     return note
 
 
-def _scored(own: Sequence[Row]) -> dict[str, tuple[int, int]]:
-    """Score -> how many checkpoints have it and an accuracy, and how many there are, summed over targets."""
-    of = {row["target"]: row["num_checkpoints"] for row in own}
-    have: dict[str, int] = {}
+def _count_scored(own: Sequence[Row]) -> dict[str, tuple[int, int]]:
+    """Counts the checkpoints with a score and an accuracy, and all checkpoints: score -> both, summed over targets."""
+    totals = {row["target"]: row["num_checkpoints"] for row in own}
+    scored: dict[str, int] = {}
     for row in own:
         num_scored = row.get("num_scored")
-        have.setdefault(row["score"], 0)
-        have[row["score"]] += row["num_checkpoints"] if num_scored is None else num_scored
-    return {score: (number, sum(of.values())) for score, number in have.items()}
+        scored.setdefault(row["score"], 0)
+        scored[row["score"]] += row["num_checkpoints"] if num_scored is None else num_scored
+    return {score: (number, sum(totals.values())) for score, number in scored.items()}
 
 
 def _targets_with(own: Sequence[Row], column: str) -> list[str]:
-    """The targets on which any score has a value in a column."""
+    """Returns the targets on which any score has a value in a column."""
     return list(dict.fromkeys(row["target"] for row in own if is_number(row.get(column))))
 
 
 def _mean_over_targets(own: Sequence[Row], score: str, column: str) -> float | None:
-    """The mean over the targets on which any score has the column; None if this one lacks it on one of them."""
+    """Averages a column over the targets on which any score has it; None if this score lacks it on one of them."""
     values = {row["target"]: row.get(column) for row in own if row["score"] == score}
     values = [values.get(target) for target in _targets_with(own, column)]
     return _mean(values) if all(map(is_number, values)) else None
 
 
-def _gaps(own: Sequence[Row], names: dict[str, str]) -> Iterator[str]:
-    """What is missing, in sentences: scores of some checkpoints, and columns of some targets."""
-    missing = [f"{tables.score_name(s)} {have} of {of} scored" for s, (have, of) in _scored(own).items() if have < of]
+def _describe_gaps(own: Sequence[Row], names: dict[str, str]) -> Iterator[str]:
+    """Yields sentences on missing values: scores of some checkpoints, and columns of some targets."""
+    missing = [
+        f"{tables.score_name(score)} {num_scored} of {num_checkpoints} scored"
+        for score, (num_scored, num_checkpoints) in _count_scored(own).items()
+        if num_scored < num_checkpoints
+    ]
     if missing:
         yield (
-            f"{', '.join(missing)}: checkpoints with both the score and the accuracy. Where one lacks either, nothing is "
-            f"known against all of them ({tables.EN_DASH})."
+            f"{', '.join(missing)}: these checkpoints have both the score and the accuracy. If any checkpoint lacks "
+            f"either, the score cannot be judged over all checkpoints ({tables.EN_DASH})."
         )
     without: dict[tuple[str, ...], list[str]] = {}
     for title, (column, _) in METRICS.items():
@@ -160,13 +197,24 @@ def _gaps(own: Sequence[Row], names: dict[str, str]) -> Iterator[str]:
 
 
 def ground_truth(ranking_rows: Sequence[Row]) -> str | None:
-    """The method whose accuracies the scores are to predict: fine-tuning, where it was run."""
+    """Returns the method whose accuracies the scores should predict: fine-tuning if it has run.
+
+    >>> ground_truth([{"method": "probe"}, {"method": "finetune"}])
+    'finetune'
+    """
     methods = {row["method"] for row in ranking_rows}
     return next((method for method in ("finetune", "probe_converged", "probe") if method in methods), None)
 
 
 def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str) -> Table:
-    """`trust_rows` for a terminal, 80 columns wide: `rich.print(trust_table(...))`."""
+    """Builds the terminal table of `trust_rows`, 80 columns wide. See `trust_rows` for the arguments.
+
+    >>> from jax_transfer.results import RankingRow, to_json_dict
+    >>> row = RankingRow("tfds:mnist", "finetune", "logme", *[0.5] * 7, 4, 0.1, 0.8, regret=0.02)
+    >>> import rich
+    >>> rich.print(trust_table([to_json_dict(row)], [], "finetune"))
+    How far each score can be trusted...
+    """
     note = trust_note(ranking_rows, score_rows, method)
     table = Table(
         title="How far each score can be trusted",
@@ -176,7 +224,7 @@ def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: 
         padding=0,
     )
     rows = []
-    for row in trust_rows(ranking_rows, score_rows, method, 1):
+    for row in trust_rows(ranking_rows, score_rows, method, terminal=True):
         gap = f"\n{row[SCORED]} scored" if SCORED in row else ""
         cells = {k: v for k, v in row.items() if k not in ("weighted", SCORED)}
         rows.append({**cells, "Score": cells["Score"] + gap})
@@ -190,7 +238,7 @@ def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: 
         "Regret": "Re-\ngret",
     }
     for title in rows[0] if rows else ():
-        is_name = title == "Score"  # the one column that may wrap: a number cut short would be wrong
+        is_name = title == "Score"  # only names may wrap: a number cut short would be wrong
         table.add_column(short.get(title, title), justify="left" if is_name else "right", no_wrap=not is_name)
     for row in rows:
         table.add_row(*map(Text, row.values()))

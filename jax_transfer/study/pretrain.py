@@ -286,15 +286,18 @@ def _raise_divergence(training: _Training, step: int) -> None:
 
 
 def _saved(work: Workspace, pretraining: Pretraining, rows: Rows) -> list[int]:
-    """The epochs that are on disk. Rows and checkpoints are written one after the other: a kill between them leaves one
-    without the other, and the rows are then made from the checkpoints."""
-    trajectory = Trajectory(work.folder(pretraining) / "checkpoints", alone=True)
-    saved = trajectory.epochs()
-    names = [snapshot(pretraining, epoch).name for epoch in range(work.config.pretrain.epochs + 1)]
-    if saved and [row.epoch for row in rows.rows if row.checkpoint in names] != saved:
-        others = [row for row in rows.rows if row.checkpoint not in names]
-        rows.replace([*others, *(from_json_dict(PretrainRow, trajectory.metadata(epoch)["row"]) for epoch in saved)])
-    trajectory.close()
+    """The epochs that are on disk.
+
+    A kill between writing a checkpoint and its row, or checkpoints copied from another study, leave one without the other: the
+    rows are then rebuilt from the checkpoints.
+    """
+    with contextlib.closing(Trajectory(work.folder(pretraining) / "checkpoints", alone=True)) as trajectory:
+        saved = trajectory.epochs()
+        names = {epoch: snapshot(pretraining, epoch).name for epoch in range(work.config.pretrain.epochs + 1)}
+        if saved and [row.epoch for row in rows.rows if row.checkpoint in names.values()] != saved:
+            others = [row for row in rows.rows if row.checkpoint not in names.values()]
+            restored = [from_json_dict(PretrainRow, trajectory.metadata(epoch)["row"]) for epoch in saved]
+            rows.replace([*others, *(dataclasses.replace(row, checkpoint=names[row.epoch]) for row in restored)])
     return saved
 
 

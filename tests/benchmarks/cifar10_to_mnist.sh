@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The paper's toy experiment in full, on one GPU, into docs/results/cifar10_to_mnist.
+# Runs the paper's toy experiment in full on one GPU, and records it in docs/results/cifar10_to_mnist.
 #
 #   tests/benchmarks/cifar10_to_mnist.sh [SECONDS]
 #
-# After SECONDS (default: 570) it stops; run it again and it goes on where it stopped. When the study is complete, its rows,
-# figures and a README with the command, the device and our numbers beside the paper's are written. VARIANT (default: full),
-# WORKDIR (default: runs/cifar10_to_mnist), OUTPUT, PYTHON and TFDS_DATA_DIR may be set.
+# Stops after SECONDS (default: 570); run it again to resume. When the study is complete, it writes the rows, figures
+# and a README with the command, the device and our numbers beside the paper's. You can set VARIANT (default: full),
+# WORKDIR (default: runs/cifar10_to_mnist), OUTPUT, PYTHON and TFDS_DATA_DIR.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 
@@ -19,7 +19,7 @@ timeout --signal=TERM --kill-after=20 "${1:-570}" \
   "$python" -m jax_transfer.main --config="$config" --workdir="$workdir"
 code=$?
 if [ "$code" -eq 124 ]; then
-  echo "== stopped after ${1:-570} s: run the same command again to go on"
+  echo "== stopped after ${1:-570} s: run the same command again to resume"
 fi
 [ "$code" -eq 0 ] || exit "$code"
 "$python" tests/benchmarks/record_study.py "$workdir" "${OUTPUT:-docs/results/cifar10_to_mnist}" \

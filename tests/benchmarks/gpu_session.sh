@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one call: the GPU tests, the benchmarks, and the study of CIFAR-10 -> MNIST.
+# Runs everything that needs a GPU: the GPU tests, the benchmarks, and the study from CIFAR-10 to MNIST.
 #
 #   tests/benchmarks/gpu_session.sh [OUTPUT]
 #
-# OUTPUT (default: docs/results/benchmarks) gets the JSON of each benchmark and the log of each step; the study has a script
-# of its own, cifar10_to_mnist.sh, which goes on where it stopped. PYTHON names the interpreter (default: python3).
-# TFDS_DATA_DIR says where the data sets are. TESTS_LIMIT, BENCHMARK_LIMIT and STUDY_LIMIT are seconds a step may take.
-# A step that fails or runs out of time does not stop the next ones; the last lines say which did, and the exit code is 1.
+# OUTPUT (default: docs/results/benchmarks) receives the JSON of each benchmark and the log of each step. The study has
+# its own script, cifar10_to_mnist.sh, which resumes where it stopped. PYTHON sets the interpreter (default: python3),
+# TFDS_DATA_DIR the folder of the data sets, and TESTS_LIMIT, BENCHMARK_LIMIT and STUDY_LIMIT the seconds per step.
+# A step that fails or runs out of time does not stop the next ones; the last lines list these steps, and the exit code
+# is then 1.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 
@@ -17,7 +18,7 @@ mkdir -p "$out" || exit 1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1
 
-# step NAME SECONDS COMMAND...: runs it, with its output on the terminal and in OUTPUT/NAME.log.
+# step NAME SECONDS COMMAND...: runs the command and writes its output to the terminal and to OUTPUT/NAME.log.
 step() {
   local name=$1 limit=$2 code=0
   shift 2
@@ -29,7 +30,7 @@ step() {
   fi
 }
 
-# The logs hold what the JSON does not: the table, and the reasons of failures.
+# The logs contain what the JSON lacks: the table, and the reasons for failures.
 step gpu_tests "${TESTS_LIMIT:-240}" \
   env JAX_TRANSFER_TEST_GPU=1 "$python" -m pytest -m gpu -q -p no:cacheprovider tests/test_gpu.py
 for what in step18 step50 epoch; do
@@ -38,8 +39,8 @@ for what in step18 step50 epoch; do
 done
 for what in logme nleep probe spectral; do
   step "$what" "${BENCHMARK_LIMIT:-420}" "$python" "tests/benchmarks/$what.py" --runs=1
-  # A JSON line for the GPU and one for the CPU, among what libraries may say.
-  grep '^{' "$out/$what.log" >"$out/$what.jsonl" || failed+=("$what.jsonl: there is no result in $what.log")
+  # One JSON line for the GPU and one for the CPU, between messages of libraries.
+  grep '^{' "$out/$what.log" >"$out/$what.jsonl" || failed+=("$what.jsonl: no result in $what.log")
 done
 step study "$((${STUDY_LIMIT:-1200} + 60))" tests/benchmarks/cifar10_to_mnist.sh "${STUDY_LIMIT:-1200}"
 

@@ -1,8 +1,9 @@
-"""LogME of a trajectory: one vmapped compiled call against numpy, one float64 SVD and the official fit a checkpoint.
+"""Compares LogME of a trajectory: one vmapped compiled call against numpy with an SVD and a fit per checkpoint.
 
 python tests/benchmarks/logme.py [--checkpoints=16 --n=5000 --d=512 --classes=100 --runs=3]
 
-Prints one JSON line: median seconds of alternated runs and their ratio (numpy / ours; goal: at least 2 on two CPU cores).
+Prints one JSON line with the median seconds of alternating runs and their ratio (numpy / ours; goal: at least 2 on two
+CPU cores). numpy uses float64 and the official fixed-point iteration.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from jax_transfer.analysis import logme
 
 
 def numpy_logme(x, y, num_classes):
-    """The published fixed point (11 iterations, stop at 1e-3) with one SVD for all classes, vectorised where it can be."""
+    """Computes LogME by the published fixed point (11 iterations, stop at 1e-3), with one SVD for all classes."""
     n, d = x.shape
     u, s, _ = np.linalg.svd(x.astype(np.float64), full_matrices=False)
     s2 = s**2
@@ -42,7 +43,7 @@ def numpy_logme(x, y, num_classes):
 
 
 def relu_features(rng, checkpoints, n, d, num_classes):
-    """Features like a network's: non-negative, with classes that separate better from checkpoint to checkpoint."""
+    """Draws features like a network's: non-negative, with classes that separate better at each later checkpoint."""
     y = rng.integers(num_classes, size=n)
     means = rng.normal(size=(num_classes, d))
     x = [np.maximum(means[y] * k / checkpoints + rng.normal(size=(n, d)), 0) for k in range(1, checkpoints + 1)]
@@ -54,7 +55,7 @@ def main():
     for name, default in (("checkpoints", 16), ("n", 5000), ("d", 512), ("classes", 100), ("runs", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     flags = parser.parse_args()
-    for device in dict.fromkeys((jax.devices()[0], jax.devices("cpu")[0])):  # where there is a GPU: on both
+    for device in dict.fromkeys((jax.devices()[0], jax.devices("cpu")[0])):  # with a GPU: on both
         with jax.default_device(device):
             compare(flags, device.device_kind)
 

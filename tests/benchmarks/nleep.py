@@ -1,10 +1,10 @@
-"""N-LEEP against scikit-learn's PCA and GaussianMixture with the same number of components, to the same likelihood.
+"""Compares N-LEEP with scikit-learn's PCA and GaussianMixture, at the same number of components and likelihood.
 
 python tests/benchmarks/nleep.py [--small] [--runs=3] [--peer-float32]
 
-Prints one JSON line a size: median seconds of alternated runs, their ratio (scikit-learn / ours; goal: at least 2 on two
-CPU cores), and the mean log-likelihood of both mixtures. The peer runs in float64: with fewer samples than dimensions a
-component its float32 raises; --peer-float32 shows what it does there.
+Prints one JSON line per size with the median seconds of alternating runs, their ratio (scikit-learn / ours; goal: at
+least 2 on two CPU cores), and the mean log-likelihood of both mixtures. scikit-learn runs in float64, because it raises
+in float32 if a component has fewer samples than dimensions; --peer-float32 runs it in float32 anyway.
 """
 
 import argparse
@@ -29,7 +29,10 @@ SMALL = {"small": (1_000, 64, 10)}
 
 
 def power_law_features(rng, n, d, num_classes, decay=1.25):
-    """Features whose j-th principal variance falls as j^-decay, a fifth of it between classes; mean standard deviation 0.3."""
+    """Draws features whose j-th principal variance is proportional to j^-decay, with a fifth of it between classes.
+
+    The root mean square of the standard deviations is 0.3.
+    """
     y = rng.permutation(np.arange(n) % num_classes)
     x = np.sqrt(0.2) * rng.normal(size=(num_classes, d))[y] + np.sqrt(0.8) * rng.normal(size=(n, d))
     rotation = np.linalg.qr(rng.normal(size=(d, d)))[0]
@@ -39,7 +42,7 @@ def power_law_features(rng, n, d, num_classes, decay=1.25):
 
 
 def peer(x, y, num_classes, seed):
-    """Score, mean log-likelihood and iterations; PCA and GaussianMixture with the settings of the paper."""
+    """Returns scikit-learn's score, mixture and reduced features, with the settings of the paper."""
     reduced = PCA(n_components=0.8).fit_transform(x)
     mixture = GaussianMixture(5 * num_classes, random_state=seed).fit(reduced)
     probs = mixture.predict_proba(reduced)
@@ -101,7 +104,7 @@ def main():
     parser.add_argument("--peer-float32", action="store_true")
     flags = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
-    for device in dict.fromkeys((jax.devices()[0], jax.devices("cpu")[0])):  # where there is a GPU: on both
+    for device in dict.fromkeys((jax.devices()[0], jax.devices("cpu")[0])):  # with a GPU: on both
         with jax.default_device(device):
             for name, sizes in (SMALL if flags.small else SIZES).items():
                 peer_dtype = np.float32 if flags.peer_float32 else np.float64

@@ -1,12 +1,12 @@
-"""The converged probe: one compiled call for all checkpoints and regularisations against scikit-learn's in a loop.
+"""Compares the converged probe: one compiled call for all checkpoints and regularisations against a scikit-learn loop.
 
 python tests/benchmarks/probe.py [--small] [--checkpoints=16 --n=2000 --d=512 --classes=10 --runs=3] [--power-law]
 
-Prints one JSON line: median seconds of alternated runs, their ratio (scikit-learn / ours; goal: at least 10 on two CPU
-cores), and how the objectives (mean cross-entropy + l2/2 ||w||^2, in float64) and the test accuracies compare.
-Both get the same standardised float32 features. At scikit-learn's tolerance of 1e-6 its objectives of well separated
-classes are still up to some percents above ours, so the ratio is a low estimate; a smaller --tol costs it more.
---power-law: features of a badly conditioned covariance.
+Prints one JSON line with the median seconds of alternating runs, their ratio (scikit-learn / ours; goal: at least 10 on
+two CPU cores), and a comparison of the objectives (mean cross-entropy + l2/2 ||w||^2, in float64) and test accuracies.
+Both sides get the same standardised float32 features. With a tolerance of 1e-6, scikit-learn's objectives are still up
+to a few percent above ours for well separated classes, so the ratio is a low estimate; a smaller --tol makes it slower.
+--power-law uses features with a badly conditioned covariance.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SMALL = {"checkpoints": 2, "n": 300, "d": 32, "classes": 5}
 
 
 def features(flags):
-    """x [k, 2n, d], of which the first n rows are to fit and standardised, the others to test; y [2n]."""
+    """Returns features x [k, 2n, d], standardised by the first n rows, and labels y [2n]."""
     rng = np.random.default_rng(0)
     if flags.power_law:
         each = [power_law_features(np.random.default_rng(0), 2 * flags.n, flags.d, flags.classes, decay)
@@ -44,7 +44,7 @@ def features(flags):
 
 
 def peer(x, y, l2, tolerance):
-    """Weights [d, c], [c] and iterations of scikit-learn's L-BFGS."""
+    """Fits scikit-learn's L-BFGS; returns weights [d, c], biases [c] and the number of iterations."""
     fitted = LogisticRegression(C=1 / (l2 * len(y)), tol=tolerance, max_iter=10_000).fit(x, y)
     return {"w": fitted.coef_.T, "b": fitted.intercept_}, int(fitted.n_iter_[0])
 
@@ -68,7 +68,7 @@ def main():
     if flags.small:
         vars(flags).update(SMALL)
     warnings.simplefilter("ignore", ConvergenceWarning)
-    for device in dict.fromkeys((jax.devices()[0], jax.devices("cpu")[0])):  # where there is a GPU: on both
+    for device in dict.fromkeys((jax.devices()[0], jax.devices("cpu")[0])):  # with a GPU: on both
         with jax.default_device(device):
             compare(flags, device.device_kind)
 
@@ -95,7 +95,7 @@ def compare(flags, device_kind):
         return time.perf_counter() - start, result
 
     def results(weights):
-        """Objectives and accuracies [k, v] of weights(checkpoint, candidate)."""
+        """Computes objectives and accuracies [k, v] of weights(checkpoint, candidate)."""
         each = [[objective_and_accuracy(weights(i, j), one, y, n, value) for j, value in enumerate(L2)]
                 for i, one in enumerate(x)]  # fmt: skip
         return np.moveaxis(np.array(each), -1, 0)

@@ -1,8 +1,9 @@
-"""Copies what a study found into a folder of docs/results, with a README: command, device, ours against the paper's.
+"""Copies the results of a study to a folder in docs/results, with a README that compares them with the paper's.
 
     python tests/benchmarks/record_study.py WORKDIR OUTPUT --command="..." --device="..." [--note="..."]
 
-The folder gets config.json, the result rows, the figures and the page. Without --device: the one that JAX finds now.
+The folder receives config.json, the result rows, the figures and the page. The README states the command and the
+device, which is the current JAX device by default.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from jax_transfer.results import read_rows
 
 
 def markdown(rows: list[dict]) -> str:
+    """Formats rows as a markdown table."""
     if not rows:
         return "None.\n"
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
@@ -24,19 +26,20 @@ def markdown(rows: list[dict]) -> str:
 
 
 def readme(config: dict, results: dict, command: str, device: str, note: str) -> str:
+    """Writes the text of the README."""
     images = sum(row["seconds"] for row in results.get("pretrain", []) if tables.is_number(row["seconds"]))
     tuned = sum(r["seconds"] for r in results.get("transfer", []) if r["method"] == "finetune" and not r["error"])
     stories = "\n".join(f"- **{name}.** {words}" for name, words in report_spectral.story(results))
     parts = {
-        "Beside the paper": markdown(report_spectral.paper_rows(results, config.get("paper") or [])),
+        "Comparison with the paper": markdown(report_spectral.paper_rows(results, config.get("paper") or [])),
         "Which checkpoint transfers best": markdown(best.summary_rows(results.get("transfer", []))),
         "Why": f"{stories}\n\n{markdown(report_spectral.table_1(results))}",
     }
     head = (
         f"# {config['name']}\n\n    {command}\n\nRan on {device}; pre-training took {images / 60:.1f} min, fine-tuning "
     )
-    head += f"{tuned / 60:.1f} min. {note}\n\nThe page with all figures is [`report/index.html`](report/index.html), the rows "
-    head += "are in [`results/`](results), the configuration in [`config.json`](config.json).\n"
+    head += f"{tuned / 60:.1f} min. {note}\n\nThe page with all figures is [`report/index.html`](report/index.html). "
+    head += "The rows are in [`results/`](results), and the configuration in [`config.json`](config.json).\n"
     body = "".join(f"\n## {title}\n\n{text}" for title, text in parts.items())
     figures = [
         f"\n![{name}](report/figures/{name})\n"

@@ -1,9 +1,9 @@
-"""Spectral components against numpy's full decompositions: of a whole data set, and of its batches.
+"""Compares spectral components with numpy's full decomposition, on a whole data set and on its batches.
 
     python tests/benchmarks/spectral.py [--n=20000 --d=512 --batches=156 --runs=3]
 
-Ours give both components; numpy gives its three factors, from which they would still have to be multiplied. One JSON line
-for each of the two, seconds are medians. Measured on two CPU cores: see docs/results/benchmarks.
+Our call returns both components. numpy returns the three factors, which would still have to be multiplied. Prints one
+JSON line for each case, with median seconds. For results on two CPU cores, see docs/results/benchmarks.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main():
     flags = parser.parse_args()
     x = relu_features(max(flags.n, 128 * flags.batches), flags.d)
     whole, rows = x[: flags.n], x[: 128 * flags.batches]
-    for device in dict.fromkeys((jax.devices()[0], jax.devices("cpu")[0])):  # where there is a GPU: on both
+    for device in dict.fromkeys((jax.devices()[0], jax.devices("cpu")[0])):  # with a GPU: on both
         with jax.default_device(device):
             compare("whole", spectral_components, whole, whole, flags.runs, device.device_kind)
             batches = rows.reshape(flags.batches, 128, flags.d)

@@ -1,13 +1,14 @@
-"""Images per second of training, against torch in the same run: one step repeated, and an epoch of CIFAR-10.
+"""Compares training speed (images per second) with torch in the same run, for repeated steps and an epoch of CIFAR-10.
 
 python tests/benchmarks/train_step.py [--what step18,step50,epoch] [--batch 128] [--repeats 5] [--out FILE.json]
 
-Both sides train the same network (tests/torch_twins.py holds torch's) with the same batch, augmentation (pad_crop, flip)
-and optimizer (SGD, momentum 0.9, weight decay 5e-4). Ours runs through the project's own feed, step and loop; torch is
-the fastest of the variants that `TORCH_VARIANTS` lists, with its data and augmentation on the device too, or with a
-DataLoader where ours streams. First calls, which compile, are timed apart; then A and B alternate, and medians count.
-Where ours is slower, a profile of ours follows. On a CPU the sizes are smaller and all is float32; on a GPU, bfloat16.
-TFLOP/s: the compiler's count of one step's operations times the measured rate. Needs torch.
+Both sides train the same network (torch's is in tests/torch_twins.py) with the same batch size, augmentation (pad_crop,
+flip) and optimizer (SGD, momentum 0.9, weight decay 5e-4). Our side uses the project's feed, step and loop. The torch
+side is the fastest variant of `TORCH_VARIANTS`, with data and augmentation on the device like ours, or with a
+DataLoader if ours streams. The first calls, which compile, are timed separately; then both sides alternate, and medians
+are compared. If our side is slower, its profile is recorded. On a CPU, sizes are smaller and training runs in float32;
+on a GPU, it runs in bfloat16. TFLOP/s is the compiler's count of operations per step times the measured rate. Needs
+torch.
 """
 
 import argparse
@@ -60,14 +61,14 @@ class Case:
 RESNET18 = Case("resnet18", "BasicBlock", (2, 2, 2, 2), "cifar", 32, 10)
 RESNET50 = Case("resnet50", "Bottleneck", (3, 4, 6, 3), "imagenet", 224, 1000)
 
-# device -> what -> (batch sizes, steps of a timed run; None is an epoch)
+# device -> benchmark -> (batch sizes, steps per timed run; None is an epoch)
 SIZES = {
     "cpu": {"step18": ((64,), 2), "step50": ((8,), 2), "epoch": ((64,), None)},
     "gpu": {"step18": ((128, 256, 512), 50), "step50": ((64, 256), 20), "epoch": ((128, 256, 512), None)},
 }
 CPU_EPOCH_IMAGES = 2000
 
-# name -> (channels last, mode of torch.compile or None for eager)
+# device -> variant -> (channels last, mode of torch.compile or None for eager)
 TORCH_VARIANTS = {
     "cpu": {"eager": (False, None), "channels_last": (True, None), "compiled": (True, "default")},
     "gpu": {"eager": (True, None), "compiled": (True, "default"), "cuda graphs": (True, "reduce-overhead")},
@@ -75,7 +76,10 @@ TORCH_VARIANTS = {
 
 
 def our_training(case: Case, source: Source, batch: int, resident: bool):
-    """Returns run(limit), which trains an epoch, or its first `limit` steps where calls are that short, and step's GFLOP."""
+    """Returns run(limit), which trains an epoch or its first `limit` steps, and the GFLOP of a step.
+
+    Compiled calls of more steps than `limit` run completely.
+    """
     preprocessing, mesh = Preprocessing(image_size=case.size), devices.make_mesh()
     feed = make_feed(source, preprocessing, mesh, 1e3 if resident else 0.0, GRAIN_THREADS)
     net = MODELS[case.model](num_classes=case.num_classes, stem=case.stem, dtype=devices.compute_dtype())
@@ -98,7 +102,7 @@ def our_training(case: Case, source: Source, batch: int, resident: bool):
 
 
 def torch_view(images, size, mean, std, channels_last):
-    """uint8 [b, size, size, 3] -> padded, cut, mirrored and normalised float32 [b, 3, size, size], in one gather."""
+    """Pads, crops, flips and normalises uint8 [b, size, size, 3] to float32 [b, 3, size, size], in one gather."""
     b, pad, pixels = len(images), size // 8, torch.arange(size, device=images.device)
     top, left = torch.randint(0, 2 * pad + 1, (2, b, 1, 1), device=images.device)
     rows, columns = top + pixels[:, None], left + pixels
@@ -110,7 +114,7 @@ def torch_view(images, size, mean, std, channels_last):
 
 
 class Images(torch.utils.data.Dataset):
-    """A source as a torch data set that is asked for a batch at a time."""
+    """Torch data set of a source, read one batch at a time."""
 
     def __init__(self, source: Source):
         self.source = source
@@ -127,7 +131,7 @@ def collate(batch):
 
 
 def torch_training(case: Case, source: Source, batch: int, resident: bool, variant: str, device: str):
-    """Returns run(limit), which trains an epoch, or its first `limit` steps."""
+    """Returns run(limit), which trains an epoch or its first `limit` steps."""
     channels_last, mode = TORCH_VARIANTS["gpu" if device == "cuda" else "cpu"][variant]
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -155,7 +159,7 @@ def torch_training(case: Case, source: Source, batch: int, resident: bool, varia
                 yield images[chosen], labels[chosen]
 
     else:
-        # On a CPU the training itself takes all cores: there workers only get in its way.
+        # On a CPU, training uses all cores and workers would only slow it down.
         workers = {"num_workers": max(1, (os.cpu_count() or 1) - 2), "persistent_workers": True,
                    "multiprocessing_context": "spawn", "pin_memory": True} if device == "cuda" else {}  # fmt: skip
         loader = torch.utils.data.DataLoader(
@@ -190,8 +194,12 @@ def seconds_of(run, *args) -> float:
 
 
 def fastest_torch(trial_steps: int, names, *args):
-    """(name, run, first call's seconds, {name: seconds of a trial}) of the fastest variant in `names` that works here."""
-    torch.compiler.reset()  # its limit of programs is for the whole process
+    """Finds the fastest torch variant in `names` that works here.
+
+    Returns:
+      Its name, its run function, the seconds of its first call, and {name: seconds of a trial} of all variants.
+    """
+    torch.compiler.reset()  # its limit on compiled programs holds for the whole process
     device, tried = args[-1], {}
     for name in names:
         run = torch_training(*args[:-1], name, device)
@@ -206,7 +214,7 @@ def fastest_torch(trial_steps: int, names, *args):
 
 
 def compare(what, case, source, batch, resident, repeats, device, variants) -> dict:
-    """One row: medians of alternated runs, torch's in the fastest of the variants."""
+    """Returns a row of medians over alternating runs, with the fastest torch variant."""
     ours, gigaflops = our_training(case, source, batch, resident)
     first = seconds_of(ours, 1)
     steps = len(source) // batch
@@ -240,14 +248,14 @@ def compare(what, case, source, batch, resident, repeats, device, variants) -> d
 
 
 def profile(run, folder) -> dict[str, float]:
-    """Traces run() into `folder`; returns the milliseconds of the kinds of operations that take longest."""
+    """Traces run() into `folder`, and returns the milliseconds of the slowest kinds of operations."""
     with jax.profiler.trace(str(folder)):
         run()
     kinds: collections.Counter = collections.Counter()
     for file in pathlib.Path(folder).rglob("*.xplane.pb"):
         for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
             for stream, event in ((line.name, event) for line in plane.lines for event in line.events):
-                # Kernels that a GPU replays as a graph carry no operation's name.
+                # Kernels that a GPU replays as a graph have no operation name.
                 kernel = event.name if stream.startswith("Stream") else None
                 if name := dict(event.stats).get("hlo_op", kernel):
                     kinds[re.sub(r"[.\d]+$", "", str(name))] += event.duration_ns / 1e6
@@ -264,14 +272,15 @@ def random_images(case: Case, n: int) -> Source:
 
 
 def cifar10(n: int | None) -> tuple[Source, str]:
-    """The training images of CIFAR-10, the first n or all, and what to call them."""
+    """Returns all or n training images of CIFAR-10, and their name."""
     if os.environ.get("TFDS_DATA_DIR"):
         return load_source("tfds:cifar10" + (f"?train={n}" if n else ""), "train"), "tfds:cifar10"
     return random_images(RESNET18, n or 50_000), "random images of CIFAR-10's shape (TFDS_DATA_DIR is not set)"
 
 
 def table(rows) -> str:
-    head = f"{'':8} {'feed':10} {'batch':>5} {'images':>6} {'ours img/s':>10} {'torch':>9} {'ratio':>6} {'ours s':>8} {'TFLOP/s':>8}  torch is"
+    head = f"{'':8} {'feed':10} {'batch':>5} {'images':>6} {'ours img/s':>10} {'torch':>9} {'ratio':>6} {'ours s':>8}"
+    head += f" {'TFLOP/s':>8}  torch is"
     line = (
         "{what:8} {feed:10} {batch:5d} {images:6d} {ours_images_per_second:10.1f} {torch_images_per_second:9.1f} "
         "{ratio:6.2f} {ours_seconds:8.3f} {ours_tflops:8.2f}  {torch_variant}"
@@ -281,25 +290,25 @@ def table(rows) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", default="step18,step50,epoch", help="what to measure, a list with commas")
+    parser.add_argument("--what", default="step18,step50,epoch", help="what to measure, comma-separated")
     parser.add_argument("--batch", type=int, help="one batch size instead of the defaults")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side (default: 5)")
-    parser.add_argument("--images", type=int, help=f"images of an epoch (default: all; on a CPU {CPU_EPOCH_IMAGES})")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs per side (default: 5)")
+    parser.add_argument("--images", type=int, help=f"images per epoch (default: all; on a CPU {CPU_EPOCH_IMAGES})")
     parser.add_argument("--out", type=pathlib.Path, help="write the rows as JSON")
-    parser.add_argument("--profile", metavar="DIR", help="only write a profiler trace of a few of our steps, per case")
+    parser.add_argument("--profile", metavar="DIR", help="only write a profiler trace of a few of our steps per case")
     flags = parser.parse_args()
     kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
     device = "cuda" if kind == "gpu" else "cpu"
     torch.backends.cudnn.benchmark = True
-    if device == "cuda":  # on a CPU this would let torch round to bfloat16, and we do not
+    if device == "cuda":  # on a CPU this would let torch round to bfloat16, which our side does not
         torch.set_float32_matmul_precision("high")
     head = {"device": devices.description(), "jax": jax.__version__, "torch": torch.__version__, "cpus": os.cpu_count()}
-    head["load"] = round(os.getloadavg()[0], 1)  # other programs slow torch far more than us: measure alone
+    head["load"] = round(os.getloadavg()[0], 1)  # other programs slow torch far more than us: run nothing else
     print(json.dumps(head), flush=True)
     rows, data = [], {}
     for what in flags.what.split(","):
         if what not in SIZES[kind]:
-            parser.error(f"--what: {what!r} is none of {', '.join(SIZES[kind])}")
+            parser.error(f"--what: {what!r} is not in {', '.join(SIZES[kind])}")
         batches, steps = SIZES[kind][what]
         case = RESNET50 if what == "step50" else RESNET18
         for batch in (flags.batch,) if flags.batch else batches:
@@ -315,7 +324,7 @@ def main():
             variants = list(TORCH_VARIANTS[kind])
             for resident in (True, False) if what == "epoch" else (True,):
                 rows.append(compare(what, case, source, batch, resident, flags.repeats, device, variants))
-                variants = [rows[-1]["torch_variant"]]  # what is fastest resident is so with a loader, too
+                variants = [rows[-1]["torch_variant"]]  # also the fastest one with a DataLoader
                 print(json.dumps(rows[-1]), flush=True)
                 if flags.out:
                     flags.out.parent.mkdir(parents=True, exist_ok=True)
@@ -324,7 +333,7 @@ def main():
         print(table(rows))
         print("data: " + "; ".join(f"{what}: {text}" for what, text in data.items()))
         if kind == "cpu":
-            print(f"On a CPU: smaller batches, fewer steps, an epoch of {flags.images or CPU_EPOCH_IMAGES} images.")
+            print(f"CPU run: smaller batches, fewer steps, {flags.images or CPU_EPOCH_IMAGES} images per epoch.")
 
 
 if __name__ == "__main__":

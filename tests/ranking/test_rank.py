@@ -78,9 +78,9 @@ def test_the_best_is_first_and_failures_are_last(ranking):
     names = [row.checkpoint for row in ranking.rows]
     assert set(names[:2]) == {"small", "headless"} and names[2] == "weak"
     assert ranking.best.accuracy > 0.5 > ranking.rows[2].accuracy
-    accuracies = [row.accuracy for row in ranking.sound]
+    accuracies = [row.accuracy for row in ranking.evaluated]
     assert accuracies == sorted(accuracies, reverse=True) and len(accuracies) == 3
-    assert ranking.num_images == 200 and all(row.low < row.accuracy < row.high for row in ranking.sound)
+    assert ranking.num_images == 200 and all(row.low < row.accuracy < row.high for row in ranking.evaluated)
     assert ranking.best.behind == 0 and ranking.rows[2].behind == pytest.approx(
         ranking.best.accuracy - ranking.rows[2].accuracy
     )
@@ -193,16 +193,16 @@ def test_what_a_file_lacks_is_said_before_the_work_begins_and_once(folder, gigab
 
 
 def test_scores_of_logits_need_a_head(ranking):
-    scores = {row.checkpoint: row.scores for row in ranking.sound}
+    scores = {row.checkpoint: row.scores for row in ranking.evaluated}
     assert math.isnan(scores["headless"]["leep"]) and math.isfinite(scores["headless"]["logme"])
     assert math.isfinite(scores["small"]["leep"])
 
 
 def test_table_csv_and_page_say_the_same(ranking, tmp_path):
     text = " ".join(str(ranking).split())
-    assert f"Take {ranking.best.checkpoint}" in text and "Failed:" in text and "LogME" in text
+    assert f"Use {ranking.best.checkpoint}" in text and "Failed:" in text and "LogME" in text
     page = write_page(ranking, tmp_path).read_text()
-    assert "<script" not in page and f"Take {ranking.best.checkpoint}" in page and "What failed" in page
+    assert "<script" not in page and f"Use {ranking.best.checkpoint}" in page and "What failed" in page
     for row in ranking.rows:
         assert row.checkpoint in text and row.checkpoint in page
     assert f"{100 * ranking.best.accuracy:.2f}" in page
@@ -214,7 +214,8 @@ def test_table_csv_and_page_say_the_same(ranking, tmp_path):
 
 
 def _row(name, accuracy, behind_low, **scores):
-    return Ranked(name, name, accuracy=accuracy, low=0.4, high=0.9, behind=0.1, behind_low=behind_low, behind_high=0.2, scores=scores)  # fmt: skip
+    interval = {"low": 0.4, "high": 0.9, "behind": 0.1, "behind_low": behind_low, "behind_high": 0.2}
+    return Ranked(name, name, accuracy=accuracy, scores=scores, **interval)
 
 
 def test_the_answer_names_what_cannot_be_told_apart_and_who_contradicts():
@@ -222,14 +223,14 @@ def test_the_answer_names_what_cannot_be_told_apart_and_who_contradicts():
     found = Ranking("folder:x", 9, 2, 0.3, rows)
     assert [row.checkpoint for row in found.tied] == ["b"]
     said = " ".join(answer(found))
-    assert "cannot tell it from b" in said and "t puts it first too; s puts b first" in said
+    assert "too few to tell it from b" in said and "t also ranks it first; s ranks b first" in said
     assert found.agreement("t") == 1 and found.agreement("s") == pytest.approx(-1 / 3)
     assert found.mean_agreement == pytest.approx((1 - 1 / 3 - 1 / 3) / 3) and "contradict" in said
     clear = Ranking("folder:x", 9, 2, 0.3, [rows[0], rows[2]])
     assert not clear.tied and "next one, c, is 10.00 points behind" in " ".join(answer(clear))
 
 
-@pytest.mark.parametrize(("low", "advice"), [(0.49, "Take none"), (0.5, "Take none"), (0.51, "Take a")])
+@pytest.mark.parametrize(("low", "advice"), [(0.49, "Use none"), (0.5, "Use none"), (0.51, "Use a")])
 def test_a_checkpoint_no_better_than_the_largest_class_is_not_recommended(low, advice):
     row = dataclasses.replace(_row("a", 0.6, 0, s=1.0), low=low)
     said = answer(Ranking("folder:x", 100, 2, 0.5, [row]))
@@ -256,7 +257,7 @@ def test_a_score_that_a_checkpoint_lacks_ranks_nothing(tmp_path):
     found = Ranking("folder:x", 9, 2, 0.3, rows)
     assert found.first_by("t") is None and math.isnan(found.agreement("t")) and math.isfinite(found.agreement("s"))
     assert found.num_scored("t") == 2 and found.complete_scores == ["s"]
-    assert "t exists for fewer than all 3 checkpoints and ranks nothing" in " ".join(answer(found))
+    assert "t is missing for some of the 3 checkpoints, so it cannot rank them" in " ".join(answer(found))
     assert "2 of 3" in write_page(found, tmp_path).read_text() and "5.00★" not in str(found)
 
 
@@ -267,7 +268,7 @@ def test_the_metric_orders_the_checkpoints_and_heads_the_columns(tmp_path):
     arguments = {"target": target, "scores": ("logme",), "preprocessing": {"image_size": 32}}
     found = jt.rank("random:resnet10", metric="mean_class_accuracy", **arguments)
     assert found.metric == "mean_class_accuracy" and found.majority == pytest.approx(1 / 3)
-    assert "mean over classes" in answer(found)[0] and "class mean %" in write_page(found, tmp_path).read_text()
+    assert "averaged over classes" in answer(found)[0] and "class mean %" in write_page(found, tmp_path).read_text()
     assert jt.rank("random:resnet10", **arguments).majority == pytest.approx(42 / 66)
     with pytest.raises(InputError, match="metric"):
         jt.rank("random:resnet10", metric="mean", **arguments)
@@ -329,7 +330,7 @@ def test_names_with_brackets_and_control_characters_are_shown_as_they_are(folder
 def test_a_ranking_without_scores_shows_no_empty_table(folder, tmp_path):
     found = jt.rank(folder / "headless.safetensors", TARGET, scores=("leep", "nce"))
     page = write_page(found, tmp_path).read_text()
-    assert not found.scores and "<tr></tr>" not in page and "Take headless" in page and "What was measured" in page
+    assert not found.scores and "<tr></tr>" not in page and "Use headless" in page and "What was measured" in page
 
 
 def test_the_interval_of_equal_weights_is_scipys_wilson():
@@ -435,7 +436,7 @@ def test_the_command_writes_everything_and_a_second_run_needs_no_forward_pass(fo
     config.target, config.scores = TARGET, ("logme",)
     command.run(config, tmp_path)
     first = (tmp_path / "report" / "ranking.csv").read_text()
-    assert "Take small" in capsys.readouterr().out and (tmp_path / "report" / "index.html").exists()
+    assert "Use small" in capsys.readouterr().out and (tmp_path / "report" / "index.html").exists()
     monkeypatch.setattr(extract, "extract", None)
     command.run(config, tmp_path)
     without_seconds = [

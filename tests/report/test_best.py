@@ -1,4 +1,4 @@
-"""Which checkpoint is best: tables, figures, words and the t-SNE stage name the same one, by the metric of each target."""
+"""The best checkpoint: tables, figures, sentences and the t-SNE stage agree on it, by the metric of each target."""
 
 import dataclasses
 import io
@@ -121,10 +121,10 @@ def test_a_metric_heads_tables_and_words_and_several_stand_in_a_column_of_their_
     }
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
     console.print(best.summary_table(best.by_metric(results)["transfer"]))
-    assert "Accuracy (mean class accuracy on birds), in per cent." in console.export_text()
+    assert "Accuracy (mean class accuracy on birds), in percent." in console.export_text()
     text = Elements(page.write_report(write_workdir(tmp_path, results)).read_text(encoding="utf-8")).text
     assert "with 90.00\N{NO-BREAK SPACE}% mean class accuracy" in text
-    assert "all classes count alike" in text and "2: crow, owl" in text and "birds. 2 copies" in text
+    assert "gives each class the same weight" in text and "2: crow, owl" in text and "birds. 2 copies" in text
 
 
 def test_the_trust_note_says_by_which_metric():
@@ -134,10 +134,10 @@ def test_the_trust_note_says_by_which_metric():
         ]
         return trust.trust_note(as_results(rows=rows)["rows"], [], "probe")
 
-    assert note({"a": "accuracy"}).startswith("Against FE accuracy of 12")
-    assert note({"a": "mean_class_accuracy"}).startswith("Against FE mean class accuracy of 12")
+    assert note({"a": "accuracy"}).startswith("Measured against the FE accuracy of 12")
+    assert note({"a": "mean_class_accuracy"}).startswith("Measured against the FE mean class accuracy of 12")
     assert note({"a": "accuracy", "b": "mean_class_accuracy"}).startswith(
-        "Against FE accuracy (mean class accuracy on b) of 12"
+        "Measured against the FE accuracy (mean class accuracy on b) of 12"
     )
 
 

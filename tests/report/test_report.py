@@ -50,9 +50,12 @@ def test_of_equal_accuracies_the_earliest_epoch_is_best():
 
 
 def test_best_checkpoints_skip_nan_and_name_incomplete_epochs():
-    rows = [transfer_row(1, 0.5, 0), transfer_row(1, 0.5, 1), transfer_row(2, 0.4, 0), transfer_row(3, math.nan)]
+    rows = [transfer_row(0, math.nan), transfer_row(1, 0.5, 0), transfer_row(1, 0.5, 1), transfer_row(2, 0.4, 0)]
+    rows += [transfer_row(3, math.nan, 0), transfer_row(3, 0.45, 1), transfer_row(4, math.nan)]
     (best,) = best_checkpoints(rows)
-    assert (best["best_epoch"], best["last_epoch"], best["incomplete_epochs"]) == (1, 2, [2])
+    # Epochs 0 and 4 have no accuracy at all, epoch 3 that of one seed.
+    assert (best["best_epoch"], best["best_accuracy"], best["last_epoch"]) == (1, 0.5, 3)
+    assert best["incomplete_epochs"] == [2, 3] and best["num_checkpoints"] == 3
 
 
 def test_best_checkpoints_keep_targets_and_methods_apart(full):
@@ -165,9 +168,9 @@ def test_the_opening_counts_targets_and_doubts_what_seeds_do_not_bear_out():
     rows = [transfer_row(1, 0.9, 0, target=t) for t in "ab"] + [transfer_row(2, 0.8, 0, target=t) for t in "ab"]
     rows += [transfer_row(1, 0.80, 1, target="b"), transfer_row(2, 0.85, 1, target="b")]
     text = page._overall(best_checkpoints(rows))
-    assert text.endswith("on 2 of 2 targets (by up to 10.00 points; seeds differ by as much on 1).")
+    assert text.endswith("on 2 of 2 targets (by up to 10.00 points; the spread over seeds is as large on 1).")
     rows = [transfer_row(1, 0.5, method="finetune"), transfer_row(2, 0.6, method="finetune")]
-    assert "no earlier checkpoint beats the last one on any of 1 target" in page._overall(best_checkpoints(rows))
+    assert "no earlier checkpoint beats the last one on the only target" in page._overall(best_checkpoints(rows))
 
 
 def test_a_gain_within_the_spread_of_seeds_is_called_unclear():
@@ -235,7 +238,7 @@ def test_page_says_that_fine_tuning_has_not_run(tmp_path):
 
 def test_results_the_page_does_not_know_get_a_table_and_a_csv(tmp_path):
     text = page.write_report(write_workdir(tmp_path, {"mine": [{"x": 1, "y": "z"}]})).read_text(encoding="utf-8")
-    assert "mine (1 rows)" in text
+    assert "mine (1 row)" in text
     assert (tmp_path / "report" / "mine.csv").read_text() == "x,y\n1,z\n"
 
 
@@ -310,9 +313,9 @@ def test_the_story_says_which_component_each_protocol_follows(full):
     assert "follows the residual component" in tuned
     t = np.log1p(np.array([best["best_epoch"], 200.0]))
     assert f"main component changes by {-6 * (t[1] - t[0]):+.2f} points" in frozen
-    assert "few for that" not in words  # 12 checkpoints
+    assert "too few to be sure" not in words  # 12 checkpoints
     few = make_results(TARGETS[:1], EPOCHS[:4], seeds=(0,))
-    assert "4 checkpoints are few for that" in next(report_spectral.story(few))[1]
+    assert "4 checkpoints are too few to be sure" in next(report_spectral.story(few))[1]
 
 
 def test_the_story_is_silent_without_accuracies_to_explain():
@@ -345,7 +348,7 @@ def test_the_papers_numbers_stand_beside_ours(tmp_path):
     (expected,) = [r["accuracy"] for r in results["transfer"] if (r["method"], r["epoch"]) == ("finetune", 5)]
     assert tuned == tables.percent(expected) and absent == tables.EN_DASH
     text = page.write_report(write_workdir(tmp_path, results, {**CONFIG, "paper": paper})).read_text(encoding="utf-8")
-    assert "Beside the paper" in text and "58.74" in text
+    assert "Comparison with the paper" in text and "58.74" in text
 
 
 def test_figures_of_components_draw_every_stage_and_component():

@@ -4,6 +4,7 @@ import functools
 import gc
 import itertools
 import math
+import re
 import types
 import weakref
 
@@ -320,23 +321,21 @@ def test_problems_name_the_argument(change, message):
     sound = {"features": np.eye(20, 4, dtype=np.float32), "logits": np.ones((20, 3), np.float32)}
     sound["labels"] = np.arange(20, dtype=np.int32) % 3
     assert extract.problem(Features(**sound), 3) == ""
-    with pytest.raises(InputError, match=message):
-        raise InputError(extract.problem(Features(**{**sound, **change}), 3))
+    assert re.match(rf"{message}", extract.problem(Features(**{**sound, **change}), 3))
 
 
-def test_a_study_tests_linear_classifiers_on_the_images_that_fine_tuning_is_tested_on():
+def test_linear_scores_and_fine_tuning_share_the_held_out_images(monkeypatch):
     rng = np.random.default_rng(0)
     y = rng.permutation(np.arange(100) % 4).astype(np.int32)
     means = 9 * rng.normal(size=(4, 6))
     x = (means[y] + rng.normal(size=(100, 6))).astype(np.float32)
     held_out = stratified_split(y)[1]
     x[held_out] = means[(y[held_out] + 1) % 4]  # the accuracy on these, and on no others, is 0
+    source = types.SimpleNamespace(labels=y, num_classes=4)
     work = types.SimpleNamespace(
-        source=lambda target, split: types.SimpleNamespace(labels=y, num_classes=4),
-        problem=lambda snapshot, target: "",
-        groups=lambda snapshots, target: [snapshots],
-        stacked_features=lambda group, target, split: Features(x[None], x[None], y[None]),
+        source=lambda dataset, split: source, features=lambda snapshot, dataset, split: Features(x, x, y)
     )
+    monkeypatch.setattr(score_stage.groups, "by_feature_dim", lambda work, snapshots, dataset: [snapshots])
     for name in ("linear_1", "linear_converged"):
         ((_, measured),) = score_stage._by_features(work, ["5"], TARGET, name, {6: 1.0})
         assert measured["value"] == 0

@@ -12,7 +12,6 @@ import sys
 import numpy as np
 import pytest
 
-import jax_transfer
 from helpers.source_files import REPOSITORY
 from helpers.studies import TINY_COMMAND, checkpoint_fingerprints, results_without_times, tiny_config
 from jax_transfer import preemption
@@ -365,10 +364,6 @@ def test_rows_survive_a_torn_line_and_hold_each_key_once(tmp_path):
     assert len(again.rows) == 1 and again.rows[0].target == "a\u2028b" and np.isnan(again.rows[0].value)
     assert ("1", "a\u2028b", "logme") in again
     assert rows.path.read_text().endswith("\n")
-
-
-def test_the_package_knows_its_version():
-    assert jax_transfer.__version__
 
 
 # --- devices

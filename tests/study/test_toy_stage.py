@@ -64,7 +64,7 @@ def test_a_toy_stage_is_checked_planned_run_and_shown(tmp_path, capsys):
     assert Rows(results, "brightness").rows == [BrightnessRow(TARGET, "train", 10)]  # null is None again
     text = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert "<h2>Brightness</h2>\n<p>10 classes shine in train.</p>" in text
-    assert "brightness (1 rows)" in text and "<th>hue</th>" not in text  # a column without values is not shown
+    assert "brightness (1 row)" in text and "<th>hue</th>" not in text  # a column without values is not shown
 
 
 @pytest.mark.usefixtures("toy_stage")

@@ -1,0 +1,38 @@
+"""The tiny study that the smoke variants of the configs start from, so that all of them share one pre-training."""
+
+from ml_collections import ConfigDict
+
+from jax_transfer.study.config import default_config
+
+
+def tiny(config: ConfigDict) -> ConfigDict:
+    """Shrinks a study to two epochs of a narrow ResNet-10 on 1,024 images of CIFAR-10, transferred to MNIST and Fashion-MNIST.
+
+    Stages, scores and probing methods stay those of the study, as do optimizer, schedule and augmentation of fine-tuning. Two
+    studies shrunk this way train the same models on the same images: a working directory of one serves the pre-training of the
+    other.
+
+    Returns:
+      The same config, changed in place.
+    """
+    default = default_config()
+    for section in ("model", "source", "preprocessing", "pretrain"):
+        config[section] = default[section]
+    config.model.name, config.model.stem, config.model.width = "resnet10", "cifar", 8
+    config.source.dataset = "tfds:cifar10?train=1024&test=256"
+    config.preprocessing.image_size = 32
+    config.pretrain.epochs = 2
+    config.pretrain.batch_size = 64
+    config.pretrain.optimizer.learning_rate = 0.05
+    config.trajectory.epochs = "all"
+    config.targets = ("tfds:mnist?per_class=20&test=256", "tfds:fashion_mnist?per_class=20&test=256")
+    config.metrics = dict.fromkeys(config.targets, "accuracy")
+    config.overrides = {}
+    config.paper = ()
+    config.probe.steps, config.probe.epochs = None, 10
+    config.finetune.steps = 12
+    config.finetune.batch_size = 32
+    config.finetune.optimizer.learning_rate = 0.02
+    config.spectral.epochs = 5
+    config.spectral.embedded_images = 100
+    return config
