@@ -4,7 +4,7 @@ __version__ = "0.1.0"  # pyproject.toml reads it here, so that a checkout that i
 
 
 def __getattr__(name: str):
-    """Imports `rank`, `load_checkpoint` or `export` on first use, because importing JAX and the data sets takes seconds."""
+    """Imports `rank`, `load_checkpoint` or `export` on first use, because importing JAX takes seconds."""
     if name == "rank":
         from jax_transfer.ranking.rank import rank
 

@@ -2,8 +2,9 @@
 
 Meshes have two axes: `data` splits a batch, `sweep` spreads independent work such as checkpoints to fine-tune.
 
-Several processes (one for each host of a TPU pod or a GPU cluster) share pre-training, over a mesh of all their devices.
-Everything else is independent work: each process does its share, or the same as the others, on a mesh of its own devices.
+Several processes (one for each host of a TPU pod or a GPU cluster) share pre-training, over a mesh of all their
+devices. Everything else is independent work: each process does its share, or the same as the others, on a mesh of its
+own devices.
 """
 
 import functools
@@ -22,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_transfer.records import InputError
 
-# Limits on one compiled call of training steps on an accelerator. Between calls SIGTERM is checked and progress is shown.
+# Limits on one compiled call of training steps on an accelerator. SIGTERM is checked and progress shown between calls.
 MAX_STEPS_PER_CALL = 512
 _SECONDS_PER_CALL = (
     0.5  # at the rate of a timed convolution, which training nearly reaches; three calls may be in flight
@@ -37,8 +38,8 @@ def join_processes(
 ) -> None:
     """Joins this process to the others that run the same command. Call it before any computation.
 
-    Without arguments the environment decides: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, a Slurm step
-    with more than one task, or the hosts of a TPU pod on GKE. If none of these is set, the process runs alone.
+    Without arguments the environment decides: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, a Slurm
+    step with more than one task, or the hosts of a TPU pod on GKE. If none of these is set, the process runs alone.
 
     Args:
       coordinator_address: "host:port" of process 0.
@@ -109,7 +110,7 @@ def gather(value) -> list:
 
 
 def make_mesh(sweep: int = 1) -> Mesh:
-    """Makes a mesh over the devices of this process: `sweep` rows of independent work, each with the same share of devices.
+    """Makes a mesh over the devices of this process, with `sweep` rows of independent work.
 
     >>> make_mesh().shape["sweep"]
     1
@@ -195,7 +196,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> int:
 
 
 def compute_dtype():
-    """Returns the dtype of activations: bfloat16 on accelerators; float32 on CPU, where bfloat16 is emulated and slow."""
+    """Returns the dtype of activations: bfloat16, or float32 on CPU, where bfloat16 is emulated and slow."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 

@@ -1,9 +1,9 @@
 """Fields of a config, declared where they are read: in a settings dataclass or as a function's keyword arguments.
 
-The annotation of a field describes its valid values. The type comes first: `int | None` may be unset, `tuple[float, ...]` is
-a list. `Annotated` adds conditions: a Rule for numbers, OneOf for names, UpTo for a number that another field limits,
-Listed for tuples. The same declaration gives the section of a config with its defaults (`section`), the checks of a config
-(`check`), and the checks of settings that are constructed directly (`check_itself`).
+The annotation of a field describes its valid values. The type comes first: `int | None` may be unset, a tuple holds
+any number of values. `Annotated` adds conditions: a Rule for numbers, OneOf for names, UpTo for a number that another
+field limits, Listed for tuples. The same declaration gives the section of a config with its defaults (`section`), the
+checks of a config (`check`), and the checks of settings that are constructed directly (`check_itself`).
 """
 
 import dataclasses
@@ -91,8 +91,8 @@ class StudyConfig(ConfigDict):
     def get_type(self, key: str) -> type:
         """Returns the type of a field, which decides how the command line parses it.
 
-        For fields in NAMED_BY_USER it is `object`, a Python literal on the command line, because ml_collections' parser for a
-        ConfigDict rejects keys with dots.
+        For fields in NAMED_BY_USER it is `object`, a Python literal on the command line, because ml_collections' parser
+        for a ConfigDict rejects keys with dots.
         """
         return object if key in NAMED_BY_USER else super().get_type(key)
 

@@ -1,8 +1,8 @@
 """Operation counts of computations with loops and factorisations, taken while they run.
 
-The compiler's cost analysis (`devices.gigaflops`) is accurate for straight-line programs such as a forward pass. But it counts
-the body of a loop once and a library call (QR, SVD, Cholesky) as nothing, which misses nearly all of EM or L-BFGS. Here the
-traced program runs with an additional counter, so that each iteration of a loop counts.
+The compiler's cost analysis (`devices.gigaflops`) is accurate for straight-line programs such as a forward pass. But it
+counts the body of a loop once and a library call (QR, SVD, Cholesky) as nothing, which misses nearly all of EM or
+L-BFGS. Here the traced program runs with an additional counter, so that each iteration of a loop counts.
 """
 
 import math
@@ -32,9 +32,9 @@ _FREE = {
 def gigaflops(function, *args) -> float:
     """Returns floating point operations / 1e9 of `function(*args)`, which is compiled and run once.
 
-    Matrix products and convolutions count 2 for each multiply-add. Other operations count 1 for each element of the result,
-    reductions 1 for each element of the operand. Factorisations count as in Golub and Van Loan, "Matrix Computations" (4th
-    edition, sections 4.2, 5.2 and 8.6), for the factors that are computed.
+    Matrix products and convolutions count 2 for each multiply-add. Other operations count 1 for each element of the
+    result, reductions 1 for each element of the operand. Factorisations count as in Golub and Van Loan, "Matrix
+    Computations" (4th edition, sections 4.2, 5.2 and 8.6), for the factors that are computed.
 
     >>> import jax, jax.numpy as jnp
     >>> x = jnp.eye(100)
@@ -95,8 +95,8 @@ def _while(params, args):
 
 def _scan(eqn, args):
     body, params = eqn.params["jaxpr"], eqn.params
-    # Counted by rank, because the parameters that hold these numbers have other names in other versions of JAX: an array
-    # that is scanned over has one more axis outside the body than inside.
+    # Counted by rank, because the parameters that hold these numbers have other names in other versions of JAX: an
+    # array that is scanned over has one more axis outside the body than inside.
     carry_n = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, body.jaxpr.outvars, strict=True))
     xs_n = sum(a.aval.ndim != b.aval.ndim for a, b in zip(eqn.invars, body.jaxpr.invars, strict=True))
     consts_n = len(args) - carry_n - xs_n

@@ -33,7 +33,7 @@ def speak_for_all(first: bool) -> None:
 
 
 def _not_raised_again(record: logging.LogRecord) -> bool:
-    """Drops the tracebacks that Orbax's threads and tasks log: they also raise the error, which `main` shows in one line."""
+    """Drops the tracebacks that Orbax's threads and tasks log: they also raise the error, which `main` shows."""
     return not (record.exc_info and ("orbax" in record.pathname or record.name == "asyncio"))
 
 
@@ -71,7 +71,7 @@ def progress(total: int, label: str, unit: str) -> tqdm.tqdm:
 
 
 def tensorboard(workdir: pathlib.Path):
-    """Opens a TensorBoard writer (`tensorboardX.SummaryWriter`), which needs no TensorFlow. Only the first process writes."""
+    """Opens a TensorBoard writer, which needs no TensorFlow. Only the first process writes."""
     import tensorboardX  # imported here because it imports torch if that is installed
 
     return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), write_to_disk=devices.is_first_process())

@@ -1,4 +1,7 @@
-"""The command: python -m jax_transfer.main --config=configs/quickstart.py --workdir=DIR [--config.pretrain.epochs=5 ...]"""
+"""The command line: runs a study, or a ranking of given checkpoints.
+
+python -m jax_transfer.main --config=configs/quickstart.py --workdir=DIR [--config.pretrain.epochs=5 ...]
+"""
 
 import errno
 import pathlib
@@ -27,7 +30,7 @@ def _define_flags() -> None:
     """Defines the options of the command.
 
     Raises:
-      InputError: if the file named by --flagfile cannot be read; `config_flags` reads it as soon as it defines its flag.
+      InputError: if the file named by --flagfile cannot be read, which `config_flags` does as it defines its flag.
     """
     if "config" in FLAGS:  # the command has run in this process before
         return
@@ -79,8 +82,8 @@ def _print_summary(results: pathlib.Path) -> None:
 def run() -> None:
     """Runs the command and exits with its code.
 
-    A user error or a full disk prints one line and exits with USER_ERROR, a timeout with TIMED_OUT, and a stop on request
-    with `preemption.EXIT_CODE`.
+    A user error or a full disk prints one line and exits with USER_ERROR, a timeout with TIMED_OUT, and a stop on
+    request with `preemption.EXIT_CODE`.
     """
     logs.setup()
     try:

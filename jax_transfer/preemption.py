@@ -1,8 +1,8 @@
 """Stopping on request: SIGTERM, which clusters send before they take a machine away.
 
-Only pre-training holds state that is not on disk yet. It polls `requested` between steps, saves its state and ends. Anywhere
-else a single process exits at once, while several processes stop together, before the next stage or the next checkpoint to
-fine-tune. In each case the exit code is EXIT_CODE, and the same command resumes.
+Only pre-training holds state that is not on disk yet. It polls `requested` between steps, saves its state and ends.
+Anywhere else a single process exits at once, while several processes stop together, before the next stage or the next
+checkpoint to fine-tune. In each case the exit code is EXIT_CODE, and the same command resumes.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ def listen() -> None:
     """
     if jax.process_count() > 1:
         return
-    # Python calls signal handlers between two bytecode instructions, which can be minutes apart while a compiled program
-    # runs. The wakeup file descriptor is written at once, and a separate thread reads it.
+    # Python calls signal handlers between two bytecode instructions, which can be minutes apart while a compiled
+    # program runs. The wakeup file descriptor is written at once, and a separate thread reads it.
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end)

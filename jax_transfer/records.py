@@ -13,8 +13,8 @@ class InputError(ValueError):
     """
 
 
-# Characters that break a line or cannot be written: control characters, line separators and lone surrogates, which Python
-# makes of bytes that are not UTF-8.
+# Characters that break a line or cannot be written: control characters, line separators and lone surrogates, which
+# Python makes of bytes that are not UTF-8.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 

@@ -1,9 +1,9 @@
-"""Result files of a study: a frozen dataclass for each kind of row, reading and writing rows, and the working directory's lock.
+"""Result files of a study: a frozen dataclass for each kind of row, how rows are read and written, and file locking.
 
-`results/<name>.jsonl` holds one JSON object on each line. The fields of the row's dataclass, in order, are its columns and
-those of the CSV file that the report writes. Accuracies are in [0, 1], times in seconds; `gflops` counts floating-point
-operations / 1e9 (not a rate). `checkpoint` is the name of a `Snapshot`. A checkpoint that could not be evaluated has a row
-too, without a value and with the reason in `error`.
+`results/<name>.jsonl` holds one JSON object on each line. The fields of the row's dataclass, in order, are its columns
+and those of the CSV file that the report writes. Accuracies are in [0, 1], times in seconds; `gflops` counts
+floating-point operations / 1e9 (not a rate). `checkpoint` is the name of a `Snapshot`. A checkpoint that could not be
+evaluated has a row too, without a value and with the reason in `error`.
 
 Null means "does not apply" in a column that may be None (`epoch` is null for given checkpoints), and NaN in any other.
 `version` tells how a row was computed, see VERSIONS.
@@ -26,8 +26,8 @@ from jax_transfer import devices
 from jax_transfer.logs import log
 from jax_transfer.records import InputError
 
-# Result file -> version of its numbers. Raise it when a change makes the same study write different numbers: rows of an older
-# version are then computed again. Lines without a version count as version 1.
+# Result file -> version of its numbers. Raise it when a change makes the same study write different numbers: rows of an
+# older version are then computed again. Lines without a version count as version 1.
 VERSIONS = {
     "pretrain": 1,
     "transfer": 2,
@@ -102,7 +102,8 @@ class ScoreRow:
     """Row of a score of a checkpoint on a target.
 
     Attributes:
-      forward_gflops, test_forward_gflops: work of a forward pass over all training and all test images; not part of `gflops`.
+      forward_gflops, test_forward_gflops: work of a forward pass over all training and all test images; not part of
+        `gflops`.
     """
 
     checkpoint: str
@@ -186,8 +187,8 @@ class EmbeddingRow:
 class RankingRow:
     """Row of how well a score predicts the `metric` of a method on a target, over all `num_checkpoints` of the study.
 
-    `num_scored` of the checkpoints have both the score and the metric. If some lack one of them, all other numbers are NaN,
-    because a ranking of the rest tells nothing about the missing ones.
+    `num_scored` of the checkpoints have both the score and the metric. If some lack one of them, all other numbers are
+    NaN, because a ranking of the rest tells nothing about the missing ones.
     """
 
     target: str
@@ -211,7 +212,13 @@ class RankingRow:
 
 @dataclasses.dataclass(frozen=True)
 class TargetRow:
-    """Row of a target as the report shows it. metric: a key of METRICS; class_names: the first few; notes: about its data."""
+    """Row of a target as the report shows it.
+
+    Attributes:
+      metric: a key of METRICS.
+      class_names: names of the first few classes.
+      notes: sentences on its data.
+    """
 
     target: str
     metric: str
@@ -285,7 +292,7 @@ def column_names(name: str, rows: Iterable[Row]) -> list[str]:
 
 
 class _Lines(typing.NamedTuple):
-    """Content of a result file: rows of the current version, the number of older rows, the size of the complete lines."""
+    """Content of a result file: rows of the current version, number of older rows, and bytes of complete lines."""
 
     rows: list[Row]
     num_older: int
@@ -329,14 +336,15 @@ def _is_current(file: str, line: Row, where: str) -> bool:
     """Returns whether the current version of jax_transfer computed a line of a result file; False for an older version.
 
     Raises:
-      InputError: if a newer version computed it, its version is not valid, or a field that identifies the row is missing.
+      InputError: if a newer version computed it, its version is not valid, or a field that identifies the row is
+        missing.
     """
     version = line.get("version", 1)
     if type(version) is not int or version < 1:
         raise InputError(f"{where} has version {version!r}, expected a whole number from 1: use another --workdir.")
     if version > VERSIONS[file]:
         raise InputError(
-            f"{where} was computed by a newer version of jax_transfer ({version}; this version computes {VERSIONS[file]}): "
+            f"{where} was computed by a newer version of jax_transfer ({version}; this one computes {VERSIONS[file]}): "
             "use that one, or another --workdir."
         )
     if missing := [name for name in ROWS[file][1] if name not in line]:
@@ -347,8 +355,8 @@ def _is_current(file: str, line: Row, where: str) -> bool:
 def read_rows(path: pathlib.Path) -> list[Row]:
     """Reads the rows of a result file, in order, as dictionaries.
 
-    An unfinished last line, which a killed run leaves, and rows that an older version of jax_transfer computed are dropped
-    with a warning. Missing columns get the defaults of the file's dataclass.
+    An unfinished last line, which a killed run leaves, and rows that an older version of jax_transfer computed are
+    dropped with a warning. Missing columns get the defaults of the file's dataclass.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "notes.jsonl"
@@ -385,9 +393,9 @@ def _older(count: int, outcome: str) -> str:
 class Rows:
     """A result file that a stage writes: each row is appended and flushed immediately.
 
-    A row with the key fields of an earlier row is not written again, so a stage that is repeated after a kill adds only what
-    is missing. Rows that an older version of jax_transfer computed are ignored; the first write removes them from the file.
-    Only the first process writes.
+    A row with the key fields of an earlier row is not written again, so a stage that is repeated after a kill adds only
+    what is missing. Rows that an older version of jax_transfer computed are ignored; the first write removes them from
+    the file. Only the first process writes.
 
     >>> import pathlib, tempfile
     >>> rows = Rows(pathlib.Path(tempfile.mkdtemp()), "similarity")
@@ -485,7 +493,10 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
 
 
 def lock_workdir(workdir: pathlib.Path) -> typing.IO | contextlib.ExitStack:
-    """Creates a working directory if needed and locks it for this run. Keep the returned lock, and `close` it at the end.
+    """Locks a working directory for this run, after creating it if needed.
+
+    Returns:
+      The lock. Keep it until the run ends, then `close` it.
 
     Raises:
       InputError: if the directory cannot be written, or another run uses it.

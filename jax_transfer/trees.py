@@ -1,7 +1,7 @@
 """Operations on trees of arrays, mostly nested dictionaries: stack, flatten, compare and fingerprint.
 
-The flat name of a leaf is its path joined by "/", such as "layer1/0/conv1/kernel". Leaves are addressed by name and never
-by position, because list indices sort as strings: 0, 1, 10, 11, 2.
+The flat name of a leaf is its path joined by "/", such as "layer1/0/conv1/kernel". Leaves are addressed by name and
+never by position, because list indices sort as strings: 0, 1, 10, 11, 2.
 """
 
 import concurrent.futures
@@ -107,8 +107,8 @@ def size_bytes(tree) -> int:
 def fingerprint(tree) -> str:
     """Hashes the names, dtypes, shapes and values of a tree (BLAKE2b, 32 hexadecimal digits).
 
-    The result depends neither on the insertion order of dictionaries nor on the devices that hold the arrays. This process
-    must be able to address all arrays.
+    The result depends neither on the insertion order of dictionaries nor on the devices that hold the arrays. This
+    process must be able to address all arrays.
 
     >>> import jax.numpy as jnp
     >>> a, b = jnp.zeros(2), jnp.ones(3)

@@ -1,7 +1,7 @@
 """Cache of features for studies, fine-tuned models and rankings.
 
-The name of a file is a hash of everything that determines the features: the weights, the model, the data, the preprocessing
-and the precision of the computation.
+The name of a file is a hash of everything that determines the features: the weights, the model, the data, the
+preprocessing and the precision of the computation.
 """
 
 import functools
@@ -27,8 +27,8 @@ from jax_transfer.models import Net, Output
 from jax_transfer.records import Features
 from jax_transfer.results import write_atomically
 
-# Part of the name of a file. Version 2 decodes, crops and splits images differently from version 1, whose file names are the
-# hash alone.
+# Part of the name of a file. Version 2 decodes, crops and splits images differently from version 1, whose file names
+# are the hash alone.
 VERSION = 2
 
 

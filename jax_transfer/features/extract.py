@@ -20,8 +20,8 @@ def make_forward(net: Net, preprocessing: Preprocessing, mesh: Mesh) -> Callable
     """Compiles the forward pass of a net in evaluation mode.
 
     Returns:
-      forward(model, batch) -> Output(logits [b, s], features [b, d]), without maps and projection. The model is a dictionary
-      of `params` and `stats`.
+      forward(model, batch) -> Output(logits [b, s], features [b, d]), without maps and projection. The model is a
+      dictionary of `params` and `stats`.
     """
 
     @jax.jit
@@ -62,11 +62,11 @@ CONSTANT = 16
 
 
 def problem(features: Features, num_classes: int) -> str:
-    """Explains why nothing can be learnt or scored from features, naming the array at fault; returns "" if they are valid.
+    """Explains why nothing can be learnt or scored from features, naming the array; returns "" if they are valid.
 
-    Features count as constant if the range of each, over all images, is at most CONSTANT eps of its size. The size is its
-    largest absolute value, or that of the median feature if larger: a feature that cancels to about 0 has the rounding errors
-    of the others.
+    Features count as constant if the range of each, over all images, is at most CONSTANT eps of its size. The size is
+    its largest absolute value, or that of the median feature if larger: a feature that cancels to about 0 has the
+    rounding errors of the others.
 
     >>> import numpy as np
     >>> labels = np.array([0, 1])

@@ -54,8 +54,9 @@ def rank(
 ) -> Ranking:
     """Ranks checkpoints for a target without fine-tuning them.
 
-    The order is that of the accuracy of a converged linear probe on the features, cross-validated over all images of the target.
-    The scores are shown beside it. A checkpoint that cannot be read or evaluated is listed last with the reason.
+    The order is that of the accuracy of a converged linear probe on the features, cross-validated over all images of
+    the target. The scores are shown beside it. A checkpoint that cannot be read or evaluated is listed last with the
+    reason.
 
         import jax_transfer as jt
 
@@ -75,8 +76,8 @@ def rank(
       batch_size: number of images in a forward pass.
       on_corrupt: "skip" leaves corrupt images out and logs their names; "error" stops.
       workdir: keep the features here, so that a repeated ranking does not compute them again.
-      metric: orders the checkpoints: "accuracy", or "mean_class_accuracy", the mean of the accuracies of the classes. None for
-        the metric that papers report for the target (`data.catalog`), or accuracy if it is unknown.
+      metric: orders the checkpoints: "accuracy", or "mean_class_accuracy", the mean of the accuracies of the classes.
+        None for the metric that papers report for the target (`data.catalog`), or accuracy if it is unknown.
 
     Returns:
       The ranking; `print` shows it as a table.

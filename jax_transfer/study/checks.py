@@ -49,8 +49,8 @@ def _check_image_size(config: ConfigDict) -> None:
         if config.preprocessing.image_size < smallest:
             stem = f" with the {model.get('stem', 'imagenet')} stem" if MODELS[model["name"]].takes("stem") else ""
             raise InputError(
-                f"config.preprocessing.image_size = {config.preprocessing.image_size} does not suit {label}{stem}, which "
-                f"needs at least {smallest} pixels: use a larger size{' or another stem' if stem else ''}."
+                f"config.preprocessing.image_size = {config.preprocessing.image_size} does not suit {label}{stem}, "
+                f"which needs at least {smallest} pixels: use a larger size{' or another stem' if stem else ''}."
             )
 
 
@@ -58,7 +58,8 @@ def check_data(work: Workspace) -> None:
     """Opens all data sets of a study and checks that the config fits them.
 
     Raises:
-      InputError: if a data set is missing or cannot be used, or a batch does not divide over the devices or is too large.
+      InputError: if a data set is missing or cannot be used, or a batch does not divide over the devices or is too
+        large.
     """
     config = work.config
     device_batch = devices.check_batch_size(config.pretrain.batch_size, work.mesh, "config.pretrain.batch_size")
@@ -110,8 +111,8 @@ def check_early_stops(config: ConfigDict, target: str, steps_an_epoch: int | Non
     """Checks that the fine-tuning schedule of a target is long enough for the scores by early stopping.
 
     Args:
-      steps_an_epoch: number of steps in an epoch of the images that those scores train on. If it is None, a schedule that is
-        given in steps is not checked.
+      steps_an_epoch: number of steps in an epoch of the images that those scores train on. If it is None, a schedule
+        that is given in steps is not checked.
 
     Raises:
       InputError: if the schedule is too short. The message names its field.
@@ -131,13 +132,14 @@ def check_early_stops(config: ConfigDict, target: str, steps_an_epoch: int | Non
                 f" of {steps_an_epoch} steps (on the part of the images that scores train on)" if tuning.steps else ""
             )
             raise InputError(
-                f"{where}.{field} = {length}: {score} (config.scores) stops this schedule after {FINETUNE_SCORES[score]} "
-                f"epochs{steps} on {target}: give it at least {least} {field}, or leave {score} out."
+                f"{where}.{field} = {length}: {score} (config.scores) stops this schedule after "
+                f"{FINETUNE_SCORES[score]} epochs{steps} on {target}: give it at least {least} {field}, "
+                f"or leave {score} out."
             )
 
 
 def _check_by_target(config: ConfigDict, schema: fields.Schema) -> None:
-    """Checks that the keys of the fields in BY_TARGET are targets of the study, and the fields of `config.overrides`."""
+    """Checks that the keys of the fields in BY_TARGET are targets of the study, and the fields of overrides."""
     for field in study_config.BY_TARGET:
         for target in config[field]:
             choose(dict.fromkeys(config.targets), target, f"target (config.{field}; it must be one of config.targets)")

@@ -21,8 +21,8 @@ from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
 from jax_transfer.transfer.probe import ProbeSettings
 
-# Fields that may change between two runs in the same working directory. They add or leave out work, but existing results stay
-# valid. The same holds for `checkpoints` of finetune and of its overrides.
+# Fields that may change between two runs in the same working directory. They add or leave out work, but existing
+# results stay valid. The same holds for `checkpoints` of finetune and of its overrides.
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "paper")
 
 # Fields whose keys are targets.
@@ -37,7 +37,8 @@ class OtherModel:
     name: str = "resnet18"
     # ResNets only. imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1.
     stem: str | None = None
-    # ResNets: number of channels after the stem, 64 if unset. MobileNets and Inceptions: multiplier of all channel counts.
+    # ResNets: number of channels after the stem, 64 if unset. MobileNets and Inceptions: multiplier of all channel
+    # counts.
     width: Annotated[float, Rule(lambda x: 0 < x <= 10_000, "lie in (0, 10000]")] | None = None
     # Transformers only: probability that training skips the last block for an image (stochastic depth).
     stochastic_depth: Probability | None = None
@@ -47,8 +48,8 @@ class OtherModel:
 class Model(OtherModel):
     """The fields of `config.model`."""
 
-    # Further models, each pre-trained separately: ({"name": "mobilenet_v1", "width": 0.5}, ...). The checkpoints of all models
-    # are ranked together.
+    # Further models, each pre-trained separately: ({"name": "mobilenet_v1", "width": 0.5}, ...). The checkpoints of all
+    # models are ranked together.
     others: tuple[dict, ...] = ()
 
 
@@ -110,17 +111,17 @@ class Study:
     trajectory: TrajectorySettings = TrajectorySettings()
     # The data sets to transfer to.
     targets: Annotated[tuple[str, ...], Listed(True, True)] = ("tfds:mnist",)
-    # The metric of single targets, a key of jax_transfer.records.METRICS: {"folder:/my/birds": "mean_class_accuracy"}. Other
-    # targets have the metric that papers report for them (jax_transfer.data.catalog), or else accuracy. The metric decides which
-    # checkpoint is best and what tables and figures show; it changes no result. Learning rates and l2 of probes are always
-    # chosen by accuracy on a validation split, and scores that are accuracies stay accuracies.
+    # The metric of single targets, a key of jax_transfer.records.METRICS: {"folder:/my/birds": "mean_class_accuracy"}.
+    # Other targets have the metric that papers report for them (jax_transfer.data.catalog), or else accuracy. The
+    # metric decides which checkpoint is best and what tables and figures show; it changes no result. Learning rates and
+    # l2 of probes are always chosen by accuracy on a validation split, and scores that are accuracies stay accuracies.
     metrics: dict[str, Annotated[str, OneOf(METRICS, "metric")]] = dataclasses.field(default_factory=dict)
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     # Different values of fields of probe and finetune for single targets: {"tfds:cifar10": {"probe": {"epochs": 150}}}.
     overrides: dict[str, dict] = dataclasses.field(default_factory=dict)
-    # Keys of jax_transfer.analysis.SCORES and jax_transfer.transfer.finetune.FINETUNE_SCORES. finetune_5 is the schedule of
-    # config.finetune, stopped after 5 epochs; the schedule must have at least that many.
+    # Keys of jax_transfer.analysis.SCORES and jax_transfer.transfer.finetune.FINETUNE_SCORES. finetune_5 is the
+    # schedule of config.finetune, stopped after 5 epochs; the schedule must have at least that many.
     scores: Annotated[
         tuple[Annotated[str, OneOf(ChainMap(SCORES, FINETUNE_SCORES), "score")], ...], Listed(unique=True)
     ] = ("logme", "leep", "nce")
@@ -132,7 +133,7 @@ class Study:
 
 
 def schema() -> Schema:
-    """Returns the fields of a config. `pretrain` has a section for each objective, with the arguments that have a default."""
+    """Returns the fields of a config. Those of `pretrain` include a section for each objective, with its arguments."""
     result = fields.schema(Study())
     result["pretrain"] |= {name: fields.keywords(objective) for name, objective in OBJECTIVES.items()}
     return result

@@ -1,7 +1,7 @@
 """Estimates for the plan of a study, before its stages run: checkpoints in words, and work in GFLOP.
 
-The work is that of the forward passes and training steps, by the compiler's cost analysis. All sources of a model count as if
-they had the same number of classes as the first one.
+The work is that of the forward passes and training steps, by the compiler's cost analysis. All sources of a model count
+as if they had the same number of classes as the first one.
 """
 
 import functools

@@ -8,9 +8,9 @@ from jax_transfer.study.workspace import Workspace
 
 
 def run(work: Workspace) -> None:
-    """Extracts the features that the later stages read, with one compiled forward pass for all checkpoints of a pre-training.
+    """Extracts the features that the later stages read.
 
-    With several processes, each extracts its share.
+    All checkpoints of a pre-training share one compiled forward pass. With several processes, each extracts its share.
     """
     pairs = [(snapshot, target) for target in work.config.targets for snapshot in work.snapshots]
     pairs = pairs[jax.process_index() :: jax.process_count()]

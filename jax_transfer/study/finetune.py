@@ -21,7 +21,7 @@ from jax_transfer.transfer.finetune import Candidate, Finetuned, FinetuneSetting
 
 
 def run(work: Workspace) -> None:
-    """Fine-tunes the checkpoints on every target with every seed, and writes each row as soon as its model is tested."""
+    """Fine-tunes the checkpoints on every target with every seed, and writes each row as soon as it is known."""
     rows = Rows(work.results, "transfer")
     rows.forget_failures()
     for target in work.config.targets:
@@ -83,11 +83,12 @@ def gigaflops(work: Workspace) -> float:
 def tuned_checkpoint(work: Workspace, snapshot: Snapshot, target: str, model: Model | None = None) -> Checkpoint:
     """Returns a checkpoint after fine-tuning on a target with the first seed.
 
-    Only the features of a fine-tuned model are kept on disk, not its weights. The key of their files is made of everything that
-    determines the weights.
+    Only the features of a fine-tuned model are kept on disk, not its weights. The key of their files is made of
+    everything that determines the weights.
 
     Args:
-      model: the fine-tuned weights. If they are not given, and a feature file is missing, the checkpoint is fine-tuned again.
+      model: the fine-tuned weights. If they are not given, and a feature file is missing, the checkpoint is fine-tuned
+        again.
     """
     tuning = settings.finetune_settings(work.config, target)
     source, train = work.checkpoint(snapshot), work.source(target, "train")
@@ -138,8 +139,8 @@ def tune_again(work: Workspace, snapshots: list[Snapshot], target: str) -> None:
     missing = [snapshot for snapshot in snapshots if is_missing(snapshot)]
     if missing:
         log.info("Fine-tuning %d checkpoints on %s again: their features are missing.", len(missing), target)
-    # The processes may see different features missing, because the others write meanwhile. So none waits for the results of the
-    # others.
+    # The processes may see different features missing, because the others write meanwhile. So none waits for the
+    # results of the others.
     share = [(snapshot, work.config.seed) for snapshot in missing[jax.process_index() :: jax.process_count()]]
     for _ in _finetune(work, share, target, keep_features=True, alone=True):
         pass
@@ -172,14 +173,15 @@ def finetuned(
     alone: bool = False,
     epochs: Sequence[int] = (),
 ) -> Iterator[tuple[Snapshot, int, Finetuned]]:
-    """Fine-tunes on the first split and tests on the second. All checkpoints of a model train at once, spread over the devices.
+    """Fine-tunes checkpoints on the first split and tests them on the second.
 
-    With several processes, each trains its share and all of them yield all results.
+    All checkpoints of a model train at once, spread over the devices. With several processes, each trains its share and
+    all of them yield all results.
 
     Args:
       todo: (checkpoint, seed) of each training.
-      on_tuned: called with (checkpoint, seed, fine-tuned weights) in the process that trained them, before the result is
-        yielded, so that a kill in between loses nothing.
+      on_tuned: called with (checkpoint, seed, fine-tuned weights) in the process that trained them, before the result
+        is yielded, so that a kill in between loses nothing.
       alone: whether this process trains all of `todo`, independently of the others.
       epochs: yield a result after each of these, see `finetune`; empty for one result at the end.
     """

@@ -1,4 +1,4 @@
-"""Groups of checkpoints to process together: with the same feature dimension, and as many as fit into the memory budget."""
+"""Groups of checkpoints to process together: of the same feature dimension, as many as fit into the memory budget."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -76,8 +76,9 @@ def problem(work: Workspace, dataset: str, load: Callable[[str], Features]) -> s
 def known_gflops(work: Workspace, rows: Iterable[TransferRow | ScoreRow]) -> dict[int, float]:
     """Returns feature dimension -> `gflops` of the first of the rows with that dimension.
 
-    An iterative method that runs until it converges takes a different amount of work for each checkpoint. All rows record that
-    of the first one, so a resumed run must take it from the rows and not from the first checkpoint that it still lacks.
+    An iterative method that runs until it converges takes a different amount of work for each checkpoint. All rows
+    record that of the first one, so a resumed run must take it from the rows and not from the first checkpoint that it
+    still lacks.
     """
     dims = {s.name: work.source_net(s.pretraining).feature_dim for s in work.snapshots}
     result: dict[int, float] = {}

@@ -17,7 +17,7 @@ from jax_transfer.study.workspace import Workspace
 
 
 def show(work: Workspace) -> None:
-    """Prints the parameters of the first model, and the stages with a description and a rough estimate of their time."""
+    """Prints the parameters of the first model, and each stage with its description and roughly how long it takes."""
     console = Console(stderr=True, quiet=not devices.is_first_process())
     params, _ = jax.eval_shape(work.source_net(work.pretrainings[0]).init, jax.random.key(0))
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
@@ -25,7 +25,8 @@ def show(work: Workspace) -> None:
     config = work.config
     rate = devices.sustained_gigaflops_per_second()
     table = Table(
-        title=f"{config.name}: {' and '.join(work.models)}, {' and '.join(work.sources)} to {len(config.targets)} target(s)"
+        title=f"{config.name}: {' and '.join(work.models)}, "
+        f"{' and '.join(work.sources)} to {len(config.targets)} target(s)"
     )
     for column, justify in (("stage", "left"), ("what", "left"), ("about", "right")):
         table.add_column(column, justify=justify)

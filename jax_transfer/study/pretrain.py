@@ -68,9 +68,9 @@ def feed_sizes(work: Workspace, pretraining: Pretraining) -> dict[str, tuple[str
     main, *others = work.objective(pretraining).views
     if set(others) != set(config.feeds):
         raise InputError(
-            f"config.pretrain.feeds has {', '.join(config.feeds) or 'no feeds'}; in addition to the source ({main}), the "
-            f"objective {config.objective} reads {', '.join(others) or 'none'}. Give exactly these, each with its dataset "
-            "and batch_size."
+            f"config.pretrain.feeds has {', '.join(config.feeds) or 'no feeds'}; in addition to the source ({main}), "
+            f"the objective {config.objective} reads {', '.join(others) or 'none'}. Give exactly these, each with its "
+            "dataset and batch_size."
         )
     further = {name: (config.feeds[name].dataset, config.feeds[name].batch_size) for name in others}
     return {main: (pretraining.source, config.batch_size), **further}
@@ -160,7 +160,7 @@ class _Training:
         return whole / self.mesh.size
 
     def test_accuracy(self, state: dict) -> float | None:
-        """Returns the accuracy on the source's test images; NaN without a head over its classes, None if a stop is requested."""
+        """Computes the accuracy on the source's test images; NaN without a head, None if a stop is requested."""
         if not self.objective.has_head:
             return math.nan
         test = self.work.feed(self.pretraining.source, "test", everywhere=True)
@@ -195,7 +195,7 @@ class _Training:
 
 
 def _train(training: _Training, saved: list[int]) -> None:
-    """Trains to the last epoch, starting from the last of the epochs in `saved` or from where SIGTERM stopped training."""
+    """Trains to the last epoch, starting after the last epoch in `saved` or where SIGTERM stopped training."""
     config, pretraining = training.work.config, training.pretraining
     state, begun = _initial_state(training, saved)
     label = f"pretrain {pretraining.name}" if pretraining.name else f"pretrain on {pretraining.source}"
@@ -246,7 +246,7 @@ def _log_epoch(row: PretrainRow, num_epochs: int, pretraining: Pretraining) -> N
 
 
 def _initial_state(training: _Training, saved: list[int]) -> tuple[dict, dict | None]:
-    """Returns the state to train from; in the middle of an epoch, also the part of its metrics so far (`Epoch.begun`)."""
+    """Returns the state to train from and, in the middle of an epoch, its metrics so far (`Epoch.begun`)."""
     label, folder = _label(training.pretraining), training.work.folder(training.pretraining)
     step = _stopped_at(folder)
     if step > (saved[-1] if saved else 0) * training.feed.steps_per_epoch:
@@ -288,8 +288,8 @@ def _raise_divergence(training: _Training, step: int) -> None:
 def _saved(work: Workspace, pretraining: Pretraining, rows: Rows) -> list[int]:
     """The epochs that are on disk.
 
-    A kill between writing a checkpoint and its row, or checkpoints copied from another study, leave one without the other: the
-    rows are then rebuilt from the checkpoints.
+    A kill between writing a checkpoint and its row, or checkpoints copied from another study, leave one without the
+    other: the rows are then rebuilt from the checkpoints.
     """
     with contextlib.closing(Trajectory(work.folder(pretraining) / "checkpoints", alone=True)) as trajectory:
         saved = trajectory.epochs()

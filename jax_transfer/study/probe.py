@@ -30,7 +30,7 @@ def run(work: Workspace) -> None:
                 _probe_group(work, target, method, group, seeds, probing, gflops, rows)
 
 
-def _is_valid(work: Workspace, target: str, method: str, snapshot: Snapshot, seeds: list[int], rows: Rows) -> bool:
+def _is_valid(work: Workspace, target: str, method: str, snapshot: Snapshot, seeds: list, rows: Rows) -> bool:
     """Returns whether the features of a checkpoint are valid; if not, writes rows with the reason."""
     error = groups.problem(work, target, functools.partial(work.features, snapshot, target))
     if error:
@@ -45,7 +45,7 @@ def _probe_group(
     target: str,
     method: str,
     group: list[Snapshot],
-    seeds: list[int],
+    seeds: list,
     probing: ProbeSettings,
     gflops: dict[int, float],
     rows: Rows,

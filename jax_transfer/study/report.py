@@ -47,7 +47,7 @@ def describe(work: Workspace) -> str:
 
 
 def _ranking(work: Workspace) -> list[RankingRow]:
-    """Computes a row for each target, method and score, over all checkpoints that the method evaluates, scored or not."""
+    """Computes a row for each target, method and score, over all checkpoints of the method, scored or not."""
     transfer, scored = (Rows(work.results, name).rows for name in ("transfer", "scores"))
     measured = with_metrics(map(to_json_dict, transfer), work.metrics)
     ranking = []
@@ -104,8 +104,8 @@ def ranking_row(
     (1.0, 1.0, 3)
 
     Args:
-      scores, accuracies: [k], of all checkpoints of the study; NaN (or None) where a checkpoint has none. If there is a gap,
-        the correlations, Recall@k, Rel@k and regret, which need all checkpoints, are NaN.
+      scores, accuracies: [k], of all checkpoints of the study; NaN (or None) where a checkpoint has none. If there is a
+        gap, the correlations, Recall@k, Rel@k and regret, which need all checkpoints, are NaN.
       metric: what the accuracies are, a key of `records.METRICS`.
     """
     choose(METRICS, metric, "metric")

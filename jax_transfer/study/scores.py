@@ -1,4 +1,4 @@
-"""The "scores" stage: scores all checkpoints of a target at once, from their features or by early-stopped fine-tuning."""
+"""The "scores" stage: scores all checkpoints of a target together, from features or by early-stopped fine-tuning."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 
 
 def run(work: Workspace) -> None:
-    """Computes transferability scores on the training images of each target. A failed score gets a row with the reason."""
+    """Computes transferability scores on the training images of each target. Failures get a row with the reason."""
     rows = Rows(work.results, "scores")
     rows.forget_failures()
     for target in work.config.targets:
@@ -50,7 +50,7 @@ def gigaflops(work: Workspace) -> float:
 
 
 def _missing_scores(work: Workspace, target: str, rows: Rows):
-    """Yields (snapshot, score, {value, seconds, gflops, error}) for each that has no row yet; early stopping comes last."""
+    """Yields (snapshot, score, {value, seconds, gflops, error}) for those without a row yet; early stopping is last."""
     need_head = [name for name, score in SCORES.items() if score.needs == "logits"]
     missing = {
         name: [
@@ -73,7 +73,7 @@ def _missing_scores(work: Workspace, target: str, rows: Rows):
 
 
 def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: str, gflops: dict[int, float]):
-    """Yields (snapshot, {value, seconds, gflops} or {error}), from one compiled call for each group that fits into memory.
+    """Yields (snapshot, {value, seconds, gflops} or {error}), with one compiled call for each group of checkpoints.
 
     Scores that need training are tested on the same held-out images as early-stopped fine-tuning.
 

@@ -1,7 +1,7 @@
 """The "spectral" stage: spectral components, similarities and t-SNE embeddings of the features of each checkpoint.
 
-It runs on the features before fine-tuning (`pretrained`) and, if the checkpoints were fine-tuned, after it (`finetuned`), as
-Table 1 and Figures 4 and 5 of "Towards Inadequately Pre-trained Models" require.
+It runs on the features before fine-tuning (`pretrained`) and, if the checkpoints were fine-tuned, after it
+(`finetuned`), as Table 1 and Figures 4 and 5 of "Towards Inadequately Pre-trained Models" require.
 """
 
 import functools
@@ -144,7 +144,7 @@ def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
 
 def _stacked_components(
     work: Workspace, target: str, split: str, snapshots: list[Snapshot], load: Load
-) -> tuple[tuple[jax.Array, np.ndarray], list[dict[str, float]]]:
+) -> tuple[tuple[jax.Array, jax.Array], list[dict[str, float]]]:
     """Returns the components of the features of k checkpoints, in a random order of the images.
 
     Returns:
@@ -220,7 +220,7 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
 
 
 def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
-    """Writes the t-SNE embedding of the epochs in Table 1 for each pre-training: the best one for FE and the last (Figure 4)."""
+    """Writes t-SNE embeddings of the epochs in Table 1: for each pre-training the best one for FE and the last."""
     rows = Rows(work.results, "embedding")
     results = {
         name: with_metrics(map(to_json_dict, Rows(work.results, name).rows), work.metrics)

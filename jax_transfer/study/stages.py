@@ -1,4 +1,4 @@
-"""The stages of a study, in order. They communicate only through the working directory, so each of them can run alone."""
+"""The stages of a study, in order. They communicate only through the working directory, so each can run alone."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class Stage(NamedTuple):
       run: computes what is missing in the working directory.
       writes: the files in `results/` that it adds rows to, keys of `results.ROWS`.
       describe: returns the description of the stage for the plan.
-      gigaflops: returns the work of its forward passes and training steps, for the time in the plan; NaN if it is unknown.
+      gigaflops: returns the work of its forward passes and training steps, for the time in the plan; NaN if unknown.
     """
 
     run: Callable[[Workspace], None]

@@ -88,7 +88,7 @@ class Workspace:
         return load_source(dataset, split, seed=self.config.seed, on_corrupt=self.config.data.on_corrupt)
 
     def metric(self, target: str) -> str:
-        """Returns the metric of a target, a key of `records.METRICS`: from the config, or else what papers report for it."""
+        """Returns the metric of a target, a key of `records.METRICS`: from the config, or else what papers report."""
         return self.config.metrics.get(target) or self.source(target, "train").metric
 
     @property
@@ -146,7 +146,7 @@ class Workspace:
         return OBJECTIVES[config.objective](net, tuple(config.augment), **settings.objective_settings(self.config))
 
     def folder(self, pretraining: Pretraining) -> pathlib.Path:
-        """Returns the folder with the `checkpoints/` of a pre-training; the first pre-training uses the working directory."""
+        """Returns the folder with the `checkpoints/` of a pre-training; that of the first is the working directory."""
         first = pretraining == self.pretrainings[0]
         return self.workdir if first else self.workdir / "others" / pretraining.name
 
