@@ -54,7 +54,7 @@ def test_a_list_with_gaps_has_nothing_against_all(pairs):
 
 
 def rows_of(work, target, scores, accuracies):
-    """Writes results: scores {name: [k]} and accuracies {method: [k]}, NaN for what failed, None for what does not exist."""
+    """Writes results: scores {name: [k]} and accuracies {method: [k]}; NaN for a failure, None for no row."""
     transfer = [
         TransferRow(s.name, s.epoch, target, method, 0, 0.1, a, a, 9, 9, 1.0, 1.0, "diverged" if math.isnan(a) else "")
         for method, values in accuracies.items()

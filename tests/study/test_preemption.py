@@ -1,4 +1,4 @@
-"""SIGTERM: saved at the next step, exit code 75, and the same command goes on to the same bits. Several processes as one."""
+"""SIGTERM saves at the next step and exits with code 75, and the same command resumes to the same bits."""
 
 import json
 import os
@@ -24,7 +24,7 @@ STEPS = 5  # an epoch of `random_source()`
 
 
 def _fit(feed, total_steps, state=None, stop_after=None, begun=None, stop_at_epoch=None):
-    """(state, rows of epochs, what a stop left); stops after so many steps of this call, or while that epoch is evaluated."""
+    """Returns (state, rows of epochs, metrics of stopped epochs); stops after some steps, or while an epoch is tested."""
     step, optimizer = training_step()
     mesh, feed = devices.make_mesh(), joined_feed(feed, 8)
     asked, epochs, left = [0], [], []
@@ -128,7 +128,7 @@ def _wait_for(text, process, log, seconds=200):
 PRETRAIN = (
     "--config.stages=('pretrain',)",
     "--config.pretrain.epochs=12",
-    # A larger one magnifies the rounding, which differs with the number of devices, within two epochs to another training.
+    # A larger one magnifies the rounding, which depends on the number of devices: after two epochs the losses differ.
     "--config.pretrain.optimizer.learning_rate=0.002",
 )
 

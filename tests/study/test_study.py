@@ -67,8 +67,14 @@ elif point == "between stages":
 main.run()
 """
 slow = pytest.mark.slow
-POINTS = ("in an epoch", *(pytest.param(point, marks=slow) for point in (
-    "while saving", "after saving, before the row", "in the middle of a row", "while writing features", "between stages")))  # fmt: skip
+SLOW_POINTS = (
+    "while saving",
+    "after saving, before the row",
+    "in the middle of a row",
+    "while writing features",
+    "between stages",
+)
+POINTS = ("in an epoch", *(pytest.param(point, marks=slow) for point in SLOW_POINTS))
 
 
 def _command(workdir, *arguments, code=("-m", "jax_transfer.main")):
@@ -215,8 +221,8 @@ PRETRAIN = "--config.stages=('pretrain',)"
 
 def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean, tmp_path):
     expected, _ = clean
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); from jax_transfer import main; main.run()"
-    done = _command(tmp_path, code=("-c", limited))
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"
+    done = _command(tmp_path, code=("-c", f"{limit}; from jax_transfer import main; main.run()"))
     assert done.returncode == 2, done.stderr[-3000:]
     assert "disk is full" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr

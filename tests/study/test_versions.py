@@ -122,8 +122,7 @@ def test_the_report_leaves_older_rows_out_and_says_so_once(file, tmp_path, caplo
     said = [message for message in caplog.messages if "older version" in message]
     assert len(said) == (VERSIONS[file] > 1)
     assert all(
-        "2 rows were computed by an older version of jax_transfer and are left out: run its stage" in m
-        for m in said
+        "2 rows were computed by an older version of jax_transfer and are left out: run its stage" in m for m in said
     )
 
 
