@@ -1,8 +1,9 @@
-"""Transferability scores: functions of features and labels, and how well they rank checkpoints.
+"""Transferability scores of checkpoints, and measures of how well the scores rank them.
 
-A score is called as SCORES[name](features: records.Features, num_classes: int, held_out=None) -> scalar, higher is better;
-under `jax.jit` num_classes is static, under `jax.vmap` the fields of Features are stacked over checkpoints. held_out: indices
-[m] of the samples on which a score that learns is tested, the same for all checkpoints; the others do not look at it.
+Every score has the signature SCORES[name](features: records.Features, num_classes: int, held_out=None) -> scalar;
+higher is better. Under `jax.jit` num_classes is static; under `jax.vmap` the fields of Features are stacked over
+checkpoints. `held_out` are the indices [m] of the samples on which a score that trains a classifier is tested. They are
+the same for all checkpoints; the other scores ignore them.
 """
 
 import dataclasses
@@ -54,12 +55,22 @@ from jax_transfer.records import Features, InputError
 class Score:
     """A transferability score of one checkpoint.
 
-    function: (x, y [n], num_classes) -> scalar, higher is better.
-    needs: the field of Features that is x: "features" [n, d], or "logits" [n, s] of a head over classes; "" for a score of
-      neither, whose x is None.
-    learns: function also takes held_out, the indices of the samples to test on.
-    vmapped: one compiled program scores all checkpoints; otherwise each is scored by itself, in shapes that its values decide.
-    gigaflops: (x, y, num_classes) -> operations / 1e9, where `flops.gigaflops` of function is not right.
+    Attributes:
+      function: function(x, y [n], num_classes) -> scalar; higher is better.
+      needs: the field of Features passed as x: "features" [n, d], or "logits" [n, s] of a head over classes. "" for a
+        score that needs neither: its x is None.
+      learns: whether the function trains a classifier and takes `held_out`, the indices of the samples to test on.
+      vmapped: whether one compiled program scores all checkpoints. Otherwise they are scored one by one, since the
+        shapes depend on the values.
+      gigaflops: gigaflops(x, y, num_classes) -> floating point operations / 1e9, for functions that `flops.gigaflops`
+        cannot count.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[1.0], [0.8], [0.1], [-0.1]])
+      >>> features = Features(features=x, logits=jnp.zeros((4, 0)), labels=jnp.array([0, 0, 1, 1]))
+      >>> round(float(Score(h_score)(features, num_classes=2)), 2)
+      0.95
     """
 
     function: Callable
@@ -69,31 +80,32 @@ class Score:
     gigaflops: Callable | None = None
 
     def __call__(self, features: Features, num_classes: int, held_out=None) -> Float[Array, ""]:
-        """The score of `features`.
+        """Returns the score of `features`.
 
         Raises:
-          InputError: as function; and for logits without columns if the score needs them.
+          InputError: if the function raises it, or the score needs logits and they have no columns.
         """
         held_out = {"held_out": held_out} if self.learns else {}
         return self.function(self.x(features), features.labels, num_classes, **held_out)
 
     def x(self, features: Features):
-        """What the score reads of `features`."""
+        """Returns the field of `features` that the score needs, or None."""
         x = getattr(features, self.needs) if self.needs else None
         if self.needs == "logits" and np.shape(x)[-1:] == (0,):
             raise InputError(
-                f"logits has the shape {list(np.shape(x))}: this score needs a head over classes; leave it out for a net "
-                "without one."
+                f"logits has the shape {list(np.shape(x))}: this score needs a head over classes. Leave it out for a "
+                "net without one."
             )
         return x
 
 
-def _leep(logits, y, num_classes):
+def _leep(logits: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
+    """Computes LEEP from logits."""
     return leep(jax.nn.softmax(as_features(logits, "logits", "n s")), y, num_classes)
 
 
-def _nce(logits, y, num_classes):
-    """NCE at the argmax of the logits; NaN for logits that are NaN or inf, which have an argmax too."""
+def _nce(logits: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
+    """Computes NCE at the argmax of the logits; NaN if a logit is NaN or infinite, which the argmax would hide."""
     logits = as_features(logits, "logits", "n s")
     value = nce(jnp.argmax(logits, axis=-1), y, logits.shape[-1], num_classes)
     return jnp.where(jnp.isfinite(jnp.max(logits)), value, jnp.nan)
@@ -118,44 +130,54 @@ SCORES: dict[str, Score] = {
 
 
 def score_all(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> np.ndarray:
-    """SCORES[name] of k checkpoints at once.
+    """Computes SCORES[name] of k checkpoints at once.
 
     Args:
-      features: its fields stacked: features [k, n, d], logits [k, n, s], labels [k, n]. Nets without a head have s = 0.
-      held_out: indices of the samples on which a score that learns is tested; None: as that score chooses. Give it where
-        the checkpoints' labels are not the same, or where other results are to be of the same samples.
+      name: a key of SCORES.
+      features: stacked fields: features [k, n, d], logits [k, n, s] and labels [k, n]. s = 0 for nets without a head.
+      num_classes: C, the number of target classes.
+      held_out: indices of the samples on which a score that trains a classifier is tested; None: the score chooses them
+        by the labels. Pass it if the checkpoints have different labels, or to match the test samples of other results.
 
     Returns:
-      Values [k]; NaN where the score is undefined, see `why_undefined`.
+      Values [k]; NaN where the score is undefined (`why_undefined` gives the reason).
 
     Raises:
-      InputError: for a name that SCORES does not have, and arguments of the wrong type, shape or range.
+      InputError: if the name is not in SCORES, or an argument has the wrong type, shape or range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[[1.0], [0.8], [0.1], [-0.1]], [[0.1], [1.0], [-0.1], [0.8]]])
+      >>> labels = jnp.array([[0, 0, 1, 1], [0, 0, 1, 1]])
+      >>> values = score_all("h_score", Features(x, jnp.zeros((2, 4, 0)), labels), num_classes=2)
+      >>> [round(float(value), 2) for value in values]
+      [0.95, 0.05]
     """
     choose(SCORES, name, "score (name)")
     features, num_classes, held_out = _checked(features, num_classes, held_out)
     if SCORES[name].vmapped:
         try:
             return np.asarray(_compiled(name, num_classes)(features, held_out))
-        except InputError:  # too few samples, for all of them; `why_undefined` gives its text
+        except InputError:  # too few samples, for every checkpoint; `why_undefined` returns the message
             return np.full(len(features.labels), np.nan)
     values = []
     for i in range(len(features.labels)):
         try:
             values.append(float(SCORES[name](jax.tree.map(lambda x, i=i: x[i], features), num_classes, held_out)))
-        except InputError:  # the others have values
+        except InputError:  # the other checkpoints may still have values
             values.append(float("nan"))
     return np.array(values)
 
 
 def _checked(features, num_classes, held_out):
-    """The arguments of `score_all`, with values of labels and indices that the compiled program cannot raise for."""
+    """Validates the arguments of `score_all`; a compiled program could not raise for wrong labels or indices."""
     num_classes = as_count(num_classes)
     x, logits = as_features(features.features, "features", "k n d"), _as_logits(features.logits, "k n s")
     (k, n), labels = x.shape[:2], features.labels
     if logits.shape[:2] != (k, n) or len(labels) != k:
         raise InputError(
-            f"features {list(x.shape)}, logits {list(logits.shape)} and labels of {len(labels)} checkpoints do not match: "
-            "expected [k, n, d], [k, n, s] and [k, n]."
+            f"features {list(x.shape)}, logits {list(logits.shape)} and labels of {len(labels)} checkpoints do not "
+            "match: expected [k, n, d], [k, n, s] and [k, n]."
         )
     labels = jnp.stack([as_labels(one, num_classes, n, "labels") for one in labels])
     held_out = None if held_out is None else as_held_out(held_out, n)
@@ -163,7 +185,7 @@ def _checked(features, num_classes, held_out):
 
 
 def _as_logits(logits, axes: str):
-    """Logits as `as_features` returns them; a net without a head has none, [n, 0]."""
+    """Converts logits as `as_features` does, but accepts the logits [n, 0] of a net without a head."""
     shape = np.shape(logits)
     if len(shape) == len(axes.split()) and shape[-1] == 0:
         return jnp.zeros(shape, jnp.float32)
@@ -171,12 +193,12 @@ def _as_logits(logits, axes: str):
 
 
 def _checked_one(name, features, num_classes, held_out):
-    """The arguments of one checkpoint's score, as arrays."""
+    """Validates the arguments of `score_gigaflops` for one checkpoint."""
     choose(SCORES, name, "score (name)")
     num_classes = as_count(num_classes)
     x, logits = as_features(features.features, "features", "n d"), _as_logits(features.logits, "n s")
     if len(logits) != len(x):
-        raise InputError(f"logits holds {len(logits):,} samples and features {len(x):,}: expected the same ones.")
+        raise InputError(f"logits holds {len(logits):,} samples and features {len(x):,}: expected the same number.")
     labels = as_labels(features.labels, num_classes, len(x), "labels")
     held_out = None if held_out is None else as_held_out(held_out, len(x))
     return Features(x, logits, labels), num_classes, held_out
@@ -191,10 +213,22 @@ def _compiled(name: str, num_classes: int):
 
 
 def score_gigaflops(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> float:
-    """Floating point operations / 1e9 of SCORES[name] of one checkpoint, without the forward pass.
+    """Counts the floating point operations / 1e9 of SCORES[name] for one checkpoint, without the forward pass.
+
+    Args:
+      name: a key of SCORES.
+      features: features [n, d], logits [n, s] and labels [n] of the checkpoint.
+      num_classes: C, the number of target classes.
+      held_out: as for `score_all`.
 
     Raises:
-      InputError: for a name that SCORES does not have, and arguments of the wrong type, shape or range.
+      InputError: if the name is not in SCORES, or an argument has the wrong type, shape or range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> features = Features(jnp.ones((4, 2)), jnp.ones((4, 3)), jnp.array([0, 0, 1, 1]))
+      >>> score_gigaflops("leep", features, num_classes=2) > 0
+      True
     """
     features, num_classes, held_out = _checked_one(name, features, num_classes, held_out)
     score = SCORES[name]
@@ -204,10 +238,22 @@ def score_gigaflops(name: str, features: Features, num_classes: int, held_out: I
 
 
 def why_undefined(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> str:
-    """Why SCORES[name] of one checkpoint has no finite value, in words.
+    """Returns the reason why SCORES[name] of one checkpoint has no finite value.
+
+    Args:
+      name: a key of SCORES.
+      features: features [n, d], logits [n, s] and labels [n] of the checkpoint.
+      num_classes: C, the number of target classes.
+      held_out: as for `score_all`.
 
     Raises:
-      InputError: for a name that SCORES does not have.
+      InputError: if the name is not in SCORES.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> features = Features(jnp.full((2, 1), jnp.nan), jnp.zeros((2, 0)), jnp.array([0, 1]))
+      >>> why_undefined("h_score", features, num_classes=2)
+      'the score is not a finite number for these features'
     """
     choose(SCORES, name, "score (name)")
     try:

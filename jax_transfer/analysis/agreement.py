@@ -1,11 +1,12 @@
 """How well a score ranks checkpoints: correlations, Recall@k, Rel@k and regret against the final accuracies.
 
-One target at a time: scores [k] and accuracies [k], one entry a checkpoint, higher is better in both. Each function
-returns a Python float, NaN where the quantity is undefined: fewer than two checkpoints, a constant input (correlations)
-or a value that is not finite. The paper's Recall@k over several targets is the mean of `recall_at_k` over them.
+The functions take the scores [k] and accuracies [k] of one target, with one entry per checkpoint; higher is better in
+both. They return a Python float, which is NaN if the quantity is undefined: for fewer than two checkpoints, a constant
+input (correlations) or a value that is not finite. The Recall@k over several targets of "Ranking Neural Checkpoints" is
+the mean of `recall_at_k` over the targets.
 
-Ties: a score that cannot tell two checkpoints apart is given no credit for their order in the list. Kendall's tau-b and
-the weighted tau correct for ties; Recall@k, Rel@k and regret are expectations over a uniformly random order of the tied.
+A score gets no credit for the order in which tied checkpoints are listed. Kendall's tau-b and the weighted tau correct
+for ties; Recall@k, Rel@k and regret are expectations over a uniformly random order of tied checkpoints.
 """
 
 import math
@@ -13,18 +14,31 @@ import reprlib
 
 import numpy as np
 import scipy.stats
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from jax_transfer.analysis.arguments import as_number
 from jax_transfer.records import InputError, printable
 
-# A rank correlation over fewer checkpoints says little: of k unrelated ones, Kendall's tau has the standard deviation
-# sqrt(2 (2k + 5) / (9 k (k - 1))), 0.25 at k = 10 and 0.41 at k = 5, so that |tau| up to twice that is chance.
+# A rank correlation over fewer checkpoints means little. For an unrelated score, Kendall's tau has the standard
+# deviation sqrt(2 (2k + 5) / (9 k (k - 1))), which is 0.25 for k = 10 and 0.41 for k = 5; |tau| below twice that may be
+# chance.
 MIN_CHECKPOINTS = 10
 
 
 def pearson(scores: ArrayLike, accuracies: ArrayLike) -> float:
-    """Pearson's linear correlation, in [-1, 1]."""
+    """Computes Pearson's linear correlation, in [-1, 1].
+
+    Args:
+      scores, accuracies: [k], one entry per checkpoint.
+
+    Raises:
+      InputError: if the arguments are not two lists of numbers of the same length.
+
+    Example:
+      >>> round(pearson([1, 2, 3], [0.5, 0.7, 0.8]), 2)
+      0.98
+    """
     scores, accuracies = paired(scores, accuracies)
     if not _correlation_is_defined(scores, accuracies):
         return math.nan
@@ -33,7 +47,20 @@ def pearson(scores: ArrayLike, accuracies: ArrayLike) -> float:
 
 
 def kendall(scores: ArrayLike, accuracies: ArrayLike) -> float:
-    """Kendall's tau-b, in [-1, 1]: concordant minus discordant pairs, corrected for ties (Kendall, 1945)."""
+    """Computes Kendall's tau-b, in [-1, 1]: the excess of concordant over discordant pairs, corrected for ties.
+
+    Kendall, "The treatment of ties in ranking problems", Biometrika 1945; `scipy.stats.kendalltau`.
+
+    Args:
+      scores, accuracies: [k], one entry per checkpoint.
+
+    Raises:
+      InputError: if the arguments are not two lists of numbers of the same length.
+
+    Example:
+      >>> round(kendall([1, 2, 3], [0.5, 0.8, 0.7]), 2)
+      0.33
+    """
     scores, accuracies = paired(scores, accuracies)
     if not _correlation_is_defined(scores, accuracies):
         return math.nan
@@ -41,11 +68,22 @@ def kendall(scores: ArrayLike, accuracies: ArrayLike) -> float:
 
 
 def weighted_kendall(scores: ArrayLike, accuracies: ArrayLike) -> float:
-    """Weighted Kendall tau, in [-1, 1]: errors among the best checkpoints cost more (Vigna, WWW 2015).
+    """Computes the weighted Kendall tau, in [-1, 1], in which errors among the best checkpoints cost more.
 
-    A pair weighs 1 / (r + 1) + 1 / (q + 1), r and q its ranks from 0 (best). As in `scipy.stats.weightedtau` the result
-    is the mean of two values: ranks by decreasing score, ties broken by accuracy; and by decreasing accuracy, ties
-    broken by score. It is thus symmetric in its arguments; it does not depend on the order of the list.
+    Vigna, "A weighted correlation index for rankings with ties", WWW 2015; `scipy.stats.weightedtau`. A pair with the
+    ranks r and q, counted from 0 (best), has the weight 1 / (r + 1) + 1 / (q + 1). The result is the mean of two
+    values: with ranks by decreasing score (ties broken by accuracy) and by decreasing accuracy (ties broken by score).
+    It is thus symmetric in its arguments and does not depend on the order of the checkpoints.
+
+    Args:
+      scores, accuracies: [k], one entry per checkpoint.
+
+    Raises:
+      InputError: if the arguments are not two lists of numbers of the same length.
+
+    Example:
+      >>> round(weighted_kendall([1, 2, 3], [0.5, 0.8, 0.7]), 2)
+      0.18
     """
     scores, accuracies = paired(scores, accuracies)
     if not _correlation_is_defined(scores, accuracies):
@@ -54,10 +92,21 @@ def weighted_kendall(scores: ArrayLike, accuracies: ArrayLike) -> float:
 
 
 def recall_at_k(scores: ArrayLike, accuracies: ArrayLike, k: int) -> float:
-    """1 if a checkpoint of the highest accuracy is among the k of highest score, else 0.
+    """Returns 1 if a checkpoint with the highest accuracy is among the k with the highest scores, else 0.
 
-    "Ranking Neural Checkpoints", section 2.3. Tied scores at place k: the probability in [0, 1] that a best checkpoint
-    is drawn. Tied accuracies: any of the best counts.
+    "Ranking Neural Checkpoints", section 2.3. If scores are tied at rank k, the result is the probability, in [0, 1],
+    that a best checkpoint is among the k. If accuracies are tied, any of the best checkpoints counts.
+
+    Args:
+      scores, accuracies: [n], one entry per checkpoint.
+      k: number of checkpoints to choose, 1 or more.
+
+    Raises:
+      InputError: if the lists are not numbers of the same length, or k is out of range.
+
+    Example:
+      >>> recall_at_k([3, 2, 1], [0.7, 0.8, 0.5], k=1), recall_at_k([3, 2, 1], [0.7, 0.8, 0.5], k=2)
+      (0.0, 1.0)
     """
     scores, accuracies = paired(scores, accuracies)
     if not _ranking_is_defined(scores, accuracies, k):
@@ -66,10 +115,21 @@ def recall_at_k(scores: ArrayLike, accuracies: ArrayLike, k: int) -> float:
 
 
 def relative_accuracy_at_k(scores: ArrayLike, accuracies: ArrayLike, k: int) -> float:
-    """Rel@k: the best accuracy among the k checkpoints of highest score, over the best of all; in [0, 1].
+    """Computes Rel@k: the best accuracy among the k checkpoints with the highest scores, relative to the best of all.
 
-    "Ranking Neural Checkpoints", section 2.3. Tied scores at place k: the expectation over which of them is drawn.
-    NaN if the best accuracy is 0.
+    The result is in [0, 1]. "Ranking Neural Checkpoints", section 2.3. If scores are tied at rank k, it is the
+    expectation over the choice among them. NaN if the best accuracy is 0.
+
+    Args:
+      scores, accuracies: [n], one entry per checkpoint.
+      k: number of checkpoints to choose, 1 or more.
+
+    Raises:
+      InputError: if the lists are not numbers of the same length, or k is out of range.
+
+    Example:
+      >>> round(relative_accuracy_at_k([3, 2, 1], [0.6, 0.8, 0.5], k=1), 2)
+      0.75
     """
     scores, accuracies = paired(scores, accuracies)
     if not _ranking_is_defined(scores, accuracies, k) or accuracies.max() <= 0:
@@ -78,7 +138,20 @@ def relative_accuracy_at_k(scores: ArrayLike, accuracies: ArrayLike, k: int) -> 
 
 
 def regret(scores: ArrayLike, accuracies: ArrayLike) -> float:
-    """Accuracy lost by taking the checkpoint of highest score instead of the best one, >= 0; tied scores: its mean."""
+    """Computes the accuracy lost by choosing the checkpoint with the highest score instead of the best one.
+
+    It is at least 0. If the highest score is tied, the result is the mean over the tied checkpoints.
+
+    Args:
+      scores, accuracies: [k], one entry per checkpoint.
+
+    Raises:
+      InputError: if the arguments are not two lists of numbers of the same length.
+
+    Example:
+      >>> round(regret([3, 2, 1], [0.6, 0.8, 0.5]), 2)
+      0.2
+    """
     scores, accuracies = paired(scores, accuracies)
     if not _ranking_is_defined(scores, accuracies, 1):
         return math.nan
@@ -88,11 +161,30 @@ def regret(scores: ArrayLike, accuracies: ArrayLike) -> float:
 def kendall_interval(
     scores: ArrayLike, accuracies: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Bootstrap interval of Kendall's tau-b over checkpoints: percentiles of tau of the list drawn with replacement.
+    """Computes a bootstrap interval of Kendall's tau-b: percentiles of tau over checkpoints drawn with replacement.
 
-    It says how far tau would move with other checkpoints of the same kind; the pairs of a checkpoint with itself tie
-    and are corrected for as other ties are. Draws in which all are tied are left out. NaN where tau is, and where all draws
-    of fewer than MIN_CHECKPOINTS agree, which is luck rather than certainty.
+    It shows how much tau would vary with other checkpoints of the same kind. A checkpoint drawn twice is tied with
+    itself, which tau-b corrects for like other ties. Draws in which all checkpoints are tied are ignored. Both bounds
+    are NaN if tau is NaN, or if all draws of fewer than MIN_CHECKPOINTS checkpoints agree, which is luck rather than
+    certainty.
+
+    Args:
+      scores, accuracies: [k], one entry per checkpoint.
+      confidence: share of the draws inside the interval, in (0, 1).
+      resamples: number of draws.
+      seed: seed of the draws.
+
+    Returns:
+      (low, high).
+
+    Raises:
+      InputError: if the lists are not numbers of the same length, or another argument is out of range.
+
+    Example:
+      >>> scores = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+      >>> low, high = kendall_interval(scores, [1, 3, 2, 4, 5, 7, 6, 8, 10, 9])
+      >>> low < kendall(scores, [1, 3, 2, 4, 5, 7, 6, 8, 10, 9]) < high
+      True
     """
     as_number(confidence, "confidence", lambda share: 0 < share < 1, "a share in (0, 1), such as 0.95")
     as_number(
@@ -106,10 +198,12 @@ def kendall_interval(
     k = len(scores)
     draws = np.random.default_rng(int(seed)).multinomial(k, np.full(k, 1 / k), size=int(resamples)).astype(float)
 
-    def pairs(of):  # sum over drawn pairs: a quadratic form in how often each checkpoint was drawn
-        return np.einsum("bi,bi->b", draws @ of, draws)
+    def sum_over_pairs(values: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "b"]:
+        """Sums over the pairs of each draw: a quadratic form in the number of times that a checkpoint was drawn."""
+        return np.einsum("bi,bi->b", draws @ values, draws)
 
-    concordant, distinct = pairs(order * truth), pairs(np.abs(order)) * pairs(np.abs(truth))
+    concordant = sum_over_pairs(order * truth)
+    distinct = sum_over_pairs(np.abs(order)) * sum_over_pairs(np.abs(truth))
     taus = concordant[distinct > 0] / np.sqrt(distinct[distinct > 0])
     low, high = np.quantile(taus, [(1 - confidence) / 2, (1 + confidence) / 2])
     if low == high and k < MIN_CHECKPOINTS:
@@ -117,49 +211,59 @@ def kendall_interval(
     return float(low), float(high)
 
 
-def paired(scores, accuracies):
+def paired(scores: ArrayLike, accuracies: ArrayLike) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]]:
+    """Converts both lists to float64 arrays and checks that they match; None becomes NaN.
+
+    Raises:
+      InputError: if the arguments are not two lists of numbers of the same length.
+
+    Example:
+      >>> [array.tolist() for array in paired([1, None], [0.5, 0.7])]
+      [[1.0, nan], [0.5, 0.7]]
+    """
     scores, accuracies = _numbers(scores, "scores"), _numbers(accuracies, "accuracies")
     if scores.ndim != 1 or scores.shape != accuracies.shape:
         raise InputError(
-            f"scores {list(scores.shape)} and accuracies {list(accuracies.shape)} do not match: expected two lists of the "
-            "same length, one entry a checkpoint; pass the checkpoints that have both."
+            f"scores {list(scores.shape)} and accuracies {list(accuracies.shape)} do not match: expected two lists of "
+            "the same length, one entry per checkpoint. Pass the checkpoints that have both."
         )
     return scores, accuracies
 
 
-def _numbers(values, name):
-    """values, whatever holds them, as float64; None, which is NaN, marks what is missing."""
+def _numbers(values: ArrayLike, name: str) -> Float[np.ndarray, "..."]:
+    """Converts `values` to float64; None marks a missing value and becomes NaN."""
     try:
-        found = np.asarray(values)
-        if found.dtype.kind not in "USc":
-            return found.astype(np.float64)
+        array = np.asarray(values)
+        if array.dtype.kind not in "USc":
+            return array.astype(np.float64)
     except (TypeError, ValueError, RuntimeError):
-        pass  # what it is, the message says
+        pass  # the error below shows the value
     raise InputError(f"{name} is {printable(reprlib.repr(values))}: expected a list of real numbers.")
 
 
-def _correlation_is_defined(scores, accuracies):
+def _correlation_is_defined(scores: Float[np.ndarray, "k"], accuracies: Float[np.ndarray, "k"]) -> bool:
     return _ranking_is_defined(scores, accuracies, 1) and np.ptp(scores) > 0 and np.ptp(accuracies) > 0
 
 
-def _ranking_is_defined(scores, accuracies, k):
+def _ranking_is_defined(scores: Float[np.ndarray, "n"], accuracies: Float[np.ndarray, "n"], k: int) -> bool:
     as_number(k, "k", lambda k: k >= 1 and float(k).is_integer(), "a number of checkpoints, 1 or more")
     return len(scores) >= 2 and bool(np.all(np.isfinite(scores)) and np.all(np.isfinite(accuracies)))
 
 
-def _standardised(values):
-    values = values / np.max(np.abs(values))  # no underflow or overflow of the squares
+def _standardised(values: Float[np.ndarray, "k"]) -> Float[np.ndarray, "k"]:
+    """Centres the values and scales them to unit length."""
+    values = values / np.max(np.abs(values))  # so that the squares neither underflow nor overflow
     values = values - values.mean()
     return values / np.linalg.norm(values)
 
 
-def _expected_best(scores, gains, k):
-    """Mean of the largest gain among the k highest scores, over a uniformly random order of tied scores."""
+def _expected_best(scores: Float[np.ndarray, "n"], gains: Float[np.ndarray, "n"], k: int) -> float:
+    """Returns the expected largest gain among the k highest scores, over a uniformly random order of tied scores."""
     k = min(int(k), len(scores))
-    threshold = np.sort(scores)[-k]  # the score at place k
-    sure, tied = gains[scores > threshold], np.sort(gains[scores == threshold])
-    drawn = k - len(sure)
-    floor = sure.max() if len(sure) else -np.inf
+    threshold = np.sort(scores)[-k]  # the score at rank k
+    certain, tied = gains[scores > threshold], np.sort(gains[scores == threshold])
+    drawn = k - len(certain)  # number of tied entries among the k
+    floor = certain.max() if len(certain) else -np.inf
     total = math.comb(len(tied), drawn)
-    # tied[i] is the largest of the drawn in comb(i, drawn - 1) of the draws
+    # tied[i] is the largest one drawn in comb(i, drawn - 1) of all `total` draws.
     return float(sum(math.comb(i, drawn - 1) / total * max(floor, gain) for i, gain in enumerate(tied)))

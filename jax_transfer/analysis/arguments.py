@@ -1,9 +1,9 @@
-"""What the scores accept: one check of features, labels, class counts and held-out indices for all public functions.
+"""Validates the arguments of the scores: features, labels, numbers of classes and held-out indices.
 
-JAX clamps, wraps or drops an index out of range instead of raising, so a wrong label gives a plausible number. Concrete
-labels are read on the host, where they are few, and what is wrong with them raises. Features stay where they are: their
-type and shape are checked, and values that are not finite give NaN. Of a traced array only type and shape are known;
-`in_range` tells the labels' values apart in the compiled program, where wrong ones give NaN.
+JAX clamps, wraps or drops indices out of range instead of raising, so a wrong label would give a plausible number.
+Concrete labels are few, so they are copied to the host, and wrong values raise an error. Features stay on their device:
+only their dtype and shape are checked, and values that are not finite make the score NaN. Of a traced array only the
+dtype and shape are known; the compiled program checks the labels with `in_range` and returns NaN if they are wrong.
 """
 
 import numbers
@@ -17,23 +17,34 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_transfer.records import InputError, printable
 
-SUM_TOLERANCE = 0.01  # of a row of probabilities: bfloat16 rounds each to 0.004 of itself
+SUM_TOLERANCE = 0.01  # allowed error of a row sum of probabilities: bfloat16 has a relative precision of 0.004
 
 
 def is_traced(*values) -> bool:
+    """Returns whether any value is a JAX tracer, whose contents are unknown at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> is_traced(jnp.ones(2), 3)
+      False
+    """
     return any(isinstance(value, jax.core.Tracer) for value in values)
 
 
 def as_features(x, name: str = "x", axes: str = "n d") -> Float[Array, "..."]:
-    """x as float32, or as float64 where JAX keeps float64.
+    """Converts x to float32, or to float64 if x is float64 and JAX has 64-bit types enabled.
 
     Args:
-      x: an array, or lists of numbers.
-      name: of the argument, for messages.
-      axes: names of the axes that it must have.
+      x: an array or nested lists of numbers.
+      name: name of the argument, for messages.
+      axes: names of the expected axes.
 
     Raises:
-      InputError: if x holds no real numbers, has other axes, or an empty one.
+      InputError: if x does not hold real numbers, has the wrong number of axes, or has an empty axis.
+
+    Example:
+      >>> as_features([[1, 2], [3, 4]]).dtype
+      dtype('float32')
     """
     x = _as_array(x, name)
     if not (jnp.issubdtype(x.dtype, jnp.floating) or np.dtype(x.dtype).kind in "iub"):
@@ -42,88 +53,111 @@ def as_features(x, name: str = "x", axes: str = "n d") -> Float[Array, "..."]:
     if x.ndim != len(expected) or 0 in x.shape:
         hint = ""
         if x.ndim > len(expected) and 0 not in x.shape:
-            hint = "; reshape or average the other axes away"
+            hint = " Reshape it or average over the other axes."
         raise InputError(
-            f"{name} has the shape {list(x.shape)}: expected [{', '.join(expected)}], none of them 0{hint}."
+            f"{name} has the shape {list(x.shape)}: expected [{', '.join(expected)}] without an empty axis.{hint}"
         )
     dtype = np.float64 if x.dtype == np.float64 and jax.config.jax_enable_x64 else np.float32
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, and the result NaN
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and the score NaN
         return jnp.asarray(x.astype(dtype))
 
 
 def as_labels(
     y, num_classes: int | None, n: int | None, name: str = "y", count: str = "num_classes"
 ) -> Int[Array, "n"]:
-    """y as int32.
+    """Converts labels to int32.
 
     Args:
       y: whole numbers in [0, num_classes), [n].
-      num_classes: what `as_count` returned; None: any number of classes.
-      n: how many there must be; None: any number but 0.
-      name, count: of the two arguments, for messages.
+      num_classes: the result of `as_count`; None allows any number of classes.
+      n: expected number of labels; None allows any number except 0.
+      name: name of the argument y, for messages.
+      count: name of the argument num_classes, for messages.
 
     Raises:
-      InputError: for another type, shape or length, and for concrete labels out of range.
+      InputError: if the type, shape or length is wrong, or concrete labels are out of range.
+
+    Example:
+      >>> as_labels([0, 2, 1], num_classes=3, n=3).dtype
+      dtype('int32')
+      >>> as_labels([1, 2, 3], num_classes=3, n=3)
+      Traceback (most recent call last):
+      jax_transfer.records.InputError: y holds the label 3 (1 of 3 are out of range): expected 0 to 2 ...
     """
     y, expected = _as_array(y, name), "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
     if y.ndim != 1:
         hint = ""
         if y.ndim == 2 and y.shape[1] == 1:
-            hint = f"; pass {name}[:, 0]"
+            hint = f" Pass {name}[:, 0]."
         elif y.ndim == 2 and y.shape[1] == num_classes:
-            hint = f"; pass {name}.argmax(axis=1) if it is one-hot"
-        raise InputError(f"{name} has the shape {list(y.shape)}: expected [n], one label for each sample{hint}.")
+            hint = f" Pass {name}.argmax(axis=1) if it is one-hot."
+        raise InputError(f"{name} has the shape {list(y.shape)}: expected [n], one label per sample.{hint}")
     if len(y) == 0 or (n is not None and len(y) != n):
-        how_many = "at least one" if n is None else f"{n:,}, one for each sample"
+        how_many = "at least one" if n is None else f"{n:,}, one per sample"
         raise InputError(f"{name} holds {len(y):,} labels: expected {how_many}.")
     if np.dtype(y.dtype).kind not in "iu":
         raise InputError(
-            f"{name} holds {_kind(y.dtype)}{_not_whole(y)}: expected whole numbers, {expected}, of an integer type"
-            f"{_conversion(y, name)}."
+            f"{name} holds {_kind(y.dtype)}{_fraction(y)}: expected whole numbers of an integer type, {expected}."
+            f"{_conversion(y, name)}"
         )
     if not is_traced(y):
-        values = np.asarray(y)  # before a cast could wrap them
+        values = np.asarray(y)  # checked before the cast, which could wrap them
         low, high = int(values.min()), int(values.max())
         limit = 2**31 if num_classes is None else num_classes
         if low < 0 or high >= limit:
             wrong = (values < 0) | (values >= limit)
-            said = "" if num_classes is None else f" ({count} {num_classes})"
+            reason = "" if num_classes is None else f" ({count} = {num_classes})"
             raise InputError(
-                f"{name} holds the label {low if low < 0 else high} ({int(wrong.sum()):,} of {len(values):,} are out of "
-                f"range): expected {expected}{said}; {_renumbering(values, limit, name, count)}."
+                f"{name} holds the label {low if low < 0 else high} ({int(wrong.sum()):,} of {len(values):,} are out "
+                f"of range): expected {expected}{reason}. {_renumbering(values, limit, name, count)}."
             )
     return jnp.asarray(y).astype(jnp.int32)
 
 
 def as_count(value, name: str = "num_classes", least: int = 2) -> int:
-    """A number of classes as a Python int.
+    """Converts a count, such as the number of classes, to a Python int.
 
     Raises:
-      InputError: if it is traced, no whole number, or below `least`.
+      InputError: if the value is traced, not a whole number, or less than `least`.
+
+    Example:
+      >>> import numpy as np
+      >>> as_count(np.int64(10))
+      10
     """
     if is_traced(value):
         raise InputError(
-            f"{name} is traced: expected a whole number; make it static, as in jax.jit(..., static_argnames={name!r})."
+            f"{name} is traced: expected a whole number. Make it static, as in jax.jit(..., static_argnames={name!r})."
         )
     try:
         number = operator.index(value)
     except TypeError:
         number = None
     if number is None or isinstance(value, bool | np.bool_) or number < least:
-        got = f"an array of the shape {list(np.shape(value))}" if hasattr(value, "ndim") and value.ndim else repr(value)
-        raise InputError(f"{name} is {printable(got)}: expected a whole number, {least} or more.")
+        shown = f"an array of shape {list(np.shape(value))}" if hasattr(value, "ndim") and value.ndim else repr(value)
+        raise InputError(f"{name} is {printable(shown)}: expected a whole number, {least} or more.")
     return number
 
 
 def as_number(value, name: str, fits: Callable[[float], bool], expected: str):
-    """value, a real number that fits; a traced one is not looked at.
+    """Returns `value` if it is a real number for which `fits` is true; a traced value is not checked.
+
+    Args:
+      value: the argument.
+      name: name of the argument, for messages.
+      fits: whether a number is in range.
+      expected: description of the valid values, for messages.
 
     Raises:
-      InputError: saying what was expected.
+      InputError: if `value` is not a real number or does not fit; the message contains `expected`.
+
+    Example:
+      >>> as_number(0.8, "energy", lambda energy: 0 < energy <= 1, "a share in (0, 1]")
+      0.8
     """
     if not is_traced(value) and not (_is_real(value) and fits(value)):
-        got = f"an array of the shape {list(value.shape)}" if getattr(value, "ndim", 0) else repr(value)
-        raise InputError(f"{name} is {printable(got)}: expected {expected}.")
+        shown = f"an array of shape {list(value.shape)}" if getattr(value, "ndim", 0) else repr(value)
+        raise InputError(f"{name} is {printable(shown)}: expected {expected}.")
     return value
 
 
@@ -134,10 +168,14 @@ def _is_real(value) -> bool:
 
 
 def as_seed(seed) -> Int[Array, ""]:
-    """A seed as JAX takes it.
+    """Converts a seed to an integer array that `jax.random.key` accepts.
 
     Raises:
-      InputError: if it is no whole number of 32 bits.
+      InputError: if the seed is not a whole number of at most 32 bits.
+
+    Example:
+      >>> int(as_seed(7.0))
+      7
     """
     if not is_traced(seed):
         whole = "a whole number, such as 0, of at most 32 bits"
@@ -147,27 +185,34 @@ def as_seed(seed) -> Int[Array, ""]:
 
 
 def as_held_out(held_out, n: int, least: int = 1, name: str = "held_out") -> Int[Array, "m"]:
-    """Indices of the samples to test on, as int32.
+    """Converts the indices of held-out samples to int32.
 
     Args:
-      held_out: different whole numbers in [0, n), [m].
-      n: number of samples; at least one must be left to fit on.
-      least: the smallest m.
+      held_out: distinct whole numbers in [0, n), [m].
+      n: number of samples. At least one must remain to fit on.
+      least: smallest valid m.
+      name: name of the argument, for messages.
 
     Raises:
-      InputError: for another type or shape, too few or too many, and for concrete indices out of range or given twice.
+      InputError: if the type or shape is wrong, there are too few or too many indices, or concrete indices are out of
+        range or duplicated.
+
+    Example:
+      >>> as_held_out([4, 1], n=5).tolist()
+      [4, 1]
     """
     held_out = _as_array(held_out, name)
     if held_out.ndim != 1 or np.dtype(held_out.dtype).kind not in "iu":
-        hint = f"; pass np.flatnonzero({name}) if it is a mask" if held_out.dtype == bool else ""
+        hint = f" Pass np.flatnonzero({name}) if it is a mask." if held_out.dtype == bool else ""
         raise InputError(
-            f"{name} holds {_kind(held_out.dtype)} of the shape {list(held_out.shape)}: expected indices of samples, "
-            f"whole numbers [m]{hint}."
+            f"{name} holds {_kind(held_out.dtype)} of shape {list(held_out.shape)}: expected indices of samples, "
+            f"whole numbers [m].{hint}"
         )
     m = len(held_out)
     if not least <= m < n:
         raise InputError(
-            f"{name} holds {m:,} of {n:,} samples: expected at least {least}, and fewer than all, so that some are left to fit on."
+            f"{name} holds {m:,} of {n:,} samples: expected at least {least} and at most {n - 1:,}, since at least one "
+            "must remain to fit on."
         )
     if not is_traced(held_out):
         values = np.asarray(held_out)
@@ -175,15 +220,20 @@ def as_held_out(held_out, n: int, least: int = 1, name: str = "held_out") -> Int
             wrong = values.min() if values.min() < 0 else values.max()
             raise InputError(f"{name} holds the index {wrong}: expected 0 to {n - 1}.")
         if len(np.unique(values)) < m:
-            raise InputError(f"{name} holds an index more than once: expected different ones.")
+            raise InputError(f"{name} holds an index more than once: expected distinct indices.")
     return jnp.asarray(held_out).astype(jnp.int32)
 
 
 def as_probabilities(p, name: str = "source_probs") -> Float[Array, "n s"]:
-    """p as `as_features` returns it.
+    """Converts probabilities as `as_features` does.
 
     Raises:
-      InputError: also for concrete rows with an entry below 0 or a sum that is not 1. Rows that are not finite pass.
+      InputError: if the type or shape is wrong, or a concrete row has an entry below 0 or does not sum to 1. Rows that
+        are not finite are accepted.
+
+    Example:
+      >>> as_probabilities([[0.25, 0.75]]).tolist()
+      [[0.25, 0.75]]
     """
     p = as_features(p, name, "n s")
     if not is_traced(p):
@@ -191,54 +241,88 @@ def as_probabilities(p, name: str = "source_probs") -> Float[Array, "n s"]:
         if len(wrong):
             row = np.asarray(p[int(wrong[0])])
             raise InputError(
-                f"{name} holds {len(wrong):,} rows that are no probabilities (row {wrong[0]} lies in [{row.min():.3g}, "
-                f"{row.max():.3g}] and sums to {row.sum():.3g}): expected rows of at least 0 that sum to 1; "
-                "pass jax.nn.softmax(logits) if they are logits."
+                f"{name} holds {len(wrong):,} rows that are not probabilities (row {wrong[0]} lies in "
+                f"[{row.min():.3g}, {row.max():.3g}] and sums to {row.sum():.3g}): expected non-negative rows that sum "
+                "to 1. Pass jax.nn.softmax(logits) if they are logits."
             )
     return p
 
 
 def are_probabilities(p: Float[Array, "n s"]) -> Bool[Array, "n"]:
-    """Which rows are probabilities up to rounding, or not finite."""
+    """Returns which rows are probabilities up to rounding, or not finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> are_probabilities(jnp.array([[0.5, 0.5], [2.0, -1.0], [0.5, jnp.nan]])).tolist()
+      [True, False, True]
+    """
     total = jnp.sum(p, axis=1)
     return ~jnp.isfinite(total) | ((jnp.min(p, axis=1) >= -SUM_TOLERANCE) & (jnp.abs(total - 1) <= SUM_TOLERANCE))
 
 
 def in_range(y: Int[Array, "n"], num_classes: int) -> Bool[Array, ""]:
-    """Whether all labels, or indices, lie in [0, num_classes)."""
+    """Returns whether all labels (or indices) lie in [0, num_classes).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> bool(in_range(jnp.array([0, 2]), 3)), bool(in_range(jnp.array([0, 3]), 3))
+      (True, False)
+    """
     return jnp.all((y >= 0) & (y < num_classes))
 
 
 def where_valid(valid: Bool[Array, ""], value: Float[Array, ""]) -> Float[Array, ""]:
-    """value, or NaN."""
+    """Returns `value` if `valid`, else NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(where_valid(jnp.array(False), jnp.array(0.5)))
+      nan
+    """
     return jnp.where(valid, value, jnp.nan)
 
 
-def scored(score, x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
-    """score(x, y): NaN if y, which may be traced, holds a label out of range."""
+def scored(
+    score: Callable[[Float[Array, "n d"], Int[Array, "n"]], Float[Array, ""]],
+    x: Float[Array, "n d"],
+    y: Int[Array, "n"],
+    num_classes: int,
+) -> Float[Array, ""]:
+    """Returns score(x, y), or NaN if y is traced and holds a label out of range.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> score = lambda x, y: jnp.mean(x[y])
+      >>> jitted = jax.jit(lambda x, y: scored(score, x, y, num_classes=2))
+      >>> x = jnp.ones((2, 1))
+      >>> float(jitted(x, jnp.array([0, 1]))), float(jitted(x, jnp.array([0, 2])))
+      (1.0, nan)
+    """
     if not is_traced(y):
         return score(x, y)
     return where_valid(in_range(y, num_classes), score(x, jnp.clip(y, 0, num_classes - 1)))
 
 
 def _as_array(value, name):
-    """A JAX or numpy array; lists and other libraries' arrays become numpy's."""
+    """Returns `value` as a JAX or numpy array; lists and arrays of other libraries become numpy arrays."""
     if isinstance(value, jax.Array | np.ndarray):
         return value
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(
-            f"{name} is no array ({str(error).splitlines()[0]}): expected numbers of one shape."
+            f"{name} is not an array ({str(error).splitlines()[0]}): expected numbers in a rectangular array."
         ) from error
 
 
-def _kind(dtype):
+def _kind(dtype) -> str:
+    """Describes the contents of an array of this dtype, for messages."""
     return {"O": "objects", "U": "text", "S": "text"}.get(np.dtype(dtype).kind, np.dtype(dtype).name)
 
 
-def _not_whole(y):
-    """What a message adds for float labels that are not whole."""
+def _fraction(y) -> str:
+    """Names a float label that is not a whole number, for messages; empty if there is none."""
     if is_traced(y) or not jnp.issubdtype(y.dtype, jnp.floating):
         return ""
     values = np.asarray(y, np.float64)
@@ -246,20 +330,21 @@ def _not_whole(y):
     return f" ({wrong[0]} among them)" if len(wrong) else ""
 
 
-def _conversion(y, name):
+def _conversion(y, name: str) -> str:
+    """Says how to convert labels to integers, for messages."""
     if np.dtype(y.dtype).kind in "OUS":
-        return f"; number the classes: np.unique({name}, return_inverse=True)[1]"
-    return "" if _not_whole(y) else f"; pass {name}.astype(int)"
+        return f" Number the classes with np.unique({name}, return_inverse=True)[1]."
+    return "" if _fraction(y) else f" Pass {name}.astype(int)."
 
 
-def _renumbering(values, num_classes, name, count):
-    """What to do about labels out of range."""
+def _renumbering(values: np.ndarray, num_classes: int, name: str, count: str) -> str:
+    """Says how to correct labels out of range, for messages."""
     low, high = int(values.min()), int(values.max())
     different = len(np.unique(values))
     if low < 0:
-        return "leave out the samples without a label"
+        return "Leave out the samples without a label"
     if low == 1 and high == num_classes:
-        return "subtract 1 if they count from 1"
+        return "Subtract 1 if they count from 1"
     if different <= num_classes:
-        return f"number the classes without gaps: np.unique({name}, return_inverse=True)[1]"
-    return f"{different} classes occur: pass a larger {count}"
+        return f"Number the classes without gaps: np.unique({name}, return_inverse=True)[1]"
+    return f"{different} classes occur, so pass a larger {count}"

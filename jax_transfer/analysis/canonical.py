@@ -1,4 +1,4 @@
-"""One order of samples and one numbering of classes, whatever those given: so that a score with chance in it has one value."""
+"""A canonical order of samples and numbering of classes, so that randomised scores do not depend on the given ones."""
 
 import jax
 import jax.numpy as jnp
@@ -9,30 +9,59 @@ from jaxtyping import Array, Float, Int, UInt32
 def canonical(
     x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int, held_out: Int[Array, "m"] | None = None
 ) -> tuple[Float[Array, "n d"], Int[Array, "n"], Int[Array, ""], Int[Array, "n"]]:
-    """Samples in an order that depends on their values alone, classes numbered as they appear in it, how many occur, and
-    the order: indices into the samples given.
+    """Sorts samples by their values and numbers the classes in the order in which they then appear.
 
-    Equal samples are ordered by the samples that their classes hold, then those of `held_out` last: what is still equal can
-    be exchanged without an effect.
+    Equal samples are sorted by the samples of their classes, then with those in `held_out` last. Samples that are still
+    equal can be exchanged without effect.
+
+    Args:
+      x: features.
+      y: labels in [0, num_classes).
+      num_classes: C, static.
+      held_out: indices of the samples to test on, or None.
+
+    Returns:
+      (features, labels, number of classes that occur, order): order holds the indices of the sorted samples in x.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x, y = jnp.array([[3.0], [1.0], [2.0]]), jnp.array([1, 0, 1])
+      >>> first, second = canonical(x, y, 2), canonical(x[::-1], 1 - y[::-1], 2)
+      >>> bool((first[0] == second[0]).all() and (first[1] == second[1]).all()), int(first[2])
+      (True, 2)
     """
-    value, is_held_out = hash_of_values(x), jnp.zeros(len(y), bool)
+    hashed, is_held_out = hash_of_values(x), jnp.zeros(len(y), bool)
     if held_out is not None:
         is_held_out = is_held_out.at[held_out].set(True)
-    of_class = jnp.zeros(num_classes, jnp.uint32).at[y].add(value * jnp.where(is_held_out, np.uint32(0x85EBCA6B), 1))
-    order = jnp.lexsort((is_held_out, of_class[y], value))
+    class_hash = jnp.zeros(num_classes, jnp.uint32).at[y].add(hashed * jnp.where(is_held_out, np.uint32(0x85EBCA6B), 1))
+    order = jnp.lexsort((is_held_out, class_hash[y], hashed))
     x, y = x[order], y[order]
     first = jnp.full(num_classes, len(y)).at[y].min(jnp.arange(len(y)))
-    number = jnp.zeros(num_classes, int).at[jnp.argsort(first)].set(jnp.arange(num_classes))
-    return x, number[y].astype(y.dtype), jnp.sum(first < len(y)), order
+    new_label = jnp.zeros(num_classes, int).at[jnp.argsort(first)].set(jnp.arange(num_classes))
+    return x, new_label[y].astype(y.dtype), jnp.sum(first < len(y)), order
 
 
 def order_of_values(x: Float[Array, "n d"]) -> Int[Array, "n"]:
-    """An order of the rows by their values, the same whatever the order given."""
+    """Returns indices that sort the rows in an order that depends on their values alone.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[3.0], [1.0], [2.0]])
+      >>> bool((x[order_of_values(x)] == x[::-1][order_of_values(x[::-1])]).all())
+      True
+    """
     return jnp.argsort(hash_of_values(x))
 
 
 def hash_of_values(x: Float[Array, "n d"]) -> UInt32[Array, "n"]:
-    """A number for each row, exact in integers."""
+    """Hashes each row to a 32-bit integer, in exact integer arithmetic; equal rows have equal hashes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> first, second, other = hash_of_values(jnp.array([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]]))
+      >>> bool(first == second), bool(first == other)
+      (True, False)
+    """
     bits = jax.lax.bitcast_convert_type(x + 0, jnp.uint32).reshape(len(x), -1)  # + 0: -0 equals 0
     odd = 2 * np.random.default_rng(0).integers(2**31, size=bits.shape[1], dtype=np.uint32) + 1
     bits = bits * np.uint32(0x9E3779B1)

@@ -1,4 +1,4 @@
-"""Two-dimensional embeddings of features, for the eye."""
+"""Two-dimensional embeddings of features for visualisation."""
 
 import numpy as np
 from jaxtyping import Float
@@ -10,27 +10,36 @@ MOST_POINTS = 5000
 
 
 def tsne(x: Float[np.ndarray, "n d"], seed: int = 0, perplexity: float = 30.0) -> Float[np.ndarray, "n 2"]:
-    """t-SNE (van der Maaten and Hinton, JMLR 2008) by scikit-learn, started from the first two principal components.
+    """Embeds features in the plane by t-SNE, with scikit-learn, starting from the first two principal components.
 
-    Distances within a cluster mean more than those between clusters, and sizes of clusters mean nothing.
+    Distances within a cluster are more meaningful than distances between clusters; the sizes of clusters mean nothing.
+    Van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 2008.
 
     Args:
-      x: features of a few thousand samples at most: it takes about 10 s for 2,000 on a CPU.
-      seed: of the optimisation.
-      perplexity: about how many neighbours count; fewer for fewer than 90 samples.
+      x: features of 4 to 5,000 samples. On a CPU, 2,000 samples take about 10 s.
+      seed: seed of the optimisation, a whole number of at most 32 bits.
+      perplexity: roughly the number of neighbours that each sample considers; lowered to (n - 1) / 3 for small sets.
+
+    Returns:
+      Coordinates [n, 2], float32, in arbitrary units.
 
     Raises:
-      InputError: for fewer than 4 or more than 5,000 samples, features of the wrong type or shape or that are not finite, or
-        a perplexity that is not positive.
+      InputError: if there are fewer than 4 or more than 5,000 samples, if the features have the wrong type or shape or
+        are not finite, or if seed or perplexity is out of range.
+
+    Example:
+      >>> import numpy as np
+      >>> tsne(np.eye(6), perplexity=2.0).shape
+      (6, 2)
     """
-    import sklearn.manifold  # here, because it takes a second
+    import sklearn.manifold  # imported here because it takes a second
 
     x = np.asarray(as_features(x), np.float32)
     n = len(x)
     if not 4 <= n <= MOST_POINTS:
-        raise InputError(f"x has {n} samples: t-SNE takes 4 to {MOST_POINTS:,}; pass a random part of them.")
+        raise InputError(f"x has {n} samples: expected 4 to {MOST_POINTS:,} for t-SNE. Pass a random subset.")
     if not np.isfinite(x).all():
-        raise InputError("x holds values that are NaN or infinite.")
+        raise InputError("x holds NaN or infinite values: expected finite features.")
     as_number(perplexity, "perplexity", lambda perplexity: perplexity > 0, "a positive number, such as 30")
     is_seed = lambda seed: float(seed).is_integer() and 0 <= seed < 2**32  # noqa: E731
     as_number(seed, "seed", is_seed, "a whole number, 0 or more, of at most 32 bits")

@@ -1,12 +1,13 @@
-"""H-score: the between-class share of the features' variance, in whitened features (Bao et al., ICIP 2019).
+"""H-score: the between-class share of the variance of whitened features (Bao et al., ICIP 2019).
 
-    H = tr(cov(f)^+ cov(g)),  f_i the features of sample i and g_i the mean feature of its class.
+    H = tr(cov(f)^+ cov(g)),
 
-With U an orthonormal basis of the centred features and Y the one-hot labels, each column of unit length, it is
-|U'Y|^2, between 0 and min(d, C - 1): U'Y follows from R of a QR of [centred features, Y]. No covariance is formed.
+where f_i are the features of sample i and g_i is the mean feature of its class. Let U be an orthonormal basis of the
+centred features, and Y the one-hot labels with columns scaled to unit length. Then H = |U'Y|^2, between 0 and
+min(d, C - 1). U'Y is computed from the R factor of a QR of [centred features, Y], without forming a covariance.
 
-What rounding the features to their dtype explains counts as zero, here and in TransRate: a matrix of such errors has full
-rank, and whatever divides by its size takes it for features as good as any.
+Variation that rounding the features to their dtype can explain counts as zero, here and in TransRate. A matrix of
+rounding errors has full rank, so a score that divides by its size would treat the errors as informative features.
 """
 
 import functools
@@ -18,23 +19,33 @@ from jaxtyping import Array, Float, Int
 from jax_transfer.analysis.arguments import as_count, as_features, as_labels, scored
 from jax_transfer.numerics import positive
 
-ZERO = 8  # singular values below ZERO eps s_1 are rounding errors of the decomposition
+ROUNDING = 8  # entries of R and singular values below ROUNDING * eps of the matrix's scale are rounding errors
 
 
 def h_score(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
-    """tr(cov(f)^+ cov(g)). Higher is better; at most min(d, C - 1).
+    """Computes the H-score tr(cov(f)^+ cov(g)), with f the features and g their class means.
+
+    Bao et al., "An Information-Theoretic Approach to Transferability in Task Transfer Learning", ICIP 2019. Higher is
+    better.
 
     Args:
-      x: features. The score does not change under shifts and invertible linear maps of them.
-      y: labels in [0, num_classes); a class without samples changes nothing.
+      x: features. Shifting them or applying an invertible linear map does not change the score.
+      y: labels in [0, num_classes); a class without samples is ignored.
       num_classes: C, static.
 
     Returns:
-      A scalar of x's dtype, 0 for constant features, NaN for features that are not finite. Directions of the features
-      whose variance is explained by rounding x to its dtype do not count.
+      A scalar of x's dtype, between 0 and min(d, C - 1): 0 for constant features, NaN if a feature is not finite.
+      Directions whose variance is explained by rounding x to its dtype are ignored.
 
     Raises:
-      InputError: an argument has the wrong type, shape or range. Labels that are traced give NaN if they are out of range.
+      InputError: if an argument has the wrong type, shape or range. Traced labels out of range give NaN instead.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[1.0], [0.8], [0.1], [-0.1]])
+      >>> informative, shuffled = h_score(x, jnp.array([0, 0, 1, 1]), 2), h_score(x, jnp.array([0, 1, 0, 1]), 2)
+      >>> round(float(informative), 2), round(float(shuffled), 2)
+      (0.95, 0.05)
     """
     num_classes, x = as_count(num_classes), as_features(x)
     y = as_labels(y, num_classes, len(x))
@@ -42,49 +53,56 @@ def h_score(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Flo
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
-def _h_score(x, y, num_classes):
+def _h_score(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
     xc, rounding = varying(x)
     norms = _column_norms(xc)
     with jax.default_matmul_precision("float32"):
         return _explained(*_triangle(xc / norms, y, num_classes), _largest_error(rounding, len(x)) / norms)
 
 
-@jax.custom_batching.sequential_vmap  # lax.cond stays a branch; QR and SVD run through a batch one by one anyway
-def _explained(r11, r12, rounding):
-    """|U'Y|^2 over the directions of xc = Q R11 that are more than rounding [d], columns of unit length."""
-    (k, d), tolerance = r11.shape, ZERO * jnp.finfo(r11.dtype).eps
+# Sequential: QR and SVD process a batch one matrix at a time anyway, and lax.cond then runs only one of its branches.
+@jax.custom_batching.sequential_vmap
+def _explained(r11: Float[Array, "k d"], r12: Float[Array, "k c"], rounding: Float[Array, "d"]) -> Float[Array, ""]:
+    """Returns |U'Y|^2 over the directions of xc = Q R11 that exceed `rounding`; the columns of xc have unit length."""
+    (k, d), tolerance = r11.shape, ROUNDING * jnp.finfo(r11.dtype).eps
 
-    def by_direction():
+    def by_direction() -> Float[Array, ""]:
         s, explained = _directions(r11, r12, rounding)
-        return jnp.sum(jnp.where(s == 0, 0, explained))  # keeps NaN
+        return jnp.sum(jnp.where(s == 0, 0, explained))  # s == 0 is False for NaN, so NaN is kept
 
     if k < d:
         return by_direction()
-    # s_1 <= sqrt(d), and s_d >= 1 / |R11^-1|: where that suffices, every direction counts and Q is a basis.
+    # s_1 <= sqrt(d) and s_d >= 1 / |R11^-1|. If these bounds show full rank, every direction counts and Q is a basis.
     inverse = jax.scipy.linalg.solve_triangular(r11, jnp.eye(d, dtype=r11.dtype))
     has_full_rank = jnp.linalg.norm(inverse) * (jnp.max(rounding) + tolerance * d**0.5) < 1
     return jax.lax.cond(has_full_rank, lambda: jnp.sum(r12**2), by_direction)
 
 
 def h_score_shrunk(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
-    """H-score with the covariance of Ledoit and Wolf: tr(S_a^-1 (1 - a) cov(g)). Higher is better.
+    """Computes the H-score with a Ledoit-Wolf covariance: tr(S_a^-1 (1 - a) cov(g)).
 
-    S_a = (1 - a) S + a tr(S)/d I, S = cov(f) with divisor n, cov(g) with n - 1, and a the shrinkage that minimises the
-    expected squared error (Ledoit and Wolf, 2004; scikit-learn's `LedoitWolf`). From Ibrahim et al., "Newer is not
-    always better: Rethinking transferability metrics" (ECML 2022), equation 5.
+    S_a = (1 - a) S + a tr(S)/d I, where S = cov(f) has the divisor n, cov(g) the divisor n - 1, and a is the shrinkage
+    that minimises the expected squared error (Ledoit and Wolf, 2004; `sklearn.covariance.LedoitWolf`). Ibrahim et al.,
+    "Newer is not always better: Rethinking transferability metrics", ECML 2022, equation 5. Higher is better.
 
     Args:
-      x: features. The score does not change under shifts, rotations and a common scale of them.
-      y: labels in [0, num_classes); a class without samples changes nothing.
+      x: features. Shifts, rotations and a common scale do not change the score.
+      y: labels in [0, num_classes); a class without samples is ignored.
       num_classes: C, static.
 
     Returns:
-      A scalar of x's dtype, 0 for constant features, NaN for features that are not finite. Columns whose variance is
-      explained by rounding x to its dtype count as constant, and so do directions where the shrinkage does not outweigh
-      the rounding: S_a is invariant to scale, so it would take the rounding errors of constant features for features.
+      A scalar of x's dtype: 0 for constant features, NaN if a feature is not finite. Columns whose variance is
+      explained by rounding x to its dtype count as constant, and so do directions in which the shrinkage does not
+      outweigh the rounding. The score is invariant to scale, so otherwise rounding errors would count as features.
 
     Raises:
-      InputError: an argument has the wrong type, shape or range. Labels that are traced give NaN if they are out of range.
+      InputError: if an argument has the wrong type, shape or range. Traced labels out of range give NaN instead.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[1.0], [0.8], [0.1], [-0.1]])
+      >>> round(float(h_score_shrunk(x, jnp.array([0, 0, 1, 1]), 2)), 2)
+      1.27
     """
     num_classes, x = as_count(num_classes), as_features(x)
     y = as_labels(y, num_classes, len(x))
@@ -92,7 +110,7 @@ def h_score_shrunk(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int)
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
-def _h_score_shrunk(x, y, num_classes):
+def _h_score_shrunk(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
     (n, d), (xc, rounding) = x.shape, varying(x)
     largest = positive(jnp.max(jnp.abs(xc)))
     xc, rounding = xc / largest, _largest_error(rounding, n) / largest
@@ -100,8 +118,8 @@ def _h_score_shrunk(x, y, num_classes):
     k = min(n, d)
     with jax.default_matmul_precision("float32"):
         r11, r12 = _triangle(xc[:, order], y, num_classes)
-        small = jnp.linalg.qr(r11.T, mode="r").T if n < d else r11  # [k, k], with the same U and s
-        covariance = small.T @ small / n  # S; only its norms are taken of it
+        small = jnp.linalg.qr(r11.T, mode="r").T if n < d else r11  # [k, k], with the same U and s as r11
+        covariance = small.T @ small / n  # has the trace and the norm of S
         mean = jnp.trace(covariance) / d
         distance = jnp.sum((covariance - mean * jnp.eye(k)) ** 2) + (d - k) * mean**2  # |S - tr(S)/d I|^2
         error = (jnp.mean(jnp.sum(xc**2, axis=1) ** 2) - jnp.sum(covariance**2)) / n  # mean_i |x_i x_i' - S|^2 / n
@@ -109,45 +127,70 @@ def _h_score_shrunk(x, y, num_classes):
         return n / max(n - 1, 1) * _shrunk_explained(r11, small, r12, rounding[order], shrinkage, n * shrinkage * mean)
 
 
-@jax.custom_batching.sequential_vmap  # lax.cond stays a branch
-def _shrunk_explained(r11, small, r12, rounding, shrinkage, ridge):
-    """|U'Y|^2 with direction i weighted by (1 - a) s_i^2 / ((1 - a) s_i^2 + ridge): ridge regression of Y on x."""
+@jax.custom_batching.sequential_vmap  # so that lax.cond runs only one of its branches
+def _shrunk_explained(
+    r11: Float[Array, "k d"],
+    small: Float[Array, "k k"],
+    r12: Float[Array, "k c"],
+    rounding: Float[Array, "d"],
+    shrinkage: Float[Array, ""],
+    ridge: Float[Array, ""],
+) -> Float[Array, ""]:
+    """Returns |U'Y|^2 with direction i weighted by (1 - a) s_i^2 / ((1 - a) s_i^2 + ridge), where a is the shrinkage.
+
+    This is a ridge regression of Y on x. `small` has the same singular values and left singular vectors as r11.
+    """
     k, tiny = len(small), jnp.finfo(r11.dtype).tiny
 
-    def by_triangle():
+    def by_triangle() -> Float[Array, ""]:
         identity = jnp.sqrt(jnp.fmax(ridge, tiny)) * jnp.eye(k, dtype=r11.dtype)
         top = jnp.concatenate([jnp.sqrt(1 - shrinkage) * small, r12], axis=1)
         bottom = jnp.concatenate([identity, jnp.zeros_like(r12)], axis=1)
         return jnp.sum(jnp.linalg.qr(jnp.concatenate([top, bottom]), mode="r")[:k, k:] ** 2)
 
-    def by_direction():
+    def by_direction() -> Float[Array, ""]:
         s, explained = _directions(r11, r12, rounding)
         weight = (1 - shrinkage) * s**2 / jnp.fmax((1 - shrinkage) * s**2 + ridge, tiny)
         return jnp.sum(jnp.where(s == 0, 0, weight * explained))
 
-    # Directions of rounding have s^2 of at most rounding^2 / 10: a weight below 0.001 there.
+    # Directions that are rounding errors have s^2 <= rounding^2 / 10, hence a weight below 0.001 in `by_triangle`.
     return jax.lax.cond(jnp.max(rounding) ** 2 * 100 > ridge, by_direction, by_triangle)
 
 
-def _directions(r11, r12, rounding):
-    """(s, |u'Y|^2) [k] of the directions of x = Q R11: s is 0 for what rounding [d] explains, R12 = Q'Y."""
+def _directions(
+    r11: Float[Array, "k d"], r12: Float[Array, "k c"], rounding: Float[Array, "d"]
+) -> tuple[Float[Array, "k"], Float[Array, "k"]]:
+    """Returns s_i and |u_i'Y|^2 for each direction of x = Q R11, given R12 = Q'Y; s_i is 0 if rounding explains it."""
     u, s, vt = jnp.linalg.svd(r11, full_matrices=False)
-    noise = jnp.sqrt(vt**2 @ rounding**2) + ZERO * jnp.finfo(r11.dtype).eps * s[0]
+    noise = jnp.sqrt(vt**2 @ rounding**2) + ROUNDING * jnp.finfo(r11.dtype).eps * s[0]
     return jnp.where(s <= noise, 0, s), jnp.sum((u.T @ r12) ** 2, axis=1)
 
 
 def centred(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """x less its column means, twice: the first mean of columns far from 0 has lost the digits that matter here."""
-    # The sum of a column above 1e30 may overflow; a power of two rounds nothing.
+    """Subtracts the column means, twice: for columns far from 0, rounding makes the first mean too inaccurate.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> centred(jnp.array([[1.0, 5.0], [3.0, 5.0]])).tolist()
+      [[-1.0, 0.0], [1.0, 0.0]]
+    """
+    # The sum of a column above 1e30 may overflow. Scaling by a power of two causes no rounding.
     scale = jnp.where(jnp.max(jnp.abs(x), axis=0) > 1e30, 2.0**-64, 1).astype(x.dtype)
     x = x - jnp.mean(x * scale, axis=0) / scale
     return x - jnp.mean(x * scale, axis=0) / scale
 
 
 def varying(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "d"]]:
-    """The centred features, and by how much rounding x to its dtype may move a value of each column: eps max|x|.
+    """Returns the centred features and, for each column, the rounding error of x in its dtype: eps max|x|.
 
-    A column whose standard deviation is at most twice that is rounding, and becomes 0 with an error of 0.
+    A column whose standard deviation is at most twice its rounding error counts as constant: the column and its error
+    become 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> xc, rounding = varying(jnp.array([[1.0, 7.0], [3.0, 7.0]]))
+      >>> xc.tolist(), [round(1e7 * error, 1) for error in rounding.tolist()]
+      ([[-1.0, 0.0], [1.0, 0.0]], [3.6, 0.0])
     """
     xc = centred(x)
     rounding = jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), axis=0)
@@ -155,28 +198,31 @@ def varying(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "
     return jnp.where(is_rounding, 0, xc), jnp.where(is_rounding, 0, rounding)
 
 
-def _largest_error(rounding, n):
-    """The largest singular value of n rows of rounding errors of one size: they have full rank."""
+def _largest_error(rounding: Float[Array, "d"], n: int) -> Float[Array, "d"]:
+    """Returns the largest singular value of n rows of independent rounding errors, for each column's error size."""
     return rounding * (n**0.5 + len(rounding) ** 0.5)
 
 
-def _triangle(xc, y, num_classes):
-    """R11 [k, d] and R12 = Q'Y [k, C] of xc = Q R11, k = min(n, d), Y the centred one-hot labels, columns of unit length.
+def _triangle(
+    xc: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int
+) -> tuple[Float[Array, "k d"], Float[Array, "k c"]]:
+    """Returns R11 and R12 = Q'Y of xc = Q R11, where Y are one-hot labels with unit columns, centred; k = min(n, d).
 
-    The columns of Q are orthogonal to 1 as those of xc, but up to rounding: Y, which is not, would count that.
+    The columns of xc, and so of Q, are orthogonal to the vector of ones only up to rounding. Y is therefore centred as
+    well, or its mean would pick up these errors.
     """
     d, k = xc.shape[1], min(xc.shape)
     one_hot = jax.nn.one_hot(y, num_classes, dtype=xc.dtype)
     lengths = jnp.sqrt(jnp.sum(one_hot, axis=0))
     unit = one_hot / jnp.fmax(lengths, 1)
     r = jnp.linalg.qr(jnp.concatenate([xc, unit - jnp.mean(unit, axis=0)], axis=1), mode="r")
-    # An entry below the rounding of its column is zero: a column that depends on those before it stays so.
-    more_than_rounding = ~(jnp.abs(r[:k, :d]) <= ZERO * jnp.finfo(xc.dtype).eps * jnp.linalg.norm(xc, axis=0))
-    return jnp.where(more_than_rounding, r[:k, :d], 0), r[:k, d:]
+    # Entries below the rounding error of their column become 0, so that linearly dependent columns stay dependent.
+    is_significant = ~(jnp.abs(r[:k, :d]) <= ROUNDING * jnp.finfo(xc.dtype).eps * jnp.linalg.norm(xc, axis=0))
+    return jnp.where(is_significant, r[:k, :d], 0), r[:k, d:]
 
 
-def _column_norms(x, of_zeros=1):
-    """[d], without overflow or underflow of the squares; of_zeros for a column of zeros."""
+def _column_norms(x: Float[Array, "n d"], of_zeros: float = 1) -> Float[Array, "d"]:
+    """Returns the norms of the columns without overflow or underflow; `of_zeros` for a column of zeros."""
     largest = positive(jnp.max(jnp.abs(x), axis=0))
     norms = largest * jnp.linalg.norm(x / largest, axis=0)
     return jnp.where(norms == 0, of_zeros, norms)

@@ -1,9 +1,9 @@
-"""LEEP and NCE: how well a source classifier's predictions determine the target labels, without training.
+"""LEEP and NCE: how well the predictions of a source classifier determine the target labels, without training.
 
-Both count how often target class c meets source class z, form the conditional distribution P(c | z), and take the mean
-log-likelihood per sample of the target labels: LEEP under the mixture of P(c | z) by the source probabilities (Nguyen et
-al., ICML 2020), NCE under P(c | z) at one source label a sample, which is minus the conditional entropy H(Y | Z) (Tran
-et al., ICCV 2019). There is no epsilon: what is divided by or whose logarithm is taken is positive, or counts as zero.
+Both scores count how often target class c occurs with source class z, form the conditional distribution P(c | z), and
+return the mean log-likelihood of the target labels per sample. LEEP mixes P(c | z) by the source probabilities (Nguyen
+et al., ICML 2020). NCE uses P(c | z) at one source label per sample, which gives minus the conditional entropy H(Y | Z)
+(Tran et al., ICCV 2019). No epsilon is added: divisors and arguments of logarithms are positive, or the term is 0.
 """
 
 import functools
@@ -25,22 +25,32 @@ from jax_transfer.analysis.arguments import (
 
 
 def leep(source_probs: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
-    """Log expected empirical prediction, in nats, at most 0. Higher is better.
+    """Computes LEEP, the log expected empirical prediction, in nats.
 
-    mean_i log sum_z P(y_i | z) p_iz,  P(c | z) = sum_{i: y_i = c} p_iz / sum_i p_iz   (equations 4 and 5 of "Ranking
-    Neural Checkpoints").
+        mean_i log sum_z P(y_i | z) p_iz,   P(c | z) = sum_{i: y_i = c} p_iz / sum_i p_iz
+
+    Nguyen et al., "LEEP: A New Measure to Evaluate Transferability of Learned Representations", ICML 2020; equations 4
+    and 5 of "Ranking Neural Checkpoints". Higher is better.
 
     Args:
-      source_probs: p, probabilities of the source classes; rows sum to 1 (not logits).
-      y: labels in [0, num_classes); a class without samples changes nothing.
+      source_probs: p, probabilities of the source classes, not logits; each row sums to 1.
+      y: labels in [0, num_classes); a class without samples is ignored.
       num_classes: C, static.
 
     Returns:
-      A scalar of source_probs' dtype. A source class of probability zero everywhere changes nothing; NaN for
-      probabilities that are NaN.
+      A scalar of source_probs' dtype, at most 0; NaN if a probability is NaN. A source class whose probability is 0 for
+      every sample is ignored.
 
     Raises:
-      InputError: an argument has the wrong type, shape or range, or a row is no probabilities. What is traced gives NaN.
+      InputError: if an argument has the wrong type, shape or range, or a row does not hold probabilities. Traced
+        arguments with wrong values give NaN instead.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> probs = jnp.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8]])
+      >>> informative, shuffled = leep(probs, jnp.array([0, 0, 1, 1]), 2), leep(probs, jnp.array([0, 1, 0, 1]), 2)
+      >>> round(float(informative), 2), round(float(shuffled), 2)
+      (-0.3, -0.69)
     """
     num_classes = as_count(num_classes)
     source_probs = as_probabilities(source_probs)
@@ -51,7 +61,13 @@ def leep(source_probs: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int
 
 @functools.partial(jax.jit, static_argnames="num_classes")
 def leep_of_valid(source_probs: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
-    """`leep` of arguments that need no check."""
+    """Computes `leep` without checking the arguments.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> round(float(leep_of_valid(jnp.eye(2), jnp.array([0, 1]), 2)), 2)
+      0.0
+    """
     with jax.default_matmul_precision("float32"):
         joint = jax.nn.one_hot(y, num_classes, dtype=source_probs.dtype).T @ source_probs  # n P(c, z), [C, s]
     marginal = jnp.sum(joint, axis=0)
@@ -62,9 +78,12 @@ def leep_of_valid(source_probs: Float[Array, "n s"], y: Int[Array, "n"], num_cla
 def nce(
     source_labels: Int[Array, "n"], y: Int[Array, "n"], num_source_classes: int, num_classes: int
 ) -> Float[Array, ""]:
-    """Negative conditional entropy -H(Y | Z) of the target labels given the source labels, in nats, at most 0.
+    """Computes NCE, the negative conditional entropy of the target labels given the source labels, in nats.
 
-    sum_{c, z} n_cz / n log(n_cz / n_z)   (Tran et al., equation 3). Higher is better.
+        -H(Y | Z) = sum_{c, z} n_cz / n log(n_cz / n_z)
+
+    Tran et al., "Transferability and Hardness of Supervised Classification Tasks", ICCV 2019, equation 3. Higher is
+    better.
 
     Args:
       source_labels: Z, in [0, num_source_classes); usually the argmax of a source classifier.
@@ -73,10 +92,16 @@ def nce(
       num_classes: C, static.
 
     Returns:
-      A scalar of JAX's default float dtype. Classes that do not occur, source or target, change nothing.
+      A scalar of JAX's default float dtype, at most 0. Source and target classes that do not occur are ignored.
 
     Raises:
-      InputError: an argument has the wrong type, shape or range. Labels that are traced give NaN if they are out of range.
+      InputError: if an argument has the wrong type, shape or range. Traced labels out of range give NaN instead.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> source_labels, y = jnp.array([0, 0, 1, 1]), jnp.array([0, 0, 0, 1])
+      >>> round(float(nce(source_labels, y, num_source_classes=2, num_classes=2)), 2)
+      -0.35
     """
     num_classes, num_source_classes = as_count(num_classes), as_count(num_source_classes, "num_source_classes", least=1)
     source_labels = as_labels(source_labels, num_source_classes, None, "source_labels", "num_source_classes")
@@ -86,10 +111,12 @@ def nce(
 
 
 @functools.partial(jax.jit, static_argnames=("num_source_classes", "num_classes"))
-def _nce(source_labels, y, num_source_classes, num_classes):
+def _nce(
+    source_labels: Int[Array, "n"], y: Int[Array, "n"], num_source_classes: int, num_classes: int
+) -> Float[Array, ""]:
     counts = jnp.zeros((num_classes, num_source_classes), int).at[y, source_labels].add(1).astype(float)
     others = jnp.sum(counts, axis=0) - counts
     total = jnp.where(counts > 0, counts + others, 1)
-    # Of two equal values the one that does not cancel: n_cz / n_z may round to 1.
+    # n_cz / n_z may round to 1, so its logarithm is taken in the form that does not cancel.
     log_conditional = jnp.where(others < counts, jnp.log1p(-others / total), jnp.log(jnp.fmax(counts, 1) / total))
     return jnp.sum(jnp.where(counts > 0, counts * log_conditional, 0)) / len(y)

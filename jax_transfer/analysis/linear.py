@@ -1,4 +1,4 @@
-"""Accuracy of a linear classifier on the features as a score ("Ranking Neural Checkpoints", sections 3.2 and 4.1)."""
+"""The held-out accuracy of a linear classifier on the features ("Ranking Neural Checkpoints", sections 3.2 and 4.1)."""
 
 import functools
 
@@ -35,31 +35,39 @@ def linear_accuracy(
     l2: float = 1e-4,
     held_out: Int[Array, "m"] | None = None,
 ) -> Float[Array, ""]:
-    """Accuracy in [0, 1] on some of the samples of a softmax regression fitted to the others. Higher is better.
+    """Computes the accuracy of a softmax regression on held-out samples, fitted to the remaining ones.
 
-    The paper's classifiers are fitted to the training samples and tested on the test samples ("Linear (1 epoch)",
-    "(5 epochs)", "(converged)"). A score that is to predict the test accuracy must not see the test samples: here a part of
-    the samples given, which should be training samples, is held out for validation in their place. Checkpoints are compared
-    on the same images: the part depends on the labels alone, never on the features.
+    "Ranking Neural Checkpoints" fits classifiers to the training samples and tests them on the test samples ("Linear
+    (1 epoch)", "(5 epochs)", "(converged)"). A score that predicts the test accuracy must not see the test samples, so
+    here part of the given samples, which should be training samples, is held out instead. The choice of the held-out
+    samples depends on the labels alone, so that all checkpoints are compared on the same images. Higher is better.
 
     Args:
-      x: features. The classifier sees them centred and divided by one common scale.
+      x: features. They are centred and divided by one common scale before fitting.
       y: labels in [0, num_classes).
-      num_classes: C, static; a class without samples changes nothing.
-      epochs: of Adam from weights of zero, static; None: the minimum of mean cross-entropy + l2/2 ||w||^2, by L-BFGS.
-      seed: of the batches.
-      learning_rate, batch_size: of Adam; a set smaller than a batch is one batch, a last batch that is not full is left out.
-      l2: of the converged classifier.
-      held_out: indices of the samples to test on; the others are fitted. None: `split.stratified_fifth` of the labels.
-        Permuting the samples, and held_out with them, changes nothing.
+      num_classes: C, static; a class without samples is ignored.
+      epochs: epochs of Adam, starting from zero weights, static. None: L-BFGS finds the minimum of the mean
+        cross-entropy plus l2/2 ||w||^2.
+      seed: seed of the batches.
+      learning_rate: learning rate of Adam.
+      batch_size: batch size of Adam, static. A smaller data set is one batch; an incomplete last batch is dropped.
+      l2: strength of the penalty for `epochs=None`.
+      held_out: indices of the samples to test on; the others are used to fit. None: `split.stratified_fifth` of the
+        labels. Permuting the samples, and held_out with them, does not change the score.
 
     Returns:
-      A scalar float32, a multiple of one over the number of held-out samples: ties between checkpoints are possible. NaN if
-      a feature is not finite. A vmapped call runs checkpoint by checkpoint.
+      A float32 scalar in [0, 1]; NaN if a feature is not finite. It is a multiple of 1 / m, so checkpoints can be tied.
+      A vmapped call processes the checkpoints one by one.
 
     Raises:
-      InputError: an argument has the wrong type, shape or range. Labels and indices that are traced give NaN if they are out
-        of range.
+      InputError: if an argument has the wrong type, shape or range. Traced labels or indices out of range give NaN
+        instead.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x, y = jnp.array([[1.0], [0.9], [1.1], [-1.0], [-0.9], [-1.1]]), jnp.array([0, 0, 0, 1, 1, 1])
+      >>> float(linear_accuracy(x, y, num_classes=2, epochs=None, held_out=jnp.array([2, 5])))
+      1.0
     """
     num_classes, x = as_count(num_classes), as_features(x)
     y = as_labels(y, num_classes, len(x))
@@ -72,7 +80,7 @@ def linear_accuracy(
     held_out = stratified_fifth(y) if held_out is None else as_held_out(held_out, len(x))
     static = {"num_classes": num_classes, "epochs": epochs, "batch_size": batch_size}
 
-    def score(x, y):
+    def score(x: Float[Array, "n d"], y: Int[Array, "n"]) -> Float[Array, ""]:
         return _accuracy(x, y, held_out, as_seed(seed), learning_rate, l2, **static)
 
     value = scored(score, x, y, num_classes)
@@ -80,12 +88,22 @@ def linear_accuracy(
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "epochs", "batch_size"))
-def _accuracy(x, y, held_out, seed, learning_rate, l2, *, num_classes, epochs, batch_size):
-    @jax.custom_batching.sequential_vmap  # each result is that of a call alone, whatever stands beside it
+def _accuracy(
+    x: Float[Array, "n d"],
+    y: Int[Array, "n"],
+    held_out: Int[Array, "m"],
+    seed: Int[Array, ""],
+    learning_rate: float,
+    l2: float,
+    *,
+    num_classes: int,
+    epochs: int | None,
+    batch_size: int,
+) -> Float[Array, ""]:
+    @jax.custom_batching.sequential_vmap  # so that a checkpoint's result does not depend on the others in the batch
     def accuracy(x, y, held_out, seed, learning_rate, l2):
-        x, y, _, order = canonical(
-            x, y, num_classes, held_out
-        )  # the batches depend on the set of samples, not on their order
+        # Canonical, so that the batches depend on the set of samples but not on their order.
+        x, y, _, order = canonical(x, y, num_classes, held_out)
         rows, tested = held_out_last(held_out, order)
         _, mean, scale = standardised(x[rows])
         z, key = (x - mean) / scale, jax.random.key(seed)

@@ -1,4 +1,7 @@
-"""Mutual information between features and labels: the lower bound I_alpha with a trained critic ("Ranking Neural Checkpoints", 3.3)."""
+"""Mutual information of features and labels: the lower bound I_alpha with a trained critic.
+
+"Ranking Neural Checkpoints", section 3.3.
+"""
 
 import functools
 
@@ -6,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from jax_transfer.analysis.arguments import as_count, as_features, as_labels, as_number, as_seed, scored
 from jax_transfer.analysis.canonical import canonical
@@ -15,10 +18,12 @@ from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
 
 FOLDS = 3
-WIDTH = 256
+WIDTH = 256  # hidden units of the critic
 LEARNING_RATE = 1e-3
 STEPS_PER_SNAPSHOT = 32
-BLOCKS = 64  # of K held-out samples, overlapping: more of them lower the variance, and no longer by much
+BLOCKS = 64  # overlapping blocks of K held-out samples; more would hardly lower the variance
+
+Params = dict[str, Array]
 
 
 def mutual_information(
@@ -31,33 +36,42 @@ def mutual_information(
     batch_size: int = 128,
     steps: int = 512,
 ) -> Float[Array, ""]:
-    """Lower bound I_alpha of the mutual information of features and labels, in nats. Higher is better.
+    """Estimates the lower bound I_alpha of the mutual information of features and labels, in nats.
 
-    Equation 3 of Poole et al., "On Variational Bounds of Mutual Information", ICML 2019, with a critic f and a baseline q
-    that are trained for the data (`interpolated_bound` has the formula). Small alpha: little bias and more variance.
+    Poole et al., "On Variational Bounds of Mutual Information", ICML 2019, equation 3; `interpolated_bound` has the
+    formula. The critic f and the baseline q are trained on the data. A small alpha gives less bias and more variance.
+    Higher is better.
 
-    No sample judges a critic that saw it. The samples fall into thirds; for each, a critic learns from the other two, and
-    the bound is taken on the third. As critics over-train, a few stages of each are kept, the one that knows nothing and
-    whose bound is 0 among them; half of the third chooses the stage, the other half evaluates it, and the reverse. The
-    value is the mean of these six, and at most the mutual information in expectation; with few samples for a class it is
-    well below it.
+    A critic is never evaluated on its training samples. The samples are split into thirds. For each third, a critic is
+    trained on the other two, and the bound is evaluated on that third. Since critics overfit, snapshots are taken
+    during training, including the initial critic, whose bound is 0. One half of the third selects the snapshot and the
+    other half evaluates it, and vice versa. The result is the mean of these six values. Its expectation is at most the
+    mutual information, and far less if there are few samples per class.
 
     Args:
-      x: features. Neither their unit nor an offset matters.
-      y: labels in [0, num_classes); a class that does not occur changes nothing.
+      x: features. Their unit and offset do not matter.
+      y: labels in [0, num_classes); a class without samples is ignored.
       num_classes: C, static.
-      alpha: in (0, 1], static; the paper's are 0.01 and 0.5. 1 is InfoNCE, and q plays no part.
-      energy: None, or the share of the variance, in (0, 1), that the principal components keep which replace x; static.
-      seed: of the thirds, the critic's start and its batches. The set of samples matters, their order does not.
-      batch_size: K, static; fewer if a sixth of the samples has no more.
-      steps: of Adam for each critic, static; rounded up to whole stages of 32.
+      alpha: a number in (0, 1], static; the paper uses 0.01 and 0.5. alpha = 1 is InfoNCE, which does not depend on q.
+      energy: share of the variance, in (0, 1), kept by the principal components that replace x, static. None: no PCA.
+      seed: seed of the thirds, of the critics' initial weights and of their batches. The order of the samples does not
+        matter.
+      batch_size: K, static; lowered if a sixth of the samples is not more than K.
+      steps: steps of Adam for each critic, static; rounded up to a multiple of 32.
 
     Returns:
-      A scalar of x's dtype; NaN if a feature is not finite. A vmapped call runs checkpoint by checkpoint.
+      A scalar of x's dtype; NaN if a feature is not finite. A vmapped call processes the checkpoints one by one.
 
     Raises:
-      InputError: an argument has the wrong type, shape or range, or n is below 12. Labels that are traced give NaN if
-        they are out of range.
+      InputError: if an argument has the wrong type, shape or range, or n < 12. Traced labels out of range give NaN
+        instead.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> y = jnp.arange(96) % 2
+      >>> x = 2.0 * y[:, None] - 1
+      >>> round(float(mutual_information(x, y, num_classes=2, alpha=0.5, steps=64)), 1)  # I(X; Y) is log 2 = 0.69
+      0.6
     """
     num_classes, x = as_count(num_classes), as_features(x)
     y = as_labels(y, num_classes, len(x))
@@ -65,7 +79,7 @@ def mutual_information(
     batch_size, steps = as_count(batch_size, "batch_size", least=1), as_count(steps, "steps", least=1)
     seed = as_seed(seed)
     static = {"num_classes": num_classes, "alpha": alpha, "energy": energy, "batch_size": batch_size, "steps": steps}
-    # One by one, a checkpoint's value has the same rounding alone and among others: training would magnify it.
+    # Sequential, so that rounding, which training would amplify, is the same for a checkpoint alone and in a batch.
     score = jax.custom_batching.sequential_vmap(functools.partial(_estimate, **static))
     return scored(lambda x, y: score(x, y, seed), x, y, num_classes)
 
@@ -77,31 +91,40 @@ def interpolated_bound(
     label_shares: Float[Array, "c"],
     alpha: float,
 ) -> Float[Array, ""]:
-    """I_alpha on one block of K samples, in nats, of which x_i is each in turn the x_1 of the formula.
+    """Computes I_alpha on one block of K samples, in nats, averaged over the choice of the sample x_1 of the formula.
 
-    1 + mean_i [f(x_i, y_i) - log a(y_i)] - sum_c p(c) mean_i e^f(x_i, c) / a(c),
-    a(c) = alpha m(c) + (1 - alpha) q(c),  m(c) = mean_i e^f(x_i, c)
+        1 + mean_i [f(x_i, y_i) - log a(y_i)] - sum_c p(c) mean_i e^f(x_i, c) / a(c)
+        a(c) = alpha m(c) + (1 - alpha) q(c),   m(c) = mean_i e^f(x_i, c)
 
-    It is the bound 1 + E_p(X,y)[F] - E_p(X)p(y)[e^F] (NWJ) for F(X, y) = f(x_1, y) - log a(y; X) and the K samples X, of
-    which y depends on x_1 alone. Hence m must be the same function of X in both terms, here the one with x_1 among the K
-    samples, and the labels of the second term must be independent of X: an x whose label is counted in p(c) may not be in
-    m. Leaving x_i out of m in the first term only, or counting the block's own labels in p, is no bound: for 16 classes,
-    K = 4, alpha = 0.5, the first gives 3.6 nats of 2.7. (The authors' code leaves out of m the x of the second term's label.)
+    Poole et al., "On Variational Bounds of Mutual Information", ICML 2019, equation 3. It is the NWJ bound
+    1 + E_p(X,y)[F] - E_p(X)p(y)[e^F] for F(X, y) = f(x_1, y) - log a(y; X), where X are K samples and y depends on x_1
+    alone. Two conditions follow. First, m must be the same function of X in both terms; here it includes x_1. Second,
+    the labels of the second term must be independent of X, so m must not contain a sample whose label is counted in
+    p(c). If x_i is left out of m in the first term only, or p counts the labels of the block itself, the result is not
+    a bound: for 16 classes, K = 4 and alpha = 0.5, the former gives 3.6 nats where the mutual information is 2.7. (The
+    authors' code leaves the sample of the second term's label out of m.)
 
-    A block gives at most log(K / alpha) for the first term, less than 1 + log(K / alpha) in all; for alpha = 1 the second
-    term is 1 and the bound at most log K. The paper's limit of log(K / alpha) for every alpha is exceeded where K samples
-    contain few of the classes.
+    The first term of a block is at most log(K / alpha), so the total is less than 1 + log(K / alpha). For alpha = 1 the
+    second term is 1 and the bound is at most log K. The paper states the limit log(K / alpha) for every alpha; it is
+    exceeded if the K samples contain few of the classes.
 
     Args:
-      scores: f(x_i, c), the critic at each sample and class.
-      y: the labels of the samples.
-      log_q: log of the baseline q. Adding the same function of the class to it and to the scores changes nothing.
-      label_shares: p, shares of the classes among labels that are independent of the block.
-      alpha: in (0, 1].
+      scores: f(x_i, c), the critic's value for each sample and class.
+      y: labels of the samples.
+      log_q: log of the baseline q. Adding the same function of the class to log_q and to the scores changes nothing.
+      label_shares: p, the shares of the classes among labels that are independent of the block.
+      alpha: a number in (0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> critic = 5 * jnp.eye(2)  # a critic that knows the label
+      >>> bound = interpolated_bound(critic, jnp.array([0, 1]), jnp.zeros(2), jnp.full(2, 0.5), alpha=1.0)
+      >>> round(float(bound), 2)  # close to log 2
+      0.69
     """
     log_m = jax.nn.logsumexp(scores, axis=0) - np.log(len(y))
     log_a = jnp.logaddexp(jnp.log(alpha) + log_m, jnp.log1p(-alpha) + log_q)
-    own = jax.nn.one_hot(y, scores.shape[1], dtype=bool)  # a gather's gradient is a scatter, in no fixed order on a GPU
+    own = jax.nn.one_hot(y, scores.shape[1], dtype=bool)  # unlike a gather, its gradient is deterministic on a GPU
     joint = jnp.sum(jnp.where(own, scores - log_a, 0)) / len(y)
     return 1 + joint - jnp.sum(label_shares * jnp.exp(log_m - log_a))
 
@@ -113,13 +136,23 @@ def _check(n, alpha, energy):
         as_number(energy, "energy", lambda energy: 0 < energy < 1, expected)
     if n < 4 * FOLDS:
         raise InputError(
-            f"x has {n} samples: expected at least {4 * FOLDS} to train and to evaluate on; use more samples."
+            f"x has {n} samples: expected at least {4 * FOLDS} for training and evaluation. Use more samples."
         )
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "energy", "batch_size", "steps"))
-def _estimate(x, y, seed, *, num_classes, alpha, energy, batch_size, steps):
-    """The mean over thirds, each evaluated by a critic that learnt from the others."""
+def _estimate(
+    x: Float[Array, "n d"],
+    y: Int[Array, "n"],
+    seed: Int[Array, ""],
+    *,
+    num_classes: int,
+    alpha: float,
+    energy: float | None,
+    batch_size: int,
+    steps: int,
+) -> Float[Array, ""]:
+    """Returns the mean bound over the thirds, each evaluated with a critic trained on the other two."""
     finite = jnp.all(jnp.isfinite(x))
     with jax.default_matmul_precision("float32"):
         x, y, _, _ = canonical(x, y, num_classes)
@@ -127,24 +160,24 @@ def _estimate(x, y, seed, *, num_classes, alpha, energy, batch_size, steps):
         order = jax.random.permutation(key, len(y))
         half = len(y) // (2 * FOLDS)
 
-        def value(fold):
+        def fold_value(fold: Int[Array, ""]) -> Float[Array, ""]:
             rows = jnp.roll(order, -2 * half * fold)
             halves, train = rows[: 2 * half].reshape(2, half), rows[2 * half :]
             fold_key = jax.random.fold_in(key, fold)
-            return _value(_train(x, y, train, halves, fold_key, num_classes, alpha, batch_size, steps))
+            return _cross_selected(_train(x, y, train, halves, fold_key, num_classes, alpha, batch_size, steps))
 
-        return jnp.where(finite, jnp.mean(jax.vmap(value)(jnp.arange(FOLDS))), jnp.nan)
+        return jnp.where(finite, jnp.mean(jax.vmap(fold_value)(jnp.arange(FOLDS))), jnp.nan)
 
 
-def _value(bounds):
-    """From bounds [stages + 1, 2] on two halves: each half where the other half is best, their mean."""
+def _cross_selected(bounds: Float[Array, "snapshots 2"]) -> Float[Array, ""]:
+    """Returns the mean bound of the two halves, each at the snapshot that is best on the other half."""
     best = jnp.argmax(bounds, axis=0)
     return (bounds[best[0], 1] + bounds[best[1], 0]) / 2
 
 
-def _scaled(x, energy):
-    """x, or its principal components, centred and with mean square 1 over all entries: one scale keeps their proportions."""
-    x = x / positive(jnp.max(jnp.abs(x)))  # squares of 1e-30 or 1e30 are no float32
+def _scaled(x: Float[Array, "n d"], energy: float | None) -> Float[Array, "n m"]:
+    """Centres x, or its principal components, and divides by one common scale, so that the mean square is 1."""
+    x = x / positive(jnp.max(jnp.abs(x)))  # the squares of 1e-30 and 1e30 are not representable in float32
     if energy is None:
         x = x - jnp.mean(x, axis=0)
     else:
@@ -155,15 +188,25 @@ def _scaled(x, energy):
     return x / positive(jnp.sqrt(jnp.mean(x**2)))
 
 
-def _train(x, y, train, halves, key, num_classes, alpha, batch_size, steps):
-    """The bound on each of the two halves, [stages + 1, 2], at the start and along the training of a critic on `train`."""
+def _train(
+    x: Float[Array, "n m"],
+    y: Int[Array, "n"],
+    train: Int[Array, "t"],
+    halves: Int[Array, "2 h"],
+    key: Key[Array, ""],
+    num_classes: int,
+    alpha: float,
+    batch_size: int,
+    steps: int,
+) -> Float[Array, "snapshots 2"]:
+    """Trains a critic on the rows `train`; returns the bound on each half for the initial critic and each snapshot."""
     key_start, key_batches = jax.random.split(key)
-    params = _start(key_start, x.shape[1], num_classes, x.dtype)
+    params = _initial_critic(key_start, x.shape[1], num_classes, x.dtype)
     adam = optax.adam(LEARNING_RATE)
     shares = _counts(y[train], num_classes, x.dtype) / len(train)
     stages = -(-steps // STEPS_PER_SNAPSHOT)
 
-    def loss(params, rows):
+    def loss(params: Params, rows: Int[Array, "k"]) -> Float[Array, ""]:
         return -interpolated_bound(_critic(params, x[rows]), y[rows], params["log_q"], shares, alpha)
 
     def step(carry, rows):
@@ -172,7 +215,9 @@ def _train(x, y, train, halves, key, num_classes, alpha, batch_size, steps):
         return (optax.apply_updates(params, update), moments), None
 
     def stage(carry, key):
-        def bound(rows):
+        """Evaluates the current critic on both halves, then trains it until the next snapshot."""
+
+        def bound(rows: Int[Array, "h"]) -> Float[Array, ""]:
             return _held_out_bound(_critic(carry[0], x[rows]), y[rows], carry[0]["log_q"], alpha, batch_size)
 
         batches = jax.random.choice(key, train, (STEPS_PER_SNAPSHOT, min(batch_size, len(train))))
@@ -181,8 +226,8 @@ def _train(x, y, train, halves, key, num_classes, alpha, batch_size, steps):
     return jax.lax.scan(stage, (params, adam.init(params)), jax.random.split(key_batches, stages + 1))[1]
 
 
-def _start(key, d, num_classes, dtype):
-    """A critic that is 0, so that an unseen class stays 0. It needs no bias per class: log_q is one."""
+def _initial_critic(key: Key[Array, ""], d: int, num_classes: int, dtype) -> Params:
+    """Returns a critic that is 0 everywhere, so that it stays 0 for unseen classes; log_q serves as the output bias."""
     return {
         "hidden": jax.random.normal(key, (d, WIDTH), dtype) * (2 / d) ** 0.5,
         "bias": jnp.zeros(WIDTH, dtype),
@@ -192,25 +237,28 @@ def _start(key, d, num_classes, dtype):
     }
 
 
-def _critic(params, x):
-    """f(x, .) [n, C]: a hidden layer of relu units, and a linear map beside it, which learns from fewer samples."""
+def _critic(params: Params, x: Float[Array, "k m"]) -> Float[Array, "k c"]:
+    """Computes f(x, .): a hidden layer of ReLU units plus a linear map, which learns from fewer samples."""
     hidden = jax.nn.relu(x @ params["hidden"] + params["bias"])
     return hidden @ params["out"] + x @ params["linear"]
 
 
-def _held_out_bound(scores, y, log_q, alpha, batch_size):
-    """Mean of the bound over blocks of K rows of scores [h, C], with the labels of the other h - K in the second term."""
+def _held_out_bound(
+    scores: Float[Array, "h c"], y: Int[Array, "h"], log_q: Float[Array, "c"], alpha: float, batch_size: int
+) -> Float[Array, ""]:
+    """Returns the mean bound over blocks of K rows, with the labels of the other h - K rows in the second term."""
     h, num_classes = scores.shape
     k, blocks = min(batch_size, h - 1), min(h, BLOCKS)
     counts = _counts(y, num_classes, scores.dtype)
 
-    def block(start):
+    def block_bound(start: Int[Array, ""]) -> Float[Array, ""]:
         rows = (start + jnp.arange(k)) % h
         shares = (counts - _counts(y[rows], num_classes, scores.dtype)) / (h - k)
         return interpolated_bound(scores[rows], y[rows], log_q, shares, alpha)
 
-    return jnp.mean(jax.lax.map(block, jnp.arange(blocks) * h // blocks))
+    return jnp.mean(jax.lax.map(block_bound, jnp.arange(blocks) * h // blocks))
 
 
-def _counts(y, num_classes, dtype):
+def _counts(y: Int[Array, "n"], num_classes: int, dtype) -> Float[Array, "c"]:
+    """Counts the samples of each class."""
     return jnp.zeros(num_classes, dtype).at[y].add(1)

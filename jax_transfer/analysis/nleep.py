@@ -1,6 +1,7 @@
-"""N-LEEP: LEEP with the posteriors of a Gaussian mixture in place of a source classifier ("Ranking Neural Checkpoints", section 3).
+"""N-LEEP: LEEP with the posteriors of a Gaussian mixture instead of a source classifier.
 
-`pca` reduces the features, `mixture.fit_mixture` fits and `mixture.responsibilities` evaluates the Gaussians, `leep` scores.
+"Ranking Neural Checkpoints", section 3. `pca` reduces the features, `mixture.fit_mixture` fits the Gaussians,
+`mixture.responsibilities` computes their posteriors, and `leep` scores them.
 """
 
 import dataclasses
@@ -19,14 +20,22 @@ from jax_transfer.analysis.mixture import fit_mixture, responsibilities
 from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
 
-# Features below this are 0 beside the variance of at least 1e-6 of each Gaussian, and their inverse scale is no float32.
-NOTHING = 1e-30
+# Features below this count as 0: they are negligible compared with the variance of a Gaussian, which is at least 1e-6,
+# and the inverse of their scale overflows in float32.
+NEGLIGIBLE = 1e-30
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pca:
-    """Centre [d], directions [d, m] as columns, variances [m] (over n - 1), m = min(n, d), and how many are kept."""
+    """Principal components of n samples, m = min(n, d).
+
+    Attributes:
+      mean: mean of the samples.
+      directions: principal directions, one per column.
+      variances: variance of each direction, with the divisor n - 1, in descending order.
+      dimension: number of directions to keep.
+    """
 
     mean: Float[Array, "d"]
     directions: Float[Array, "d m"]
@@ -43,29 +52,38 @@ def nleep(
     seed: int = 0,
     max_dimension: int | None = None,
 ) -> Float[Array, ""]:
-    """Mean log-likelihood of the labels given the mixture's posteriors, in nats, at most 0. Higher is better.
+    """Computes N-LEEP: the mean log-likelihood of the labels given the posteriors of a Gaussian mixture, in nats.
+
+    Li et al., "Ranking Neural Checkpoints", CVPR 2021, section 3; the formula is that of `leep`. Higher is better.
+
+    The number of principal components depends on the data, but array shapes must not. The components are therefore
+    padded to a multiple of 8, which does not change the value. Under jit and vmap, one branch is compiled for each
+    width 8, 16, 32, ... up to min(n, d) or `max_dimension`, and the data select the branch. A smaller `max_dimension`
+    limits the memory (components x width^2) and the compile time. A vmapped call processes the checkpoints one by one,
+    since a single one keeps the device busy and each stops when it has converged.
 
     Args:
       x: features.
       y: labels in [0, num_classes).
       num_classes: C, static.
-      energy: share of the variance that PCA keeps, in (0, 1), static; the fewest components with more than that.
-      components_per_class: Gaussians for each class that occurs (an empty class id adds none), static; the paper's is 5.
-      seed: of the k-means++ start. The start depends on the set of samples and not on their order.
-      max_dimension: keep at most so many principal components, static; None: as many as the energy asks for.
+      energy: share of the variance, in (0, 1), that PCA exceeds with as few components as possible, static.
+      components_per_class: number of Gaussians for each class that occurs, static; the paper uses 5.
+      seed: seed of the k-means++ start. The order of the samples does not matter.
+      max_dimension: largest number of principal components, static; None: no limit.
 
     Returns:
-      A scalar of x's dtype. NaN if a feature is not finite, or under tracing if n is below the number of Gaussians.
+      A scalar of x's dtype, at most 0. NaN if a feature is not finite, or if y is traced and n is less than the number
+      of Gaussians.
 
     Raises:
-      InputError: an argument has the wrong type, shape or range, or n is below the number of Gaussians and y is concrete.
-        Labels that are traced give NaN if they are out of range.
+      InputError: if an argument has the wrong type, shape or range, or y is concrete and n is less than the number of
+        Gaussians. Traced labels out of range give NaN instead.
 
-    The number of principal components depends on the data, shapes must not. The kept components are therefore padded to the
-    multiple of 8, in a way that changes no value. Under jit and vmap a branch is compiled for each of 8, 16, 32, ... up to
-    min(n, d) or `max_dimension`, and the data choose the branch: the bound also limits the memory (components x width^2)
-    and the time to compile. A vmapped call runs checkpoint by checkpoint: one is enough to
-    keep the device busy, and each stops when it has converged.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2]])
+      >>> round(float(nleep(x, jnp.array([0, 0, 0, 1, 1, 1]), num_classes=2, components_per_class=1)), 2)
+      0.0
     """
     num_classes, x = as_count(num_classes), as_features(x)
     y = as_labels(y, num_classes, len(x))
@@ -85,10 +103,15 @@ def nleep(
 
 
 def nleep_gigaflops(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> float:
-    """Floating point operations / 1e9 of `nleep(x, y, num_classes)`, its iterations included.
+    """Counts the floating point operations / 1e9 of `nleep(x, y, num_classes)`, including its iterations.
 
     Raises:
-      InputError: as `nleep`.
+      InputError: if an argument has the wrong type, shape or range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> nleep_gigaflops(jnp.eye(10), jnp.arange(10) % 2, num_classes=2) > 0
+      True
     """
     num_classes, x = as_count(num_classes), as_features(x)
     y = as_labels(y, num_classes, len(x))
@@ -101,24 +124,29 @@ def nleep_gigaflops(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int
     return flops.gigaflops(at_its_width, x, y)
 
 
-def _width(reduced, largest):
+def _width(reduced: Pca, largest: int) -> int:
+    """Rounds the dimension up to a multiple of 8, but not above `largest`."""
     return min(-(-int(reduced.dimension) // 8) * 8, largest)
 
 
-def _check(x, y, components_per_class):
+def _check(x: Float[Array, "n d"], y: Int[Array, "n"], components_per_class: int) -> None:
     components = components_per_class * len(np.unique(np.asarray(y)))
     if x.shape[0] < components:
         raise InputError(
-            f"x has {x.shape[0]} samples for {components} Gaussians ({components_per_class} for each class that occurs): "
-            "expected at least as many samples; use more samples or a smaller components_per_class."
+            f"x has {x.shape[0]} samples for {components} Gaussians ({components_per_class} for each class that "
+            "occurs): expected at least as many samples. Use more samples or a smaller components_per_class."
         )
 
 
-def _nleep_of_any_width(x, y, seed, largest, static):
+def _nleep_of_any_width(
+    x: Float[Array, "n d"], y: Int[Array, "n"], seed: Int[Array, ""], largest: int, static: tuple[int, float, int]
+) -> Float[Array, ""]:
+    """Computes the score of traced arguments: compiles a branch for each width, and the data select one."""
     widths = (*(2**i for i in range(3, 30) if 2**i < largest), largest)
 
-    @jax.custom_batching.sequential_vmap  # keeps the branch a branch, and lets each checkpoint converge by itself
-    def score(x, y, seed):
+    # Sequential, so that only one branch runs and each checkpoint stops when it has converged.
+    @jax.custom_batching.sequential_vmap
+    def score(x: Float[Array, "n d"], y: Int[Array, "n"], seed: Int[Array, ""]) -> Float[Array, ""]:
         x, y, reduced = _prepare(x, y, static[1], largest)
         branches = [functools.partial(_nleep_of_width, width=width, static=static) for width in widths]
         return jax.lax.switch(jnp.sum(reduced.dimension > jnp.array(widths)), branches, x, y, seed, reduced)
@@ -127,19 +155,29 @@ def _nleep_of_any_width(x, y, seed, largest, static):
 
 
 @functools.partial(jax.jit, static_argnames=("energy", "max_dimension"))
-def _prepare(x, y, energy, max_dimension):
-    """Samples in an order that depends on their values alone, scaled to at most 1, and their PCA in the unit of x."""
+def _prepare(
+    x: Float[Array, "n d"], y: Int[Array, "n"], energy: float, max_dimension: int
+) -> tuple[Float[Array, "n d"], Int[Array, "n"], Pca]:
+    """Sorts the samples by their values and computes their PCA; features below NEGLIGIBLE become 0."""
     order = order_of_values(x)
     x, y = x[order], y[order]
     unit = positive(jnp.max(jnp.abs(x)))
-    x = jnp.where(unit < NOTHING, 0, x)
+    x = jnp.where(unit < NEGLIGIBLE, 0, x)
     reduced = principal_components(x / unit, energy)
     dimension = jnp.minimum(reduced.dimension, max_dimension)
     return x, y, Pca(reduced.mean * unit, reduced.directions, reduced.variances, dimension)
 
 
 @functools.partial(jax.jit, static_argnames=("width", "static"))
-def _nleep_of_width(x, y, seed, reduced, width, static):
+def _nleep_of_width(
+    x: Float[Array, "n d"],
+    y: Int[Array, "n"],
+    seed: Int[Array, ""],
+    reduced: Pca,
+    width: int,
+    static: tuple[int, float, int],
+) -> Float[Array, ""]:
+    """Computes the score from the first `width` directions; static: num_classes, energy, components_per_class."""
     num_classes, _, components_per_class = static
     with jax.default_matmul_precision("float32"):
         scores = (x - reduced.mean) @ reduced.directions[:, :width]
@@ -160,12 +198,26 @@ def _check_energy(energy):
 
 
 def pca(x: Float[Array, "n d"], energy: float = 0.8) -> Pca:
-    """Principal components of x, and the smallest number of them with more than `energy` of the variance (at least 1).
+    """Computes the principal components of x and how many of them exceed the share `energy` of the variance.
 
-    From the singular values of the triangle of a QR of the centred x: neither a Gram matrix nor the left factor is formed.
+    They are the singular vectors of the centred x, computed from the R factor of its QR if n > d, which needs neither a
+    Gram matrix nor a factor with n rows. The number to keep is as small as possible, but at least 1.
+
+    Args:
+      x: features.
+      energy: share of the variance, in (0, 1).
+
+    Returns:
+      `Pca`; x is reduced by (x - pca.mean) @ pca.directions[:, :pca.dimension].
 
     Raises:
-      InputError: x or energy has the wrong type, shape or range.
+      InputError: if x or energy has the wrong type, shape or range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> result = pca(jnp.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+      >>> int(result.dimension), [round(float(variance), 2) for variance in result.variances]
+      (1, [6.0, 0.67])
     """
     _check_energy(energy)
     return principal_components(as_features(x), energy)
@@ -173,7 +225,13 @@ def pca(x: Float[Array, "n d"], energy: float = 0.8) -> Pca:
 
 @functools.partial(jax.jit, static_argnames="energy")
 def principal_components(x: Float[Array, "n d"], energy: float) -> Pca:
-    """`pca` of arguments that need no check."""
+    """Computes `pca` without checking the arguments; energy is static.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> int(principal_components(jnp.eye(3), energy=0.8).dimension)
+      2
+    """
     mean = jnp.mean(x, axis=0)
     centred = x - mean
     if x.shape[0] > x.shape[1]:

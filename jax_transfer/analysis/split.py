@@ -1,47 +1,72 @@
-"""Which samples a score that learns is tested on, from the labels alone: the same for all checkpoints."""
+"""The held-out samples of scores that train a classifier: chosen by the labels alone, the same for all checkpoints."""
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from jax_transfer.analysis.arguments import as_labels
 
 
 def stratified_fifth(y: Int[Array, "n"]) -> Int[Array, "m"]:
-    """Sorted indices of a fifth of the samples, m = round(n / 5) but at least 1: of each class about a fifth.
+    """Selects about a fifth of the samples of each class, m = max(1, round(n / 5)) in total.
 
-    It depends on y and on nothing else, with numpy, JAX and traced labels alike, and not on the numbering of the classes.
-    A class of one sample is left to fit on, as long as other classes have enough.
+    The result depends on y alone and not on the numbering of the classes. It is the same for numpy, JAX and traced
+    labels. A class with a single sample is not held out, as long as the other classes have enough samples.
+    `jax_transfer.data.subsets.stratified_split` rounds for each class, so the size of its result depends on the labels,
+    which a compiled program does not allow.
 
     Args:
       y: labels, whole numbers from 0.
 
-    Raises:
-      InputError: y has the wrong type, shape or range.
+    Returns:
+      Indices [m] in ascending order.
 
-    `stratified_split` of `jax_transfer.data.subsets` rounds class by class, so that its size depends on the labels, which
-    a compiled program does not allow.
+    Raises:
+      InputError: if y has the wrong type, shape or range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> y = jnp.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+      >>> y[stratified_fifth(y)].tolist()
+      [0, 1]
     """
     y = as_labels(y, None, None)
     n = len(y)
-    drawn = jnp.asarray(np.random.default_rng(0).permutation(n))  # a number for each position
+    drawn = jnp.asarray(np.random.default_rng(0).permutation(n))  # a random rank for each sample
     order = jnp.lexsort((drawn, y))
     grouped = y[order]
     first, last = (jnp.searchsorted(grouped, grouped, side=side) for side in ("left", "right"))
-    # Sample r of a class of n_c is held out if (r + 1/2) / n_c lies below a common threshold: round(n_c / 5) of them.
+    # Sample r of a class of size n_c is held out if (r + 1/2) / n_c is below a common threshold: about n_c / 5 samples.
     share = jnp.zeros(n).at[order].set((jnp.arange(n) - first + 0.5) / (last - first))
     return jnp.sort(jnp.lexsort((drawn, share))[: max(1, round(n / 5))])
 
 
 def held_out_last(held_out: Int[Array, "m"], order: Int[Array, "n"]) -> tuple[Int[Array, "n-m"], Int[Array, "m"]]:
-    """(rows to fit on, rows to test on): places in x[order] of the others and of the held-out samples, ascending."""
+    """Returns (rows to fit on, rows to test on): ascending positions of the samples in x[order].
+
+    Args:
+      held_out: indices of the samples to test on.
+      order: a permutation of all n samples.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> fitted, tested = held_out_last(jnp.array([0]), jnp.array([2, 0, 1]))
+      >>> fitted.tolist(), tested.tolist()
+      ([0, 2], [1])
+    """
     n, m = len(order), len(held_out)
     is_held_out = jnp.zeros(n, bool).at[held_out].set(True)
     rows = jnp.argsort(is_held_out[order], stable=True)
     return rows[: n - m], rows[n - m :]
 
 
-def are_different(held_out: Int[Array, "m"], n: int):
-    """Whether held-out indices lie in [0, n) and none is given twice."""
+def are_different(held_out: Int[Array, "m"], n: int) -> Bool[Array, ""]:
+    """Returns whether the held-out indices lie in [0, n) without duplicates.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> bool(are_different(jnp.array([0, 2]), 3)), bool(are_different(jnp.array([0, 0]), 3))
+      (True, False)
+    """
     ordered = jnp.sort(held_out)
     return jnp.all(ordered[1:] > ordered[:-1]) & (ordered[0] >= 0) & (ordered[-1] < n)

@@ -1,9 +1,10 @@
-"""TransRate: mutual information of features and labels by coding rates (Huang et al., ICML 2022).
+"""TransRate: the mutual information of features and labels, measured by coding rates (Huang et al., ICML 2022).
 
     TransRate = R(Z) - sum_c n_c / n R(Z_c),   R(Z) = 1/2 logdet(I + Z'Z / (n eps)),
 
-Z the centred features and Z_c the rows of class c, not centred again. A rate is a sum over the singular values of Z,
-taken from the triangle of a QR: in a Gram matrix float32 loses those that lie near sqrt(n eps).
+where Z are the centred features and Z_c the rows of class c, which are not centred again. A rate is a sum over the
+singular values of Z. They are computed from the R factor of a QR, since in float32 a Gram matrix would lose those near
+sqrt(n eps).
 """
 
 import functools
@@ -20,21 +21,30 @@ SMALLEST_BLOCK = 32
 
 
 def transrate(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int, eps: float = 1e-4) -> Float[Array, ""]:
-    """R(Z) - sum_c n_c / n R(Z_c), in nats (equations 4 and 5 of the paper). Higher is better.
+    """Computes TransRate, R(Z) - sum_c n_c / n R(Z_c), in nats.
+
+    Huang et al., "Frustratingly Easy Transferability Estimation", ICML 2022, equations 4 and 5. Higher is better.
 
     Args:
-      x: features. The score does not change under shifts and rotations of them; their scale counts.
-      y: labels in [0, num_classes); a class without samples changes nothing.
+      x: features. Shifts and rotations do not change the score, but their scale does.
+      y: labels in [0, num_classes); a class without samples is ignored.
       num_classes: C, static.
       eps: the distortion, > 0, in squared units of the features.
 
     Returns:
-      A scalar of x's dtype, 0 for constant features, NaN for features that are not finite. The distortion of a
-      feature is no finer than its rounding: it is the square of that where rounding x to its dtype moves it by more than
-      sqrt(eps) (float32 features above 80,000), or the errors would count as features.
+      A scalar of x's dtype: 0 for constant features, NaN if a feature is not finite. If rounding x to its dtype moves a
+      feature by more than sqrt(eps) (for the default eps, float32 features above 80,000), its distortion is the square
+      of the rounding error instead, so that rounding errors do not count as features.
 
     Raises:
-      InputError: an argument has the wrong type, shape or range. Labels that are traced give NaN if they are out of range.
+      InputError: if an argument has the wrong type, shape or range. Traced labels out of range give NaN instead.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[1.0, 0.2], [0.8, -0.3], [0.1, 1.0], [-0.1, 0.9]])
+      >>> informative, shuffled = transrate(x, jnp.array([0, 0, 1, 1]), 2), transrate(x, jnp.array([0, 1, 0, 1]), 2)
+      >>> round(float(informative), 2), round(float(shuffled), 2)
+      (0.15, 0.08)
     """
     num_classes, x = as_count(num_classes), as_features(x)
     as_number(eps, "eps", lambda eps: 0 < eps < float("inf"), "a positive number; the paper's is 1e-4")
@@ -43,41 +53,47 @@ def transrate(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int, eps:
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
-def _transrate(x, y, eps, num_classes):
+def _transrate(x: Float[Array, "n d"], y: Int[Array, "n"], eps: float, num_classes: int) -> Float[Array, ""]:
     eps = jnp.asarray(eps, x.dtype)
     z, rounding = varying(x)
-    z = z * jnp.minimum(1, jnp.sqrt(eps) / positive(rounding))  # a column's distortion: rounding^2 in place of eps
+    z = z * jnp.minimum(1, jnp.sqrt(eps) / positive(rounding))  # for these columns, rounding^2 replaces eps
     with jax.default_matmul_precision("float32"):
         return _difference(z, y, jnp.arange(num_classes), eps)
 
 
-@jax.custom_batching.sequential_vmap  # so that lax.switch stays a branch; QR and SVD run through a batch one by one anyway
-def _difference(z, y, classes, eps):
+# Sequential: QR and SVD process a batch one matrix at a time anyway, and lax.switch then runs only one of its branches.
+@jax.custom_batching.sequential_vmap
+def _difference(
+    z: Float[Array, "n d"], y: Int[Array, "n"], classes: Int[Array, "c"], eps: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Returns R(Z) - sum_c n_c / n R(Z_c) of centred features z."""
     n, d = z.shape
     scale = positive(jnp.max(jnp.abs(z)))
     z = z / scale
-    z = z[:, jnp.argsort(-jnp.linalg.norm(z, axis=0))]  # columns of falling size: small ones keep their digits
+    z = z[
+        :, jnp.argsort(-jnp.linalg.norm(z, axis=0))
+    ]  # in descending order of size, small columns keep their accuracy in the QR
 
-    def rate(z, count):
-        """R of rows z, of which all but `count` are zero."""
+    def rate(z: Float[Array, "m d"], count: Int[Array, ""]) -> Float[Array, ""]:
+        """Returns R of a matrix whose rows are zero except for `count` of them."""
         z = z if z.shape[0] >= d else z.T
         s = jnp.linalg.svd(jnp.linalg.qr(z, mode="r"), compute_uv=False)
         log_ratio = 2 * (jnp.log(s) + jnp.log(scale)) - jnp.log(jnp.fmax(count, 1) * eps)
         return jnp.sum(jnp.logaddexp(0, log_ratio)) / 2  # log(1 + s^2 / (n eps)) without overflow
 
-    # Rows sorted by class: a class is a block, read with the smallest of a few static sizes that holds it.
+    # Sorted by class, the rows of a class form a block. It is read in the smallest of a few static sizes that fits.
     z, y = z[jnp.argsort(y)], jnp.sort(y)
     starts, ends = jnp.searchsorted(y, classes, side="left"), jnp.searchsorted(y, classes, side="right")
     sizes = [SMALLEST_BLOCK]
     while sizes[-1] < n:
         sizes.append(min(2 * sizes[-1], n))
 
-    def rate_of_block(size, start, count):
+    def rate_of_block(size: int, start: Int[Array, ""], count: Int[Array, ""]) -> Float[Array, ""]:
         rows = jnp.arange(size)
         block = z.at[start + rows].get(mode="fill", fill_value=0)
         return rate(jnp.where(rows[:, None] < count, block, 0), count)
 
-    def rate_of_class(bounds):
+    def rate_of_class(bounds: tuple[Int[Array, ""], Int[Array, ""]]) -> Float[Array, ""]:
         start, count = bounds[0], bounds[1] - bounds[0]
         smallest = jnp.searchsorted(jnp.array(sizes), count)
         return jax.lax.switch(smallest, [functools.partial(rate_of_block, size) for size in sizes], start, count)

@@ -1,4 +1,4 @@
-"""A checkpoint: the one form in which a model travels, whether from a file, a trajectory, fine-tuning or a random start."""
+"""`Checkpoint`: a model from a file, a trajectory, fine-tuning or a random initialisation, in one form."""
 
 import dataclasses
 import functools
@@ -16,25 +16,26 @@ Model = dict[str, Any]  # {"params", "stats"} of a net
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A net, its weights, and what it expects of its input.
+    """A net, its weights, and the preprocessing that it expects.
 
     >>> import jax
     >>> net = MODELS["resnet10"](num_classes=3, width=4)
-    >>> checkpoint = Checkpoint("mine", net, *net.init(jax.random.key(0)), Preprocessing(image_size=32))
+    >>> params, stats = jax.eval_shape(net.init, jax.random.key(0))  # net.init(key) for real weights
+    >>> checkpoint = Checkpoint("mine", net, params, stats, Preprocessing(image_size=32))
     >>> checkpoint.params["fc"]["kernel"].shape
     (32, 3)
 
     Attributes:
-      name: what rows and messages call it.
+      name: its name in result rows and messages.
       net: the architecture, with the head that the weights have.
       params, stats: the weights, as `net.apply` takes them.
-      preprocessing: how its images are prepared.
-      source_accuracy: in [0, 1] on the test images of the data it was trained on; None if unknown.
-      settings: arguments of `MODELS[net.name]`.
-      has_head: False if the logits are not of classes, or come from an untrained head.
-      notes: what was assumed, guessed or left out, in sentences.
+      preprocessing: how images are resized, cropped and normalised.
+      source_accuracy: accuracy in [0, 1] on the test images of the pre-training data; None if unknown.
+      settings: arguments of `MODELS[net.name]` that give `net`.
+      has_head: False if the logits are not those of classes, or come from an untrained head.
+      notes: sentences on what was assumed, guessed or left out.
       preprocessing_is_guess: whether the preprocessing was inferred from a name because nothing states it.
-      known_fingerprint: the `trees.fingerprint` of the weights where it is known without reading them, "" otherwise.
+      known_fingerprint: the `trees.fingerprint` of the weights if it is known without reading them, "" otherwise.
     """
 
     name: str
@@ -53,19 +54,18 @@ class Checkpoint:
     def stored(
         cls, name: str, net: Net, read_model: Callable[[], Model], preprocessing: Preprocessing, **others
     ) -> "Checkpoint":
-        """Makes a checkpoint whose weights are elsewhere: `read_model()` returns {"params", "stats"} when they are needed.
+        """Makes a checkpoint whose weights are read when they are needed, by `read_model()` -> {"params", "stats"}.
 
-        They are read anew at each access, unless `read_model` keeps them; where all features are cached, they never are.
+        They are read again at each access, unless `read_model` caches them, and never if all features are cached.
         """
-        found = cls(name, net, {}, {}, preprocessing, **others)
+        checkpoint = cls(name, net, {}, {}, preprocessing, **others)
         for field in ("params", "stats"):
-            object.__delattr__(found, field)
-        object.__setattr__(found, "_read_model", read_model)
-        return found
+            object.__delattr__(checkpoint, field)
+        object.__setattr__(checkpoint, "_read_model", read_model)
+        return checkpoint
 
-    def __getattr__(
-        self, name: str
-    ):  # only called for attributes that do not exist: the weights of a stored checkpoint
+    def __getattr__(self, name: str):
+        # Only called for attributes that do not exist, such as the weights of a stored checkpoint.
         if name in ("params", "stats") and "_read_model" in vars(self):
             return vars(self)["_read_model"]()[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -79,18 +79,30 @@ class Checkpoint:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Identifies the weights: features are cached under it."""
+        """Hash of the weights, under which features are cached."""
         return self.known_fingerprint or trees.fingerprint(self.model)
 
 
 def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
-    """Returns the same checkpoint for images of another size in pixels.
+    """Returns the same checkpoint for images of another size.
 
-    The preprocessing changes, its crop fraction stays. A transformer is built anew, with its position embedding resized
-    as `vit.resize_position_embedding` does; a convolutional net stays as it is.
+    The preprocessing keeps its crop fraction. A transformer is rebuilt with its position embedding resized, see
+    `vit.resize_position_embedding`; a convolutional net is unchanged.
+
+    Args:
+      image_size: side of the images in pixels.
 
     Raises:
-      InputError: if the net cannot take that size: below its smallest, or not a multiple of its patches.
+      InputError: if the net cannot take that size: it is too small, or not a multiple of the patch size.
+
+    >>> import jax
+    >>> import numpy as np
+    >>> net = MODELS["vit_tiny_patch4_32"](num_classes=5)
+    >>> shapes = jax.eval_shape(net.init, jax.random.key(0))
+    >>> params, stats = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    >>> larger = at_image_size(Checkpoint("mine", net, params, stats, Preprocessing(32)), 64)
+    >>> larger.preprocessing.image_size, params["pos_embed"].shape, larger.params["pos_embed"].shape
+    (64, (1, 65, 192), (1, 257, 192))
     """
     if not isinstance(image_size, int) or image_size < 1:
         raise InputError(f"{checkpoint.name}: image_size is {image_size!r}; expected a number of pixels, such as 224.")
@@ -100,13 +112,15 @@ def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
     if table is None:
         if image_size < net.min_image_size:
             raise InputError(
-                f"{checkpoint.name}: image_size {image_size} is too small; {net.name} needs at least {net.min_image_size}."
+                f"{checkpoint.name}: image_size {image_size} is too small; {net.name} needs at least "
+                f"{net.min_image_size}."
             )
     elif image_size != net.min_image_size:
         patch = MODELS[net.name].patch
         if image_size % patch:
             raise InputError(
-                f"{checkpoint.name}: image_size {image_size} is not a multiple of {patch}, the side of a patch of {net.name}."
+                f"{checkpoint.name}: image_size {image_size} is not a multiple of {patch}, the patch size of "
+                f"{net.name}."
             )
         grid, new_grid = net.min_image_size // patch, image_size // patch
         settings = {"num_classes": net.num_classes, **settings, "image_size": image_size}

@@ -1,4 +1,4 @@
-"""Checkpoints from anywhere, ready to use: an epoch of a trajectory (Orbax), or a file of torch weights."""
+"""Loads checkpoints of any origin: an epoch of a trajectory (Orbax), or a file of torch weights."""
 
 import contextlib
 import dataclasses
@@ -28,71 +28,91 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Loads one checkpoint.
 
-    The weights are looked for in every mapping of a file, under every prefix, and those that fit the model best are taken.
-    Where several fit equally, the moving average (or the teacher) comes first, then the network, then its momentum copy.
-    What is left out, such as losses, projections and decoders, is said, and a file that lacks a weight is refused.
+    The weights are searched in every mapping of a file and under every prefix, and those that fit the model best are
+    used. If several fit equally well, the moving average (or the teacher) is preferred, then the network, then its
+    momentum copy. Parts that are left out, such as losses, projections and decoders, are reported in `notes`; a missing
+    weight is an error.
 
-    What a file does not say of itself is told by its shapes (classes, width and stem of a ResNet, width of a MobileNet,
-    image size of a transformer); how its images are prepared, by its name, as `released.releases` knows it. Assumptions and
-    guesses are logged and kept as `notes`. A head that is not one of classes is left out.
+    Settings that the file does not state are inferred from its shapes: the number of classes, the width and stem of a
+    ResNet, the width of a MobileNet, the image size of a transformer. Preprocessing that it does not state is inferred
+    from its name, see `released.releases`. Assumptions and guesses are logged and kept in `notes`. A head that does not
+    classify is left out.
 
     Args:
-      path: `run/checkpoints/5` (an epoch that Orbax saved here), a file of a model in MODELS with the names of torchvision
-        or timm, or of the releases of T2T-ViT, MoCo and pretrainedmodels' bninception, or a folder with one such file.
-        `~` is the home folder.
-      model: a key of MODELS, which settings may follow: "vit_small_patch16_224?num_heads=12". None: what the file says of
-        itself (in its metadata, timm's config.json beside it, or the `arch` among its options), or the model that its
-        name begins with, or that of the folder or of the repository in a hub's cache where the file is a
-        model.safetensors.
-      settings: arguments of the model that weights do not show, such as {"num_heads": 12} or {"stem": "3x3_pool"}.
+      path: an epoch of a trajectory (`run/checkpoints/5`); a file of a model in MODELS, with the names of torchvision,
+        timm, or the releases of T2T-ViT, MoCo and pretrainedmodels' bninception; or a folder with one such file. `~` is
+        the home folder.
+      model: a key of MODELS, optionally with settings: "vit_small_patch16_224?num_heads=12". By default, the model that
+        the file states (in its metadata, in timm's config.json beside it, or as `arch` among its options), else the
+        model with which its name begins. A model.safetensors is named by its folder, or by its repository in a hub's
+        cache.
+      settings: arguments of the model that cannot be inferred from weights, such as {"num_heads": 12} or
+        {"stem": "3x3_pool"}.
 
     Raises:
-      InputError: if the file cannot be used, or says that it is another model; it names the file and what to do.
+      InputError: if the file cannot be used or states another model; the message names the file and what to do.
+
+    >>> import pathlib, tempfile
+    >>> from jax_transfer.data.transforms import Preprocessing
+    >>> net = MODELS["resnet10"](num_classes=5, width=8)
+    >>> shapes = jax.eval_shape(net.init, jax.random.key(0))
+    >>> params, stats = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    >>> checkpoint = Checkpoint("mine", net, params, stats, Preprocessing(32), settings={"width": 8})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "mine.safetensors"
+    ...     export(checkpoint, path)
+    ...     loaded = load_checkpoint(path)
+    >>> loaded.net is net, loaded.preprocessing.image_size, loaded.settings["num_classes"]
+    (True, 32, 5)
     """
     path = expanded(path)
-    model, asked = named(model) if model else (None, {})
+    model, named_settings = named(model) if model else (None, {})
     try:
         if os.path.isdir(path) and not is_epoch(path):
             path = only_file(path)
         load = _from_trajectory if os.path.isdir(path) else _from_file
-        found = load(path, model, {**asked, **(settings or {})})
+        checkpoint = load(path, model, {**named_settings, **(settings or {})})
     except InputError as error:
         raise InputError(printable(error)) from error
-    for note in found.notes:
+    for note in checkpoint.notes:
         log.warning("%s: %s", path, note)
-    return found
+    return checkpoint
 
 
 def describes_itself(path: str | pathlib.Path) -> bool:
-    """Whether a checkpoint says which of MODELS it is, so that `load_checkpoint` needs no `model` for it.
+    """Returns whether a checkpoint states which of MODELS it is, so that `load_checkpoint` needs no `model`.
 
-    True for an epoch of a trajectory, and for a file whose metadata, or timm's config.json beside it, name a model. A
-    file's name alone does not count. False for what cannot be read. No weights are read.
+    True for an epoch of a trajectory, and for a file whose metadata, or timm's config.json beside it, name a model. The
+    name of the file does not count. False if it cannot be read. No weights are read.
+
+    >>> describes_itself("no/such/file.safetensors")
+    False
     """
     path = expanded(path)
     if os.path.isdir(path):
         return is_epoch(path)
     try:
         return os.path.isfile(path) and descriptions.describe(path).model in MODELS
-    except InputError:  # load_checkpoint says why
+    except InputError:  # load_checkpoint reports the reason
         return False
 
 
 def _from_trajectory(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint:
+    """Loads an epoch of a trajectory; `given` are the settings of the caller."""
     if not is_epoch(path):
-        raise InputError(f"{path}: is a folder, but no epoch of a trajectory such as checkpoints/5.")
+        raise InputError(f"{path}: is a folder, but not an epoch of a trajectory such as checkpoints/5.")
     epoch = int(path.name)
     with contextlib.closing(Trajectory(path.parent)) as trajectory:
         if epoch not in trajectory.epochs():
-            raise InputError(f"{path}: is no complete checkpoint; the folder has {trajectory.epochs() or 'none'}.")
-        described = _described(path, trajectory.metadata(epoch))
+            raise InputError(f"{path}: is not a complete checkpoint; the folder has {trajectory.epochs() or 'none'}.")
+        described = _description_of_epoch(path, trajectory.metadata(epoch))
         name, settings = described.model, {**described.settings, **given}
         if model not in (None, name):
             raise InputError(f"{path}: is a {name}, not a {model}.")
-        net = _made(path, name, settings)
+        net = _make_model(path, name, settings)
         weights = trajectory.restore_model(epoch, net, devices.replicated(devices.make_mesh()))
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(weights))):
-        raise InputError(f"{path}: holds weights that are NaN or infinite; use an earlier epoch.")
+        raise InputError(f"{path}: some weights are NaN or infinite; use an earlier epoch.")
     return Checkpoint(
         str(path),
         net,
@@ -105,68 +125,76 @@ def _from_trajectory(path: pathlib.Path, model: str | None, given: dict) -> Chec
     )
 
 
-def _described(path: pathlib.Path, metadata: object) -> descriptions.Description:
-    """What the metadata of an epoch say, which must name the model and the preprocessing."""
+def _description_of_epoch(path: pathlib.Path, metadata: object) -> descriptions.Description:
+    """Returns the description in the metadata of an epoch.
+
+    Raises:
+      InputError: if the metadata are malformed or lack the model or the preprocessing.
+    """
     try:
         described = descriptions.from_metadata(metadata)
     except InputError as error:
         raise InputError(f"{path}: its metadata cannot be used ({str(error).rstrip('.')}).") from error
     if described.model is None or described.preprocessing is None:
-        raise InputError(f"{path}: its metadata name no model or no preprocessing; use another epoch.")
+        raise InputError(f"{path}: its metadata lack the model or the preprocessing; use another epoch.")
     return described
 
 
-def _made(path: pathlib.Path, name: str, settings: Mapping) -> Net:
+def _make_model(path: pathlib.Path, name: str, settings: Mapping) -> Net:
+    """Makes the net of a checkpoint.
+
+    Raises:
+      InputError: if the model is unknown or does not take these settings; the message names the file.
+    """
     make = choose(MODELS, name, f"model of {path}")
     try:
         return make(**settings)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise InputError(f"{path}: there are settings that a {name} does not take: {settings}.") from error
+        raise InputError(f"{path}: {name} does not take all of these settings: {settings}.") from error
 
 
 def _from_file(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint:
+    """Loads a file of weights; `given` are the settings of the caller."""
     contents = torch_files.read(path)
     described = descriptions.describe(path)
     descriptions.check_plain(path, contents)
     if None not in (model, described.model) and model != described.model:
-        raise InputError(f"{path}: is a {described.model}, as {described.where} says, not a {model}.")
-    arch = descriptions.said_architecture(contents)
+        raise InputError(f"{path}: is a {described.model} according to {described.where}, not a {model}.")
+    arch = descriptions.architecture_in_options(contents)
     if model is not None and descriptions.is_another(model, architecture(arch)):
-        raise InputError(f"{path}: is a {architecture(arch)}, as its options say ({arch}), not a {model}.")
-    first = model or described.model
+        raise InputError(f"{path}: is a {architecture(arch)} according to its options ({arch}), not a {model}.")
+    stated = model or described.model
     guesses = (architecture(arch), (descriptions.released_as(path) or (None,))[0])
-    names = [first] if first else list(dict.fromkeys(filter(None, guesses)))
+    names = [stated] if stated else list(dict.fromkeys(filter(None, guesses)))
     if not names:
         raise InputError(
-            f"{path}: which model is it? Name it (model=...): one of {', '.join(MODELS)}; "
+            f"{path}: does not state its model. Name it (model=...): one of {', '.join(MODELS)}; "
             f"{state_dicts.outline(contents)}."
         )
     try:
         return _from_contents(path, contents, names[0], described, given)
     except InputError:
-        if len(names) == 1:  # else the options and the name of the file differ
+        if len(names) == 1:  # otherwise the options and the name of the file differ, and the name is tried next
             raise
-    found = _from_contents(path, contents, names[1], described, given)
-    note = (
-        f"Its options say that it is a {arch}, which its weights do not fit: it is read as the {names[1]} of its name."
-    )
-    return dataclasses.replace(found, notes=(note, *found.notes))
+    checkpoint = _from_contents(path, contents, names[1], described, given)
+    note = f"Its options name a {arch}, which its weights do not fit: it is read as a {names[1]}, because of its name."
+    return dataclasses.replace(checkpoint, notes=(note, *checkpoint.notes))
 
 
 def _from_contents(
     path: pathlib.Path, contents: object, name: str, described: descriptions.Description, given: dict
 ) -> Checkpoint:
-    """The checkpoint that a file holds, read as a model."""
+    """Reads the contents of a file as the model `name`."""
     choose(MODELS, name, f"model of {path}")
     known = {**described.settings, **given}
-    net = _made(path, name, {"num_classes": 1000, **known})
-    found = _found(path, contents, net, known)
-    told = descriptions.settings_from_shapes(net, renamings.to_ours(found.state, str(path)), found.contrastive)
-    options, on_options = descriptions.told_settings(path, name, contents, found.where)
-    settings = {**told, **({} if described.model else options), **known}
-    net = _made(path, name, {"num_classes": 1000, **settings})
+    net = _make_model(path, name, {"num_classes": 1000, **known})
+    found = _find_weights(path, contents, net, known)
+    from_shapes = descriptions.settings_from_shapes(net, renamings.to_ours(found.state, str(path)), found.contrastive)
+    options, note_on_options = descriptions.settings_in_options(path, name, contents, found.where)
+    settings = {**from_shapes, **({} if described.model else options), **known}
+    net = _make_model(path, name, {"num_classes": 1000, **settings})
     try:
         params, stats, note = torch_weights.from_torch(found.state, net, str(path), found.contrastive)
     except InputError as error:
@@ -174,8 +202,8 @@ def _from_contents(
     preprocessing = described.preprocessing
     if preprocessing and settings.get("image_size", preprocessing.image_size) != preprocessing.image_size:
         raise InputError(
-            f"{path}: its weights take images of {settings['image_size']} pixels; {described.where} says "
-            f"{preprocessing.image_size}: correct that."
+            f"{path}: its weights take images of {settings['image_size']} pixels, but {described.where} says "
+            f"{preprocessing.image_size}: correct the latter."
         )
     guess = ""
     if preprocessing is None:
@@ -183,9 +211,9 @@ def _from_contents(
         preprocessing, guess = descriptions.guessed_preprocessing(path, name, settings, is_moco)
     is_known = bool(described.model) or not guess
     assumed = descriptions.assumptions(name, settings, {**options, **known}, found.segments, is_known)
-    on_head = f"A new head stands in: {note}." if note else ""
-    on_options = "" if "num_heads" in known else on_options
-    notes = (*found.notes, on_head, *described.notes, on_options, *assumed, guess)
+    note_on_head = f"It has a new, untrained head: {note}." if note else ""
+    note_on_options = "" if "num_heads" in known else note_on_options
+    notes = (*found.notes, note_on_head, *described.notes, note_on_options, *assumed, guess)
     return Checkpoint(
         str(path),
         net,
@@ -200,16 +228,17 @@ def _from_contents(
     )
 
 
-def _found(path: pathlib.Path, contents: object, net: Net, known: dict) -> state_dicts.Found:
-    """The weights of a file that fit a model best; `net` is the model with the `known` settings."""
+def _find_weights(path: pathlib.Path, contents: object, net: Net, known: dict) -> state_dicts.Found:
+    """Finds the weights of a file that fit a model best; `net` is the model with the `known` settings."""
 
     def count_shapes(state: Mapping) -> int:
+        """Returns how many arrays have the shapes of the model, with the settings that their shapes imply."""
         ours = renamings.our_names(state)
         state = {ours[key]: x for key, x in state.items()}
         try:
-            told = descriptions.settings_from_shapes(net, state)
-            shapes = torch_weights.expected_shapes(_made(path, net.name, {"num_classes": 1000, **told, **known}))
-        except InputError:  # no such network: nothing fits
+            settings = {"num_classes": 1000, **descriptions.settings_from_shapes(net, state), **known}
+            shapes = torch_weights.expected_shapes(_make_model(path, net.name, settings))
+        except InputError:  # there is no such network, so nothing fits
             return 0
         return sum(key in state and state[key].shape == shape for key, shape in shapes.items())
 
@@ -218,14 +247,26 @@ def _found(path: pathlib.Path, contents: object, net: Net, known: dict) -> state
 
 
 def export(checkpoint: Checkpoint, path: str | pathlib.Path) -> None:
-    """Writes a checkpoint as .safetensors with timm's names and shapes; `load_checkpoint` reads it back.
+    """Writes a checkpoint as a .safetensors file with timm's names and shapes; `load_checkpoint` reads it back.
 
-    They are those of timm's resnet18 .. resnet152 (also for resnet10), resnetv2_18 .. resnetv2_152, mobilenetv1_100,
-    mobilenetv2_100, inception_v3, inception_resnet_v2, vit_* and deit_*. The others have the names of their release:
-    inception_v1 torchvision's googlenet, inception_v2 pretrainedmodels' bninception (whose first convolution reads blue,
-    green, red), t2t_vit_14 and t2t_vit_t_14 the T2T-ViT repository's. A head that no training made is left out.
+    The names are those of timm's resnet18 .. resnet152 (also for resnet10), resnetv2_18 .. resnetv2_152,
+    mobilenetv1_100, mobilenetv2_100, inception_v3, inception_resnet_v2, vit_* and deit_*. Other models have the names
+    of their release: torchvision's googlenet for inception_v1, pretrainedmodels' bninception for inception_v2 (whose
+    first convolution reads blue, green, red), and those of the T2T-ViT repository for t2t_vit_14 and t2t_vit_t_14. An
+    untrained head is left out.
 
-    The metadata hold the model, the preprocessing and the source accuracy under "jax_transfer", as JSON.
+    The metadata hold the model, the preprocessing and the source accuracy as JSON under "jax_transfer".
+
+    >>> import pathlib, safetensors.numpy, tempfile
+    >>> from jax_transfer.data.transforms import Preprocessing
+    >>> net = MODELS["resnet10"](num_classes=5, width=8)
+    >>> shapes = jax.eval_shape(net.init, jax.random.key(0))
+    >>> params, stats = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "mine.safetensors"
+    ...     export(Checkpoint("mine", net, params, stats, Preprocessing(32), settings={"width": 8}), path)
+    ...     safetensors.numpy.load_file(path)["layer1.0.conv1.weight"].shape
+    (8, 8, 3, 3)
     """
     described = {
         "model": {**checkpoint.settings, "name": checkpoint.net.name, "num_classes": checkpoint.net.num_classes},

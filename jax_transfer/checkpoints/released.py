@@ -1,4 +1,4 @@
-"""Which model and which preprocessing the name of a released file stands for."""
+"""Returns the model and the preprocessing that the name of a released file refers to."""
 
 import re
 
@@ -6,20 +6,26 @@ from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.spec import IMAGENET
 from jax_transfer.models.zoo import MODELS
 
-# The end of a released file's name, before its ending: eight or more digits of a hash (not of a date), or the data set of a tag.
+# The end of a released file's name, before its extension: 8 to 10 digits of a hash (not of a date), or the data set of
+# a tag.
 RELEASE = re.compile(r"_((?=\d*[a-f])[0-9a-f]{8,10}|\w*in(1|12|21|22)k)(_(pth|pt|tar|ckpt|bin|safetensors))*$")
 
 
 def releases() -> dict[str, tuple[str, Preprocessing]]:
-    """The names of released files (of torchvision, timm and its hub, pretrainedmodels, DeiT, DINO, MAE, MoCo, T2T-ViT) ->
-    (model, preprocessing), as the models' `Spec.released` have them."""
-    return {name: (model, found) for model, spec in MODELS.items() for name, found in spec.released.items()}
+    """Returns name -> (model, preprocessing) of the known released files, from the `Spec.released` of all models.
+
+    They are releases of torchvision, timm and its hub, pretrainedmodels, DeiT, DINO, MAE, MoCo and T2T-ViT.
+    """
+    return {name: (model, config) for model, spec in MODELS.items() for name, config in spec.released.items()}
 
 
 def released(file_name: str) -> tuple[str, Preprocessing] | None:
-    """(model, preprocessing) of the longest name in `releases()` that a file's name begins with, None if there is none.
+    """Returns (model, preprocessing) of the longest name in `releases()` with which a file's name begins, else None.
 
-    resnet18-f37072fd.pth and resnet18.a1_in1k are a resnet18; resnet18d, resnext50_32x4d and wide_resnet50_2 are none.
+    >>> released("resnet18-f37072fd.pth")[0], released("resnet18.a1_in1k")[0]
+    ('resnet18', 'resnet18')
+    >>> released("resnext50_32x4d.pth") is None
+    True
     """
     name = _released_name(file_name)
     return releases()[name] if name else None
@@ -31,22 +37,33 @@ def _released_name(file_name: str) -> str | None:
 
 
 def is_release(file_name: str) -> bool:
-    """Whether a name is one that a library gives a release: it ends in a hash (resnet18-f37072fd.pth) or is a tag
-    (resnet50.a1_in1k). resnet18_mine.pth only begins like one."""
+    """Returns whether a name is one that a library gives to a release: with a hash or a tag.
+
+    >>> is_release("resnet18-f37072fd.pth"), is_release("resnet50.a1_in1k"), is_release("resnet18_mine.pth")
+    (True, True, False)
+    """
     name = _released_name(file_name)
     return name is not None and bool(RELEASE.search(_plain(file_name)) or re.search(r"_[0-9a-f]{8}$", name))
 
 
 def architecture(name: str) -> str | None:
-    """The key of MODELS that an `arch` names, None if there is none."""
-    called = next((model for model, spec in MODELS.items() if name in spec.architectures), None)
-    return called or (released(name) or (None,))[0]
+    """Returns the key of MODELS that an `arch` of training code refers to, None if there is none.
+
+    >>> architecture("resnet50"), architecture("vit_small"), architecture("alexnet")
+    ('resnet50', 'vit_small_patch16_224', None)
+    """
+    model = next((model for model, spec in MODELS.items() if name in spec.architectures), None)
+    return model or (released(name) or (None,))[0]
 
 
 def named(text: str) -> tuple[str, dict[str, int | float | str]]:
-    """(name, settings) of a model in words: vit_small_patch16_224?num_heads=12, resnet18?stem=3x3_pool&width=32."""
-    name, _, said = text.partition("?")
-    pairs = [pair.partition("=") for pair in said.split("&") if pair]
+    """Parses a model with settings into (name, settings).
+
+    >>> named("resnet18?stem=3x3_pool&width=32")
+    ('resnet18', {'stem': '3x3_pool', 'width': 32})
+    """
+    name, _, settings = text.partition("?")
+    pairs = [pair.partition("=") for pair in settings.split("&") if pair]
     return name, {key: _value(value) for key, _, value in pairs}
 
 
@@ -55,9 +72,14 @@ def _value(text: str) -> int | float | str:
 
 
 def _plain(name: str) -> str:
+    """Returns a name in lower case with "_" for all other characters."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower())
 
 
 def released_preprocessing(name: str) -> Preprocessing:
-    """What released weights of a model expect; `name` is a key of MODELS."""
+    """Returns the preprocessing that the usual released weights of a model expect; `name` is a key of MODELS.
+
+    >>> released_preprocessing("resnet18").image_size
+    224
+    """
     return MODELS[name].released.get(name, IMAGENET)

@@ -1,12 +1,12 @@
-"""Names and shapes of released checkpoints that are not our own, by explicit maps, in both directions.
+"""Maps names and shapes of released checkpoints to ours, and back.
 
-Our names are those of torchvision's ResNets, MobileNet v2, GoogLeNet and Inception v3, of timm's ResNets v2, MobileNet v1,
-Inception-ResNet v2, ViT and DeiT, of pretrainedmodels' bninception and of the T2T-ViT release. Read besides are
-torchvision's ViT and timm's MobileNet v2, and two differences that are not of names:
+Our names are those of torchvision's ResNets, MobileNet v2, GoogLeNet and Inception v3, of timm's ResNets v2, MobileNet
+v1, Inception-ResNet v2, ViT and DeiT, of pretrainedmodels' bninception, and of the T2T-ViT release. The names of
+torchvision's ViT and of timm's MobileNet v2 are mapped to these. Two more differences are handled:
 
 - timm's ResNets v2 have a 1x1 convolution [s, d, 1, 1] as head, where we have a matrix.
-- bninception is Caffe's: its first convolution reads blue, green, red, so its input channels change places. Its file may
-  hold BatchNorm arrays as [1, d].
+- bninception comes from Caffe: its first convolution reads blue, green, red, so its input channels are reversed. Its
+  file may hold BatchNorm arrays as [1, d].
 """
 
 import re
@@ -18,7 +18,7 @@ from jax_transfer.records import InputError
 
 State = dict[str, np.ndarray]
 
-# torchvision's ViT -> timm's, in this order.
+# Names of torchvision's ViT -> timm's; substitutions applied in this order.
 TORCHVISION_VIT = (
     (r"^class_token$", "cls_token"),
     (r"^conv_proj\.", "patch_embed.proj."),
@@ -32,20 +32,20 @@ TORCHVISION_VIT = (
     (r"^encoder\.ln\.", "norm."),
     (r"^heads\.head\.", "head."),
 )
-# timm's MobileNet v2 -> torchvision's: a block's layers, of the first block (without expansion) and of the others.
+# Layers of a block of timm's MobileNet v2 -> torchvision's: in the first block (without expansion), and in the others.
 MOBILENET_V2_FIRST = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1", "bn2": "2"}
 MOBILENET_V2_BLOCK = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "2", "bn3": "3"}
-MOBILENET_V2_STAGES = (1, 2, 3, 4, 3, 3, 1)  # blocks
+MOBILENET_V2_STAGES = (1, 2, 3, 4, 3, 3, 1)  # number of blocks in each stage
 
 
 def _mobilenet_v2() -> dict[str, str]:
-    """timm's names of layers -> torchvision's: blocks.1.0.conv_dw -> features.2.conv.1.0."""
-    places = [(i, j) for i, num_blocks in enumerate(MOBILENET_V2_STAGES) for j in range(num_blocks)]
+    """Returns timm's name -> torchvision's name of each layer: blocks.1.0.conv_dw -> features.2.conv.1.0."""
+    blocks = [(stage, block) for stage, num_blocks in enumerate(MOBILENET_V2_STAGES) for block in range(num_blocks)]
     names = {"conv_stem": "features.0.0", "bn1": "features.0.1"}
-    for k, (i, j) in enumerate(places, start=1):
+    for k, (i, j) in enumerate(blocks, start=1):
         layers = MOBILENET_V2_FIRST if k == 1 else MOBILENET_V2_BLOCK
         names |= {f"blocks.{i}.{j}.{theirs}": f"features.{k}.conv.{ours}" for theirs, ours in layers.items()}
-    last = len(places) + 1
+    last = len(blocks) + 1
     return {**names, "conv_head": f"features.{last}.0", "bn2": f"features.{last}.1", "classifier": "classifier.1"}
 
 
@@ -53,7 +53,11 @@ TIMM_MOBILENET_V2 = _mobilenet_v2()
 
 
 def our_names(names: Collection[str]) -> dict[str, str]:
-    """name -> our name, of all arrays of a file; what is unknown stays as it is."""
+    """Returns name -> our name for all arrays of a file; unknown names are kept.
+
+    >>> our_names(["class_token", "encoder.layers.encoder_layer_0.ln_1.weight"])
+    {'class_token': 'cls_token', 'encoder.layers.encoder_layer_0.ln_1.weight': 'blocks.0.norm1.weight'}
+    """
     if "encoder.layers.encoder_layer_0.ln_1.weight" in names:
         return {name: _substituted(name) for name in names}
     if "blocks.1.0.conv_pwl.weight" in names:
@@ -62,22 +66,26 @@ def our_names(names: Collection[str]) -> dict[str, str]:
 
 
 def to_ours(state: Mapping[str, np.ndarray], what: str = "the file") -> State:
-    """The state of any of the libraries above with our names and shapes; what is unknown stays as it is.
+    """Converts the state of any of the libraries above to our names and shapes; unknown arrays are kept.
+
+    Args:
+      state: name -> array.
+      what: the name of the file, for the error message.
 
     Raises:
-      InputError: if two names become one; `what` is what the message calls the file.
+      InputError: if two names map to the same one.
     """
     new = our_names(state)
     if len(set(new.values())) < len(new):
-        twice = next(name for name in new if list(new.values()).count(new[name]) > 1)
-        raise InputError(f"{what}: holds {new[twice]} under two names, one of them {twice}.")
+        duplicate = next(name for name in new if list(new.values()).count(new[name]) > 1)
+        raise InputError(f"{what}: holds {new[duplicate]} under two names, one of them {duplicate}.")
     return {new[name]: _to_our_layout(new[name], value) for name, value in state.items()}
 
 
 def to_released(state: Mapping[str, np.ndarray]) -> State:
-    """The state of one of our models with timm's names and shapes, or the release's where timm has no such model.
+    """Converts the state of one of our models to timm's names and shapes; `to_ours` reverses it.
 
-    `to_ours` undoes it.
+    Models that timm does not have get the names and shapes of their release.
     """
     if "features.0.0.weight" in state:
         theirs = {ours: name for name, ours in TIMM_MOBILENET_V2.items()}
@@ -92,7 +100,7 @@ def _substituted(name: str) -> str:
 
 
 def _layer_renamed(name: str, layers: Mapping[str, str]) -> str:
-    """Replaces all of a name but its last part."""
+    """Replaces the layer in a name, that is, all but its last part."""
     layer, _, leaf = name.rpartition(".")
     return f"{layers[layer]}.{leaf}" if layer in layers else name
 
@@ -110,5 +118,5 @@ def _to_released_layout(name: str, x: np.ndarray) -> np.ndarray:
 
 
 def _channels_reversed(name: str, x: np.ndarray) -> np.ndarray:
-    """Blue, green, red <-> red, green, blue."""
+    """Reverses the input channels of bninception's first convolution (blue, green, red <-> red, green, blue)."""
     return x[:, ::-1] if name == "conv1_7x7_s2.weight" and x.ndim == 4 else x

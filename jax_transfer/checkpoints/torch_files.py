@@ -1,7 +1,8 @@
-"""Files of torch weights, read without running anything that they hold: .safetensors, and pickles of torch.
+"""Reads files of torch weights, .safetensors and torch pickles, without running any code in them.
 
-What training code saves beside the weights is of few kinds: options, counters, paths. Such objects load through torch's
-allow-list, as stand-ins that keep what the file says and do nothing: not even NumPy's or pathlib's own code sees it.
+Beside weights, training code saves few kinds of objects: options, counters, paths. These load through torch's
+allow-list as inert stand-ins that only keep the contents of the file: not even NumPy's or pathlib's own code runs on
+them.
 """
 
 import pathlib
@@ -18,23 +19,23 @@ import safetensors
 
 from jax_transfer.records import InputError
 
-# How the names of files of weights end: those that a folder is looked through for, and one more that is read when named.
+# Extensions of files of weights: those that are searched in a folder, and one more that is read if the file is named.
 ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".pt.tar", ".ckpt", ".bin")
 ALSO_READ = (".tar",)
 # For messages.
 ENDINGS_TEXT = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
-# What `torch.load` raises for a file that is none, or is damaged, besides pickle's own.
+# Errors that `torch.load` raises for a file that is damaged or not a checkpoint, in addition to those of pickle.
 TORCH_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
     RecursionError, RuntimeError, TypeError, ValueError, struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
-# Bytes that the compressed parts of an archive may unfold to: torch compresses the code of a TorchScript program.
+# Limit in bytes for the compressed parts of an archive: torch compresses only the code of a TorchScript program.
 COMPRESSED = 2**24
-READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # types in a .safetensors file
-PART = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")  # of weights that are split over several files
-UNREAD = re.compile(r"(^|\.)num_batches_tracked$")  # counters, of any type
+READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # dtypes in a .safetensors file
+PART = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")  # names of weights that are split over several files
+UNREAD = re.compile(r"(^|\.)num_batches_tracked$")  # counters of any dtype, which are not read
 
-# What a pickle may name besides tensors. All are inert here: see `Inert`.
+# Classes that a pickle may name besides tensors. All become `Inert`.
 INERT = {
     "argparse": ("Namespace",),
     "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
@@ -45,11 +46,11 @@ INERT = {
     "numpy._core.multiarray": ("scalar", "_reconstruct"),
     "builtins": ("dict", "list", "tuple", "int", "float", "str", "bool"),  # what a defaultdict makes
 }
-NUMERIC = re.compile(r"[<>=|]?([fiu][1248]|b1|\?)")  # codes of NumPy's types of numbers
+NUMERIC = re.compile(r"[<>=|]?([fiu][1248]|b1|\?)")  # codes of NumPy's numeric dtypes
 
 
 class Inert:
-    """Stands for an object of a file: `arguments` and `state` are what the file gives it, and nothing is done with them."""
+    """A stand-in for an object of a file: it keeps its `arguments` and `state`, and does nothing with them."""
 
     def __new__(cls, *arguments):
         self = object.__new__(cls)
@@ -67,21 +68,21 @@ class Inert:
 
 
 class _DefaultDict:
-    """A `collections.defaultdict` without its factory: a plain dictionary, which alone torch fills."""
+    """A `collections.defaultdict` without its factory: a plain dictionary, the only mapping that torch fills."""
 
     def __new__(cls, *arguments):
         return {}
 
 
 class _NoBytes:
-    """`bytes()`, as which protocol 2 saves what is empty."""
+    """`bytes()`, which pickle protocol 2 writes for an empty byte string."""
 
     def __new__(cls, *arguments):
         return b""
 
 
 def _named(module: str, name: str, base: type) -> type:
-    """A class that torch's allow-list takes for `module.name`."""
+    """Returns a subclass of `base` that torch's allow-list accepts as `module.name`."""
     return type(name, (base,), {"__module__": module, "__qualname__": name})
 
 
@@ -90,14 +91,16 @@ ALLOWED += [_named("collections", "defaultdict", _DefaultDict), _named("builtins
 
 
 def has_ending(path: pathlib.Path, endings: tuple[str, ...] = ENDINGS) -> bool:
+    """Returns whether a file has one of these extensions; case is ignored."""
     return path.name.lower().endswith(endings)
 
 
 def read(path: pathlib.Path) -> object:
-    """What a file holds: nested mappings and lists with arrays (of NumPy, JAX or torch). No code in it is run.
+    """Reads a file of weights: nested mappings and lists with arrays (of NumPy, JAX or torch). No code in it is run.
 
     Raises:
-      InputError: if the file is missing, is no checkpoint, is cut off, holds code, or needs torch where there is none.
+      InputError: if the file is missing, truncated or not a checkpoint, holds code, or needs torch, which is not
+        installed.
     """
     if PART.search(path.name):
         raise InputError(f"{path}: is part of a checkpoint that is split over several files; save it as one file.")
@@ -109,63 +112,85 @@ def read(path: pathlib.Path) -> object:
 
 
 def read_metadata(path: pathlib.Path) -> dict[str, str]:
-    """The metadata of a .safetensors file; only its header is read.
+    """Reads the metadata of a .safetensors file; only its header is read.
 
     Raises:
-      InputError: if it is missing, is no such file, or is cut off.
+      InputError: if the file is missing, truncated or not a safetensors file.
+
+    >>> import tempfile
+    >>> import safetensors.numpy
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "a.safetensors"
+    ...     safetensors.numpy.save_file({"weight": np.zeros(2, np.float32)}, path, metadata={"format": "pt"})
+    ...     read_metadata(path), list(read(path))
+    ({'format': 'pt'}, ['weight'])
     """
     return _with_safetensors(path, lambda file: file.metadata() or {})
 
 
 def is_array(x: object) -> bool:
+    """Returns whether an object is an array of NumPy, JAX or torch, and not a nested tensor."""
     return not getattr(x, "is_nested", False) and hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def to_numpy(x, path: pathlib.Path, name: str) -> np.ndarray:
-    """An array of a file as float32.
+    """Converts an array of a file to float32.
 
     Raises:
-      InputError: if it is sparse, quantised or complex, of numbers of 8 bits, which are quantised weights without their
-        scale, or repeats its numbers; it names the file and the array.
+      InputError: if it is sparse, quantised or complex, has 8-bit numbers (quantised weights without their scale), or
+        overlaps itself in memory; the message names the file and the array.
     """
     if re.fullmatch(r"(torch\.)?(u?int8|float8\w*|bool)", str(x.dtype)):
-        raise InputError(f"{path}: {name} is of type {x.dtype}: quantised; save it as a dense float32 tensor.")
+        raise InputError(f"{path}: {name} is quantised ({x.dtype}); save it as a dense float32 tensor.")
     if isinstance(x, np.ndarray) or not hasattr(x, "untyped_storage"):
         return np.asarray(x, np.float32)
     if not _is_dense(x):
         raise InputError(
-            f"{path}: {name} is sparse or quantised, is complex, or repeats its numbers; save it as a "
-            "dense float32 tensor."
+            f"{path}: {name} is sparse, quantised or complex, or overlaps itself in memory; save it as a dense float32 "
+            "tensor."
         )
     return x.detach().resolve_neg().float().numpy()
 
 
 def _read_safetensors(path):
-    def take(file):
+    """Reads the arrays of a .safetensors file: name -> array."""
+
+    def read_arrays(file):
         names = [name for name in file.keys() if not UNREAD.search(name)]  # noqa: SIM118
-        types = {name: file.get_slice(name).get_dtype() for name in names}
-        if strange := [name for name in names if types[name] not in READABLE]:
-            raise InputError(f"{path}: {strange[0]} is of type {types[strange[0]]}; save it as float32 or float16.")
+        dtypes = {name: file.get_slice(name).get_dtype() for name in names}
+        if unsupported := [name for name in names if dtypes[name] not in READABLE]:
+            first = unsupported[0]
+            raise InputError(f"{path}: {first} has dtype {dtypes[first]}; save it as float32 or float16.")
         return {name: file.get_tensor(name) for name in names}
 
-    return _with_safetensors(path, take)
+    return _with_safetensors(path, read_arrays)
 
 
 def _with_safetensors(path, use):
+    """Returns `use(file)` of an opened .safetensors file.
+
+    Raises:
+      InputError: if the file cannot be read.
+    """
     try:
-        with safetensors.safe_open(_existing(path), framework="flax") as file:  # numpy alone knows no bfloat16
+        with safetensors.safe_open(_existing(path), framework="flax") as file:  # NumPy alone has no bfloat16
             return use(file)
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
         if isinstance(error, InputError):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: is no safetensors file, or is cut off ({reason}); fetch it again.") from error
+        raise InputError(f"{path}: is not a safetensors file or is truncated ({reason}); download it again.") from error
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:
+    """Returns the path of a file that exists and can be opened.
+
+    Raises:
+      InputError: if it does not.
+    """
     try:
         if not path.is_file():
-            raise InputError(f"{path}: there is no such checkpoint file.")
+            raise InputError(f"{path}: no such checkpoint file.")
         path.open("rb").close()
     except OSError as error:
         raise InputError(f"{path}: cannot be opened ({error.strerror}).") from error
@@ -173,48 +198,52 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 
 
 def _read_torch(path):
+    """Reads a torch pickle by torch's restricted unpickler, with `Inert` for the other allowed objects."""
     try:
-        import torch  # an extra: nothing else needs it
+        import torch  # an optional dependency, needed here only
     except ImportError as error:
         raise InputError(
             f"{path}: reading it needs torch (pip install 'jax_transfer[torch]'); a .safetensors file does not."
         ) from error
-    advice = (
-        "If you trust where it comes from, load it with torch and save its state_dict() alone, best as .safetensors."
-    )
+    advice = "If you trust its source, load it with torch and save its state_dict() alone, preferably as .safetensors."
     _check_not_compressed(path)
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")  # kept here: what matters of them is said below
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        return _plain(found, {})
+            warnings.simplefilter("always")  # recorded, since an error message below needs one of them
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+        return _plain(contents, {})
     except pickle.UnpicklingError as error:
         protocol = re.search(r"Detected pickle protocol ([3-5])", " ".join(str(warning.message) for warning in warned))
         if protocol and "Unsupported operand" in str(error):
             raise InputError(
-                f"{path}: is saved with pickle protocol {protocol[1]}, which torch reads only by running code: refused. "
-                "If you trust where it comes from, load it with torch and save its state_dict() with the default protocol."
+                f"{path}: is saved with pickle protocol {protocol[1]}, which torch reads only by running code: "
+                "refused. If you trust its source, load it with torch and save its state_dict() with the default "
+                "protocol."
             ) from error
         objects = re.search(
             r"(?:Unsupported (?:global|class)|unsupported GLOBAL|not an allowed global)[^\n]*", str(error)
         )
         if not objects:
-            raise InputError(f"{path}: is no torch checkpoint, or is cut off; fetch it again.") from error
-        named = re.search(r"GLOBAL ([\w.]+)", objects[0])
-        kind = f" ({named[1]})" if named else ""
+            raise InputError(f"{path}: is not a torch checkpoint or is truncated; download it again.") from error
+        class_name = re.search(r"GLOBAL ([\w.]+)", objects[0])
+        kind = f" ({class_name[1]})" if class_name else ""
         raise InputError(
             f"{path}: holds Python objects besides tensors{kind}, which could run code when loaded: refused. {advice}"
         ) from error
     except TORCH_ERRORS as error:
         if "TorchScript" in str(error):
             raise InputError(f"{path}: is a TorchScript program, not a checkpoint: refused. {advice}") from error
-        raise InputError(f"{path}: is no torch checkpoint, or is cut off; fetch it again.") from error
+        raise InputError(f"{path}: is not a torch checkpoint or is truncated; download it again.") from error
 
 
 def _plain(x, seen: dict):
-    """What torch loaded as mappings, lists, arrays and plain values; NumPy's arrays and Namespaces are unfolded.
+    """Converts the contents of a pickle to mappings, lists, arrays and plain values.
 
-    seen: what is unfolded already, by id: a pickle may hold itself, or one thing any number of times.
+    NumPy arrays and Namespaces are rebuilt from their `Inert` objects.
+
+    Args:
+      x: an object that torch loaded.
+      seen: id -> (object, its conversion): a pickle may contain itself, or one object many times.
     """
     if id(x) in seen:
         return seen[id(x)][1]
@@ -235,45 +264,49 @@ def _plain(x, seen: dict):
 
 
 def _array(x: Inert) -> np.ndarray | None:
-    """A NumPy array of numbers that a pickle describes; None for anything else.
+    """Rebuilds a numeric NumPy array from a pickle; returns None for any other object.
 
-    It is made from its type's code, its shape and its bytes: NumPy's own restoring believes what a file says of a type,
-    and would take bytes for addresses of objects.
+    The array is made from its dtype code, shape and bytes. NumPy's own unpickling trusts the dtype in the file and
+    could interpret bytes as addresses of objects.
     """
     if type(x).__name__ != "_reconstruct" or not isinstance(x.state, tuple) or len(x.state) != 5:
         return None
-    _, shape, kind, by_columns, data = x.state
-    code, order = _code(kind)
+    _, shape, dtype, is_fortran, data = x.state
+    code, order = _dtype_code(dtype)
     if not NUMERIC.fullmatch(code) or not isinstance(data, bytes):
         return None
     values = np.frombuffer(data, np.dtype(code).newbyteorder(order))
-    return values.reshape(shape, order="F" if by_columns else "C")
+    return values.reshape(shape, order="F" if is_fortran else "C")
 
 
-def _code(kind) -> tuple[str, str]:
-    """The code and the byte order of a NumPy type in a pickle; ("", "=") if it is none of numbers."""
-    arguments, state = (kind.arguments, kind.state) if isinstance(kind, Inert) else ((), None)
+def _dtype_code(dtype) -> tuple[str, str]:
+    """Returns the code and the byte order of a NumPy dtype in a pickle; ("", "=") if it has no code."""
+    arguments, state = (dtype.arguments, dtype.state) if isinstance(dtype, Inert) else ((), None)
     code = arguments[0] if arguments and isinstance(arguments[0], str) else ""
     order = state[1] if isinstance(state, tuple) and len(state) > 1 else "="
     return code, order if order in ("<", ">", "=", "|") else "="
 
 
 def _check_not_compressed(path) -> None:
-    """torch does not compress weights; what is compressed may unfold to more than the memory holds."""
+    """Checks that an archive does not expand to more than its size: torch does not compress weights.
+
+    Raises:
+      InputError: if it does, since it might not fit into memory.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, LookupError, struct.error):
-        return  # of the older format, or damaged, as torch will say
+        return  # a file in the older format, or a damaged one, which torch will report
     claimed = sum(entry.file_size for entry in entries)
     if claimed > path.stat().st_size + COMPRESSED:
         raise InputError(
-            f"{path}: is an archive that unfolds to {claimed:,} bytes, which torch does not write: refused."
+            f"{path}: is an archive that expands to {claimed:,} bytes, which torch does not write: refused."
         )
 
 
 def _is_dense(x) -> bool:
-    """Whether a tensor has a number in memory for each of its own: a small file can claim more by strides of 0."""
+    """Returns whether a tensor has memory for each of its elements: with strides of 0, a small file can claim more."""
     if str(x.layout) != "torch.strided" or x.is_quantized or x.is_complex() or x.device.type != "cpu":
         return False
     return x.numel() * x.element_size() <= x.untyped_storage().nbytes()

@@ -1,7 +1,7 @@
-"""Weights in torch's layout, from and to our dictionaries, by names.
+"""Converts weights in torch's layout to our dictionaries and back, by their names.
 
-Our parameters have the names of the released torch checkpoints, with "/" for "." and another word for the last part, so
-that one rule serves every model (`_torch_name`). Files that call the same parts otherwise are renamed: see `renamings`.
+Our parameters have the names of the released torch checkpoints, with "/" instead of "." and another last part, so that
+one rule serves every model (`_torch_name`). Files with other names for the same arrays are renamed, see `renamings`.
 """
 
 import pathlib
@@ -20,42 +20,53 @@ from jax_transfer.checkpoints.torch_files import ENDINGS as ENDINGS
 from jax_transfer.models.net import Net, with_new_head
 from jax_transfer.records import InputError
 
-# Our last part of a name -> torch's, for parameters that are matrices or kernels, and for the rest.
+# Last part of our names -> last part of torch's.
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 def expected_shapes(net: Net) -> dict[str, tuple[int, ...]]:
-    """torch's name -> shape in torch's layout, of each array of a net."""
+    """Returns torch's name -> shape in torch's layout of each array of a net."""
     return {_torch_name(name): _torch_shape(name, shape) for name, shape in net.shapes.items()}
 
 
 def from_torch(
     state: Mapping[str, np.ndarray], net: Net, what: str, contrastive: bool = False
 ) -> tuple[dict, dict, str]:
-    """(params, stats, note): the weights of a torch state dict as a net's dictionaries, by name and strictly.
+    """Converts a torch state dict to the dictionaries of a net; names and shapes must match exactly.
+
+    A head for another number of classes or of another kind is left out and replaced by a new one (seed 0).
 
     Args:
-      state: name -> array in torch's layout, as `state_dicts.find` gives it.
-      net: the model they are for. A head for another number of classes, or of another kind, is left out; a new one
-        (seed 0) stands in for it, and the note says so. "" if there is nothing to say, or the net has no head.
-      what: how a message calls the file.
-      contrastive: leave the head out in any case, for it was trained to tell images apart, not classes.
+      state: name -> array in torch's layout, as `state_dicts.find` returns it.
+      net: the model.
+      what: the name of the file, for messages.
+      contrastive: leave out the head in any case, since it was trained to tell images apart, not classes.
+
+    Returns:
+      (params, stats, note). The note tells why the head is new; "" if it is not, or the net has no head.
 
     Raises:
-      InputError: if any other name or shape differs; it lists the first of each kind.
+      InputError: if any other name or shape differs; the message lists the first ones.
+
+    >>> from jax_transfer.models.resnet import resnet10
+    >>> net = resnet10(num_classes=5, width=8)
+    >>> state = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(net).items()}
+    >>> params, stats, note = from_torch(state, net, "mine.pth")
+    >>> params["conv1"]["kernel"].shape, note
+    ((7, 7, 3, 8), '')
     """
     state = renamings.to_ours(state, what)
     ours, shapes = {_torch_name(name): name for name in net.shapes}, expected_shapes(net)
     head = ".".join(net.classifier) + "."
-    own = {name: value.shape for name, value in state.items() if name.startswith(head)}
+    own_head = {name: value.shape for name, value in state.items() if name.startswith(head)}
     note = ""
     if not net.num_classes:
-        state = {name: value for name, value in state.items() if name not in own}
-    elif contrastive or own != {name: shape for name, shape in shapes.items() if name.startswith(head)}:
-        listed = ", ".join(f"{name} {list(shape)}" for name, shape in own.items())
-        reason = "is a contrastive loss's" if contrastive else _reason(own.get(f"{head}weight", ()), net)
-        note = f"its head ({listed}) {reason} and was left out" if own else "it holds no head"
-        state = {name: value for name, value in state.items() if name not in own}
+        state = {name: value for name, value in state.items() if name not in own_head}
+    elif contrastive or own_head != {name: shape for name, shape in shapes.items() if name.startswith(head)}:
+        listed = ", ".join(f"{name} {list(shape)}" for name, shape in own_head.items())
+        reason = "is a contrastive loss's" if contrastive else _reason(own_head.get(f"{head}weight", ()), net)
+        note = f"its head ({listed}) {reason} and was left out" if own_head else "the file has no head"
+        state = {name: value for name, value in state.items() if name not in own_head}
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith(head)}
     expected = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     found = {n.replace("/", ":"): jax.ShapeDtypeStruct(x.shape, jnp.float32) for n, x in state.items()}
@@ -67,14 +78,14 @@ def from_torch(
 
 
 def _reason(shape: tuple[int, ...], net: Net) -> str:
-    """Why a head of this shape is not the net's."""
+    """Returns why a head whose kernel has this shape (in torch's layout) does not fit the net."""
     if len(shape) == 2 and shape[1] != net.feature_dim:
-        return f"takes {shape[1]} features where {net.name} has {net.feature_dim}, so these may be pooled otherwise,"
-    return f"is not one of {net.num_classes} classes"
+        return f"takes {shape[1]} features where {net.name} has {net.feature_dim} (maybe they are pooled differently)"
+    return f"does not have {net.num_classes} classes"
 
 
 def _shortened(lines: list[str], limit: int = 3) -> str:
-    """The first lines of each kind: all that a wrong model misses would hide what the file has instead."""
+    """Joins the first lines of each kind, since the many missing names of a wrong model would hide the others."""
     parts = []
     for kind in ("missing", "unexpected", "differs"):
         of_kind = [line for line in lines if line.startswith(kind)]
@@ -84,29 +95,33 @@ def _shortened(lines: list[str], limit: int = 3) -> str:
 
 
 def to_torch(params: dict, stats: dict) -> State:
-    """name -> array in torch's layout, with timm's names; `from_torch` undoes it. See `checkpoints.export`."""
+    """Converts the dictionaries of a net to name -> array in torch's layout, with timm's names.
+
+    `from_torch` reverses it; `checkpoints.export` lists the names.
+    """
     flat = jax.device_get(trees.flatten({"params": params, "stats": stats}))
     state = {_torch_name(name): _to_torch_layout(name, np.asarray(x)) for name, x in flat.items()}
     return {name: np.ascontiguousarray(x) for name, x in renamings.to_released(state).items()}
 
 
 def save_safetensors(path: pathlib.Path, params: dict, stats: dict, metadata: Mapping[str, str]) -> None:
-    """Writes the weights with timm's names and torch's layout, and words about them."""
+    """Writes the weights with timm's names and torch's layout, and the metadata."""
     safetensors.numpy.save_file(to_torch(params, stats), path, metadata=dict(metadata))
 
 
 def _torch_name(name: str) -> str:
-    """params/layer1/0/conv1/kernel -> layer1.0.conv1.weight."""
+    """Returns torch's name of an array: params/layer1/0/conv1/kernel -> layer1.0.conv1.weight."""
     *parents, leaf = name.split("/")[1:]
     return ".".join([*parents, LEAVES.get(leaf, leaf)])
 
 
 def _to_torch_layout(name: str, x):
-    """[h, w, i, o] -> [o, i, h, w] and [i, o] -> [o, i] for kernels."""
+    """Transposes kernels: [h, w, i, o] -> [o, i, h, w] and [i, o] -> [o, i]."""
     return np.transpose(x, {2: (1, 0), 4: (3, 2, 0, 1)}[x.ndim]) if name.endswith("/kernel") else x
 
 
 def _from_torch_layout(name: str, x):
+    """Transposes kernels: [o, i, h, w] -> [h, w, i, o] and [o, i] -> [i, o]."""
     return np.transpose(x, {2: (1, 0), 4: (2, 3, 1, 0)}[x.ndim]) if name.endswith("/kernel") else x
 
 

@@ -1,8 +1,9 @@
-"""Random transformations of a batch of images, on the device, inside the jitted step.
+"""Random augmentations of a batch of images, computed on the device inside the jitted step.
 
-Each is `(key, images [b, h, w, 3] float in [0, 1], preprocessing) -> images [b, image_size or h, ...]`.
-`view` runs the chosen ones, and those of `data.mixing`, in order, cuts what is still too large to
-`preprocessing.image_size`, and normalises; `views` makes all that an objective asks for.
+Each augmentation is a function `(key, images, preprocessing) -> images` with images float [b, h, w, 3] in [0, 1]; the
+result is [b, image_size, image_size, 3] or keeps the shape. `view` applies a list of them (and of `data.mixing`) in
+order, crops the centre to `preprocessing.image_size` if the images are still larger, and normalises. `views` computes
+all the views that an objective asks for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,35 +19,64 @@ from jax_transfer.records import Batch, Views
 
 
 def flip(key, images, preprocessing):
-    """Mirrors each image left to right with probability one half."""
+    """Mirrors each image left to right with probability 1/2.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> images = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    >>> flip(jax.random.key(0), images, None).shape
+    (1, 2, 2, 1)
+    """
     mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
 def pad_crop(key, images, preprocessing):
-    """Pads by an eighth of the side with zeros and cuts a random square: the CIFAR recipe (4 pixels at 32)."""
+    """Pads each side with image_size // 8 zeros and cuts a random square: the CIFAR recipe (4 pixels at size 32).
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> pad_crop(jax.random.key(0), jnp.ones((2, 32, 32, 3)), Preprocessing(image_size=32)).shape
+    (2, 32, 32, 3)
+    """
     pad = preprocessing.image_size // 8
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     return _random_window(key, padded, preprocessing.image_size)
 
 
 def random_crop(key, images, preprocessing):
-    """Cuts a random square of the model's size from a larger image."""
+    """Cuts a random square of side `preprocessing.image_size` from each image.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> random_crop(jax.random.key(0), jnp.ones((2, 40, 40, 3)), Preprocessing(image_size=32)).shape
+    (2, 32, 32, 3)
+    """
     return _random_window(key, images, preprocessing.image_size)
 
 
 def _random_window(key, images, size):
+    """Cuts a square of side `size` from each image, at a uniformly random position."""
     b, h, w, c = images.shape
     corners = jax.random.randint(key, (b, 2), 0, jnp.array([h - size + 1, w - size + 1]))
-    cut = lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (size, size, c))  # noqa: E731
-    return jax.vmap(cut)(images, corners)
+    crop = lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (size, size, c))  # noqa: E731
+    return jax.vmap(crop)(images, corners)
 
 
 def resized_crop(key, images, preprocessing, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-    """Cuts a random rectangle and resizes it to the model's size: the ImageNet recipe (Szegedy et al. 2015).
+    """Cuts a random rectangle and resizes it to `preprocessing.image_size`: the ImageNet recipe (Szegedy et al., 2015).
 
-    The area is a uniform fraction of the image, the aspect ratio log-uniform. A rectangle that would
-    not fit is narrowed to the image's side.
+    The area is a uniform fraction of the image and the aspect ratio (width / height) is log-uniform. A rectangle that
+    does not fit is clipped to the image's side.
+
+    Args:
+      area: smallest and largest fraction of the image's area.
+      ratio: smallest and largest aspect ratio.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> resized_crop(jax.random.key(0), jnp.ones((2, 20, 30, 3)), Preprocessing(image_size=16)).shape
+    (2, 16, 16, 3)
     """
     b, h, w, c = images.shape
     image_size = preprocessing.image_size
@@ -66,7 +96,15 @@ def resized_crop(key, images, preprocessing, area=(0.08, 1.0), ratio=(3 / 4, 4 /
 
 
 def color_jitter(key, images, preprocessing, strength=0.4):
-    """Scales brightness, contrast and saturation each by a uniform factor in [1 - strength, 1 + strength]."""
+    """Scales brightness, contrast and saturation, each by a uniform factor in [1 - strength, 1 + strength].
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> gray = jnp.full((1, 2, 2, 3), 0.5)
+    >>> jittered = color_jitter(jax.random.key(0), gray, None)
+    >>> bool(((0.3 <= jittered) & (jittered <= 0.7)).all())  # a gray image changes its brightness alone
+    True
+    """
     factors = jax.random.uniform(
         key, (3, images.shape[0], 1, 1, 1), images.dtype, minval=1 - strength, maxval=1 + strength
     )
@@ -79,33 +117,47 @@ def color_jitter(key, images, preprocessing, strength=0.4):
 
 
 def _luminance(images):
+    """Returns the luma [b, h, w, 1] of RGB images (ITU-R 601-2)."""
     return (images * jnp.array([0.299, 0.587, 0.114], images.dtype)).sum(-1, keepdims=True)
 
 
 def random_erase(key, images, preprocessing, probability=0.25, area=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3)):
     """Fills a random rectangle of some images with noise (Zhong et al., 2017, arXiv:1708.04896; timm's mode "pixel").
 
-    The area is a uniform fraction of the image, height / width log-uniform. Of ten rectangles the first that fits is
-    taken. timm erases after normalisation, with N(0, 1) noise; here the noise is N(mean, std^2) of the preprocessing,
-    which becomes the same when the images are normalised. So values may leave [0, 1]: this one comes last.
+    The area is a uniform fraction of the image and height / width is log-uniform. Ten rectangles are drawn, and the
+    first one that fits is used. timm erases after normalisation, with N(0, 1) noise; here the noise is N(mean, std^2)
+    of the preprocessing, which normalisation turns into the same. Values may therefore leave [0, 1]: use it last.
+
+    Args:
+      probability: share of the images in which a rectangle is erased.
+      area: smallest and largest fraction of the image's area.
+      ratio: smallest and largest height / width.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> images, preprocessing = jnp.zeros((4, 16, 16, 3)), Preprocessing(image_size=16)
+    >>> erased = random_erase(jax.random.key(0), images, preprocessing, probability=1.0)
+    >>> (erased != 0).any((1, 2, 3)).tolist()
+    [True, True, True, True]
     """
     b, h, w, _ = images.shape
-    key_shape, key_place, key_noise = jax.random.split(key, 3)
-    shape, place = jax.random.uniform(key_shape, (2, b, 10)), jax.random.uniform(key_place, (3, b, 1))
+    key_shape, key_position, key_noise = jax.random.split(key, 3)
+    shape, position = jax.random.uniform(key_shape, (2, b, 10)), jax.random.uniform(key_position, (3, b, 1))
     target = h * w * (area[0] + (area[1] - area[0]) * shape[0])
     aspect = ratio[0] * (ratio[1] / ratio[0]) ** shape[1]
     heights, widths = jnp.round(jnp.sqrt(target * aspect)), jnp.round(jnp.sqrt(target / aspect))
     fits = (heights < h) & (widths < w)
     first = jnp.argmax(fits, 1, keepdims=True)
-    erased = (place[0] < probability) & fits.any(1, keepdims=True)
+    erased = (position[0] < probability) & fits.any(1, keepdims=True)
 
-    def inside(place, sizes, side):
+    def inside(position, sizes, side):
+        """Returns the mask [b, side] of the coordinates that the rectangle covers along one axis."""
         size = jnp.take_along_axis(sizes, first, 1)
-        start = jnp.floor(place * (side - size + 1))
-        places = jnp.arange(side)
-        return (places >= start) & (places < start + size)
+        start = jnp.floor(position * (side - size + 1))
+        coordinates = jnp.arange(side)
+        return (coordinates >= start) & (coordinates < start + size)
 
-    box = (erased & inside(place[1], heights, h))[:, :, None] & inside(place[2], widths, w)[:, None, :]
+    box = (erased & inside(position[1], heights, h))[:, :, None] & inside(position[2], widths, w)[:, None, :]
     mean, std = (jnp.asarray(v, images.dtype) for v in (preprocessing.mean, preprocessing.std))
     return jnp.where(box[..., None], mean + std * jax.random.normal(key_noise, images.shape, images.dtype), images)
 
@@ -122,28 +174,40 @@ AUGMENTATIONS = {
 
 
 def view(key, batch: Batch, names: tuple[str, ...], preprocessing: Preprocessing, num_classes: int):
-    """One view of a batch: augmented, mixed and normalised.
+    """Returns one view of a batch: augmented, mixed and normalised.
 
     Args:
       batch: images uint8 [b, host_size, host_size, 3], labels int [b].
-      names: keys of AUGMENTATIONS and MIXINGS.
+      names: keys of AUGMENTATIONS and MIXINGS, applied in this order.
+      num_classes: number of classes of the labels; needed by a mixing.
 
     Returns:
-      (images float32 [b, image_size, image_size, 3], labels). The labels stay as they are without a mixing; with one they
-      are float32 [b, num_classes], a distribution over the classes for each image.
+      (images float32 [b, image_size, image_size, 3], labels). The labels are those of the batch, or, after a mixing,
+      float32 [b, num_classes]: a distribution over the classes for each image.
+
+    Raises:
+      InputError: if a name is unknown.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> batch = Batch(jnp.zeros((2, 8, 8, 3), jnp.uint8), jnp.array([0, 2]), jnp.ones(2, bool), {})
+    >>> images, labels = view(jax.random.key(0), batch, ("flip", "mixup"), Preprocessing(image_size=8), num_classes=3)
+    >>> images.shape, labels.shape
+    ((2, 8, 8, 3), (2, 3))
     """
     images, labels = batch.images.astype(jnp.float32) / 255, batch.labels
     for i, name in enumerate(names):
-        function, one_key = choose({**AUGMENTATIONS, **MIXINGS}, name, "augmentation"), jax.random.fold_in(key, i)
+        augment, augment_key = choose({**AUGMENTATIONS, **MIXINGS}, name, "augmentation"), jax.random.fold_in(key, i)
         if name in MIXINGS:
             targets = labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes)
-            images, labels = function(one_key, images, targets)
+            images, labels = augment(augment_key, images, targets)
         else:
-            images = function(one_key, images, preprocessing)
+            images = augment(augment_key, images, preprocessing)
     return _normalise(_centre(images, preprocessing.image_size), preprocessing), labels
 
 
-_VIEW = 1000  # beyond the places of augmentations, whose keys are folded in from 0 on
+# Offset of the numbers that give the views their keys; augmentations use the numbers from 0 up within a view.
+_VIEW_OFFSET = 1000
 
 
 def views(
@@ -153,31 +217,49 @@ def views(
     preprocessing: Preprocessing,
     num_classes: Mapping[str, int],
 ) -> dict[str, Views]:
-    """What an objective sees of a step: the views of each feed that it names.
+    """Returns the views of one step that an objective asks for, for each feed.
 
     Args:
       batches: feed -> batch.
-      names: feed -> augmentations of each of its views (`Objective.views`).
+      names: feed -> the augmentations of each of its views (`Objective.views`).
       num_classes: feed -> number of classes of its labels.
 
     Returns:
-      feed -> Views. The very first view is drawn from `key` itself, each further one from a key of its own.
+      feed -> Views, with the labels of the feed's first view. The first view of all uses `key` itself, each later one a
+      key folded from it.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> batch = Batch(jnp.zeros((2, 8, 8, 3), jnp.uint8), jnp.array([0, 2]), jnp.ones(2, bool), {})
+    >>> names = {"source": ((), ("flip",))}  # two views: the plain images, and flipped ones
+    >>> seen = views(jax.random.key(0), {"source": batch}, names, Preprocessing(image_size=8), {"source": 3})
+    >>> [images.shape for images in seen["source"].images]
+    [(2, 8, 8, 3), (2, 8, 8, 3)]
     """
-    place, found = 0, {}
-    for feed, each in names.items():
+    number, result = 0, {}
+    for feed, augmentations_of_views in names.items():
         batch, images = batches[feed], []
-        for augmentations in each:
-            own = jax.random.fold_in(key, _VIEW + place) if place else key
-            seen = view(own, batch, tuple(augmentations), preprocessing, num_classes[feed])
-            images.append(seen[0])
-            labels = seen[1] if len(images) == 1 else labels
-            place += 1
-        found[feed] = Views(tuple(images), labels, batch.mask, batch.extra)
-    return found
+        for augmentations in augmentations_of_views:
+            view_key = jax.random.fold_in(key, _VIEW_OFFSET + number) if number else key
+            view_images, view_labels = view(view_key, batch, tuple(augmentations), preprocessing, num_classes[feed])
+            images.append(view_images)
+            labels = view_labels if len(images) == 1 else labels
+            number += 1
+        result[feed] = Views(tuple(images), labels, batch.mask, batch.extra)
+    return result
 
 
 def evaluation_view(images, preprocessing: Preprocessing):
-    """uint8 [b, host_size, host_size, 3] -> the centre, normalised, float32 [b, image_size, image_size, 3]."""
+    """Crops the centre and normalises, without augmentation.
+
+    uint8 [b, host_size, host_size, 3] -> float32 [b, image_size, image_size, 3].
+
+    >>> import jax.numpy as jnp
+    >>> preprocessing = Preprocessing(image_size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    >>> images = evaluation_view(jnp.full((1, 8, 8, 3), 255, jnp.uint8), preprocessing)
+    >>> images.shape, float(images.max())
+    ((1, 8, 8, 3), 1.0)
+    """
     return _normalise(_centre(images.astype(jnp.float32) / 255, preprocessing.image_size), preprocessing)
 
 

@@ -1,9 +1,10 @@
-"""From a source to batches on the device: resident, or streamed through Grain.
+"""Batches on the device from a source: resident in device memory, or streamed through Grain.
 
-A feed gives the training loop the items of its compiled calls, from which a batch is fetched inside of them, and gives
-evaluation its padded and masked batches. Both kinds give the same batches for the same seed: the order of an epoch
-comes from one function, and augmentation happens later, on the device. A training takes its batches from a `Joined`: one
-feed, or several side by side.
+A `Feed` serves training and evaluation. For training it yields the items of each compiled call (indices if the data is
+resident, batches if it is streamed), and `fetch` turns the item of a step into its batch inside the call. For
+evaluation it yields padded and masked batches. Both kinds of feed give the same batches for the same seed:
+`epoch_order` alone determines the order, and augmentation runs later, on the device. Training reads from a `Joined`:
+one or several feeds.
 """
 
 import collections
@@ -27,9 +28,13 @@ from jax_transfer.records import Batch, InputError
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def epoch_order(seed, epoch, num_examples: int, batch_size: int):
-    """The order in which an epoch visits the examples: int32 [steps, batch_size].
+    """Returns the order in which an epoch visits the examples: int32 [num_examples // batch_size, batch_size].
 
-    The last, incomplete batch of an epoch is left out; other examples fall into it in the next epoch.
+    The last, incomplete batch of an epoch is dropped; each epoch has its own permutation and so drops other examples.
+
+    >>> order = epoch_order(0, 0, 10, 4)
+    >>> order.shape, len(set(order.ravel().tolist()))  # no example twice
+    ((2, 4), 8)
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0x0D), epoch)
     steps = num_examples // batch_size
@@ -37,9 +42,10 @@ def epoch_order(seed, epoch, num_examples: int, batch_size: int):
 
 
 class Feed(Protocol):
-    """What training and evaluation ask of a data set.
+    """A data set as training and evaluation use it.
 
-    held: what every compiled call needs of it, on the device. max_steps: how many steps' items a call should take at most.
+    source: the data set. held: its data on the device, an argument of every compiled call (None if there is none).
+    max_steps: the largest number of training steps in one compiled call.
     """
 
     source: Source
@@ -47,26 +53,37 @@ class Feed(Protocol):
     max_steps: int
 
     def items(self, steps: range, count: int, seed: int, batch_size: int) -> Iterator[Any]:
-        """Yields the items of training steps, leaves [count, ...], `count` steps at a time; epoch follows on epoch.
+        """Yields the items of training steps, `count` steps at a time: a pytree with leaves [count, ...].
 
-        steps: consecutive numbers, from 0 at the beginning of the training; `count` divides how many there are.
+        Args:
+          steps: consecutive step numbers, counted from the start of the training; they may span several epochs.
+          count: steps in one compiled call; divides len(steps).
+          seed: determines the order of each epoch.
+          batch_size: images a step.
         """
 
     @staticmethod
     def fetch(held, item) -> Batch:
-        """Inside jit: the batch of one step from its item, leaves [...]."""
+        """Returns the batch of one step from its item (leaves [...]); runs inside jit."""
 
     def on(self, mesh: Mesh) -> "Feed":
-        """The same feed for another mesh over the same devices."""
+        """Returns the same feed on another mesh over the same devices."""
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yields every image once, in order, in batches of one size; the last is padded and masked."""
+        """Yields every image once, in order, in batches of `batch_size`; the last one is padded and masked."""
 
 
 def abstract_batch(
     preprocessing: Preprocessing, batch_size: int, extra: Mapping[str, np.ndarray] | None = None
 ) -> Batch:
-    """The shapes and dtypes of a batch that a feed gives; extra: that of its source."""
+    """Returns the shapes and dtypes of the batches of a feed.
+
+    Args:
+      extra: `extra` of the feed's source; each array adds one of shape [batch_size, ...].
+
+    >>> abstract_batch(Preprocessing(image_size=32), batch_size=8).images
+    ShapeDtypeStruct(shape=(8, 32, 32, 3), dtype=uint8)
+    """
     size, shape = preprocessing.host_size, jax.ShapeDtypeStruct
     return Batch(
         images=shape((batch_size, size, size, 3), np.uint8),
@@ -77,32 +94,48 @@ def abstract_batch(
 
 
 def epochs_order(num_examples: int, steps: range, seed: int, batch_size: int) -> np.ndarray:
-    """The examples of training steps, which may lie in several epochs: int32 [len(steps), batch_size]."""
-    an_epoch = num_examples // batch_size
-    first = steps.start // an_epoch
+    """Returns the indices of the examples of training steps: int32 [len(steps), batch_size].
+
+    The steps may span several epochs.
+
+    >>> epochs_order(10, range(1, 5), seed=0, batch_size=4).shape  # step 1 of the first epoch to step 0 of the third
+    (4, 4)
+    """
+    steps_in_epoch = num_examples // batch_size
+    first_epoch = steps.start // steps_in_epoch
     orders = [
         np.asarray(epoch_order(_scalar(seed), _scalar(epoch), num_examples, batch_size))
-        for epoch in range(first, -(-steps.stop // an_epoch))
+        for epoch in range(first_epoch, -(-steps.stop // steps_in_epoch))
     ]
-    return np.concatenate(orders)[steps.start - first * an_epoch :][: len(steps)]
+    return np.concatenate(orders)[steps.start - first_epoch * steps_in_epoch :][: len(steps)]
 
 
 def steps_per_epoch(num_examples: int, batch_size: int, what: str) -> int:
-    """Whole batches in an epoch.
+    """Returns the number of whole batches in an epoch.
+
+    Args:
+      what: the name of the data set, for the error message.
 
     Raises:
-      InputError: if there is not even one.
+      InputError: if there are fewer examples than one batch.
+
+    >>> steps_per_epoch(1000, 128, "tfds:mnist")
+    7
     """
     if num_examples < batch_size:
         raise InputError(
-            f"{what} has {num_examples} training images, fewer than one batch of {batch_size}: use a smaller batch_size."
+            f"{what} has {num_examples} training images, fewer than one batch of {batch_size}: use a smaller "
+            "batch_size."
         )
     return num_examples // batch_size
 
 
 @dataclasses.dataclass(frozen=True)
 class Resident:
-    """A data set held as uint8 in device memory, a copy on every device. Nothing happens on the host."""
+    """A data set kept as uint8 in device memory, replicated on every device; the host does no work during training.
+
+    Its items are the indices of the examples.
+    """
 
     source: Source
     held: Batch  # [n, ...]
@@ -136,18 +169,21 @@ def _slice(held: Batch, start, size: int) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Streamed:
-    """A data set read, decoded and resized in Grain's threads while the device computes."""
+    """A data set read, decoded and resized in Grain's threads while the device computes.
+
+    Its items are the batches themselves.
+    """
 
     source: Source
     preprocessing: Preprocessing
     mesh: Mesh
     num_threads: int
-    ahead: int = 2  # calls whose batches are already on the device
+    ahead: int = 2  # number of calls whose batches are put on the device in advance
     max_steps: int = 16
     held: None = None
 
     def _read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """One batch; an index of -1 is padding."""
+        """Reads one batch; an index of -1 is padding."""
         real = indices[indices >= 0]
         size = self.preprocessing.host_size
         images = np.zeros((len(indices), size, size, 3), np.uint8)
@@ -159,7 +195,7 @@ class Streamed:
         return {"images": images, "labels": labels, "mask": indices >= 0, "extra": extra}
 
     def _load(self, order: np.ndarray, count: int) -> Iterator[Batch]:
-        """Batches [count, b, ...] on the device, read in the order given [steps, b], `count` steps at a time."""
+        """Yields batches [count, b, ...] on the device, read in the given order [steps, b]."""
         rows = order
         if devices.spans_processes(self.mesh):
             rows = np.split(order, jax.process_count(), axis=1)[jax.process_index()]
@@ -194,15 +230,15 @@ class Streamed:
 
 
 def _padded(array: np.ndarray, size: int) -> np.ndarray:
-    """array [m, ...] with zeros behind, [size, ...]."""
+    """Pads an array [m, ...] with zeros at the end, to [size, ...]."""
     return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
 
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """Feeds side by side: a training step takes a batch of each.
+    """Several feeds read together: a training step takes one batch from each.
 
-    The first one's length is an epoch. The others go round by themselves: an epoch of theirs ends wherever it ends.
+    An epoch is an epoch of the first feed. Each of the other feeds starts its next epoch when its own is over.
     """
 
     feeds: Mapping[str, Feed]
@@ -210,59 +246,73 @@ class Joined:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Number of steps in an epoch of the first feed."""
         name, feed = next(iter(self.feeds.items()))
         return len(feed.source) // self.batch_sizes[name]
 
     @property
     def sizes(self) -> dict[str, tuple[Source, int]]:
-        """feed -> (its source, images a step)."""
+        """Source and images per step of each feed."""
         return {name: (feed.source, self.batch_sizes[name]) for name, feed in self.feeds.items()}
 
     @property
     def batch_size(self) -> int:
-        """Images a step, over all feeds."""
+        """Images per step, over all feeds."""
         return sum(self.batch_sizes.values())
 
     @property
     def num_classes(self) -> dict[str, int]:
+        """Number of classes of each feed."""
         return {name: feed.source.num_classes for name, feed in self.feeds.items()}
 
     @property
     def held(self) -> dict[str, Any]:
+        """Data of each feed on the device."""
         return {name: feed.held for name, feed in self.feeds.items()}
 
     @property
     def max_steps(self) -> int:
+        """The largest number of training steps in one compiled call that suits all feeds."""
         return min(feed.max_steps for feed in self.feeds.values())
 
     def items(self, steps: range, count: int, seed: int) -> Iterator[dict[str, Any]]:
-        """Yields the items of training steps, as `Feed.items` does, of all feeds."""
-        each = [
-            # A seed of its own, or two feeds of one size would have the same order.
-            feed.items(steps, count, seed + (place << 24), self.batch_sizes[name])
-            for place, (name, feed) in enumerate(self.feeds.items())
+        """Yields the items of training steps, feed -> item, as `Feed.items` does for one feed."""
+        iterators = [
+            # Each feed has its own seed: with a common one, two feeds of the same size would have the same order.
+            feed.items(steps, count, seed + (position << 24), self.batch_sizes[name])
+            for position, (name, feed) in enumerate(self.feeds.items())
         ]
-        for items in zip(*each, strict=True):
+        for items in zip(*iterators, strict=True):
             yield dict(zip(self.feeds, items, strict=True))
 
     @property
     def fetch(self) -> Callable[[dict, dict], dict[str, Batch]]:
-        """Inside jit, fetch(held, item): feed -> the batch of one step. It holds no data."""
+        """The function fetch(held, item) -> {feed: batch of one step}, to be called inside jit; it captures no data."""
         fetch = {name: feed.fetch for name, feed in self.feeds.items()}
         return lambda held, item: {name: fetch[name](held[name], item[name]) for name in fetch}
 
     def on(self, mesh: Mesh) -> "Joined":
-        """The same feeds for another mesh over the same devices."""
+        """Returns the same feeds on another mesh over the same devices."""
         return dataclasses.replace(self, feeds={name: feed.on(mesh) for name, feed in self.feeds.items()})
 
 
 def joined(feeds: Mapping[str, tuple[Feed, int]]) -> Joined:
-    """Joins feeds, each with the number of images that a step takes of it; the first one's length is an epoch.
+    """Joins feeds that are read together; an epoch is an epoch of the first one.
 
-    >>> joined({"target": (target, 256), "source": (source, 256)})  # doctest: +SKIP
+    Args:
+      feeds: name -> (feed, images that each step takes from it).
 
     Raises:
-      InputError: for a feed with fewer images than one batch.
+      InputError: if a feed has fewer images than one batch.
+
+    >>> from jax_transfer import devices
+    >>> from jax_transfer.data.sources import load_source
+    >>> def feed(name):
+    ...     source, mesh = load_source(name, "train"), devices.make_mesh()
+    ...     return make_feed(source, Preprocessing(image_size=8), mesh, resident_gigabytes=1, num_threads=1)
+    >>> both = joined({"target": (feed("embedded:digits?train=64"), 8), "source": (feed("embedded:digits"), 16)})
+    >>> both.steps_per_epoch, both.batch_size
+    (8, 24)
     """
     for name, (feed, batch_size) in feeds.items():
         steps_per_epoch(len(feed.source), batch_size, f"{feed.source.name} (feed {name})")
@@ -271,7 +321,7 @@ def joined(feeds: Mapping[str, tuple[Feed, int]]) -> Joined:
 
 
 class _Rows(collections.abc.Sequence):
-    """A matrix as a sequence of its rows: what Grain maps over."""
+    """The rows of a matrix as a sequence, which Grain maps over."""
 
     def __init__(self, matrix: np.ndarray):
         self.matrix = matrix
@@ -286,10 +336,25 @@ class _Rows(collections.abc.Sequence):
 def make_feed(
     source: Source, preprocessing: Preprocessing, mesh: Mesh, resident_gigabytes: float, num_threads: int, progress=None
 ) -> Feed:
-    """Resident where the decoded data set fits into `resident_gigabytes`, streamed otherwise.
+    """Makes a feed: resident if the decoded data set fits into `resident_gigabytes`, streamed otherwise.
+
+    Args:
+      source: the data set.
+      preprocessing: gives the size (`host_size`) and interpolation of the images.
+      mesh: the devices that hold or receive the data.
+      resident_gigabytes: device memory that a resident data set may use, in 1e9 bytes.
+      num_threads: Grain's threads for a streamed data set.
+      progress: called as progress(number_done) while a resident data set is read.
 
     Raises:
-      InputError: for an image that cannot be read, and a training set whose images are all equal.
+      InputError: if an image cannot be read, or all images of a training set are equal.
+
+    >>> from jax_transfer import devices
+    >>> from jax_transfer.data.sources import load_source
+    >>> source = load_source("embedded:digits?test=20", "test")
+    >>> feed = make_feed(source, Preprocessing(image_size=8), devices.make_mesh(), resident_gigabytes=1, num_threads=1)
+    >>> [int(batch.mask.sum()) for batch in feed.evaluation_batches(16)]  # the second batch has 12 rows of padding
+    [16, 4]
     """
     size = preprocessing.host_size
     fits = len(source) * size * size * 3 <= resident_gigabytes * 1e9
@@ -304,27 +369,31 @@ def make_feed(
     require_different(source, (preprocessing.square(source.read([i])[0]) for i in range(len(source))))
     if not fits:
         return Streamed(source, preprocessing, mesh, num_threads)
-    # Each process reads its own part, and the devices tell each other; the last part is filled up and cut off again.
+    # Each process reads its own part and the devices exchange the parts. Padding of the last part is cut off.
     n, count = len(source), mesh.size
-    mine = np.arange(-(-n // count) * count).reshape(jax.process_count(), -1)[jax.process_index()]
-    part = subset(source, np.minimum(mine, n - 1))
+    own_indices = np.arange(-(-n // count) * count).reshape(jax.process_count(), -1)[jax.process_index()]
+    part = subset(source, np.minimum(own_indices, n - 1))
     images, labels = read(part, progress=progress)
     held = Batch(images, labels, np.ones(len(labels), bool), dict(part.extra))
-    join = jax.jit(lambda held: jax.tree.map(lambda x: x[:n], held), out_shardings=devices.replicated(mesh))
-    return Resident(source, join(devices.split(held, mesh, "data")), mesh)
+    gather = jax.jit(lambda held: jax.tree.map(lambda x: x[:n], held), out_shardings=devices.replicated(mesh))
+    return Resident(source, gather(devices.split(held, mesh, "data")), mesh)
 
 
 def require_different(source: Source, images: Iterable[np.ndarray]) -> None:
-    """Raises InputError if all `images` of a training set are equal; it looks no further than to the first that differs."""
+    """Checks that not all `images` of a training set are equal; stops at the first one that differs.
+
+    Raises:
+      InputError: if all are equal.
+    """
     images = iter(images)
     first = next(images, None)
     if source.split == "train" and len(source) > 1 and all(np.array_equal(first, image) for image in images):
         raise InputError(
-            f"{source.name}: all {len(source)} training images are equal once they are resized: there is nothing to "
-            "learn from; look at the files."
+            f"{source.name}: all {len(source)} training images are equal after resizing, so nothing can be learned "
+            "from them. Check the files."
         )
 
 
 def _scalar(value: int):
-    """An int on the device by an explicit transfer: the hot loops run under a transfer guard."""
+    """Puts an int on the device by an explicit transfer, since the training loop runs under a transfer guard."""
     return jax.device_put(np.uint32(value))

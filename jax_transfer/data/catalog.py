@@ -1,7 +1,8 @@
-"""The papers' data sets: which splits they are trained and tested on, and how the field reports them.
+"""The data sets of the papers: their training and test splits, and the metric that papers report on them.
 
-Data sets outside the catalog work too: `tfds:` sets with their `train` and `test` (or `validation`) splits, and any
-folder. Those that TFDS cannot build carry `layout`: download them from their home and load them with `folder:`.
+Data sets outside the catalog work too: `tfds:` sets by their `train` and `test` (or `validation`) splits, and any
+folder. An entry that TFDS cannot build has a `layout`: download the files from their home page, arrange them in this
+layout, and load them with `folder:`.
 """
 
 import dataclasses
@@ -9,10 +10,15 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """tfds: the builder's name. train, test: split expressions. image_size: side in pixels the papers train at.
+    """A data set of the catalog.
 
-    metric: what the field reports, of all images or the mean over the classes. layout: how to arrange the files for
-    `folder:`, for data sets that TFDS cannot build.
+    Attributes:
+      tfds: name of the TFDS builder.
+      num_classes: number of classes.
+      train, test: split expressions of TFDS, such as "train+validation".
+      image_size: side in pixels at which the papers train.
+      metric: "accuracy" over all images, or "mean_class_accuracy", its mean over the classes.
+      layout: how to arrange the files for `folder:`, for data sets that TFDS cannot build.
     """
 
     tfds: str
@@ -24,7 +30,7 @@ class Entry:
     layout: str = ""
 
 
-# `tfds:<key>` loads an entry; so does the builder's own name. metric follows Kornblith et al. 2019, Table 1.
+# `tfds:<key>` loads an entry; so does the name of its builder. metric follows Kornblith et al., 2019, Table 1.
 CATALOG = {
     # Small images
     "mnist": Entry("mnist", 10, image_size=28),
@@ -65,9 +71,8 @@ CATALOG = {
     ),
     # Targets of "ranking neural checkpoints", with Flowers-102
     "caltech101": Entry("caltech101", 102, metric="mean_class_accuracy"),  # TFDS keeps background_google as a class
-    "sun397": Entry(
-        "sun397", 397, train="train+validation"
-    ),  # TFDS's own split of all images, not the ten 50 + 50 ones
+    # TFDS's own split of all images, not the ten splits of 50 + 50 images per class.
+    "sun397": Entry("sun397", 397, train="train+validation"),
     "patch_camelyon": Entry("patch_camelyon", 2),
     # Targets of "pre-training data reuse", with Cars, CUB, SUN, Aircraft and Caltech
     "stanford_dogs": Entry("stanford_dogs", 120),
@@ -77,12 +82,18 @@ CATALOG = {
     "shenzhen_cxr": Entry(
         "shenzhen_cxr",
         2,
-        layout="normal/*.png and tuberculosis/*.png (the last digit of each file name: 0 or 1); it is split 80/20",
+        layout="normal/*.png and tuberculosis/*.png (last digit of the file name 0 or 1); it is split 80/20",
     ),
 }
 
 
 def find(name: str) -> Entry | None:
-    """The entry that `tfds:<name>` means, by its key or by the builder's name (`cars196`, `cars196:2.1.0`)."""
+    """Returns the entry of `tfds:<name>`, found by its key or by the name of its builder; None if there is none.
+
+    >>> find("cars196:2.1.0") == CATALOG["stanford_cars"]
+    True
+    >>> find("unknown") is None
+    True
+    """
     builder = name.split(":")[0].split("/")[0]
     return CATALOG.get(builder) or next((entry for entry in CATALOG.values() if entry.tfds == builder), None)

@@ -1,8 +1,8 @@
-"""Takes the pixels of an image file out of what else the file holds, and reads its orientation.
+"""Removes the metadata of an image file, and reads its orientation.
 
-PIL parses texts, colour profiles, resolutions and EXIF on its way to the pixels, and gives up on the image when one of
-them is odd or long. Here they are cut out of the bytes before PIL sees them, so that none of them decides whether an
-image is read; EXIF is looked at for the orientation alone. Nothing is changed outside of the bytes.
+PIL parses texts, colour profiles, resolutions and EXIF on its way to the pixels, and rejects the image if one of them
+is malformed or too long. Here the metadata is cut out of the bytes before PIL sees them, so that it cannot make an
+image unreadable; only the orientation is read from EXIF or XMP. The file itself is not changed.
 """
 
 import re
@@ -12,11 +12,11 @@ import zlib
 import numpy as np
 
 ORIENTATION = 0x0112
-INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}  # TIFF's types of whole numbers -> bytes
-MOST_TEXT = 2**20  # bytes of a compressed text in which an orientation is looked for
+INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}  # integer type of TIFF -> its size in bytes
+MOST_TEXT = 2**20  # bytes of a compressed text that are searched for an orientation
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
-# EXIF's orientations: what brings the pixels [h, w, c] of a file upright.
+# EXIF orientation -> the function that turns the pixels [h, w, c] of a file upright.
 UPRIGHT = {
     1: lambda pixels: pixels,
     2: lambda pixels: pixels[:, ::-1],
@@ -30,10 +30,25 @@ UPRIGHT = {
 
 
 def pixels_only(data: bytes) -> tuple[bytes, int]:
-    """(the file without what is beside its pixels, its orientation from 1 to 8 as EXIF counts).
+    """Removes the metadata of a PNG, JPEG, WebP or TIFF file; other files are returned unchanged.
 
-    PNG, JPEG, WebP and TIFF; other files are returned as they are. Of an animation or several pages the first stays. A
-    file that breaks off, or whose parts cannot be told apart, is kept from there on as it is: the decoder judges it.
+    Of an animated PNG or a multi-page TIFF, only the first image is kept. Where a file is truncated or malformed, the
+    rest of it is kept unchanged, and the decoder decides what to make of it.
+
+    Args:
+      data: the bytes of the file.
+
+    Returns:
+      (bytes without metadata, EXIF orientation from 1 to 8).
+
+    >>> import io
+    >>> from PIL import Image
+    >>> exif, file = Image.Exif(), io.BytesIO()
+    >>> exif[ORIENTATION] = 6
+    >>> Image.new("L", (4, 3)).save(file, "JPEG", exif=exif)
+    >>> data, orientation = pixels_only(file.getvalue())
+    >>> orientation, b"Exif" in data
+    (6, False)
     """
     for is_kind, split in CONTAINERS:
         if is_kind(data):
@@ -42,23 +57,23 @@ def pixels_only(data: bytes) -> tuple[bytes, int]:
 
 
 def _png(data: bytes) -> tuple[bytes, int]:
-    kept, exif, xmp, place, colour_type = [data[:8]], b"", b"", 8, -1
-    while place + 8 <= len(data):
-        length, name = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
-        end, body = place + 12 + length, data[place + 8 : place + 8 + length]
+    kept, exif, xmp, position, colour_type = [data[:8]], b"", b"", 8, -1
+    while position + 8 <= len(data):
+        length, name = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]
+        end, body = position + 12 + length, data[position + 8 : position + 8 + length]
         if not name.isalpha():
-            kept.append(data[place:])
+            kept.append(data[position:])
             break
         if name == b"IHDR":
             colour_type = body[9] if len(body) > 9 else -1
         if name == b"tRNS":
             lengths = {0: (2,), 2: (6,), 3: range(1, 257)}.get(colour_type, ())
             if length in lengths and data[end - 4 : end] == zlib.crc32(name + body).to_bytes(4):
-                kept.append(data[place:end])
+                kept.append(data[position:end])
         elif name == b"PLTE" and colour_type in (2, 6):
-            pass  # a suggestion for screens of few colours
+            pass  # only a suggestion for displays with few colours
         elif name[:1].isupper():
-            kept.append(data[place:end])
+            kept.append(data[position:end])
         elif name == b"eXIf":
             exif = exif or body
         elif name in (b"tEXt", b"zTXt", b"iTXt"):
@@ -69,12 +84,12 @@ def _png(data: bytes) -> tuple[bytes, int]:
                 xmp = xmp or text
         if name == b"IEND":
             break
-        place = end
+        position = end
     return b"".join(kept), _orientation(exif, xmp)
 
 
 def _png_text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """(key, text); the text is empty where it cannot be unpacked."""
+    """Returns (key, text) of a text chunk; the text is empty if it cannot be decompressed."""
     key, _, text = body.partition(b"\0")
     packed = name == b"zTXt"
     if packed:
@@ -91,54 +106,54 @@ def _png_text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 
 def _from_hex(text: bytes) -> bytes:
-    """The bytes of a "raw profile": a name, a length and hexadecimal digits, a line each."""
+    """Returns the bytes of a "raw profile": lines with a name, a length and then hexadecimal digits."""
     digits = re.sub(rb"\s", b"", b"".join(text.split(b"\n")[3:]))
     return bytes.fromhex(digits.decode()) if re.fullmatch(rb"([0-9a-fA-F]{2})*", digits) else b""
 
 
 def _jpeg(data: bytes) -> tuple[bytes, int]:
-    kept, exif, xmp, place = [data[:2]], b"", b"", 2
-    while (start := data.find(b"\xff", place)) >= 0:
-        place = start
-        while data[place : place + 1] == b"\xff":
-            place += 1
-        marker, place = data[place : place + 1], place + 1
+    kept, exif, xmp, position = [data[:2]], b"", b"", 2
+    while (start := data.find(b"\xff", position)) >= 0:
+        position = start
+        while data[position : position + 1] == b"\xff":
+            position += 1
+        marker, position = data[position : position + 1], position + 1
         if not marker or marker in b"\x00\x01" or b"\xd0" <= marker <= b"\xd8":
-            continue  # nothing follows these
-        length = int.from_bytes(data[place : place + 2])
-        if marker in b"\xd9\xda" or length < 2:  # the end, the pixels, or nonsense
-            kept.append(b"\xff" + marker + data[place:])
+            continue  # these markers have no content
+        length = int.from_bytes(data[position : position + 2])
+        if marker in b"\xd9\xda" or length < 2:  # the end, the pixels, or an invalid length
+            kept.append(b"\xff" + marker + data[position:])
             break
-        end, body = place + length, data[place + 2 : place + length]
+        end, body = position + length, data[position + 2 : position + length]
         needed = (body.startswith(b"JFIF\0") and length >= 16) or (body.startswith(b"Adobe") and length >= 14)
         if not (b"\xe0" <= marker <= b"\xef" or marker == b"\xfe") or (needed and marker in b"\xe0\xee"):
-            kept.append(b"\xff" + marker + data[place:end])  # JFIF and Adobe say how colours are coded
+            kept.append(b"\xff" + marker + data[position:end])  # JFIF and Adobe define the colour space
         elif marker == b"\xe1" and body.startswith(b"Exif\0"):
             exif = exif or body[6:]
         elif marker == b"\xe1" and body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             xmp = xmp or body
-        place = end
+        position = end
     return b"".join(kept), _orientation(exif, xmp)
 
 
 def _webp(data: bytes) -> tuple[bytes, int]:
-    kept, found, place = [], {}, 12
-    while place + 8 <= len(data):
-        name, length = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
-        end = place + 8 + length + length % 2
-        if name == b"VP8X" and length >= 10:  # without the flags of a profile, EXIF and XMP
-            kept.append(data[place : place + 8] + bytes([data[place + 8] & ~0x2C]) + data[place + 9 : end])
+    kept, metadata, position = [], {}, 12
+    while position + 8 <= len(data):
+        name, length = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
+        end = position + 8 + length + length % 2
+        if name == b"VP8X" and length >= 10:  # clear the flags of a profile, EXIF and XMP
+            kept.append(data[position : position + 8] + bytes([data[position + 8] & ~0x2C]) + data[position + 9 : end])
         elif name in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"):
-            kept.append(data[place:end])
+            kept.append(data[position:end])
         else:
-            found.setdefault(name, data[place + 8 : place + 8 + length])
-        place = end
+            metadata.setdefault(name, data[position + 8 : position + 8 + length])
+        position = end
     body = b"WEBP" + b"".join(kept)
-    whole = b"RIFF" + len(body).to_bytes(4, "little") + body
-    return whole, _orientation(found.get(b"EXIF", b""), found.get(b"XMP ", b""))
+    file = b"RIFF" + len(body).to_bytes(4, "little") + body
+    return file, _orientation(metadata.get(b"EXIF", b""), metadata.get(b"XMP ", b""))
 
 
-# The tags of a TIFF that say where its pixels are and what they mean.
+# The tags of a TIFF that locate its pixels and define their format.
 PIXEL_TAGS = frozenset((254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 280, 281, 284, 292, 293, 317, 318,
                         319, 320, 322, 323, 324, 325, 332, 334, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517,
                         518, 519, 520, 521, 529, 530, 531, 532, 34925, 50674))  # fmt: skip
@@ -153,37 +168,37 @@ def _tiff(data: bytes) -> tuple[bytes, int]:
     count = int.from_bytes(data[start:first], order)
     if first + count * size > len(data):
         return data, 1
-    entries = [data[place : place + size] for place in range(first, first + count * size, size)]
+    entries = [data[position : position + size] for position in range(first, first + count * size, size)]
     needed = [entry for entry in entries if int.from_bytes(entry[:2], order) in PIXEL_TAGS]
     table = len(needed).to_bytes(counted, order) + b"".join(needed) + bytes(width)
-    turned = [found for entry in entries if (found := _whole_number(entry, order)) is not None]
-    return data[:start] + table + data[start + len(table) :], turned[0] if turned else 1
+    orientations = [value for entry in entries if (value := _orientation_of_entry(entry, order)) is not None]
+    return data[:start] + table + data[start + len(table) :], orientations[0] if orientations else 1
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    """What EXIF says, else XMP, else 1. `exif` may be cut off, and its other tags may be anything."""
+    """Returns the orientation in EXIF, else in XMP, else 1. `exif` may be truncated, and its other tags malformed."""
     while exif.startswith(b"Exif\0"):
         exif = exif[6:]
     order = {b"II": "little", b"MM": "big"}.get(exif[:2])
     if order and len(exif) >= 8:
         start = int.from_bytes(exif[4:8], order)
         count = int.from_bytes(exif[start : start + 2], order)
-        for place in range(start + 2, min(start + 2 + 12 * count, len(exif) - 11), 12):
-            if (found := _whole_number(exif[place : place + 12], order)) is not None:
-                return found
+        for position in range(start + 2, min(start + 2 + 12 * count, len(exif) - 11), 12):
+            if (value := _orientation_of_entry(exif[position : position + 12], order)) is not None:
+                return value
     match = XMP_ORIENTATION.search(xmp)
     return int(match[1]) if match else 1
 
 
-def _whole_number(entry: bytes, order: str) -> int | None:
-    """The value of an entry of a TIFF's table if that is the orientation and one of the eight there are."""
-    kind = "<" if order == "little" else ">"
-    tag, number_type = struct.unpack(kind + "HH", entry[:4])
-    count, value = int.from_bytes(entry[4 : len(entry) // 2 + 2], order), entry[len(entry) // 2 + 2 :]
+def _orientation_of_entry(entry: bytes, order: str) -> int | None:
+    """Returns the value of an entry of a TIFF directory if it is a valid orientation, else None."""
+    byte_order = "<" if order == "little" else ">"
+    tag, number_type = struct.unpack(byte_order + "HH", entry[:4])
+    count, content = int.from_bytes(entry[4 : len(entry) // 2 + 2], order), entry[len(entry) // 2 + 2 :]
     size = INTEGERS.get(number_type, 9)
-    found = int.from_bytes(value[:size], order)
-    fits = tag == ORIENTATION and count >= 1 and count * size <= len(value)
-    return found if fits and 1 <= found <= 8 else None
+    value = int.from_bytes(content[:size], order)
+    valid = tag == ORIENTATION and count >= 1 and count * size <= len(content)
+    return value if valid and 1 <= value <= 8 else None
 
 
 CONTAINERS = (

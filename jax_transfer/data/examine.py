@@ -1,8 +1,8 @@
-"""Looks at the images of a data set before they are used: copies, blank images, weak values, transparency, damage.
+"""Examines the images of a data set before they are used: copies, blank images, weak values, transparency, damage.
 
-Files are compared byte by byte only if they are equally long and begin and end alike. Pixels are looked at in all images
-if they are decoded anyway to find the damaged ones, else in at most SAMPLE of them, spread evenly over the set; only
-where those are suspicious (16-bit values that are all weak) the others are looked at too.
+The whole content of files is compared only if their lengths, beginnings and ends are equal. Pixels are examined in all
+images if these are decoded anyway to find damaged ones, else in a sample of at most SAMPLE images, spread evenly over
+the data set. If the 16-bit values of the sample are all weak, the remaining images are examined too.
 """
 
 import collections
@@ -27,17 +27,23 @@ from jax_transfer.data.transforms import (
 )
 from jax_transfer.records import InputError
 
-SAMPLE = 64  # images whose pixels are looked at where not all are decoded
+SAMPLE = 64  # number of images whose pixels are examined if not all are decoded
 ENDS = 4096  # bytes at both ends of a file that are compared first
-MOST_FILES = 200_000  # beyond these copies are not looked for
-MANY = 0.01  # the share of images from which blank or weak ones are worth a note
+MOST_FILES = 200_000  # with more files, copies are not searched
+MANY = 0.01  # share of the images from which blank or weak ones are worth a note
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What one image shows. digest: of the pixels as they are seen.
+    """Properties of one image.
 
-    floor, peak: the smallest and largest 16-bit value, None for 8 bits. hidden: see `transforms.is_hidden`.
+    Attributes:
+      digest: hash of the pixels as uint8 RGB.
+      constant: whether all pixels are equal.
+      transparent: whether some pixels are transparent.
+      hidden: whether it is fully transparent by mistake, see `transforms.is_hidden`.
+      floor, peak: the smallest and largest 16-bit value; None for 8-bit images.
+      problem: why it cannot be decoded; "" if it can.
     """
 
     digest: bytes = b""
@@ -51,7 +57,14 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """problems: what cannot be decoded and why. depth: the bits that 16-bit values use. notes: for the reader."""
+    """The result of examining a folder.
+
+    Attributes:
+      folder: the folder.
+      problems: path -> why it cannot be decoded.
+      depth: number of bits that 16-bit values use.
+      notes: sentences on what a reader of results should know about the images.
+    """
 
     folder: Folder
     problems: dict[pathlib.Path, str]
@@ -60,7 +73,11 @@ class Findings:
 
 
 def examine(folder: Folder, every_image: bool, threads: int) -> Findings:
-    """Looks at the files of a folder; every_image: decodes all of them instead of a sample.
+    """Examines the files of a folder.
+
+    Args:
+      every_image: decode all images instead of a sample.
+      threads: number of threads that read files.
 
     Raises:
       InputError: if every image was decoded and all are equal.
@@ -72,29 +89,33 @@ def examine(folder: Folder, every_image: bool, threads: int) -> Findings:
 
     with ThreadPoolExecutor(threads) as pool:
         copies = _copies(paths, pool) if len(paths) <= MOST_FILES else {}
-        looked_at = paths if every_image else spread(paths)
-        looks = dict(zip(looked_at, pool.map(_look_at_file, looked_at), strict=True))
+        examined = paths if every_image else spread(paths)
+        looks = dict(zip(examined, pool.map(_look_at_file, examined), strict=True))
         peaks = {path: look.peak for path, look in looks.items() if look.peak is not None}
-        if peaks and not every_image and max(peaks.values()) < WEAK_PEAK:  # is that so of all of them?
+        if peaks and not every_image and max(peaks.values()) < WEAK_PEAK:  # check whether all images are weak
             others = [path for path in paths if path not in looks]
-            found = zip(others, pool.map(_look_at_file, others), strict=True)
-            peaks |= {path: look.peak for path, look in found if look.peak is not None}
+            looks_of_others = zip(others, pool.map(_look_at_file, others), strict=True)
+            peaks |= {path: look.peak for path, look in looks_of_others if look.peak is not None}
     problems = {path: look.problem for path, look in looks.items() if look.problem} if every_image else {}
-    sound = {path: look for path, look in looks.items() if not look.problem}
-    if every_image and len(sound) > 1 and len({look.digest for look in sound.values()}) == 1:
+    valid = {path: look for path, look in looks.items() if not look.problem}
+    if every_image and len(valid) > 1 and len({look.digest for look in valid.values()}) == 1:
         raise InputError(
-            f"{folder.root}: all {len(sound)} images are equal, such as {shown(min(sound))}; there is nothing to learn "
-            "from: look at the files."
+            f"{folder.root}: all {len(valid)} images are equal, such as {shown(min(valid))}, so nothing can be learned "
+            "from them. Check the files."
         )
-    distinct = {path: look for path, look in sound.items() if copies.get(path, path) == path}
+    distinct = {path: look for path, look in valid.items() if copies.get(path, path) == path}
     notes = [*_notes_on_copies(folder, copies, shown), *notes_on_looks(distinct, shown), *_note_on_weak(peaks, shown)]
     if len(paths) > MOST_FILES:
-        notes.append(f"Exact copies were not looked for among {len(paths):,} files.")
+        notes.append(f"Exact copies were not searched, since there are {len(paths):,} files.")
     return Findings(folder, problems, sixteen_bit_depth(max(peaks.values(), default=WEAK_PEAK)), tuple(notes))
 
 
 def spread(items: Sequence) -> list:
-    """At most SAMPLE of the items, evenly spread."""
+    """Returns at most SAMPLE of the items, evenly spread over the sequence.
+
+    >>> len(spread(range(1000))), spread("abc")
+    (64, ['a', 'b', 'c'])
+    """
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(SAMPLE, len(items))).astype(int))]
 
 
@@ -102,14 +123,19 @@ def spread(items: Sequence) -> list:
 
 
 def look(pixels: np.ndarray) -> Look:
-    """What an image shows: uint8 or uint16, gray, RGB or RGBA."""
+    """Examines the pixels of an image: uint8 or uint16 [h, w] or [h, w, c], gray, RGB or RGBA.
+
+    >>> import numpy as np
+    >>> look(np.zeros((4, 4), np.uint8)).constant
+    True
+    """
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     floor = peak = None
     if pixels.dtype == np.uint16:
         floor, peak = int(pixels[:, :, :3].min()), int(pixels[:, :, :3].max())
     seen = to_uint8_rgb(pixels, sixteen_bit_depth(peak or 0))
     constant = is_constant(seen)
-    content = seen[:1, :1] if constant else seen  # one colour is one colour in every size
+    content = seen[:1, :1] if constant else seen  # images of one colour count as equal in every size
     digest = hashlib.blake2b(repr(content.shape).encode() + content.tobytes(), digest_size=16).digest()
     hidden = is_hidden(pixels)
     return Look(digest, constant, is_transparent(pixels) and not hidden, hidden, floor, peak)
@@ -123,50 +149,60 @@ def _look_at_file(path: pathlib.Path) -> Look:
 
 
 def notes_on_looks(looks: dict, shown: Callable[[object], str]) -> list[str]:
-    """Notes on images of one colour, equal ones, transparent ones and 16-bit ones of little contrast; looks: image -> Look."""
+    """Returns notes on blank, equal and transparent images, and on 16-bit images of low contrast.
+
+    Args:
+      looks: image -> Look.
+      shown: returns the name of an image in the notes.
+
+    >>> import numpy as np
+    >>> notes_on_looks({i: look(np.zeros((4, 4), np.uint8)) for i in range(3)}, shown=str)
+    ['3 of 3 examined images have a single colour (such as 0).']
+    """
     notes, few = [], max(2, MANY * len(looks))
-    constant = [image for image, found in looks.items() if found.constant]
+    constant = [image for image, seen in looks.items() if seen.constant]
     if len(constant) >= few:
-        notes.append(f"{_share(constant, looks)} show a single colour (such as {shown(constant[0])}).")
+        notes.append(f"{_share(constant, looks)} have a single colour (such as {shown(constant[0])}).")
     groups = collections.defaultdict(list)
-    for image, found in looks.items():
-        if not found.constant:
-            groups[found.digest].append(image)
-    equal = [group for group in groups.values() if len(group) > 1]
-    alike = [image for group in equal for image in group]
-    if len(alike) >= few:
-        pair = f"{shown(equal[0][0])} and {shown(equal[0][1])}"
-        notes.append(f"{_share(alike, looks)} show the same pixels as another one (such as {pair}).")
-    transparent = [image for image, found in looks.items() if found.transparent]
+    for image, seen in looks.items():
+        if not seen.constant:
+            groups[seen.digest].append(image)
+    equal_groups = [group for group in groups.values() if len(group) > 1]
+    equal = [image for group in equal_groups for image in group]
+    if len(equal) >= few:
+        pair = f"{shown(equal_groups[0][0])} and {shown(equal_groups[0][1])}"
+        notes.append(f"{_share(equal, looks)} have the same pixels as another image (such as {pair}).")
+    transparent = [image for image, seen in looks.items() if seen.transparent]
     if transparent:
         notes.append(
             f"{_share(transparent, looks)} are partly transparent and are shown over white (such as "
             f"{shown(transparent[0])})."
         )
-    if hidden := [image for image, found in looks.items() if found.hidden]:
+    if hidden := [image for image, seen in looks.items() if seen.hidden]:
         notes.append(
-            f"{_share(hidden, looks)} are transparent everywhere, which is ignored, as their colours differ (such as "
-            f"{shown(hidden[0])})."
+            f"{_share(hidden, looks)} are fully transparent although their colours vary; their transparency is ignored "
+            f"(such as {shown(hidden[0])})."
         )
     narrow = [
         image
-        for image, found in looks.items()
-        if found.peak is not None and found.peak >= WEAK_PEAK and 0 < found.peak - found.floor < WEAK_PEAK
+        for image, seen in looks.items()
+        if seen.peak is not None and seen.peak >= WEAK_PEAK and 0 < seen.peak - seen.floor < WEAK_PEAK
     ]
     if len(narrow) >= few:
         floor, peak = looks[narrow[0]].floor, looks[narrow[0]].peak
         notes.append(
-            f"{_share(narrow, looks)} use less than 1/16 of the range of their 16 bits and come out almost uniform: "
-            f"rescale them (such as {shown(narrow[0])}, from {floor:,} to {peak:,})."
+            f"{_share(narrow, looks)} use less than 1/16 of their 16-bit range and look almost uniform: rescale them "
+            f"(such as {shown(narrow[0])}, from {floor:,} to {peak:,})."
         )
     return notes
 
 
-def _share(some: Sequence, looked_at: Sequence) -> str:
-    return f"{len(some)} of {len(looked_at)} images looked at"
+def _share(some: Sequence, examined: Sequence) -> str:
+    return f"{len(some)} of {len(examined)} examined images"
 
 
 def _note_on_weak(peaks: dict[pathlib.Path, int], shown) -> list[str]:
+    """Returns a note on 16-bit images that use less than 1/16 of their range, if there are enough of them."""
     weak = {path: peak for path, peak in peaks.items() if peak < WEAK_PEAK}
     if not weak:
         return []
@@ -174,13 +210,13 @@ def _note_on_weak(peaks: dict[pathlib.Path, int], shown) -> list[str]:
     if len(weak) == len(peaks):
         return [
             f"The 16-bit images use less than 1/16 of their range (at most {top:,} of 65,535, such as "
-            f"{shown(next(iter(weak)))}): all are read as values of {sixteen_bit_depth(top)} bits."
+            f"{shown(next(iter(weak)))}): they are read as {sixteen_bit_depth(top)}-bit values."
         ]
     if len(weak) < max(2, MANY * len(peaks)):
         return []
     return [
-        f"{len(weak)} of {len(peaks)} 16-bit images looked at use less than 1/16 of their range, unlike the others, and "
-        f"come out dark (such as {shown(next(iter(weak)))})."
+        f"{len(weak)} of {len(peaks)} examined 16-bit images use less than 1/16 of their range, unlike the others, and "
+        f"look dark (such as {shown(next(iter(weak)))})."
     ]
 
 
@@ -188,27 +224,28 @@ def _note_on_weak(peaks: dict[pathlib.Path, int], shown) -> list[str]:
 
 
 def _copies(paths: Sequence[pathlib.Path], pool: ThreadPoolExecutor) -> dict[pathlib.Path, pathlib.Path]:
-    """path -> the first file of the same content, for files of which there are several."""
+    """Maps every file that has copies, the first one included, to the first file with the same content."""
     groups = _grouped(paths, lambda path: path.stat().st_size)
     for key in (_ends, _content):
-        alike = [path for group in groups for path in group]
-        keys = dict(zip(alike, pool.map(key, alike), strict=True))
+        candidates = [path for group in groups for path in group]
+        keys = dict(zip(candidates, pool.map(key, candidates), strict=True))
         groups = [part for group in groups for part in _grouped(group, keys.__getitem__)]
     return {path: group[0] for group in groups for path in group}
 
 
 def _grouped(paths: Iterable[pathlib.Path], key: Callable) -> list[list[pathlib.Path]]:
-    """The paths of equal key, where there are several."""
+    """Returns the groups of two or more paths with an equal key."""
     groups = collections.defaultdict(list)
     for path in paths:
-        if (found := key(path)) is not None:
-            groups[found].append(path)
+        if (value := key(path)) is not None:
+            groups[value].append(path)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def _ends(path: pathlib.Path) -> bytes | None:
+    """Returns the first and last bytes of a file."""
     if not path.is_file() or not (size := path.stat().st_size):
-        return None  # a pipe would wait for ever; empty files are damage, not copies
+        return None  # reading a pipe would block forever; empty files are damaged, not copies
     with open(path, "rb") as file:
         first = file.read(ENDS)
         file.seek(max(0, size - ENDS))
@@ -216,42 +253,43 @@ def _ends(path: pathlib.Path) -> bytes | None:
 
 
 def _content(path: pathlib.Path) -> bytes:
+    """Returns a hash of the content of a file, with its size."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").digest() + os.stat(path).st_size.to_bytes(8)
 
 
 def _notes_on_copies(folder: Folder, copies: dict[pathlib.Path, pathlib.Path], shown) -> list[str]:
-    """Most harmful first: copies under different labels, in training and test split, and any others."""
-    where = {}
+    """Returns notes on copies, most harmful first: with different labels, in both splits, and any others."""
+    split_and_label = {}
     for split, (paths, labels) in folder.splits.items():
-        where |= {path: (split, int(label)) for path, label in zip(paths, labels, strict=True)}
+        split_and_label |= {path: (split, int(label)) for path, label in zip(paths, labels, strict=True)}
     groups = collections.defaultdict(list)
     for path, first in copies.items():
         groups[first].append(path)
     mislabelled, leaked = [], []
     for group in groups.values():
         first = group[0]
-        mislabelled += [(first, path) for path in group if where[path][1] != where[first][1]]
-        trained = [path for path in group if where[path][0] == "train"]
-        leaked += [(trained[0], path) for path in group if trained and where[path][0] == "test"]
+        mislabelled += [(first, path) for path in group if split_and_label[path][1] != split_and_label[first][1]]
+        trained = [path for path in group if split_and_label[path][0] == "train"]
+        leaked += [(trained[0], path) for path in group if trained and split_and_label[path][0] == "test"]
     notes = []
     if copies:
         count = len(copies) - len(groups)
         first = next(iter(groups.values()))
         notes.append(
-            f"{count} image{' is an exact copy' if count == 1 else 's are exact copies'} of another one (such as "
+            f"{count} image{' is an exact copy' if count == 1 else 's are exact copies'} of another image (such as "
             f"{shown(first[1])} of {shown(first[0])})."
         )
     if leaked:
         notes.insert(
             0,
-            f"{len(leaked)} test image{' is' if len(leaked) == 1 else 's are'} among the training images too (such as "
+            f"{len(leaked)} test image{' is' if len(leaked) == 1 else 's are'} also in the training split (such as "
             f"{shown(leaked[0][1])} and {shown(leaked[0][0])}): accuracies are too high.",
         )
     if mislabelled:
         notes.insert(
             0,
-            f"{len(mislabelled)} cop{'y lies' if len(mislabelled) == 1 else 'ies lie'} in another class than the same "
+            f"{len(mislabelled)} cop{'y is' if len(mislabelled) == 1 else 'ies are'} in another class than the same "
             f"image (such as {shown(mislabelled[0][1])} and {shown(mislabelled[0][0])}): one of the labels is wrong.",
         )
     return notes

@@ -1,4 +1,4 @@
-"""Finds the images of class folders."""
+"""Finds the images of class folders and their splits."""
 
 import dataclasses
 import os
@@ -17,7 +17,14 @@ Split = tuple[tuple[pathlib.Path, ...], np.ndarray]  # paths, labels int32 [n]
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The images below `root`: class names, the paths and labels of "train" and "test", and notes for the reader."""
+    """The images below a folder.
+
+    Attributes:
+      root: the folder.
+      class_names: names of the classes, sorted.
+      splits: "train" and "test" -> (paths, labels int32 [n]).
+      notes: sentences on what a reader of results should know about the folder.
+    """
 
     root: pathlib.Path
     class_names: tuple[str, ...]
@@ -26,35 +33,47 @@ class Folder:
 
 
 def find_images(root: pathlib.Path) -> Folder:
-    """All images below `root` and their classes and splits.
+    """Finds all images below `root`, with their classes and splits.
 
-    Layouts: split folders with class folders in them, `train/<class>/...` and `test/<class>/...`, named as
-    `layout.find_splits` says; without a test folder, or with `<class>/...` right below `root`, a fifth of each class is
-    the test split: the same images on every call. Classes are sorted by name, in one Unicode form, and those of train;
-    images may lie in folders below their class. Links are followed, wherever they lead. System folders and hidden files
-    are no data; files of other endings are counted in a note.
+    The layout is `train/<class>/...` and `test/<class>/...`, with the names that `layout.find_splits` accepts. Without
+    a test folder, or with `<class>/...` directly below `root`, a fifth of each class is the test split: the same images
+    on every call. The classes are those of the training split, sorted by name after Unicode normalisation. Images may
+    lie in folders below their class folder. Links are followed. System folders and hidden files are ignored; files with
+    other extensions are counted in a note.
 
     Raises:
-      InputError: for a folder that is missing or has no class folders, folders that are no classes, a class without
-        images, a class of test that train lacks, links to nothing and links that go round; each names the path.
+      InputError: if the folder is missing or has no class folders, its folders do not seem to be classes, a class has
+        no images, train lacks a class of test, or a link is broken or cyclic; the message names the path.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("cat", "dog"):
+    ...         (pathlib.Path(folder) / name).mkdir()
+    ...         for i in range(5):
+    ...             Image.new("L", (8, 8)).save(f"{folder}/{name}/{i}.png")
+    ...     images = find_images(pathlib.Path(folder))
+    >>> images.class_names, [len(paths) for paths, _ in images.splits.values()]
+    (('cat', 'dog'), [8, 2])
     """
     if not root.is_dir():
         raise InputError(f"folder:{root}: {'not a folder' if root.exists() else 'no such folder'}.")
-    found = layout.find_splits(root)
-    train, test = found.train, found.test
+    split_folders = layout.find_splits(root)
+    train, test = split_folders.train, split_folders.test
     classes = _classes(train)
     unread: list[pathlib.Path] = []
-    notes = [*found.notes, *layout.check_structure(train, classes)]
+    notes = [*split_folders.notes, *layout.check_structure(train, classes)]
     class_names = tuple(classes)
     splits = {"train": _images_of_classes(classes, class_names, unread)}
     if test is not None:
-        tested = _classes(test)
-        if extra := sorted(set(tested) - set(class_names)):
+        test_classes = _classes(test)
+        if extra := sorted(set(test_classes) - set(class_names)):
             raise InputError(
-                f"{tested[extra[0]][0]}: class {extra[0]!r} is not in {train}; train needs every class of test."
+                f"{test_classes[extra[0]][0]}: class {extra[0]!r} is not in {train}; the training split needs every "
+                "class of the test split."
             )
-        layout.check_structure(test, tested)
-        splits["test"] = _images_of_classes(tested, class_names, unread)
+        layout.check_structure(test, test_classes)
+        splits["test"] = _images_of_classes(test_classes, class_names, unread)
     else:
         paths, labels = splits["train"]
         for split, chosen in zip(("train", "test"), stratified_split(labels), strict=True):
@@ -63,32 +82,34 @@ def find_images(root: pathlib.Path) -> Folder:
     strays = [image for folder in {root, train, test or train} for image in layout.stray_images(folder)]
     if strays:
         example = min(strays).relative_to(root)
-        lie, are = ("image lies", "is") if len(strays) == 1 else ("images lie", "are")
-        notes.append(f"{len(strays)} {lie} beside the class folders and {are} not read (such as {example}).")
+        images_are, they_are = ("image is", "is") if len(strays) == 1 else ("images are", "are")
+        notes.append(
+            f"{len(strays)} {images_are} outside the class folders and {they_are} not read (such as {example})."
+        )
     return Folder(root, class_names, splits, tuple(notes))
 
 
 def _note_on_unread(unread: list[pathlib.Path], root: pathlib.Path) -> list[str]:
     if not unread:
         return []
-    kinds = Counter(path.suffix.lower() or "no ending" for path in unread)
-    listed = ", ".join(kind for kind, _ in sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))[:5])
+    extensions = Counter(path.suffix.lower() or "no extension" for path in unread)
+    listed = ", ".join(name for name, _ in sorted(extensions.items(), key=lambda pair: (-pair[1], pair[0]))[:5])
     files, their = ("1 file is", "its") if len(unread) == 1 else (f"{len(unread)} files are", "their")
-    return [f"{files} not read because of {their} ending ({listed}; such as {unread[0].relative_to(root)})."]
+    return [f"{files} not read because of {their} extension ({listed}; such as {unread[0].relative_to(root)})."]
 
 
 def _classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Class name -> its folders, sorted; two if their names differ in Unicode form only."""
+    """Returns the folders of each class, sorted by name; two folders if their names differ in Unicode form only."""
     classes: dict[str, list[pathlib.Path]] = {}
-    for found in layout.subfolders(folder):
-        classes.setdefault(layout.one_form(found.name), []).append(found)
+    for class_folder in layout.subfolders(folder):
+        classes.setdefault(layout.one_form(class_folder.name), []).append(class_folder)
     if not classes:
         raise InputError(f"{folder}: no class folders; expected one folder of images per class.")
     return dict(sorted(classes.items()))
 
 
 def _images_of_classes(classes: dict[str, list[pathlib.Path]], class_names, unread: list[pathlib.Path]) -> Split:
-    """The images, class by class; files that are not read are added to `unread`."""
+    """Returns the images, class by class; appends the files that are not read to `unread`."""
     paths: list[pathlib.Path] = []
     labels: list[int] = []
     for name, parts in classes.items():
@@ -97,12 +118,12 @@ def _images_of_classes(classes: dict[str, list[pathlib.Path]], class_names, unre
         images = [path for path in files if layout.is_image(path)]
         others = [path for path in files if not layout.is_image(path)]
         if not images:
-            read = ", ".join(sorted(layout.EXTENSIONS))
-            why = "no images in this class"
+            expected = ", ".join(sorted(layout.EXTENSIONS))
+            problem = "the class has no images"
             if files:
-                which = "its only file is not" if len(files) == 1 else f"none of its {len(files)} files is"
-                why = f"{which} read (such as {files[0].name})"
-            raise InputError(f"{parts[0]}: {why}; expected {read}.")
+                subject = "its only file is not" if len(files) == 1 else f"none of its {len(files)} files is"
+                problem = f"{subject} an image (such as {files[0].name})"
+            raise InputError(f"{parts[0]}: {problem}; expected {expected}.")
         unread += others
         paths += images
         labels += [class_names.index(name)] * len(images)
@@ -110,14 +131,14 @@ def _images_of_classes(classes: dict[str, list[pathlib.Path]], class_names, unre
 
 
 def _files(folder: pathlib.Path, seen: set[pathlib.Path]) -> Iterator[pathlib.Path]:
-    """All files of data below `folder`, sorted in each folder; none of `seen`, which it adds to, is read again.
+    """Yields all data files below `folder`, sorted within each folder; adds each folder to `seen`.
 
-    Links between a few folders could otherwise make endlessly many paths.
+    A folder reached twice is an error: links between a few folders can otherwise form endlessly many paths.
     """
     layout.check_link(folder)
     if folder.resolve() in seen:
         raise InputError(
-            f"{folder}: leads to {folder.resolve()}, whose images are in this class already; remove the link."
+            f"{folder}: leads to {folder.resolve()}, whose images are already in this class; remove the link."
         )
     seen.add(folder.resolve())
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):

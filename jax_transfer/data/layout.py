@@ -1,4 +1,4 @@
-"""What the folders below a data set's folder are: splits, classes, or nothing of the data."""
+"""Decides whether the folders below the folder of a data set are splits, classes, or not part of the data."""
 
 import dataclasses
 import os
@@ -11,16 +11,18 @@ from jax_transfer.records import InputError
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif",
                         ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"))  # fmt: skip
 
-# What systems, servers and archives leave in folders, in any case; so do names that begin with a dot.
+# Files and folders that operating systems, file servers and archivers leave behind, and all names that begin with a
+# dot. Case is ignored.
 SYSTEM_NAMES = re.compile(
     r"\..*|@(eadir|tmp|recycle|sharebin|__thumb|transcode|recently-snapshot|synoresource)|#recycle|#snapshot|~snapshot"
-    r"|__macosx|icon\r|__pycache__|lost\+found|found\.\d+|lost\.dir|\$?recycle\.bin|recycler|recycled|\$winreagent|msocache"
-    r"|system volume information|network trash folder|temporary items|thumbs\.db(:encryptable)?|ehthumbs(_vista)?\.db"
+    r"|__macosx|icon\r|__pycache__|lost\+found|found\.\d+|lost\.dir|\$?recycle\.bin|recycler|recycled"
+    r"|\$winreagent|msocache|system volume information|network trash folder|temporary items"
+    r"|thumbs\.db(:encryptable)?|ehthumbs(_vista)?\.db"
     r"|desktop\.ini|picasa\.ini|~\$.*|.*:zone\.identifier|wpsettings\.dat|indexervolumeguid",
     re.IGNORECASE | re.DOTALL,
 )
 
-# Words of which one in a folder's name makes it a split, alone or in one word with what is said of splits.
+# Words that make a folder a split, alone or joined with a neutral word (`trainset`, `images_test`).
 ROLES = {
     "train": "train(?:ing|val)?|trn",
     "test": "test(?:ing)?|tst|holdout|heldout",
@@ -32,37 +34,43 @@ NEUTRAL = (
 ROLE_OF_WORD = {role: re.compile(f"(?:{stem})(?:{NEUTRAL})?|(?:{NEUTRAL})(?:{stem})") for role, stem in ROLES.items()}
 NEUTRAL_WORD = re.compile(f"{NEUTRAL}|x|the|of|my")
 
-
+# Words in the names of folders whose images have no labels.
 UNLABELLED = {"unknown", "unlabeled", "unlabelled", "pred", "predict", "prediction", "predictions", "inference"}
 
 
 def one_form(name: str) -> str:
-    """A name in the one Unicode form in which names of classes are compared: some systems write it in another one."""
+    """Returns a name in Unicode normal form C, in which class names are compared; some systems store another form."""
     return unicodedata.normalize("NFC", name)
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or was left by a system and holds no data."""
+    """Returns whether a file or folder with this name is hidden or a leftover of a system, and holds no data.
+
+    >>> is_system("Thumbs.db"), is_system("cat")
+    (True, False)
+    """
     return SYSTEM_NAMES.fullmatch(name) is not None
 
 
 def is_image(path: pathlib.Path) -> bool:
-    """Whether the ending is that of an image that is read."""
+    """Returns whether the extension is that of a supported image format."""
     return path.suffix.lower() in EXTENSIONS
 
 
 def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folders in `folder` that are no system folders, links to folders and to nothing included, by name.
+    """Returns the folders in `folder`, sorted by name, without system folders.
+
+    Links to folders and broken links are included.
 
     Raises:
-      InputError: if `folder` is itself a link to nothing.
+      InputError: if `folder` itself is a broken link.
     """
     check_link(folder)
     return [path for path in _entries(folder) if path.is_dir() or (path.is_symlink() and not path.exists())]
 
 
 def stray_images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The images right in `folder`, by name."""
+    """Returns the images directly in `folder`, sorted by name."""
     return [path for path in _entries(folder) if is_image(path) and path.is_file()]
 
 
@@ -73,38 +81,52 @@ def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def check_link(path: pathlib.Path) -> None:
-    """Raises InputError for a link to nothing, and to a folder it lies in; any other file or folder may be linked to."""
+    """Checks a link; links to files and to other folders are valid.
+
+    Raises:
+      InputError: if the link is broken or leads to a folder that contains it.
+    """
     if not path.is_symlink():
         return
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: a link to nothing ({os.readlink(path)}); repair or remove it.") from error
+        raise InputError(f"{path}: a broken link to {os.readlink(path)}; repair or remove it.") from error
     if target.is_dir() and path.parent.resolve().is_relative_to(target):
-        raise InputError(f"{path}: a link to a folder it lies in; remove it.")
+        raise InputError(f"{path}: a link to a folder that contains it; remove it.")
 
 
 def role(name: str) -> tuple[str | None, frozenset[str]]:
-    """(train, test, val or None; the other words of the name, those that any split may have left out).
+    """Returns the split that a folder's name means ("train", "test", "val" or None), and the other words of the name.
 
-    seg_train -> ("train", {"seg"}); Training_Images -> ("train", {}); cat -> (None, {"cat"}).
+    Neutral words such as "images", which the name of any split may contain, are left out.
+
+    >>> role("seg_train"), role("Training_Images")
+    (('train', frozenset({'seg'})), ('train', frozenset()))
+    >>> role("cat")
+    (None, frozenset({'cat'}))
     """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))
-    whole = re.sub(r"(hold|held)[\W_]*out", r"\1out", spaced.casefold())
-    words = re.findall(r"[^\W\d_]+", whole)
-    roles = {word: found for word in words for found, pattern in ROLE_OF_WORD.items() if pattern.fullmatch(word)}
-    found = set(roles.values())
-    if found == {"train", "val"}:
-        found = {"train"}  # both together are trained on
-    if found == {"test", "val"}:
-        found = {"test"}
-    others = frozenset(word for word in words if word not in roles and not NEUTRAL_WORD.fullmatch(word))
-    return found.pop() if len(found) == 1 else None, others
+    joined = re.sub(r"(hold|held)[\W_]*out", r"\1out", spaced.casefold())
+    words = re.findall(r"[^\W\d_]+", joined)
+    role_of_word = {word: name for word in words for name, pattern in ROLE_OF_WORD.items() if pattern.fullmatch(word)}
+    roles = set(role_of_word.values())
+    if roles == {"train", "val"}:
+        roles = {"train"}  # "trainval" is used for training
+    if roles == {"test", "val"}:
+        roles = {"test"}
+    others = frozenset(word for word in words if word not in role_of_word and not NEUTRAL_WORD.fullmatch(word))
+    return roles.pop() if len(roles) == 1 else None, others
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """train, test: the folders that hold the class folders; test is None if a part of train is tested on."""
+    """The folders of the splits.
+
+    Attributes:
+      train, test: the folders that hold the class folders; test is None if a part of train is used for testing.
+      notes: sentences on what is not evident about this choice.
+    """
 
     train: pathlib.Path
     test: pathlib.Path | None = None
@@ -112,14 +134,24 @@ class Splits:
 
 
 def find_splits(root: pathlib.Path) -> Splits:
-    """Which folders below `root` are trained and tested on, and notes on what is not evident about that.
+    """Finds the training and test folders below `root`.
 
-    A folder is a split if its name says so, in any case and with other words around it, and class folders lie in it. A
-    name with words of its own counts if another split has the same ones (seg_train, seg_test) or none, and holds the
-    same classes: test_tube and train_station are classes. A split `val` is tested on if no test folder has classes.
+    A folder is a split if its name contains such a word (case is ignored, other words are allowed) and it holds class
+    folders. A name with further words counts only if another split has the same words (seg_train, seg_test) or none,
+    and holds the same classes: test_tube and train_station are classes. A `val` folder is used for testing if no test
+    folder has classes.
 
     Raises:
-      InputError: for splits that cannot be told apart, and a test folder without one to train on.
+      InputError: if several folders could be the same split, or a test folder has no training folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     root = pathlib.Path(folder)
+    ...     for name in ("Training/cat", "Training/dog", "Testing/cat"):
+    ...         (root / name).mkdir(parents=True)
+    ...     splits = find_splits(root)
+    >>> splits.train.name, splits.test.name, splits.notes
+    ('Training', 'Testing', ('Training/ is used for training and Testing/ for testing.',))
     """
     folders = subfolders(root)
     roles = {folder: role(folder.name) for folder in folders}
@@ -130,12 +162,14 @@ def find_splits(root: pathlib.Path) -> Splits:
     }
     others = [*groups["test"], *groups["val"]]
     groups["train"] = [folder for folder in groups["train"] if _is_train(folder, others, roles)]
-    train = _the_one(groups["train"], nested, root)
+    train = _plainest(groups["train"], nested, root)
     plain_others = [folder for folder in others if not roles[folder][1]]
     if train is None or not (nested[train] or plain_others):
         lonely = [folder for folder in plain_others if nested[folder]]
         if lonely and train is None and not any(stray_images(folder) for folder in set(folders) - set(others)):
-            raise InputError(_without_train(root, lonely[0].name, [one for one in folders if one not in others]))
+            raise InputError(
+                _without_train(root, lonely[0].name, [folder for folder in folders if folder not in others])
+            )
         _check_classes_by_split(root, roles)
         return Splits(root)
     words = roles[train][1]
@@ -150,26 +184,26 @@ def find_splits(root: pathlib.Path) -> Splits:
         ]
         labelled = [folder for folder in group if _has_classes(folder, classes)]
         if test is None and labelled:
-            test = _the_one(labelled, dict.fromkeys(labelled, True), root)
-            reason = (
-                f"{_shown(unlabelled[0], root)} holds no class folders" if unlabelled else "there is no test folder"
-            )
+            test = _plainest(labelled, dict.fromkeys(labelled, True), root)
+            reason = f"{_shown(unlabelled[0], root)} has no class folders" if unlabelled else "there is no test folder"
         unlabelled += [folder for folder in group if folder not in labelled]
-    notes, named = [], [folder for folder in (train, test) if folder]
+    notes, mentioned = [], [folder for folder in (train, test) if folder]
     if test and role(test.name)[0] == "val":
-        notes.append(f"{_shown(train, root)} is trained on and {_shown(test, root)} tested on, because {reason}.")
-        named += [folder for folder in unlabelled[:1] if role(folder.name)[0] == "test"]
+        notes.append(
+            f"{_shown(train, root)} is used for training and {_shown(test, root)} for testing, because {reason}."
+        )
+        mentioned += [folder for folder in unlabelled[:1] if role(folder.name)[0] == "test"]
     elif test and {train, test} != {root / "train", root / "test"}:
-        notes.append(f"{_shown(train, root)} is trained on and {_shown(test, root)} tested on.")
+        notes.append(f"{_shown(train, root)} is used for training and {_shown(test, root)} for testing.")
     elif unlabelled and classes and test is None:
         notes.append(
-            f"{_shown(unlabelled[0], root)} holds no class folders: a fifth of each class of {_shown(train, root)} is "
-            "tested on."
+            f"{_shown(unlabelled[0], root)} has no class folders: a fifth of each class of {_shown(train, root)} is "
+            "used for testing."
         )
-        named.append(unlabelled[0])
+        mentioned.append(unlabelled[0])
     elif test is None and not unlabelled:
         _check_rivals(train, [folder for folder in folders if not train.is_relative_to(folder)], root)
-    if unread := [folder for folder in folders if not any(one.is_relative_to(folder) for one in named)]:
+    if unread := [folder for folder in folders if not any(path.is_relative_to(folder) for path in mentioned)]:
         listed = ", ".join(f"{folder.name}/" for folder in unread[:3])
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
         notes.append(f"{listed}{more} beside {_shown(train, root)} {'are' if len(unread) > 1 else 'is'} not read.")
@@ -177,55 +211,67 @@ def find_splits(root: pathlib.Path) -> Splits:
 
 
 def _without_train(root: pathlib.Path, split: str, others: list[pathlib.Path]) -> str:
-    add = (
+    """Returns the error message for a test split without a training split."""
+    advice = (
         f"rename {others[0].name}/ to train/ if that is the training set" if others else "add it with the same classes"
     )
-    return f"{root}: has {split}/ but no train/; {add}, or rename {split}/ if it is a class."
+    return f"{root}: has {split}/ but no train/; {advice}, or rename {split}/ if it is a class."
 
 
 def _check_classes_by_split(root: pathlib.Path, roles: dict) -> None:
-    """Raises InputError if the folders are splits of classes, such as train_real, train_fake, test_real and test_fake."""
+    """Checks that the folders are not splits of each class, such as train_real, train_fake, test_real and test_fake.
+
+    Raises:
+      InputError: if they are.
+    """
     for folder, (name, words) in roles.items():
-        tested = [other for other, (split, same) in roles.items() if split in ("test", "val") and same == words]
-        if name == "train" and words and tested:
+        tests = [other for other, (split, same) in roles.items() if split in ("test", "val") and same == words]
+        if name == "train" and words and tests:
             raise InputError(
-                f"{root}: {folder.name}/ and {tested[0].name}/ seem to be two splits of one class; arrange the images as "
-                "train/<class>/ and test/<class>/."
+                f"{root}: {folder.name}/ and {tests[0].name}/ seem to be two splits of one class; arrange the images "
+                "as train/<class>/ and test/<class>/."
             )
 
 
 def _check_rivals(train: pathlib.Path, others: list[pathlib.Path], root: pathlib.Path) -> None:
-    """Raises InputError if a folder that may be a class, such as the vehicle, is all that makes train a split."""
+    """Checks that train is really a split and not a class (the vehicle) beside the other folders.
+
+    Raises:
+      InputError: if other folders, which may be classes, hold images, and nothing but its name makes train a split.
+    """
     classes = _names(train)
     rivals = [
         folder
         for folder in others
         if role(folder.name)[1] - UNLABELLED and not classes & _names(folder)
-        if any(stray_images(one) for one in (folder, *subfolders(folder)))
+        if any(stray_images(part) for part in (folder, *subfolders(folder)))
     ]
     if rivals:
         listed = _listed([f"{folder.name}/" for folder in rivals])
+        hold = "holds" if len(rivals) == 1 else "hold"
         raise InputError(
-            f"{root}: {_shown(train, root)} may be a split or a class, as {listed} beside it "
-            f"hold{'s' * (len(rivals) == 1)} other images; to read it alone, name folder:{train} as the data set; if it "
-            "is a class, move its images out of their folders, right into it."
+            f"{root}: {_shown(train, root)} may be a split or a class, since {listed} beside it {hold} other images. "
+            f"To read it alone, name folder:{train} as the data set; if it is a class, move its images out of their "
+            "subfolders, directly into it."
         )
 
 
 def _is_train(folder: pathlib.Path, others: list[pathlib.Path], roles: dict) -> bool:
+    """Returns whether a folder with the role of train has no further words, or words that match another split."""
     words = roles[folder][1]
     return not words or any(roles[other][1] in (words, frozenset()) for other in others)
 
 
 def _has_classes(folder: pathlib.Path, classes: set[str]) -> bool:
-    """Whether the folders in a split are classes: those of train, or at least not just `images` and the like."""
-    found = _names(folder)
-    roles = {name: role(name) for name in found}
-    said = [name for name, (split, words) in roles.items() if not split and words - UNLABELLED]
-    return bool(classes & found or said or any(not re.search(r"[^\W\d_]", name) for name in found))
+    """Returns whether the folders in a split are classes: those of train, or names other than `images` and the like."""
+    names = _names(folder)
+    roles = {name: role(name) for name in names}
+    specific = [name for name, (split, words) in roles.items() if not split and words - UNLABELLED]
+    return bool(classes & names or specific or any(not re.search(r"[^\W\d_]", name) for name in names))
 
 
 def _names(folder: pathlib.Path) -> set[str]:
+    """Returns the names of the subfolders, in one Unicode form."""
     return {one_form(sub.name) for sub in subfolders(folder)}
 
 
@@ -233,20 +279,24 @@ def _shown(folder: pathlib.Path, root: pathlib.Path) -> str:
     return f"{folder.relative_to(root)}/"
 
 
-def _the_one(folders: list[pathlib.Path], nested: dict, root: pathlib.Path) -> pathlib.Path | None:
-    """The folder of a role: the one of the plainest name among those that hold folders."""
+def _plainest(folders: list[pathlib.Path], nested: dict, root: pathlib.Path) -> pathlib.Path | None:
+    """Returns the folder with the plainest name among those of one role, preferring folders that hold folders.
+
+    Raises:
+      InputError: if several names are equally plain.
+    """
     folders = [folder for folder in folders if nested[folder]] or folders
     exact = [folder for folder in folders if folder.name.casefold() in (*ROLES, "validation")]
     plain = [folder for folder in folders if not role(folder.name)[1]]
     group = next((group for group in (exact, plain, folders) if group), [])
     if len(group) > 1:
-        named = ", ".join(_shown(folder, root) for folder in group)
-        raise InputError(f"{root}: {named} could each be the {role(group[0].name)[0]} split; keep one of them here.")
+        listed = ", ".join(_shown(folder, root) for folder in group)
+        raise InputError(f"{root}: {listed} could each be the {role(group[0].name)[0]} split; keep one of them here.")
     return group[0] if group else None
 
 
 def _inner(folder: pathlib.Path) -> pathlib.Path:
-    """The inner one of seg_train/seg_train, as some archives unpack."""
+    """Returns the inner folder of seg_train/seg_train, a nesting that some archives unpack to."""
     while len(inner := subfolders(folder)) == 1 and role(inner[0].name) == role(folder.name):
         if inner[0].is_symlink() or not subfolders(inner[0]) or stray_images(folder):
             break
@@ -255,21 +305,28 @@ def _inner(folder: pathlib.Path) -> pathlib.Path:
 
 
 def check_structure(folder: pathlib.Path, classes: dict[str, list[pathlib.Path]]) -> list[str]:
-    """Notes on folders below the class folders (name -> folders) of `folder`: all images in them are of the class.
+    """Checks that class folders do not look like something else, and returns notes on the folders inside them.
+
+    Images in folders below a class folder belong to that class.
+
+    Args:
+      folder: the folder that holds the class folders.
+      classes: class name -> its folders.
 
     Raises:
-      InputError: if the classes look like something else: all hold the same folders, or there is but one with several.
+      InputError: if all classes hold the same folders, a class holds the folders of the other classes, or there is only
+        one class, which holds several folders.
     """
     below = {name: [sub for part in parts for sub in subfolders(part)] for name, parts in classes.items()}
     names = [set().union(*map(_names, parts)) for parts in classes.values()]
     shared = sorted(set.intersection(*names))
-    same = len(shared) > 1 and all(found == names[0] for found in names)
+    same = len(shared) > 1 and all(folder_names == names[0] for folder_names in names)
     if same or (len(shared) > 1 and not any(stray_images(part) for parts in classes.values() for part in parts)):
         listed = _listed(shared)
         if len(classes) == 1:
             only = next(iter(classes.values()))[0]
             raise InputError(
-                f"{folder}: its only folder {only.name}/ holds the folders {listed}; if these are the classes, or the "
+                f"{folder}: its only folder {only.name}/ holds the folders {listed}; if these are the classes or the "
                 f"splits, name folder:{only} as the data set."
             )
         raise InputError(
@@ -282,13 +339,13 @@ def check_structure(folder: pathlib.Path, classes: dict[str, list[pathlib.Path]]
         again = sorted({one_form(sub.name) for sub in subs if not sub.is_symlink()} & set(classes) - {name})
         if len(again) > 1:
             raise InputError(
-                f"{classes[name][0]}: holds folders named as the classes beside it ({_listed(again)}), so it does not seem "
-                "to be a class but the data set once more; remove it, or name it alone as the data set."
+                f"{classes[name][0]}: holds folders with the names of the classes beside it ({_listed(again)}), so it "
+                "seems to be a copy of the data set and not a class; remove it, or name it alone as the data set."
             )
-    count, example = sum(map(bool, below.values())), next(found[0] for found in below.values() if found)
+    count, example = sum(map(bool, below.values())), next(subs[0] for subs in below.values() if subs)
     return [
-        f"{count} of {len(classes)} class folders hold folders of their own (such as {example.relative_to(folder)}/), "
-        "whose images are of that class."
+        f"{count} of {len(classes)} class folders contain subfolders (such as {example.relative_to(folder)}/); their "
+        "images belong to the class."
     ]
 
 

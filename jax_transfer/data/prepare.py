@@ -1,6 +1,6 @@
 """Prepares a TFDS data set in ArrayRecord format: `python -m jax_transfer.data.prepare cifar10 [--data_dir DIR]`.
 
-Needs TensorFlow (`pip install "jax_transfer[prepare]"`); reading the prepared set does not.
+Preparing needs TensorFlow (`pip install "jax_transfer[prepare]"`); reading a prepared data set does not.
 """
 
 import argparse
@@ -14,14 +14,14 @@ from jax_transfer.data.tfds_sets import unknown_tfds_name
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, or 2 after one line on what is wrong."""
+    """Prepares the data set and returns 0, or prints a one-line error and returns 2."""
     parser = argparse.ArgumentParser(prog="python -m jax_transfer.data.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="a name in jax_transfer/data/catalog.py, or any of tensorflow.org/datasets")
+    parser.add_argument("name", help="a name in jax_transfer/data/catalog.py, or any name of tensorflow.org/datasets")
     parser.add_argument("--data_dir", default=os.environ.get("TFDS_DATA_DIR"), help="default: $TFDS_DATA_DIR")
     options = parser.parse_args(arguments)
     entry = catalog.CATALOG.get(options.name)
     try:
-        import tensorflow  # noqa: F401  an extra: asked for here so that its absence is one line
+        import tensorflow  # noqa: F401  imported here so that a missing TensorFlow is a one-line error
     except ImportError:
         print('Preparing a data set needs TensorFlow: pip install "jax_transfer[prepare]"', file=sys.stderr)
         return 2

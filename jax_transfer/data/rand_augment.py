@@ -1,14 +1,14 @@
-"""RandAugment as timm's "rand-m9-mstd0.5-inc1" (Cubuk et al., 2019, arXiv:1909.13719), on the device.
+"""RandAugment as timm's "rand-m9-mstd0.5-inc1" (Cubuk et al., 2019, arXiv:1909.13719), computed on the device.
 
-Two operations are drawn for each image, with replacement; each runs with probability one half, at magnitude
-N(9, 0.5^2) cut to [0, 10]. Every operation gives what PIL gives on uint8 images, up to rounding.
+Two operations are drawn for each image, with replacement. Each runs with probability 1/2, at a magnitude drawn from
+N(9, 0.5^2) and clipped to [0, 10]. Every operation gives the result of PIL on uint8 images, up to rounding.
 
-Operations differ from image to image, and `lax.switch` under vmap would compute all fifteen for every image. So they
-are taken together where they are of one kind: eight are a table of 256 values an image and channel, five are one affine
-warp, and colour and sharpness blend with another image. An image then costs one histogram, one table look-up, one warp
-and a blend for each of the two operations, whatever it drew. A loop over images with a true switch computes
-less, but on one core, kernel by kernel (64 images of 64 pixels on two CPU cores: 32 ms an operation, against 18), and
-gathers a batch that is split over devices.
+Operations differ between images, and `lax.switch` under vmap would compute all fifteen for every image. They are
+therefore merged by kind: eight are a table of 256 values per image and channel, five are one affine warp, and colour
+and sharpness blend the image with another one. Whatever operations it draws, an image costs one histogram, one table
+look-up, one warp and one blend for each of the two. A loop over images with a real switch computes less, but runs on
+one core, kernel by kernel (64 images of 64 pixels on two CPU cores: 32 ms per operation, against 18), and gathers a
+batch that is split over devices.
 """
 
 import jax
@@ -38,13 +38,21 @@ OPERATIONS = (
 NOTHING = len(OPERATIONS)
 TABLES = ("auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "contrast", "brightness")
 
-NUM_OPERATIONS = 2  # an image
-PROBABILITY = 0.5  # of each
+NUM_OPERATIONS = 2  # per image
+PROBABILITY = 0.5  # that an operation runs
 MAGNITUDE, MAGNITUDE_STD, MAX_MAGNITUDE = 9.0, 0.5, 10.0
 
 
 def rand_augment(key, images: Float[Array, "b h w 3"], preprocessing: Preprocessing) -> Float[Array, "b h w 3"]:
-    """Two random operations on each image; images in [0, 1]. A warp fills what it uncovers with preprocessing.mean."""
+    """Applies two random operations to each image; images in [0, 1].
+
+    Pixels that a warp leaves uncovered are filled with `preprocessing.mean`.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> rand_augment(jax.random.key(0), jnp.full((2, 8, 8, 3), 0.5), Preprocessing(image_size=8)).shape
+    (2, 8, 8, 3)
+    """
     shape = (NUM_OPERATIONS, len(images))
     key_operation, key_runs, key_magnitude, key_negate = jax.random.split(key, 4)
     operation = jax.random.randint(key_operation, shape, 0, len(OPERATIONS))
@@ -66,38 +74,47 @@ def operate(
     negate: Bool[Array, " b"],
     fill: Float[Array, " 3"],
 ) -> Float[Array, "b h w 3"]:
-    """One operation on each image, as timm calls PIL.
+    """Applies one operation to each image, as timm does with PIL.
 
     Args:
-      pixels: whole numbers from 0 to 255; so is the result.
-      operation: places in OPERATIONS; NOTHING leaves an image as it is.
+      pixels: whole numbers from 0 to 255.
+      operation: indices into OPERATIONS; NOTHING leaves an image unchanged.
       level: magnitude / 10, in [0, 1].
-      negate: the other direction; only for operations that have two.
-      fill: what a warp shows where the image has no pixel.
+      negate: whether to reverse the direction of an operation that has two.
+      fill: colour, from 0 to 255, of the pixels that a warp leaves uncovered.
+
+    Returns:
+      The images, whole numbers from 0 to 255.
+
+    >>> import jax.numpy as jnp
+    >>> pixels, invert = jnp.full((1, 4, 4, 3), 10.0), jnp.array([OPERATIONS.index("invert")])
+    >>> operate(pixels, invert, jnp.array([0.9]), jnp.array([False]), jnp.zeros(3)).max().item()
+    245.0
     """
     amount = level * jnp.where(negate, -1.0, 1.0)
-    factor = 1 + 0.9 * amount  # of an enhancement: 1 changes nothing
+    factor = 1 + 0.9 * amount  # of an enhancement; 1 changes nothing
     gray = _gray(pixels)
     looked_up = _look_up(pixels, _tables(pixels, gray, operation, level, factor))
-    blurred = jnp.where(_is(operation, "color")[:, None, None, None], gray, _smooth(pixels))
-    enhanced = _blend(blurred, pixels, factor[:, None, None, None])
+    degenerate = jnp.where(_is(operation, "color")[:, None, None, None], gray, _smooth(pixels))
+    enhanced = _blend(degenerate, pixels, factor[:, None, None, None])
     warped = _warp(pixels, _matrices(operation, amount, *pixels.shape[1:3]), fill)
-    found = pixels
-    for names, result in (
+    result = pixels
+    for names, candidate in (
         (("color", "sharpness"), enhanced),
         (("rotate", "shear_x", "shear_y", "translate_x", "translate_y"), warped),
         (TABLES, looked_up),
     ):
-        found = jnp.where(_is(operation, *names)[:, None, None, None], result, found)
-    return found
+        result = jnp.where(_is(operation, *names)[:, None, None, None], candidate, result)
+    return result
 
 
-def _is(operation, *names: str):
+def _is(operation, *names: str) -> Bool[Array, " b"]:
+    """Returns which images have an operation of these names."""
     return jnp.isin(operation, jnp.array([OPERATIONS.index(name) for name in names]))
 
 
 def _tables(pixels, gray, operation, level, factor) -> Float[Array, "b 3 256"]:
-    """What each value becomes under the operations that look at nothing else, an image and a channel."""
+    """Returns the new value of each pixel value, per image and channel, for operations that depend on nothing else."""
     value = jnp.arange(256)
     counts = _histograms(pixels)
     level, factor = level[:, None, None], factor[:, None, None]
@@ -132,39 +149,44 @@ def _tables(pixels, gray, operation, level, factor) -> Float[Array, "b 3 256"]:
 
 
 def _histograms(pixels) -> Int[Array, "b 3 256"]:
+    """Counts the values of each image and channel."""
     b, h, w, c = pixels.shape
-    rows = jnp.arange(b)[:, None, None] * c + jnp.arange(c)  # a histogram each
-    places = rows * 256 + pixels.reshape(b, h * w, c).astype(jnp.int32)
-    return jnp.zeros(b * c * 256, jnp.int32).at[places.ravel()].add(1).reshape(b, c, 256)
+    histogram = jnp.arange(b)[:, None, None] * c + jnp.arange(c)  # the index of each image and channel's histogram
+    bins = histogram * 256 + pixels.reshape(b, h * w, c).astype(jnp.int32)
+    return jnp.zeros(b * c * 256, jnp.int32).at[bins.ravel()].add(1).reshape(b, c, 256)
 
 
 def _look_up(pixels, tables):
+    """Replaces each pixel value by its entry in the tables [b, 3, 256]."""
     b, h, w, c = pixels.shape
     values = jnp.take_along_axis(tables.mT, pixels.reshape(b, h * w, c).astype(jnp.int32), axis=1)
     return values.reshape(pixels.shape)
 
 
 def _gray(pixels) -> Float[Array, "b h w 1"]:
-    """PIL's convert("L"): luma of ITU-R 601-2 in whole numbers."""
+    """Returns PIL's convert("L"): the luma of ITU-R 601-2 in whole numbers."""
     weighted = pixels.astype(jnp.int32) * jnp.array([19595, 38470, 7471])
     return ((weighted.sum(-1, keepdims=True) + 0x8000) >> 16).astype(pixels.dtype)
 
 
 def _blend(other, pixels, factor):
-    """PIL's Image.blend: `other` at factor 0, `pixels` at 1, cut to [0, 255] and to whole numbers."""
+    """Blends as PIL's Image.blend: `other` at factor 0, `pixels` at factor 1; clipped to [0, 255] and rounded down."""
     return jnp.floor(jnp.clip(other + factor * (pixels - other), 0, 255))
 
 
 def _smooth(pixels):
-    """PIL's ImageFilter.SMOOTH: a 3 x 3 mean with weight 5 of 13 in the middle; the border stays as it is."""
+    """Smooths as PIL's ImageFilter.SMOOTH: a 3 x 3 mean with weight 5/13 on the centre; the border is unchanged."""
     h, w = pixels.shape[1:3]
-    near = sum(pixels[:, i : h - 2 + i, j : w - 2 + j] for i in range(3) for j in range(3))
-    inner = jnp.floor((near + 4 * pixels[:, 1:-1, 1:-1]) / 13 + 0.5)
+    neighbourhood = sum(pixels[:, i : h - 2 + i, j : w - 2 + j] for i in range(3) for j in range(3))
+    inner = jnp.floor((neighbourhood + 4 * pixels[:, 1:-1, 1:-1]) / 13 + 0.5)
     return pixels.at[:, 1:-1, 1:-1].set(inner)
 
 
 def _matrices(operation, amount, height: int, width: int) -> Float[Array, "b 2 3"]:
-    """Where the pixel (x, y) of the result comes from: matrix @ (x, y, 1), as in PIL's Image.AFFINE."""
+    """Returns the affine map of each image from a pixel of the result to its source, as in PIL's Image.AFFINE.
+
+    The pixel (x, y) of the result comes from matrix @ (x, y, 1).
+    """
     zero, one = jnp.zeros_like(amount), jnp.ones_like(amount)
     angle = -jnp.deg2rad(30 * amount)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -183,10 +205,10 @@ def _matrices(operation, amount, height: int, width: int) -> Float[Array, "b 2 3
 
 
 def _warp(pixels, matrices, fill):
-    """PIL's Image.transform with bilinear resampling. (timm draws bilinear or bicubic; only the former is here.)"""
+    """Warps as PIL's Image.transform with bilinear resampling (timm draws bilinear or bicubic at random)."""
     b, h, w, c = pixels.shape
     centres = jnp.stack([*jnp.meshgrid(jnp.arange(w) + 0.5, jnp.arange(h) + 0.5), jnp.ones((h, w))], -1)
-    # Sums, not a matrix product: on accelerators that would round places to a few bits.
+    # Sums and not a matrix product, which accelerators would compute with only a few bits of the coordinates.
     x, y = ((matrices[:, i, None, None] * centres).sum(-1) for i in range(2))
     inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
     left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
@@ -194,8 +216,9 @@ def _warp(pixels, matrices, fill):
     flat = pixels.reshape(b, h * w, c)
 
     def at(row, column):
-        place = jnp.clip(row, 0, h - 1).astype(jnp.int32) * w + jnp.clip(column, 0, w - 1).astype(jnp.int32)
-        return jax.vmap(lambda image, places: image[places])(flat, place)
+        """Returns the pixels at [b, h, w] rows and columns, clipped to the image."""
+        indices = jnp.clip(row, 0, h - 1).astype(jnp.int32) * w + jnp.clip(column, 0, w - 1).astype(jnp.int32)
+        return jax.vmap(lambda image, indices: image[indices])(flat, indices)
 
     upper = at(top, left) * (1 - dx) + at(top, left + 1) * dx
     lower = at(top + 1, left) * (1 - dx) + at(top + 1, left + 1) * dx

@@ -1,4 +1,4 @@
-"""One split of a data set, whatever it comes from."""
+"""`Source`: one split of a data set, of any origin."""
 
 import dataclasses
 import functools
@@ -17,14 +17,19 @@ SPLITS = ("train", "test")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """One split of a data set: labels at hand, images read on demand.
+    """One split of a data set: its labels are in memory, its images are read on demand.
 
-    name: as the user wrote it. split: "train" or "test". labels: int32 [n], indices into class_names.
-    read(indices): decoded uint8 images of any size, [h, w], [h, w, 1] or [h, w, 3], in the order asked; threads may
-    share it, and it pickles. fingerprint: a hash of all that determines the content, found without decoding it.
-    metric: what the field reports for this set, "accuracy" or "mean_class_accuracy". notes: sentences on what a reader
-    of results should know of the data. extra: what else belongs to each image, arrays [n, ...] such as the tokens of its
-    captions.
+    Attributes:
+      name: as the user wrote it.
+      split: "train" or "test".
+      class_names: names of the c classes.
+      labels: int32 [n], indices into class_names.
+      read: read(indices) returns the decoded uint8 images of any size, [h, w], [h, w, 1] or [h, w, 3], in the order of
+        `indices`. It is thread-safe and can be pickled.
+      fingerprint: hash of everything that determines the content, computed without decoding the images.
+      metric: the metric that papers report on this data set, "accuracy" or "mean_class_accuracy".
+      notes: sentences on what a reader of results should know about the data.
+      extra: further data of each image, arrays [n, ...], such as the tokens of its captions.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Source:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes, including those without images."""
         return len(self.class_names)
 
     def __len__(self) -> int:
@@ -46,7 +52,13 @@ class Source:
 
 
 def subset(source: Source, indices: np.ndarray) -> Source:
-    """The images at `indices` [m] of `source`, in that order."""
+    """Returns the images at `indices` [m] of `source`, in that order.
+
+    >>> import numpy as np
+    >>> source = from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1])
+    >>> subset(source, np.array([3, 0])).labels.tolist()
+    [1, 0]
+    """
     indices = np.asarray(indices, dtype=np.int64)
     return dataclasses.replace(
         source,
@@ -58,23 +70,29 @@ def subset(source: Source, indices: np.ndarray) -> Source:
 
 
 def of_classes(source: Source, classes: Sequence[str | int]) -> Source:
-    """The images of some classes, in the order of `source`; these are classes 0, 1, ... in the order of `classes`.
+    """Returns the images of some classes, in the order of `source`.
 
     Args:
-      classes: names, or numbers in [0, source.num_classes).
+      classes: names, or numbers in [0, source.num_classes). They become classes 0, 1, ... in this order.
 
     Raises:
-      InputError: for a class that the source does not have, one given twice, and classes without any image.
+      InputError: if a class is unknown or given twice, or the classes have no image.
+
+    >>> import numpy as np
+    >>> source = from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 1, 2, 2], class_names=["cat", "dog", "owl"])
+    >>> part = of_classes(source, ["owl", "cat"])
+    >>> part.class_names, part.labels.tolist()
+    (('owl', 'cat'), [1, 0, 0])
     """
-    numbers = [_class_number(source, each) for each in classes]
-    repeated = [number for place, number in enumerate(numbers) if number in numbers[:place]]
+    numbers = [_class_number(source, name_or_number) for name_or_number in classes]
+    repeated = [number for i, number in enumerate(numbers) if number in numbers[:i]]
     if repeated:
         raise InputError(f"class {source.class_names[repeated[0]]!r} is given twice; give each class once.")
     renumbered = np.full(source.num_classes, -1, np.int32)
     renumbered[numbers] = np.arange(len(numbers))
     indices = np.flatnonzero(renumbered[source.labels] >= 0)
     if not len(indices):
-        raise InputError(f"the {source.split} split has no image of the {len(numbers)} classes; choose other ones.")
+        raise InputError(f"the {source.split} split has no image of the {len(numbers)} classes; choose other classes.")
     part = subset(source, indices)
     return dataclasses.replace(
         part,
@@ -84,12 +102,14 @@ def of_classes(source: Source, classes: Sequence[str | int]) -> Source:
     )
 
 
-def _class_number(source: Source, which: str | int) -> int:
-    if isinstance(which, str):
-        return choose({name: number for number, name in enumerate(source.class_names)}, which, "class")
-    if not 0 <= which < source.num_classes:
-        raise InputError(f"Unknown class: {which!r}, expected a name, or a number from 0 to {source.num_classes - 1}.")
-    return int(which)
+def _class_number(source: Source, name_or_number: str | int) -> int:
+    if isinstance(name_or_number, str):
+        return choose({name: number for number, name in enumerate(source.class_names)}, name_or_number, "class")
+    if not 0 <= name_or_number < source.num_classes:
+        raise InputError(
+            f"Unknown class: {name_or_number!r}, expected a name, or a number from 0 to {source.num_classes - 1}."
+        )
+    return int(name_or_number)
 
 
 def _read_subset(read, subset_indices, indices):
@@ -97,7 +117,11 @@ def _read_subset(read, subset_indices, indices):
 
 
 def content_hash(*parts: str | bytes) -> str:
-    """A hash in which no two lists of parts run together."""
+    """Returns a SHA-256 hash of the parts; the boundaries between parts count too.
+
+    >>> content_hash("ab", "c") == content_hash("a", "bc")
+    False
+    """
     digest = hashlib.sha256()
     for part in parts:
         data = os.fsencode(part) if isinstance(part, str) else part
@@ -107,12 +131,20 @@ def content_hash(*parts: str | bytes) -> str:
 
 
 def from_arrays(images, labels, name="arrays", split="train", class_names=None) -> Source:
-    """images: uint8 [n, h, w], [n, h, w, 1] or [n, h, w, 3], or a list of images of any size; labels: int [n].
+    """Makes a source from arrays in memory.
 
-    class_names default to the labels' numbers.
+    Args:
+      images: uint8 [n, h, w], [n, h, w, 1] or [n, h, w, 3], or a list of n images of any size.
+      labels: int [n], from 0.
+      class_names: names of the classes; by default "0", "1", ...
 
     Raises:
-      InputError: for no images, a number of labels that is not that of the images, or labels outside the classes.
+      InputError: if there are no images, the number of labels differs from theirs, or a label is not in the classes.
+
+    >>> import numpy as np
+    >>> source = from_arrays(np.zeros((3, 8, 8, 3), np.uint8), [0, 1, 1], name="mine")
+    >>> len(source), source.num_classes, source.read([2])[0].shape
+    (3, 2, (8, 8, 3))
     """
     labels = np.asarray(labels)
     if len(images) == 0 or labels.shape != (len(images),):
@@ -124,7 +156,10 @@ def from_arrays(images, labels, name="arrays", split="train", class_names=None) 
         raise InputError(f"{name}: labels must be whole numbers from 0, got {labels[0]} ({labels.dtype}).")
     class_names = tuple(class_names or map(str, range(labels.max() + 1)))
     if labels.max() >= len(class_names):
-        raise InputError(f"{name}: label {labels.max()} has no name among the {len(class_names)} class names.")
+        raise InputError(
+            f"{name}: label {labels.max()} is out of range: expected labels from 0 to {len(class_names) - 1}, one for "
+            f"each of the {len(class_names)} class names."
+        )
     pixels = [images] if isinstance(images, np.ndarray) else images
     parts = [part for array in map(np.asarray, pixels) for part in (f"{array.dtype}{array.shape}", array.tobytes())]
     fingerprint = content_hash(*class_names, labels.astype(np.int32).tobytes(), *parts)
@@ -133,15 +168,19 @@ def from_arrays(images, labels, name="arrays", split="train", class_names=None) 
 
 
 def read_arrays(images, indices):
+    """Returns the images at `indices` as a list of arrays."""
     return [np.asarray(images[int(i)]) for i in indices]
 
 
-_SHARED: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # what the splits of a data set share
+_SHARED: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # objects that the splits of a data set share
 
 
 def shared(key, make: Callable):
-    """`make()`, or what it gave for `key` before if something still holds that: nothing outlives its last user."""
-    found = _SHARED.get(key)
-    if found is None:
-        found = _SHARED[key] = make()
-    return found
+    """Returns the object made for `key` if it is still in use, else a new one from `make()`.
+
+    References are weak, so an object is freed with its last user.
+    """
+    value = _SHARED.get(key)
+    if value is None:
+        value = _SHARED[key] = make()
+    return value

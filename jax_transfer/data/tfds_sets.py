@@ -1,4 +1,4 @@
-"""Data sets that TFDS prepared on this machine."""
+"""Data sets that TFDS has prepared on this machine."""
 
 import dataclasses
 import difflib
@@ -16,16 +16,16 @@ from jax_transfer.data.subsets import stratified_split
 from jax_transfer.data.transforms import DECODING_VERSION, WEAK_PEAK
 from jax_transfer.records import InputError
 
-CHUNK = 256  # records of which the labels are read at a time
+CHUNK = 256  # number of records whose labels are read at a time
 
 
 def unknown_tfds_name(name: str) -> InputError:
-    """The error for a name that TFDS does not know: close matches, or the folder layout the catalog gives."""
+    """Returns the error for a name unknown to TFDS; it suggests close matches, or the folder layout of the catalog."""
     entry = catalog.find(name)
     if entry and entry.layout:
         return InputError(
-            f"TFDS cannot build {name!r}. Set TFDS_DATA_DIR to where it is prepared, or load it as folder:DIR, "
-            f"laid out as {entry.layout}."
+            f"TFDS cannot build {name!r}. Set TFDS_DATA_DIR to the folder where it is prepared, or load it as "
+            f"folder:DIR with the layout {entry.layout}."
         )
     names = {*tfds.list_builders(with_community_datasets=False), *catalog.CATALOG}
     close = difflib.get_close_matches(name.lower(), sorted(names), n=3)
@@ -34,23 +34,29 @@ def unknown_tfds_name(name: str) -> InputError:
 
 
 def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
-    """A TFDS set prepared in ArrayRecord format below TFDS_DATA_DIR; the catalog may name its splits and metric."""
+    """Loads a TFDS data set prepared in ArrayRecord format below TFDS_DATA_DIR.
+
+    The catalog names the splits and the metric of the data sets that it lists.
+
+    Raises:
+      InputError: if the data set is unknown or not prepared, or has no images with labels or no such split.
+    """
     entry = catalog.find(rest)
     tfds_name = entry.tfds if rest in catalog.CATALOG else rest
-    folder = os.environ.get("TFDS_DATA_DIR")  # read here: tfds itself reads it only once, when imported
+    folder = os.environ.get("TFDS_DATA_DIR")  # read here, since tfds reads it only once, when it is imported
     absent = InputError(
         f"tfds:{rest} is not on disk in ArrayRecord format (looked in {folder or '~/tensorflow_datasets'}). "
-        f"Prepare it: python -m jax_transfer.data.prepare {rest} (or set TFDS_DATA_DIR to where it is)."
+        f"Prepare it: python -m jax_transfer.data.prepare {rest} (or set TFDS_DATA_DIR to the folder that holds it)."
     )
     absl.logging.get_absl_logger().addFilter(_not_noise)
     try:
         builder = tfds.builder(tfds_name, data_dir=folder, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
         raise unknown_tfds_name(rest) from error
-    # A version, a configuration or an option that does not exist, and a name that cannot be one.
+    # An unknown version, configuration or option, or an invalid name.
     except (ValueError, AssertionError, TypeError, LookupError, AttributeError, RuntimeError, OSError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"tfds:{rest}: {said}") from error
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"tfds:{rest}: {message}") from error
     except ImportError as error:
         raise InputError(f'tfds:{rest} needs TensorFlow: pip install "jax_transfer[prepare]".') from error
     features, splits = dict(builder.info.features.items()), builder.info.splits
@@ -70,7 +76,7 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         sizes = [f"{file}={(builder.data_path / file).stat().length}" for file in sorted(splits[expression].filenames)]
         undecoded = builder.as_data_source(split=expression, decoders=skip)
         decoded = builder.as_data_source(split=expression, decoders={k: v for k, v in skip.items() if k != "image"})
-    except (NotImplementedError, FileNotFoundError) as error:  # prepared as TFRecord, or files are missing
+    except (NotImplementedError, FileNotFoundError) as error:  # it is prepared as TFRecord, or files are missing
         raise absent from error
     source = Source(
         f"tfds:{rest}",
@@ -84,22 +90,22 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
     notes = []
     if only:
         source = subset(source, stratified_split(source.labels)[SPLITS.index(split)])
-        notes.append(f"It has one split ({only}): a fifth of each class is tested on.")
+        notes.append(f"It has one split ({only}): a fifth of each class is used for testing.")
     if not len(source):
         raise InputError(f"tfds:{rest}: no class has 2 images, so none are left to test on.")
     return dataclasses.replace(source, notes=(*notes, *_notes_on_sample(source)))
 
 
 def _notes_on_sample(source: Source) -> list[str]:
-    """What the pixels of a few images show."""
+    """Returns notes on the pixels of a sample of the images."""
     indices = examine.spread(range(len(source)))
     looks = dict(zip(indices, map(examine.look, source.read(indices)), strict=True))
     weak = [i for i, look in looks.items() if look.peak is not None and look.peak < WEAK_PEAK]
     notes = examine.notes_on_looks(looks, lambda i: f"number {i} of {source.split}")
     if weak:
         notes.append(
-            f"{len(weak)} of {len(looks)} images looked at use less than 1/16 of the range of their 16 bits and come "
-            f"out dark (such as number {weak[0]} of {source.split})."
+            f"{len(weak)} of {len(looks)} examined images use less than 1/16 of their 16-bit range and look dark "
+            f"(such as number {weak[0]} of {source.split})."
         )
     return notes
 
@@ -108,7 +114,7 @@ def _read_tfds_labels(data_source, what: str) -> np.ndarray:
     chunks = [range(start, min(start + CHUNK, len(data_source))) for start in range(0, len(data_source), CHUNK)]
     labels = [record["label"] for chunk in chunks for record in data_source.__getitems__(chunk)]
     if not labels or min(labels) < 0:
-        raise InputError(f"{what} holds no images with labels; choose a labelled data set.")
+        raise InputError(f"{what} has no images with labels; choose a labelled data set.")
     return np.asarray(labels, dtype=np.int32)
 
 
@@ -117,5 +123,5 @@ def _read_tfds(data_source, indices):
 
 
 def _not_noise(record: logging.LogRecord) -> bool:
-    """Drops two messages: one on the speed of prepared files, one on absent files, for which we raise an error."""
+    """Drops two messages of TFDS: on the speed of prepared files, and on missing files, which we report ourselves."""
     return "created with group size" not in str(record.msg) and "Variant folder" not in str(record.msg)

@@ -1,7 +1,7 @@
-"""Decoding and resizing on the host: any image file or array -> uint8 RGB, and squares of one size for the device.
+"""Decoding and resizing on the host: any image file or array becomes a uint8 RGB square of one size for the device.
 
-The model sees what torchvision's Resize and CenterCrop give: `crop_start` is the one place where a centre is computed,
-for the square that the host keeps and for the part of it that the device cuts out.
+The model sees the same pixels as after torchvision's Resize and CenterCrop. `crop_start` alone computes where a centre
+crop begins, both for the square that the host keeps and for the part of it that the device crops.
 """
 
 import dataclasses
@@ -30,20 +30,20 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-# What PIL's decoders raise on damaged files; OSError covers truncated, unidentified and unreadable ones.
+# Errors that PIL's decoders raise on damaged files; OSError covers truncated, unidentified and unreadable ones.
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error,
     ArithmeticError, MemoryError,
 )  # fmt: skip
 
-# What PIL may take a file for, whatever its name ends in: it knows others, and would start Ghostscript for one of them.
+# The formats that PIL may detect, regardless of the file's extension. It knows others, and runs Ghostscript for one.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
 
-# Part of the fingerprint of data sets: other pixels come out of the same files than in another version. Version 2 reads
-# files apart from their metadata, shows transparent images over white, and keeps weak 16-bit values visible.
+# Part of the fingerprint of data sets: two versions may decode the same file to different pixels. Version 2 ignores the
+# metadata of files, shows transparent images over white, and keeps weak 16-bit values visible.
 DECODING_VERSION = 2
 
-MOST_BYTES = 2**31  # of a file that is read
+MOST_BYTES = 2**31  # the largest file that is read
 
 # 16-bit values below this use less than 1/16 of their range: they are values of 8 to 12 bits in a larger container.
 WEAK_PEAK = 2**12
@@ -51,21 +51,26 @@ WEAK_PEAK = 2**12
 # The largest side of the square that an image is resized to.
 MOST_PIXELS = 10_000
 
-# An image that would have more pixels than this once it is resized, and four times those of the square, is a strip, of
-# which only the square is computed: one of 1 x 5,000 would become gigabytes.
+# An image that would have more pixels than this after resizing, and more than four times those of the square, is a
+# strip. Only its square is computed, since an image of 1 x 5,000 pixels would become gigabytes.
 MOST_RESIZED_PIXELS = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What a checkpoint expects of its input; stored beside each checkpoint as JSON.
+    """The input that a checkpoint expects; stored beside each checkpoint as JSON.
 
-    image_size: side in pixels of the square the model sees. crop_fraction: image_size / side of the resized image,
-    0.875 for ImageNet (256 -> 224). mean, std: per RGB channel, of images in [0, 1].
-    interpolation: a name in INTERPOLATIONS.
+    Attributes:
+      image_size: side in pixels of the square that the model sees.
+      crop_fraction: image_size / side of the resized image, in (0, 1]; 0.875 for ImageNet (256 -> 224).
+      mean, std: mean and standard deviation of each RGB channel, of images in [0, 1].
+      interpolation: a key of INTERPOLATIONS.
 
     Raises:
-      InputError: for a size, fraction, std or interpolation that cannot be used.
+      InputError: if a field has an invalid value.
+
+    >>> Preprocessing(image_size=224, crop_fraction=0.875).host_size
+    256
     """
 
     image_size: int
@@ -94,27 +99,35 @@ class Preprocessing:
 
     @property
     def host_size(self) -> int:
-        """The side in pixels that images have on the host and in device memory."""
+        """Side in pixels that images have on the host and in device memory, before the centre crop."""
         return round(self.image_size / self.crop_fraction)
 
     @property
     def reading(self) -> "Preprocessing":
-        """What the host's part depends on: preprocessings with the same can share images that were read."""
+        """The part that the host's work depends on; preprocessings that agree in it can share decoded images."""
         return Preprocessing(self.image_size, self.crop_fraction, interpolation=self.interpolation)
 
     def square(self, image: np.ndarray) -> np.ndarray:
-        """The host's part for one image [h, w, c], see `resize_square`: uint8 [host_size, host_size, 3]."""
+        """Does the host's work for one image [h, w, c]: uint8 [host_size, host_size, 3], see `resize_square`."""
         return resize_square(image, self.host_size, self.interpolation, self.image_size)
 
     def to_json(self) -> dict:
-        """A plain dict that `json` writes; `from_json` restores it."""
+        """Returns a plain dict that `json` can write; `from_json` restores it.
+
+        >>> Preprocessing.from_json(Preprocessing(image_size=32).to_json()) == Preprocessing(image_size=32)
+        True
+        """
         return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_json(cls, values: dict) -> "Preprocessing":
-        """Raises InputError for a missing image_size, and for keys that are no fields or values that are of no use."""
+        """Restores a preprocessing from `to_json`.
+
+        Raises:
+          InputError: if image_size is missing, a key is not a field, or a value is invalid.
+        """
         if not isinstance(values, Mapping):
-            raise InputError(f"Preprocessing: expected fields and their values, got {values!r}.")
+            raise InputError(f"Preprocessing: expected a mapping from fields to values, got {values!r}.")
         names = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(map(str, set(values) - set(names)))
         if unknown or "image_size" not in values:
@@ -124,31 +137,43 @@ class Preprocessing:
 
 
 def _numbers(values, count: int = 1) -> bool:
-    """Whether these are so many finite numbers."""
+    """Returns whether `values` are `count` finite numbers."""
     if not isinstance(values, tuple | list) or len(values) != count:
         return False
     return all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e30 for x in values)
 
 
 def crop_start(length: int, size: int) -> int:
-    """Where the central `size` of `length` pixels begin, as in torchvision's CenterCrop and timm's: ties to even."""
+    """Returns where the central `size` of `length` pixels begin, as torchvision's and timm's CenterCrop: ties to even.
+
+    >>> crop_start(256, 224), crop_start(5, 2)
+    (16, 2)
+    """
     return round((length - size) / 2)
 
 
 def sixteen_bit_depth(peak: int) -> int:
-    """How many bits 16-bit values use that reach `peak`: 8 to 12 if it is below WEAK_PEAK, else all 16."""
+    """Returns the number of bits that 16-bit values up to `peak` use: 8 to 12 if it is below WEAK_PEAK, else 16.
+
+    >>> sixteen_bit_depth(100), sixteen_bit_depth(1023), sixteen_bit_depth(60_000)
+    (8, 10, 16)
+    """
     return max(8, peak.bit_length()) if peak < WEAK_PEAK else 16
 
 
 def to_uint8_rgb(image: np.ndarray, depth: int = 16) -> np.ndarray:
-    """Gray [h, w] or [h, w, 1], RGB [h, w, 3] or RGBA [h, w, 4] -> uint8 [h, w, 3]; transparency is shown over white.
+    """Converts gray [h, w] or [h, w, 1], RGB [h, w, 3] or RGBA [h, w, 4] pixels to uint8 [h, w, 3].
 
-    If that would leave a single colour though transparency varies (a white drawing), it is shown over black, and
-    transparency that hides all is ignored. bool becomes 0 and 255; 16-bit values, of which `depth` bits are used, become
-    8-bit by their high bits.
+    Transparent images are shown over white; over black if only the transparency varies and white would give a single
+    colour (a white drawing). Transparency that hides the whole image is ignored. bool becomes 0 and 255. Of 16-bit
+    values with `depth` used bits, the highest 8 are kept.
 
     Raises:
-      InputError: for other shapes, and for values whose range is not known from their type (floats, 32-bit).
+      InputError: for another shape, or a dtype whose range of values is unknown (floats, 32-bit integers).
+
+    >>> import numpy as np
+    >>> to_uint8_rgb(np.array([[False, True]])).tolist()
+    [[[0, 0, 0], [255, 255, 255]]]
     """
     image = np.asarray(image)
     if image.ndim == 2:
@@ -159,7 +184,7 @@ def to_uint8_rgb(image: np.ndarray, depth: int = 16) -> np.ndarray:
     if image.dtype == np.bool_:
         colours, alpha = (part.astype(np.uint8) * 255 for part in (colours, alpha))
     elif image.dtype.kind == "u" and image.dtype.itemsize == 2:
-        bits = sixteen_bit_depth(int(alpha.max())) if alpha.size else 16  # alpha may use all where colours do not
+        bits = sixteen_bit_depth(int(alpha.max())) if alpha.size else 16  # alpha may use more bits than the colours
         colours, alpha = (
             np.minimum(part >> (used - 8), 255).astype(np.uint8) for part, used in ((colours, depth), (alpha, bits))
         )
@@ -172,12 +197,13 @@ def to_uint8_rgb(image: np.ndarray, depth: int = 16) -> np.ndarray:
 
 
 def _over(colours: np.ndarray, alpha: np.ndarray, background: int) -> np.ndarray:
+    """Composites colours with alpha over a uniform background."""
     weights = alpha.astype(np.uint16)
     return ((colours * weights + background * (255 - weights) + 127) // 255).astype(np.uint8)
 
 
 def is_transparent(image: np.ndarray) -> bool:
-    """Whether a uint8 or uint16 image [h, w, c] has pixels that are not opaque."""
+    """Returns whether a uint8 or uint16 image [h, w, c] has pixels that are not opaque."""
     alpha = image[:, :, 3:]
     if not alpha.size:
         return False
@@ -186,36 +212,48 @@ def is_transparent(image: np.ndarray) -> bool:
 
 
 def is_hidden(image: np.ndarray) -> bool:
-    """Whether an image [h, w, c] is transparent everywhere though its colours differ: nobody meant it so."""
+    """Returns whether an image [h, w, c] is fully transparent although its colours vary, which is a mistake."""
     return image.shape[2] == 4 and not image[:, :, 3].any() and not is_constant(image[:, :, :3])
 
 
 def is_constant(image: np.ndarray) -> bool:
-    """Whether all pixels of an image [h, w, c] are equal."""
+    """Returns whether all pixels of an image [h, w, c] are equal."""
     corner = image[:1, :1]
-    return bool((image[::8, ::8] == corner).all() and (image == corner).all())  # most are told by a few pixels
+    return bool((image[::8, ::8] == corner).all() and (image == corner).all())  # a few pixels decide most cases
 
 
 def resize_square(
     image: np.ndarray, size: int, interpolation: str = "bilinear", image_size: int | None = None
 ) -> np.ndarray:
-    """uint8 [h, w, c] -> uint8 [size, size, 3]: the short side to `size`, then a square around the centre.
+    """Resizes the short side of an image [h, w, c] to `size` and crops a square around the centre.
 
-    The square lies so that `image_size` pixels from `crop_start(size, image_size)` on, which a device may cut out, are
-    those of torchvision's Resize(size) and CenterCrop(image_size) on PIL images, antialiasing included, for every size
-    and shape; image_size: `size` if not given. Of a strip (see MOST_RESIZED_PIXELS) only the square is computed, which
-    rounds some values differently by 1. An image that already fits is returned as it is.
+    The device may crop the `image_size` pixels that begin at `crop_start(size, image_size)`. These equal torchvision's
+    Resize(size) and CenterCrop(image_size) on PIL images, including antialiasing, for every size and shape. Of a strip
+    (see MOST_RESIZED_PIXELS) only the square is computed, which can change values by 1. An image of the right size is
+    not resampled.
+
+    Args:
+      size: side of the result in pixels.
+      interpolation: a key of INTERPOLATIONS.
+      image_size: side of the centre that is cropped later; `size` by default.
+
+    Returns:
+      uint8 [size, size, 3].
 
     Raises:
-      InputError: for an unknown interpolation, or an image that `to_uint8_rgb` refuses.
+      InputError: if the interpolation is unknown, or `to_uint8_rgb` rejects the image.
+
+    >>> import numpy as np
+    >>> resize_square(np.zeros((20, 30), np.uint8), 10).shape
+    (10, 10, 3)
     """
     resampling = choose(INTERPOLATIONS, interpolation, "interpolation")
     image = to_uint8_rgb(image)
     sides = image.shape[:2]
     short = min(sides)
     height, width = (int(size * side / short) for side in sides)  # the short one exactly `size`
-    seen = image_size or size
-    top, left = (crop_start(side, seen) - crop_start(size, seen) for side in (height, width))
+    crop = image_size or size
+    top, left = (crop_start(side, crop) - crop_start(size, crop) for side in (height, width))
     if height * width > max(MOST_RESIZED_PIXELS, 4 * size * size):
         return _resize_window(image, (height, width), (top, left), size, resampling)
     if short != size:
@@ -224,9 +262,9 @@ def resize_square(
 
 
 def _resize_window(image, resized: tuple[int, int], corner: tuple[int, int], size: int, resampling) -> np.ndarray:
-    """The square at `corner` of what `image` would be at the size `resized`."""
+    """Computes the square at `corner` of `image` resized to `resized`, without computing the rest."""
     (height, width), scales = image.shape[:2], [side / new for side, new in zip(image.shape, resized, strict=False)]
-    margin = [int(np.ceil(4 * max(scale, 1))) for scale in scales]  # more than any filter reaches
+    margin = [int(np.ceil(4 * max(scale, 1))) for scale in scales]  # larger than the support of any filter
     starts = [max(0, int(at * scale) - m) for at, scale, m in zip(corner, scales, margin, strict=True)]
     ends = [int((at + size) * scale) + m + 1 for at, scale, m in zip(corner, scales, margin, strict=True)]
     part = image[starts[0] : min(ends[0], height), starts[1] : min(ends[1], width)]
@@ -236,40 +274,50 @@ def _resize_window(image, resized: tuple[int, int], corner: tuple[int, int], siz
 
 
 def decode_file(path: str | pathlib.Path, depth: int = 16) -> np.ndarray:
-    """An image file -> uint8 [h, w, 3], turned as its EXIF orientation says; the first frame of an animation.
+    """Decodes an image file to uint8 [h, w, 3], upright by its EXIF orientation; the first frame of an animation.
 
-    Palettes, CMYK, 16-bit values and transparency become RGB as `to_uint8_rgb` says; depth: the bits that 16-bit files
-    use. Nothing but the pixels and the orientation is looked at, whatever else the file holds.
+    Palettes, CMYK, 16-bit values and transparency become RGB, see `to_uint8_rgb`. All other metadata is ignored.
+
+    Args:
+      depth: number of bits that the values of 16-bit files use.
 
     Raises:
-      InputError: naming the file, if it is empty, damaged, no image, too large (twice PIL's MAX_IMAGE_PIXELS), or
-        has pixels without a known range (floating point).
+      InputError: if the file is empty, damaged, not an image, too large (twice PIL's MAX_IMAGE_PIXELS), or has pixels
+        without a known range (floating point); the message names the file.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "gray.png"
+    ...     Image.new("L", (4, 3)).save(path)
+    ...     decode_file(path).shape
+    (3, 4, 3)
     """
     return to_uint8_rgb(read_pixels(path), depth)
 
 
 def read_pixels(path: str | pathlib.Path) -> np.ndarray:
-    """An image file -> uint8 or uint16 [h, w, c] of gray (1), RGB (3) or RGBA (4), otherwise as `decode_file`."""
-    shown = printable(path)
+    """Decodes an image file to uint8 or uint16 [h, w, c]: gray (c = 1), RGB (3) or RGBA (4); see `decode_file`."""
+    name = printable(path)
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
-            raise OSError("no regular file")
-        if found.st_size > MOST_BYTES:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
+            raise OSError("not a regular file")
+        if status.st_size > MOST_BYTES:
             raise OSError(f"the file is larger than {MOST_BYTES // 2**30} GiB")
         data, orientation = pixels_only(pathlib.Path(path).read_bytes())
         return UPRIGHT[orientation](_pixels(data))
     except Image.DecompressionBombError as error:
-        raise InputError(f"{shown}: the image is too large to decode safely ({printable(error)})") from error
+        raise InputError(f"{name}: the image is too large to decode safely ({printable(error)})") from error
     except DECODE_ERRORS as error:
         reason = printable(str(error) or type(error).__name__)
         if isinstance(error, Image.UnidentifiedImageError):
             empty = pathlib.Path(path).stat().st_size == 0
-            reason = "the file is empty" if empty else f"not an image of a kind that is read: {', '.join(FORMATS)}"
-        raise InputError(f"{shown}: cannot be read as an image ({reason}); replace or remove the file.") from error
+            reason = "the file is empty" if empty else f"not an image in a supported format: {', '.join(FORMATS)}"
+        raise InputError(f"{name}: cannot be read as an image ({reason}); replace or remove the file.") from error
 
 
 def _pixels(data: bytes) -> np.ndarray:
+    """Decodes the bytes of an image file to uint8 or uint16 pixels [h, w, 1, 3 or 4]."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         transparent = image.info.get("transparency")
         if image.mode.startswith("I;16"):
@@ -278,8 +326,8 @@ def _pixels(data: bytes) -> np.ndarray:
             return np.asarray(image).astype(np.uint16)[:, :, None]  # older PILs give 16-bit PNGs this 32-bit mode
         if image.mode in ("I", "F"):
             raise ValueError("32-bit or floating point pixels have no known range; save it as 8-bit")
-        if (whole := _sixteen_bit_colours(image, data)) is not None:
-            return whole if whole.shape[2] == 4 else _with_key(whole, transparent)
+        if (colours := _sixteen_bit_colours(image, data)) is not None:
+            return colours if colours.shape[2] == 4 else _with_key(colours, transparent)
         has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent is not None
         if image.mode == "La":
             image = image.convert("LA")
@@ -287,14 +335,14 @@ def _pixels(data: bytes) -> np.ndarray:
 
 
 def _with_key(pixels: np.ndarray, transparent) -> np.ndarray:
-    """uint16 pixels, with alpha [h, w, 4] if one of the colours stands for "transparent"."""
+    """Adds an alpha channel [h, w, 4] to uint16 pixels if the file declares a colour as transparent."""
     if transparent is None:
         return pixels
     alpha = np.where((pixels == np.asarray(transparent, np.uint16)).all(2, keepdims=True), 0, 65535)
     return np.concatenate([np.broadcast_to(pixels, (*pixels.shape[:2], 3)), alpha], 2).astype(np.uint16)
 
 
-# PIL takes the high bytes of 16-bit colours. Read in the other order of bytes, the low ones come out.
+# PIL keeps only the high bytes of 16-bit colours. Decoding with the opposite byte order gives the low bytes.
 NATIVE = "L" if sys.byteorder == "little" else "B"
 LOW_BYTES = {
     f"{mode};16{order}": f"{mode};16{'B' if (NATIVE if order == 'N' else order) == 'L' else 'L'}"
@@ -304,7 +352,7 @@ LOW_BYTES = {
 
 
 def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """uint16 [h, w, 3 or 4] of an opened image with 16-bit colours, gray with alpha included; None for any other."""
+    """Returns uint16 [h, w, 3 or 4] of an opened image with 16-bit colours or 16-bit gray and alpha, else None."""
     if not image.tile:
         return None
     name, _, offset, args = image.tile[0]
@@ -312,7 +360,7 @@ def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
     if image.format == "PPM" and name == "ppm" and image.mode == "RGB" and rest[-1] > 255:
         counts = np.frombuffer(data, ">u2", image.width * image.height * 3, offset).astype(np.uint32)
         return np.minimum(counts * 65535 // rest[-1], 65535).astype(np.uint16).reshape(image.height, image.width, 3)
-    if raw == "LA;16B":  # the four bytes of a pixel are the two of gray and the two of alpha
+    if raw == "LA;16B":  # the four bytes of a pixel: two of gray, two of alpha
         parts = _decoded_as(data, "RGBA").astype(np.uint16)
         gray, alpha = parts[:, :, :1] << 8 | parts[:, :, 1:2], parts[:, :, 2:3] << 8 | parts[:, :, 3:]
         return np.concatenate([gray, gray, gray, alpha], 2)
@@ -323,7 +371,7 @@ def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
 
 
 def _decoded_as(data: bytes, raw: str) -> np.ndarray:
-    """The image with its bytes taken for those of PIL's raw mode `raw`."""
+    """Decodes the image with its bytes interpreted as PIL's raw mode `raw`."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         tiles = []
         for tile in image.tile:

@@ -1,11 +1,11 @@
-"""Inception v1 and v2 for images, each with the layout and names of a released torch checkpoint.
+"""Inception v1 and v2, each with the layout and names of a released torch checkpoint.
 
 - v1: GoogLeNet (Szegedy et al., 2015, arXiv:1409.4842) with BatchNorm and without auxiliary heads, as torchvision's
   `googlenet`: its "5x5" branch has 3x3 kernels, as in the released weights.
 - v2: BN-Inception (Ioffe and Szegedy, 2015, arXiv:1502.03167), as `bninception` of the package pretrainedmodels, the
   Caffe release: 7x7 first convolution (TF-slim's is separable), convolutions with bias, BatchNorm eps 1e-5.
 
-`width` multiplies all channels and keeps at least 16 of each, as TF-slim's depth_multiplier with min_depth.
+`width` multiplies all channels, with a minimum of 16, as TF-slim's depth_multiplier with min_depth.
 """
 
 import functools
@@ -32,11 +32,15 @@ from jax_transfer.models.spec import HALF, Spec
 
 
 def scaled(features: int, width: float) -> int:
-    """Channels under a width multiplier: at least 16 (TF-slim's min_depth)."""
+    """Returns the channels with a width multiplier, at least 16 (TF-slim's min_depth).
+
+    >>> scaled(64, 0.5), scaled(64, 0.1)
+    (32, 16)
+    """
     return max(16, int(features * width))
 
 
-# Channels of the branches: 1x1; 3x3 reduced, 3x3; "5x5" reduced, "5x5"; pool projection (table 1 of the paper).
+# Channels of the branches: 1x1; 3x3 reduction, 3x3; "5x5" reduction, "5x5"; pool projection (table 1 of the paper).
 V1_BLOCKS = {
     "inception3a": (64, 96, 128, 16, 32, 32),
     "inception3b": (128, 128, 192, 32, 96, 64),
@@ -48,8 +52,8 @@ V1_BLOCKS = {
     "inception5a": (256, 160, 320, 32, 128, 128),
     "inception5b": (384, 192, 384, 48, 128, 128),
 }
-# Channels of the branches: 1x1; 3x3 reduced, 3x3; double 3x3 reduced, double 3x3; pool projection. A block with
-# neither 1x1 nor projection strides.
+# Channels of the branches: 1x1; 3x3 reduction, 3x3; double 3x3 reduction, double 3x3; pool projection. Blocks without a
+# 1x1 branch and pool projection have stride 2.
 V2_BLOCKS = {
     "inception_3a": (64, 64, 64, 64, 96, 32),
     "inception_3b": (64, 64, 96, 64, 96, 64),
@@ -62,12 +66,12 @@ V2_BLOCKS = {
     "inception_5a": (352, 192, 320, 160, 224, 128),
     "inception_5b": (352, 192, 320, 192, 224, 128),
 }
-# The smallest image that leaves every stage of the original a pixel.
+# The smallest images that leave one pixel in the last stage of the original networks.
 MIN_IMAGE_SIZES = {"inception_v1": 15, "inception_v2": 31}
 
 
 class V1Block(nnx.Module):
-    """Four branches side by side."""
+    """Four parallel branches, concatenated."""
 
     def __init__(self, features_in, one, three_in, three, five_in, five, pool, unit):
         self.branch1 = unit(features_in, one, 1)
@@ -111,7 +115,7 @@ class InceptionV1(nnx.Module):
 
 
 class InceptionV2(nnx.Module):
-    """Stem, ten blocks, global average pool (the features), linear head. The checkpoint's names are flat."""
+    """Stem, ten blocks, global average pool (the features), linear head. The names in the checkpoint are flat."""
 
     def __init__(self, num_classes: int, *, width: float, dtype, rngs: nnx.Rngs):
         def add(name, features_in, features_out, size, stride=1):
@@ -150,12 +154,12 @@ class InceptionV2(nnx.Module):
             double = unit(f"{name}_double_3x3_1", unit(f"{name}_double_3x3_reduce", x))
             double = unit(f"{name}_double_3x3_2", double)
             if one:
-                # The last block pools by the maximum, as the release.
+                # The last block has a max pool, as the release.
                 pooled = MaxPool(3, 1, padding=1)(x) if name == "inception_5b" else AvgPool(count_include_pad=True)(x)
                 branches = [unit(f"{name}_1x1", x), three, double, unit(f"{name}_pool_proj", pooled)]
             else:
-                # ceil_mode where the release runs at all: at an odd size its branches differ by a pixel, and here
-                # the pool has as many windows as the convolutions beside it.
+                # Equals ceil_mode at even sizes. At odd sizes the branches of the release differ by a pixel, and it
+                # fails; here the pool has as many windows as the convolutions of the other branches.
                 pads = [(0, 1 + n % 2) for n in x.shape[1:3]]
                 branches = [three, double, nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pads)]
             x = jnp.concatenate(branches, axis=-1)
@@ -164,19 +168,19 @@ class InceptionV2(nnx.Module):
 
 
 def _inception(name, num_classes, dtype="float32", width=1.0) -> Net:
-    """Inception v1 (GoogLeNet with BatchNorm) or v2 (BN-Inception) as a Net. Equal arguments give the identical Net.
+    """Makes Inception v1 (GoogLeNet with BatchNorm) or v2 (BN-Inception). Equal arguments return the identical Net.
 
-    The release of v2 takes blue, green and red in this order; `renamings` turns its first convolution around, so that RGB
-    works.
+    The release of v2 takes the channels in the order blue, green, red; `renamings` reverses its first convolution, so
+    that it takes RGB here.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
-      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
-        logits are float32 either way.
-      width: multiplier of the channels, above 0; 1.0 in the paper.
+      dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
+        logits are always float32.
+      width: positive multiplier of the channels; 1.0 in the paper.
 
     Raises:
-      InputError: if an argument is not one of the above.
+      InputError: if an argument is invalid.
     """
     return _build(name, *check_scaled(name, num_classes, dtype, width))
 
@@ -198,9 +202,10 @@ def _build(name, num_classes, dtype, width) -> Net:
     )
 
 
-# torchvision's takes ImageNet's mean and std and changes them to these inside ("transform_input").
+# torchvision's model takes images normalised by ImageNet's mean and std, and renormalises them by these
+# ("transform_input").
 GOOGLENET = Preprocessing(224, 224 / 256, HALF, HALF)
-# 0 to 255 minus the mean, which the release has in the order blue, green, red; see `renamings`.
+# Pixels from 0 to 255 minus the mean, which the release has in the order blue, green, red; see `renamings`.
 BN_INCEPTION = Preprocessing(224, 224 / 256, (128 / 255, 117 / 255, 104 / 255), (1 / 255, 1 / 255, 1 / 255))
 
 inception_v1 = Spec(

@@ -1,6 +1,6 @@
-"""Inception-ResNet v2 (Szegedy et al., 2017, arXiv:1602.07261), without its auxiliary head, as timm's.
+"""Inception-ResNet v2 (Szegedy et al., 2017, arXiv:1602.07261) without its auxiliary head, as in timm.
 
-`width` multiplies all channels and keeps at least 16 of each.
+`width` multiplies all channels, with a minimum of 16.
 """
 
 import functools
@@ -26,34 +26,35 @@ from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.spec import HALF, Spec
 
 MIN_IMAGE_SIZE = 75
-REPEATS = (10, 20, 9)  # blocks on the three grids; one more without ReLU follows the last
+REPEATS = (10, 20, 9)  # blocks on the three grids; another one without ReLU follows
 
 
 def _set_branches(module: nnx.Module, branches) -> None:
-    """Names the branches branch0, branch1, ...; a branch is a layer or a list of layers."""
+    """Stores branches as branch0, branch1, ...; a branch is a layer or a list of layers."""
     for i, branch in enumerate(branches):
         setattr(module, f"branch{i}", nnx.List(branch) if isinstance(branch, list) else branch)
     module.num_branches = len(branches)
 
 
-def _side_by_side(module: nnx.Module, x, train: bool):
+def _concatenated_branches(module: nnx.Module, x, train: bool):
+    """Applies the branches to the same input and concatenates their outputs."""
     branches = [getattr(module, f"branch{i}") for i in range(module.num_branches)]
     layers = [branch if isinstance(branch, nnx.List) else [branch] for branch in branches]
     return jnp.concatenate([chain(branch, x, train) for branch in layers], axis=-1)
 
 
 class Mixed(nnx.Module):
-    """Branches side by side."""
+    """Parallel branches, concatenated."""
 
     def __init__(self, *branches):
         _set_branches(self, branches)
 
     def __call__(self, x, train: bool):
-        return _side_by_side(self, x, train)
+        return _concatenated_branches(self, x, train)
 
 
 class Residual(nnx.Module):
-    """x + scale * conv2d(branches side by side): figures 16, 17 and 19, scaled as in section 3.3."""
+    """x + scale * conv2d(concatenated branches): figures 16, 17 and 19, scaled as in section 3.3."""
 
     def __init__(self, features: int, inner: int, scale: float, *branches, dtype, rngs: nnx.Rngs, relu: bool = True):
         _set_branches(self, branches)
@@ -62,7 +63,7 @@ class Residual(nnx.Module):
         self.relu = relu
 
     def __call__(self, x, train: bool):
-        y = self.conv2d(_side_by_side(self, x, train)) * self.scale + x
+        y = self.conv2d(_concatenated_branches(self, x, train)) * self.scale + x
         return nnx.relu(y) if self.relu else y
 
 
@@ -134,16 +135,16 @@ class InceptionResNetV2(nnx.Module):
 
 
 def _inception_resnet_v2(num_classes, dtype="float32", width=1.0) -> Net:
-    """Inception-ResNet v2 as a Net. Equal arguments give the identical Net, so compiled code is shared.
+    """Makes Inception-ResNet v2. Equal arguments return the identical Net, so compiled code is shared.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
-      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
-        logits are float32 either way.
-      width: multiplier of the channels, above 0; 1.0 in the paper.
+      dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
+        logits are always float32.
+      width: positive multiplier of the channels; 1.0 in the paper.
 
     Raises:
-      InputError: if an argument is not one of the above.
+      InputError: if an argument is invalid.
     """
     return _build(*check_scaled("inception_resnet_v2", num_classes, dtype, width))
 

@@ -1,7 +1,7 @@
 """Inception v3 (Szegedy et al., 2016, arXiv:1512.00567) without its auxiliary head, as torchvision's `inception_v3`.
 
-Average pools divide by 9 at the edge too, as torchvision's (TF-slim's leave the padding out). `width` multiplies
-all channels and keeps at least 16 of each.
+Average pools divide by 9 at the edges too, as in torchvision (TF-slim excludes the padding). `width` multiplies all
+channels, with a minimum of 16.
 """
 
 import functools
@@ -33,7 +33,7 @@ def _concatenate(*branches):
 
 
 class BlockA(nnx.Module):
-    """The 5x5 factorised into two 3x3 (figure 5); torchvision keeps one 5x5 beside it."""
+    """5x5 factorised into two 3x3 (figure 5); torchvision also keeps a branch with a 5x5."""
 
     def __init__(self, features_in, pool, c, unit):
         self.branch1x1 = unit(features_in, c(64), 1)
@@ -112,7 +112,7 @@ class BlockD(nnx.Module):
 
 
 class BlockE(nnx.Module):
-    """3x3 split into 1x3 beside 3x1 (figure 7)."""
+    """3x3 split into a parallel 1x3 and 3x1 (figure 7)."""
 
     def __init__(self, features_in, c, unit):
         wide, high = (1, 3), (3, 1)
@@ -174,16 +174,16 @@ class InceptionV3(nnx.Module):
 
 
 def _inception_v3(num_classes, dtype="float32", width=1.0) -> Net:
-    """Inception v3 as a Net. Equal arguments give the identical Net, so compiled code is shared.
+    """Makes Inception v3. Equal arguments return the identical Net, so compiled code is shared.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
-      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
-        logits are float32 either way.
-      width: multiplier of the channels, above 0; 1.0 in the paper.
+      dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
+        logits are always float32.
+      width: positive multiplier of the channels; 1.0 in the paper.
 
     Raises:
-      InputError: if an argument is not one of the above.
+      InputError: if an argument is invalid.
     """
     return _build(*check_scaled("inception_v3", num_classes, dtype, width))
 
@@ -200,7 +200,8 @@ def _build(num_classes, dtype, width) -> Net:
     )
 
 
-# torchvision's takes ImageNet's mean and std and changes them to these inside ("transform_input").
+# torchvision's model takes images normalised by ImageNet's mean and std, and renormalises them by these
+# ("transform_input").
 TORCHVISION = Preprocessing(299, 299 / 342, HALF, HALF)
 TIMM = Preprocessing(299, 299 / 341, HALF, HALF, "bicubic")
 

@@ -1,4 +1,4 @@
-"""Layers and argument checks that the convolutional nets share. Padding is explicit, as in torch."""
+"""Layers and argument checks shared by the convolutional nets. Padding is explicit, as in torch."""
 
 import math
 
@@ -15,22 +15,22 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def he_normal_fan_out(key, shape, dtype=jnp.float32) -> Float[Array, "h w i o"]:
-    """N(0, 2 / (h w o)), as torchvision (He et al., 2015, arXiv:1502.01852, equation 14)."""
+    """Draws from N(0, 2 / (h w o)), as torchvision (He et al., 2015, arXiv:1502.01852, equation 14)."""
     height, width, _, features_out = shape
     return gaussian(key, shape, math.sqrt(2 / (height * width * features_out))).astype(dtype)
 
 
 def gaussian_head(key, shape, dtype=jnp.float32) -> Float[Array, "d s"]:
-    """N(0, 0.01^2) (Goyal et al., 2017, section 5.1)."""
+    """Draws from N(0, 0.01^2) (Goyal et al., 2017, section 5.1)."""
     return gaussian(key, shape, 0.01).astype(dtype)
 
 
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe and Szegedy, 2015) over all axes but the last, with torch's conventions.
 
-    Momentum 0.9 (which torch calls 0.1), eps 1e-5; the running variance is fed the unbiased batch variance, as
-    torch does (flax feeds the biased one). Arithmetic and statistics are float32 whatever the input's dtype.
-    The means are plain, so under jit with a sharded batch they are those of the global batch.
+    Momentum is 0.9 (0.1 in torch's convention) and eps 1e-5. The running variance averages the unbiased batch variance,
+    as in torch (flax averages the biased one). Arithmetic and statistics are float32 for every input dtype. The means
+    are plain, so under jit with a sharded batch they are those of the global batch.
     """
 
     def __init__(self, features: int, *, scale: float = 1.0, eps: float = 1e-5, dtype=jnp.float32):
@@ -48,10 +48,10 @@ class BatchNorm(nnx.Module):
             axes = tuple(range(x.ndim - 1))
             n = x.size // x.shape[-1]
             mean = jnp.mean(x, axes)
-            # In two passes: E[x^2] - E[x]^2 cancels, and its rounding, which depends on how many devices share the
-            # batch, is blown up to 1 / sqrt(eps) where a channel hardly varies.
+            # Two passes, since E[x^2] - E[x]^2 cancels: its rounding error depends on how many devices share the batch,
+            # and is amplified by up to 1 / sqrt(eps) in channels that hardly vary.
             var = jnp.mean(jnp.square(x - mean), axes)
-            # Not `self.mean[...] = `, which looks for a sharding and makes tracing deep nets several times slower.
+            # Not `self.mean[...] = `, which looks up a sharding and makes tracing of deep nets several times slower.
             self.mean.set_value(0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean))
             self.var.set_value(0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(var) * (n / max(n - 1, 1)))
         y = (x - mean) * (jax.lax.rsqrt(var + self.eps) * self.scale[...]) + self.bias[...]
@@ -59,17 +59,17 @@ class BatchNorm(nnx.Module):
 
 
 def _pointwise(x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], strides, padding, **options):
-    """A 1x1 convolution as a matrix product: XLA's CPU backend transposes all images for a convolution's gradient."""
+    """Computes a 1x1 convolution as a matrix product, since XLA's CPU backend transposes all images in its gradient."""
     return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
 
 
 def conv(features_in, features_out, size, stride, dtype, rngs, *, padding=None, groups=1, use_bias=False) -> nnx.Conv:
-    """A convolution that computes in `dtype` with float32 parameters.
+    """Returns a convolution that computes in `dtype` with float32 parameters.
 
     Args:
-      size: of the kernel, in pixels, or (height, width).
-      padding: pixels on each side; by default half the kernel, which keeps the size of the image at stride 1.
-      groups: `features_in` makes it depthwise.
+      size: side of the kernel in pixels, or (height, width).
+      padding: pixels on each side; by default half the kernel, which keeps the image size at stride 1.
+      groups: number of channel groups; `features_in` gives a depthwise convolution.
     """
     height, width = (size, size) if isinstance(size, int) else size
     pad_height, pad_width = (height // 2, width // 2) if padding is None else (padding, padding)
@@ -91,7 +91,7 @@ def conv(features_in, features_out, size, stride, dtype, rngs, *, padding=None, 
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, BatchNorm with eps 1e-3 and ReLU: the unit of the Inception nets, with torchvision's names."""
+    """Convolution, BatchNorm (eps 1e-3) and ReLU: the unit of the Inception nets, with torchvision's names."""
 
     def __init__(self, features_in, features_out, size, stride=1, padding=None, *, dtype, rngs: nnx.Rngs):
         self.conv = conv(features_in, features_out, size, stride, dtype, rngs, padding=padding)
@@ -102,7 +102,7 @@ class ConvNorm(nnx.Module):
 
 
 class MaxPool(nnx.Module):
-    """Maximum over square windows; `ceil_mode` keeps a last window that is cut off by the edge, as in torch."""
+    """Maximum over square windows; `ceil_mode` keeps a last window that extends beyond the edge, as in torch."""
 
     def __init__(self, size: int, stride: int, padding: int = 0, ceil_mode: bool = False):
         self.size, self.stride, self.padding, self.ceil_mode = size, stride, padding, ceil_mode
@@ -112,37 +112,42 @@ class MaxPool(nnx.Module):
         return nnx.max_pool(x, (self.size, self.size), strides=(self.stride, self.stride), padding=pads)
 
     def _pads(self, n: int) -> tuple[int, int]:
+        """Returns the padding before and after an axis of length n."""
         rest = (n + 2 * self.padding - self.size) % self.stride
         return self.padding, self.padding + (self.stride - rest if self.ceil_mode and rest else 0)
 
 
 class AvgPool(nnx.Module):
-    """Mean over 3x3 windows at stride 1; `count_include_pad` divides by 9 at the edge too."""
+    """Mean over 3x3 windows at stride 1; with `count_include_pad` it divides by 9 at the edges too."""
 
     def __init__(self, count_include_pad: bool):
         self.count_include_pad = count_include_pad
 
     def __call__(self, x: Float[Array, "b h w d"], train: bool = False) -> Float[Array, "b h w d"]:
         pads, include = ((1, 1), (1, 1)), self.count_include_pad
-        # In float32: nine bfloat16 summands would be rounded eight times.
+        # In float32, since summing nine bfloat16 values would round eight times.
         y = nnx.avg_pool(x.astype(jnp.float32), (3, 3), strides=(1, 1), padding=pads, count_include_pad=include)
         return y.astype(x.dtype)
 
 
 def chain(layers, x, train: bool):
-    """Applies layers in turn, as torch's Sequential."""
+    """Applies layers one after the other, as torch's Sequential."""
     for layer in layers:
         x = layer(x, train)
     return x
 
 
 def global_mean(x: Float[Array, "b h w d"]) -> Float[Array, "b d"]:
-    """Mean over all pixels, in float32."""
+    """Returns the mean over all pixels, in float32."""
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
 
 def check_num_classes(name: str, num_classes) -> int:
-    """Returns `num_classes`. Raises InputError if it is negative; 0 is a net without a head."""
+    """Returns `num_classes` as an int; 0 is a net without a head.
+
+    Raises:
+      InputError: if it is negative.
+    """
     if num_classes < 0:
         raise InputError(
             f"num_classes of {name} is {num_classes!r}; expected the number of classes, or 0 for a net without a head."
@@ -151,10 +156,10 @@ def check_num_classes(name: str, num_classes) -> int:
 
 
 def check_scaled(name: str, num_classes, dtype, width) -> tuple[int, str, float]:
-    """The arguments of a model whose width is a multiplier, in one form, so that equal ones share a Net.
+    """Returns the arguments of a model whose width is a multiplier, in canonical form, so that equal ones share a Net.
 
     Raises:
-      InputError: if `num_classes` is negative, `dtype` not a key of DTYPES or `width` not above 0.
+      InputError: if `num_classes` is negative, `dtype` is not a key of DTYPES, or `width` is not positive.
     """
     dtype = getattr(dtype, "__name__", str(dtype))
     choose(DTYPES, dtype, f"dtype of {name}")

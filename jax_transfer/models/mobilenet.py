@@ -1,4 +1,4 @@
-"""MobileNets for images, each with the layout and names of a released torch checkpoint.
+"""MobileNets, each with the layout and names of a released torch checkpoint.
 
 - v1 (Howard et al., 2017, arXiv:1704.04861), with timm's names (`mobilenetv1_100`) and ReLU6.
 - v2 (Sandler et al., 2018, arXiv:1801.04381), with torchvision's names (`mobilenet_v2`).
@@ -18,9 +18,9 @@ from jax_transfer.models.layers import DTYPES, BatchNorm, chain, check_scaled, c
 from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.spec import BICUBIC, HALF, IMAGENET, TORCHVISION_V2, VIT, Spec
 
-# Stages of v1: (channels, blocks, stride of the first); table 1 of the paper.
+# Stages of v1: (channels, blocks, stride of the first block); table 1 of the paper.
 V1_STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
-# Stages of v2: (expansion, channels, blocks, stride of the first); table 2 of the paper.
+# Stages of v2: (expansion, channels, blocks, stride of the first block); table 2 of the paper.
 V2_STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -33,7 +33,7 @@ V2_STAGES = (
 
 
 def _make_divisible(features: float, divisor: int = 8) -> int:
-    """The multiple of `divisor` nearest to `features`, but never below 0.9 of them, as torchvision."""
+    """Returns the multiple of `divisor` nearest to `features`, but not below 0.9 * features, as torchvision."""
     nearest = max(divisor, int(features + divisor / 2) // divisor * divisor)
     return nearest + divisor if nearest < 0.9 * features else nearest
 
@@ -80,18 +80,19 @@ class MobileNetV1(nnx.Module):
 
 
 def _conv_norm(features_in, features_out, size, stride, dtype, rngs, groups=1) -> nnx.List:
-    """Convolution and BatchNorm under the names 0 and 1; `_relu6` applies them."""
+    """Returns a convolution and BatchNorm with the names 0 and 1; `_relu6` applies them."""
     layer = conv(features_in, features_out, size, stride, dtype, rngs, groups=groups)
     return nnx.List([layer, BatchNorm(features_out, dtype=dtype)])
 
 
 def _relu6(conv_norm: nnx.List, x, train: bool):
+    """Applies a convolution, BatchNorm and ReLU6."""
     layer, norm = conv_norm
     return jax.nn.relu6(norm(layer(x), train))
 
 
 class InvertedResidual(nnx.Module):
-    """1x1 to more channels, depthwise 3x3, 1x1 back without activation; a shortcut where the shape stays."""
+    """1x1 expansion, depthwise 3x3, 1x1 projection without activation; a shortcut if the shape is unchanged."""
 
     def __init__(self, features_in: int, features_out: int, stride: int, expansion: int, *, dtype, rngs: nnx.Rngs):
         inner = features_in * expansion
@@ -137,13 +138,17 @@ class MobileNetV2(nnx.Module):
 
 
 def width_of(name: str, channels: Mapping[str, int]) -> float | None:
-    """The multiplier that gives the convolutions of a MobileNet their numbers of channels; None if none does.
+    """Returns the width multiplier that gives the convolutions of a MobileNet their channels; None if there is none.
 
-    Multipliers that round to the same channels are one network: the first of 1, quarters, twentieths, hundredths and
-    thousandths up to 4 is taken.
+    Several multipliers can round to the same channels, and so to the same network. The first one among 1, and the
+    multiples of 1/4, 1/20, 1/100 and 1/1000 up to 4, is returned.
 
     Args:
-      channels: name of a convolution's weight, as `_channels` has it -> its channels; others are skipped.
+      name: "mobilenet_v1" or "mobilenet_v2".
+      channels: name of a weight -> output channels; names other than those of `_channels` are ignored.
+
+    >>> width_of("mobilenet_v1", {"conv_stem.weight": 16, "blocks.0.0.conv_pw.weight": 32})
+    0.5
     """
     names = [layer for layer in _channels(name, 1.0) if layer in channels]
     widths = (1.0, *(k / steps for steps in (4, 20, 100, 1000) for k in range(1, 4 * steps + 1)))
@@ -156,7 +161,7 @@ def width_of(name: str, channels: Mapping[str, int]) -> float | None:
 
 
 def _channels(name: str, width: float) -> dict[str, int]:
-    """The channels of the stem, of each stage and of the last convolution."""
+    """Returns name of the weight -> output channels, for the stem, each stage and the last convolution."""
     if name == "mobilenet_v1":
         stages = {f"blocks.{i}.0.conv_pw.weight": channels for i, (channels, _, _) in enumerate(V1_STAGES)}
         return {layer: _make_divisible(c * width) for layer, c in {"conv_stem.weight": 32, **stages}.items()}
@@ -168,8 +173,8 @@ def _channels(name: str, width: float) -> dict[str, int]:
     return {**rounded, f"features.{block}.0.weight": _make_divisible(1280 * max(1.0, width))}
 
 
-def width_shown(name: str, state: Mapping) -> dict:
-    """{"width": multiplier} that the convolutions of a MobileNet show, {} for that of the paper or an unknown one."""
+def width_from_shapes(name: str, state: Mapping) -> dict:
+    """Returns {"width": multiplier} by the convolutions of a MobileNet; {} if it is 1 or unknown."""
     width = width_of(name, {layer: len(x) for layer, x in state.items() if x.ndim == 4})
     return {"width": width} if width not in (None, 1.0) else {}
 
@@ -178,17 +183,17 @@ MIN_IMAGE_SIZE = 32
 
 
 def _mobilenet(name, num_classes, dtype="float32", width=1.0) -> Net:
-    """A MobileNet as a Net. Equal arguments give the identical Net, so compiled code is shared.
+    """Makes a MobileNet. Equal arguments return the identical Net, so compiled code is shared.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
-      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
-        logits are float32 either way.
-      width: multiplier of the channels, above 0; 0.25, 0.5, 0.75 and 1.0 in the paper of v1. Channels are rounded to
-        multiples of 8. In v2 a width below 1 leaves the 1,280 features of the head as they are (section 4.1).
+      dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
+        logits are always float32.
+      width: positive multiplier of the channels; 0.25, 0.5, 0.75 and 1.0 in the paper of v1. Channels are rounded to
+        multiples of 8. In v2 a width below 1 does not reduce the 1,280 features (section 4.1).
 
     Raises:
-      InputError: if an argument is not one of the above.
+      InputError: if an argument is invalid.
     """
     return _build(name, *check_scaled(name, num_classes, dtype, width))
 
@@ -214,7 +219,7 @@ def _spec(name: str, released: Mapping[str, Preprocessing]) -> Spec:
         functools.partial(_mobilenet, name),
         MIN_IMAGE_SIZE,
         released=released,
-        settings_from_shapes=functools.partial(width_shown, name),
+        settings_from_shapes=functools.partial(width_from_shapes, name),
     )
 
 

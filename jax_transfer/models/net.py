@@ -1,12 +1,11 @@
-"""From NNX modules to pure functions on plain dictionaries: the only file that splits and merges modules.
+"""Turns NNX modules into pure functions of plain dictionaries; the only file that splits and merges modules.
 
-A module is called as `module(images, train, rngs) -> Output`. `train` (a Python bool) switches BatchNorm to
-batch statistics and dropout on; `rngs` is an `nnx.Rngs` with a "dropout" stream, or None. Modules hold
-`nnx.Param` and `nnx.BatchStat` variables and nothing else: build `nnx.Dropout` without `rngs` and hand it the
-ones of the call.
+A module is called as `module(images, train, rngs) -> Output`. With `train` (a Python bool), BatchNorm uses the
+statistics of the batch and dropout is active; `rngs` is an `nnx.Rngs` with a "dropout" stream, or None. Modules hold
+only `nnx.Param` and `nnx.BatchStat` variables: build `nnx.Dropout` without `rngs` and pass it the `rngs` of the call.
 
-Leaves travel between the module and the dictionaries by name, never by position: a checkpoint turns list
-indices into strings, and those sort 0, 1, 10, 11, 2, which would permute the layers of a list longer than ten.
+Arrays are matched between the module and the dictionaries by name, never by position: checkpoints turn list indices
+into strings, which sort as 0, 1, 10, 11, 2 and would permute the layers of a list longer than ten.
 """
 
 import dataclasses
@@ -24,13 +23,13 @@ from jax_transfer.records import InputError
 
 
 class Output(NamedTuple):
-    """What a net says of a batch.
+    """The outputs of a net for a batch.
 
     Attributes:
-      logits: float32, what the classification head gives; [b, 0] for a net without one.
-      features: float32, what the classification head reads.
-      maps: what is pooled to the features, a place of the image each; None where a net does not give them.
-      projection: what a projection head gives, such as a contrastive loss's; None where a net has none.
+      logits: float32, output of the classification head; [b, 0] for a net without a head.
+      features: float32, input of the classification head.
+      maps: feature maps before pooling; None if the net does not return them.
+      projection: output of a projection head, such as that of a contrastive loss; None if the net has none.
     """
 
     logits: Float[Array, "b s"]
@@ -43,20 +42,20 @@ class Output(NamedTuple):
 class Net:
     """A model as pure functions of `params` and `stats`, nested dictionaries of float32 arrays with string keys.
 
-    The three functions are jitted, and may be jitted, differentiated and vmapped again. They raise InputError
-    where the names or shapes of `params` or `stats` are not this net's. `jax.eval_shape(net.init, key)` gives
-    the abstract trees, the target to restore a checkpoint into.
+    The three functions are jitted, and can be jitted, differentiated and vmapped again. They raise InputError if the
+    names or shapes of `params` or `stats` do not fit the net. `jax.eval_shape(net.init, key)` returns the abstract
+    trees into which a checkpoint is restored.
 
     Attributes:
       name: the key in MODELS.
       num_classes: columns of the logits (s); 0 for a net without a head, whose `params` have nothing at `classifier`.
       feature_dim: columns of the features (d).
-      min_image_size: smallest height and width, in pixels; the caller checks.
+      min_image_size: smallest height and width, in pixels; the caller checks it.
       init: `init(key) -> (params, stats)`. `stats` is {} for a model without BatchNorm.
-      apply: `apply(params, stats, images) -> Output`, evaluation mode. images: float [b, h, w, 3], normalised.
-      apply_train: `apply_train(params, stats, images, key) -> (Output, new_stats)`, training mode: BatchNorm
+      apply: `apply(params, stats, images) -> Output`, in evaluation mode. images: float [b, h, w, 3], normalised.
+      apply_train: `apply_train(params, stats, images, key) -> (Output, new_stats)`, in training mode: BatchNorm
         normalises by the statistics of the (global) batch, and `key` draws the dropout masks.
-      classifier: path of the classification head in `params`, such as ("fc",), or where `with_new_head` puts one.
+      classifier: path of the classification head in `params`, such as ("fc",), where `with_new_head` puts one.
       shapes: flat name -> shape of each array of {"params", "stats"}.
     """
 
@@ -80,16 +79,29 @@ def make_net(
     min_image_size: int,
     classifier: tuple[str, ...],
 ) -> Net:
-    """Turns a module into a Net. `make_module` is traced here, so no weights are allocated.
+    """Makes a Net from a module. `make_module` is only traced, so no weights are allocated.
 
     Args:
       name, num_classes, feature_dim, min_image_size, classifier: see `Net`.
-      make_module: builds the module from an `nnx.Rngs`; the module's calling convention is at the head of
-        this file. Arrays without elements, such as the kernel [d, 0] of a head for 0 classes, are left out of the
-        dictionaries, so that a module needs no code for a net without a head.
+      make_module: builds the module from an `nnx.Rngs`; the head of this file describes how the module is called.
+        Arrays without elements, such as the kernel [d, 0] of a head for 0 classes, are left out of the dictionaries, so
+        that a module needs no special code for a net without a head.
 
     Raises:
       TypeError: if the module holds variables other than parameters and BatchNorm statistics.
+
+    >>> class Tiny(nnx.Module):
+    ...     def __init__(self, rngs):
+    ...         self.fc = nnx.Linear(3, 2, rngs=rngs)
+    ...     def __call__(self, images, train, rngs):
+    ...         features = images.mean((1, 2))
+    ...         return Output(self.fc(features), features)
+    >>> net = make_net("tiny", Tiny, num_classes=2, feature_dim=3, min_image_size=1, classifier=("fc",))
+    >>> net.shapes
+    {'params/fc/bias': (2,), 'params/fc/kernel': (3, 2)}
+    >>> params, stats = net.init(jax.random.key(0))
+    >>> net.apply(params, stats, jnp.ones((1, 4, 4, 3))).features.tolist()
+    [[1.0, 1.0, 1.0]]
     """
     module = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
     graph, abstract_params, abstract_stats, rest = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
@@ -129,10 +141,16 @@ def make_net(
 
 
 def with_new_head(params, net: Net, key, std: float = 0.01):
-    """Returns `params` with a fresh classification head for the classes of `net`; all else is kept.
+    """Returns `params` with a new classification head for the classes of `net`; the other parameters are kept.
 
-    The kernel is drawn from N(0, std^2), the bias is 0 (Goyal et al., 2017, section 5.1). `params` may have
-    been trained for any number of classes, or come without a head. A `net` without a head gets none.
+    The kernel is drawn from N(0, std^2) and the bias is 0 (Goyal et al., 2017, section 5.1). `params` may have been
+    trained for any number of classes, or have no head. For a `net` without a head, the head is removed.
+
+    >>> from jax_transfer.models.resnet import resnet10
+    >>> five, three = (resnet10(num_classes=n, width=8) for n in (5, 3))
+    >>> params, stats = jax.eval_shape(five.init, jax.random.key(0))
+    >>> with_new_head(params, three, jax.random.key(0))["fc"]["kernel"].shape
+    (64, 3)
     """
     if not net.num_classes:
         return without_head(params, net)
@@ -144,7 +162,7 @@ def with_new_head(params, net: Net, key, std: float = 0.01):
 
 
 def without_head(params, net: Net):
-    """Returns `params` without the classification head, if they have one."""
+    """Returns `params` without the classification head."""
     flat, head = trees.flatten(params), "/".join((*net.classifier, ""))
     return trees.unflatten({name: leaf for name, leaf in flat.items() if not name.startswith(head)})
 
@@ -152,36 +170,44 @@ def without_head(params, net: Net):
 def gaussian(key, shape: tuple[int, ...], std: float) -> Array:
     """Draws float32 values from N(0, std^2).
 
-    They are drawn flat: `jax.random.normal(key, shape)` has the same values, but takes several times longer to
-    compile for a shape of four dimensions, and a deep net has a hundred of them.
+    They are drawn as a vector: `jax.random.normal(key, shape)` gives the same values, but compiles several times more
+    slowly for four-dimensional shapes, of which a deep net has a hundred.
+
+    >>> gaussian(jax.random.key(0), (2, 3), std=0.01).shape
+    (2, 3)
     """
     return (std * jax.random.normal(key, (math.prod(shape),), jnp.float32)).reshape(shape)
 
 
 def _replace(tree, path, value):
-    """A copy of a nested dictionary with the subtree at `path` replaced."""
+    """Returns a copy of a nested dictionary with the subtree at `path` replaced."""
     first, *rest = path
     return {**tree, first: _replace(tree.get(first, {}), rest, value) if rest else value}
 
 
 def _shapes(kind: str, abstract) -> dict[str, tuple[int, ...]]:
+    """Returns flat name -> shape of the variables of an NNX state."""
     return {f"{kind}/{name}": variable.shape for name, _, variable in _named(abstract) if variable.size}
 
 
 def _named(state):
-    """(flat name, path, variable) of each variable of an NNX state."""
+    """Returns (flat name, path, variable) of each variable of an NNX state."""
     return [("/".join(map(str, path)), path, variable) for path, variable in nnx.to_flat_state(state)]
 
 
 def _to_dict(state) -> dict:
-    """The arrays of an NNX state as a nested dictionary with string keys."""
+    """Returns the arrays of an NNX state as a nested dictionary with string keys."""
     return trees.unflatten({name: variable[...] for name, _, variable in _named(state) if variable.size})
 
 
 def _to_state(abstract, tree, message: str):
-    """The NNX state of `abstract`'s structure that holds the arrays of `tree`, matched by name."""
+    """Returns an NNX state with the structure of `abstract` and the arrays of `tree`, matched by name.
+
+    Raises:
+      InputError: if a name or shape differs.
+    """
     variables, flat = _named(abstract), trees.flatten(tree)
-    # Only names and shapes must agree: a caller may hold its weights in another dtype.
+    # Only names and shapes must agree: the caller may keep its weights in another dtype.
     expected = {name: jax.ShapeDtypeStruct(v.shape, jnp.float32) for name, _, v in variables if v.size}
     found = {name: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.float32) for name, leaf in flat.items()}
     if different := trees.difference(trees.unflatten(expected), trees.unflatten(found), limit=3):

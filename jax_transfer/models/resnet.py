@@ -1,6 +1,6 @@
-"""Residual networks v1 for images (He et al., 2016, arXiv:1512.03385), with torchvision's layout and names.
+"""Residual networks v1 (He et al., 2016, arXiv:1512.03385), with torchvision's layout and names.
 
-The bottleneck strides in its 3x3 convolution ("v1.5", Goyal et al., 2017, arXiv:1706.02677), as in torchvision.
+The 3x3 convolution of the bottleneck has the stride ("v1.5", Goyal et al., 2017, arXiv:1706.02677), as in torchvision.
 Padding is explicit and symmetric, as in torch: "SAME" is asymmetric at stride 2.
 """
 
@@ -22,7 +22,7 @@ from jax_transfer.records import InputError
 
 
 class Stem(NamedTuple):
-    """Side and stride of the first convolution, and whether a 3x3 max pool at stride 2 follows."""
+    """Side and stride of the first convolution, and whether a 3x3 max pool with stride 2 follows."""
 
     size: int
     stride: int
@@ -30,11 +30,11 @@ class Stem(NamedTuple):
 
     @property
     def min_image_size(self) -> int:
-        """The smallest image, in pixels, that leaves every stage a pixel: the later stages stride by 8."""
+        """Smallest image, in pixels, that leaves one pixel in the last stage; the stages have a total stride of 8."""
         return 8 * self.stride * (2 if self.pool else 1)
 
 
-# Weights show the size of the first convolution alone: "imagenet" and "cifar" are the usual ones of their size.
+# Weights only show the size of the first convolution; "imagenet" and "cifar" are the usual stems with 7x7 and 3x3.
 STEMS = {
     "imagenet": Stem(7, 2, True),
     "cifar": Stem(3, 1, False),
@@ -46,13 +46,14 @@ STEMS = {
 
 
 def _downsample(features_in: int, features_out: int, stride: int, dtype, rngs: nnx.Rngs) -> nnx.List:
-    """The projection of the shortcut; empty where the identity fits."""
+    """Returns the projection of the shortcut; empty if the shortcut is the identity."""
     if stride == 1 and features_in == features_out:
         return nnx.List([])
     return nnx.List([conv(features_in, features_out, 1, stride, dtype, rngs), BatchNorm(features_out, dtype=dtype)])
 
 
 def _shortcut(downsample: nnx.List, x, train: bool):
+    """Applies the projection of the shortcut, if there is one."""
     if not len(downsample):
         return x
     conv, norm = downsample
@@ -78,7 +79,7 @@ class BasicBlock(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 (strided) and 1x1 convolutions (ResNet-50 and deeper)."""
+    """1x1, 3x3 (with stride) and 1x1 convolutions (ResNet-50 and deeper)."""
 
     expansion = 4
 
@@ -131,30 +132,30 @@ class ResNet(nnx.Module):
 
 
 def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64, zero_init_last=False):
-    """A residual network as a Net. Equal arguments give the identical Net, so compiled code is shared.
+    """Makes a residual network. Equal arguments return the identical Net, so compiled code is shared.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
-      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
-        logits are float32 either way.
-      stem: a key of STEMS: "imagenet" (7x7 at stride 2 and a 3x3 max pool at stride 2; images of 32 pixels or more),
-        "cifar" (3x3 at stride 1; 8 pixels or more), or one of the rarer others.
+      dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
+        logits are always float32.
+      stem: a key of STEMS: "imagenet" (7x7 with stride 2 and a 3x3 max pool with stride 2; images of at least 32
+        pixels), "cifar" (3x3 with stride 1; at least 8 pixels), or one of the rarer others.
       width: channels of the first stage; 64 in the paper.
-      zero_init_last: start the last BatchNorm scale of each block at 0, so that blocks start as the identity
-        (Goyal et al., 2017, section 5.1). False is the recipe of torchvision's ImageNet weights.
+      zero_init_last: initialise the last BatchNorm scale of each block to 0, so that blocks start as the identity
+        (Goyal et al., 2017, section 5.1). torchvision's ImageNet weights were trained with False.
 
     Raises:
-      InputError: if an argument is not one of the above.
+      InputError: if an argument is invalid.
     """
     checked = check_arguments(name, num_classes, dtype, stem, width)
     return _build(name, stage_sizes, block, *checked, bool(zero_init_last))
 
 
 def check_arguments(name: str, num_classes, dtype, stem, width) -> tuple[int, str, str, int]:
-    """The arguments of a residual network, v1 or v2, in one form, so that equal ones share a Net.
+    """Returns the arguments of a residual network, v1 or v2, in canonical form, so that equal ones share a Net.
 
     Raises:
-      InputError: if one is not what `_resnet` says.
+      InputError: if an argument is invalid, see `_resnet`.
     """
     dtype = getattr(dtype, "__name__", str(dtype))
     choose(DTYPES, dtype, f"dtype of {name}")
@@ -181,15 +182,16 @@ def _build(name, stage_sizes, block, num_classes, dtype, stem, width, zero_init_
     )
 
 
-def width_and_stem_shown(first: str, state: Mapping) -> dict:
-    """{"width", "stem"} that the kernel of the first convolution shows, [o, 3, h, w] under the name `first`."""
+def width_and_stem_from_shapes(first: str, state: Mapping) -> dict:
+    """Returns {"width", "stem"} by the kernel [o, 3, h, w] of the first convolution, the array `first` of the state."""
     kernel = state.get(first)
     if kernel is None or kernel.ndim != 4:
         return {}
     return {"width": len(kernel), "stem": "cifar" if kernel.shape[2] == 3 else "imagenet"}
 
 
-# timm's own ResNets, by the tag of a release: resnet50.a1_in1k, resnet50_a1_0-14fe96d1.pth. Sides after resizing as in `spec`.
+# timm's own ResNets, by the tag of a release: resnet50.a1_in1k, resnet50_a1_0-14fe96d1.pth. The denominators are the
+# sides after resizing, as in `spec`.
 TIMM_95 = Preprocessing(224, 224 / 235, interpolation="bicubic")
 TIMM_A1H = Preprocessing(176, 176 / 195, interpolation="bicubic")
 TIMM_A3 = Preprocessing(160, 160 / 168, interpolation="bicubic")
@@ -199,16 +201,17 @@ TIMM_TAGS = {
     "bt": BICUBIC, "c1": TIMM_95, "c2": TIMM_95, "d_in1k": TIMM_95, "fb": IMAGENET, "gluon": BICUBIC, "ra": BICUBIC,
     "ram": BICUBIC, "ra4": VIT, "tv": IMAGENET, "tv2": TIMM_TV2,
 }  # fmt: skip
-# What timm called some of them before it had tags, in front of the model or around it.
+# Names of some of them before timm had tags.
 TIMM_BEFORE = {
     "gluon_{}_v1b": BICUBIC, "rw_{}": BICUBIC, "tv_{}": IMAGENET, "ssl_{}": IMAGENET, "swsl_{}": IMAGENET,
     "semi_supervised_{}": IMAGENET, "semi_weakly_supervised_{}": IMAGENET,
 }  # fmt: skip
 
 
-def _timms(name: str) -> dict[str, Preprocessing]:
-    tagged = {f"{name}_{tag}": found for tag, found in TIMM_TAGS.items()}
-    return tagged | {before.format(name): found for before, found in TIMM_BEFORE.items()}
+def _timm_releases(name: str) -> dict[str, Preprocessing]:
+    """Returns timm's names of the releases of a ResNet -> preprocessing."""
+    tagged = {f"{name}_{tag}": preprocessing for tag, preprocessing in TIMM_TAGS.items()}
+    return tagged | {before.format(name): preprocessing for before, preprocessing in TIMM_BEFORE.items()}
 
 
 def _spec(name: str, stage_sizes: tuple[int, ...], block, released: Mapping[str, Preprocessing]) -> Spec:
@@ -216,19 +219,19 @@ def _spec(name: str, stage_sizes: tuple[int, ...], block, released: Mapping[str,
         functools.partial(_resnet, name, stage_sizes, block),
         STEMS["imagenet"].min_image_size,
         released={name: IMAGENET, **released},
-        settings_from_shapes=functools.partial(width_and_stem_shown, "conv1.weight"),
+        settings_from_shapes=functools.partial(width_and_stem_from_shapes, "conv1.weight"),
     )
 
 
 resnet10 = _spec("resnet10", (1, 1, 1, 1), BasicBlock, {})  # for tests and quick starts
-resnet18 = _spec("resnet18", (2, 2, 2, 2), BasicBlock, _timms("resnet18"))
-resnet34 = _spec("resnet34", (3, 4, 6, 3), BasicBlock, {**_timms("resnet34"), "resnet34_43635321": BICUBIC})
+resnet18 = _spec("resnet18", (2, 2, 2, 2), BasicBlock, _timm_releases("resnet18"))
+resnet34 = _spec("resnet34", (3, 4, 6, 3), BasicBlock, {**_timm_releases("resnet34"), "resnet34_43635321": BICUBIC})
 resnet50 = _spec(
     "resnet50",
     (3, 4, 6, 3),
     Bottleneck,
     {
-        **_timms("resnet50"),
+        **_timm_releases("resnet50"),
         "resnet50_11ad3fa6": TORCHVISION_V2,
         "resnet50_a1h": TIMM_A1H,
         "resnet50_a1h2_176": TIMM_A1H,
@@ -238,5 +241,9 @@ resnet50 = _spec(
         "moco_v2": IMAGENET,
     },
 )
-resnet101 = _spec("resnet101", (3, 4, 23, 3), Bottleneck, {**_timms("resnet101"), "resnet101_cd907fc2": TORCHVISION_V2})
-resnet152 = _spec("resnet152", (3, 8, 36, 3), Bottleneck, {**_timms("resnet152"), "resnet152_f82ba261": TORCHVISION_V2})
+resnet101 = _spec(
+    "resnet101", (3, 4, 23, 3), Bottleneck, {**_timm_releases("resnet101"), "resnet101_cd907fc2": TORCHVISION_V2}
+)
+resnet152 = _spec(
+    "resnet152", (3, 8, 36, 3), Bottleneck, {**_timm_releases("resnet152"), "resnet152_f82ba261": TORCHVISION_V2}
+)

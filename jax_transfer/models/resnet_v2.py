@@ -1,8 +1,8 @@
-"""Residual networks v2 for images (He et al., 2016, arXiv:1603.05027): full pre-activation, with timm's names.
+"""Residual networks v2 (He et al., 2016, arXiv:1603.05027): full pre-activation, with timm's names.
 
-BatchNorm and ReLU stand before each convolution and once more before the pool; the stem has neither. A projection
-reads the activated input, an identity shortcut the input itself. The bottleneck strides in its 3x3 convolution.
-timm's `resnetv2_50` stores the head `head.fc` as a 1x1 convolution [s, d, 1, 1]; here it is a matrix [d, s].
+BatchNorm and ReLU come before each convolution and once more before the pool; the stem has neither. A projection reads
+the activated input, an identity shortcut the input itself. The 3x3 convolution of the bottleneck has the stride. timm's
+`resnetv2_50` stores the head `head.fc` as a 1x1 convolution [s, d, 1, 1]; here it is a matrix [d, s].
 """
 
 import functools
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.layers import DTYPES, BatchNorm, MaxPool, chain, conv, gaussian_head, global_mean
 from jax_transfer.models.net import Net, Output, make_net
-from jax_transfer.models.resnet import STEMS, check_arguments, width_and_stem_shown
+from jax_transfer.models.resnet import STEMS, check_arguments, width_and_stem_from_shapes
 from jax_transfer.models.spec import HALF, VIT, Spec
 
 
@@ -28,7 +28,7 @@ class Conv(nnx.Module):
 
 
 class PreActBlock(nnx.Module):
-    """Convolutions of `sizes` (the 3x3 that strides: `strided`), each after BatchNorm and ReLU, and a shortcut."""
+    """Convolutions of `sizes`, each after BatchNorm and ReLU, and a shortcut; number `strided` has the stride."""
 
     def __init__(self, features_in, channels, sizes, strided, stride, dtype, rngs: nnx.Rngs):
         self.depth = len(sizes)
@@ -50,12 +50,12 @@ class PreActBlock(nnx.Module):
 
 
 def basic_block(features_in: int, width: int, stride: int, dtype, rngs: nnx.Rngs) -> PreActBlock:
-    """Two 3x3 convolutions (ResNet-18 and 34)."""
+    """Returns a block of two 3x3 convolutions (ResNet-18 and 34)."""
     return PreActBlock(features_in, (width, width), (3, 3), 0, stride, dtype, rngs)
 
 
 def bottleneck(features_in: int, width: int, stride: int, dtype, rngs: nnx.Rngs) -> PreActBlock:
-    """1x1, 3x3 (strided) and 1x1 convolutions (ResNet-50 and deeper)."""
+    """Returns a block of 1x1, 3x3 (with stride) and 1x1 convolutions (ResNet-50 and deeper)."""
     return PreActBlock(features_in, (width, width, 4 * width), (1, 3, 1), 1, stride, dtype, rngs)
 
 
@@ -107,18 +107,18 @@ class ResNetV2(nnx.Module):
 
 
 def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64) -> Net:
-    """A pre-activation residual network as a Net. Equal arguments give the identical Net, so compiled code is shared.
+    """Makes a pre-activation residual network. Equal arguments return the identical Net, so compiled code is shared.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
-      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
-        logits are float32 either way.
-      stem: a key of `resnet.STEMS`: "imagenet" (7x7 at stride 2 and a 3x3 max pool at stride 2; images of 32 pixels or
-        more), "cifar" (3x3 at stride 1; 8 pixels or more), or one of the rarer others.
+      dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
+        logits are always float32.
+      stem: a key of `resnet.STEMS`: "imagenet" (7x7 with stride 2 and a 3x3 max pool with stride 2; images of at least
+        32 pixels), "cifar" (3x3 with stride 1; at least 8 pixels), or one of the rarer others.
       width: channels of the first stage; 64 in the paper.
 
     Raises:
-      InputError: if an argument is not one of the above.
+      InputError: if an argument is invalid.
     """
     return _build(name, stage_sizes, block, *check_arguments(name, num_classes, dtype, stem, width))
 
@@ -136,12 +136,12 @@ def _build(name, stage_sizes, block, num_classes, dtype, stem, width) -> Net:
     )
 
 
-def _spec(name: str, stage_sizes: tuple[int, ...], block, timms_name: str, released: Preprocessing) -> Spec:
+def _spec(name: str, stage_sizes: tuple[int, ...], block, timm_name: str, released: Preprocessing) -> Spec:
     return Spec(
         functools.partial(_resnet, name, stage_sizes, block),
         STEMS["imagenet"].min_image_size,
-        released={name: released, timms_name: released},
-        settings_from_shapes=functools.partial(width_and_stem_shown, "stem.conv.weight"),
+        released={name: released, timm_name: released},
+        settings_from_shapes=functools.partial(width_and_stem_from_shapes, "stem.conv.weight"),
     )
 
 

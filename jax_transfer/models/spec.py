@@ -1,4 +1,4 @@
-"""What is known of a model beside its network: a `Spec`, and the preprocessing that several releases share."""
+"""`Spec`: how a model is made and what is known about its releases; and preprocessings that several releases share."""
 
 import dataclasses
 import inspect
@@ -9,7 +9,8 @@ import numpy as np
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.net import Net
 
-# Images resized to a side and cut to 224 pixels; a fraction of 0.9 is 248 in timm, which rounds down.
+# Images are resized to the side below and cropped to 224 pixels; a crop fraction of 0.9 gives 248 in timm, which rounds
+# down.
 IMAGENET = Preprocessing(224, 224 / 256)
 BICUBIC = Preprocessing(224, 224 / 256, interpolation="bicubic")
 BICUBIC_248 = Preprocessing(224, 224 / 248, interpolation="bicubic")
@@ -20,22 +21,26 @@ VIT = Preprocessing(224, 224 / 248, HALF, HALF, "bicubic")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spec:
-    """A model: how its net is made, and what is known of it beside the weights.
+    """A model: how its net is made, and what is known about it beside the weights.
 
-    Call it as `make`: `MODELS["resnet18"](num_classes=10, width=8) -> Net`. `inspect.signature` gives the parameters of
-    `make`.
+    It is callable as `make`, and `inspect.signature` shows the parameters of `make`.
 
     Attributes:
       make: takes num_classes (0: a net without a head), dtype ("float32" or "bfloat16") and the settings of its family
-        (`stem`, `width`, `image_size`, ...), all but the first optional; gives the identical Net for equal arguments.
-      min_image_size: smallest height and width, in pixels, under the default settings.
+        (`stem`, `width`, `image_size`, ...), all but the first optional; returns the identical Net for equal arguments.
+      min_image_size: smallest height and width, in pixels, with the default settings.
       patch: side of a patch, in pixels; None for a convolutional net.
-      released: how the name of a released file begins, in lower case and with "_" for other characters -> the
-        preprocessing of that release. The model's own name is the release to assume.
-      architectures: what training code calls the model, such as the `arch` of DINO, where no file is named so.
-      network: the key in MODELS of the model that has the same network, such as ViT's for a DeiT.
-      settings_from_shapes: arguments of `make` that weights (with our names) show by their shapes.
-      timm_pools: what timm's `global_pool` may be, for its features to be those of this model.
+      released: beginning of the name of a released file, in lower case and with "_" for other characters -> the
+        preprocessing of that release. The model's own name is the release to assume by default.
+      architectures: further names of the model in training code, such as the `arch` of DINO.
+      network: key in MODELS of the model with the same network, such as the ViT of a DeiT.
+      settings_from_shapes: returns the arguments of `make` that the shapes of weights (with our names) show.
+      timm_pools: values of timm's `global_pool` that give the features of this model.
+
+    >>> from jax_transfer.models.resnet import resnet18
+    >>> net = resnet18(num_classes=10, width=8)
+    >>> net.name, net.feature_dim, net is resnet18(10, width=8), resnet18.takes("stem")
+    ('resnet18', 64, True, True)
     """
 
     make: Callable[..., Net]
@@ -54,5 +59,5 @@ class Spec:
         return self.make(*arguments, **settings)
 
     def takes(self, setting: str) -> bool:
-        """Whether `setting` is one of its arguments."""
+        """Returns whether `setting` is an argument of `make`."""
         return setting in self.__signature__.parameters

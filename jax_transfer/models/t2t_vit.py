@@ -1,13 +1,13 @@
 """Tokens-to-Token Vision Transformer (Yuan et al., 2021, arXiv:2101.11986), with the released layout and names.
 
-Three soft splits (patches that overlap) with a small token layer between them lead to a grid of 1/16 of the image's
-side; a narrow and deep Vision Transformer follows. `t2t_vit_t_14` has self-attention in the token layers, `t2t_vit_14`
-the Performer's kernel attention. As in the released code (github.com/yitu-opensource/T2T-ViT) every LayerNorm has
-eps 1e-5, the backbone's qkv has no bias, and a token layer, which narrows its input, adds the values v to the output of
-its attention where another block adds its input.
+Three soft splits (overlapping patches) with a small token layer between them reduce the image to a grid of 1/16 of its
+side; a narrow and deep Vision Transformer follows. The token layers of `t2t_vit_t_14` have self-attention, those of
+`t2t_vit_14` the kernel attention of the Performer. As in the released code (github.com/yitu-opensource/T2T-ViT), every
+LayerNorm has eps 1e-5, the qkv layers of the backbone have no bias, and a token layer, which narrows its input, adds
+the values v to the output of its attention instead of its input.
 
-Two arrays of a released file are not trained: the position embedding `pos_embed` (sinusoids) and the Performer's random
-directions `tokens_to_token/attention{1,2}/w`. They are in `stats`, where no weight decay reaches them.
+Two arrays of a released file are not trained: the position embedding `pos_embed` (sinusoids) and the random directions
+of the Performer, `tokens_to_token/attention{1,2}/w`. They are kept in `stats`, so that no weight decay applies to them.
 """
 
 import functools
@@ -36,24 +36,33 @@ from jax_transfer.models.transformer import (
     linear,
     split_heads,
 )
-from jax_transfer.models.vit import image_size_shown
+from jax_transfer.models.vit import image_size_from_shapes
 
 EPS = 1e-5
-STRIDE = 16  # pixels of the image to one token of the backbone, in each direction
+STRIDE = 16  # pixels of the image per token of the backbone, in each direction
 TOKEN_DIM = 64
 
 
 def sinusoids(n: int, d: int) -> Float[np.ndarray, "1 n d"]:
-    """Position embedding of Vaswani et al. (2017, section 3.5): sin and cos of position / 10000^(2i / d) in turn."""
+    """Returns the position embedding of Vaswani et al. (2017, section 3.5).
+
+    Its columns alternate between sin and cos of position / 10000^(2i / d).
+
+    >>> sinusoids(3, 4).shape
+    (1, 3, 4)
+    """
     angles = np.arange(n)[:, None] / 10000 ** (2 * (np.arange(d) // 2) / d)
     return np.where(np.arange(d) % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)[None]
 
 
 def soft_split(x: Float[Array, "b h w c"], size: int, stride: int, padding: int) -> Float[Array, "b m p"]:
-    """All patches, row by row, each with its pixels in the order of `torch.nn.Unfold`: channel, row, column.
+    """Returns all patches, row by row, with their pixels in the order of `torch.nn.Unfold`: channel, row, column.
 
-    By slices of rows, then of columns: `conv_general_dilated_patches` has a gradient ten times slower on a CPU, and one
-    slice for each pixel of a patch takes five times longer to compile.
+    Patches are built from slices of rows, then of columns: the gradient of `conv_general_dilated_patches` is ten times
+    slower on a CPU, and one slice per pixel of a patch takes five times longer to compile.
+
+    >>> soft_split(jnp.zeros((1, 8, 8, 3)), size=3, stride=2, padding=1).shape
+    (1, 16, 27)
     """
     b, h, w, c = x.shape
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -70,7 +79,7 @@ class TokenAttention(nnx.Module):
         self.qkv = linear(features, 3 * token_dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.proj = linear(token_dim, token_dim, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
-        self.scale = features**-0.5  # of the input, not of the head: so were the released weights trained
+        self.scale = features**-0.5  # by the width of the input, not of the head, as the released weights were trained
 
     def __call__(self, x: Float[Array, "b n p"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
         q, k, v = split_heads(self.qkv(x), 3, 1)
@@ -92,18 +101,18 @@ class TokenTransformer(nnx.Module):
 
 
 class Gelu(nnx.Module):
-    """The function as a layer, so that the layer after it has the released number."""
+    """gelu as a layer, so that the layer after it has the same number as in the release."""
 
     def __call__(self, x: Array) -> Array:
         return gelu(x)
 
 
 class TokenPerformer(nnx.Module):
-    """The token layer of the T2T-ViT models: attention whose cost is linear in the number of tokens.
+    """The token layer of the T2T-ViT models: attention with a cost that is linear in the number of tokens.
 
     exp(q . k) is estimated by phi(q) . phi(k) with m = d / 2 positive features (Choromanski et al., 2021,
-    arXiv:2009.14794, lemma 1): phi(x) = exp(w x - |x|^2 / 2) / sqrt(m), rows of w orthogonal and of length sqrt(m).
-    The kernel runs in float32.
+    arXiv:2009.14794, lemma 1): phi(x) = exp(w x - |x|^2 / 2) / sqrt(m), where the rows of w are orthogonal with length
+    sqrt(m). The kernel is computed in float32.
     """
 
     def __init__(self, features: int, token_dim: int, *, dropout: float, dtype, rngs: nnx.Rngs):
@@ -140,7 +149,7 @@ TOKEN_LAYERS = {"transformer": TokenTransformer, "performer": TokenPerformer}
 
 
 class TokensToToken(nnx.Module):
-    """Images to tokens: soft splits of 7/4/2, 3/2/1 and 3/2/1 (size, stride, padding), a token layer after two."""
+    """Images to tokens: soft splits of 7/4/2, 3/2/1 and 3/2/1 (size, stride, padding) with token layers in between."""
 
     def __init__(self, token_layer: str, token_dim: int, dim: int, *, dropout: float, dtype, rngs: nnx.Rngs):
         options = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
@@ -189,20 +198,20 @@ def _t2t_vit(
     name, token_layer, size, num_classes, dtype="float32", image_size=224, dropout=0.0, stochastic_depth=0.0,
     token_dropout=0.0,
 ):  # fmt: skip
-    """A T2T-ViT as a Net. Equal arguments give the identical Net, so compiled code is shared.
+    """Makes a T2T-ViT. Equal arguments return the identical Net, so compiled code is shared.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
-      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, LayerNorm, softmax, the
-        Performer's kernel, features and logits are float32 either way.
-      image_size: height and width of the images, in pixels, a multiple of 16.
-      dropout: of the embedded tokens and in the backbone's blocks, in training.
-      stochastic_depth: probability of leaving out the last block's halves, in training; 0.1 for the released weights.
-      token_dropout: in the token layers, in training. The released Performer has 0.1 in any case, so t2t_vit_14 has
-        it by default; t2t_vit_t_14 has 0.
+      dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, LayerNorm, softmax, the
+        kernel of the Performer, features and logits are always float32.
+      image_size: height and width of the images in pixels, a multiple of 16.
+      dropout: rate for the embedded tokens and in the blocks of the backbone, in training.
+      stochastic_depth: probability of skipping each half of the last block, in training; 0.1 for the released weights.
+      token_dropout: rate in the token layers, in training. 0.1 by default for t2t_vit_14, since the released Performer
+        always has it; 0 for t2t_vit_t_14.
 
     Raises:
-      InputError: if an argument is not one of the above.
+      InputError: if an argument is invalid.
     """
     rates = {"dropout": dropout, "stochastic_depth": stochastic_depth, "token_dropout": token_dropout}
     return _build(name, token_layer, size, **check_arguments(name, STRIDE, num_classes, dtype, image_size, **rates))
@@ -229,7 +238,7 @@ def _spec(name: str, token_layer: str, released_name: str, **defaults) -> Spec:
         min_image_size=224,
         patch=STRIDE,
         released={name: BICUBIC_248, released_name: BICUBIC_248},
-        settings_from_shapes=functools.partial(image_size_shown, STRIDE),
+        settings_from_shapes=functools.partial(image_size_from_shapes, STRIDE),
         timm_pools=("token",),
     )
 

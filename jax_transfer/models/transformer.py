@@ -1,6 +1,6 @@
-"""Layers and argument checks that the transformers share, with timm's layout and names.
+"""Layers and argument checks shared by the transformers, with timm's layout and names.
 
-Products of matrices run in `dtype`; LayerNorm, softmax and all parameters are float32.
+Matrix products run in `dtype`; LayerNorm, softmax and all parameters are float32.
 """
 
 import math
@@ -18,7 +18,7 @@ from jax_transfer.records import InputError
 
 
 class Size(NamedTuple):
-    """Width of the tokens, number of blocks, heads of each attention."""
+    """Width of the tokens, number of blocks, and heads of each attention layer."""
 
     dim: int
     depth: int
@@ -26,12 +26,12 @@ class Size(NamedTuple):
 
 
 def gaussian_002(key, shape, dtype=jnp.float32) -> Array:
-    """N(0, 0.02^2): timm's truncated normal, whose bounds of +-2 lie a hundred standard deviations out."""
+    """Draws from N(0, 0.02^2), as timm's truncated normal, whose bounds of +-2 are a hundred standard deviations."""
     return gaussian(key, shape, 0.02).astype(dtype)
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation (Ba et al., 2016) over the last axis, in float32; the result has the dtype of x."""
+    """Layer normalisation (Ba et al., 2016) over the last axis, in float32; the output has the dtype of x."""
 
     def __init__(self, features: int, *, eps: float):
         self.scale = nnx.Param(jnp.ones(features, jnp.float32))
@@ -46,24 +46,31 @@ class LayerNorm(nnx.Module):
 
 
 def linear(features_in: int, features_out: int, *, use_bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """Returns a linear layer that computes in `dtype` with float32 parameters."""
     options = {"use_bias": use_bias, "kernel_init": gaussian_002, "dtype": dtype, "param_dtype": jnp.float32}
     return nnx.Linear(features_in, features_out, **options, rngs=rngs)
 
 
 def gelu(x: Array) -> Array:
-    """Exact: x Phi(x), in float32. By erf, as torch; `jax.nn.gelu` goes by erfc, several times slower on a CPU."""
+    """Computes x Phi(x) exactly, in float32.
+
+    It uses erf, as torch; `jax.nn.gelu` uses erfc, which is several times slower on a CPU.
+    """
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def split_heads(x: Float[Array, "b n e"], parts: int, num_heads: int) -> Float[Array, "p b heads n d"]:
-    """Cuts the last axis, which runs over parts, heads and channels."""
+    """Splits the last axis, which runs over parts, heads and channels."""
     b, n, _ = x.shape
     return jnp.transpose(x.reshape(b, n, parts, num_heads, -1), (2, 0, 3, 1, 4))
 
 
 def attend(q, k, v: Float[Array, "b heads n d"], scale: float) -> Float[Array, "b n e"]:
-    """softmax(scale q k^T) v, heads joined. Heads before tokens: products over other axes are slower on a CPU."""
+    """Computes softmax(scale q k^T) v and joins the heads.
+
+    Heads come before tokens, since products over other axes are slower on a CPU.
+    """
     weights = jax.nn.softmax(((q * scale) @ jnp.swapaxes(k, 2, 3)).astype(jnp.float32)).astype(v.dtype)
     b, heads, n, d = v.shape
     return jnp.swapaxes(weights @ v, 1, 2).reshape(b, n, heads * d)
@@ -85,7 +92,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two layers with gelu between; dropout after each."""
+    """Two linear layers with gelu in between; dropout after each."""
 
     def __init__(self, dim: int, hidden: int, *, dropout: float, dtype, rngs: nnx.Rngs):
         self.fc1 = linear(dim, hidden, dtype=dtype, rngs=rngs)
@@ -98,10 +105,10 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each after a LayerNorm, each added to its input.
+    """Attention and MLP, each after a LayerNorm and added to its input.
 
-    Stochastic depth (Huang et al., 2016, arXiv:1603.09382): in training either is left out of an image with
-    probability `drop_path`, and weighs 1 / (1 - drop_path) where it stays.
+    Stochastic depth (Huang et al., 2016, arXiv:1603.09382): in training, each of the two is skipped for an image with
+    probability `drop_path`, and scaled by 1 / (1 - drop_path) otherwise.
     """
 
     def __init__(self, dim, num_heads, hidden, *, qkv_bias, eps, dropout, drop_path, dtype, rngs: nnx.Rngs):
@@ -117,32 +124,36 @@ class Block(nnx.Module):
 
 
 def blocks(size: Size, mlp_ratio: float, *, stochastic_depth: float, **options) -> nnx.List:
-    """The blocks of an encoder; the probability of leaving one out grows linearly from 0 to `stochastic_depth`."""
+    """Returns the blocks of an encoder; their `drop_path` grows linearly from 0 to `stochastic_depth`."""
     hidden = int(size.dim * mlp_ratio)
     rates = [stochastic_depth * i / max(size.depth - 1, 1) for i in range(size.depth)]
     return nnx.List([Block(size.dim, size.num_heads, hidden, drop_path=rate, **options) for rate in rates])
 
 
 def join_class_token(tokens: Float[Array, "b n d"], cls_token, pos_embed) -> Float[Array, "b n+1 d"]:
-    """Puts the class token first and adds the position embedding, in float32; the result has the dtype of `tokens`."""
+    """Prepends the class token and adds the position embedding, in float32; the result has the dtype of `tokens`."""
     cls = jnp.broadcast_to(cls_token + pos_embed[:, :1], (len(tokens), 1, tokens.shape[-1]))
     return jnp.concatenate([cls.astype(tokens.dtype), (tokens + pos_embed[:, 1:]).astype(tokens.dtype)], axis=1)
 
 
 def check_images(images, image_size: int) -> None:
-    """Raises InputError if the images are not of the size that a position embedding was made for."""
+    """Checks that the images have the size of the position embedding.
+
+    Raises:
+      InputError: if they have another size.
+    """
     if images.shape[1:] != (image_size, image_size, 3):
         raise InputError(
-            f"images are {list(images.shape)}; this net takes [b, {image_size}, {image_size}, 3]: build it with their "
-            "size as image_size, or resize them."
+            f"images have shape {list(images.shape)}, expected [b, {image_size}, {image_size}, 3]: resize them, or "
+            "make the net with their size as image_size."
         )
 
 
 def check_arguments(name: str, step: int, num_classes, dtype, image_size, **rates) -> dict:
-    """The arguments of a transformer in one form each, so that equal ones are equal keys of a cache.
+    """Returns the arguments of a transformer in canonical form, so that equal ones share a Net.
 
     Raises:
-      InputError: if one is not what `vit._vit` says; image_size must be a multiple of `step`.
+      InputError: if an argument is invalid, see `vit._vit`; image_size must be a multiple of `step`.
     """
     dtype = getattr(dtype, "__name__", str(dtype))
     choose(DTYPES, dtype, f"dtype of {name}")

@@ -1,8 +1,8 @@
 """Vision Transformers (Dosovitskiy et al., 2021, arXiv:2010.11929), with timm's layout and names.
 
-DeiT (Touvron et al., 2021, arXiv:2012.12877) without distillation is the same network, trained otherwise. The features
-are the class token after the last LayerNorm. Products of matrices run in `dtype`; LayerNorm, softmax, features, logits
-and all parameters are float32.
+DeiT (Touvron et al., 2021, arXiv:2012.12877) without distillation is the same network, trained differently. The
+features are the class token after the last LayerNorm. Matrix products run in `dtype`; LayerNorm, softmax, features,
+logits and all parameters are float32.
 """
 
 import functools
@@ -34,13 +34,13 @@ TINY, SMALL, BASE = Size(192, 12, 3), Size(384, 12, 6), Size(768, 12, 12)
 
 
 def uniform_fan_in(key, shape, dtype=jnp.float32) -> Float[Array, "h w i o"]:
-    """U(-1, 1) / sqrt(h w i), as torch draws a convolution: timm leaves the patches' projection at that."""
+    """Draws from U(-1, 1) / sqrt(h w i): torch's default for convolutions, which timm keeps for patch projections."""
     bound = 1 / math.sqrt(math.prod(shape[:3]))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def _patchwise(x: Float[Array, "b h w i"], kernel: Float[Array, "p p i o"], strides, padding, **options):
-    """A convolution of patches that do not overlap, as a matrix product: see `resnet`'s 1x1 convolutions."""
+    """Computes a convolution of non-overlapping patches as a matrix product, for the reason in `layers._pointwise`."""
     b, h, w, c = x.shape
     p, _, _, features_out = kernel.shape
     patches = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // p, w // p, p * p * c)
@@ -48,7 +48,7 @@ def _patchwise(x: Float[Array, "b h w i"], kernel: Float[Array, "p p i o"], stri
 
 
 class PatchEmbed(nnx.Module):
-    """Cuts images into patches and projects each, row by row."""
+    """Splits images into patches, row by row, and projects each."""
 
     def __init__(self, patch: int, dim: int, *, dtype, rngs: nnx.Rngs):
         self.proj = nnx.Conv(
@@ -97,23 +97,27 @@ class VisionTransformer(nnx.Module):
 def resize_position_embedding(
     pos_embed: Float[Array, "1 n+1 d"], grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Float[Array, "1 m+1 d"]:
-    """Fits a position embedding to images of another size; the first row, the class token's, is kept.
+    """Resizes a position embedding for images of another size; the first row, that of the class token, is kept.
 
-    Bicubic with antialiasing, the same as `timm.layers.resample_abs_pos_embed` (torch's `interpolate(mode="bicubic",
-    antialias=True)`) to rounding.
+    The interpolation is bicubic with antialiasing and equals `timm.layers.resample_abs_pos_embed` (torch's
+    `interpolate(mode="bicubic", antialias=True)`) up to rounding.
 
     Args:
-      pos_embed: `params["pos_embed"]`, rows of the grid one after the other.
+      pos_embed: `params["pos_embed"]`; the class token, then the grid row by row.
       grid, new_grid: (rows, columns) of patches, before and after: (image_size // patch,) * 2.
 
     Raises:
-      InputError: if pos_embed is not of that grid.
+      InputError: if pos_embed does not have this grid.
+
+    >>> import jax.numpy as jnp
+    >>> resize_position_embedding(jnp.zeros((1, 1 + 4 * 4, 8)), (4, 4), (6, 6)).shape
+    (1, 37, 8)
     """
     rows, columns = grid
     if pos_embed.ndim != 3 or pos_embed.shape[:2] != (1, rows * columns + 1):
         raise InputError(
-            f"pos_embed is {list(pos_embed.shape)}; a grid of {rows}x{columns} patches and a class token have "
-            f"[1, {rows * columns + 1}, d]: pass the grid that it was trained on."
+            f"pos_embed has shape {list(pos_embed.shape)}; expected [1, {rows * columns + 1}, d] for a class token and "
+            f"a grid of {rows}x{columns} patches: pass the grid that it was trained on."
         )
     d = pos_embed.shape[-1]
     resized = jax.image.resize(pos_embed[0, 1:].reshape(rows, columns, d), (*new_grid, d), "cubic", antialias=True)
@@ -132,21 +136,21 @@ def _vit(
     stochastic_depth=0.0,
     num_heads=None,
 ):
-    """A Vision Transformer as a Net. Equal arguments give the identical Net, so compiled code is shared.
+    """Makes a Vision Transformer. Equal arguments return the identical Net, so compiled code is shared.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
-      dtype: of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, LayerNorm, softmax, features
-        and logits are float32 either way.
-      image_size: height and width of the images, in pixels, a multiple of the patch; by default that of the name.
-        Weights of another size fit after `resize_position_embedding`.
-      dropout: of the embedded tokens and in the blocks, in training.
-      stochastic_depth: probability of leaving out the last block's halves, in training; see `blocks`.
-      num_heads: of each attention, a divisor of the tokens' width; by default as in timm. The weights have the same
-        shapes for any number: MoCo v3's ViT-S has 12 where timm's has 6.
+      dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, LayerNorm, softmax,
+        features and logits are always float32.
+      image_size: height and width of the images in pixels, a multiple of the patch size; by default that of the name.
+        Weights for another size fit after `resize_position_embedding`.
+      dropout: rate for the embedded tokens and in the blocks, in training.
+      stochastic_depth: probability of skipping each half of the last block, in training; see `blocks`.
+      num_heads: heads of each attention layer, a divisor of the tokens' width; by default as in timm. The shapes of the
+        weights do not depend on it: MoCo v3's ViT-S has 12 heads, timm's 6.
 
     Raises:
-      InputError: if an argument is not one of the above.
+      InputError: if an argument is invalid.
     """
     num_heads = size.num_heads if num_heads is None else num_heads
     if type(num_heads) is not int or num_heads < 1 or size.dim % num_heads:
@@ -175,8 +179,8 @@ def _build(name, size, patch, num_classes, dtype, image_size, dropout, stochasti
     )
 
 
-def image_size_shown(patch: int, state: Mapping) -> dict:
-    """{"image_size": pixels} that the position embedding was trained on, {} without one of a square grid."""
+def image_size_from_shapes(patch: int, state: Mapping) -> dict:
+    """Returns {"image_size": pixels} by the position embedding; {} if there is none with a square grid."""
     table = state.get("pos_embed")
     side = math.isqrt(table.shape[1] - 1) if table is not None and table.ndim == 3 and table.shape[1] > 1 else 0
     return {"image_size": side * patch} if side and side**2 == table.shape[1] - 1 else {}
@@ -188,7 +192,7 @@ def _spec(name: str, size: Size, patch: int, image_size: int, released: Mapping[
         image_size,
         patch,
         {name: VIT, **released},
-        settings_from_shapes=functools.partial(image_size_shown, patch),
+        settings_from_shapes=functools.partial(image_size_from_shapes, patch),
         timm_pools=("token",),
         **known,
     )

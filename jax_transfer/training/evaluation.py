@@ -1,4 +1,4 @@
-"""Evaluation of a classifier on a whole data set: compiled once for a net, on one model or on many side by side."""
+"""Evaluation of a classifier on a data set, compiled once per net, for one model or several in parallel."""
 
 import collections
 from collections.abc import Callable
@@ -19,51 +19,75 @@ Measure = Callable[..., list[dict[str, float]] | None]
 
 
 def classification(net: Net, preprocessing: Preprocessing, mesh: Mesh, stacked: bool = True) -> Measure:
-    """Compiles the accuracies of a net on a data set.
+    """Compiles the measurement of a net's accuracies on a data set.
 
     Args:
-      stacked: the models are stacked on a leading axis, one a row of the `sweep` axis; otherwise there is a single one,
-        whose batches are split over the `data` axis.
+      net: a net with a classification head.
+      preprocessing: preprocessing of the images.
+      mesh: devices to use.
+      stacked: whether models are stacked on a leading axis, one per row of the `sweep` axis. Otherwise there is a
+        single model, and its batches are split over the `data` axis.
 
     Returns:
-      measure(model, feed, batch_size, stop) -> [{"accuracy", "mean_class_accuracy"}], one entry a model, in [0, 1]; both are
-      NaN where a logit is not finite. The mean is over the classes that occur. None if `stop`, asked after each batch,
-      returns True.
+      measure(model, feed, batch_size, stop) -> [{"accuracy", "mean_class_accuracy"}], one entry per model, in [0, 1].
+      The mean is over the classes that occur. Both are NaN if a logit is not finite. `stop` is called after each batch;
+      if it returns True, the result is None.
+
+    Example:
+      >>> import types
+      >>> from jax_transfer.models.net import Output
+      >>> apply = lambda params, stats, images: Output(images.mean((1, 2))[:, :2] * params, None)
+      >>> net = types.SimpleNamespace(num_classes=2, apply=apply)
+      >>> labels = np.array([0, 0, 0, 0, 0, 0, 1, 1])
+      >>> images = np.zeros((8, 4, 4, 3), np.uint8)
+      >>> images[:7, :, :, 0] = images[7:, :, :, 1] = 255  # the predictions are 0, except for the last image
+      >>> feed = types.SimpleNamespace(evaluation_batches=lambda batch_size: [Batch(images, labels, labels >= 0)])
+      >>> measure = classification(net, Preprocessing(image_size=4), devices.make_mesh(), stacked=False)
+      >>> measure({"params": jnp.ones(()), "stats": {}}, feed, batch_size=8)
+      [{'accuracy': 0.875, 'mean_class_accuracy': 0.75}]
     """
 
     def count_correct(counts, model, batch: Batch):
         output = net.apply(model["params"], model["stats"], augment.evaluation_view(batch.images, preprocessing))
-        found = {
+        rows_by_name = {
             "correct": output.logits.argmax(-1) == batch.labels,
             "count": batch.mask,
             "not_finite": ~jnp.isfinite(output.logits).all(-1),
         }
         classes = jnp.eye(net.num_classes, dtype=jnp.int32)[batch.labels]
-        return {name: counts[name] + (classes * (rows & batch.mask)[:, None]).sum(0) for name, rows in found.items()}
+        return {
+            name: counts[name] + (classes * (rows & batch.mask)[:, None]).sum(0) for name, rows in rows_by_name.items()
+        }
 
-    def of_many(counts, model, batch: Batch):
-        def one(counts, model, batch):
+    def count_correct_of_many(counts, model, batch: Batch):
+        def count_correct_of_row(counts, model, batch):
             first = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
             return jax.tree.map(lambda x: x[None], count_correct(first(counts), first(model), batch))
 
         rows = PartitionSpec("sweep")
-        mapped = jax.shard_map(one, mesh=mesh, in_specs=(rows, rows, PartitionSpec()), out_specs=rows, check_vma=False)
+        mapped = jax.shard_map(
+            count_correct_of_row,
+            mesh=mesh,
+            in_specs=(rows, rows, PartitionSpec()),
+            out_specs=rows,
+            check_vma=False,
+        )
         return mapped(counts, model, batch)
 
-    def of_one(counts, model, batch: Batch):
+    def count_correct_of_one(counts, model, batch: Batch):
         return count_correct(counts, model, devices.constrain(batch, mesh, "data"))
 
-    add = jax.jit(of_many if stacked else of_one)
+    add = jax.jit(count_correct_of_many if stacked else count_correct_of_one)
 
     def measure(model: dict, feed: Feed, batch_size: int, stop: Callable[[], bool] = lambda: False):
         zeros = _zero_counts((mesh.shape["sweep"], net.num_classes) if stacked else (net.num_classes,))
         counts = devices.split(zeros, mesh, "sweep") if stacked else devices.replicate(zeros, mesh)
-        under_way: collections.deque = collections.deque()
+        pending: collections.deque = collections.deque()
         for batch in feed.evaluation_batches(batch_size):
             counts = add(counts, model, batch)
-            under_way.append(counts)
-            if len(under_way) > 2:  # keeps the device busy, and `stop` in time
-                jax.block_until_ready(under_way.popleft())
+            pending.append(counts)
+            if len(pending) > 2:  # keeps the device busy, but not so far ahead that `stop` takes effect late
+                jax.block_until_ready(pending.popleft())
             if stop():
                 return None
         counts = jax.device_get(counts)
@@ -78,17 +102,17 @@ def classification(net: Net, preprocessing: Preprocessing, mesh: Mesh, stacked: 
 
 
 def _zero_counts(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Images of each class [..., c]: those classified correctly, all, and those with a NaN or infinite logit."""
+    """Returns zero counts [..., c] of the correct images, all images and images with a non-finite logit, by class."""
     return {name: np.zeros(shape, np.int32) for name in ("correct", "count", "not_finite")}
 
 
 def _accuracies(counts: dict[str, np.ndarray]) -> dict[str, float]:
-    """The accuracies of per-class counts [c]."""
+    """Computes the accuracies from counts [c] by class."""
     if counts["not_finite"].any():
         return {"accuracy": float("nan"), "mean_class_accuracy": float("nan")}
     correct, count = counts["correct"], counts["count"]
-    seen = count > 0
+    occurs = count > 0
     return {
         "accuracy": float(correct.sum() / count.sum()),
-        "mean_class_accuracy": float((correct[seen] / count[seen]).mean()),
+        "mean_class_accuracy": float((correct[occurs] / count[occurs]).mean()),
     }

@@ -1,4 +1,4 @@
-"""The one training loop: pre-training and every kind of fine-tuning go through `train`."""
+"""The training loop, shared by pre-training and every kind of fine-tuning."""
 
 import collections
 import dataclasses
@@ -15,12 +15,16 @@ from jax_transfer.data.batches import Joined
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """Where a training stands at the end of an epoch, or where it stopped within one.
+    """The result of training for an epoch, or for the part of it after which training stopped.
 
-    number: from 1. state: donated as soon as the next epoch is asked for. metrics: name -> values of the epoch's steps so
-    far, [steps], or [rows, steps] where several states train side by side. seconds: those of its training.
-    diverged_at: for each row, the first step of the epoch whose loss is NaN or infinite, None if there is none.
-    stopped: `stop` returned True before the epoch was over, or at its end.
+    Attributes:
+      number: number of the epoch, from 1.
+      state: training state; it is donated when the next epoch is requested.
+      metrics: name -> values of the steps of this epoch, [steps], or [rows, steps] if several states are trained.
+      seconds: training time of the epoch.
+      images_per_second: training speed, over all rows.
+      diverged_at: for each row, the first step of this epoch with a NaN or infinite loss, or None.
+      stopped: whether `stop` returned True during the epoch or at its end.
     """
 
     number: int
@@ -33,11 +37,11 @@ class Epoch:
 
     @property
     def means(self) -> dict[str, np.ndarray]:
-        """The mean of each metric over the steps."""
+        """Mean of each metric over the steps."""
         return {name: values.mean(-1) for name, values in self.metrics.items()}
 
     def begun(self) -> dict:
-        """What `train` needs, beside the state, to resume within this epoch; JSON holds it."""
+        """Returns what `train` needs, besides the state, to resume within this epoch; it can be stored as JSON."""
         return {"metrics": {name: values.tolist() for name, values in self.metrics.items()}, "seconds": self.seconds}
 
 
@@ -53,29 +57,44 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     begun: dict | None = None,
 ) -> Iterator[Epoch]:
-    """Trains from wherever `state["step"]` stands until `total_steps`, and yields every epoch as it ends.
+    """Trains from `state["step"]` to `total_steps` and yields each epoch when it ends.
 
-    The last epoch is the one in which training stops: after `total_steps`, after `stop` returned True, or once the loss of
-    every row was NaN or infinite.
+    Training stops after `total_steps`, when `stop` returns True, or when the loss of every row is NaN or infinite; the
+    epoch in which it stops is yielded too.
 
     Args:
-      run: what `steps.many_steps` or `many_steps_of_many` compiled. It donates the state.
-      what: for the progress line, such as "pretrain".
-      max_steps: the most steps of one compiled call.
-      stop: asked after each compiled call.
-      begun: `Epoch.begun` of a stopped epoch, whose state this is.
+      state: training state, see `training.state`; a leading axis of rows if `run` trains several states.
+      run: result of `steps.many_steps` or `many_steps_of_many`. It donates the state.
+      feed: training images.
+      seed: seed of the batches.
+      total_steps: number of steps, including those that the state has already made.
+      what: label of the progress bar, such as "pretrain".
+      max_steps: largest number of steps per compiled call.
+      stop: called after each compiled call.
+      begun: `Epoch.begun()` of the stopped epoch to resume, whose state is `state`.
+
+    Example:
+      >>> import types
+      >>> def items(steps, count, seed):
+      ...     return (None for _ in range(len(steps) // count))
+      >>> def run(state, held, item, count):
+      ...     return {"step": state["step"] + count}, {"loss": np.zeros(count)}
+      >>> feed = types.SimpleNamespace(steps_per_epoch=2, batch_size=8, max_steps=10, held=None, items=items)
+      >>> epochs = train({"step": np.array(0)}, run, feed, seed=0, total_steps=4, what="toy")
+      >>> [(epoch.number, int(epoch.state["step"]), float(epoch.means["loss"])) for epoch in epochs]
+      [(1, 2, 0.0), (2, 4, 0.0)]
     """
     step = int(np.ravel(jax.device_get(state["step"]))[0])
     rows = int(np.size(jax.device_get(state["step"])))
     per_epoch, images = feed.steps_per_epoch, feed.batch_size * rows
     while step < total_steps or begun:
         number, start = divmod(step, per_epoch)
-        if begun and start == 0:  # stopped between the last step of an epoch and its end
+        if begun and start == 0:  # stopped after the last step of an epoch, before the epoch was yielded
             number, start = number - 1, per_epoch
         end = min(per_epoch, start + total_steps - step)
         history = _History(rows, begun, step)
         begun, stopped, started = None, False, time.perf_counter()
-        # A divisor of all three: one compiled program serves, and the epoch ends, or training within it, where a call does.
+        # A divisor of all three, so that one compiled program suffices and calls end with the epoch or with training.
         count = devices.steps_per_call(math.gcd(per_epoch, start, end), min(max_steps, feed.max_steps))
         label = f"{what}, epoch {number + 1}/{-(-total_steps // per_epoch)}"
         waiting: collections.deque = collections.deque()
@@ -84,7 +103,7 @@ def train(
                 state, metrics = run(state, feed.held, items, count)
                 waiting.append(metrics)
                 step += count
-                if len(waiting) > 2:  # look at a call's metrics only when the next ones are already under way
+                if len(waiting) > 2:  # read the metrics of a call only when the next two are already running
                     history.add(jax.device_get(waiting.popleft()))
                 bar.update(count * images)
                 stopped = stop()
@@ -107,10 +126,10 @@ def train(
 
 
 class _History:
-    """The metrics of an epoch, call by call, and where each row diverged."""
+    """Collects the metrics of an epoch, one entry per call, and the step at which each row diverged."""
 
     def __init__(self, rows: int, begun: dict | None, step: int):
-        """begun: of the part that was trained before, which ended before `step`."""
+        """Starts with the metrics in `begun`, of the part of the epoch trained before; the next step is `step`."""
         self.calls = [{n: np.asarray(v, np.float32) for n, v in begun["metrics"].items()}] if begun else []
         self.seconds = begun["seconds"] if begun else 0.0
         self.step, self.diverged_at = step, [None] * rows
@@ -118,9 +137,9 @@ class _History:
     def add(self, metrics: dict[str, np.ndarray]) -> None:
         self.calls.append(metrics)
         losses = np.atleast_2d(metrics["loss"])
-        for row, own in enumerate(losses):
+        for row, row_losses in enumerate(losses):
             if self.diverged_at[row] is None:
-                self.diverged_at[row] = first_bad_step(self.step, own)
+                self.diverged_at[row] = first_bad_step(self.step, row_losses)
         self.step += losses.shape[-1]
 
     def all_diverged(self) -> bool:
@@ -131,6 +150,12 @@ class _History:
 
 
 def first_bad_step(first: int, losses: np.ndarray) -> int | None:
-    """The step of the first loss that is NaN or infinite in losses [t] that begin at step `first`, or None."""
+    """Returns the first step with a NaN or infinite loss, or None; losses [t] begin at step `first`.
+
+    Example:
+      >>> import numpy as np
+      >>> first_bad_step(10, np.array([0.5, np.nan])), first_bad_step(10, np.array([0.5, 0.4]))
+      (11, None)
+    """
     bad = np.flatnonzero(~np.isfinite(losses))
     return first + int(bad[0]) if len(bad) else None

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, by optax. Epochs become steps here."""
+"""Optimizers and learning-rate schedules from optax, in units of steps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,15 +11,35 @@ from jax_transfer.choose import choose
 from jax_transfer.fields import NotNegative, OneOf, Part, Positive, Probability, UpTo, check_itself
 
 
-def constant(settings, rate, steps):
+def constant(settings: "OptimizerSettings", rate: float, steps: int) -> optax.Schedule:
+    """Returns the constant learning rate `rate`.
+
+    Example:
+      >>> constant(OptimizerSettings(), 0.1, 100)(50)
+      0.1
+    """
     return optax.constant_schedule(rate)
 
 
-def cosine(settings, rate, steps):
+def cosine(settings: "OptimizerSettings", rate: float, steps: int) -> optax.Schedule:
+    """Decays the learning rate from `rate` to settings.min_learning_rate by half a cosine.
+
+    Example:
+      >>> schedule = cosine(OptimizerSettings(), 0.1, 100)
+      >>> [round(float(schedule(step)), 2) for step in (0, 50, 100)]
+      [0.1, 0.05, 0.0]
+    """
     return optax.cosine_decay_schedule(rate, max(steps, 1), alpha=settings.min_learning_rate / rate)
 
 
-def step_decay(settings, rate, steps):
+def step_decay(settings: "OptimizerSettings", rate: float, steps: int) -> optax.Schedule:
+    """Multiplies the learning rate by settings.decay_factor at each of settings.milestones.
+
+    Example:
+      >>> schedule = step_decay(OptimizerSettings(milestones=(0.5,)), 0.1, 100)
+      >>> [round(float(schedule(step)), 2) for step in (0, 51)]
+      [0.1, 0.01]
+    """
     boundaries = {round(fraction * steps): settings.decay_factor for fraction in settings.milestones}
     return optax.piecewise_constant_schedule(rate, boundaries)
 
@@ -27,22 +47,61 @@ def step_decay(settings, rate, steps):
 SCHEDULES = {"constant": constant, "cosine": cosine, "step": step_decay}
 
 
-def sgd(settings, schedule, weight_decay, mask):
-    """Momentum with L2 added to the gradient, as in torch."""
+def sgd(
+    settings: "OptimizerSettings", schedule: optax.Schedule, weight_decay: float, mask
+) -> optax.GradientTransformation:
+    """Makes SGD with momentum and, as in torch, the weight decay added to the gradient.
+
+    Args:
+      settings: momentum and nesterov are used.
+      schedule: the learning rate.
+      weight_decay: strength of the L2 penalty.
+      mask: parameters -> tree of booleans, True where the weight decay applies; None: everywhere.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> optimizer = sgd(OptimizerSettings(), optax.constant_schedule(0.1), 0.0, None)
+      >>> updates, _ = optimizer.update(jnp.ones(()), optimizer.init(jnp.zeros(())), jnp.zeros(()))
+      >>> round(float(updates), 2)
+      -0.1
+    """
     momentum = settings.momentum or None
     return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.sgd(schedule, momentum, settings.nesterov))
 
 
-def adam(settings, schedule, weight_decay, mask):
-    """Adam with L2 added to the gradient, as in torch."""
+def adam(
+    settings: "OptimizerSettings", schedule: optax.Schedule, weight_decay: float, mask
+) -> optax.GradientTransformation:
+    """Makes Adam with, as in torch, the weight decay added to the gradient; the arguments are those of `sgd`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> optimizer = adam(OptimizerSettings(), optax.constant_schedule(0.1), 0.0, None)
+      >>> updates, _ = optimizer.update(jnp.full((), 5.0), optimizer.init(jnp.zeros(())), jnp.zeros(()))
+      >>> round(float(updates), 2)
+      -0.1
+    """
     return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.adam(schedule))
 
 
-def adamw(settings, schedule, weight_decay, mask):
+def adamw(
+    settings: "OptimizerSettings", schedule: optax.Schedule, weight_decay: float, mask
+) -> optax.GradientTransformation:
+    """Makes AdamW, whose weight decay is independent of the gradient; the arguments are those of `sgd`.
+
+    Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> optimizer = adamw(OptimizerSettings(), optax.constant_schedule(0.1), 0.5, None)
+      >>> updates, _ = optimizer.update(jnp.zeros(()), optimizer.init(jnp.ones(())), jnp.ones(()))
+      >>> round(float(updates), 2)
+      -0.05
+    """
     return optax.adamw(schedule, weight_decay=weight_decay, mask=mask)
 
 
-EMBEDDINGS = ("cls_token", "pos_embed")
+EMBEDDINGS = ("cls_token", "pos_embed")  # parameters of a transformer without weight decay
 
 OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw}
 
@@ -53,20 +112,20 @@ class OptimizerSettings:
 
     name: Annotated[str, OneOf(OPTIMIZERS, "optimizer")] = "sgd"
     learning_rate: Positive = 0.1
-    # The learning rate of the heads over that of the backbone.
+    # Ratio of the learning rate of the heads to that of the backbone.
     head_learning_rate_factor: NotNegative = 1.0
     momentum: Probability = 0.9
     nesterov: bool = False
     weight_decay: NotNegative = 0.0
-    # torch decays BatchNorm, biases and embeddings too; large-batch recipes do not.
+    # Whether BatchNorm parameters, biases and embeddings are decayed too, as in torch; large-batch recipes do not.
     decay_norm_and_bias: bool = True
     schedule: Annotated[str, OneOf(SCHEDULES, "schedule")] = "constant"
     # Fractions of training after which the step schedule decays.
     milestones: tuple[Part, ...] = ()
     decay_factor: NotNegative = 0.1
-    # Where the cosine schedule ends.
+    # Final learning rate of the cosine schedule.
     min_learning_rate: Annotated[float, UpTo("learning_rate")] = 0.0
-    # Fraction of training with a linearly growing rate, and where it begins.
+    # Fraction of training in which the learning rate grows linearly, and its initial value.
     warmup: Part = 0.0
     warmup_learning_rate: Annotated[float, UpTo("learning_rate")] = 0.0
 
@@ -75,17 +134,28 @@ class OptimizerSettings:
 
 
 def make_schedule(settings: OptimizerSettings, steps: int, learning_rate=None) -> optax.Schedule:
-    """The learning rate as a function of the step, for a training of `steps` steps.
+    """Makes the learning rate as a function of the step, including the warmup.
 
-    learning_rate: in place of that of the settings; it may be traced.
+    Args:
+      settings: schedule, learning rate and warmup.
+      steps: number of training steps.
+      learning_rate: replaces settings.learning_rate; may be traced.
+
+    Raises:
+      InputError: if the schedule is unknown.
+
+    Example:
+      >>> schedule = make_schedule(OptimizerSettings(learning_rate=0.4, warmup=0.5, schedule="cosine"), steps=8)
+      >>> [round(float(schedule(step)), 2) for step in (0, 2, 4, 6, 8)]
+      [0.0, 0.2, 0.4, 0.2, 0.0]
     """
     rate = settings.learning_rate if learning_rate is None else learning_rate
     warmup = round(settings.warmup * steps)
-    after = choose(SCHEDULES, settings.schedule, "learning-rate schedule")(settings, rate, steps - warmup)
+    schedule = choose(SCHEDULES, settings.schedule, "learning-rate schedule")(settings, rate, steps - warmup)
     if not warmup:
-        return after
+        return schedule
     growing = optax.linear_schedule(settings.warmup_learning_rate, rate, warmup)
-    return optax.join_schedules([growing, after], [warmup])
+    return optax.join_schedules([growing, schedule], [warmup])
 
 
 def make_optimizer(
@@ -95,15 +165,24 @@ def make_optimizer(
     learning_rate=None,
     weight_decay=None,
 ) -> optax.GradientTransformation:
-    """The gradient transformation for a training of `steps` steps.
+    """Makes the optimizer for `steps` training steps.
 
     Args:
-      groups: labels each parameter "backbone" or "head" (`Objective.groups`); None: all are the backbone's.
-      learning_rate, weight_decay: in place of those of the settings. They may be traced, so that one compiled program
-        serves for all values; the state that `init` makes does not depend on them.
+      settings: optimizer, schedule and weight decay.
+      steps: number of training steps.
+      groups: labels each parameter "backbone" or "head" (`Objective.groups`); None: all belong to the backbone.
+      learning_rate, weight_decay: replace those of the settings. They may be traced, so that one compiled program is
+        used for all values; the state returned by `init` does not depend on them.
 
     Raises:
-      InputError: if the optimizer or the schedule does not exist.
+      InputError: if the optimizer or the schedule is unknown.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> optimizer = make_optimizer(OptimizerSettings(learning_rate=0.1), steps=100)
+      >>> updates, _ = optimizer.update(jnp.ones(()), optimizer.init(jnp.zeros(())), jnp.zeros(()))
+      >>> round(float(updates), 2)
+      -0.1
     """
     make = choose(OPTIMIZERS, settings.name, "optimizer")
     mask = None if settings.decay_norm_and_bias else _decayed
@@ -116,10 +195,10 @@ def make_optimizer(
     def scale(updates, params):
         return jax.tree.map(lambda update, group: factors[group] * update, updates, groups(params))
 
-    # The updates are proportional to the learning rate, weight decay included.
+    # Scaling the updates scales the learning rate, since the updates, including weight decay, are proportional to it.
     return optax.chain(optimizer, optax.stateless(scale))
 
 
 def _decayed(params):
-    """The parameters that timm decays: no vectors and scalars, and no embeddings of a transformer."""
+    """Selects the parameters that timm decays: all but vectors, scalars and the embeddings of a transformer."""
     return jax.tree_util.tree_map_with_path(lambda path, p: p.ndim > 1 and path[-1].key not in EMBEDDINGS, params)

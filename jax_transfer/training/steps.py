@@ -1,4 +1,4 @@
-"""The training step, a pure function of a state and the batches of its feeds, and many of them in one compiled call."""
+"""The training step, a pure function of a state and its batches, and compiled calls that run many steps."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -23,12 +23,31 @@ def make_train_step(
     num_classes: Mapping[str, int],
     ema_decay: float = 0.0,
 ) -> Callable[[dict, dict[str, Batch]], tuple[dict, dict]]:
-    """Returns step(state, batches) -> (state, metrics): see `training.state`; batches: feed -> Batch of uint8 images.
+    """Returns step(state, batches) -> (state, metrics) for the state of `training.state`.
+
+    `batches` maps each feed to a Batch of uint8 images; `metrics` holds the loss and the metrics of the objective.
 
     Args:
+      objective: what is minimised.
+      optimizer: computes the updates.
+      preprocessing: preprocessing of the images.
       num_classes: feed -> number of classes of its labels.
-      ema_decay: the moving average becomes ema_decay * average + (1 - ema_decay) * new after each step; 0: there is none.
-        The state must hold it then, see `init_state`.
+      ema_decay: after each step the moving average becomes ema_decay * average + (1 - ema_decay) * new; the state must
+        hold it, see `init_state`. 0: no moving average.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jax_transfer.training.state import init_state
+      >>> objective = Objective(
+      ...     init=lambda key, model: ({"w": jnp.zeros(())}, {}),
+      ...     loss=lambda params, aux, views, key: ((params["w"] - 1) ** 2, (aux, {})),
+      ...     model=lambda params, aux: {"params": params, "stats": {}},
+      ...     views={},
+      ... )
+      >>> step = make_train_step(objective, optax.sgd(0.5), Preprocessing(image_size=4), num_classes={})
+      >>> state, metrics = step(init_state(objective, optax.sgd(0.5), seed=0), {})
+      >>> float(metrics["loss"]), float(state["params"]["w"])
+      (1.0, 1.0)
     """
 
     def step(state: dict, batches: dict[str, Batch]):
@@ -44,7 +63,8 @@ def make_train_step(
         params = optax.apply_updates(state["params"], updates)
         new = {**state, "params": params, "aux": aux, "opt_state": opt_state, "step": state["step"] + 1}
         if ema_decay:
-            # In this form what does not change keeps its bits, though decay and 1 - decay, rounded, need not add up to 1.
+            # In this form, values that do not change stay bitwise the same, even if decay and 1 - decay do not sum to
+            # 1.
             model = objective.model(params, aux)
             new["ema"] = jax.tree.map(lambda a, b: a + (1 - ema_decay) * (b - a), state["ema"], model)
         return new, {"loss": value, **metrics}
@@ -55,48 +75,101 @@ def make_train_step(
 def train_step_gigaflops(
     step: Callable, state: dict, sizes: Mapping[str, tuple[Source, int]], preprocessing: Preprocessing
 ) -> float:
-    """The work of one training step, by the compiler's cost analysis of shapes alone.
+    """Counts the floating point operations / 1e9 of one training step, by the compiler's cost analysis.
 
     Args:
+      step: result of `make_train_step`.
       state: arrays, or their shapes and dtypes.
-      sizes: feed -> (source, images a step), as `Joined.sizes`.
+      sizes: feed -> (source, images per step), as `Joined.sizes`.
+      preprocessing: preprocessing of the images.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jax_transfer.training.state import init_state
+      >>> objective = Objective(
+      ...     init=lambda key, model: ({"w": jnp.zeros(())}, {}),
+      ...     loss=lambda params, aux, views, key: ((params["w"] - 1) ** 2, (aux, {})),
+      ...     model=lambda params, aux: {"params": params, "stats": {}},
+      ...     views={},
+      ... )
+      >>> step = make_train_step(objective, optax.sgd(0.5), Preprocessing(image_size=4), num_classes={})
+      >>> state = init_state(objective, optax.sgd(0.5), seed=0)
+      >>> 0 < train_step_gigaflops(step, state, {}, Preprocessing(image_size=4)) < 1e-6
+      True
     """
     batches = {name: abstract_batch(preprocessing, size, source.extra) for name, (source, size) in sizes.items()}
     return devices.gigaflops(step, state, batches)
 
 
 def many_steps(step: Callable, fetch: Callable, mesh: Mesh):
-    """Compiles `count` training steps into one call on a mesh; the state is donated, and whole on every device.
+    """Compiles `count` training steps into one call on a mesh.
 
-    Returns run(state, held, items, count) -> (state, metrics [count]), where `fetch(held, item)` makes each step's batches:
-    see `data.batches`.
+    The state is donated and replicated on every device.
+
+    Args:
+      step: result of `make_train_step`.
+      fetch: fetch(held, item) -> the batches of one step, see `data.batches`.
+      mesh: the batches are split over its `data` axis.
+
+    Returns:
+      run(state, held, items, count) -> (state, metrics [count]); the leaves of `items` have the shape [count, ...].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> step = lambda state, batch: (state + batch.sum(), {"loss": state})
+      >>> run = many_steps(step, lambda held, index: held[index], devices.make_mesh())
+      >>> state, metrics = run(jnp.zeros(()), jnp.ones((3, 8)), jnp.arange(3), 3)
+      >>> float(state), metrics["loss"].tolist()
+      (24.0, [0.0, 8.0, 16.0])
     """
-    whole = devices.replicated(mesh)
-    return jax.jit(_steps(step, fetch, mesh), static_argnums=3, donate_argnums=0, out_shardings=(whole, whole))
+    replicated = devices.replicated(mesh)
+    out_shardings = (replicated, replicated)
+    return jax.jit(_steps(step, fetch, mesh), static_argnums=3, donate_argnums=0, out_shardings=out_shardings)
 
 
 def many_steps_of_many(step: Callable, fetch: Callable, mesh: Mesh):
-    """`many_steps` for independent states stacked on a leading axis, one a row of the `sweep` axis.
+    """Compiles `many_steps` for independent states, stacked on a leading axis, one per row of the `sweep` axis.
 
-    Each device runs the plain program of one state: convolutions are never batched over kernels.
+    Each device runs the program of a single state, so convolutions are never batched over kernels.
+
+    Args:
+      step, fetch: as for `many_steps`; all states see the same batches.
+      mesh: its `sweep` axis is as long as the number of states.
+
+    Returns:
+      run(states, held, items, count) -> (states, metrics [rows, count]).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> step = lambda state, batch: (state + batch.sum(), {"loss": state})
+      >>> run = many_steps_of_many(step, lambda held, index: held[index], devices.make_mesh(sweep=1))
+      >>> states, metrics = run(jnp.zeros(1), jnp.ones((3, 8)), jnp.arange(3), 3)
+      >>> states.tolist(), metrics["loss"].tolist()
+      ([24.0], [[0.0, 8.0, 16.0]])
     """
 
     @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
     def run(states, held, items, count):
-        def one(states, held, items):
+        def run_one(states, held, items):
             state, metrics = _steps(step, fetch, None)(_first(states), held, items, count)
             return _with_axis(state), _with_axis(metrics)
 
         specs = (PartitionSpec("sweep"), PartitionSpec(), PartitionSpec())
         mapped = jax.shard_map(
-            one, mesh=mesh, in_specs=specs, out_specs=(PartitionSpec("sweep"), PartitionSpec("sweep")), check_vma=False
+            run_one,
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=(PartitionSpec("sweep"), PartitionSpec("sweep")),
+            check_vma=False,
         )
         return mapped(states, held, items)
 
     return run
 
 
-def _steps(step, fetch, mesh: Mesh | None):
+def _steps(step: Callable, fetch: Callable, mesh: Mesh | None) -> Callable:
+    """Returns run(state, held, items, count), which fetches the batches of each item and runs the steps in order."""
+
     def run(state, held, items, count):
         def body(state, item):
             batches = fetch(held, item)
@@ -104,7 +177,7 @@ def _steps(step, fetch, mesh: Mesh | None):
                 batches = devices.constrain(batches, mesh, "data")
             return step(state, batches)
 
-        if count == 1:  # no loop at all: see devices.steps_per_call
+        if count == 1:  # without a loop, see devices.steps_per_call
             state, metrics = body(state, _first(items))
             return state, _with_axis(metrics)
         return jax.lax.scan(body, state, items, length=count)
@@ -113,8 +186,10 @@ def _steps(step, fetch, mesh: Mesh | None):
 
 
 def _first(tree):
+    """Removes a leading axis of length 1 from every leaf."""
     return jax.tree.map(lambda x: x[0], tree)
 
 
 def _with_axis(tree):
+    """Adds a leading axis to every leaf."""
     return jax.tree.map(lambda x: x[None], tree)

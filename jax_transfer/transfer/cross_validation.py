@@ -1,4 +1,4 @@
-"""Accuracy of a converged linear probe without a test set: every image is tested by a classifier that has not seen it."""
+"""Cross-validated accuracy of a converged linear probe: each image is tested by a classifier not trained on it."""
 
 import functools
 import math
@@ -13,13 +13,24 @@ from jax_transfer.transfer.softmax_regression import ProbeSettings, converged
 
 FOLDS = 5
 L2 = (1e-1, 1e-2, 1e-3, 1e-4)
-NORMAL_95 = 1.96  # standard deviations
+NORMAL_95 = 1.96  # half-width of a 95 % normal interval, in standard deviations
 
 
 def image_weights(y: Int[np.ndarray, " n"], metric: str) -> Float[np.ndarray, " n"]:
-    """The weight of each image in a metric, which is the weighted share of images that are right.
+    """Returns the weight of each image in a metric; the metric is the weighted share of correctly classified images.
 
-    "accuracy" weighs all images the same, by 1; "mean_class_accuracy" all classes that occur.
+    Args:
+      y: labels, whole numbers from 0.
+      metric: "accuracy" gives every image the weight 1; "mean_class_accuracy" gives every class that occurs the total
+        weight 1.
+
+    Raises:
+      KeyError: if the metric is unknown.
+
+    Example:
+      >>> import numpy as np
+      >>> image_weights(np.array([0, 0, 1]), "mean_class_accuracy").tolist()
+      [0.5, 0.5, 1.0]
     """
     count = np.bincount(y)
     return {"accuracy": np.ones(len(count)), "mean_class_accuracy": 1 / np.maximum(count, 1)}[metric][y]
@@ -28,64 +39,114 @@ def image_weights(y: Int[np.ndarray, " n"], metric: str) -> Float[np.ndarray, " 
 def cross_validated(
     x: Float[Array, "n d"], y: Int[np.ndarray, " n"], num_classes: int, seed: int = 0, metric: str = "accuracy"
 ) -> Bool[np.ndarray, " n"]:
-    """Which images a softmax regression on the others classifies correctly, in five stratified folds.
+    """Cross-validates a softmax regression in five stratified folds and returns which images it classifies correctly.
 
-    Every image is tested once. A class's images are spread evenly over the folds, whose sizes differ by at most one; a
-    class with a single image is tested by a classifier that has never seen it. The regularisation with the highest value
-    of `metric` is taken among the four in L2: with so few, that is hardly optimistic. The same labels and seed give the same folds, so that
-    two checkpoints can be compared image by image.
+    Every image is tested once, by a classifier fitted to the other folds. The images of a class are spread evenly over
+    the folds, whose sizes differ by at most one. The only image of a class is tested by a classifier that has not seen
+    the class. Among the four regularisations in L2, the one with the highest value of `metric` is used, which is hardly
+    optimistic for so few. The folds depend on the labels and the seed alone, so that checkpoints can be compared image
+    by image.
+
+    Args:
+      x: features.
+      y: labels in [0, num_classes).
+      num_classes: C, static.
+      seed: seed of the folds.
+      metric: "accuracy" or "mean_class_accuracy", see `image_weights`.
 
     Returns:
-      For each image, in the order given, whether its prediction is right.
+      Whether each image is classified correctly, in the given order.
 
     Raises:
-      InputError: for fewer than five images.
+      InputError: if there are fewer than five images.
+
+    Example:
+      >>> import numpy as np
+      >>> y = np.arange(10) % 2
+      >>> float(cross_validated(y[:, None] + np.linspace(0, 0.1, 10, dtype=np.float32)[:, None], y, 2).mean())
+      1.0
     """
     n = len(y)
     if n < FOLDS:
-        raise InputError(f"The target has {n} images: at least {FOLDS} are needed.")
+        raise InputError(f"The target has {n} images: expected at least {FOLDS}, one for each fold.")
     order = np.lexsort((np.random.default_rng(seed).permutation(n), y))
     fold = np.empty(n, int)
-    fold[order] = np.arange(n) % FOLDS  # neighbours, which are of one class, go to different folds
+    fold[order] = np.arange(n) % FOLDS  # neighbours in this order, mostly of the same class, are put in different folds
     train, in_train = _padded([np.flatnonzero(fold != i) for i in range(FOLDS)])
     test, in_test = _padded([np.flatnonzero(fold == i) for i in range(FOLDS)])
     with jax.default_matmul_precision("float32"):
         correct = np.asarray(_correct(jnp.asarray(x), jnp.asarray(y), train, in_train, test, num_classes))
-    right = np.empty((n, len(L2)), bool)
-    right[test[in_test]] = correct.transpose(0, 2, 1)[in_test]
-    # Rounded, so that values that differ by rounding errors alone are equal: the first of equals is taken.
-    return right[:, np.round(image_weights(y, metric) @ right, 9).argmax()]
+    is_correct = np.empty((n, len(L2)), bool)
+    is_correct[test[in_test]] = correct.transpose(0, 2, 1)[in_test]
+    # Rounded, so that rounding errors do not break ties: argmax returns the first of equal values.
+    return is_correct[:, np.round(image_weights(y, metric) @ is_correct, 9).argmax()]
 
 
 def _padded(rows: list[Int[np.ndarray, " _"]]) -> tuple[Int[np.ndarray, "f m"], Bool[np.ndarray, "f m"]]:
-    """Lists of indices as one array, the shorter ones padded with their first index, and where there is no padding."""
+    """Pads lists of indices to one length with their first index; returns them and a mask that is False for padding."""
     size = max(map(len, rows))
     mask = np.arange(size) < np.array([[len(row)] for row in rows])
     return np.stack([np.pad(row, (0, size - len(row)), constant_values=row[0]) for row in rows]), mask
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
-def _correct(x, y, train, in_train, test, num_classes):
-    """Whether each test image's prediction is right: [folds, values of L2, images of a fold]."""
+def _correct(
+    x: Float[Array, "n d"],
+    y: Int[Array, "n"],
+    train: Int[Array, "f m"],
+    in_train: Bool[Array, "f m"],
+    test: Int[Array, "f t"],
+    num_classes: int,
+) -> Bool[Array, "f v t"]:
+    """Returns whether each test image is classified correctly, for each fold and each of the v values of L2."""
     l2, key = jnp.asarray(L2, x.dtype), jax.random.key(0)
 
-    def fold(rows):
-        train, in_train, test = rows
+    def fold_correct(
+        fold: tuple[Int[Array, "m"], Bool[Array, "m"], Int[Array, "t"]],
+    ) -> Bool[Array, "v t"]:
+        train, in_train, test = fold
         weights = converged(x, y, train, l2, key, num_classes, ProbeSettings(), mask=in_train)
         return (x[test] @ weights["w"] + weights["b"][:, None]).argmax(-1) == y[test]
 
-    return jax.lax.map(fold, (train, in_train, test))
+    return jax.lax.map(fold_correct, (train, in_train, test))
 
 
 def gigaflops(n: int, d: int, num_classes: int, steps: int = 40) -> float:
-    """About what `cross_validated` costs: two products of all images with all classes a step, for each fold and value."""
+    """Estimates the floating point operations / 1e9 of `cross_validated`.
+
+    In each fold and for each value of L2, a step of L-BFGS takes two products of the images with the classes.
+
+    Args:
+      n: number of images.
+      d: number of features.
+      num_classes: number of classes.
+      steps: steps of L-BFGS in each fit.
+
+    Example:
+      >>> round(gigaflops(1000, 512, 10), 2)
+      13.11
+    """
     return FOLDS * len(L2) * steps * 2 * 2 * 0.8 * n * d * num_classes / 1e9
 
 
 def share_with_interval(right: Bool[np.ndarray, " n"], weights: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
-    """(share, low, high): the weighted share of images that are right, with Wilson's score interval, 95 %.
+    """Computes the weighted share of correct images and its 95 % Wilson score interval.
 
-    The interval is that of Kish's effective number of images, sum(weights)^2 / sum(weights^2), which is n for equal weights.
+    The interval uses Kish's effective sample size, sum(weights)^2 / sum(weights^2), which is n for equal weights. In
+    general it is not a whole number, so `scipy.stats.binomtest` cannot compute the interval. Wilson, "Probable
+    Inference, the Law of Succession, and Statistical Inference", JASA 1927; Kish, "Survey Sampling", 1965.
+
+    Args:
+      right: whether each image is classified correctly.
+      weights: weight of each image, see `image_weights`.
+
+    Returns:
+      (share, low, high), in [0, 1].
+
+    Example:
+      >>> import numpy as np
+      >>> [round(value, 2) for value in share_with_interval(np.arange(10) < 8, np.ones(10))]
+      [0.8, 0.49, 0.94]
     """
     total = float(weights.sum())
     p, z, n = float(weights @ right) / total, NORMAL_95, total**2 / float(np.sum(weights**2))
@@ -97,9 +158,23 @@ def share_with_interval(right: Bool[np.ndarray, " n"], weights: Float[np.ndarray
 def paired_difference(
     a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " n"], weights: Float[np.ndarray, " n"]
 ) -> tuple[float, float, float]:
-    """(difference of the weighted shares, low, high), 95 %, of two classifiers tested on the same images.
+    """Computes the difference of the weighted shares of two classifiers on the same images, and its 95 % interval.
 
-    Images that both have right, or both wrong, say nothing: the interval is narrower than those of the two shares.
+    The interval is that of a normal approximation to the mean of the paired differences. It is narrower than the
+    intervals of the two shares, since images that both classify correctly, or both incorrectly, cancel.
+
+    Args:
+      a, b: whether each classifier is correct on each image.
+      weights: weight of each image, see `image_weights`.
+
+    Returns:
+      (share of a - share of b, low, high).
+
+    Example:
+      >>> import numpy as np
+      >>> a, b = np.array([True] * 9 + [False]), np.array([True] * 8 + [False] * 2)
+      >>> [round(value, 2) for value in paired_difference(a, b, np.ones(10))]
+      [0.1, -0.09, 0.29]
     """
     difference = a.astype(np.float64) - b
     mean = float(weights @ difference) / float(weights.sum())

@@ -1,8 +1,8 @@
-"""Fine-tuning (FT): from each checkpoint a new head, then the same training loop as pre-training.
+"""Fine-tuning (FT): each checkpoint gets a new head and is trained by the same loop as in pre-training.
 
-The candidates (checkpoints, seeds, learning rates) of a group train side by side, one a device of the `sweep` axis, in one
-compiled program that is reused for every group. The models can be tested within the schedule too: that is how early
-stopping ranks them.
+The candidates (checkpoints, seeds, learning rates) are trained in groups, one candidate per device of the `sweep` axis,
+by one compiled program that is reused for every group. The models can also be tested during the schedule, which is how
+early stopping ranks them.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Key
 
 from jax_transfer import devices, logs, trees
 from jax_transfer.checkpoints import Checkpoint
@@ -33,12 +34,12 @@ from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
 from jax_transfer.training.state import evaluated, init_state
 from jax_transfer.training.steps import make_train_step, many_steps_of_many, train_step_gigaflops
 
-# Ranking by early stopping ("Ranking Neural Checkpoints", section 3.1): the epochs after which fine-tuning on a part of
-# the training images is stopped, in the middle of its schedule; the score is the accuracy on the rest of the images.
+# Ranking by early stopping ("Ranking Neural Checkpoints", section 3.1): fine-tuning on part of the training images
+# stops after this many epochs, in the middle of its schedule; the score is the accuracy on the remaining training
+# images.
 FINETUNE_SCORES = {"finetune_1": 1, "finetune_5": 5}
 
-RATES = ("learning_rate", "weight_decay")  # what a candidate may change of the optimizer
-
+RATES = ("learning_rate", "weight_decay")  # optimizer settings that a candidate may change
 
 Augmentation = Annotated[str, OneOf(ChainMap(AUGMENTATIONS, MIXINGS), "augmentation")]
 
@@ -48,13 +49,13 @@ class FinetuneSettings:
     """The fields of `config.finetune`."""
 
     epochs: Count = 100
-    # In place of epochs, if set.
+    # If set, replaces `epochs`.
     steps: Steps | None = None
     batch_size: Count = 128
     # As in config.pretrain.augment.
     augment: tuple[Augmentation, ...] = ()
     num_seeds: Few = 1
-    # Those of the evaluated epochs that are fine-tuned, as in config.trajectory.epochs; unset: all.
+    # Which of the evaluated epochs are fine-tuned, in the format of config.trajectory.epochs; unset: all.
     checkpoints: str | None = None
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=0.01)  # noqa: RUF009  frozen
 
@@ -63,10 +64,13 @@ class FinetuneSettings:
 
 
 class Candidate(NamedTuple):
-    """One training to make.
+    """One fine-tuning run.
 
-    checkpoint: the name of the one to start from. changes: what differs from the settings and has a value in every
-    candidate: "learning_rate", "weight_decay", or a setting of the objective. The values are inputs of the compiled program.
+    Attributes:
+      checkpoint: name of the checkpoint to start from.
+      seed: seed of the head, the batches and the augmentation.
+      changes: settings that replace those of the config: "learning_rate", "weight_decay" or a setting of the objective.
+        All candidates must change the same settings. The values are inputs of the compiled program.
     """
 
     checkpoint: str
@@ -76,10 +80,16 @@ class Candidate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Finetuned:
-    """One candidate, fine-tuned for some epochs: where it stood in the list given, what was measured, and its model.
+    """A candidate, fine-tuned for some epochs.
 
-    metrics: what `evaluate` measures on the test images. seconds, gflops: of the work up to here; the tests are in the
-    seconds only. diverged_at: the first step whose loss was not finite, None if there was none; the metrics are then NaN.
+    Attributes:
+      index: position of the candidate in the given list.
+      epoch: number of epochs trained.
+      metrics: what `evaluate` measures on the test images; NaN if the training diverged.
+      seconds: time spent so far, including tests.
+      gflops: floating point operations / 1e9 of the training so far, without tests.
+      model: {"params", "stats"}.
+      diverged_at: the first step whose loss was not finite, or None.
     """
 
     index: int
@@ -92,21 +102,52 @@ class Finetuned:
 
 
 def total_steps(settings: FinetuneSettings, num_train: int, what: str) -> int:
+    """Returns the number of training steps for `num_train` images.
+
+    Args:
+      settings: `steps` if set, otherwise `epochs` and `batch_size` are used.
+      num_train: number of training images.
+      what: name of the data set, for messages.
+
+    Raises:
+      InputError: if there are fewer images than one batch.
+
+    Example:
+      >>> total_steps(FinetuneSettings(epochs=10, batch_size=32), num_train=100, what="pets")
+      30
+    """
     return settings.steps or settings.epochs * steps_per_epoch(num_train, settings.batch_size, what)
 
 
 def early_epochs(scores: Sequence[str]) -> list[int]:
-    """The epochs after which the scores among FINETUNE_SCORES stop, in ascending order."""
+    """Returns the epochs after which the scores in FINETUNE_SCORES stop, in ascending order; other scores are ignored.
+
+    Example:
+      >>> early_epochs(["finetune_5", "logme", "finetune_1"])
+      [1, 5]
+    """
     return sorted(FINETUNE_SCORES[score] for score in scores if score in FINETUNE_SCORES)
 
 
-def random_head(key, params: dict, net: Net) -> dict:
-    """Gives a net a new classification head: see `net.with_new_head`."""
+def random_head(key: Key[Array, ""], params: dict, net: Net) -> dict:
+    """Replaces the classification head by a randomly initialised one for the classes of `net`, see `net.with_new_head`.
+
+    Example:
+      >>> import types
+      >>> net = types.SimpleNamespace(num_classes=2, feature_dim=3, classifier=("fc",))
+      >>> random_head(jax.random.key(0), {"conv": {}}, net)["fc"]["kernel"].shape
+      (3, 2)
+    """
     return with_new_head(params, net, key)
 
 
-def kept_head(key, params: dict, net: Net) -> dict:
-    """Leaves the head as it was loaded: for LP-FT, whose checkpoints come with the weights of a probe."""
+def kept_head(key: Key[Array, ""], params: dict, net: Net) -> dict:
+    """Keeps the head of the checkpoint: for LP-FT, whose checkpoints contain the weights of a probe.
+
+    Example:
+      >>> kept_head(None, {"fc": {}}, None)
+      {'fc': {}}
+    """
     return params
 
 
@@ -126,24 +167,59 @@ def finetune(
     epochs: Sequence[int] = (),
     eval_batch_size: int = 512,
 ) -> Iterator[Finetuned]:
-    """Fine-tunes from checkpoints on a target and tests the models; yields results group by group, and in a group by epoch.
+    """Fine-tunes checkpoints on a target, tests the models and yields the results by group and epoch.
 
-    One program is compiled for all checkpoints, seeds and rates. The candidates of one seed, which see the same batches,
-    train side by side.
+    One program is compiled for all checkpoints, seeds and learning rates. Candidates with the same seed see the same
+    batches and are trained in parallel.
 
     Args:
-      checkpoints: name -> the checkpoint to start from, with any head or none; only its weights are used.
-      net: the architecture of all of them, with the target's number of classes.
-      make_objective: called with those of a candidate's changes that are no rates, as keyword arguments.
-      mesh: its `sweep` axis says how many candidates train side by side.
-      head: head(key, params, net) -> params with the head to start from: `random_head`, `kept_head` or another.
-      evaluate: compiles what is measured, as `evaluation.classification` does.
-      epochs: after each of these, in ascending order, the models are tested, and training stops after the last. The
-        learning rate follows the whole schedule nevertheless. Empty: they are tested once, at its end.
+      checkpoints: name -> the checkpoint to start from, with any classification head or none; only its weights are
+        used.
+      candidates: the runs to make.
+      net: the common architecture, with the number of classes of the target.
+      make_objective: called with those changes of a candidate that are not in RATES, as keyword arguments.
+      feed: training images.
+      test: test images.
+      preprocessing: preprocessing of all images.
+      settings: schedule, batch size and optimizer.
+      mesh: the size of its `sweep` axis is the number of candidates trained in parallel.
+      head: head(key, params, net) -> params with the initial head, such as `random_head` or `kept_head`.
+      evaluate: compiles the measurement, see `evaluation.classification`.
+      epochs: the models are tested after each of these epochs, in ascending order, and training stops after the last
+        one. The learning rate still follows the whole schedule. Empty: one test at the end of the schedule.
+      eval_batch_size: batch size of the tests.
 
     Raises:
       InputError: if the schedule is shorter than the last of `epochs`.
       ValueError: if the candidates do not all change the same settings.
+
+    Example:
+      >>> import types
+      >>> import numpy as np
+      >>> from jax_transfer.data import batches
+      >>> from jax_transfer.data.sources import from_arrays
+      >>> from jax_transfer.models.net import Output
+      >>> from jax_transfer.training.objectives import OBJECTIVES
+      >>> def apply(params, stats, images):
+      ...     features = images.mean((1, 2))
+      ...     return Output(features @ params["fc"]["kernel"] + params["fc"]["bias"], features)
+      >>> net = Net(
+      ...     "linear", num_classes=2, feature_dim=3, min_image_size=1, classifier=("fc",),
+      ...     init=lambda key: ({"fc": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}, {}),
+      ...     apply=apply, apply_train=lambda params, stats, images, key: (apply(params, stats, images), stats),
+      ... )
+      >>> labels = np.arange(8, dtype=np.int32) % 2
+      >>> images = np.full((8, 4, 4, 3), 200 * labels[:, None, None, None], np.uint8)
+      >>> mesh, preprocessing = devices.make_mesh(), Preprocessing(image_size=4)
+      >>> source = from_arrays(images, labels, name="toy", split="train")
+      >>> feed = batches.make_feed(source, preprocessing, mesh, resident_gigabytes=1.0, num_threads=1)
+      >>> results = finetune(
+      ...     {"a": types.SimpleNamespace(model={"params": {}, "stats": {}})}, [Candidate("a", seed=0)], net,
+      ...     lambda: OBJECTIVES["supervised"](net, ()), batches.joined({"train": (feed, 4)}), feed, preprocessing,
+      ...     FinetuneSettings(epochs=5, batch_size=4), mesh,
+      ... )
+      >>> [(result.epoch, result.metrics["accuracy"]) for result in results]
+      [(5, 1.0)]
     """
     what = next(iter(feed.feeds.values())).source.name
     length = settings.steps or settings.epochs * feed.steps_per_epoch
@@ -151,14 +227,14 @@ def finetune(
     if max(stops.values()) > length:
         raise InputError(
             f"Fine-tuning on {what} ends after {length / feed.steps_per_epoch:.3g} epochs and cannot be tested after "
-            f"{max(stops)}: give it more epochs or steps."
+            f"{max(stops)}: use more epochs or steps."
         )
     if not candidates:
         return
     if different := [c for c in candidates if set(c.changes) != set(candidates[0].changes)]:
-        raise ValueError(f"candidates must change the same settings: {candidates[0]} and {different[0]} do not")
+        raise ValueError(f"candidates must change the same settings: {candidates[0]} and {different[0]} do not.")
 
-    def made(changes):
+    def make_objective_and_optimizer(changes):
         rates = {name: value for name, value in changes.items() if name in RATES}
         objective = make_objective(**{name: value for name, value in changes.items() if name not in rates})
         return objective, make_optimizer(settings.optimizer, length, objective.groups, **rates)
@@ -166,43 +242,44 @@ def finetune(
     @jax.jit
     def start(model, seed, changes):
         params = head(jax.random.fold_in(jax.random.key(seed), 0x4EAD), model["params"], net)
-        state = init_state(*made(changes), seed, {"params": params, "stats": model["stats"]})
+        state = init_state(*make_objective_and_optimizer(changes), seed, {"params": params, "stats": model["stats"]})
         return {**state, "changes": changes}
 
     def step(state, batches):
-        return make_train_step(*made(state["changes"]), preprocessing, feed.num_classes)(state, batches)
+        train_step = make_train_step(*make_objective_and_optimizer(state["changes"]), preprocessing, feed.num_classes)
+        return train_step(state, batches)
 
     run, measure = many_steps_of_many(step, feed.fetch, mesh), evaluate(net, preprocessing, mesh)
-    objective = made(candidates[0].changes)[0]
+    objective = make_objective_and_optimizer(candidates[0].changes)[0]
     model = dict(zip(("params", "stats"), jax.eval_shape(net.init, jax.random.key(0)), strict=True))
     abstract = jax.eval_shape(start, model, 0, _arrays(candidates[0].changes))
     step_gflops = train_step_gigaflops(step, abstract, feed.sizes, preprocessing)
     max_steps = devices.max_steps_per_call(lambda: step_gflops)
 
     for group in _groups(candidates, mesh.shape["sweep"]):
-        begun, own = time.perf_counter(), [candidates[index] for index in group]
-        filled = own + own[-1:] * (mesh.shape["sweep"] - len(own))  # the last group repeats one to fill the devices
+        start_time, own = time.perf_counter(), [candidates[index] for index in group]
+        filled = own + own[-1:] * (mesh.shape["sweep"] - len(own))  # repeats the last candidate to use every device
         states = [jax.device_get(start(checkpoints[c.checkpoint].model, c.seed, _arrays(c.changes))) for c in filled]
         state = devices.split(trees.stack(states), mesh, "sweep")
         label, seed = f"finetune {_names(own)} on {what}", own[0].seed
         diverged_at: list[int | None] = [None] * len(own)
-        spent = time.perf_counter() - begun  # not counting what is done with the results
+        seconds = time.perf_counter() - start_time  # excludes the time that the caller spends on yielded results
         for epoch, stop in stops.items():
-            begun, before = time.perf_counter(), list(diverged_at)
+            start_time, previous = time.perf_counter(), list(diverged_at)
             for trained in train(state, run, feed, seed=seed, total_steps=stop, what=label, max_steps=max_steps):
                 state = trained.state
                 diverged_at = [_first(*steps) for steps in zip(diverged_at, trained.diverged_at, strict=False)]
             model = evaluated(objective, state)
             metrics = measure(model, test, eval_batch_size)[: len(own)]
-            # Not finite though the last loss was: the last step broke the model.
+            # If the metrics are NaN although the last loss was finite, the last step diverged.
             diverged_at = [_first(d, stop if _any_nan(m) else None) for d, m in zip(diverged_at, metrics, strict=True)]
-            spent += time.perf_counter() - begun
+            seconds += time.perf_counter() - start_time
             for row, index in enumerate(group):
                 diverged = diverged_at[row]
-                if diverged is not None and before[row] is None:
+                if diverged is not None and previous[row] is None:
                     logs.log.warning(
-                        "Fine-tuning %s on %s diverged at step %d: it counts as failed. A lower "
-                        "config.finetune.optimizer.learning_rate may help.",
+                        "Fine-tuning %s on %s diverged at step %d and counts as failed: try a lower "
+                        "config.finetune.optimizer.learning_rate.",
                         own[row].checkpoint,
                         what,
                         diverged,
@@ -211,7 +288,7 @@ def finetune(
                     index,
                     epoch,
                     metrics[row] if diverged is None else dict.fromkeys(metrics[row], math.nan),
-                    spent / len(own),
+                    seconds / len(own),
                     stop * step_gflops,
                     jax.tree.map(lambda x, row=row: x[row], model),
                     diverged,
@@ -223,11 +300,13 @@ def _arrays(changes: Mapping[str, float]) -> dict[str, jax.Array]:
 
 
 def _names(candidates: Sequence[Candidate]) -> str:
+    """Names the first and the last checkpoint of a group, for the progress bar."""
     first, last = candidates[0].checkpoint, candidates[-1].checkpoint
     return first if first == last else f"{first} to {last}"
 
 
 def _first(*steps: int | None) -> int | None:
+    """Returns the first step that is not None."""
     return next((step for step in steps if step is not None), None)
 
 
@@ -236,8 +315,8 @@ def _any_nan(metrics: Mapping[str, float]) -> bool:
 
 
 def _groups(candidates: Sequence[Candidate], size: int) -> Iterator[list[int]]:
-    """Indices of candidates of one seed, at most `size` together."""
+    """Yields the indices of at most `size` candidates with the same seed."""
     order = sorted(range(len(candidates)), key=lambda index: candidates[index].seed)
-    for _, same in itertools.groupby(order, key=lambda index: candidates[index].seed):
-        indices = list(same)
+    for _, same_seed in itertools.groupby(order, key=lambda index: candidates[index].seed):
+        indices = list(same_seed)
         yield from (indices[first : first + size] for first in range(0, len(indices), size))

@@ -1,9 +1,10 @@
 """Linear probes (FE): softmax regression on frozen features, for all checkpoints and seeds at once.
 
-Two protocols: `minibatch` is the papers' (Adam, given epochs and batch), `converged` is the minimum of the
-regularised loss, found by L-BFGS. Either is one compiled program for every combination of checkpoint, seed and
-candidate value (learning rate or regularisation): `minibatch` steps all of them at once, `converged`, which has
-one result for all seeds, goes from checkpoint to checkpoint and from candidate to candidate.
+There are two protocols: `minibatch` is that of the papers (Adam with given epochs and batch size), and `converged`
+  finds
+the minimum of the regularised loss by L-BFGS. Each is one compiled program for all combinations of checkpoint, seed and
+candidate value (learning rate or regularisation). `minibatch` trains all of them in parallel. `converged` has the same
+result for all seeds and processes the checkpoints and candidates one by one.
 """
 
 import dataclasses
@@ -13,11 +14,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int, Key
 
 from jax_transfer import devices, flops
 from jax_transfer.transfer.softmax_regression import (
     ProbeSettings,
+    Weights,
     converged,
     cross_entropy,
     epochs_and_steps,
@@ -28,10 +30,15 @@ from jax_transfer.transfer.softmax_regression import (
 
 @dataclasses.dataclass(frozen=True)
 class ProbeResult:
-    """Test accuracies [k, seeds] and per-class means [k, seeds]; `chosen` [k, seeds] is the candidate used.
+    """Result of probing k checkpoints with several seeds.
 
-    `gflops` is the work of fitting one checkpoint (the first) with one seed, the choice among candidates included.
-    `weights`: the tested classifiers {"w": [k, seeds, d, c], "b": [k, seeds, c]}, None unless asked for.
+    Attributes:
+      accuracy: test accuracies [k, seeds], in [0, 1].
+      mean_class_accuracy: means of the accuracies of the classes that occur [k, seeds], in [0, 1].
+      chosen: the candidate value used [k, seeds].
+      gflops: floating point operations / 1e9 of fitting one checkpoint (the first) with one seed, including the choice
+        among candidates.
+      weights: the tested classifiers {"w": [k, seeds, d, c], "b": [k, seeds, c]}, or None if `keep_weights` was False.
     """
 
     accuracy: np.ndarray
@@ -43,9 +50,13 @@ class ProbeResult:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How weights are fitted, and which setting holds the candidates among which validation chooses.
+    """How a linear classifier is fitted.
 
-    `exact`: the fit is a minimum, the same for all seeds, and takes all candidates in one call.
+    Attributes:
+      fit: `minibatch`, `converged` or a function with their signature.
+      candidates: name of the setting with the candidate values among which validation chooses.
+      exact: whether the fit is the minimum of the loss. It is then the same for all seeds, and one call fits all
+        candidates.
     """
 
     fit: Callable
@@ -64,27 +75,39 @@ def probe(
 ) -> ProbeResult:
     """Fits and tests a linear classifier for each checkpoint and seed.
 
-    Several candidates are compared on a validation split of the training rows, each checkpoint and seed
-    for itself; the best one (the first of equals) is then fitted on all training rows. The test rows
-    take no part in the choice.
+    If there are several candidate values, they are compared on a validation split of the training rows, separately for
+    each checkpoint and seed. The best one (the first one in case of a tie) is then fitted to all training rows. The
+    test rows are not used for this choice.
 
     Args:
-      train: (x [k, n, d], y [n]); test: (x [k, m, d], y [m]).
-      keep_weights: return the classifiers too, for fine-tuning to start from.
+      protocol: a value of PROTOCOLS.
+      train: features [k, n, d] of the k checkpoints and labels [n].
+      test: features [k, m, d] and labels [m].
+      num_classes: C, the number of classes.
+      settings: epochs, batch size, candidates and the number of seeds.
+      seed: seed of the validation split, the initial weights and the batches.
+      keep_weights: whether to return the classifiers as well, as the start of fine-tuning.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x, y = jnp.array([[[1.0], [0.9], [-1.0], [-0.9]]]), jnp.array([0, 0, 1, 1])
+      >>> result = probe(PROTOCOLS["probe_converged"], (x, y), (x, y), 2, ProbeSettings(num_seeds=2), seed=0)
+      >>> result.accuracy.tolist()
+      [[1.0, 1.0]]
     """
     candidates = np.asarray(getattr(settings, protocol.candidates), np.float32)
     (x, y), (x_test, y_test) = train, test
     keys = jax.random.split(jax.random.key(seed), 1 if protocol.exact else settings.num_seeds)
     rows, held_out = _validation_split(len(y), settings.validation_fraction, seed)
-    every = np.arange(len(y))
+    all_rows = np.arange(len(y))
     fit = functools.partial(_fit_and_count, protocol, num_classes, settings, x, y, keys)
-    lanes = len(x), len(keys)
+    shape = len(x), len(keys)
     if len(candidates) > 1:
-        counts, _ = fit(rows, np.broadcast_to(candidates, (*lanes, len(candidates))), x[:, held_out], y[held_out])
+        counts, _ = fit(rows, np.broadcast_to(candidates, (*shape, len(candidates))), x[:, held_out], y[held_out])
         chosen = candidates[np.asarray(counts["correct"].sum(-1)).argmax(-1)]
     else:
-        chosen = np.full(lanes, candidates[0])
-    counts, weights = fit(every, chosen[..., None], x_test, y_test)
+        chosen = np.full(shape, candidates[0])
+    counts, weights = fit(all_rows, chosen[..., None], x_test, y_test)
     correct, count = (np.asarray(counts[name], np.float64)[:, :, 0] for name in ("correct", "count"))
 
     def all_seeds(values):
@@ -101,56 +124,103 @@ def probe(
     )
 
 
-def mean_class_accuracy(correct: Float[np.ndarray, "k s c"], count: Float[np.ndarray, "k s c"]):
-    """Mean of the accuracies of the classes that occur: [k, s] from per-class counts, the same bits for any k."""
-    seen = count[0, 0] > 0
-    # Contiguous, or the order of the sum, and with it the last bit, would depend on how many checkpoints there are.
-    return np.ascontiguousarray(correct[..., seen] / count[..., seen]).mean(-1)
+def mean_class_accuracy(
+    correct: Float[np.ndarray, "k s c"], count: Float[np.ndarray, "k s c"]
+) -> Float[np.ndarray, "k s"]:
+    """Computes the mean of the accuracies of the classes that occur; the result is bitwise the same for any k.
+
+    Args:
+      correct: number of correctly classified images of each class.
+      count: number of images of each class.
+
+    Example:
+      >>> import numpy as np
+      >>> mean_class_accuracy(np.array([[[8.0, 1.0, 0.0]]]), np.array([[[8.0, 2.0, 0.0]]])).tolist()
+      [[0.75]]
+    """
+    occurs = count[0, 0] > 0
+    # Contiguous, since otherwise the order of the sum, and with it the last bit, would depend on k.
+    return np.ascontiguousarray(correct[..., occurs] / count[..., occurs]).mean(-1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _fit_and_count_jit(protocol, num_classes, settings, x, y, keys, indices, values, x_test, y_test):
+def _fit_and_count_jit(
+    protocol: Protocol,
+    num_classes: int,
+    settings: ProbeSettings,
+    x: Float[Array, "k n d"],
+    y: Int[Array, " n"],
+    keys: Key[Array, " s"],
+    indices: Int[Array, " i"],
+    values: Float[Array, "k s v"],
+    x_test: Float[Array, "k m d"],
+    y_test: Int[Array, " m"],
+) -> tuple[dict[str, Int[Array, "k s v c"]], Weights]:
     fit = functools.partial(protocol.fit, num_classes=num_classes, settings=settings)
     classes = jnp.eye(num_classes, dtype=jnp.int32)[y_test]
 
-    def lane(x, key, values, x_test):
+    def fit_and_count(x, key, values, x_test):
+        """Fits all candidate values of one checkpoint and seed."""
         fit_each = fit if protocol.exact else jax.vmap(fit, (None, None, None, 0, None))
         weights = fit_each(x, y, indices, values, key)
         predicted = (x_test @ weights["w"] + weights["b"][:, None]).argmax(-1)
         correct = (predicted == y_test).astype(jnp.int32) @ classes
         return {"correct": correct, "count": jnp.broadcast_to(classes.sum(0), correct.shape)}, weights
 
-    per_seed = jax.vmap(lane, (None, 0, 0, None))
+    per_seed = jax.vmap(fit_and_count, (None, 0, 0, None))
     return jax.vmap(per_seed, (0, None, 0, 0))(x, keys, values, x_test)
 
 
 def _fit_and_count(*args):
-    """Per-class correct and total counts [k, seeds, values, c] of the fitted classifiers on the test rows, and these
-    classifiers [k, seeds, values, ...], which stay on the device."""
+    """Fits classifiers and counts the correct and all test rows of each class.
+
+    Returns:
+      ({"correct", "count"} [k, seeds, values, c], classifiers [k, seeds, values, ...]); the classifiers stay on the
+      device.
+    """
     with jax.default_matmul_precision("float32"):
         counts, weights = _fit_and_count_jit(*args)
     return jax.device_get(counts), weights
 
 
 def _validation_split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows to fit on, rows to validate on): a random split of n rows."""
+    """Splits n rows at random; returns (rows to fit on, rows to validate on)."""
     order = np.random.default_rng(seed).permutation(n)
     size = min(n - 1, max(1, round(fraction * n)))
     return np.sort(order[size:]), np.sort(order[:size])
 
 
-def _gigaflops(protocol: Protocol, num_classes, settings, x, y, rows, candidates, chosen) -> float:
-    """The work of choosing among the candidates on `rows` and of fitting all rows, for one checkpoint and seed."""
-    every, key = np.arange(len(y)), jax.random.key(0)
-    total = _fit_gigaflops(protocol, num_classes, settings, x, y, every, key, chosen)
+def _gigaflops(
+    protocol: Protocol,
+    num_classes: int,
+    settings: ProbeSettings,
+    x: Float[Array, "n d"],
+    y: Int[Array, " n"],
+    rows: Int[np.ndarray, " i"],
+    candidates: Float[np.ndarray, " v"],
+    chosen: Float[np.ndarray, " 1"],
+) -> float:
+    """Counts the operations of choosing a candidate on `rows` and fitting all rows, for one checkpoint and seed."""
+    all_rows, key = np.arange(len(y)), jax.random.key(0)
+    total = _fit_gigaflops(protocol, num_classes, settings, x, y, all_rows, key, chosen)
     if len(candidates) > 1:
         total += _fit_gigaflops(protocol, num_classes, settings, x, y, rows, key, candidates)
     return total
 
 
-def _fit_gigaflops(protocol, num_classes, settings, x, y, indices, key, values) -> float:
+def _fit_gigaflops(
+    protocol: Protocol,
+    num_classes: int,
+    settings: ProbeSettings,
+    x: Float[Array, "n d"],
+    y: Int[Array, " n"],
+    indices: Int[np.ndarray, " i"],
+    key: Key[Array, ""],
+    values: Float[np.ndarray, " v"],
+) -> float:
+    """Counts the operations of fitting each of the values to the rows `indices`."""
     fit = functools.partial(protocol.fit, num_classes=num_classes, settings=settings)
-    if protocol.exact:  # how many steps it takes, the data decide
+    if protocol.exact:  # the number of steps depends on the data
         with jax.default_matmul_precision("float32"):
             return flops.gigaflops(fit, x, y, indices, values, key)
     epochs, steps, batch = epochs_and_steps(settings, len(indices))

@@ -1,31 +1,35 @@
-"""Softmax regression on fixed features: by Adam on batches, or to the minimum of the regularised loss by L-BFGS."""
+"""Softmax regression on fixed features, by Adam on batches or by L-BFGS to the minimum of the regularised loss."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_transfer.fields import Count, Few, Listed, NotNegative, Positive, Rule, Steps, check_itself
 from jax_transfer.numerics import positive
+
+Weights = dict[str, Array]  # a linear classifier: {"w": [d, c], "b": [c]}
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSettings:
     """The fields of `config.probe`."""
 
-    # Keys of jax_transfer.transfer.probe.PROTOCOLS: "probe" is the papers' FE, "probe_converged" L-BFGS.
+    # Keys of jax_transfer.transfer.probe.PROTOCOLS: "probe" is FE of the papers, "probe_converged" uses L-BFGS.
     methods: Annotated[tuple[str, ...], Listed(filled=True, unique=True)] = ("probe",)
     epochs: Count = 100
-    # In place of epochs, if set: the whole number of epochs nearest to so many steps. The papers give iterations for
-    # some data sets.
+    # If set, replaces `epochs` by the whole number of epochs nearest to this number of steps, since the papers state
+    # iterations for some data sets.
     steps: Steps | None = None
     batch_size: Count = 128
-    # Adam's. Several: the best on a validation split is used.
+    # Of Adam. If there are several, the best one on a validation split is used.
     learning_rates: Annotated[tuple[Positive, ...], Listed(filled=True)] = (0.01,)
-    # Strength of probe_converged's penalty: l2/2 |w|^2 is added to the mean cross-entropy. Several: chosen likewise.
+    # Penalty of "probe_converged": l2/2 |w|^2 is added to the mean cross-entropy. If there are several, the best one on
+    # a validation split is used.
     l2: Annotated[tuple[NotNegative, ...], Listed(filled=True)] = (1e-4,)
     validation_fraction: Annotated[float, Rule(lambda x: 0 < x < 1, "lie in (0, 1)")] = 0.2
     num_seeds: Few = 1
@@ -34,27 +38,74 @@ class ProbeSettings:
         check_itself(self)
 
 
-def cross_entropy(weights, x: Float[Array, "n d"], y: Int[Array, " n"]):
-    """Mean softmax cross-entropy of the linear classifier {"w": [d, c], "b": [c]}."""
+def cross_entropy(weights: Weights, x: Float[Array, "n d"], y: Int[Array, " n"]) -> Float[Array, ""]:
+    """Computes the mean softmax cross-entropy of the linear classifier {"w": [d, c], "b": [c]}, in nats.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> weights = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
+      >>> round(float(cross_entropy(weights, jnp.ones((4, 3)), jnp.array([0, 1, 0, 1]))), 2)
+      0.69
+    """
     logits = x @ weights["w"] + weights["b"]
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
-def gaussian_start(key, d: int, num_classes: int):
+def gaussian_start(key: Key[Array, ""], d: int, num_classes: int) -> Weights:
+    """Draws initial weights with a standard deviation of 0.01; the biases are 0.
+
+    Example:
+      >>> import jax
+      >>> gaussian_start(jax.random.key(0), d=3, num_classes=2)["w"].shape
+      (3, 2)
+    """
     return {"w": 0.01 * jax.random.normal(key, (d, num_classes)), "b": jnp.zeros(num_classes)}
 
 
 def epochs_and_steps(settings: ProbeSettings, n: int) -> tuple[int, int, int]:
-    """(epochs, steps an epoch, batch size) for n examples; a set smaller than a batch is one batch."""
+    """Returns (epochs, steps per epoch, batch size) for n examples; a set smaller than a batch is one batch.
+
+    Example:
+      >>> epochs_and_steps(ProbeSettings(epochs=100, batch_size=128), n=1000)
+      (100, 7, 128)
+    """
     batch = min(settings.batch_size, n)
     steps = n // batch
     return (max(1, round(settings.steps / steps)) if settings.steps else settings.epochs), steps, batch
 
 
-def minibatch(x, y, indices, learning_rate, key, num_classes: int, settings: ProbeSettings, start=None):
-    """Adam on batches drawn without replacement in each epoch, from the rows `indices` of x.
+def minibatch(
+    x: Float[Array, "n d"],
+    y: Int[Array, " n"],
+    indices: Int[Array, " m"],
+    learning_rate: float,
+    key: Key[Array, ""],
+    num_classes: int,
+    settings: ProbeSettings,
+    start: Weights | None = None,
+) -> Weights:
+    """Fits a softmax regression by Adam on batches, drawn without replacement in each epoch.
 
-    `start`: the weights to start from, {"w": [d, c], "b": [c]}; small random ones if None.
+    Args:
+      x: features.
+      y: labels in [0, num_classes).
+      indices: rows of x to fit.
+      learning_rate: learning rate of Adam.
+      key: random key of the batches and of the initial weights.
+      num_classes: C, static.
+      settings: `epochs`, `steps` and `batch_size` are used.
+      start: initial weights; None: `gaussian_start`.
+
+    Returns:
+      {"w": [d, c], "b": [c]}.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> x, y = jnp.array([[1.0], [0.9], [-1.0], [-0.9]]), jnp.array([0, 0, 1, 1])
+      >>> weights = minibatch(x, y, jnp.arange(4), 0.1, jax.random.key(0), 2, ProbeSettings(epochs=20))
+      >>> jnp.argmax(x @ weights["w"] + weights["b"], axis=-1).tolist()
+      [0, 0, 1, 1]
     """
     epochs, steps, batch = epochs_and_steps(settings, len(indices))
     adam = optax.scale_by_adam()
@@ -73,45 +124,84 @@ def minibatch(x, y, indices, learning_rate, key, num_classes: int, settings: Pro
     return jax.lax.scan(epoch, (weights, adam.init(weights)), jnp.arange(epochs))[0][0]
 
 
-def zero_start(d: int, occurs: Bool[Array, " c"]):
-    """Weights of zero, and for a class that does not occur a bias that makes its probability and its gradient exactly 0."""
+def zero_start(d: int, occurs: Bool[Array, " c"]) -> Weights:
+    """Returns zero weights; the bias of a missing class is so low that its probability and gradient are exactly 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> zero_start(3, jnp.array([True, False]))["b"].tolist()
+      [0.0, -1000000000.0]
+    """
     return {"w": jnp.zeros((d, len(occurs))), "b": jnp.where(occurs, 0.0, -1e9)}
 
 
 def standardised(
     x: Float[Array, "n d"], share: Float[Array, " n"] | None = None
 ) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, ""]]:
-    """((x - mean) / scale, mean, scale): one scale, the largest standard deviation of a feature (or 1), for all features.
+    """Centres features and divides them by one common scale, the largest standard deviation of a feature (or 1).
 
-    share: the weight of each row in the mean and the deviations, with sum 1; None for equal weights.
+    Args:
+      x: features.
+      share: weight of each row in the mean and the standard deviations; the weights sum to 1. None: equal weights.
+
+    Returns:
+      ((x - mean) / scale, mean, scale).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> z, mean, scale = standardised(jnp.array([[0.0, 5.0], [4.0, 7.0]]))
+      >>> z.tolist(), mean.tolist(), float(scale)
+      ([[-1.0, -0.5], [1.0, 0.5]], [2.0, 6.0], 2.0)
     """
     mean = x.mean(0) if share is None else share @ x
-    largest = positive(jnp.abs(x - mean).max())  # first to at most 1: squares overflow
-    rest = (x - mean) / largest
-    deviations = rest.std(0) if share is None else jnp.sqrt(share @ (rest - share @ rest) ** 2)
+    largest = positive(jnp.abs(x - mean).max())  # scaled first, since the squares of large values overflow
+    scaled = (x - mean) / largest
+    deviations = scaled.std(0) if share is None else jnp.sqrt(share @ (scaled - share @ scaled) ** 2)
     scale = positive(deviations.max()) * largest
     return (x - mean) / scale, mean, scale
 
 
 def converged(
-    x, y, indices, l2, key, num_classes: int, settings: ProbeSettings, tolerance=1e-6, max_steps=1000, mask=None
-):
-    """The minimiser of mean cross-entropy + l2/2 ||w||^2 (the bias is free), for one l2 or several.
+    x: Float[Array, "n d"],
+    y: Int[Array, " n"],
+    indices: Int[Array, " m"],
+    l2: float | Float[Array, "*v"],
+    key: Key[Array, ""],
+    num_classes: int,
+    settings: ProbeSettings,
+    tolerance: float = 1e-6,
+    max_steps: int = 1000,
+    mask: Bool[Array, " m"] | None = None,
+) -> Weights:
+    """Minimises mean cross-entropy + l2/2 ||w||^2 by L-BFGS, for one l2 or several; the bias is not penalised.
 
-    Features are centred and divided by one common scale first, which makes the problem better
-    conditioned and `l2` mean the same for features of any size. The largest l2 is solved first, each
-    other one from the solution before it; under vmap checkpoint after checkpoint, so that each stops
-    when it has converged. There is no chance in it: `key` and `settings` are not used.
+    The features are first centred and divided by one common scale, which improves the conditioning and gives `l2` the
+    same meaning for features of any size. The largest l2 is solved first, and each further one starts from the previous
+    solution. Under vmap the checkpoints are processed one by one, so that each stops when it has converged. The result
+    is deterministic: `key` and `settings` are ignored, and are there to match the signature of `minibatch`.
 
     Args:
-      x: [n, d]; y: [n]; indices: the rows to fit. A class without rows is never predicted.
-      l2: a positive number, or several [v].
-      tolerance: how far above the minimum the objective may be, as a part of it; float32 may stop before.
-      max_steps: for each l2.
-      mask: bool, as long as `indices`: False for padding, which has no influence. None: no padding.
+      x: features.
+      y: labels in [0, num_classes).
+      indices: rows of x to fit. A class without rows is never predicted.
+      l2: one positive number or several [v].
+      key: ignored.
+      num_classes: C, static.
+      settings: ignored.
+      tolerance: relative distance of the objective to its minimum at which to stop; float32 may stop earlier.
+      max_steps: largest number of steps for each l2.
+      mask: False for entries of `indices` that are padding and have no influence. None: no padding.
 
     Returns:
-      {"w": [d, c], "b": [c]}, with a leading axis [v] for several l2.
+      {"w": [d, c], "b": [c]}, with a leading axis [v] if there are several l2.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> x, y = jnp.array([[1.0], [0.9], [-1.0], [-0.9]]), jnp.array([0, 0, 1, 1])
+      >>> weights = converged(x, y, jnp.arange(4), 1e-2, jax.random.key(0), 2, ProbeSettings())
+      >>> jnp.argmax(x @ weights["w"] + weights["b"], axis=-1).tolist()
+      [0, 0, 1, 1]
     """
     l2 = jnp.asarray(l2, x.dtype)
 
@@ -124,7 +214,7 @@ def converged(
         occurs = jnp.zeros(num_classes, bool).at[y[indices]].max(mask)
         descending = jnp.argsort(-l2)
 
-        def next_l2(weights, l2):
+        def next_l2(weights: Weights, l2: Float[Array, ""]) -> tuple[Weights, Weights]:
             weights = _minimum(x, y[indices], share, l2, weights, tolerance, max_steps)
             return weights, weights
 
@@ -137,12 +227,20 @@ def converged(
     return jax.tree.map(lambda leaf: leaf.reshape(*l2.shape, *leaf.shape[1:]), weights)
 
 
-def _minimum(x, y, share, l2, weights, tolerance, max_steps):
-    """L-BFGS (optax's directions) with a line search on the logits. Row i counts by share[i]; the shares sum to 1.
+def _minimum(
+    x: Float[Array, "n d"],
+    y: Int[Array, " n"],
+    share: Float[Array, " n"],
+    l2: Float[Array, ""],
+    weights: Weights,
+    tolerance: float,
+    max_steps: int,
+) -> Weights:
+    """Runs L-BFGS (optax's directions) with a line search on the logits; row i has the weight share[i], with sum 1.
 
-    Along a direction the logits are affine in the step, so a step costs two products with x, one for the
-    logits' direction and one for the gradient, however many steps the search tries. The classes come
-    first, in weights [c, d + 1] (the bias is last) as in logits [c, n]: these are the fast products.
+    The logits are affine in the step size, so a step costs two products with x, one for the direction of the logits and
+    one for the gradient, regardless of how many step sizes the search tries. Classes are the leading axis of the
+    weights [c, d + 1] (the bias is the last column) and of the logits [c, n], since these products are faster.
     """
     x = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
     transposed = x.T
@@ -152,22 +250,26 @@ def _minimum(x, y, share, l2, weights, tolerance, max_steps):
     lbfgs = optax.scale_by_lbfgs()
 
     def unfinished(state):
-        # A function of curvature at least h lies at most |gradient|^2 / 2h above its minimum: l2 in w, about 1/c in b.
-        far = jnp.sum(state["gradient"] ** 2) > 2 * jnp.minimum(l2, 1 / len(is_label)) * tolerance * state["value"]
-        return far & (state["steps"] < max_steps) & (state["steps"] - state["last_progress"] < PATIENCE)
+        # A function whose curvature is at least h is at most |gradient|^2 / 2h above its minimum. Here the curvature is
+        # at least l2 in w, and about 1/c in b.
+        is_far = jnp.sum(state["gradient"] ** 2) > 2 * jnp.minimum(l2, 1 / len(is_label)) * tolerance * state["value"]
+        return is_far & (state["steps"] < max_steps) & (state["steps"] - state["last_progress"] < PATIENCE)
 
     def step(state):
         weights, logits, gradient = state["weights"], state["logits"], state["gradient"]
         direction, memory = lbfgs.update(gradient, state["memory"], weights)
         logits_direction = -direction @ transposed
 
-        def at(t):
+        def evaluate(
+            t: Float[Array, ""],
+        ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, "c n"]]:
+            """Returns the objective, its slope along the direction, and the gradient in the logits, at step size t."""
             loss, residual = _cross_entropy_of_logits(logits + t * logits_direction, is_label, share)
-            moved = weights - t * direction
-            slope = jnp.vdot(residual, logits_direction) - jnp.vdot(decay * moved, direction)
-            return loss + 0.5 * jnp.vdot(decay * moved, moved), slope, residual
+            trial = weights - t * direction
+            slope = jnp.vdot(residual, logits_direction) - jnp.vdot(decay * trial, direction)
+            return loss + 0.5 * jnp.vdot(decay * trial, trial), slope, residual
 
-        t, value, residual = _wolfe_step(at, -jnp.vdot(gradient, direction))
+        t, value, residual = _wolfe_step(evaluate, -jnp.vdot(gradient, direction))
         weights = weights - t * direction
         progress = value < state["lowest"] * (1 - 1e-7)
         return {
@@ -190,13 +292,16 @@ def _minimum(x, y, share, l2, weights, tolerance, max_steps):
     return {"w": weights[:, :-1].T, "b": weights[:, -1]}
 
 
-PATIENCE = 20  # steps of L-BFGS without a smaller objective: float32 comes no nearer to the minimum
+PATIENCE = 20  # steps of L-BFGS without a smaller objective after which float32 will come no closer to the minimum
 
 
-def _cross_entropy_of_logits(logits: Float[Array, "c n"], is_label: Bool[Array, "c n"], share: Float[Array, " n"]):
-    """Mean cross-entropy, sample i weighted by share[i], and its gradient [c, n].
+def _cross_entropy_of_logits(
+    logits: Float[Array, "c n"], is_label: Bool[Array, "c n"], share: Float[Array, " n"]
+) -> tuple[Float[Array, ""], Float[Array, "c n"]]:
+    """Returns the mean cross-entropy, with sample i weighted by share[i], and its gradient.
 
-    As softplus(logsumexp of the other logits - the label's): 1 - p of the label would have no digits where p is near 1.
+    It is computed as softplus(logsumexp of the other logits - logit of the label), since 1 - p of the label would lose
+    all accuracy for p near 1.
     """
     others = jnp.where(is_label, -1e30, logits)
     largest = others.max(0)
@@ -208,10 +313,21 @@ def _cross_entropy_of_logits(logits: Float[Array, "c n"], is_label: Bool[Array, 
     return share @ jax.nn.softplus(margin), residual * share
 
 
-def _wolfe_step(at, slope_0, flatter=0.5, max_trials=20):
-    """(t, value, residual) where the slope of a convex function is at most half of that at 0, as Wolfe's condition asks.
+def _wolfe_step(
+    evaluate: Callable, slope_0: Float[Array, ""], flatter: float = 0.5, max_trials: int = 20
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, "c n"]]:
+    """Finds a step size t that satisfies Wolfe's condition on a convex function: |slope(t)| <= flatter |slope(0)|.
 
-    at(t) -> (value, slope, residual). Tries t = 1 first, then the zero of the secant of the slope, kept in the bracket.
+    It tries t = 1 first, then the zero of the secant through the slopes, kept inside the bracket.
+
+    Args:
+      evaluate: evaluate(t) -> (value, slope, residual).
+      slope_0: slope at t = 0, negative.
+      flatter: largest ratio of the slopes.
+      max_trials: largest number of further step sizes.
+
+    Returns:
+      (t, value, residual).
     """
 
     def unfinished(trial):
@@ -225,12 +341,12 @@ def _wolfe_step(at, slope_0, flatter=0.5, max_trials=20):
         inside = low + (high - low) * jnp.clip(slope_low / (slope_low - slope_high), 0.1, 0.9)
         beyond = t * jnp.clip(slope_0 / jnp.minimum(slope_0 - slope, -1e-30), 1.5, 5.0)
         t = jnp.where(jnp.isinf(high), beyond, inside)
-        value, slope, residual = at(t)
+        value, slope, residual = evaluate(t)
         return {"t": t, "value": value, "slope": slope, "residual": residual, "low": low, "high": high,
                 "slopes": (slope_low, slope_high), "count": trial["count"] + 1}  # fmt: skip
 
     one = jnp.ones_like(slope_0)
-    value, slope, residual = at(one)
+    value, slope, residual = evaluate(one)
     trial = {"t": one, "value": value, "slope": slope, "residual": residual, "low": 0 * one, "high": jnp.inf * one,
              "slopes": (slope_0, 0 * one), "count": 0}  # fmt: skip
     trial = jax.lax.while_loop(unfinished, next_trial, trial)

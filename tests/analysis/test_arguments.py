@@ -46,8 +46,8 @@ each = pytest.mark.parametrize("name", LABELLED)
 
 # kind -> (labels, what the message says beside the argument's name)
 WRONG_LABELS = {
-    "1..C": (Y + 1, "the label 3.*expected 0 to 2.*subtract 1"),
-    "-1 for unlabelled": (np.where(Y == 2, -1, Y), "the label -1.*leave out"),
+    "1..C": (Y + 1, "the label 3.*expected 0 to 2.*Subtract 1"),
+    "-1 for unlabelled": (np.where(Y == 2, -1, Y), "the label -1.*Leave out"),
     "gaps": (10 * Y, r"the label 20.*np\.unique"),
     "one wrong among many": (np.where(np.arange(N) == 17, 7, Y), r"the label 7 \(1 of 40"),
     "more classes": (np.arange(N) % 5, "larger num_classes"),
@@ -66,7 +66,7 @@ WRONG_LABELS = {
     "bool": (Y > 0, r"bool.*astype\(int\)"),
     "text": (np.array(["cat", "dog", "owl"])[Y], r"text.*np\.unique"),
     "objects": ([None, *Y[1:]], "objects"),
-    "ragged": ([[0, 1], *Y[1:].tolist()], "no array"),
+    "ragged": ([[0, 1], *Y[1:].tolist()], "not an array"),
 }
 
 
@@ -95,13 +95,13 @@ def test_a_traced_number_of_classes_is_named(name):
 
 WRONG_FEATURES = {
     "one axis": (X[:, 0], r"shape \[40\]"),
-    "three axes": (X[:, :, None], r"\[40, 3, 1\].*reshape"),
+    "three axes": (X[:, :, None], r"\[40, 3, 1\].*Reshape"),
     "no columns": (X[:, :0], r"\[40, 0\]"),
     "no rows": (X[:0], r"\[0, 3\]"),
     "complex": (X + 1j, "complex"),
     "text": (X.astype(str), "text"),
     "objects": (X.astype(object), "objects"),
-    "ragged": ([[1.0], *X[1:].tolist()], "no array"),
+    "ragged": ([[1.0], *X[1:].tolist()], "not an array"),
 }
 
 
@@ -200,7 +200,7 @@ LOGITS = {
 @pytest.mark.parametrize("kind", LOGITS)
 def test_leep_takes_probabilities_alone(kind):
     p = np.asarray(LOGITS[kind], np.float32)
-    with pytest.raises(InputError, match=r"^source_probs holds .* no probabilities .*softmax\(logits\)"):
+    with pytest.raises(InputError, match=r"^source_probs holds .* not probabilities .*softmax\(logits\)"):
         analysis.leep(p, Y, C)
     assert np.isnan(jax.jit(analysis.leep, static_argnums=2)(p, Y, C))
 
@@ -251,7 +251,7 @@ def test_score_all_names_the_argument():
     np.testing.assert_allclose(score_all("logme", stacked, C), [analysis.logme(X, Y, C)] * 2, rtol=1e-5)
     for name in ("logme", "nleep", "leep"):
         for change, message in (
-            ({"labels": np.stack([Y, Y + 1])}, "^labels .*subtract 1"),
+            ({"labels": np.stack([Y, Y + 1])}, "^labels .*Subtract 1"),
             ({"labels": np.stack([Y, Y])[:, :30]}, "^labels holds 30"),
             ({"labels": np.stack([Y, Y]) + 0.0}, "^labels holds float64"),
             ({"labels": Y}, "do not match"),

@@ -302,7 +302,7 @@ def test_the_heads_of_a_small_vit_are_told_by_the_file_or_said(tmp_path, shallow
     }
     said = {"model": trunk, "config": {"num_heads": 4}}
     cases = (("linear-mine.pth", linear, 12, "MoCo v3"), ("mine.pth", dino, 6, "6 attention heads are assumed"),
-             ("mine.pth", said, 4, "options say 4"), ("vit_small_patch16_224.augreg_in1k.bin", trunk, 6, ""))  # fmt: skip
+             ("mine.pth", said, 4, "options specify 4"), ("vit_small_patch16_224.augreg_in1k.bin", trunk, 6, ""))  # fmt: skip
     for name, found, heads, note in cases:
         torch.save(found, tmp_path / name)
         checkpoint = load_checkpoint(tmp_path / name, "vit_small_patch16_224")

@@ -69,7 +69,7 @@ def test_a_head_of_another_size_is_left_out_and_said(tmp_path):
     mlp |= {"fc.0.weight": np.ones((64, 64), np.float32), "fc.2.weight": np.ones((5, 64), np.float32)}
     assert "fc.0.weight" in torch_weights.from_torch(mlp, NET, "x")[2]
     headless = {n: v for n, v in state().items() if n[:3] != "fc."}
-    assert torch_weights.from_torch(headless, NET, "x")[2] == "it holds no head"
+    assert torch_weights.from_torch(headless, NET, "x")[2] == "the file has no head"
     params, _, note = torch_weights.from_torch(state(), NET, "x", contrastive=True)
     assert "is a contrastive loss's" in note and not np.array_equal(params["fc"]["kernel"], PARAMS["fc"]["kernel"])
 
@@ -101,7 +101,7 @@ def test_the_model_is_named_by_the_file_or_by_the_caller(tmp_path):
     found = zeros(net)
     loaded = load_checkpoint(saved(tmp_path / "resnet18-f37072fd.safetensors", found))
     assert loaded.net is net and loaded.preprocessing.image_size == 224
-    with pytest.raises(InputError, match="which model is it"):
+    with pytest.raises(InputError, match="does not state its model"):
         load_checkpoint(saved(tmp_path / "mine.safetensors", found))
     assert load_checkpoint(tmp_path / "mine.safetensors", model="resnet18").net is net
     with pytest.raises(InputError, match=r"does not fit resnet34: missing: layer1\.2"):
@@ -132,7 +132,7 @@ def test_a_head_that_is_missing_is_logged(tmp_path, caplog, monkeypatch):
     found = {name: value for name, value in state().items() if not name.startswith("fc.")}
     with caplog.at_level(logging.WARNING):
         load_checkpoint(saved(tmp_path / "a.safetensors", found, METADATA))
-    assert "it holds no head" in caplog.text
+    assert "the file has no head" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -310,8 +310,8 @@ def test_a_convolutional_net_takes_another_image_size_as_it_is():
     [
         ("resnet10", 7, "x: image_size 7 is too small; resnet10 needs at least 8"),
         ("resnet10", 0, "x: image_size is 0; expected a number of pixels"),
-        ("vit_tiny_patch4_32", 10, "image_size 10 is no multiple of 4, the pixels of a patch of vit_tiny_patch4_32"),
-        ("t2t_vit_14", 40, "image_size 40 is no multiple of 16"),
+        ("vit_tiny_patch4_32", 10, "image_size 10 is not a multiple of 4, the patch size of vit_tiny_patch4_32"),
+        ("t2t_vit_14", 40, "image_size 40 is not a multiple of 16"),
         ("vit_tiny_patch4_32", 12.5, "image_size is 12.5"),
     ],
 )

@@ -352,11 +352,11 @@ def test_a_files_own_architecture_names_the_model(tmp_path, caplog, monkeypatch)
                     {"config": {"model": "resnet10"}}, {"opt": argparse.Namespace(backbone="resnet10")}):  # fmt: skip
         found = load(tmp_path, {"state_dict": tensors(), **options}, name="last.ckpt", model=None)
         assert_is_the_state(found)
-    with pytest.raises(InputError, match=r"is a resnet10, as its options say \(resnet10\), not a resnet18"):
+    with pytest.raises(InputError, match=r"is a resnet10 according to its options \(resnet10\), not a resnet18"):
         load(tmp_path, {"state_dict": tensors(), **options}, model="resnet18")
     found = load(tmp_path, {"state_dict": tensors(), "arch": "resnet50"}, model=None)
     assert_is_the_state(found)
-    assert "Its options say that it is a resnet50" in found.notes[0] and found.notes[0] in caplog.text
+    assert "Its options name a resnet50" in found.notes[0] and found.notes[0] in caplog.text
     assert load(
         tmp_path, {"model": tensors(zeros(TINY)), "arch": "visiontransformer"}, model="vit_tiny_patch4_32"
     ).has_head

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.checkpoint_files import NET, TIMMS, hub, saved, state, zeros
 from jax_transfer.checkpoints import load_checkpoint, torch_weights
-from jax_transfer.checkpoints.descriptions import said_architecture
+from jax_transfer.checkpoints.descriptions import architecture_in_options
 from jax_transfer.checkpoints.released import is_release, released
 from jax_transfer.checkpoints.trajectory import Trajectory
 from jax_transfer.models import MODELS
@@ -88,7 +88,7 @@ def test_what_came_before_and_what_an_optimizer_keeps_is_taken_last(tmp_path, ke
 def test_weights_of_eight_bits_are_refused_for_their_scale_is_elsewhere(tmp_path, kind):
     torch = pytest.importorskip("torch")
     weights = {name: x.to(getattr(torch, kind)) if x.ndim == 4 else x for name, x in tensors().items()}
-    with pytest.raises(InputError, match=rf"conv1\.weight is of type torch\.{kind}: quantised; save it as"):
+    with pytest.raises(InputError, match=rf"conv1\.weight is quantised \(torch\.{kind}\); save it as"):
         load(tmp_path, {"model": weights})
 
 
@@ -120,7 +120,7 @@ def test_pickle_protocols_that_torch_does_not_read_are_named_without_a_warning(t
 def test_files_that_are_no_pickle_are_not_called_one(tmp_path, data):
     pytest.importorskip("torch")
     (tmp_path / "a.pth").write_bytes(data)
-    with pytest.raises(InputError, match="is no torch checkpoint, or is cut off; fetch it again"):
+    with pytest.raises(InputError, match="is not a torch checkpoint or is truncated; download it again"):
         load_checkpoint(tmp_path / "a.pth", "resnet10")
 
 
@@ -151,7 +151,7 @@ def test_parts_of_a_split_checkpoint_are_refused_as_such(tmp_path, ending):
 @pytest.mark.parametrize("key", ["model", "arch", "backbone"])
 def test_options_name_the_model_where_the_same_key_holds_weights(tmp_path, options, key):
     contents = {key: {}, options: {key: "resnet10", "lr": 0.1}}
-    assert said_architecture(contents) == "resnet10"
+    assert architecture_in_options(contents) == "resnet10"
     for kept in (argparse.Namespace(**{key: "resnet10"}), {key: "resnet10"}):
         found = load(tmp_path, {key: tensors(), options: kept}, name="epoch_7.pth", model=None)
         assert_is_the_state(found)

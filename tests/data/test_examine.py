@@ -66,7 +66,7 @@ def test_exact_copies_are_counted(tmp_path, count):
         copy(tmp_path, "train/a/00.png", f"train/a/copy{i}.png")
     (note,) = both_modes(tmp_path)
     said = "1 image is an exact copy" if count == 1 else "3 images are exact copies"
-    assert note == f"{said} of another one (such as train/a/copy0.png of train/a/00.png)."
+    assert note == f"{said} of another image (such as train/a/copy0.png of train/a/00.png)."
 
 
 def test_copies_in_both_splits_and_in_two_classes_are_told_apart(tmp_path):
@@ -76,11 +76,11 @@ def test_copies_in_both_splits_and_in_two_classes_are_told_apart(tmp_path):
     copy(tmp_path, "train/a/01.png", "train/b/wrong.png")
     copy(tmp_path, "train/a/01.png", "train/b/wrong2.png")
     mislabelled, leaked, copies = both_modes(tmp_path)
-    assert mislabelled.startswith("2 copies lie in another class than the same image (such as train/b/wrong.png and")
+    assert mislabelled.startswith("2 copies are in another class than the same image (such as train/b/wrong.png and")
     assert leaked.startswith(
-        "1 test image is among the training images too (such as test/a/leak.png and train/a/00.png)"
+        "1 test image is also in the training split (such as test/a/leak.png and train/a/00.png)"
     )
-    assert copies.startswith("3 images are exact copies of another one")
+    assert copies.startswith("3 images are exact copies of another image")
 
 
 def test_files_of_one_size_are_no_copies_unless_they_are_equal(tmp_path):
@@ -159,7 +159,7 @@ def test_weak_sixteen_bit_images_are_read_as_what_they_are(tmp_path, kind, bits)
     """All by one rule, so that they stay comparable; a darker one stays darker."""
     write(tmp_path, lambda a, p: sixteen(kind, a.astype(np.uint16) << (bits - 8), p), KINDS[kind])
     (note,) = [note for note in both_modes(tmp_path) if "16-bit" in note]
-    assert f"at most {220 << (bits - 8):,} of 65,535" in note and f"values of {bits} bits" in note
+    assert f"at most {220 << (bits - 8):,} of 65,535" in note and f"{bits}-bit values" in note
     for on_corrupt in ("error", "skip"):
         for split in ("train", "test"):
             found = load_source(f"folder:{tmp_path}", split, on_corrupt=on_corrupt)
@@ -185,7 +185,7 @@ def test_one_image_that_uses_the_range_decides_for_all(tmp_path, monkeypatch, on
     as_png(bright, tmp_path / "b" / "5.png")
     found = load_source(f"folder:{tmp_path}", "train", on_corrupt=on_corrupt)
     assert max(image.max() for image in found.read(range(len(found)))) <= 60_000 // 256
-    assert any("unlike the others, and come out dark" in note for note in found.notes)
+    assert any("unlike the others, and look dark" in note for note in found.notes)
 
 
 def test_the_depth_is_part_of_the_fingerprint(tmp_path, monkeypatch):
@@ -219,7 +219,7 @@ def test_drawings_in_the_alpha_channel_are_seen_and_said(tmp_path, colour, mode,
         )
 
     write(tmp_path, save, suffix)
-    assert any("24 of 24 images looked at are partly transparent" in note for note in both_modes(tmp_path))
+    assert any("24 of 24 examined images are partly transparent" in note for note in both_modes(tmp_path))
     for name, image in drawings():
         found = decode_file(tmp_path / f"{name}.{suffix}")[:, :, 0].astype(float)
         assert abs(np.corrcoef(found.ravel(), image.ravel())[0, 1]) > 0.99
@@ -246,7 +246,7 @@ def test_sixteen_bit_values_in_a_narrow_band_are_noted(tmp_path, kind, low):
     """As a scanner's values plus an offset; what is far from 0 may still use little of the range."""
     write(tmp_path, lambda a, p: sixteen(kind, a.astype(np.uint16) * 15 + low, p), KINDS[kind])
     (note,) = both_modes(tmp_path)
-    assert note.startswith("24 of 24 images looked at use less than 1/16 of the range of their 16 bits and come out ")
+    assert note.startswith("24 of 24 examined images use less than 1/16 of their 16-bit range and look ")
     for values in (lambda a: a.astype(np.uint16) * 90 + 4096, lambda a: a.astype(np.uint16) * 257):
         write(tmp_path, lambda a, p, values=values: sixteen(kind, values(a), p), KINDS[kind])
         assert both_modes(tmp_path) == ()
@@ -263,7 +263,7 @@ def test_transparency_that_hides_all_is_ignored_and_noted(tmp_path, save, every)
 
     write(tmp_path, hide, "png" if save is as_png else "webp")
     (note,) = both_modes(tmp_path)
-    assert note.startswith(f"{24 // every} of 24 images looked at are transparent everywhere, which is ignored")
+    assert note.startswith(f"{24 // every} of 24 examined images are fully transparent although")
     for name, image in drawings():
         (found,) = tmp_path.glob(f"{name}.*")
         assert np.array_equal(decode_file(found)[:, :, 0], image)
@@ -280,7 +280,7 @@ def test_many_images_of_one_colour_are_noted_with_an_example(tmp_path, shade):
     for i in range(3):
         as_png(np.full((9, 7 + i, 3), shade, np.uint8), tmp_path / "b" / f"blank{i}.png")
     (note,) = both_modes(tmp_path)
-    assert note.startswith("3 of 27 images looked at show a single colour (such as b/blank")
+    assert note.startswith("3 of 27 examined images have a single colour (such as b/blank")
 
 
 def test_images_of_equal_pixels_in_different_files_are_noted(tmp_path):
@@ -288,7 +288,7 @@ def test_images_of_equal_pixels_in_different_files_are_noted(tmp_path):
     for i, name in enumerate(("a/0", "a/1", "b/2")):
         Image.open(tmp_path / f"{name}.png").save(tmp_path / name[0] / f"again{i}.bmp")
     (note,) = both_modes(tmp_path)
-    assert note.startswith("6 of 27 images looked at show the same pixels as another one (such as ")
+    assert note.startswith("6 of 27 examined images have the same pixels as another image (such as ")
     assert "again" in note
 
 
@@ -374,7 +374,7 @@ def test_a_prepared_set_with_one_split_is_split(tfds_dir, monkeypatch, caplog):
     counts = [np.bincount(part.labels, minlength=102) for part in found]
     assert (counts[1] == np.maximum(1, np.round(0.2 * (counts[0] + counts[1])))).all()
     assert found[0].fingerprint != found[1].fingerprint and found[0].read([0])[0].ndim == 3
-    said = "It has one split (train): a fifth of each class is tested on."
+    said = "It has one split (train): a fifth of each class is used for testing."
     assert all(said in part.notes for part in found) and caplog.text.count(said) == 1
 
 
@@ -382,5 +382,5 @@ def test_prepared_sets_are_looked_at_too(monkeypatch):
     images = np.zeros((6, 8, 8, 3), np.uint16)
     images[:3, 0] = np.arange(8)[:, None]
     notes = tfds_sets._notes_on_sample(from_arrays(list(images), [0, 1] * 3))
-    assert "3 of 6 images looked at show a single colour (such as number 3 of train)." in notes
-    assert any("6 of 6 images looked at use less than 1/16 of the range of their 16 bits" in note for note in notes)
+    assert "3 of 6 examined images have a single colour (such as number 3 of train)." in notes
+    assert any("6 of 6 examined images use less than 1/16 of their 16-bit range" in note for note in notes)

@@ -88,7 +88,7 @@ def test_extensions_hidden_files_and_nested_folders(animals, caplog):
     (animals / "cat" / "notes.txt").write_text("no image")
     counts = [np.bincount(load_source(f"folder:{animals}", split).labels).tolist() for split in ("train", "test")]
     assert np.sum(counts, axis=0).tolist() == [12, 5]
-    assert "1 file is not read because of its ending (.txt; such as cat/notes.txt)" in caplog.text
+    assert "1 file is not read because of its extension (.txt; such as cat/notes.txt)" in caplog.text
 
 
 @pytest.mark.parametrize("folder", ["what?", "a?b", "katzen und häuser 猫", "x?y=1/z", "50% & more=less"])
@@ -126,7 +126,7 @@ def test_missing_folders_and_empty_classes_are_named(tmp_path, split_animals):
     write_images(tmp_path / "x" / "cat", 1)
     assert "no class has 2 images" in message("test")
     (tmp_path / "x" / "empty").mkdir()
-    assert f"{tmp_path / 'x' / 'empty'}: no images in this class; expected .apng, .bmp" in message()
+    assert f"{tmp_path / 'x' / 'empty'}: the class has no images; expected .apng, .bmp" in message()
 
 
 def test_wrong_split_folders_are_named(split_animals):
@@ -183,12 +183,12 @@ def test_links_to_nothing_and_links_that_go_round_are_named(animals, tmp_path):
     write_images(tmp_path / "elsewhere", 1)
     (tmp_path / "elsewhere" / "back").symlink_to(animals / "cat")
     for link, target, message in (
-        (animals / "gone", tmp_path / "nothing", "gone: a link to nothing"),
-        (animals / "cat" / "gone.png", tmp_path / "nothing", "gone.png: a link to nothing"),
-        (animals / "cat" / "self.png", animals / "cat" / "self.png", "self.png: a link to nothing"),
-        (animals / "cat" / "loop", animals, "loop: a link to a folder it lies in"),
-        (animals / "loop", animals, "loop: a link to a folder it lies in"),
-        (animals / "cat" / "round", tmp_path / "elsewhere", "back: leads to .*cat, whose images are in this class"),
+        (animals / "gone", tmp_path / "nothing", "gone: a broken link to"),
+        (animals / "cat" / "gone.png", tmp_path / "nothing", "gone.png: a broken link to"),
+        (animals / "cat" / "self.png", animals / "cat" / "self.png", "self.png: a broken link to"),
+        (animals / "cat" / "loop", animals, "loop: a link to a folder that contains it"),
+        (animals / "loop", animals, "loop: a link to a folder that contains it"),
+        (animals / "cat" / "round", tmp_path / "elsewhere", "back: leads to .*cat, whose images are already in this class"),
     ):
         link.symlink_to(target)
         with pytest.raises(InputError, match=message):

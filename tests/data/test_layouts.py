@@ -76,7 +76,7 @@ def test_split_folders_within_folders_of_the_same_name(tmp_path):
     write_images(tmp_path / "seg_pred" / "seg_pred", 3)
     train, test = both(tmp_path)
     assert train.class_names == ("a", "b") and (len(train), len(test)) == (6, 4)
-    assert any("seg_train/seg_train/ is trained on and seg_test/seg_test/ tested on" in note for note in train.notes)
+    assert any("seg_train/seg_train/ is used for training and seg_test/seg_test/ for testing" in note for note in train.notes)
     assert any("seg_pred/ beside seg_train/seg_train/ is not read" in note for note in train.notes)
 
 
@@ -90,7 +90,7 @@ def test_validation_is_tested_on_where_test_has_no_labels(tmp_path, caplog, val,
         write_images(tmp_path / "test" / ("" if unlabelled == "flat" else unlabelled), 3)
     train, test = both(tmp_path)
     assert (len(train), len(test)) == (6, 4) and train.class_names == ("a", "b")
-    said = f"train/ is trained on and {val}/ tested on, because test/ holds no class folders."
+    said = f"train/ is used for training and {val}/ for testing, because test/ has no class folders."
     assert said in train.notes and said in test.notes and caplog.text.count(said) == 1
 
 
@@ -99,7 +99,7 @@ def test_without_test_or_labels_for_it_a_part_of_train_is_tested_on_and_that_is_
     write_images(tmp_path / "test", 3)
     train, test = both(tmp_path)
     assert (len(train), len(test)) == (8, 2)
-    assert any("test/ holds no class folders: a fifth of each class of train/ is tested on" in n for n in train.notes)
+    assert any("test/ has no class folders: a fifth of each class of train/ is used for testing" in n for n in train.notes)
 
 
 def test_test_is_preferred_to_validation_which_is_not_read(tmp_path):
@@ -156,7 +156,7 @@ def test_the_data_set_once_more_inside_itself_is_no_class(tmp_path, around, name
     make_split(root, names)
     make_split(root / name, names)
     with pytest.raises(
-        InputError, match=f"{name}: holds folders named as the classes beside it .*{names[0]}, {names[1]}"
+        InputError, match=f"{name}: holds folders with the names of the classes beside it .*{names[0]}, {names[1]}"
     ):
         load_source(f"folder:{tmp_path}", "train")
     shutil.rmtree(root / name)
@@ -173,7 +173,7 @@ def test_folders_of_images_beside_the_only_split_are_not_lost(tmp_path, name, ot
     for other in others:
         write_images(tmp_path / other, 2)
     first = min(other.split("/")[0] for other in others)
-    said = f"{name}/ may be a split or a class, as {first}/.* beside it holds? other images; to read it alone, name "
+    said = rf"{name}/ may be a split or a class, since {first}/.* beside it holds? other images\. To read it alone, name "
     with pytest.raises(InputError, match=said) as caught:
         load_source(f"folder:{tmp_path}", "train")
     assert "\n" not in str(caught.value)
@@ -250,7 +250,7 @@ def test_other_folders_below_classes_belong_to_the_class_and_that_is_said(tmp_pa
     train, test = both(tmp_path)
     assert train.class_names == ("a", "b")
     assert len(train) + len(test) == sum(2 * len(below.get(name, ("",))) for name in ("a", "b"))
-    assert any(f"{len(below)} of 2 class folders hold folders of their own (such as a/" in note for note in train.notes)
+    assert any(f"{len(below)} of 2 class folders contain subfolders (such as a/" in note for note in train.notes)
 
 
 # ---- names of classes
@@ -292,7 +292,7 @@ def test_the_log_names_the_classes(tmp_path, caplog):
     with caplog.at_level("INFO"):
         both(tmp_path)
     assert caplog.text.count("2 classes (a, b)") == 1
-    assert caplog.text.count("Training/ is trained on and Testing/ tested on.") == 1
+    assert caplog.text.count("Training/ is used for training and Testing/ for testing.") == 1
 
 
 # ---- what is no data
@@ -365,7 +365,7 @@ def test_files_with_other_endings_are_counted_and_named_as_not_read(tmp_path, en
     (note,) = load_source(f"folder:{tmp_path}", "train").notes
     assert "3 files are not read" in note and f"c/photo0{ending}" in note
     (tmp_path / "c" / "00.png").unlink()
-    with pytest.raises(InputError, match=r"c: none of its 3 files is read \(such as photo0"):
+    with pytest.raises(InputError, match=r"c: none of its 3 files is an image \(such as photo0"):
         load_source(f"folder:{tmp_path}", "train")
 
 
@@ -374,7 +374,7 @@ def test_images_beside_the_class_folders_are_counted(tmp_path):
     make_split(tmp_path / "test")
     write_images(tmp_path / "train", 2)
     (note,) = load_source(f"folder:{tmp_path}", "train").notes
-    assert note == "2 images lie beside the class folders and are not read (such as train/00.png)."
+    assert note == "2 images are outside the class folders and are not read (such as train/00.png)."
     (tmp_path / "train" / "00.png").unlink()
     (note,) = load_source(f"folder:{tmp_path}", "train").notes
-    assert note == "1 image lies beside the class folders and is not read (such as train/01.png)."
+    assert note == "1 image is outside the class folders and is not read (such as train/01.png)."

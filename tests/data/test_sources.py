@@ -57,7 +57,7 @@ def test_the_fingerprint_tells_contents_apart():
         (np.zeros((0, 3, 3), np.uint8), [], None, "one label for each"),
         ([np.zeros((3, 3), np.uint8)], [-1], None, "whole numbers from 0"),
         ([np.zeros((3, 3), np.uint8)], [0.5], None, "whole numbers from 0"),
-        ([np.zeros((3, 3), np.uint8)], [2], ["a", "b"], "label 2 has no name"),
+        ([np.zeros((3, 3), np.uint8)], [2], ["a", "b"], "label 2 is out of range: expected labels from 0 to 1"),
     ],
 )
 def test_from_arrays_refuses_labels_that_do_not_fit(images, labels, names, message):

@@ -341,10 +341,10 @@ def test_a_wrong_argument_is_named(make, options, message):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_images_of_another_size_are_refused(family):
-    with pytest.raises(InputError, match=r"images are \[4, 48, 48, 3\]; this net takes \[b, 32, 32, 3\]"):
+    with pytest.raises(InputError, match=r"images have shape \[4, 48, 48, 3\], expected \[b, 32, 32, 3\]"):
         small(family).apply(*weights(family), random_images(size=48))
 
 
 def test_a_position_embedding_of_another_grid_is_refused():
-    with pytest.raises(InputError, match=r"pos_embed is \[1, 10, 4\]; a grid of 4x4 .*\[1, 17, d\]"):
+    with pytest.raises(InputError, match=r"pos_embed has shape \[1, 10, 4\]; expected \[1, 17, d\] .*grid of 4x4"):
         resize_position_embedding(jnp.zeros((1, 10, 4)), (4, 4), (3, 3))

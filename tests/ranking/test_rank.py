@@ -97,7 +97,7 @@ def test_each_row_loads_the_checkpoint_that_was_evaluated(ranking, folder):
     random = jt.rank("random:resnet10", TARGET, scores=("logme",), preprocessing={"image_size": 32}, seed=3)
     expected, _ = MODELS["resnet10"](num_classes=1000).init(jax.random.key(3))
     assert jax.tree.all(jax.tree.map(np.array_equal, random.best.load().params, expected))
-    with pytest.raises(InputError, match="cut off"):
+    with pytest.raises(InputError, match="truncated"):
         next(row for row in ranking.rows if row.checkpoint == "short").load()
 
 
@@ -172,7 +172,7 @@ def test_one_bad_checkpoint_never_stops_the_others_and_says_what_is_wrong(rankin
     assert set(errors) == {"nan", "broken", "short", "code", "blind"}
     for name, error in errors.items():
         assert str(folder / name) in error and "\n" not in error
-    assert "NaN" in errors["nan"] and "cut off" in errors["short"] and "do not vary" in errors["blind"]
+    assert "NaN" in errors["nan"] and "truncated" in errors["short"] and "do not vary" in errors["blind"]
     assert all(math.isnan(row.accuracy) for row in ranking.rows if row.error)
 
 
@@ -186,8 +186,8 @@ def test_what_a_file_lacks_is_said_before_the_work_begins_and_once(folder, gigab
     assert [row.checkpoint for row in ranking.rows if row.error] == ["short"]
     messages = [record.getMessage() for record in caplog.records]
     (estimate,) = [place for place, message in enumerate(messages) if message.startswith("About ")]
-    (broken,) = [place for place, message in enumerate(messages) if "cut off" in message]
-    headless = [place for place, message in enumerate(messages) if "holds no head" in message]
+    (broken,) = [place for place, message in enumerate(messages) if "truncated" in message]
+    headless = [place for place, message in enumerate(messages) if "the file has no head" in message]
     assert broken < estimate and headless[0] < estimate
     assert len(headless) == (1 if gigabytes else 2)
 
@@ -469,7 +469,7 @@ def test_a_folder_with_one_class_is_refused(tmp_path):
         ({"checkpoints": "random:resnet11?width=8"}, "'random:resnet11.*Did you mean 'resnet1"),
         ({"checkpoints": "random:resnet10?widht=8"}, "resnet10 does not take the settings"),
         ({"checkpoints": ["random:resnet11"]}, "'random:resnet11'.*Did you mean 'resnet1"),
-        ({"checkpoints": ["a.safetensors"]}, "No checkpoint can be used. a.safetensors: there is no such"),
+        ({"checkpoints": ["a.safetensors"]}, "No checkpoint can be used. a.safetensors: no such"),
         ({"model": "resnet11"}, "Did you mean 'resnet1"),
         ({"scores": ("logmee",)}, "Did you mean 'logme'"),
         ({"target": "embedded:digit"}, "Did you mean 'digits'"),

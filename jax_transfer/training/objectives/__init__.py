@@ -1,7 +1,7 @@
-"""What a training minimises: one file an objective, `OBJECTIVES[name](net, augment, **its own settings) -> Objective`.
+"""Training objectives, one per file: `OBJECTIVES[name](net, augment, **settings) -> Objective`.
 
-`net` is without a head (`num_classes=0`) for an objective that has none. `augment` are the augmentations that the config
-names; keyword arguments with defaults are the objective's own settings, fields of `config.pretrain.<name>`.
+`net` has no head (`num_classes=0`) if the objective needs none. `augment` are the names of the augmentations in the
+config. Keyword arguments with defaults are settings of the objective, which are fields of `config.pretrain.<name>`.
 """
 
 from jax_transfer.training.objectives.objective import Objective as Objective

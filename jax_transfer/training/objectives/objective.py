@@ -1,4 +1,4 @@
-"""What every objective is made of, so that one loop trains all of them."""
+"""The interface of all objectives, so that one loop trains any of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,29 +9,36 @@ from jaxtyping import Array, Float
 from jax_transfer.models.net import Net
 from jax_transfer.records import Views
 
-Params = Any  # a tree: all that the gradient trains, such as a net, a projector, a text tower, several heads
-Aux = dict[str, Any]  # all that changes by other means: BatchNorm statistics, a momentum encoder, a queue
+Params = Any  # a tree of everything trained by gradients, such as a net, a projector, a text tower or several heads
+Aux = dict[str, Any]  # everything that changes by other means: BatchNorm statistics, a momentum encoder, a queue
 Model = dict[str, Any]  # {"params", "stats"} of a net
 
 
 def all_backbone(params: Params):
-    """Labels every parameter "backbone"."""
+    """Labels every parameter "backbone".
+
+    Example:
+      >>> all_backbone({"conv": 0.0, "fc": 0.0})
+      {'conv': 'backbone', 'fc': 'backbone'}
+    """
     return jax.tree.map(lambda _: "backbone", params)
 
 
 class Objective(NamedTuple):
-    """What a training minimises, as pure functions; made by `OBJECTIVES[name](net, augment, **its own settings)`.
+    """A training objective as pure functions, made by `OBJECTIVES[name](net, augment, **settings)`.
 
     Attributes:
-      init: `init(key, model) -> (params, aux)`. model: {"params", "stats"} of the net to start from, its head included, or
-        None for a new one.
-      loss: `loss(params, aux, views, key) -> (loss, (new aux, metrics))`. views: feed -> `records.Views`; metrics: scalars
-        by name, "accuracy" among them where there is one. The new aux has the shapes and dtypes of the old.
-      model: `model(params, aux) -> {"params", "stats"}` of the net that is kept, evaluated and transferred. It selects
-        leaves of its arguments and computes nothing: they are stored once, with the model.
-      views: feed -> the augmentations (`data.augment`) of each view. The first feed is the one whose length is an epoch.
-      has_head: whether the net's logits are of the classes of the source: only then there are a class accuracy, LEEP, NCE.
-      groups: `groups(params)` labels each parameter "backbone" or "head" (`OptimizerSettings.head_learning_rate_factor`).
+      init: `init(key, model) -> (params, aux)`. `model` is {"params", "stats"} of the net to start from, including its
+        head, or None for a new initialisation.
+      loss: `loss(params, aux, views, key) -> (loss, (new aux, metrics))`. `views` maps each feed to `records.Views`;
+        `metrics` are scalars by name, including "accuracy" if it is defined. The new aux has the shapes and dtypes of
+        the old one.
+      model: `model(params, aux) -> {"params", "stats"}` of the net that is stored, evaluated and transferred. It must
+        select leaves of its arguments and not compute new ones, since they are stored only once, with the model.
+      views: feed -> names of the augmentations (`data.augment`) of each view. The length of the first feed is an epoch.
+      has_head: whether the logits of the net are those of the source classes. Class accuracy, LEEP and NCE need them.
+      groups: `groups(params)` labels each parameter "backbone" or "head"
+        (`OptimizerSettings.head_learning_rate_factor`).
     """
 
     init: Callable[[jax.Array, Model | None], tuple[Params, Aux]]
@@ -45,7 +52,14 @@ class Objective(NamedTuple):
 
 
 def head_and_backbone(net: Net, params: Params):
-    """Labels the parameters of a net: those of its classification head "head", the others "backbone"."""
+    """Labels the parameters of the classification head of a net "head" and all others "backbone".
+
+    Example:
+      >>> import types
+      >>> net = types.SimpleNamespace(classifier=("fc",))
+      >>> head_and_backbone(net, {"conv": {"kernel": 0.0}, "fc": {"bias": 0.0}})
+      {'conv': {'kernel': 'backbone'}, 'fc': {'bias': 'head'}}
+    """
     head = net.classifier
 
     def label(path, _):

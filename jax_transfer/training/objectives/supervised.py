@@ -1,4 +1,4 @@
-"""Cross-entropy on the labels of the source or target data."""
+"""The supervised objective: cross-entropy on the labels of the source or target data."""
 
 import functools
 
@@ -11,15 +11,29 @@ from jax_transfer.training.objectives.objective import Objective, head_and_backb
 
 
 def supervised(net: Net, augment: tuple[str, ...], label_smoothing: Probability = 0.0) -> Objective:
-    """Mean softmax cross-entropy over the batch.
+    """Makes the objective "mean softmax cross-entropy over the batch".
 
-    Its feed is "train"; labels are float [b, c], with the weight of each class, where images are mixed.
+    Its feed is "train". The labels are integers [b] or, if images are mixed, the weights of the classes [b, c].
 
     Args:
-      label_smoothing: probability taken from the true class and spread over all.
+      net: a net with a classification head.
+      augment: names of the augmentations.
+      label_smoothing: probability that is taken from the true class and spread evenly over all classes.
 
     Returns:
-      The objective; its metric "accuracy" is that in training mode, for a mixed image on the class with the larger weight.
+      The objective. Its metric "accuracy" is measured in training mode; the label of a mixed image is the class with
+      the largest weight.
+
+    Example:
+      >>> import types
+      >>> from jax_transfer.models.net import Output
+      >>> from jax_transfer.records import Views
+      >>> apply_train = lambda params, stats, images, key: (Output(images @ params, images), stats)
+      >>> objective = supervised(types.SimpleNamespace(num_classes=2, apply_train=apply_train, classifier=("fc",)), ())
+      >>> views = {"train": Views((jnp.eye(2),), jnp.array([0, 1]), jnp.array([True, True]), {})}
+      >>> loss, (aux, metrics) = objective.loss(jnp.eye(2), {"stats": {}}, views, key=None)
+      >>> round(float(loss), 2), float(metrics["accuracy"])
+      (0.31, 1.0)
     """
 
     def init(key, model=None):
