@@ -135,7 +135,11 @@ def _mesh(shape, devices) -> Mesh:
 
 
 def spans_processes(mesh: Mesh) -> bool:
-    """Returns whether a mesh holds devices of several processes."""
+    """Returns whether a mesh holds devices of several processes.
+
+    >>> spans_processes(make_mesh())
+    False
+    """
     return len({device.process_index for device in mesh.devices.flat}) > 1
 
 
@@ -145,7 +149,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree, mesh: Mesh):
-    """Copies arrays to every device of the mesh. With several processes, all must pass the same values."""
+    """Copies arrays to every device of the mesh. With several processes, all must pass the same values.
+
+    >>> replicate({"w": np.zeros(3)}, make_mesh())["w"].sharding.is_fully_replicated
+    True
+    """
     if not spans_processes(mesh):
         return jax.device_put(tree, replicated(mesh))
     put = functools.partial(jax.make_array_from_process_local_data, replicated(mesh))
@@ -156,6 +164,11 @@ def split(tree, mesh: Mesh, axis_name: str, dimension: int = 0):
     """Puts arrays on the mesh, with their axis `dimension` split over the mesh axis `axis_name`.
 
     On a mesh of several processes, each process passes its own part of the global array.
+
+    >>> mesh = make_mesh()
+    >>> images = np.zeros((2 * mesh.shape["data"], 3))
+    >>> split(images, mesh, "data").sharding.shard_shape(images.shape)
+    (2, 3)
     """
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * dimension, axis_name))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
@@ -219,6 +232,9 @@ def max_steps_per_call(step_gigaflops: Callable[[], float]) -> int:
 
     Args:
       step_gigaflops: returns the work of one step on one device; not called on CPU.
+
+    >>> 1 <= max_steps_per_call(lambda: 10.0) <= MAX_STEPS_PER_CALL
+    True
     """
     if jax.default_backend() == "cpu":
         return 1

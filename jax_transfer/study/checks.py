@@ -20,6 +20,13 @@ from jax_transfer.transfer.probe import PROTOCOLS
 def check(config: ConfigDict) -> None:
     """Checks everything in a config that can be checked without the data.
 
+    >>> config = study_config.default_config()
+    >>> config.pretrain.epochs = 0
+    >>> check(config)
+    Traceback (most recent call last):
+      ...
+    jax_transfer.records.InputError: config.pretrain.epochs = 0: must lie in [1, 100000].
+
     Raises:
       InputError: if a field is not valid. The message names the field, what was expected and what to do.
     """

@@ -133,7 +133,11 @@ class Study:
 
 
 def schema() -> Schema:
-    """Returns the fields of a config. Those of `pretrain` include a section for each objective, with its arguments."""
+    """Returns the fields of a config. Those of `pretrain` include a section for each objective, with its arguments.
+
+    >>> schema()["seed"].default, schema()["pretrain"]["supervised"]["label_smoothing"].default
+    (0, 0.0)
+    """
     result = fields.schema(Study())
     result["pretrain"] |= {name: fields.keywords(objective) for name, objective in OBJECTIVES.items()}
     return result

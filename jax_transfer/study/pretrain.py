@@ -109,6 +109,7 @@ class _Training:
 
     @functools.cached_property
     def mesh(self):
+        """Mesh over the devices of all processes, which train together."""
         return devices.make_global_mesh() if jax.process_count() > 1 else self.work.mesh
 
     @functools.cached_property
@@ -121,6 +122,7 @@ class _Training:
 
     @functools.cached_property
     def feed(self) -> Joined:
+        """Feeds of the objective, joined into one."""
         sizes = feed_sizes(self.work, self.pretraining)
         return joined({n: (self.work.feed(d, "train", everywhere=True), size) for n, (d, size) in sizes.items()})
 
@@ -134,12 +136,13 @@ class _Training:
 
     @functools.cached_property
     def step(self):
+        """Training step, not yet compiled."""
         decay = self.work.config.pretrain.ema_decay
         return make_train_step(self.objective, self.optimizer, self.work.preprocessing, self.feed.num_classes, decay)
 
     @functools.cached_property
     def start(self):
-        """Compiled function that returns the state at step 0."""
+        """Compiled function that makes the state at step 0."""
         config = self.work.config
         make = functools.partial(
             init_state, self.objective, self.optimizer, config.seed, ema=bool(config.pretrain.ema_decay)
@@ -148,10 +151,12 @@ class _Training:
 
     @functools.cached_property
     def abstract(self) -> dict:
+        """Shapes, dtypes and shardings of the state."""
         return abstract(jax.eval_shape(self.start), devices.replicated(self.mesh))
 
     @functools.cached_property
     def measure(self):
+        """Function that tests a model."""
         return classification(self.net, self.work.preprocessing, self.mesh, stacked=False)
 
     def step_gigaflops(self) -> float:
@@ -286,10 +291,10 @@ def _raise_divergence(training: _Training, step: int) -> None:
 
 
 def _saved(work: Workspace, pretraining: Pretraining, rows: Rows) -> list[int]:
-    """The epochs that are on disk.
+    """Lists the epochs on disk, and makes sure that each has a row.
 
-    A kill between writing a checkpoint and its row, or checkpoints copied from another study, leave one without the
-    other: the rows are then rebuilt from the checkpoints.
+    If a kill came between writing a checkpoint and its row, or checkpoints were copied from another study, the rows are
+    rebuilt from the checkpoints.
     """
     with contextlib.closing(Trajectory(work.folder(pretraining) / "checkpoints", alone=True)) as trajectory:
         saved = trajectory.epochs()

@@ -214,7 +214,7 @@ def test_scores_of_a_head_exist_only_for_one_over_classes(tmp_path, monkeypatch,
     monkeypatch.setitem(OBJECTIVES, "other", lambda net, augment: make(net, augment)._replace(has_head=has_head))
     scores = ("logme", *(name for name, score in SCORES.items() if score.needs == "logits"))
     work = workspace(tmp_path, pretrain__objective="other", pretrain__epochs=1, scores=scores)
-    monkeypatch.setattr(work, "image_gigaflops", lambda pretraining: 1.0)
+    monkeypatch.setattr(work, "gigaflops_per_image", lambda pretraining: 1.0)
     labels = work.source(TARGET, "train").labels
     drawn = np.random.default_rng(0).normal(size=(len(labels), 80)).astype(np.float32)
     of_split = {"train": Features(drawn[:, :64], drawn[:, 64:], labels)}
