@@ -182,9 +182,14 @@ def _check_early_stops(config, workdir, results):
     assert rows["finetune_5"]["seconds"] > rows["finetune_1"]["seconds"] > 0
     for row in rows.values():
         assert row["test_forward_gflops"] == pytest.approx(row["forward_gflops"] * 64 / 160)
-    path = finetune_stage._path(work, snapshot, TARGET, "train")
+
+    def path_of_features():
+        tuned = finetune_stage.tuned_checkpoint(work, snapshot, TARGET)
+        return work.features_of.path(tuned, work.source(TARGET, "train"))
+
+    path = path_of_features()
     assert path.exists()
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(finetune_stage.VERSIONS, "transfer", VERSIONS["transfer"] + 1)
-        assert finetune_stage._path(work, snapshot, TARGET, "train") != path
+        assert path_of_features() != path
     work.close()
