@@ -77,9 +77,7 @@ def test_copies_in_both_splits_and_in_two_classes_are_told_apart(tmp_path):
     copy(tmp_path, "train/a/01.png", "train/b/wrong2.png")
     mislabelled, leaked, copies = both_modes(tmp_path)
     assert mislabelled.startswith("2 copies are in another class than the same image (such as train/b/wrong.png and")
-    assert leaked.startswith(
-        "1 test image is also in the training split (such as test/a/leak.png and train/a/00.png)"
-    )
+    assert leaked.startswith("1 test image is also in the training split (such as test/a/leak.png and train/a/00.png)")
     assert copies.startswith("3 images are exact copies of another image")
 
 

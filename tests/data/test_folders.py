@@ -188,7 +188,11 @@ def test_links_to_nothing_and_links_that_go_round_are_named(animals, tmp_path):
         (animals / "cat" / "self.png", animals / "cat" / "self.png", "self.png: a broken link to"),
         (animals / "cat" / "loop", animals, "loop: a link to a folder that contains it"),
         (animals / "loop", animals, "loop: a link to a folder that contains it"),
-        (animals / "cat" / "round", tmp_path / "elsewhere", "back: leads to .*cat, whose images are already in this class"),
+        (
+            animals / "cat" / "round",
+            tmp_path / "elsewhere",
+            "back: leads to .*cat, whose images are already in this class",
+        ),
     ):
         link.symlink_to(target)
         with pytest.raises(InputError, match=message):

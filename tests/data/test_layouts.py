@@ -76,7 +76,9 @@ def test_split_folders_within_folders_of_the_same_name(tmp_path):
     write_images(tmp_path / "seg_pred" / "seg_pred", 3)
     train, test = both(tmp_path)
     assert train.class_names == ("a", "b") and (len(train), len(test)) == (6, 4)
-    assert any("seg_train/seg_train/ is used for training and seg_test/seg_test/ for testing" in note for note in train.notes)
+    assert any(
+        "seg_train/seg_train/ is used for training and seg_test/seg_test/ for testing" in note for note in train.notes
+    )
     assert any("seg_pred/ beside seg_train/seg_train/ is not read" in note for note in train.notes)
 
 
@@ -99,7 +101,9 @@ def test_without_test_or_labels_for_it_a_part_of_train_is_tested_on_and_that_is_
     write_images(tmp_path / "test", 3)
     train, test = both(tmp_path)
     assert (len(train), len(test)) == (8, 2)
-    assert any("test/ has no class folders: a fifth of each class of train/ is used for testing" in n for n in train.notes)
+    assert any(
+        "test/ has no class folders: a fifth of each class of train/ is used for testing" in n for n in train.notes
+    )
 
 
 def test_test_is_preferred_to_validation_which_is_not_read(tmp_path):
@@ -173,7 +177,9 @@ def test_folders_of_images_beside_the_only_split_are_not_lost(tmp_path, name, ot
     for other in others:
         write_images(tmp_path / other, 2)
     first = min(other.split("/")[0] for other in others)
-    said = rf"{name}/ may be a split or a class, since {first}/.* beside it holds? other images\. To read it alone, name "
+    said = (
+        rf"{name}/ may be a split or a class, since {first}/.* beside it holds? other images\. To read it alone, name "
+    )
     with pytest.raises(InputError, match=said) as caught:
         load_source(f"folder:{tmp_path}", "train")
     assert "\n" not in str(caught.value)
