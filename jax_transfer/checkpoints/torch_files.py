@@ -53,7 +53,7 @@ class Inert:
     """A stand-in for an object of a file: it keeps its `arguments` and `state`, and does nothing with them."""
 
     def __new__(cls, *arguments):
-        self = object.__new__(cls)
+        self: Any = object.__new__(cls)
         self.arguments, self.state = arguments, None
         return self
 

@@ -61,16 +61,20 @@ class Feed(Protocol):
           seed: determines the order of each epoch.
           batch_size: images a step.
         """
+        ...
 
     @staticmethod
     def fetch(held, item) -> Batch:
         """Returns the batch of one step from its item (leaves [...]); runs inside jit."""
+        ...
 
     def on(self, mesh: Mesh) -> "Feed":
         """Returns the same feed on another mesh over the same devices."""
+        ...
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields every image once, in order, in batches of `batch_size`; the last one is padded and masked."""
+        ...
 
 
 def abstract_batch(
@@ -182,7 +186,7 @@ class Streamed:
     max_steps: int = 16
     held: None = None
 
-    def _read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def _read(self, indices: np.ndarray) -> dict[str, Any]:
         """Reads one batch; an index of -1 is padding."""
         real = indices[indices >= 0]
         size = self.preprocessing.host_size
@@ -320,7 +324,7 @@ def joined(feeds: Mapping[str, tuple[Feed, int]]) -> Joined:
     return Joined({name: feed for name, (feed, _) in feeds.items()}, sizes)
 
 
-class _Rows(collections.abc.Sequence):
+class _Rows(Sequence):
     """The rows of a matrix as a sequence, which Grain maps over."""
 
     def __init__(self, matrix: np.ndarray):

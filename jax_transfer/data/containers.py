@@ -179,7 +179,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
     """Returns the orientation in EXIF, else in XMP, else 1. `exif` may be truncated, and its other tags malformed."""
     while exif.startswith(b"Exif\0"):
         exif = exif[6:]
-    order = {b"II": "little", b"MM": "big"}.get(exif[:2])
+    order: ByteOrder | None = BYTE_ORDERS.get(exif[:2])
     if order and len(exif) >= 8:
         start = int.from_bytes(exif[4:8], order)
         count = int.from_bytes(exif[start : start + 2], order)
@@ -190,7 +190,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
     return int(match[1]) if match else 1
 
 
-def _orientation_of_entry(entry: bytes, order: str) -> int | None:
+def _orientation_of_entry(entry: bytes, order: ByteOrder) -> int | None:
     """Returns the value of an entry of a TIFF directory if it is a valid orientation, else None."""
     byte_order = "<" if order == "little" else ">"
     tag, number_type = struct.unpack(byte_order + "HH", entry[:4])

@@ -135,7 +135,7 @@ def _mnist_5k() -> _Images:  # takes 2 s, since it is parsed from text
 
 
 def _digits() -> _Images:
-    digits = load_digits()
+    digits: Any = load_digits()
     return _Images(np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target)
 
 

@@ -116,7 +116,7 @@ class MobileNetV2(nnx.Module):
 
     def __init__(self, num_classes: int, *, width: float, dtype, rngs: nnx.Rngs):
         features = _make_divisible(32 * width)
-        layers = [_conv_norm(3, features, 3, 2, dtype, rngs)]
+        layers: list[nnx.Module] = [_conv_norm(3, features, 3, 2, dtype, rngs)]
         for expansion, channels, num_blocks, stride in V2_STAGES:
             for i in range(num_blocks):
                 features_out, options = _make_divisible(channels * width), {"dtype": dtype, "rngs": rngs}

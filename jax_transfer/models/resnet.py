@@ -124,7 +124,7 @@ class ResNet(nnx.Module):
         x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train))
         if self.pool:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+        for layer in (getattr(self, f"layer{i}") for i in (1, 2, 3, 4)):
             for block in layer:
                 x = block(x, train)
         features = jnp.mean(x.astype(jnp.float32), axis=(1, 2))

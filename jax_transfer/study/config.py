@@ -2,12 +2,12 @@
 
 # ruff: noqa: RUF009  the defaults are frozen
 
+from jax_transfer.fields import StudyConfig
 import dataclasses
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from ml_collections import ConfigDict
 
 from jax_transfer import fields
 from jax_transfer.analysis import SCORES
@@ -143,7 +143,7 @@ def schema() -> Schema:
     return result
 
 
-def default_config() -> ConfigDict:
+def default_config() -> StudyConfig:
     """Returns a complete config: a ResNet-18 on CIFAR-10 and its transfer to MNIST.
 
     >>> config = default_config()
@@ -153,7 +153,7 @@ def default_config() -> ConfigDict:
     return fields.section(schema())
 
 
-def follow_targets(config: ConfigDict, names: Sequence[str]) -> None:
+def follow_targets(config: StudyConfig, names: Sequence[str]) -> None:
     """Drops the entries of targets that are no longer in `config.targets`, because the command line has replaced them.
 
     >>> config = default_config()
@@ -168,7 +168,7 @@ def follow_targets(config: ConfigDict, names: Sequence[str]) -> None:
     """
     for name in names:
         entries = config.get(name)
-        if not isinstance(entries, ConfigDict):
+        if not isinstance(entries, StudyConfig):
             continue
         dropped = [target for target in entries if target not in config.targets]
         with entries.unlocked():

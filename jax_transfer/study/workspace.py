@@ -1,5 +1,6 @@
 """The context that the stages of a study share: config, working directory, data, nets, checkpoints and features."""
 
+from jax_transfer.fields import StudyConfig
 import functools
 import math
 import pathlib
@@ -7,7 +8,6 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 import jax
-from ml_collections import ConfigDict
 
 from jax_transfer import devices, logs
 from jax_transfer.checkpoints import Checkpoint
@@ -59,7 +59,7 @@ class Workspace:
       caches: the cached results of methods that are decorated with `kept`.
     """
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+    def __init__(self, config: StudyConfig, workdir: pathlib.Path):
         self.config, self.workdir, self.results = config, workdir, workdir / "results"
         self.caches: dict[str, Callable] = {}
         self.preprocessing: Preprocessing = settings.preprocessing(config)
