@@ -40,7 +40,7 @@ def test_imports_run_one_way(path):
             assert ORDER.index(parts[1]) <= own, f"{path} imports {name}, which stands below it"
 
 
-def test_no_file_imports_itself_through_others():
+def test_imports_form_no_cycle():
     modules = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
     graph = {
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): modules & set(_imported(path))
@@ -54,10 +54,10 @@ def test_lines_have_at_most_120_characters(path):
     assert [number for number, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 120] == []
 
 
-def test_every_part_has_its_place():
+def test_every_module_is_in_the_import_order():
     assert {_part(path) for path in FILES if path.name != "__init__.py"} <= set(ORDER)
 
 
-def test_the_command_imports_neither_tensorflow_nor_torch():
+def test_command_imports_neither_tensorflow_nor_torch():
     code = "import sys, jax_transfer.main; sys.exit('tensorflow' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0

@@ -15,7 +15,7 @@ SQUARE = jnp.eye(100)
 PRODUCT = 2e-3  # gigaflops of a product of two 100 x 100 matrices
 
 
-def test_straight_line_equals_the_compilers_analysis():
+def test_straight_line_code_equals_the_compilers_count():
     def network(x, w, kernel):
         y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return jnp.sum(jax.nn.relu(y.reshape(4, -1)) @ w)
@@ -25,7 +25,7 @@ def test_straight_line_equals_the_compilers_analysis():
 
 
 @pytest.mark.parametrize("turns", (0, 1, 7))
-def test_loops_count_as_often_as_they_turn(turns):
+def test_loop_bodies_count_once_per_iteration(turns):
     @jax.jit
     def scanned(x):
         return jax.lax.scan(lambda c, _: (c @ x, None), x, length=turns)[0]
@@ -41,7 +41,7 @@ def test_loops_count_as_often_as_they_turn(turns):
     )
 
 
-def test_only_the_branch_that_is_taken_counts():
+def test_only_the_taken_branch_counts():
     def either(x, yes):
         return jax.lax.cond(yes, lambda: x @ x @ x, lambda: x @ x)
 
@@ -62,7 +62,7 @@ CASES = [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_A_NEIGHBOUR 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_work_of_every_score_grows_with_the_samples(name):
+def test_gigaflops_of_every_score_grow_with_samples(name):
     def work(n):
         x, y = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32), np.arange(n) % 3
         features = Features(jnp.asarray(x), jnp.asarray(x), jnp.asarray(y, jnp.int32))

@@ -107,7 +107,7 @@ def test_features_in_bfloat16_stay_close_to_float32():
 
 
 @pytest.mark.parametrize("gigabytes", [1.0, 0.0])
-def test_the_hot_loop_makes_no_implicit_transfer(gigabytes):
+def test_training_loop_makes_no_implicit_transfer(gigabytes):
     feed = _feed(gigabytes=gigabytes)
     run, state, both = _training("bfloat16", feed)
     measure = classification(_net("bfloat16"), PREPROCESSING, feed.mesh, stacked=False)

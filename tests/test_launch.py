@@ -94,7 +94,7 @@ def fakes(tmp_path):
 
 
 @pytest.mark.parametrize("name", DRY_RUNS)
-def test_dry_run_prints_what_is_expected_and_runs_nothing(name, fakes, tmp_path):
+def test_dry_run_prints_the_expected_commands_and_runs_nothing(name, fakes, tmp_path):
     path, arguments, environment = DRY_RUNS[name]
     code, out, err = finish(
         script(LAUNCH / path, arguments, PATH=fakes.path, TMPDIR=str(tmp_path), **environment),
@@ -104,7 +104,7 @@ def test_dry_run_prints_what_is_expected_and_runs_nothing(name, fakes, tmp_path)
     assert not fakes.calls()
 
 
-def test_a_dry_run_line_is_read_back_by_a_shell_as_the_same_words():
+def test_dry_run_output_is_quoted_for_the_shell():
     _, out, _ = finish(script(LAUNCH / "gpu_host.sh", ["--dry-run", *STUDY, '--a=it\'s $HOME `x` "y" \\']))
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {out}"], capture_output=True, text=True).stdout.splitlines()
     assert words == ["python", "-m", "jax_transfer.main", *STUDY, '--a=it\'s $HOME `x` "y" \\']
@@ -122,7 +122,7 @@ def test_a_dry_run_line_is_read_back_by_a_shell_as_the_same_words():
         ("slurm.sh", "2", 1, 2),
     ],
 )
-def test_restarts_always_after_a_preemption_and_a_few_times_after_a_crash(path, codes, runs, code, fakes):
+def test_preemptions_restart_always_and_crashes_a_few_times(path, codes, runs, code, fakes):
     name = {"gpu_host.sh": "python", "slurm.sh": "srun"}[path]
     environment = {"PATH": fakes.path, f"FAKE_{name.upper()}": codes, "SLURM_JOB_ID": "7"}
     found, _, err = finish(script(LAUNCH / path, ["--restarts=2", *STUDY], **environment))
@@ -131,7 +131,7 @@ def test_restarts_always_after_a_preemption_and_a_few_times_after_a_crash(path, 
     assert len(set(calls)) == 1 and calls[0].startswith(name) and calls[0].endswith(" ".join(STUDY))
 
 
-def test_gpu_host_passes_sigterm_on_and_does_not_start_again(fakes):
+def test_gpu_host_forwards_sigterm_and_does_not_restart(fakes):
     process = script(LAUNCH / "gpu_host.sh", STUDY, PATH=fakes.path, FAKE_PYTHON="save")
     fakes.wait_for("ready")
     process.send_signal(signal.SIGTERM)
@@ -141,7 +141,7 @@ def test_gpu_host_passes_sigterm_on_and_does_not_start_again(fakes):
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_slurm_requeues_at_the_time_limit_and_not_when_cancelled(number, requeued, fakes):
+def test_slurm_requeues_at_the_time_limit_only(number, requeued, fakes):
     environment = {"PATH": fakes.path, "FAKE_SRUN": "save", "SLURM_JOB_ID": "7", "GRACE": "0"}
     process = script(LAUNCH / "slurm.sh", STUDY, **environment)
     fakes.wait_for("ready")
@@ -151,7 +151,7 @@ def test_slurm_requeues_at_the_time_limit_and_not_when_cancelled(number, requeue
     assert ("scontrol requeue 7" in fakes.calls()) == requeued
 
 
-def test_slurm_finds_the_clone_from_slurms_own_copy_of_the_script(fakes, tmp_path):
+def test_slurm_finds_the_clone_from_a_copied_script(fakes, tmp_path):
     copy = shutil.copy(LAUNCH / "slurm.sh", tmp_path / "slurm_script")
     environment = {"PATH": fakes.path, "SLURM_JOB_ID": "7"}
     code, _, err = finish(script(copy, STUDY, SLURM_SUBMIT_DIR=str(REPOSITORY), **environment))
@@ -160,12 +160,12 @@ def test_slurm_finds_the_clone_from_slurms_own_copy_of_the_script(fakes, tmp_pat
     assert code == 2 and "root of the clone" in err
 
 
-def test_slurm_outside_of_a_job_is_a_user_error(fakes):
+def test_slurm_outside_a_job_is_a_user_error(fakes):
     code, _, err = finish(script(LAUNCH / "slurm.sh", STUDY, PATH=fakes.path))
     assert code == 2 and "sbatch" in err and not fakes.calls()
 
 
-def test_local_processes_share_a_coordinator_and_prefix_all_but_the_first(fakes):
+def test_local_processes_share_a_coordinator_and_prefix_output(fakes):
     process = script(LAUNCH / "local_processes.sh", ["2", *STUDY], PATH=fakes.path, **processes("save", "save"))
     fakes.wait_for("ready0")
     fakes.wait_for("ready1")
@@ -191,7 +191,7 @@ def test_local_processes_share_a_coordinator_and_prefix_all_but_the_first(fakes)
         (("0", "75", "1"), 1),
     ],
 )
-def test_local_processes_end_together_with_the_code_of_the_one_that_failed(words, code, fakes):
+def test_local_processes_exit_with_the_code_of_the_failed_process(words, code, fakes):
     arguments = [str(len(words)), *STUDY]
     process = script(LAUNCH / "local_processes.sh", arguments, PATH=fakes.path, GRACE="0", **processes(*words))
     found, _, err = finish(process, timeout=10)  # a process that is not ended sleeps for 20 s
@@ -235,7 +235,7 @@ def steps(calls):
         ),
     ],
 )
-def test_tpu_run_goes_on_after_a_preemption_and_ends_with_the_study(options, environment, code, expected, fakes):
+def test_tpu_run_resumes_after_preemption_until_the_study_ends(options, environment, code, expected, fakes):
     arguments = ["run", "--poll=0", *options, *STUDY]
     found, _, err = finish(script(LAUNCH / "tpu_vm.sh", arguments, PATH=fakes.path, **environment))
     assert (found, " ".join(steps(fakes.calls()))) == (code, expected), err
@@ -276,7 +276,7 @@ def status_after(worker, passing):
     return status
 
 
-def test_tpu_worker_keeps_one_study_running_and_says_how_it_ended(worker, fakes):
+def test_tpu_worker_restarts_the_study_and_reports_its_exit_code(worker, fakes):
     assert worker("status") == "status: gone\n"
     worker("start", "--restarts=0", "--env=FAKE_PYTHON=75 75 3", *STUDY)
     assert status_after(worker, "status: running") == "status: exit 3"
@@ -292,7 +292,7 @@ def test_tpu_worker_starts_no_second_study_and_stops_the_first(worker, fakes):
     assert len(fakes.calls()) == 1
 
 
-def test_tpu_worker_installs_a_later_python_and_mounts_what_was_asked_for(worker, fakes):
+def test_tpu_worker_installs_python_and_requested_mounts(worker, fakes):
     worker("install", "--nfs=10.0.0.2:/share", "--bucket=b", FAKE_MOUNTPOINT="1")
     calls = fakes.calls()
     assert "sudo mount -t nfs -o rw,hard,timeo=600 10.0.0.2:/share /mnt/nfs" in calls
@@ -304,7 +304,7 @@ def test_tpu_worker_installs_a_later_python_and_mounts_what_was_asked_for(worker
     ]
 
 
-def test_tpu_worker_leaves_what_is_mounted_alone(worker, fakes):
+def test_tpu_worker_does_not_mount_twice(worker, fakes):
     worker("install", "--nfs=10.0.0.2:/share", "--bucket=b", FAKE_MOUNTPOINT="0")
     assert not [call for call in fakes.calls() if "sudo" in call or "gcsfuse" in call]
 
@@ -323,19 +323,19 @@ def test_tpu_worker_leaves_what_is_mounted_alone(worker, fakes):
         ("tpu_vm.sh", ["create", "--sopt"], "--sopt"),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_code_2(path, arguments, says, fakes):
+def test_wrong_argument_prints_one_line_and_exits_with_2(path, arguments, says, fakes):
     code, out, err = finish(script(LAUNCH / path, arguments, PATH=fakes.path))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert says in err and not fakes.calls()
 
 
 @pytest.mark.parametrize("path", ["gpu_host.sh", "local_processes.sh", "slurm.sh", "tpu_vm.sh", "tpu_worker.sh"])
-def test_help_is_the_head_of_the_script(path):
+def test_help_prints_the_header_of_the_script(path):
     code, out, _ = finish(script(LAUNCH / path, ["--help"]))
     assert code == 0 and f"launch/{path}" in out and "#" not in out
 
 
-def test_shellcheck_has_nothing_to_say():
+def test_shellcheck_finds_no_problem():
     beside = pathlib.Path(sys.executable).parent / "shellcheck"
     shellcheck = str(beside) if beside.exists() else shutil.which("shellcheck")
     if not shellcheck:

@@ -38,7 +38,7 @@ GAP = st.sampled_from((math.nan, math.inf, None))
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(finite | GAP, finite | GAP), min_size=2, max_size=14))
-def test_a_list_with_gaps_has_nothing_against_all(pairs):
+def test_measures_over_all_checkpoints_need_every_value(pairs):
     scores, accuracies = zip(*pairs, strict=True)
     row = ranking_row("t", "probe", "logme", scores, accuracies)
     scored = sum(tables.is_number(s) and tables.is_number(a) for s, a in pairs)
@@ -95,7 +95,7 @@ CASES = {  # what is missing: scores, accuracies, and how many of 12 checkpoints
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_a_checkpoint_lacks_is_said_everywhere_and_never_ranked(tmp_path, case):
+def test_missing_values_are_reported_and_not_ranked(tmp_path, case):
     leep_gaps, accuracy_gaps, *counts = CASES[case]
     work = workspace(tmp_path)
     leep = [leep_gaps.get(i, float(SCORE[i])) for i in range(12)]
@@ -123,7 +123,7 @@ def test_what_a_checkpoint_lacks_is_said_everywhere_and_never_ranked(tmp_path, c
     assert cells.get(SCORED) == (f"{counts[1]} of 12" if min(counts) < 12 else None)
 
 
-def test_a_protocol_for_some_epochs_is_a_complete_list_of_these(tmp_path):
+def test_epochs_excluded_by_the_config_are_not_missing(tmp_path):
     """config.finetune.checkpoints leaves epochs out by choice: nothing is missing."""
     work = workspace(tmp_path, finetune__checkpoints="0,5,11")
     tuned = [float(SCORE[i]) if i in (0, 5, 11) else None for i in range(12)]
@@ -170,7 +170,7 @@ def test_all_scores_are_averaged_over_the_same_targets(values):
 
 @pytest.mark.parametrize("gap", (False, True))
 @pytest.mark.parametrize("gflops", (1.5e-7, 0.083, 3.25e-12, 7.4e11))
-def test_the_terminal_cuts_no_number(gap, gflops):
+def test_terminal_table_truncates_no_number(gap, gflops):
     """However wide names, intervals and work are."""
     rows, scored = [], []
     for score in (*SCORES, *FINETUNE_SCORES):
@@ -185,7 +185,7 @@ def test_the_terminal_cuts_no_number(gap, gflops):
         assert all(word in printed for word in cell.split())
 
 
-def test_a_target_that_a_score_lacks_altogether_counts_as_a_gap():
+def test_target_without_rows_of_a_score_counts_as_missing():
     row = RankingRow("folder:/a", "probe", "logme", *[0.5] * 7, 12, 0.1, 0.8, 0.0, 12)
     others = [dataclasses.replace(row, target=t, score=s) for t, s in (("folder:/b", "logme"), ("folder:/a", "nce"))]
     rows = [to_json_dict(r) for r in (row, *others)]
@@ -195,7 +195,7 @@ def test_a_target_that_a_score_lacks_altogether_counts_as_a_gap():
     assert "NCE 12 of 24 scored" in trust_note(rows, [], "probe")
 
 
-def test_rows_of_older_versions_have_no_gaps(tmp_path):
+def test_rows_without_num_scored_count_as_complete(tmp_path):
     row = to_json_dict(RankingRow("a", "probe", "logme", *[0.5] * 7, 12, 0.1, 0.8, 0.0))
     old = {name: value for name, value in row.items() if name not in ("num_scored", "metric")}
     (tmp_path / "ranking.jsonl").write_text(json.dumps(old) + "\n")
@@ -209,7 +209,7 @@ def test_rows_of_older_versions_have_no_gaps(tmp_path):
 
 
 @pytest.mark.parametrize("has_head", (True, False))
-def test_scores_of_a_head_exist_only_for_one_over_classes(tmp_path, monkeypatch, has_head):
+def test_head_scores_need_a_head_over_classes(tmp_path, monkeypatch, has_head):
     make = OBJECTIVES["supervised"]
     monkeypatch.setitem(OBJECTIVES, "other", lambda net, augment: make(net, augment)._replace(has_head=has_head))
     scores = ("logme", *(name for name, score in SCORES.items() if score.needs == "logits"))

@@ -57,7 +57,7 @@ def run_study(workdir, closed):
 
 
 @pytest.mark.parametrize("closed", (True, False))
-def test_nothing_of_a_finished_study_stays_in_memory(tmp_path, closed):
+def test_finished_study_leaves_nothing_in_memory(tmp_path, closed):
     found = run_study(tmp_path, closed)
     assert len(found) == 17
     gc.collect()
@@ -75,7 +75,7 @@ def _decorated_for_ever(tree):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_what_is_cached_for_ever_is_called_with_plain_values(path):
+def test_permanent_caches_take_only_plain_values(path):
     """Nets are made from names and numbers; whatever holds data is cached by what dies with it."""
     for node in _decorated_for_ever(ast.parse(path.read_text())):
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]

@@ -53,7 +53,7 @@ def _fit(feed, total_steps, state=None, stop_after=None, begun=None, stop_at_epo
 
 @pytest.mark.parametrize("gigabytes", [1.0, 0.0], ids=["resident", "streamed"])
 @pytest.mark.parametrize("stop_after", [1, STEPS + 2, 2 * STEPS], ids="after step {}".format)
-def test_a_training_stopped_anywhere_goes_on_to_the_same_bits(gigabytes, stop_after):
+def test_stopped_training_resumes_bit_for_bit(gigabytes, stop_after):
     feed = feed_of(random_source(), gigabytes)
     whole, epochs, _ = _fit(feed, 3 * STEPS)
     half, first, (begun,) = _fit(feed, 3 * STEPS, stop_after=stop_after)
@@ -65,7 +65,7 @@ def test_a_training_stopped_anywhere_goes_on_to_the_same_bits(gigabytes, stop_af
     assert first + second == epochs
 
 
-def test_a_stop_while_an_epoch_is_evaluated_goes_on_with_its_evaluation():
+def test_stop_during_evaluation_resumes_with_that_evaluation():
     feed = feed_of(random_source())
     whole, epochs, _ = _fit(feed, 3 * STEPS)
     half, first, (begun,) = _fit(feed, 3 * STEPS, stop_at_epoch=2)
@@ -84,7 +84,7 @@ jax.jit(lambda: jax.lax.while_loop(lambda i: i >= 0, lambda i: (i + 1) % 7, 0))(
 """
 
 
-def test_sigterm_ends_the_program_also_while_a_compiled_program_runs():
+def test_sigterm_ends_the_command_during_a_compiled_call():
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(
         [sys.executable, "-c", LONG], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -101,7 +101,7 @@ def test_sigterm_ends_the_program_also_while_a_compiled_program_runs():
 
 
 @pytest.mark.parametrize(("work", "steps"), [(10.0, 50), (1e9, 1), (1e-9, 512), (float("nan"), 512)])
-def test_a_compiled_call_on_an_accelerator_is_short_enough_to_stop(work, steps, monkeypatch):
+def test_compiled_calls_on_accelerators_stay_short(work, steps, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(devices, "sustained_gigaflops_per_second", lambda: 1000.0)
     assert devices.max_steps_per_call(lambda: work) == steps
@@ -151,7 +151,7 @@ def _stopped_and_resumed(workdir, *launcher):
 
 
 @pytest.mark.slow
-def test_a_training_begun_on_eight_devices_goes_on_with_four_and_with_one(uninterrupted, tmp_path):
+def test_training_resumes_with_fewer_devices(uninterrupted, tmp_path):
     for num_devices, until in ((8, "epoch 2/12"), (4, "epoch 4/12"), (1, None)):
         process, log = _run(tmp_path / "run", *PRETRAIN, num_devices=num_devices)
         if until:
@@ -170,7 +170,7 @@ def uninterrupted(tmp_path_factory):
     return workdir
 
 
-def test_sigterm_saves_within_ten_seconds_and_the_same_command_ends_with_the_same_bits(uninterrupted, tmp_path):
+def test_sigterm_saves_in_ten_seconds_and_resumes_bit_for_bit(uninterrupted, tmp_path):
     assert _stopped_and_resumed(tmp_path / "run") < 10
     assert results_without_times(tmp_path / "run") == results_without_times(uninterrupted)
     assert checkpoint_fingerprints(tmp_path / "run") == checkpoint_fingerprints(uninterrupted)
@@ -199,14 +199,14 @@ def _close(found, expected):
                     np.testing.assert_allclose(a[key], value, rtol=2e-5, atol=1e-5, err_msg=f"{name} {key}")
 
 
-def test_two_processes_give_the_rows_of_one_and_stop_and_go_on_together(uninterrupted, tmp_path):
+def test_two_processes_stop_and_resume_together(uninterrupted, tmp_path):
     seconds = _stopped_and_resumed(tmp_path / "run", "bash", "launch/local_processes.sh", "2")
     assert seconds < 40  # two processes on what may be one core, and the script that waits for them
     _same_losses(tmp_path / "run", uninterrupted)
 
 
 @pytest.mark.slow
-def test_two_processes_stop_before_the_next_checkpoint_to_fine_tune(tmp_path):
+def test_two_processes_stop_before_fine_tuning_the_next_checkpoint(tmp_path):
     launcher = ("bash", "launch/local_processes.sh", "2")
     long = ("--config.finetune.epochs=20", "--config.pretrain.epochs=5", "--config.spectral.embedded_images=0")
     process, log = _run(tmp_path / "run", *long, launcher=launcher)
@@ -223,7 +223,7 @@ def test_two_processes_stop_before_the_next_checkpoint_to_fine_tune(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_is_killed_and_the_same_command_gives_the_rows_of_one(uninterrupted, tmp_path):
+def test_study_resumes_after_one_of_two_processes_is_killed(uninterrupted, tmp_path):
     launcher = ("bash", "launch/local_processes.sh", "2")
     process, log = _run(tmp_path / "run", *PRETRAIN, launcher=launcher)
     _wait_for("epoch 2/12", process, log)
@@ -238,7 +238,7 @@ def test_one_of_two_processes_is_killed_and_the_same_command_gives_the_rows_of_o
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gigabytes", [1.0, 0.0], ids=["resident", "streamed"])
-def test_a_whole_study_of_two_processes_gives_the_rows_of_one(gigabytes, tmp_path):
+def test_study_with_two_processes_equals_one_process(gigabytes, tmp_path):
     data = f"--config.data.resident_gigabytes={gigabytes}"
     alone, log = _run(tmp_path / "one", data)
     assert alone.wait(400) == 0, log.read_text()[-3000:]
@@ -261,12 +261,12 @@ def test_a_whole_study_of_two_processes_gives_the_rows_of_one(gigabytes, tmp_pat
         ({"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 2}, "process_id = 2: .* 0 to 1"),
     ],
 )
-def test_processes_that_do_not_fit_are_refused(arguments, message):
+def test_inconsistent_process_arguments_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         devices.join_processes(**arguments)
 
 
-def test_the_environment_joins_processes(monkeypatch):
+def test_environment_variables_join_processes(monkeypatch):
     joined = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: joined.append(kwargs))
     devices.join_processes()
@@ -287,6 +287,6 @@ def test_the_environment_joins_processes(monkeypatch):
         devices.join_processes()
 
 
-def test_gather_and_wait_are_nothing_for_one_process():
+def test_gather_and_wait_are_trivial_for_one_process():
     assert devices.gather({"a": 1}) == [{"a": 1}] and devices.is_first_process()
     devices.wait_for_all("x")

@@ -70,7 +70,7 @@ def test_checkpoints_of_several_models_are_ranked_together(tmp_path):
     assert dims == {32, 64}
 
 
-def test_company_changes_no_score(two_sources, tmp_path):
+def test_scores_do_not_depend_on_other_checkpoints(two_sources, tmp_path):
     config, workdir, results = two_sources
     work = Workspace(config, workdir)
     num_classes = work.source(TARGET, "train").num_classes
@@ -82,7 +82,7 @@ def test_company_changes_no_score(two_sources, tmp_path):
     work.close()
 
 
-def test_a_small_budget_changes_no_score(two_sources, tmp_path, caplog):
+def test_scores_do_not_depend_on_the_memory_budget(two_sources, tmp_path, caplog):
     config, workdir, results = two_sources
     config = config.copy_and_resolve_references()
     config.data.features_gigabytes = 1e-9
@@ -97,7 +97,7 @@ def test_a_small_budget_changes_no_score(two_sources, tmp_path, caplog):
         np.testing.assert_allclose(row["value"], before[row["checkpoint"], row["score"]], rtol=1e-5)
 
 
-def test_a_checkpoint_with_broken_features_fails_alone_and_is_tried_again(tmp_path):
+def test_broken_features_fail_one_checkpoint_and_are_retried(tmp_path):
     config = one_epoch_config(stages=("pretrain", "features"), scores=("logme", "leep"))
     run_stages(config, tmp_path)
     work = Workspace(config, tmp_path)
@@ -132,7 +132,7 @@ def _key(work, snapshot):
     return work.features_of.path(work.checkpoint(snapshot), work.source(TARGET, "train")).name
 
 
-def test_a_diverged_finetuning_fails_alone(tmp_path):
+def test_diverged_finetuning_does_not_affect_other_stages(tmp_path):
     config = one_epoch_config(stages=("pretrain", "probe", "finetune", "scores", "spectral"), scores=("finetune_1",))
     config.finetune.optimizer.learning_rate = 1e30
     results = run_stages(config, tmp_path)
@@ -146,7 +146,7 @@ def test_a_diverged_finetuning_fails_alone(tmp_path):
     "there",
     [found for n in range(5) for found in itertools.combinations(itertools.product((0, 1), FINETUNE_SCORES), n)],
 )
-def test_one_run_of_a_checkpoint_gives_all_the_early_stops_that_it_lacks(there, tmp_path, monkeypatch):
+def test_one_finetuning_gives_all_missing_early_stops(there, tmp_path, monkeypatch):
     """there: (epoch of the checkpoint, score) of the rows that are there."""
     work = Workspace(one_epoch_config(scores=("finetune_5", "finetune_1"), stages=("scores",)), tmp_path)
     runs = []
@@ -183,7 +183,7 @@ def test_one_run_of_a_checkpoint_gives_all_the_early_stops_that_it_lacks(there, 
     work.close()
 
 
-def test_a_target_compiles_one_fine_tuning_for_all_seeds_and_checkpoints(tmp_path, monkeypatch):
+def test_one_finetuning_covers_all_seeds_and_checkpoints(tmp_path, monkeypatch):
     work = Workspace(one_epoch_config(finetune__num_seeds=3, pretrain__epochs=2, trajectory__epochs="all"), tmp_path)
     calls = []
 
@@ -205,9 +205,7 @@ def test_a_target_compiles_one_fine_tuning_for_all_seeds_and_checkpoints(tmp_pat
 @pytest.mark.parametrize("epochs", [(), (1,), (1, 5)])
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("devices_each", [1, 2])
-def test_all_processes_yield_each_result_of_each_checkpoint_once(
-    processes, devices_each, epochs, tmp_path, monkeypatch
-):
+def test_every_process_yields_each_result_once(processes, devices_each, epochs, tmp_path, monkeypatch):
     work = Workspace(one_epoch_config(pretrain__epochs=4, trajectory__epochs="all"), tmp_path)
     names = [snapshot.name for snapshot in work.snapshots]
     tested = epochs or (9,)
@@ -266,7 +264,7 @@ SHORT = [
 
 
 @pytest.mark.parametrize(("changes", "message"), SHORT)
-def test_a_schedule_shorter_than_its_early_stop_is_refused_before_the_data_are_read(changes, message):
+def test_schedule_shorter_than_its_early_stop_is_refused(changes, message):
     changes, override = {**changes}, changes.get("override")
     changes.pop("override", None)
     config = one_epoch_config(scores=("logme", "finetune_1", "finetune_5"), **changes)
@@ -280,14 +278,14 @@ def test_a_schedule_shorter_than_its_early_stop_is_refused_before_the_data_are_r
     checks.check(config)
 
 
-def test_a_schedule_of_exactly_five_epochs_will_do():
+def test_schedule_of_exactly_five_epochs_is_accepted():
     checks.check(one_epoch_config(scores=("finetune_5",), finetune__epochs=5))
 
 
 @pytest.mark.parametrize("batch_size", [8, 32])
 @pytest.mark.parametrize("score", FINETUNE_SCORES)
 @pytest.mark.parametrize("where", ["config.finetune", f"config.overrides['{TARGET}'].finetune"])
-def test_a_schedule_in_steps_is_measured_by_the_images_it_trains_on(batch_size, score, where, tmp_path):
+def test_schedule_in_steps_is_checked_against_its_images(batch_size, score, where, tmp_path):
     config = one_epoch_config(scores=(score,), finetune__epochs=1, finetune__batch_size=batch_size)
     fit = 4 * 160 // 5  # four fifths of 160 training images are trained on
     least = FINETUNE_SCORES[score] * (fit // batch_size)
@@ -317,7 +315,7 @@ def test_a_schedule_in_steps_is_measured_by_the_images_it_trains_on(batch_size, 
         ({"labels": np.full(20, 7, np.int32)}, r"labels lie in \[7, 7\], expected 0 to 2"),
     ],
 )
-def test_problems_name_the_argument(change, message):
+def test_problem_names_the_argument(change, message):
     sound = {"features": np.eye(20, 4, dtype=np.float32), "logits": np.ones((20, 3), np.float32)}
     sound["labels"] = np.arange(20, dtype=np.int32) % 3
     assert extract.problem(Features(**sound), 3) == ""
@@ -341,7 +339,7 @@ def test_linear_scores_and_fine_tuning_share_the_held_out_images(monkeypatch):
         assert measured["value"] == 0
 
 
-def test_too_few_samples_for_a_score_say_so():
+def test_too_few_samples_give_nan_and_a_reason():
     features = Features(np.random.default_rng(0).normal(size=(1, 20, 4)), np.ones((1, 20, 3)), np.arange(20)[None] % 5)
     assert np.isnan(score_all("nleep", features, 5)).all()
     one = Features(features.features[0], features.logits[0], features.labels[0])

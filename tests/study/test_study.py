@@ -85,7 +85,7 @@ def clean(tmp_path_factory):
     return workdir, done
 
 
-def test_a_study_leaves_what_the_contract_says(clean):
+def test_study_writes_all_documented_results(clean):
     workdir, done = clean
     results = results_without_times(workdir)
     assert [row["epoch"] for row in results["pretrain.jsonl"]] == [0, 1, 2]
@@ -121,7 +121,7 @@ def test_a_study_leaves_what_the_contract_says(clean):
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_killed_study_goes_on_to_the_same_bits(clean, tmp_path, point):
+def test_killed_study_resumes_bit_for_bit(clean, tmp_path, point):
     expected, _ = clean
     killed = _command(tmp_path, code=("-c", KILLED, point))
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
@@ -133,7 +133,7 @@ def test_a_killed_study_goes_on_to_the_same_bits(clean, tmp_path, point):
     assert checkpoint_fingerprints(tmp_path) == checkpoint_fingerprints(expected)
 
 
-def test_a_stage_runs_alone_and_adds_only_what_is_missing(clean, tmp_path):
+def test_stage_run_alone_adds_only_missing_rows(clean, tmp_path):
     expected, _ = clean
     shutil.copytree(expected, tmp_path / "copy")
     before = (tmp_path / "copy/results/transfer.jsonl").read_bytes()
@@ -142,7 +142,7 @@ def test_a_stage_runs_alone_and_adds_only_what_is_missing(clean, tmp_path):
     assert (tmp_path / "copy/results/transfer.jsonl").read_bytes() == before
 
 
-def test_lost_features_of_fine_tuned_models_are_made_again_also_within_a_small_budget(clean, tmp_path):
+def test_lost_features_are_recomputed_within_a_small_budget(clean, tmp_path):
     expected, _ = clean
     shutil.copytree(expected, tmp_path / "copy")
     lost = ("results/spectral.jsonl", "results/similarity.jsonl")
@@ -191,7 +191,7 @@ for word in words:
 """
 
 
-def test_the_command_refuses_in_one_line(tmp_path):
+def test_command_refuses_bad_arguments_in_one_line(tmp_path):
     done = _command(tmp_path / "w", code=("-c", CHILDREN, "|".join(REFUSED)))
     lines = iter(done.stderr.strip().splitlines())
     for argument, message in REFUSED.items():
@@ -201,7 +201,7 @@ def test_the_command_refuses_in_one_line(tmp_path):
     assert next(lines, None) is None
 
 
-def test_divergence_stops_with_the_step_and_keeps_the_last_good_epoch(clean, tmp_path):
+def test_divergence_names_the_step_and_keeps_the_last_good_epoch(clean, tmp_path):
     done = _command(tmp_path, "--config.pretrain.optimizer.learning_rate=1e30")
     assert done.returncode == 2
     assert "loss is not finite at step" in done.stderr.strip().splitlines()[-1]
@@ -213,7 +213,7 @@ def test_divergence_stops_with_the_step_and_keeps_the_last_good_epoch(clean, tmp
 PRETRAIN = "--config.stages=('pretrain',)"
 
 
-def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean, tmp_path):
+def test_full_disk_is_reported_and_the_study_resumes(clean, tmp_path):
     expected, _ = clean
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); from jax_transfer import main; main.run()"
     done = _command(tmp_path, code=("-c", limited))
@@ -224,7 +224,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean,
     assert checkpoint_fingerprints(tmp_path) == checkpoint_fingerprints(expected)
 
 
-def test_a_stop_while_the_initialisation_is_evaluated_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
+def test_stop_during_the_first_evaluation_saves_nothing(tmp_path, monkeypatch):
     for requested, saved in ((True, []), (False, [0, 1])):
         work = Workspace(tiny_config(pretrain__epochs=1), tmp_path)
         with monkeypatch.context() as patched:
@@ -236,7 +236,7 @@ def test_a_stop_while_the_initialisation_is_evaluated_leaves_nothing_and_loses_n
         work.close()
 
 
-def test_a_wait_that_times_out_is_said_in_one_line(monkeypatch, capsys):
+def test_timeout_is_reported_in_one_line(monkeypatch, capsys):
     from jax_transfer import main
 
     def waits(*arguments, **named):
@@ -251,7 +251,7 @@ def test_a_wait_that_times_out_is_said_in_one_line(monkeypatch, capsys):
 
 
 @slow
-def test_a_clock_that_leaps_is_said_in_one_line_and_the_study_goes_on_afterwards(clean, tmp_path):
+def test_clock_jump_is_reported_and_the_study_resumes(clean, tmp_path):
     expected, _ = clean
     leaps = (
         "import itertools, time; real, n = time.time, itertools.count(); time.time = lambda: real() + 3600 * next(n)"
@@ -293,7 +293,7 @@ def test_check_names_the_field(changes, message):
         checks.check(tiny_config(**changes))
 
 
-def test_a_config_with_an_unknown_field_names_the_valid_ones():
+def test_unknown_config_field_suggests_the_nearest():
     config = tiny_config()
     with config.unlocked():
         config.pretrain.epoch = 3
@@ -325,14 +325,14 @@ def test_labels_out_of_range_are_refused(tmp_path):
         checks.check_data(work)
 
 
-def test_a_workdir_of_another_config_says_which_fields_differ(tmp_path):
+def test_workdir_of_another_config_names_the_differing_fields(tmp_path):
     open_workdir(tiny_config(), tmp_path).close()
     open_workdir(tiny_config(stages=("report",)), tmp_path).close()
     with pytest.raises(InputError, match=r"config\.pretrain\.epochs was 2, is 3; config\.seed was 0, is 1"):
         open_workdir(tiny_config(seed=1, pretrain__epochs=3), tmp_path)
 
 
-def test_two_runs_do_not_share_a_workdir(tmp_path):
+def test_two_runs_cannot_share_a_workdir(tmp_path):
     lock = open_workdir(tiny_config(), tmp_path)
     with pytest.raises(InputError, match="in use by another run"):
         open_workdir(tiny_config(), tmp_path)
@@ -340,7 +340,7 @@ def test_two_runs_do_not_share_a_workdir(tmp_path):
     open_workdir(tiny_config(), tmp_path).close()
 
 
-def test_overrides_reach_one_target_only():
+def test_overrides_apply_to_one_target_only():
     config = tiny_config(targets=("embedded:digits", "embedded:mnist_5k"))
     config.overrides["embedded:digits"] = {"probe": {"epochs": 7}, "finetune": {"optimizer": {"learning_rate": 0.5}}}
     checks.check(config)
@@ -353,7 +353,7 @@ def test_overrides_reach_one_target_only():
 # --- rows
 
 
-def test_rows_survive_a_torn_line_and_hold_each_key_once(tmp_path):
+def test_rows_drop_incomplete_lines_and_duplicate_keys(tmp_path):
     rows = Rows(tmp_path, "scores")
     first = ScoreRow("1", 1, "a\u2028b", "logme", float("nan"), 0.1, 2.0, 3.0)
     rows.append(first)
@@ -369,7 +369,7 @@ def test_rows_survive_a_torn_line_and_hold_each_key_once(tmp_path):
 # --- devices
 
 
-def test_eight_devices_give_the_losses_of_one_and_one_reads_what_eight_saved(clean, tmp_path, monkeypatch):
+def test_eight_devices_give_the_losses_of_one_device(clean, tmp_path, monkeypatch):
     expected = results_without_times(clean[0])
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     done = _command(tmp_path, "--config.stages=('pretrain', 'finetune')")

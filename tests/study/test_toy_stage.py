@@ -49,7 +49,7 @@ def toy_stage(monkeypatch):
 
 
 @pytest.mark.usefixtures("toy_stage")
-def test_a_toy_stage_is_checked_planned_run_and_shown(tmp_path, capsys):
+def test_toy_stage_is_checked_planned_run_and_reported(tmp_path, capsys):
     with pytest.raises(InputError, match=r"stage \(config\.stages\): 'brightn'.*Did you mean 'brighten'"):
         checks.check(one_epoch_config(stages=("brightn",)))
     assert study.run(one_epoch_config(stages=("report",)), tmp_path) == tmp_path / "results"
@@ -68,18 +68,18 @@ def test_a_toy_stage_is_checked_planned_run_and_shown(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("toy_stage")
-def test_what_writes_a_file_follows_the_order_of_the_stages():
+def test_written_by_follows_the_order_of_stages():
     found = written_by()
     assert found["brightness"] == ("brighten",) and found["transfer"] == ("probe", "finetune")
     assert next(iter(found)) == "pretrain" and found.keys() == results.ROWS.keys()
 
 
-def test_the_default_is_every_stage_in_order():
+def test_default_stages_are_all_stages_in_order():
     assert default_config().stages == Study().stages == tuple(STAGES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_the_stages_are_listed_once(path):
+def test_stages_are_listed_once(path):
     """No other literal holds more than half of their names."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):

@@ -39,7 +39,7 @@ def _log(monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="jax_transfer")
 
 
-def test_every_result_file_has_a_version_that_its_rows_carry():
+def test_rows_carry_the_version_of_their_result_file():
     assert VERSIONS.keys() == ROWS.keys()
     for name, (row_type, _) in ROWS.items():
         assert {f.name: f.default for f in dataclasses.fields(row_type)}["version"] == VERSIONS[name]
@@ -54,7 +54,7 @@ def write(path, file, versions, torn=b""):
 
 @pytest.mark.parametrize("torn", [b"", b'{"checkpoint": "9", "ver'])
 @pytest.mark.parametrize("file", OLD)
-def test_older_rows_do_not_count_and_leave_the_file_with_one_line_in_the_log(file, torn, tmp_path, caplog):
+def test_older_rows_are_removed_with_one_warning(file, torn, tmp_path, caplog):
     now = VERSIONS[file]
     path = tmp_path / f"{file}.jsonl"
     kept = write(path, file, [None, now, *range(1, now), now, None], torn)
@@ -74,7 +74,7 @@ def test_older_rows_do_not_count_and_leave_the_file_with_one_line_in_the_log(fil
 @pytest.mark.parametrize(
     "file", [name for name in OLD if "error" in {f.name for f in dataclasses.fields(ROWS[name][0])}]
 )
-def test_a_stage_that_begins_removes_older_rows_together_with_failures(file, tmp_path, caplog):
+def test_forget_failures_also_removes_older_rows(file, tmp_path, caplog):
     path = tmp_path / f"{file}.jsonl"
     (kept,) = write(path, file, [None, VERSIONS[file]])
     with open(path, "a") as opened:
@@ -85,7 +85,7 @@ def test_a_stage_that_begins_removes_older_rows_together_with_failures(file, tmp
     assert sum("1 row was computed by an older version of jax_transfer and is" in m for m in caplog.messages) == 1
 
 
-def test_only_the_first_process_removes_and_says(tmp_path, monkeypatch, caplog):
+def test_only_the_first_process_removes_rows_and_logs(tmp_path, monkeypatch, caplog):
     write(tmp_path / "scores.jsonl", "scores", [None, VERSIONS["scores"]])
     before = (tmp_path / "scores.jsonl").read_bytes()
     monkeypatch.setattr(devices, "is_first_process", lambda: False)
@@ -112,7 +112,7 @@ def test_rows_of_a_newer_version_are_refused(file, read, tmp_path):
 
 
 @pytest.mark.parametrize("file", ROWS)
-def test_the_report_leaves_older_rows_out_and_says_so_once(file, tmp_path, caplog):
+def test_report_omits_older_rows_with_one_warning(file, tmp_path, caplog):
     path = tmp_path / f"{file}.jsonl"
     kept = write(path, file, [None, VERSIONS[file], None])
     for _ in range(2):
@@ -130,7 +130,7 @@ def test_the_report_leaves_older_rows_out_and_says_so_once(file, tmp_path, caplo
 FILES = ("transfer", "scores", "spectral", "spectrum", "similarity", "ranking")
 
 
-def test_an_old_working_directory_is_computed_again_once(tmp_path, caplog):
+def test_old_workdir_is_recomputed_once(tmp_path, caplog):
     stages = ("pretrain", "probe", "finetune", "scores", "spectral", "report")
     config = one_epoch_config(stages=stages, scores=("logme", "finetune_1", "finetune_5"), trajectory__epochs="1")
     config.finetune.epochs = 6
