@@ -1,12 +1,10 @@
-"""The stage that scores: several sources in one ranking, and what cannot be scored stops nothing else."""
+"""The scores stage ranks checkpoints of several sources; one that cannot be scored does not stop the others."""
 
 import functools
-import gc
 import itertools
 import math
 import re
 import types
-import weakref
 
 import numpy as np
 import pytest
@@ -49,7 +47,7 @@ def test_checkpoints_of_several_sources_are_ranked_together(two_sources):
     assert all(row["forward_gflops"] > 0 and row["gflops"] > 0 and not row["error"] for row in results["scores"])
 
 
-@pytest.mark.slow  # .ci/run_stages ranks those of twelve models
+@pytest.mark.slow  # .ci/run ranks those of twelve models
 def test_checkpoints_of_several_models_are_ranked_together(tmp_path):
     config = one_epoch_config(scores=("logme", "leep", "finetune_1"))
     config.model.others = ({"name": "resnet10", "stem": "cifar", "width": 4},)
@@ -63,7 +61,7 @@ def test_checkpoints_of_several_models_are_ranked_together(tmp_path):
     assert {row["num_checkpoints"] for row in results["ranking"]} == {4}
     rows = [row for file in ("scores", "transfer", "spectral") for row in results[file]]
     assert not any(row["error"] for row in rows)
-    # The wider net costs more, so each one's work is its own.
+    # The wider net costs more, so each net has its own count.
     work = {row["checkpoint"]: row["forward_gflops"] for row in results["scores"]}
     assert work["resnet10_cifar_8/0"] > 2 * work["resnet10_cifar_4/0"]
     dims = {np.load(path)["features"].shape[1] for path in (tmp_path / "features").iterdir()}
@@ -101,13 +99,13 @@ def test_broken_features_fail_one_checkpoint_and_are_retried(tmp_path):
     config = one_epoch_config(stages=("pretrain", "features"), scores=("logme", "leep"))
     run_stages(config, tmp_path)
     work = Workspace(config, tmp_path)
-    sound = {snapshot.name: work.features(snapshot, TARGET, "train") for snapshot in work.snapshots}
+    valid = {snapshot.name: work.features(snapshot, TARGET, "train") for snapshot in work.snapshots}
     broken = work.snapshots[1]
     path = tmp_path / "features" / _key(work, broken)
     whole = path.read_bytes()
-    values = np.array(sound[broken.name].features)
+    values = np.array(valid[broken.name].features)
     values[3, 2:4] = np.nan, np.inf
-    cache.save(path, Features(values, sound[broken.name].logits, sound[broken.name].labels))
+    cache.save(path, Features(values, valid[broken.name].logits, valid[broken.name].labels))
     work.close()
     config.stages = ("probe", "scores", "spectral", "report")
     results = run_stages(config, tmp_path)
@@ -122,10 +120,10 @@ def test_broken_features_fail_one_checkpoint_and_are_retried(tmp_path):
     page = (tmp_path / "report/index.html").read_text()
     assert "What failed" in page and "train features [160, 64] hold 2 values" in page
     path.write_bytes(whole)
-    mended = run_stages(config, tmp_path)
-    assert not any(row["error"] for name in columns for row in mended[name])
-    assert len(mended["spectral"]) == 2 * 3 and len(mended["similarity"]) == 2 * 2
-    assert {(row["num_scored"], row["num_checkpoints"]) for row in mended["ranking"]} == {(2, 2)}
+    repaired = run_stages(config, tmp_path)
+    assert not any(row["error"] for name in columns for row in repaired[name])
+    assert len(repaired["spectral"]) == 2 * 3 and len(repaired["similarity"]) == 2 * 2
+    assert {(row["num_scored"], row["num_checkpoints"]) for row in repaired["ranking"]} == {(2, 2)}
 
 
 def _key(work, snapshot):
@@ -143,11 +141,11 @@ def test_diverged_finetuning_does_not_affect_other_stages(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "there",
-    [found for n in range(5) for found in itertools.combinations(itertools.product((0, 1), FINETUNE_SCORES), n)],
+    "existing",
+    [rows for n in range(5) for rows in itertools.combinations(itertools.product((0, 1), FINETUNE_SCORES), n)],
 )
-def test_one_finetuning_gives_all_missing_early_stops(there, tmp_path, monkeypatch):
-    """there: (epoch of the checkpoint, score) of the rows that are there."""
+def test_one_finetuning_gives_all_missing_early_stops(existing, tmp_path, monkeypatch):
+    """`existing` holds (epoch of the checkpoint, score) of the rows that need not be computed."""
     work = Workspace(one_epoch_config(scores=("finetune_5", "finetune_1"), stages=("scores",)), tmp_path)
     runs = []
 
@@ -164,19 +162,19 @@ def test_one_finetuning_gives_all_missing_early_stops(there, tmp_path, monkeypat
     monkeypatch.setattr(score_stage, "finetuned", finetuned)
     monkeypatch.setattr(work, "image_gigaflops", functools.cache(lambda pretraining: 1.0))
     rows = Rows(work.results, "scores")
-    for epoch, score in there:
+    for epoch, score in existing:
         rows.append(score_stage.ScoreRow(str(epoch), epoch, TARGET, score, 0.9, 1.0, 1.0, 1.0))
     score_stage.run(work)
     found = {(row.epoch, row.score): row for row in Rows(work.results, "scores").rows}
     assert found.keys() == set(itertools.product((0, 1), FINETUNE_SCORES))
     for (epoch, score), row in found.items():
-        failed = (epoch, score) == (1, "finetune_5") and (epoch, score) not in there
+        failed = (epoch, score) == (1, "finetune_5") and (epoch, score) not in existing
         assert row.error == ("the loss is not finite at step 99" if failed else "")
-        expected = 0.9 if (epoch, score) in there else math.nan if failed else FINETUNE_SCORES[score] / 10
+        expected = 0.9 if (epoch, score) in existing else math.nan if failed else FINETUNE_SCORES[score] / 10
         assert row.value == pytest.approx(expected, nan_ok=True)
-    # Nobody trains longer than for what is missing, nobody twice, and all who train equally long train together.
-    lacking = {e: {s for s in FINETUNE_SCORES if (e, s) not in there} for e in (0, 1)}
-    ends = {e: max(map(FINETUNE_SCORES.get, lacking[e])) for e in (0, 1) if lacking[e]}
+    # Each checkpoint trains once, no longer than needed, and those with the same last epoch train together.
+    missing = {e: {s for s in FINETUNE_SCORES if (e, s) not in existing} for e in (0, 1)}
+    ends = {e: max(map(FINETUNE_SCORES.get, missing[e])) for e in (0, 1) if missing[e]}
     assert sorted(e for group, _ in runs for e in group) == sorted(ends)
     assert sorted(max(epochs) for _, epochs in runs) == sorted(set(ends.values()))
     assert all(ends[e] == max(epochs) for group, epochs in runs for e in group)
@@ -211,7 +209,7 @@ def test_every_process_yields_each_result_once(processes, devices_each, epochs, 
     tested = epochs or (9,)
 
     def stream(process):
-        """What `finetune` yields in a process: the checkpoints that train side by side, epoch by epoch."""
+        """Yields what `finetune` yields in a process: checkpoints side by side, epoch by epoch."""
         mine = range(len(names[process::processes]))
         for first in range(0, len(mine), devices_each):
             for epoch, index in itertools.product(tested, mine[first : first + devices_each]):
@@ -237,19 +235,6 @@ def test_every_process_yields_each_result_once(processes, devices_each, epochs, 
         assert sorted(seen) == [(name, epoch, float(name)) for name in names for epoch in tested]
         assert next(rounds, None) is None
     work.close()
-
-
-def test_no_cache_keeps_the_study_once_it_is_scored(tmp_path):
-    config = one_epoch_config(stages=("pretrain", "scores"), scores=("logme",), trajectory__epochs="1")
-    run_stages(config, tmp_path)
-    (tmp_path / "results/scores.jsonl").unlink()
-    work = Workspace(config, tmp_path)
-    score_stage.run(work)
-    work.close()
-    gone = weakref.ref(work)
-    del work
-    gc.collect()
-    assert gone() is None
 
 
 SHORT = [
@@ -287,7 +272,7 @@ def test_schedule_of_exactly_five_epochs_is_accepted():
 @pytest.mark.parametrize("where", ["config.finetune", f"config.overrides['{TARGET}'].finetune"])
 def test_schedule_in_steps_is_checked_against_its_images(batch_size, score, where, tmp_path):
     config = one_epoch_config(scores=(score,), finetune__epochs=1, finetune__batch_size=batch_size)
-    fit = 4 * 160 // 5  # four fifths of 160 training images are trained on
+    fit = 4 * 160 // 5  # training uses four fifths of the 160 images
     least = FINETUNE_SCORES[score] * (fit // batch_size)
     for steps in (least - 1, least, least + 1):
         if "overrides" in where:
@@ -301,9 +286,8 @@ def test_schedule_in_steps_is_checked_against_its_images(batch_size, score, wher
             continue
         with pytest.raises(InputError, match="give it at least") as raised:
             checks.check_data(work)
-        assert f"{where}.steps = {steps}: {score}" in str(raised.value) and f"at least {least} steps" in str(
-            raised.value
-        )
+        message = str(raised.value)
+        assert f"{where}.steps = {steps}: {score}" in message and f"at least {least} steps" in message
 
 
 @pytest.mark.parametrize(
@@ -316,10 +300,10 @@ def test_schedule_in_steps_is_checked_against_its_images(batch_size, score, wher
     ],
 )
 def test_problem_names_the_argument(change, message):
-    sound = {"features": np.eye(20, 4, dtype=np.float32), "logits": np.ones((20, 3), np.float32)}
-    sound["labels"] = np.arange(20, dtype=np.int32) % 3
-    assert extract.problem(Features(**sound), 3) == ""
-    assert re.match(rf"{message}", extract.problem(Features(**{**sound, **change}), 3))
+    valid = {"features": np.eye(20, 4, dtype=np.float32), "logits": np.ones((20, 3), np.float32)}
+    valid["labels"] = np.arange(20, dtype=np.int32) % 3
+    assert extract.problem(Features(**valid), 3) == ""
+    assert re.match(rf"{message}", extract.problem(Features(**{**valid, **change}), 3))
 
 
 def test_linear_scores_and_fine_tuning_share_the_held_out_images(monkeypatch):
@@ -328,7 +312,7 @@ def test_linear_scores_and_fine_tuning_share_the_held_out_images(monkeypatch):
     means = 9 * rng.normal(size=(4, 6))
     x = (means[y] + rng.normal(size=(100, 6))).astype(np.float32)
     held_out = stratified_split(y)[1]
-    x[held_out] = means[(y[held_out] + 1) % 4]  # the accuracy on these, and on no others, is 0
+    x[held_out] = means[(y[held_out] + 1) % 4]  # only on these is the accuracy 0
     source = types.SimpleNamespace(labels=y, num_classes=4)
     work = types.SimpleNamespace(
         source=lambda dataset, split: source, features=lambda snapshot, dataset, split: Features(x, x, y)
