@@ -1,4 +1,4 @@
-"""Settings say once what they may hold: by hand, in a config, for single targets, and in what earlier versions wrote."""
+"""Settings are validated in code, in configs and for single targets; configs of earlier versions can still be read."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from jax_transfer.training.optimizers import OptimizerSettings
 from jax_transfer.transfer.finetune import FinetuneSettings
 from jax_transfer.transfer.probe import ProbeSettings
 
-# config.json of the default config, as the version before the sections of the objectives wrote it.
+# The default config.json of the version before objectives had sections.
 EARLIER = json.loads((pathlib.Path(__file__).parent / "earlier_config.json").read_text())
 
 
@@ -109,7 +109,7 @@ def test_feeds_are_checked(feeds, message):
         checks.check(study)
 
 
-# --- what earlier versions wrote
+# --- configs of earlier versions
 
 
 def test_config_of_an_earlier_version_has_no_differences():
@@ -149,23 +149,23 @@ def test_section_accepts_values_for_unset_fields():
 
 def test_options_are_read_at_validation_time():
     options = {"a": 1}
-    found = {"x": fields.Field(tuple[Annotated[str, OneOf(options, "letter")], ...], ("a",))}
+    schema = {"x": fields.Field(tuple[Annotated[str, OneOf(options, "letter")], ...], ("a",))}
     with pytest.raises(InputError, match=r"Unknown letter \(here\.x\): 'b'. Valid: a"):
-        fields.check({"x": ("a", "b")}, found, "here")
+        fields.check({"x": ("a", "b")}, schema, "here")
     options["b"] = 2
-    fields.check({"x": ("a", "b")}, found, "here")
+    fields.check({"x": ("a", "b")}, schema, "here")
 
 
 def test_errors_state_the_expected_value():
-    found = {"x": fields.Field(Annotated[tuple[Probability, ...], Listed(filled=True)], (0.5,))}
+    schema = {"x": fields.Field(Annotated[tuple[Probability, ...], Listed(filled=True)], (0.5,))}
     for value, message in ((1.0, r"must lie in \[0, 1\); 0 turns it off"), (float("nan"), "must be finite")):
         with pytest.raises(InputError, match=message):
-            fields.check({"x": (value,)}, found, "here")
+            fields.check({"x": (value,)}, schema, "here")
     with pytest.raises(InputError, match=r"here\.x is empty: name at least one"):
-        fields.check({"x": ()}, found, "here")
+        fields.check({"x": ()}, schema, "here")
     with pytest.raises(InputError, match="here lacks x"):
-        fields.check({}, found, "here")
-    fields.check({}, found, "here", partial=True)
+        fields.check({}, schema, "here")
+    fields.check({}, schema, "here", partial=True)
 
 
 def test_default_config_has_every_field_of_a_study():

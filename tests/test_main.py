@@ -1,4 +1,4 @@
-"""The command and the package as a newcomer meets them: an option that cannot be used, a checkout that is not installed."""
+"""The command and the package: options that cannot be used, and a checkout that is not installed."""
 
 import os
 import subprocess
@@ -30,8 +30,13 @@ def test_unusable_flag_file_is_reported_in_one_line(content, tmp_path):
 
 
 def test_uninstalled_checkout_can_be_imported():
-    bare = [sys.executable, "-S", "-c", "import jax_transfer; print(jax_transfer.__version__)"]  # -S: no site-packages
-    done = subprocess.run(bare, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-S",
+        "-c",
+        "import jax_transfer; print(jax_transfer.__version__)",
+    ]  # -S: no site-packages
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
     assert done.stdout.strip() == jt.__version__, done.stderr
 
 
@@ -59,12 +64,12 @@ def test_feeds_are_parsed_as_a_literal_on_the_command_line(monkeypatch):
 
 
 def _parsed(monkeypatch, *arguments):
-    """The config that the command makes of its arguments."""
+    """Returns the config that the command makes from its arguments."""
     monkeypatch.chdir(REPOSITORY)
     command = ["main", "--config=configs/cifar10_to_mnist.py", "--workdir=unused", *arguments]
     monkeypatch.setattr(sys, "argv", command)
     for name in [name for name in main.FLAGS if name.startswith("config.")]:
-        delattr(main.FLAGS, name)  # those of the run before
+        delattr(main.FLAGS, name)  # flags of the previous run
     main._define_flags()
     main._parse_flags(command)
     return main.FLAGS.config

@@ -1,3 +1,5 @@
+"""Operations on nested dictionaries of arrays."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,9 +94,9 @@ def test_size_bytes_is_equal_for_arrays_and_shapes():
 
 def test_fingerprint_ignores_insertion_order_and_array_type():
     tree = small_tree()
-    turned = {name: jax.device_get(tree[name]) for name in reversed(tree)}
-    assert list(turned) != list(tree)
-    assert trees.fingerprint(turned) == trees.fingerprint(tree)
+    reordered = {name: jax.device_get(tree[name]) for name in reversed(tree)}
+    assert list(reordered) != list(tree)
+    assert trees.fingerprint(reordered) == trees.fingerprint(tree)
 
 
 def test_fingerprint_changes_with_names_dtypes_shapes_and_values():

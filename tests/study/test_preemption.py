@@ -1,4 +1,4 @@
-"""SIGTERM saves at the next step and exits with 75; the same command resumes bit for bit. Several processes act as one."""
+"""SIGTERM saves at the next step and exits with 75; the same command resumes bit for bit, also with several processes."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def _fit(feed, total_steps, state=None, stop_after=None, begun=None, stop_at_epo
     """Trains; stops after so many steps of this call, or while that epoch is evaluated.
 
     Returns:
-      The state, (number, loss, accuracy) of each epoch, and what to save of an unfinished epoch: one dictionary or none.
+      The state, (number, loss, accuracy) of each epoch, and a list with the saved part of an unfinished epoch, if any.
     """
     step, optimizer = training_step()
     mesh, feed = devices.make_mesh(), joined_feed(feed, 8)
@@ -138,7 +138,7 @@ PRETRAIN = (
 
 
 def _stopped_and_resumed(workdir, *launcher):
-    """Stops a pre-training with SIGTERM after its second epoch and resumes it; returns the seconds that stopping took."""
+    """Stops a pre-training with SIGTERM after epoch 2 and resumes it; returns the seconds that stopping took."""
     arguments = {"launcher": launcher} if launcher else {}
     process, log = _start(workdir, *PRETRAIN, **arguments)
     _wait_for("epoch 2/12", process, log)

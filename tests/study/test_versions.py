@@ -1,4 +1,4 @@
-"""Rows of an older version are computed again, those of a newer one refused; what is current stays as it is."""
+"""Rows of older versions are computed again, rows of newer versions refused, and current rows kept."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ import re
 import pytest
 
 from helpers.studies import TARGET, one_epoch_config, run_stages
-from jax_transfer import devices, records
+from jax_transfer import devices, results
 from jax_transfer.records import InputError
 from jax_transfer.results import ROWS, VERSIONS, Rows, read_rows
 from jax_transfer.study import finetune as finetune_stage
@@ -18,18 +18,27 @@ OLD = [name for name, version in VERSIONS.items() if version > 1]
 
 
 def make_row(file, number, **changes):
-    """A row of a result file with some value in every field."""
-    values = {"int": number, "float": 0.5, "str": str(number), "list[int]": [number], "list[float]": [0.5],
-              "list[str]": ["a"], "int | None": number, "float | None": 0.5, "str | None": str(number)}  # fmt: skip
-    fields = {f.name: values[getattr(f.type, "__name__", f.type) if isinstance(f.type, type) else str(f.type)]
-              for f in dataclasses.fields(ROWS[file][0])}  # fmt: skip
-    return ROWS[file][0](
-        **{**fields, "version": VERSIONS[file], **({"error": ""} if "error" in fields else {}), **changes}
-    )
+    """Returns a row of a result file with a value in every field."""
+    values = {
+        "int": number,
+        "float": 0.5,
+        "str": str(number),
+        "list[int]": [number],
+        "list[float]": [0.5],
+        "list[str]": ["a"],
+        "int | None": number,
+        "float | None": 0.5,
+        "str | None": str(number),
+    }
+    types = {f.name: f.type for f in dataclasses.fields(ROWS[file][0])}
+    fields = {name: values[t.__name__ if isinstance(t, type) else str(t)] for name, t in types.items()}
+    if "error" in fields:
+        fields["error"] = ""
+    return ROWS[file][0](**{**fields, "version": VERSIONS[file], **changes})
 
 
 def line(row, version):
-    values = {**records.to_json_dict(row), "version": version}
+    values = {**results.to_json_dict(row), "version": version}
     return json.dumps({name: value for name, value in values.items() if value is not None}) + "\n"
 
 
@@ -62,13 +71,15 @@ def test_older_rows_are_removed_with_one_warning(file, torn, tmp_path, caplog):
     rows = Rows(tmp_path, file)
     assert [rows.key(row) for row in rows.rows] == [rows.key(make_row(file, n)) for n in (1, now + 1)]
     assert rows.key(make_row(file, 0)) not in rows
-    assert path.read_bytes() == before.removesuffix(torn)  # whoever only reads removes nothing
+    assert path.read_bytes() == before.removesuffix(torn)  # reading removes nothing
     new = make_row(file, 50)
     rows.append(new)
     assert path.read_text() == "".join([*kept, line(new, now)])
     Rows(tmp_path, file).append(make_row(file, 51))
-    said = [message for message in caplog.messages if "older version" in message]
-    assert said == [f"{path}: {now + 1} rows were computed by an older version of jax_transfer and are computed again."]
+    warnings = [message for message in caplog.messages if "older version" in message]
+    assert warnings == [
+        f"{path}: {now + 1} rows were computed by an older version of jax_transfer and are computed again."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -119,11 +130,11 @@ def test_report_omits_older_rows_with_one_warning(file, tmp_path, caplog):
         rows = read_rows(path)
         assert len(rows) == (len(kept) if VERSIONS[file] > 1 else 3)
         assert all(row["version"] == VERSIONS[file] for row in rows)
-    said = [message for message in caplog.messages if "older version" in message]
-    assert len(said) == (VERSIONS[file] > 1)
+    warnings = [message for message in caplog.messages if "older version" in message]
+    assert len(warnings) == (VERSIONS[file] > 1)
     assert all(
-        "2 rows were computed by an older version of jax_transfer and are left out: run_stages its stage" in m
-        for m in said
+        "2 rows were computed by an older version of jax_transfer and are left out: run its stage" in m
+        for m in warnings
     )
 
 
@@ -141,7 +152,7 @@ def test_old_workdir_is_recomputed_once(tmp_path, caplog):
         return {path.stem: path.read_bytes() for path in (tmp_path / "results").iterdir()}
 
     written = results()
-    for name in first:  # as they were before there were versions
+    for name in first:  # as before rows had versions
         path = tmp_path / f"results/{name}.jsonl"
         old = [{k: v for k, v in row.items() if k not in ("version", "test_forward_gflops")} for row in first[name]]
         for row in old:
@@ -150,15 +161,16 @@ def test_old_workdir_is_recomputed_once(tmp_path, caplog):
     old_pretrain = results()["pretrain"]
     caplog.clear()
     again = run_stages(config, tmp_path)
-    said = [message for message in caplog.messages if "older version" in message]
+    warnings = [message for message in caplog.messages if "older version" in message]
     for name in FILES:
         count = f"{len(first[name])} rows were" if len(first[name]) > 1 else "1 row was"
-        assert sum(f"results/{name}.jsonl: {count} computed by an older version" in message for message in said) == 1
-        clock = ("seconds",)
-        now, then = ([{k: v for k, v in r.items() if k not in clock} for r in rows[name]] for rows in (again, first))
+        assert (
+            sum(f"results/{name}.jsonl: {count} computed by an older version" in message for message in warnings) == 1
+        )
+        now, then = ([{k: v for k, v in r.items() if k != "seconds"} for r in rows[name]] for rows in (again, first))
         assert now == then and {row["version"] for row in now} == {VERSIONS[name]}
-    assert len(said) == len(FILES) and written.keys() == results().keys()
-    assert results()["pretrain"] == old_pretrain  # its rows belong to checkpoints that stay
+    assert len(warnings) == len(FILES) and written.keys() == results().keys()
+    assert results()["pretrain"] == old_pretrain  # its rows belong to checkpoints that are kept
     caplog.clear()
     before = results()
     run_stages(config, tmp_path)
@@ -166,15 +178,15 @@ def test_old_workdir_is_recomputed_once(tmp_path, caplog):
 
 
 def _check_early_stops(config, workdir, results):
-    """One run_stages of the whole schedule on the same images has the values of both scores on its way."""
+    """One run of the whole schedule on the same images has the values of both scores on its way."""
     work = Workspace(config, workdir)
     (snapshot,) = work.snapshots
     tuning = finetune_stage.settings.finetune_settings(config, TARGET)
-    whole = finetune_stage.finetuned(
+    schedule = finetune_stage.finetuned(
         work, [(snapshot, config.seed)], TARGET, ("fit", "held_out"), tuning, epochs=(1, 2, 5, 6)
     )
     rows = {row["score"]: row for row in results["scores"]}
-    by_epoch = {done.epoch: done for _, _, done in whole}
+    by_epoch = {done.epoch: done for _, _, done in schedule}
     assert len(by_epoch) == 4
     for score, epoch in (("finetune_1", 1), ("finetune_5", 5)):
         assert rows[score]["value"] == by_epoch[epoch].metrics["accuracy"]
@@ -183,9 +195,14 @@ def _check_early_stops(config, workdir, results):
     assert rows["finetune_5"]["seconds"] > rows["finetune_1"]["seconds"] > 0
     for row in rows.values():
         assert row["test_forward_gflops"] == pytest.approx(row["forward_gflops"] * 64 / 160)
-    path = finetune_stage._path(work, snapshot, TARGET, "train")
+
+    def feature_file():
+        tuned = finetune_stage.tuned_checkpoint(work, snapshot, TARGET)
+        return work.features_of.path(tuned, work.source(TARGET, "train"))
+
+    path = feature_file()
     assert path.exists()
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(finetune_stage.VERSIONS, "transfer", VERSIONS["transfer"] + 1)
-        assert finetune_stage._path(work, snapshot, TARGET, "train") != path
+        assert feature_file() != path
     work.close()
