@@ -1,4 +1,4 @@
-"""SIGTERM saves at the next step and exits with 75; the same command resumes bit for bit, also with several processes."""
+"""SIGTERM saves at the next step and exits with 75; the same command resumes, also with several processes."""
 
 import json
 import os
