@@ -294,9 +294,9 @@ def main():
             "",
             f"`python tests/faults/campaign.py --faults={options.faults} --each={options.each} --seed={options.seed}`",
             "",
-            f"{number} small studies were disturbed {counts.total()} times. Each study then ran to its end, and its "
-            "rows and",
-            f"checkpoints were compared bit for bit with those of an undisturbed run. **Losses: {len(losses)}.**",
+            f"{number} small studies were disturbed {counts.total()} times. Each study then ran to its end, and",
+            "its rows and checkpoints were compared bit for bit with those of an undisturbed run.",
+            f"**Losses: {len(losses)}.**",
             "",
             "| fault | times |",
             "|---|---|",
