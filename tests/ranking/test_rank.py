@@ -185,7 +185,7 @@ def test_what_a_file_lacks_is_said_before_the_work_begins_and_once(folder, gigab
         ranking = jt.rank(files, TARGET, scores=("logme",))
     assert [row.checkpoint for row in ranking.rows if row.error] == ["short"]
     messages = [record.getMessage() for record in caplog.records]
-    (estimate,) = [place for place, message in enumerate(messages) if message.startswith("In all about")]
+    (estimate,) = [place for place, message in enumerate(messages) if message.startswith("About ")]
     (broken,) = [place for place, message in enumerate(messages) if "truncated" in message]
     headless = [place for place, message in enumerate(messages) if "the file has no head" in message]
     assert broken < estimate and headless[0] < estimate

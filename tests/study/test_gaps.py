@@ -213,7 +213,7 @@ def test_head_scores_need_a_head_over_classes(tmp_path, monkeypatch, has_head):
     monkeypatch.setitem(OBJECTIVES, "other", lambda net, augment: make(net, augment)._replace(has_head=has_head))
     scores = ("logme", *(name for name, score in SCORES.items() if score.needs == "logits"))
     work = workspace(tmp_path, pretrain__objective="other", pretrain__epochs=1, scores=scores)
-    monkeypatch.setattr(work, "image_gigaflops", lambda pretraining: 1.0)
+    monkeypatch.setattr(work, "gigaflops_per_image", lambda pretraining: 1.0)
     labels = work.source(TARGET, "train").labels
     normal = np.random.default_rng(0).normal(size=(len(labels), 80)).astype(np.float32)
     features = {"train": Features(normal[:, :64], normal[:, 64:], labels)}

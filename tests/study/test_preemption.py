@@ -101,7 +101,7 @@ def test_sigterm_ends_the_command_during_a_compiled_call():
     finally:
         process.kill()
     assert process.returncode == preemption.EXIT_CODE
-    assert said.endswith("stopped on request (SIGTERM). Run the same command again to resume.\n")
+    assert said.endswith("jax_transfer: Stopped on request (SIGTERM). Run the same command again to resume.\n")
 
 
 @pytest.mark.parametrize(("work", "steps"), [(10.0, 50), (1e9, 1), (1e-9, 512), (float("nan"), 512)])
@@ -259,7 +259,7 @@ def test_study_with_two_processes_equals_one_process(gigabytes, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"coordinator_address": "localhost:1"}, "num_processes and process_id missing"),
+        ({"coordinator_address": "localhost:1"}, "Missing num_processes and process_id"),
         ({"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 2}, "process_id = 2: .* 0 to 1"),
     ],
 )
