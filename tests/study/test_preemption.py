@@ -97,11 +97,11 @@ def test_sigterm_ends_the_command_during_a_compiled_call():
         assert process.stdout.readline() == "listening\n"
         time.sleep(2)  # the endless loop is compiled and running
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=10)
+        _, message = process.communicate(timeout=10)
     finally:
         process.kill()
     assert process.returncode == preemption.EXIT_CODE
-    assert said.endswith("jax_transfer: Stopped on request (SIGTERM). Run the same command again to resume.\n")
+    assert message.endswith("jax_transfer: Stopped on request (SIGTERM). Run the same command again to resume.\n")
 
 
 @pytest.mark.parametrize(("work", "steps"), [(10.0, 50), (1e9, 1), (1e-9, 512), (float("nan"), 512)])

@@ -160,7 +160,7 @@ def test_one_finetuning_gives_all_missing_early_stops(existing, tmp_path, monkey
             yield snapshot, 0, Finetuned(snapshot.epoch, epoch, metrics, float(epoch), 1.0, {}, diverged)
 
     monkeypatch.setattr(score_stage, "finetuned", finetuned)
-    monkeypatch.setattr(work, "image_gigaflops", functools.cache(lambda pretraining: 1.0))
+    monkeypatch.setattr(work, "gigaflops_per_image", functools.cache(lambda pretraining: 1.0))
     rows = Rows(work.results, "scores")
     for epoch, score in existing:
         rows.append(score_stage.ScoreRow(str(epoch), epoch, TARGET, score, 0.9, 1.0, 1.0, 1.0))
