@@ -8,6 +8,7 @@ image unreadable; only the orientation is read from EXIF or XMP. The file itself
 import re
 import struct
 import zlib
+from typing import Literal
 
 import numpy as np
 
@@ -173,6 +174,10 @@ def _tiff(data: bytes) -> tuple[bytes, int]:
     table = len(needed).to_bytes(counted, order) + b"".join(needed) + bytes(width)
     orientations = [value for entry in entries if (value := _orientation_of_entry(entry, order)) is not None]
     return data[:start] + table + data[start + len(table) :], orientations[0] if orientations else 1
+
+
+ByteOrder = Literal["little", "big"]
+BYTE_ORDERS: dict[bytes, ByteOrder] = {b"II": "little", b"MM": "big"}
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:

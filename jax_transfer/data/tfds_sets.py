@@ -5,6 +5,7 @@ import difflib
 import functools
 import logging
 import os
+from typing import Any
 
 import absl.logging
 import numpy as np
@@ -59,7 +60,8 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         raise InputError(f"tfds:{rest}: {message}") from error
     except ImportError as error:
         raise InputError(f'tfds:{rest} needs TensorFlow: pip install "jax_transfer[prepare]".') from error
-    features, splits = dict(builder.info.features.items()), builder.info.splits
+    features: dict[str, Any] = dict(builder.info.features.items())  # pyright: ignore  tfds leaves its type open
+    splits = builder.info.splits
     image, label = features.get("image"), features.get("label")
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
         raise InputError(f"tfds:{rest} needs the features 'image' and 'label', but has {', '.join(features)}.")

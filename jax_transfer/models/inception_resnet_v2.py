@@ -4,6 +4,7 @@
 """
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx

@@ -1,10 +1,9 @@
 """Checks of a study before anything is compiled: first the config alone, then the config with its data."""
 
-
-from jax_transfer.fields import StudyConfig
 from jax_transfer import devices, fields
 from jax_transfer.choose import choose
 from jax_transfer.data.batches import steps_per_epoch
+from jax_transfer.fields import StudyConfig
 from jax_transfer.logs import log
 from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
@@ -128,12 +127,12 @@ def check_early_stops(config: StudyConfig, target: str, steps_an_epoch: int | No
     field = "steps" if tuning.steps else "epochs"
     length = tuning.steps or tuning.epochs
     where = "config.finetune"
-    if field in config.overrides.get(target, StudyConfig()).get("finetune", StudyConfig()):
+    if field in config.overrides.to_dict().get(target, {}).get("finetune", {}):
         where = f"config.overrides[{target!r}].finetune"
     for score in config.scores:
         if score not in FINETUNE_SCORES or (tuning.steps and steps_an_epoch is None):
             continue
-        least = FINETUNE_SCORES[score] * (steps_an_epoch if tuning.steps else 1)
+        least = FINETUNE_SCORES[score] * ((steps_an_epoch or 1) if tuning.steps else 1)
         if length < least:
             steps = (
                 f" of {steps_an_epoch} steps (on the part of the images that scores train on)" if tuning.steps else ""

@@ -2,17 +2,15 @@
 
 # ruff: noqa: RUF009  the defaults are frozen
 
-from jax_transfer.fields import StudyConfig
 import dataclasses
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-
 from jax_transfer import fields
 from jax_transfer.analysis import SCORES
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Listed, NotNegative, OneOf, Probability, Rule, Schema, between, to_json
+from jax_transfer.fields import Listed, NotNegative, OneOf, Probability, Rule, Schema, StudyConfig, between, to_json
 from jax_transfer.logs import log
 from jax_transfer.records import METRICS
 from jax_transfer.study.settings import DataSettings, PretrainSettings, SpectralSettings
@@ -138,9 +136,8 @@ def schema() -> Schema:
     >>> schema()["seed"].default, schema()["pretrain"]["supervised"]["label_smoothing"].default
     (0, 0.0)
     """
-    result = fields.schema(Study())
-    result["pretrain"] |= {name: fields.keywords(objective) for name, objective in OBJECTIVES.items()}
-    return result
+    pretrain = fields.schema(PretrainSettings()) | {name: fields.keywords(make) for name, make in OBJECTIVES.items()}
+    return {**fields.schema(Study()), "pretrain": pretrain}
 
 
 def default_config() -> StudyConfig:
@@ -191,7 +188,8 @@ def differences(old: dict, new: dict) -> list[str]:
       new: the config to compare with.
     """
     defaults = to_json(default_config())
-    return _differences(*(_used(_completed(_renamed(config), defaults)) for config in (old, new)), "config")
+    before, after = (_used(_completed(_renamed(config), defaults)) for config in (old, new))
+    return _differences(before, after, "config")
 
 
 def _renamed(config: dict) -> dict:

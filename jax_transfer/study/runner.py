@@ -1,12 +1,10 @@
 """Runs a study from its config to its report."""
 
-from jax_transfer.fields import StudyConfig
 import json
 import pathlib
 
-
 from jax_transfer import devices, preemption
-from jax_transfer.fields import to_json
+from jax_transfer.fields import StudyConfig, to_json
 from jax_transfer.logs import log
 from jax_transfer.records import InputError
 from jax_transfer.results import lock_workdir, write_atomically

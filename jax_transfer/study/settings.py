@@ -1,17 +1,15 @@
 """Typed access to a study's config for the stages: settings, models, sources and nets."""
 
-from jax_transfer.fields import StudyConfig
 import dataclasses
 import inspect
 from typing import Annotated, Literal
-
 
 from jax_transfer import fields
 from jax_transfer.analysis.embedding import MOST_POINTS
 from jax_transfer.choose import choose
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Count, Few, NotNegative, OneOf, Probability, Rule
+from jax_transfer.fields import Count, Few, NotNegative, OneOf, Probability, Rule, StudyConfig
 from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES
@@ -233,7 +231,7 @@ def objective_settings(config: StudyConfig) -> dict:
 def _of_target(kind: type, config: StudyConfig, part: Literal["probe", "finetune"], target: str):
     """Returns the settings of a section of the config, with the values that `config.overrides` has for a target."""
     values = config[part].to_dict()
-    override = config.overrides.get(target, StudyConfig()).get(part, StudyConfig()).to_dict()
+    override = config.overrides.to_dict().get(target, {}).get(part, {})
     where = f"config.overrides[{target!r}].{part}" if override else f"config.{part}"
     if "optimizer" in override:
         override["optimizer"] = {**values["optimizer"], **override["optimizer"]}

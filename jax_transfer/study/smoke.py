@@ -1,6 +1,5 @@
 """The tiny study that the smoke variants of the configs start from, so that all of them share one pre-training."""
 
-
 from jax_transfer.fields import StudyConfig
 from jax_transfer.study.config import default_config
 

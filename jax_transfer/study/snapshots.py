@@ -1,12 +1,11 @@
 """The pre-trainings of a study, and the checkpoints of their trajectories."""
 
-from jax_transfer.fields import StudyConfig
 import dataclasses
 import re
 import reprlib
 from collections.abc import Sequence
 
-
+from jax_transfer.fields import StudyConfig
 from jax_transfer.records import InputError
 from jax_transfer.study import settings
 

@@ -1,6 +1,5 @@
 """The context that the stages of a study share: config, working directory, data, nets, checkpoints and features."""
 
-from jax_transfer.fields import StudyConfig
 import functools
 import math
 import pathlib
@@ -19,6 +18,7 @@ from jax_transfer.data.sources import load_source
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features.cache import FeatureCache
+from jax_transfer.fields import StudyConfig
 from jax_transfer.logs import log
 from jax_transfer.models import Net
 from jax_transfer.records import Features, InputError
@@ -27,7 +27,8 @@ from jax_transfer.study import settings, snapshots
 from jax_transfer.study.snapshots import Pretraining, Snapshot
 from jax_transfer.training.objectives import OBJECTIVES, Objective
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def kept(most: int | None = None):
