@@ -290,7 +290,7 @@ def _check_type(value, kind: type, where: str) -> None:
         )
     if isinstance(value, str) and kind is str and UNPRINTABLE.search(value):
         raise InputError(f"{where} = {_short_repr(value)}: must be valid Unicode without control characters.")
-    if kind in (int, float) and not -LARGEST_FLOAT32 <= value <= LARGEST_FLOAT32:
+    if isinstance(value, int | float) and not abs(value) <= LARGEST_FLOAT32:
         raise InputError(f"{where} = {_short_repr(value)}: must be finite.")
 
 

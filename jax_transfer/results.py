@@ -271,7 +271,7 @@ def from_json_dict(row_type: type, values: Row):
     Raises:
       TypeError: if fields are missing or unknown.
     """
-    fields: dict[str, Any] = {_FIELD_OF_COLUMN.get(name, name): values[name] for name in values}
+    fields: dict[str, Any] = {_FIELD_OF_COLUMN.get(str(name), str(name)): value for name, value in values.items()}
     annotations = {field.name: field.type for field in dataclasses.fields(row_type)}
     missing = {
         name: None if type(None) in typing.get_args(annotations.get(name)) else math.nan

@@ -217,8 +217,9 @@ def _read_torch(path):
         ) from error
     advice = "If you trust its source, load it with torch and save its state_dict() alone, preferably as .safetensors."
     _check_not_compressed(path)
+    allowed: list[Any] = list(ALLOWED)
     try:
-        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings(record=True) as warned:
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")  # recorded, since an error message below needs one of them
             contents = torch.load(path, map_location="cpu", weights_only=True)
         return _plain(contents, {})

@@ -324,8 +324,8 @@ def _pixels(data: bytes) -> np.ndarray:
         transparent = image.info.get("transparency")
         if image.mode.startswith("I;16"):
             return _with_key(np.asarray(image).astype(np.uint16)[:, :, None], transparent)
-        if image.mode == "I" and np.min(image) >= 0 and np.max(image) <= 65535:
-            return np.asarray(image).astype(np.uint16)[:, :, None]  # older PILs give 16-bit PNGs this 32-bit mode
+        if image.mode == "I" and np.all((pixels := np.asarray(image)) >= 0) and np.all(pixels <= 65535):
+            return pixels.astype(np.uint16)[:, :, None]  # older PILs give 16-bit PNGs this 32-bit mode
         if image.mode in ("I", "F"):
             raise ValueError("32-bit or floating point pixels have no known range; save it as 8-bit")
         if (colours := _sixteen_bit_colours(image, data)) is not None:
