@@ -64,7 +64,7 @@ class Views:
     """
 
     images: tuple[jax.Array, ...]
-    labels: jax.Array
+    labels: jax.Array | np.ndarray
     mask: jax.Array | np.ndarray
     extra: Mapping[str, jax.Array | np.ndarray] = dataclasses.field(default_factory=dict)
 
