@@ -42,10 +42,10 @@ UNLABELLED = {
     "pca": analysis.pca,
     "tsne": functools.partial(analysis.tsne, perplexity=5),
 }
-each = pytest.mark.parametrize("name", LABELLED)
+each_score = pytest.mark.parametrize("name", LABELLED)
 
 # kind -> (labels, what the message says beside the argument's name)
-WRONG_LABELS = {
+INVALID_LABELS = {
     "1..C": (Y + 1, "the label 3.*expected 0 to 2.*Subtract 1"),
     "-1 for unlabelled": (np.where(Y == 2, -1, Y), "the label -1.*Leave out"),
     "gaps": (10 * Y, r"the label 20.*np\.unique"),
@@ -70,30 +70,30 @@ WRONG_LABELS = {
 }
 
 
-@each
-@pytest.mark.parametrize("kind", WRONG_LABELS)
-def test_wrong_labels_are_named(name, kind):
-    (score, x), (y, message) = LABELLED[name], WRONG_LABELS[kind]
+@each_score
+@pytest.mark.parametrize("kind", INVALID_LABELS)
+def test_error_names_invalid_labels(name, kind):
+    (score, x), (y, message) = LABELLED[name], INVALID_LABELS[kind]
     with pytest.raises(InputError, match=rf"^y .*{message}") as error:
         score(x, y, C)
     assert "\n" not in str(error.value) and str(error.value).endswith(("?.", "."))
 
 
-@each
+@each_score
 @pytest.mark.parametrize("kind", ("0", "1", "negative", "float", "bool", "None", "text", "array"))
-def test_a_wrong_number_of_classes_is_named(name, kind):
+def test_error_names_invalid_num_classes(name, kind):
     wrong = {"0": 0, "1": 1, "negative": -3, "float": 3.0, "bool": True, "None": None, "text": "3", "array": Y}[kind]
     with pytest.raises(InputError, match=r"^num_classes is .*expected a whole number, 2 or more"):
         LABELLED[name][0](LABELLED[name][1], Y, wrong)
 
 
-@each
-def test_a_traced_number_of_classes_is_named(name):
+@each_score
+def test_error_names_traced_num_classes(name):
     with pytest.raises(InputError, match=r"^num_classes is traced.*static_argnames"):
         jax.jit(LABELLED[name][0])(LABELLED[name][1], Y, C)
 
 
-WRONG_FEATURES = {
+INVALID_FEATURES = {
     "one axis": (X[:, 0], r"shape \[40\]"),
     "three axes": (X[:, :, None], r"\[40, 3, 1\].*Reshape"),
     "no columns": (X[:, :0], r"\[40, 0\]"),
@@ -106,9 +106,9 @@ WRONG_FEATURES = {
 
 
 @pytest.mark.parametrize("name", (*OF_FEATURES, *UNLABELLED))
-@pytest.mark.parametrize("kind", WRONG_FEATURES)
-def test_wrong_features_are_named(name, kind):
-    x, message = WRONG_FEATURES[kind]
+@pytest.mark.parametrize("kind", INVALID_FEATURES)
+def test_error_names_invalid_features(name, kind):
+    x, message = INVALID_FEATURES[kind]
     with pytest.raises(InputError, match=rf"^x .*{message}"):
         UNLABELLED[name](x) if name in UNLABELLED else LABELLED[name][0](x, Y, C)
 
@@ -128,7 +128,7 @@ TYPES = {
 
 
 @pytest.mark.parametrize("name", (*OF_FEATURES, *UNLABELLED))
-def test_other_types_of_features_become_float32(name):
+def test_other_dtypes_are_converted_to_float32(name):
     types = {"bfloat16": TYPES["bfloat16"]} if name == "tsne" else TYPES  # it takes a second each time
 
     def value(x, y):
@@ -142,32 +142,32 @@ def test_other_types_of_features_become_float32(name):
 
 
 @pytest.mark.parametrize("name", ("logme", "h_score", "leep"))
-def test_whole_numbers_are_features_too(name):
+def test_integer_and_bool_features_equal_float32(name):
     score, whole = LABELLED[name][0], np.eye(C, dtype=np.int64)[Y]
     assert score(whole, Y, C) == score(whole.astype(np.float32), Y, C) == score(whole.astype(bool), Y, C)
 
 
-@each
+@each_score
 @pytest.mark.parametrize("dtype", (np.uint8, np.int16, np.int64, np.uint64))
-def test_every_type_of_whole_labels_gives_the_same_value(name, dtype):
+def test_integer_dtype_of_labels_does_not_matter(name, dtype):
     score, x = LABELLED[name]
     assert score(x, Y.astype(dtype), np.int64(C)) == score(x, Y, C)
 
 
-@each
+@each_score
 def test_traced_labels_out_of_range_give_nan(name):
     score, x = LABELLED[name]
     jitted = jax.jit(score, static_argnums=2)
     np.testing.assert_allclose(jitted(x, Y, C), score(x, Y, C), rtol=1e-5)
     for kind in ("1..C", "-1 for unlabelled", "gaps", "one wrong among many"):
-        assert np.isnan(jitted(x, WRONG_LABELS[kind][0].astype(np.int32), C)), kind
+        assert np.isnan(jitted(x, INVALID_LABELS[kind][0].astype(np.int32), C)), kind
     for kind in ("column", "one-hot", "too few", "whole floats", "bool"):
         with pytest.raises(InputError, match=r"^y "):
-            jitted(x, WRONG_LABELS[kind][0], C)
+            jitted(x, INVALID_LABELS[kind][0], C)
 
 
-@each
-def test_under_vmap_only_the_wrong_checkpoint_is_nan(name):
+@each_score
+def test_vmap_gives_nan_only_for_the_invalid_checkpoint(name):
     score, x = LABELLED[name]
     y = np.stack([Y, Y + 1, Y])
     found = jax.vmap(lambda x, y: score(x, y, C))(np.stack([x] * 3), y)
@@ -179,7 +179,7 @@ def test_under_vmap_only_the_wrong_checkpoint_is_nan(name):
 
 
 @pytest.mark.parametrize("name", [name for name in LABELLED if name != "nce"])
-def test_features_that_are_not_finite_are_nan_and_no_error(name):
+def test_non_finite_features_give_nan(name):
     score, x = LABELLED[name]
     for bad in (np.nan, np.inf):
         broken = x.copy()
@@ -198,7 +198,7 @@ LOGITS = {
 
 
 @pytest.mark.parametrize("kind", LOGITS)
-def test_leep_takes_probabilities_alone(kind):
+def test_leep_rejects_anything_but_probabilities(kind):
     p = np.asarray(LOGITS[kind], np.float32)
     with pytest.raises(InputError, match=r"^source_probs holds .* not probabilities .*softmax\(logits\)"):
         analysis.leep(p, Y, C)
@@ -206,12 +206,12 @@ def test_leep_takes_probabilities_alone(kind):
 
 
 @pytest.mark.parametrize("dtype", (np.float16, ml_dtypes.bfloat16, np.float64))
-def test_rounded_probabilities_are_probabilities(dtype):
+def test_leep_accepts_probabilities_rounded_to_other_dtypes(dtype):
     many = np.asarray(jax.nn.softmax(3 * RNG.normal(size=(N, 1000))), np.float32).astype(dtype)
     np.testing.assert_allclose(analysis.leep(many, Y, C), analysis.leep(many.astype(np.float32), Y, C), rtol=1e-6)
 
 
-def test_source_labels_are_checked_as_labels_are():
+def test_nce_checks_source_labels_like_labels():
     for z, message in ((Z + 1, "the label"), (Z[:, None], "shape"), (Z[:0], "0 labels"), (Z + 0.0, "float")):
         with pytest.raises(InputError, match=rf"^source_labels .*{message}"):
             analysis.nce(z, Y, int(Z.max()) + 1, C)
@@ -220,7 +220,7 @@ def test_source_labels_are_checked_as_labels_are():
     assert np.isnan(jax.jit(analysis.nce, static_argnums=(2, 3))(Z + 1, Y, int(Z.max()) + 1, C))
 
 
-WRONG_HELD_OUT = {
+INVALID_HELD_OUT = {
     "out of range": ([0, 3, 5, N], "the index 40"),
     "negative": ([0, 3, 5, -1], "the index -1"),
     "twice": ([3, 5, 7, 3], "more than once"),
@@ -232,21 +232,21 @@ WRONG_HELD_OUT = {
 }
 
 
-@pytest.mark.parametrize("kind", WRONG_HELD_OUT)
-def test_wrong_held_out_indices_are_named(kind):
-    held_out, message = WRONG_HELD_OUT[kind]
+@pytest.mark.parametrize("kind", INVALID_HELD_OUT)
+def test_error_names_invalid_held_out_indices(kind):
+    held_out, message = INVALID_HELD_OUT[kind]
     with pytest.raises(InputError, match=rf"^held_out .*{message}"):
         analysis.linear_accuracy(X, Y, C, held_out=held_out)
 
 
-def test_traced_held_out_indices_that_are_wrong_give_nan():
+def test_invalid_traced_held_out_indices_give_nan():
     jitted = jax.jit(lambda held_out: analysis.linear_accuracy(X, Y, C, held_out=held_out))
     np.testing.assert_allclose(jitted(HELD_OUT), analysis.linear_accuracy(X, Y, C, held_out=HELD_OUT), rtol=1e-5)
     for wrong in (HELD_OUT + 4, HELD_OUT - 1, HELD_OUT * 0):
         assert np.isnan(jitted(wrong))
 
 
-def test_score_all_names_the_argument():
+def test_score_all_names_the_invalid_argument():
     stacked = Features(np.stack([X, X]), np.stack([P, P]), np.stack([Y, Y]))
     np.testing.assert_allclose(score_all("logme", stacked, C), [analysis.logme(X, Y, C)] * 2, rtol=1e-5)
     for name in ("logme", "nleep", "leep"):
@@ -269,13 +269,13 @@ def test_score_all_names_the_argument():
 
 
 @pytest.mark.parametrize("name", ("linear_1", "mi_alpha_0.5", "nleep"))
-def test_too_few_samples_are_nan_in_score_all_and_said(name):
+def test_score_all_gives_nan_and_reason_for_too_few_samples(name):
     one = Features(X[:1], P[:1], Y[:1])
     assert np.isnan(score_all(name, jax.tree.map(lambda leaf: leaf[None], one), C)).all()
     assert "x has 1 sample" in analysis.why_undefined(name, one, C)
 
 
-def test_singular_values_and_stacked_features_are_checked():
+def test_shapes_of_singular_values_and_stacked_features_are_checked():
     for function in (analysis.effective_rank, analysis.spectral_decay, analysis.main_rank):
         assert function([3.0, 1.0, 0.5]) == function(jnp.array([3.0, 1.0, 0.5]))
         with pytest.raises(InputError, match=r"^singular_values has the shape \[40, 3\]: expected \[s\]"):
@@ -294,7 +294,7 @@ SETTINGS = {
     "count": (0, -1, 1.5, np.nan, "1", [1], True),
     "seed": (1.5, np.nan, "0", [0], None, True, 2**40),
 }
-WRONG_SETTINGS = {
+INVALID_SETTINGS = {
     analysis.spectral_components: {"energy": "share"},
     analysis.batched_spectral_components: {"energy": "share", "batch_size": "count"},
     analysis.similarities: {"energy": "share"},
@@ -318,13 +318,13 @@ WRONG_SETTINGS = {
 OPTIONAL = ("epochs", "max_dimension")
 
 
-@pytest.mark.parametrize(("function", "name"), [(f, name) for f, names in WRONG_SETTINGS.items() for name in names])
-def test_wrong_settings_are_named(function, name):
+@pytest.mark.parametrize(("function", "name"), [(f, name) for f, names in INVALID_SETTINGS.items() for name in names])
+def test_error_names_invalid_settings(function, name):
     parameters = inspect.signature(function).parameters
     args = {"num_classes": (X, Y, C), "accuracies": ([1, 2, 3], [1, 3, 2])}
     args = next((found for key, found in args.items() if key in parameters), (X,))
     args = (X[None],) if function is analysis.similarities else args
-    for value in SETTINGS[WRONG_SETTINGS[function][name]]:
+    for value in SETTINGS[INVALID_SETTINGS[function][name]]:
         with pytest.raises(InputError, match=rf"^{name} is ") as error:
             function(*args, **{name: value})
         assert "\n" not in str(error.value) and "expected" in str(error.value)
@@ -333,33 +333,33 @@ def test_wrong_settings_are_named(function, name):
             function(*args, **{name: None})
 
 
-@pytest.mark.parametrize("kind", [kind for kind in WRONG_LABELS if kind not in ("1..C", "gaps", "more classes",
+@pytest.mark.parametrize("kind", [kind for kind in INVALID_LABELS if kind not in ("1..C", "gaps", "more classes",
                                   "one wrong among many", "unsigned", "too few", "too many", "beyond 32 bits")])  # fmt: skip
-def test_labels_that_are_split_are_checked(kind):
-    y, message = WRONG_LABELS[kind]
+def test_stratified_fifth_rejects_invalid_labels(kind):
+    y, message = INVALID_LABELS[kind]
     with pytest.raises(InputError, match=rf"^y .*{message.removesuffix('.*argmax')}"):
         analysis.stratified_fifth(y)
 
 
-def test_labels_of_any_number_of_classes_are_split():
+def test_stratified_fifth_accepts_arbitrary_integer_labels():
     expected = analysis.stratified_fifth(Y)
     for y in (Y.tolist(), 10 * Y + 7, Y.astype(np.uint8) + np.uint8(253), jnp.asarray(Y), Y.astype(np.int64)):
         np.testing.assert_array_equal(analysis.stratified_fifth(y), expected)
     with pytest.raises(InputError, match=r"^y holds the label 4294967"):
-        analysis.stratified_fifth(WRONG_LABELS["beyond 32 bits"][0])
+        analysis.stratified_fifth(INVALID_LABELS["beyond 32 bits"][0])
 
 
 @pytest.mark.parametrize("name", ("logme", "nleep", "linear_1", "leep"))
-@pytest.mark.parametrize("kind", WRONG_LABELS)
-def test_the_work_of_a_score_is_that_of_right_arguments(name, kind):
-    y, message = WRONG_LABELS[kind]
+@pytest.mark.parametrize("kind", INVALID_LABELS)
+def test_score_gigaflops_rejects_invalid_labels(name, kind):
+    y, message = INVALID_LABELS[kind]
     with pytest.raises(
         InputError, match=rf"^labels .*{message.replace('y', 'labels', 1) if kind == 'column' else message}"
     ):
         analysis.score_gigaflops(name, Features(X, P, y), C)
 
 
-def test_the_work_of_a_score_takes_lists_and_names_the_rest():
+def test_score_gigaflops_accepts_lists_and_names_invalid_arguments():
     as_lists = Features(X.tolist(), P.tolist(), Y.tolist())
     for name in ("nleep", "h_score"):
         found = [analysis.score_gigaflops(name, one, C) for one in (as_lists, Features(X, P, Y))]
@@ -375,7 +375,7 @@ def test_the_work_of_a_score_takes_lists_and_names_the_rest():
 
 @pytest.mark.parametrize("function", (analysis.pearson, analysis.kendall, analysis.weighted_kendall, analysis.regret,
                                       analysis.kendall_interval, functools.partial(ranking_row, "t", "m", "s")))  # fmt: skip
-def test_lists_to_rank_hold_real_numbers(function):
+def test_ranking_metrics_accept_only_real_numbers(function):
     for wrong in (["a", "b", "c"], [1j, 2, 3], [[1], [2, 3], [4]], {1: 2}, "abc"):
         with pytest.raises(InputError, match=r"^scores is .*expected a list of real numbers"):
             function(wrong, [1, 2, 3])
@@ -390,12 +390,12 @@ def test_lists_to_rank_hold_real_numbers(function):
     )
 
 
-def test_a_metric_that_does_not_exist_is_named():
+def test_error_names_unknown_metric():
     with pytest.raises(InputError, match=r"^Unknown metric: 'acuracy'. Did you mean 'accuracy'"):
         ranking_row("t", "probe", "logme", [1, 2], [1, 2], "acuracy")
 
 
-def test_singular_values_are_descending_and_not_negative():
+def test_singular_values_must_be_descending_and_non_negative():
     for function in (analysis.effective_rank, analysis.spectral_decay, analysis.main_rank):
         for wrong in ([1.0, 2.0], [3.0, -1.0], [-1.0]):
             with pytest.raises(InputError, match=r"^singular_values holds negative or ascending values"):
@@ -406,12 +406,12 @@ def test_singular_values_are_descending_and_not_negative():
 
 
 @pytest.mark.parametrize("name", [name for name in analysis.__all__ if name.islower()])
-def test_public_functions_keep_their_signature_and_docstring(name):
+def test_public_functions_have_docstrings_and_named_parameters(name):
     function = getattr(analysis, name)
     assert inspect.getdoc(function) and "args" not in inspect.signature(function).parameters
 
 
-def test_what_the_modules_offer_is_exported():
+def test_package_exports_the_functions_of_its_modules():
     for module in (
         "spectral",
         "embedding",

@@ -78,7 +78,7 @@ def values(name, shape, x):
     ("name", "shape"),
     [(name, shape) for name in TESTED for shape in SHAPES if (name, shape) != ("mi_alpha_0.5", "n < d")],
 )
-def test_features_that_say_nothing_never_score_above_sound_ones(name, shape):
+def test_uninformative_features_never_score_above_informative_ones(name, shape):
     kinds, scales = degenerate(shape), SCALES
     if name in LONG:
         few = ("equal", "one unit in the last place", "noise of a millionth", "one direction, two values, rounding")
@@ -93,7 +93,7 @@ def test_features_that_say_nothing_never_score_above_sound_ones(name, shape):
 
 
 @pytest.mark.parametrize("name", [name for name in TESTED if not name.startswith("mi_")])
-def test_features_at_the_ends_of_float32_have_finite_scores(name):
+def test_scores_are_finite_at_the_limits_of_float32(name):
     noise = np.random.default_rng(6).normal(size=SHAPES["n > d"][:2])
     kinds = [scale * np.ones_like(noise) for scale in (1e38, 3.4e38, -3.4e38, 1e-45)]
     kinds += [scale * noise for scale in (1e-44, 1e-38, 1.2e-38, 1e-37)]
@@ -102,7 +102,7 @@ def test_features_at_the_ends_of_float32_have_finite_scores(name):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ("h_score", "h_score_shrunk", "transrate"))
-def test_equal_features_and_rounding_are_zero(name, shape):
+def test_constant_features_and_rounding_noise_score_zero(name, shape):
     kinds = degenerate(shape)
     x = [kinds[kind] * np.float32(scale) for kind in WITHOUT_NOISE + ROUNDING for scale in SCALES]
     np.testing.assert_allclose(values(name, shape, x), 0, atol=1e-3)
@@ -110,7 +110,7 @@ def test_equal_features_and_rounding_are_zero(name, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("score", (h_score, h_score_shrunk, transrate))
-def test_columns_without_information_change_nothing(score, shape):
+def test_uninformative_columns_do_not_change_scores(score, shape):
     x, y, num_classes = sound(shape, 1.0), labels(shape), SHAPES[shape][2]
     row = np.tile(np.random.default_rng(3).uniform(0.1, 1, 8), (len(y), 1))
     for extra in (1e4 * row, one_ulp(1e3 * row, 1, np.random.default_rng(4)), 0 * row):
@@ -122,7 +122,7 @@ def test_columns_without_information_change_nothing(score, shape):
             np.testing.assert_allclose(score(wide, y, num_classes), score(x, y, num_classes), rtol=1e-3)
 
 
-def test_noise_that_is_no_rounding_scores_as_noise_of_any_size():
+def test_noise_above_rounding_scores_the_same_at_any_scale():
     """A score without a scale cannot tell a variation of 1e-5 from one of 1: it must not see more in it either."""
     n, d, num_classes = SHAPES["n > d"]
     noise, y = np.random.default_rng(5).normal(size=(n, d)), labels("n > d")
@@ -137,19 +137,19 @@ def features(x):
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("kind", (*WITHOUT_NOISE, *ROUNDING[:2]))
-def test_a_checkpoint_whose_features_do_not_vary_is_named(kind, scale):
+def test_constant_features_are_reported(kind, scale):
     problem = extract.problem(features(degenerate("n > d")[kind] * np.float32(scale)), 2)
     assert problem == "features [120, 16] do not vary: all images get the same ones"
 
 
-def test_a_feature_that_cancels_to_rounding_errors_does_not_vary():
+def test_feature_of_rounding_errors_counts_as_constant():
     x = degenerate("n > d")["one unit in the last place"]
     x[:, 3] = 1e-8 * np.random.default_rng(0).normal(size=len(x))
     assert "do not vary" in extract.problem(features(x), 2)
 
 
 @pytest.mark.parametrize("change", ("", "large offset", "a large feature that is constant", "one feature", "small"))
-def test_features_that_vary_are_no_problem(change):
+def test_varying_features_are_not_reported(change):
     x = sound("n > d", 1.0)
     if change == "large offset":
         x = x + 1e4
@@ -162,7 +162,7 @@ def test_features_that_vary_are_no_problem(change):
     assert extract.problem(features(x), 2) == ""
 
 
-def test_a_single_image_is_not_called_constant():
+def test_single_image_is_not_reported_as_constant():
     assert (
         extract.problem(Features(np.ones((1, 3), np.float32), np.ones((1, 2), np.float32), np.zeros(1, int)), 2) == ""
     )

@@ -121,7 +121,7 @@ def assert_close(ours, expected, tolerance):
     assert abs(float(ours) - expected) <= tolerance * max(abs(expected), 0.1), (float(ours), expected)
 
 
-def test_oracle_ends_at_a_maximum_of_the_evidence_in_two_variables():
+def test_reference_iteration_maximises_the_evidence():
     x, y = gaussians(n=80, d=10)
     x = x.astype(np.float64)
     found = []
@@ -151,7 +151,7 @@ def test_float64_equals_fixed_point(case):
     assert_close(ours, fixed_point_logme(x, y, C), 1e-6)
 
 
-def test_graded_and_plain_inputs_share_one_batch():
+def test_vmap_over_graded_and_plain_inputs_equals_fixed_point():
     cases = [HARD["plain"], HARD["scales 1e-6 to 1e6"]]  # only the second needs the accurate decomposition
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[as_features(*case) for case in cases])
     together = jax.jit(jax.vmap(lambda features: SCORES["logme"](features, C)))(stacked)
@@ -163,13 +163,13 @@ def score(x, y):
     return JITTED(as_features(x, y), C)
 
 
-def test_invariant_to_the_unit_of_features_where_the_evidence_has_one_maximum():
+def test_invariant_to_scale_if_evidence_has_one_maximum():
     x, y = gaussians()
     np.testing.assert_allclose(score(100 * x, y), score(x, y), rtol=1e-5)
 
 
 @pytest.mark.parametrize("unit", (1e-3, 1e3))
-def test_unit_of_features_selects_among_several_maxima(unit):
+def test_scale_selects_among_several_maxima(unit):
     x, y = HARD["scales 1e-3 to 1e3"]
     here, there = (fixed_point_logme(np.asarray(v, np.float32), y, C) for v in (x, unit * x))
     assert abs(there - here) > 1e-3

@@ -52,7 +52,7 @@ FAR_X, FAR_Y = gaussians(1500, FAR)
 
 
 @pytest.mark.parametrize("alpha", (0.01, 0.5, 1.0))
-def test_bound_equals_a_slow_transcription(alpha):
+def test_bound_equals_slow_numpy(alpha):
     rng = np.random.default_rng(0)
     f, y, log_q = 3 * rng.normal(size=(7, 4)), rng.integers(0, 4, 7), rng.normal(size=4)
     independent_labels = (0, 1, 1, 3)
@@ -85,23 +85,23 @@ def mean_bound(k, alpha, temperature=1.0, blocks=20_000):
 @pytest.mark.parametrize("temperature", (0.5, 1.0, 1.5))
 @pytest.mark.parametrize("alpha", (0.01, 0.5, 1.0))
 @pytest.mark.parametrize("k", (4, 16))
-def test_formula_is_a_lower_bound_for_any_critic(k, alpha, temperature):
+def test_bound_is_below_the_information_for_any_critic(k, alpha, temperature):
     value, error, information = mean_bound(k, alpha, temperature)
     assert value <= information + 4 * error + 1e-4
 
 
-def test_formula_is_tight_for_the_true_critic_and_small_alpha():
+def test_bound_is_tight_for_true_critic_and_small_alpha():
     value, error, information = mean_bound(16, 0.01)
     assert abs(value - information) < 0.01 + 4 * error
 
 
-def test_log_k_over_alpha_is_no_limit_below_alpha_1():  # as the docstring says, and unlike the paper
+def test_bound_may_exceed_log_k_over_alpha_below_alpha_1():  # as the docstring says, and unlike the paper
     value, error, information = mean_bound(4, 0.5)
     assert np.log(4 / 0.5) + 0.1 < value - 4 * error < information
 
 
 @pytest.mark.parametrize("alpha", (0.01, 0.5, 1.0))
-def test_formula_has_the_limits_it_states(alpha):
+def test_bound_stays_below_its_documented_limits(alpha):
     rng = np.random.default_rng(2)
     for scale in (1, 10, 1000):
         for _ in range(20):
@@ -112,7 +112,7 @@ def test_formula_has_the_limits_it_states(alpha):
 
 
 @pytest.mark.parametrize("alpha", (0.01, 0.5))
-def test_estimate_is_below_the_information_and_near_it(alpha):
+def test_estimate_is_close_to_and_below_the_information(alpha):
     for means, information in ((CLOSE, information_of_two(2.0)), (FIVE, FIVE_INFORMATION)):
         values = [score(*gaussians(1500, means, seed), 5, seed, alpha=alpha) for seed in range(4)]
         assert (
@@ -135,7 +135,7 @@ def test_smaller_alpha_has_less_bias_where_log_k_limits():
 
 
 @pytest.mark.parametrize("alpha", (0.01, 0.5))
-def test_independent_features_and_labels_share_nothing(alpha):
+def test_independent_features_and_labels_score_zero(alpha):
     values = []
     for seed in range(5):
         x, y = gaussians(1500, FIVE, seed)
@@ -143,41 +143,41 @@ def test_independent_features_and_labels_share_nothing(alpha):
     assert -0.03 < np.mean(values) < 0.01 and np.max(values) < 0.03
 
 
-def test_a_seed_gives_one_value_and_another_seed_another():
+def test_value_is_determined_by_the_seed():
     x, y = gaussians(200, 2 * FIVE)
     values = [score(x, y, 5, seed, alpha=0.5) for seed in (0, 0, 1)]
     assert values[0] == values[1] != values[2]
     assert abs(values[0] - values[2]) < 0.2
 
 
-def test_unit_and_offset_matter_no_more_than_another_seed():
+def test_scale_and_offset_change_the_estimate_little():
     x, y = gaussians(1500, FIVE)
     values = [score(v, y, 5, alpha=0.5) for v in (x, 1e-18 * x, 1e18 * x, x + 100)]
     assert np.ptp(values) < 0.06 and np.min(values) > 0.3
 
 
 @pytest.mark.parametrize("case", ("constant features", "one class"))
-def test_nothing_to_learn_is_zero(case):
+def test_constant_features_or_a_single_class_score_zero(case):
     x, y = gaussians(200, 2 * FIVE)
     x, y = (np.full_like(x, 0.1), y) if case == "constant features" else (x, 0 * y)
     assert abs(score(x, y, 5, alpha=0.5)) < 0.02
 
 
 @pytest.mark.parametrize("n", (12, 17))
-def test_the_fewest_samples_give_a_finite_value(n):
+def test_smallest_sample_sizes_give_a_finite_value(n):
     x, y = gaussians(n, 4 * FIVE)
     assert np.isfinite(mutual_information(jnp.asarray(x, jnp.float32), jnp.asarray(y), 5, steps=32))
 
 
 @pytest.mark.parametrize("bad", (np.nan, np.inf))
 @pytest.mark.parametrize("energy", (None, 0.8))
-def test_features_that_are_not_finite_give_nan(energy, bad):
+def test_non_finite_features_give_nan(energy, bad):
     x, y = gaussians(200, 2 * FIVE)
     x[3, 4] = bad
     assert np.isnan(score(x, y, 5, alpha=0.5, energy=energy))
 
 
-def test_principal_components_drop_what_varies_little():
+def test_pca_drops_directions_of_low_variance():
     x, y = gaussians(1500, CLOSE)
     x[:, 0] *= 0.3  # the column with the information: 2 percent of the variance
     all_of_it, most_of_it, plain = (score(x, y, 5, alpha=0.5, energy=energy) for energy in (1 - 1e-6, 0.8, None))
@@ -185,7 +185,7 @@ def test_principal_components_drop_what_varies_little():
     assert abs(all_of_it - plain) < 0.05
 
 
-def test_float64_is_kept():
+def test_float64_is_preserved():
     x, y = gaussians(200, 2 * FIVE)
     with jax.enable_x64(True):
         value = mutual_information(jnp.asarray(x), jnp.asarray(y), 5, alpha=0.5)
@@ -205,7 +205,7 @@ def test_float64_is_kept():
         ("x has 11", {"n": 11}),
     ),
 )
-def test_wrong_arguments_are_named(name, settings):
+def test_error_names_invalid_arguments(name, settings):
     settings = dict(settings)
     n = settings.pop("n", 40)
     with pytest.raises(InputError, match=name):

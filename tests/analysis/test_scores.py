@@ -60,7 +60,7 @@ def test_invariant_to_sample_order(name):
 
 
 @each_score
-def test_invariant_to_sample_order_with_the_held_out_samples(name):
+def test_invariant_to_sample_order_with_given_held_out_samples(name):
     x, y = plain(name)
     order, held_out = np.random.default_rng(3).permutation(len(y)), np.arange(0, len(y), 5)
     moved = np.random.default_rng(4).permutation(np.argsort(order)[held_out])
@@ -103,7 +103,7 @@ def test_separable_beats_overlapping_beats_shuffled(name):
 
 @each_score
 @pytest.mark.parametrize("bad", (np.nan, np.inf))
-def test_features_that_are_not_finite_give_nan(name, bad):
+def test_non_finite_features_give_nan(name, bad):
     x, y = plain(name)
     features = as_features(x, y)
     features = Features(features.features.at[3, 4].set(bad), features.logits.at[3, 4].set(bad), features.labels)
@@ -216,7 +216,7 @@ def test_leep_and_nce_equal_float64_numpy(confidence, labels):
         assert leep(jnp.asarray(p), y, C).dtype == nce(z, y, sources, C).dtype == np.float64
 
 
-def test_nce_keeps_its_digits_where_labels_are_almost_determined():
+def test_nce_is_precise_for_almost_determined_labels():
     y = np.arange(50_000) % C
     z = y.copy()
     z[0] = 1  # one wrong among 10,001: log(10,000 / 10,001) has four digits in float32
@@ -224,7 +224,7 @@ def test_nce_keeps_its_digits_where_labels_are_almost_determined():
     np.testing.assert_allclose(nce(z, y, C, C), expected, rtol=1e-6)
 
 
-def test_leep_of_certain_predictions_is_nce():
+def test_leep_of_one_hot_predictions_equals_nce():
     p, y = probabilities(1.0)
     z, sources = p.argmax(axis=1), p.shape[1]
     np.testing.assert_allclose(leep(jax.nn.one_hot(z, sources), y, C), nce(z, y, sources, C), rtol=1e-6)
@@ -237,7 +237,7 @@ def test_h_score_is_invariant_to_linear_maps_and_shifts():
     np.testing.assert_allclose(values[0], values[1], rtol=1e-4)
 
 
-def test_h_score_does_not_count_rounding_as_a_feature():
+def test_h_score_ignores_rounding_noise():
     x, y = gaussians()
     bias = 100 + 1e-5 * np.random.default_rng(7).normal(size=(len(y), 24))  # two or three float32 values around 100
     both = np.concatenate([x, bias], axis=1)
@@ -245,7 +245,7 @@ def test_h_score_does_not_count_rounding_as_a_feature():
 
 
 @pytest.mark.parametrize("eps", (1e-6, 1e-4, 1.0))
-def test_transrate_follows_eps(eps):
+def test_transrate_equals_numpy_for_any_eps(eps):
     x, y = gaussians()
     ours = transrate(jnp.asarray(x, jnp.float32), y, C, eps=eps)
     np.testing.assert_allclose(ours, numpy_transrate(x, y, eps), rtol=1e-4)

@@ -64,7 +64,7 @@ def test_cached_features_need_neither_weights_nor_images(tmp_path, checkpoint):
     jax.tree.map(np.testing.assert_array_equal, again, before)
 
 
-def test_a_damaged_file_is_extracted_again(tmp_path, checkpoint, caplog, monkeypatch):
+def test_damaged_file_is_extracted_again(tmp_path, checkpoint, caplog, monkeypatch):
     monkeypatch.setattr(cache.log, "propagate", True)
     features = make_cache(tmp_path)
     before, path = features(checkpoint, SOURCE), features.path(checkpoint, SOURCE)
@@ -73,7 +73,7 @@ def test_a_damaged_file_is_extracted_again(tmp_path, checkpoint, caplog, monkeyp
     assert f"{path} cannot be read" in caplog.text and cache.load(path) is not None
 
 
-def test_the_file_name_changes_with_all_that_determines_the_features(tmp_path, checkpoint):
+def test_file_name_depends_on_everything_that_determines_features(tmp_path, checkpoint):
     def path(source=SOURCE, **changes):
         return make_cache(tmp_path).path(dataclasses.replace(checkpoint, **changes), source)
 

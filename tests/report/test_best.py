@@ -62,7 +62,7 @@ tables_of_accuracies = st.lists(
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(tables_of_accuracies, st.sampled_from(sorted(METRICS)), st.randoms(use_true_random=False))
-def test_everything_names_the_same_best_checkpoint(values, metric, random):
+def test_all_outputs_name_the_same_best_checkpoint(values, metric, random):
     values = np.array(values) / 10  # [epochs, seeds, metrics]
     rows = [
         transfer_row(epoch, seed, *values[i, seed], method=method)
@@ -108,11 +108,15 @@ def test_curves_and_scatters_show_the_metric(metric):
     assert components.lines[1].get_ydata()[-1] == pytest.approx(53 if metric == "accuracy" else 26.5)
 
 
-def test_a_metric_heads_tables_and_words_and_several_stand_in_a_column_of_their_own(tmp_path):
+def test_tables_show_one_metric_as_heading_several_as_column(tmp_path):
     other = "embedded:digits"
     rows = [transfer_row(e, 0, 0.5 + 0.1 * e, 0.9 - 0.1 * e, target=t) for e in EPOCHS for t in (TARGET, other)]
-    alike = best.with_metrics(as_results(rows=rows)["rows"], dict.fromkeys((TARGET, other), "mean_class_accuracy"))
-    assert "Mean class accuracy" in best.summary_rows(alike)[0] and "Metric" not in best.summary_rows(alike)[0]
+    same_metric = best.with_metrics(
+        as_results(rows=rows)["rows"], dict.fromkeys((TARGET, other), "mean_class_accuracy")
+    )
+    assert (
+        "Mean class accuracy" in best.summary_rows(same_metric)[0] and "Metric" not in best.summary_rows(same_metric)[0]
+    )
     results = as_results(transfer=rows, targets=[target_row("mean_class_accuracy", notes=["2 copies"])])
     mixed = best.summary_rows(best.by_metric(results)["transfer"])
     assert {row["Target"]: row["Metric"] for row in mixed} == {"birds": "mean class accuracy", "digits": "accuracy"}
@@ -127,7 +131,7 @@ def test_a_metric_heads_tables_and_words_and_several_stand_in_a_column_of_their_
     assert "gives each class the same weight" in text and "2: crow, owl" in text and "birds. 2 copies" in text
 
 
-def test_the_trust_note_says_by_which_metric():
+def test_trust_note_names_the_metric():
     def note(metrics):
         rows = [
             records.RankingRow(t, "probe", "logme", *[0.5] * 7, 12, 0.1, 0.8, 0.0, 12, m) for t, m in metrics.items()
@@ -153,7 +157,7 @@ PAPERS = {  # config -> its variants
 
 
 @pytest.mark.parametrize(("name", "variant"), [(name, v) for name, variants in PAPERS.items() for v in variants])
-def test_the_papers_report_accuracy_on_every_target(name, variant):
+def test_paper_configs_use_accuracy_on_every_target(name, variant):
     config = get_config(name, variant)
     checks.check(config)
     assert config.metrics.to_dict() == dict.fromkeys(config.targets, "accuracy")
@@ -167,7 +171,7 @@ def test_the_papers_report_accuracy_on_every_target(name, variant):
         (tuple(map(str, range(1000))), "1,000: 0, 1, 2, 3, 4, ..."),
     ],
 )
-def test_plan_rows_and_page_name_the_classes_of_a_target(tmp_path, names, shown):
+def test_plan_rows_and_page_show_class_names(tmp_path, names, shown):
     work, target = workspace(tmp_path)
     given = {
         split: sources.from_arrays(np.zeros((1, 4, 4), np.uint8), [0], class_names=names) for split in sources.SPLITS
@@ -204,7 +208,7 @@ def add_rows(work, target, values):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("draw", range(3))
-def test_the_picture_shows_the_checkpoint_that_the_table_names(tmp_path, monkeypatch, metric, draw):
+def test_embedding_shows_the_best_checkpoint_of_the_table(tmp_path, monkeypatch, metric, draw):
     work, target = workspace(tmp_path)
     work.config.metrics = {target: metric}
     values = np.random.default_rng(draw).permutation(24).reshape(4, 3, 2) / 24  # each seed has its own best epoch
@@ -226,7 +230,7 @@ def test_the_picture_shows_the_checkpoint_that_the_table_names(tmp_path, monkeyp
     assert sorted({r["epoch"] for r in results["embedding"]}) == sorted({row["best_epoch"], 3})
 
 
-def test_another_metric_is_read_from_the_same_rows(tmp_path):
+def test_changing_the_metric_reuses_the_stored_rows(tmp_path):
     """Changing config.metrics between two runs computes nothing again, and changes what the report says."""
     work, target = workspace(tmp_path)
     values = np.stack([np.linspace(0.2, 0.8, 4), np.linspace(0.9, 0.3, 4)], 1)[:, None]
@@ -245,7 +249,7 @@ def test_another_metric_is_read_from_the_same_rows(tmp_path):
         assert (work.results / "transfer.jsonl").read_bytes() == transfer
 
 
-def test_the_metric_is_the_configs_else_that_of_the_data_set(tmp_path):
+def test_config_metric_overrides_that_of_the_data_set(tmp_path):
     work, target = workspace(tmp_path)
     assert work.metrics == {target: "accuracy"}
     source = work.source(target, "train")
@@ -255,7 +259,7 @@ def test_the_metric_is_the_configs_else_that_of_the_data_set(tmp_path):
     assert work.metrics == {target: "accuracy"}
 
 
-def test_components_that_lack_the_metric_are_computed_again(tmp_path):
+def test_components_without_the_metric_are_recomputed(tmp_path):
     work, target = workspace(tmp_path)
     rows = Rows(work.results, "spectral")
     old = [records.SpectralRow(str(e), e, t, "pretrained", "full", 1.0, 0.5) for e in EPOCHS for t in (target, "gone")]

@@ -32,20 +32,20 @@ def row(score, own, forward=FORWARD, test_forward=TEST_FORWARD):
 
 
 @pytest.mark.parametrize("score", PRINTED)
-def test_the_rule_gives_what_the_paper_prints_for_groups_1_and_2(score):
+def test_rule_reproduces_the_paper_for_groups_1_and_2(score):
     own, printed = PRINTED[score]
     assert trust.paper_gigaflops(row(score, own)) == pytest.approx(printed, rel=0.01)
 
 
 @pytest.mark.parametrize(("score", "printed"), [("finetune_1", 4.43e5), ("finetune_5", 2.91e6)])
-def test_no_forward_pass_but_another_one_fits_what_the_paper_prints_for_group_3(score, printed):
+def test_paper_used_another_forward_pass_for_group_3(score, printed):
     assert trust.paper_gigaflops(row(score, None, 2.73e5, 3.37e4)) / printed == pytest.approx(1.32, abs=0.02)
     assert trust.paper_gigaflops(row(score, None, 2.06e5, 3.37e4)) == pytest.approx(printed, rel=0.01)
 
 
 @pytest.mark.parametrize("score", PRINTED)
 @pytest.mark.parametrize("lacking", ["gflops", "forward_gflops", "test_forward_gflops"])
-def test_what_a_row_lacks_is_not_made_up(score, lacking):
+def test_missing_gflops_give_nan(score, lacking):
     needs = ["gflops"] if PRINTED[score][0] is not None else ["forward_gflops", "test_forward_gflops"]
     needs += ["test_forward_gflops"] if score.startswith("linear") else []
     for value in (None, math.nan):
@@ -62,7 +62,7 @@ def results():
     return results
 
 
-def test_both_columns_are_on_the_page_and_the_note_says_what_is_counted(results, tmp_path):
+def test_page_shows_both_gflops_columns_and_explains_them(results, tmp_path):
     rows = {row["Score"]: row for row in trust.trust_rows(results["ranking"], results["scores"], "finetune")}
     assert list(rows["LEEP"])[-2:] == ["GFLOPS", "GFLOPS as in the paper"]
     assert [rows["LEEP"][column] for column in list(rows["LEEP"])[-2:]] == ["7.57e2", "3.78e2"]
@@ -76,7 +76,7 @@ def test_both_columns_are_on_the_page_and_the_note_says_what_is_counted(results,
         assert said in note
 
 
-def test_both_columns_fit_into_a_terminal_of_80_columns(results):
+def test_gflops_columns_fit_into_80_characters(results):
     wide = [{**row, "kendall_low": -1.0, "regret": 0.105} for row in results["ranking"]]
     console = rich.console.Console(width=80, file=None, record=True)
     with console.capture() as captured:
@@ -89,7 +89,7 @@ def test_both_columns_fit_into_a_terminal_of_80_columns(results):
 
 
 @pytest.mark.parametrize(("config", "says"), [("neucrab_group2", "within 1 %"), ("neucrab_group3", "do not fit")])
-def test_the_heads_of_the_configs_say_what_is_counted(config, says):
+def test_config_docstrings_explain_the_counted_work(config, says):
     head = config_file(config).__doc__
     for said in ("a multiply-add as two", "(3k - 1) F + T", says):
         assert said in " ".join(head.split())

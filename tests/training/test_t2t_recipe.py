@@ -71,14 +71,14 @@ def _objective(names=RECIPE):
     return supervised(_net(), names, label_smoothing=0.1)
 
 
-def _joined():
+def joined_stripes():
     return batches.joined({"train": (_feed(), 16)})
 
 
 @functools.cache
 def _run(ema_decay=DECAY, names=RECIPE):
     step = make_train_step(_objective(names), _optimizer(), PREPROCESSING, {"train": _net().num_classes}, ema_decay)
-    return many_steps(step, _joined().fetch, devices.make_mesh())
+    return many_steps(step, joined_stripes().fetch, devices.make_mesh())
 
 
 def _start(ema=True):
@@ -94,12 +94,12 @@ def _train(state, total_steps, ema_decay=DECAY, names=RECIPE, on_step=lambda sta
         on_step(jax.device_get(state))
         return state, metrics
 
-    for epoch in train(state, run, _joined(), seed=3, total_steps=total_steps, what="test"):
+    for epoch in train(state, run, joined_stripes(), seed=3, total_steps=total_steps, what="test"):
         state = epoch.state
     return state
 
 
-def _equal(a, b):
+def assert_equal_trees(a, b):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
 
@@ -111,7 +111,7 @@ def test_average_follows_its_formula():
     start = _start()
     raw = _objective().model
     expected = jax.device_get(raw(start["params"], start["aux"]))
-    _equal(start["ema"], expected)
+    assert_equal_trees(start["ema"], expected)
     _train(start, 5, on_step=seen.append)
     assert len(seen) == 5
     for state in seen:
@@ -120,16 +120,16 @@ def test_average_follows_its_formula():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state["ema"], expected)
 
 
-def test_average_leaves_the_training_alone():
+def test_average_does_not_change_the_training():
     names = ("flip",)
     averaged, plain = _train(_start(), 4, names=names), _train(_start(ema=False), 4, ema_decay=0.0, names=names)
     assert "ema" in averaged and "ema" not in plain
-    _equal({name: averaged[name] for name in plain}, plain)
+    assert_equal_trees({name: averaged[name] for name in plain}, plain)
     assert evaluated(_objective(), plain)["params"] is plain["params"]
     assert evaluated(_objective(), averaged) is averaged["ema"]
 
 
-def test_a_resumed_training_has_the_bits_of_an_uninterrupted_one(tmp_path):
+def test_resumed_training_equals_uninterrupted_training_exactly(tmp_path):
     whole = _train(_start(), 6)
     half = _train(_start(), 4)
     trajectory = Trajectory(tmp_path / "checkpoints")
@@ -137,12 +137,12 @@ def test_a_resumed_training_has_the_bits_of_an_uninterrupted_one(tmp_path):
     trajectory.wait()
     shapes = abstract(half, devices.replicated(devices.make_mesh()))
     restored = join(_objective(), shapes, *trajectory.restore(1, *divide(_objective(), shapes)))
-    _equal(restored, half)
+    assert_equal_trees(restored, half)
     model = trajectory.restore_model(1, abstract(half["ema"], devices.replicated(devices.make_mesh())))
     trajectory.close()
-    _equal(model, half["ema"])
+    assert_equal_trees(model, half["ema"])
     assert (model["params"]["fc"]["kernel"] != half["params"]["fc"]["kernel"]).any()
-    _equal(_train(restored, 6), whole)
+    assert_equal_trees(_train(restored, 6), whole)
 
 
 # --- pre-training by a config
@@ -161,7 +161,7 @@ def _tiny(**changes):
     return config
 
 
-def test_a_checkpoint_is_the_average_and_its_accuracy_that_of_the_average(tmp_path):
+def test_checkpoint_holds_the_average_and_its_accuracy(tmp_path):
     config = _tiny()
     checks.check(config)
     work = Workspace(config, tmp_path)
@@ -174,10 +174,10 @@ def test_a_checkpoint_is_the_average_and_its_accuracy_that_of_the_average(tmp_pa
     saved = work._trajectory(work.pretrainings[0]).restore(2, *divide(objective, shapes))
     state = join(objective, shapes, *saved)
     snapshot = snapshots.snapshot(work.pretrainings[0], 2)
-    _equal(work.checkpoint(snapshot).model, state["ema"])
+    assert_equal_trees(work.checkpoint(snapshot).model, state["ema"])
     work.close()
     found = load_checkpoint(tmp_path / "checkpoints" / "2")
-    _equal({"params": found.params, "stats": found.stats}, state["ema"])
+    assert_equal_trees({"params": found.params, "stats": found.stats}, state["ema"])
     measure = classification(work.source_net(work.pretrainings[0]), work.preprocessing, work.mesh, stacked=False)
     test = work.feed(work.sources[0], "test")
     raw = objective.model(state["params"], state["aux"])
@@ -191,7 +191,7 @@ sys.path.insert(0, "tests")
 import jax, numpy as np
 import test_t2t_recipe as t
 losses = []
-feed = t._joined()
+feed = t.joined_stripes()
 for items in feed.items(range(feed.steps_per_epoch), 1, 3):
     state, metrics = t._run()(state if losses else t._start(), feed.held, items, 1)
     losses += np.ravel(metrics["loss"]).tolist()
@@ -201,7 +201,7 @@ print(json.dumps([jax.device_count(), losses, total]))
 
 
 @pytest.mark.slow
-def test_eight_devices_mix_and_average_as_one():
+def test_mixing_and_averaging_are_equal_on_eight_devices():
     found = []
     for count in (1, 8):
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu",
@@ -218,7 +218,7 @@ def test_eight_devices_mix_and_average_as_one():
 # --- the config
 
 
-def test_the_full_recipe_is_the_released_one():
+def test_full_recipe_equals_the_released_one():
     config = get_config("t2t_vit_14_imagenet", "full")
     checks.check(config)
     steps = 300 * (1_281_167 // 512)

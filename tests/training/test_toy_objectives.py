@@ -59,8 +59,8 @@ def moco(net, augment, momentum=0.9, temperature=0.2, queue=64, dim=16):
         positive, negative = (query * keys).sum(-1, keepdims=True), query @ aux["queue"].T
         logits = jnp.concatenate([positive, negative], -1) / temperature
         value = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.zeros(len(query), int)).mean()
-        queue_then = jnp.concatenate([keys, aux["queue"]])[: len(aux["queue"])]
-        new = {"stats": stats, "momentum": slow, "momentum_stats": momentum_stats, "queue": queue_then}
+        new_queue = jnp.concatenate([keys, aux["queue"]])[: len(aux["queue"])]
+        new = {"stats": stats, "momentum": slow, "momentum_stats": momentum_stats, "queue": new_queue}
         return value, (new, {"contrast": (logits.argmax(-1) == 0).mean()})
 
     def model(params, aux):
@@ -152,7 +152,7 @@ def run_stages(config, workdir):
     return study.run(config, workdir)
 
 
-def test_a_whole_study_trains_and_evaluates_it(toy, tmp_path):
+def test_study_trains_and_evaluates_toy_objective(toy, tmp_path):
     config = configure(toy, pretrain__epochs=4)
     run_stages(config, tmp_path)
     found = results_without_times(tmp_path)
@@ -168,7 +168,7 @@ def test_a_whole_study_trains_and_evaluates_it(toy, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [3, 7, 10], ids="at question {}".format)
-def test_stopped_anywhere_it_resumes_to_the_same_bits(toy, stop, tmp_path, monkeypatch):
+def test_resuming_after_any_stop_equals_uninterrupted_run(toy, stop, tmp_path, monkeypatch):
     """Five steps an epoch, each followed by the question whether to stop; an evaluation asks once a batch."""
     fits = functools.partial(configure, toy, pretrain__epochs=2)
     for name in ("whole", "stopped"):
@@ -190,7 +190,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bits(toy, stop, tmp_path, monke
     assert sorted(fingerprints(tmp_path / "whole")) == [0, 1, 2]
 
 
-def test_the_queue_and_the_momentum_encoder_are_on_disk(tmp_path, monkeypatch):
+def test_queue_and_momentum_encoder_are_saved(tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "toy_moco", moco)
     work = Workspace(configure("toy_moco", pretrain__epochs=1), tmp_path)
     pretrain_stage.run(work)
@@ -200,7 +200,7 @@ def test_the_queue_and_the_momentum_encoder_are_on_disk(tmp_path, monkeypatch):
     assert stored and all(f"'{name}'" in manifest for name in ("queue", "momentum", "momentum_stats", "projector"))
 
 
-def test_heads_learn_at_the_rate_that_the_factor_says(monkeypatch, tmp_path):
+def test_head_learning_rate_factor_scales_head_updates(monkeypatch, tmp_path):
     """After one step of plain gradient descent, the heads have moved ten times as far with a factor of ten."""
     monkeypatch.setitem(OBJECTIVES, "toy_two_heads", two_heads)
     moved = {}
@@ -217,7 +217,7 @@ def test_heads_learn_at_the_rate_that_the_factor_says(monkeypatch, tmp_path):
     np.testing.assert_allclose(moved[10.0]["conv1"]["kernel"], moved[1.0]["conv1"]["kernel"], rtol=1e-3, atol=1e-6)
 
 
-def test_a_feed_that_is_missing_or_not_read_is_named(toy, tmp_path):
+def test_error_names_missing_or_unused_feeds(toy, tmp_path):
     config = configure(toy)
     with config.unlocked():
         config.pretrain.feeds = {} if toy == "toy_two_heads" else FEEDS
@@ -273,7 +273,7 @@ def wait_for(text, process, log):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", LAUNCHERS)
 @pytest.mark.parametrize("toy", TOYS)
-def test_killed_and_stopped_it_ends_with_the_bits_of_an_uninterrupted_run(toy, how, tmp_path):
+def test_killed_and_stopped_run_equals_uninterrupted_run(toy, how, tmp_path):
     devices, launcher = LAUNCHERS[how]
     whole, log = start(toy, tmp_path / "whole", devices, launcher)
     assert whole.wait(300) == 0, log.read_text()[-3000:]

@@ -13,7 +13,7 @@ from jax_transfer.transfer.probe import PROTOCOLS, probe
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("candidates", (1, 2))
-def test_the_weights_reproduce_the_accuracy(name, candidates):
+def test_returned_weights_reproduce_the_accuracy(name, candidates):
     (x, y), (x_test, y_test) = blobs()
     several = {"learning_rates": (0.01, 1e-4), "l2": (1e3, 1e-3)}
     choice = {field: values[:candidates] for field, values in several.items()} if candidates > 1 else {}

@@ -31,7 +31,7 @@ from jax_transfer.transfer.probe import PROTOCOLS, probe
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_probe_of_a_stack_equals_probes_one_by_one(name):
+def test_probe_of_a_stack_equals_single_probes(name):
     train, test = blobs()
     together = probe(PROTOCOLS[name], train, test, 3, PROBE_SETTINGS, seed=0)
     for i in range(2):
@@ -42,7 +42,7 @@ def test_probe_of_a_stack_equals_probes_one_by_one(name):
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_probe_ranks_clean_features_above_noisy_ones_and_labels_matter(name):
+def test_probe_ranks_clean_above_noisy_and_needs_labels(name):
     train, test = blobs()
     result = probe(PROTOCOLS[name], train, test, 3, PROBE_SETTINGS, seed=0)
     assert result.accuracy.shape == (2, 1)
@@ -52,7 +52,7 @@ def test_probe_ranks_clean_features_above_noisy_ones_and_labels_matter(name):
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_the_work_of_a_probe_counts_its_steps_and_the_choice_among_candidates(name):
+def test_probe_gflops_count_steps_and_candidates(name):
     train, test = blobs(k=1)
     one = dataclasses.replace(PROBE_SETTINGS, epochs=2)
     two = dataclasses.replace(one, learning_rates=(0.01, 0.02), l2=(1e-1, 1e-3))
@@ -62,7 +62,7 @@ def test_the_work_of_a_probe_counts_its_steps_and_the_choice_among_candidates(na
     assert more > 2 * work if name == "probe" else more > 1.5 * work
 
 
-def test_converged_probe_is_the_minimum_that_scikit_learn_finds():
+def test_converged_probe_equals_scikit_learn():
     (x, y), (x_test, _) = blobs(k=1)
     x = x[0]
     l2 = 0.01
@@ -135,7 +135,7 @@ def test_validation_chooses_the_better_candidate(name, field, good, bad):
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_the_choice_never_sees_the_test_rows(name):
+def test_chosen_candidate_does_not_depend_on_test_labels(name):
     train, test = blobs()
     settings = dataclasses.replace(PROBE_SETTINGS, learning_rates=(1e-3, 1e-2, 1e-1), l2=(1e-4, 1e-2, 1.0))
     chosen = probe(PROTOCOLS[name], train, test, 3, settings, seed=0).chosen
@@ -143,7 +143,7 @@ def test_the_choice_never_sees_the_test_rows(name):
     np.testing.assert_array_equal(chosen, probe(PROTOCOLS[name], train, wrong, 3, settings, seed=0).chosen)
 
 
-def test_seeds_differ_and_repeat():
+def test_seeds_differ_and_are_reproducible():
     train, test = blobs(spread=1.5)
     settings = dataclasses.replace(PROBE_SETTINGS, num_seeds=3, epochs=2)
     first = probe(PROTOCOLS["probe"], train, test, 3, settings, seed=0).accuracy
@@ -191,7 +191,7 @@ def _finetune(net, checkpoints, settings, candidates=None, mesh=None, **options)
                          mesh, **options))  # fmt: skip
 
 
-def test_finetuning_learns_and_does_not_depend_on_the_company():
+def test_finetuning_learns_independently_of_other_candidates():
     net = MODELS["resnet10"](num_classes=3, stem="cifar", width=8)
     source = MODELS["resnet10"](num_classes=7, stem="cifar", width=8)  # the head is replaced
     models = _models(source, range(3))
@@ -242,7 +242,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize(("kind", "asked"), [("cosine", (1, 5)), ("cosine", (1,)), ("step", (5,)), ("step", (1, 2, 5))])
-def test_early_stopping_is_the_whole_schedule_stopped(kind, asked):
+def test_early_stop_equals_the_full_schedule_at_that_epoch(kind, asked):
     whole, stopped = _whole_run(SCHEDULES[kind]), _tune(SCHEDULES[kind], asked)
     assert [done.epoch for done in stopped] == list(asked)
     for done in stopped:
@@ -259,14 +259,14 @@ def test_early_stopping_is_the_whole_schedule_stopped(kind, asked):
         )
 
 
-def test_a_schedule_that_is_too_short_is_refused_before_it_runs():
+def test_too_short_schedule_is_rejected_before_training():
     for settings in (FinetuneSettings(epochs=4, batch_size=16), FinetuneSettings(steps=14, batch_size=16)):
         with pytest.raises(InputError, match=r"shades ends after 4(\.67)? epochs and cannot be tested after 5"):
             _tune(settings, (1, 5))
 
 
 @pytest.mark.parametrize("explodes", [2, 3])
-def test_what_diverges_later_leaves_the_earlier_stop_valid(explodes):
+def test_later_divergence_does_not_invalidate_earlier_stops(explodes):
     """The rate becomes 1e30 for the update of one step, of three in an epoch; the loss is not finite after it."""
     optimizer = OptimizerSettings(learning_rate=0.01, schedule="step", milestones=(explodes / 9,), decay_factor=1e32)
     first, second = _tune(FinetuneSettings(epochs=3, batch_size=16, optimizer=optimizer), (1, 2))
@@ -287,7 +287,7 @@ def _compilations():
     return compiled
 
 
-def test_one_program_serves_all_checkpoints_seeds_and_rates():
+def test_one_compilation_serves_all_checkpoints_seeds_and_rates():
     net, mesh = MODELS["resnet10"](num_classes=3, stem="cifar", width=8), devices.make_mesh(sweep=jax.device_count())
     settings = FinetuneSettings(epochs=3, batch_size=16, optimizer=OptimizerSettings(schedule="cosine", warmup=0.1))
     models, compiled = _models(net, range(2)), _compilations()
@@ -308,7 +308,7 @@ def test_one_program_serves_all_checkpoints_seeds_and_rates():
     assert len(compiled) == before
 
 
-def test_a_candidate_of_a_sweep_equals_a_run_with_its_settings():
+def test_sweep_candidate_equals_single_run_with_its_settings():
     net = _tuned_net()
     models = _models(net, [5])
     plain = FinetuneSettings(epochs=4, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.9, weight_decay=0.5))
@@ -328,7 +328,7 @@ def test_a_candidate_of_a_sweep_equals_a_run_with_its_settings():
     )
 
 
-def test_a_setting_of_the_objective_may_differ_between_candidates():
+def test_objective_settings_may_differ_between_candidates():
     net, settings = _tuned_net(), FinetuneSettings(epochs=2, batch_size=16)
     candidates = [Candidate("m5", 2, {"label_smoothing": value}) for value in (0.0, 0.9)]
     sharp, smooth = _finetune(net, _models(net, [5]), settings, candidates)
@@ -340,7 +340,7 @@ def test_a_setting_of_the_objective_may_differ_between_candidates():
         _finetune(net, _models(net, [5]), settings, [candidates[0], Candidate("m5", 2)])
 
 
-def test_a_head_may_be_given_and_anything_may_be_measured():
+def test_custom_head_and_custom_metrics_are_used():
     """As for LP-FT, and for a protocol whose result is no accuracy."""
     net, settings = (
         _tuned_net(),
@@ -357,7 +357,7 @@ def test_a_head_may_be_given_and_anything_may_be_measured():
     np.testing.assert_allclose(done.model["params"]["fc"]["kernel"], kernel, atol=1e-6)
 
 
-def test_a_diverged_finetuning_is_named(caplog):
+def test_diverged_finetuning_is_nan_and_logged(caplog):
     net = MODELS["resnet10"](num_classes=3, stem="cifar", width=8)
     settings = FinetuneSettings(epochs=3, batch_size=16, optimizer=OptimizerSettings(learning_rate=1e30))
     (done,) = _finetune(net, {"epoch 5": _models(net, [0])["m0"]}, settings)
@@ -365,7 +365,7 @@ def test_a_diverged_finetuning_is_named(caplog):
     assert "epoch 5 on shades diverged at step" in caplog.text
 
 
-def test_the_company_changes_no_bit_of_the_mean_class_accuracy():
+def test_mean_class_accuracy_does_not_depend_on_the_stack():
     rng = np.random.default_rng(0)
     for _ in range(50):
         count = np.broadcast_to(np.append(rng.integers(3, 9, 10), 0), (4, 1, 11)).astype(float)
