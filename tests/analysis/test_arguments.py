@@ -1,6 +1,8 @@
-"""What the public functions of analysis say about wrong arguments: an error that names the argument, or NaN under tracing."""
+"""Invalid arguments of the public functions of analysis: an error names the argument; under tracing they give NaN."""
 
+import dataclasses
 import functools
+import importlib
 import inspect
 
 import jax
@@ -22,7 +24,7 @@ P = np.asarray(jax.nn.softmax(2 * RNG.normal(size=(C, 4))[Y] + RNG.normal(size=(
 Z = P.argmax(axis=1)
 HELD_OUT = np.arange(0, N, 4)
 
-# name -> (function of features or what stands for them, labels and number of classes; those features)
+# name -> (function of x, labels and number of classes; x, which is features, probabilities or source labels)
 LABELLED = {
     "logme": (analysis.logme, X),
     "h_score": (analysis.h_score, X),
@@ -44,12 +46,12 @@ UNLABELLED = {
 }
 each_score = pytest.mark.parametrize("name", LABELLED)
 
-# kind -> (labels, what the message says beside the argument's name)
+# kind -> (labels, pattern of the message after the argument's name)
 INVALID_LABELS = {
     "1..C": (Y + 1, "the label 3.*expected 0 to 2.*Subtract 1"),
     "-1 for unlabelled": (np.where(Y == 2, -1, Y), "the label -1.*Leave out"),
     "gaps": (10 * Y, r"the label 20.*np\.unique"),
-    "one wrong among many": (np.where(np.arange(N) == 17, 7, Y), r"the label 7 \(1 of 40"),
+    "one invalid label": (np.where(np.arange(N) == 17, 7, Y), r"the label 7 \(1 of 40"),
     "more classes": (np.arange(N) % 5, "larger num_classes"),
     "beyond 32 bits": (Y.astype(np.int64) + 2**32 * (np.arange(N) == 3), "the label 4294967"),
     "unsigned": (Y.astype(np.uint8) + np.uint8(253), "the label 255"),
@@ -60,7 +62,7 @@ INVALID_LABELS = {
     "too few": (Y[:-10], "30 labels: expected 40"),
     "too many": (np.concatenate([Y, Y]), "80 labels: expected 40"),
     "none": (np.array([], int), "0 labels"),
-    "whole floats": (Y.astype(np.float32), r"float32.*astype\(int\)"),
+    "integral floats": (Y.astype(np.float32), r"float32.*astype\(int\)"),
     "halves": (Y + 0.5, r"\d\.5 among them"),
     "NaN": (np.where(Y == 1, np.nan, Y), "nan among them"),
     "bool": (Y > 0, r"bool.*astype\(int\)"),
@@ -113,12 +115,12 @@ def test_error_names_invalid_features(name, kind):
         UNLABELLED[name](x) if name in UNLABELLED else LABELLED[name][0](x, Y, C)
 
 
-def as_values(result):
+def as_arrays(result):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(result)]
 
 
-HALVES = np.round(8 * X) / 8  # exact in every type
-TYPES = {
+HALVES = np.round(8 * X) / 8  # exact in every dtype
+DTYPES = {
     "float16": HALVES.astype(np.float16),
     "bfloat16": HALVES.astype(ml_dtypes.bfloat16),
     "jax bfloat16": jnp.asarray(HALVES, jnp.bfloat16),
@@ -129,22 +131,22 @@ TYPES = {
 
 @pytest.mark.parametrize("name", (*OF_FEATURES, *UNLABELLED))
 def test_other_dtypes_are_converted_to_float32(name):
-    types = {"bfloat16": TYPES["bfloat16"]} if name == "tsne" else TYPES  # it takes a second each time
+    dtypes = {"bfloat16": DTYPES["bfloat16"]} if name == "tsne" else DTYPES  # tsne takes a second each time
 
     def value(x, y):
-        return as_values(UNLABELLED[name](x) if name in UNLABELLED else LABELLED[name][0](x, y, C))
+        return as_arrays(UNLABELLED[name](x) if name in UNLABELLED else LABELLED[name][0](x, y, C))
 
     expected = value(HALVES.astype(np.float32), Y)
-    for x in types.values():
-        for found, wanted in zip(value(x, Y.tolist()), expected, strict=True):
-            assert found.dtype == wanted.dtype and found.dtype in (np.float32, np.int32)
-            np.testing.assert_array_equal(found, wanted)
+    for x in dtypes.values():
+        for found, reference in zip(value(x, Y.tolist()), expected, strict=True):
+            assert found.dtype == reference.dtype and found.dtype in (np.float32, np.int32)
+            np.testing.assert_array_equal(found, reference)
 
 
 @pytest.mark.parametrize("name", ("logme", "h_score", "leep"))
 def test_integer_and_bool_features_equal_float32(name):
-    score, whole = LABELLED[name][0], np.eye(C, dtype=np.int64)[Y]
-    assert score(whole, Y, C) == score(whole.astype(np.float32), Y, C) == score(whole.astype(bool), Y, C)
+    score, x = LABELLED[name][0], np.eye(C, dtype=np.int64)[Y]
+    assert score(x, Y, C) == score(x.astype(np.float32), Y, C) == score(x.astype(bool), Y, C)
 
 
 @each_score
@@ -159,9 +161,9 @@ def test_traced_labels_out_of_range_give_nan(name):
     score, x = LABELLED[name]
     jitted = jax.jit(score, static_argnums=2)
     np.testing.assert_allclose(jitted(x, Y, C), score(x, Y, C), rtol=1e-5)
-    for kind in ("1..C", "-1 for unlabelled", "gaps", "one wrong among many"):
+    for kind in ("1..C", "-1 for unlabelled", "gaps", "one invalid label"):
         assert np.isnan(jitted(x, INVALID_LABELS[kind][0].astype(np.int32), C)), kind
-    for kind in ("column", "one-hot", "too few", "whole floats", "bool"):
+    for kind in ("column", "one-hot", "too few", "integral floats", "bool"):
         with pytest.raises(InputError, match=r"^y "):
             jitted(x, INVALID_LABELS[kind][0], C)
 
@@ -172,7 +174,7 @@ def test_vmap_gives_nan_only_for_the_invalid_checkpoint(name):
     y = np.stack([Y, Y + 1, Y])
     found = jax.vmap(lambda x, y: score(x, y, C))(np.stack([x] * 3), y)
     assert np.isnan(found).tolist() == [False, True, False]
-    shared = jax.vmap(lambda x: score(x, Y, C))(np.stack([x] * 2))  # labels that are not traced are checked as such
+    shared = jax.vmap(lambda x: score(x, Y, C))(np.stack([x] * 2))  # untraced labels are checked eagerly
     np.testing.assert_allclose(shared, found[::2], rtol=1e-5)
     with pytest.raises(InputError, match=r"^y "):
         jax.vmap(lambda x: score(x, Y + 1, C))(np.stack([x] * 2))
@@ -242,8 +244,8 @@ def test_error_names_invalid_held_out_indices(kind):
 def test_invalid_traced_held_out_indices_give_nan():
     jitted = jax.jit(lambda held_out: analysis.linear_accuracy(X, Y, C, held_out=held_out))
     np.testing.assert_allclose(jitted(HELD_OUT), analysis.linear_accuracy(X, Y, C, held_out=HELD_OUT), rtol=1e-5)
-    for wrong in (HELD_OUT + 4, HELD_OUT - 1, HELD_OUT * 0):
-        assert np.isnan(jitted(wrong))
+    for invalid in (HELD_OUT + 4, HELD_OUT - 1, HELD_OUT * 0):
+        assert np.isnan(jitted(invalid))
 
 
 def test_score_all_names_the_invalid_argument():
@@ -287,7 +289,7 @@ def test_shapes_of_singular_values_and_stacked_features_are_checked():
         analysis.similarities(X[None], X[None, :30])
 
 
-# kind of setting -> values that it must not have
+# kind of setting -> invalid values
 SETTINGS = {
     "share": (0, 1.5, -0.1, np.nan, np.inf, "0.8", [0.8], None, True, 1j),
     "positive": (0, -1, np.nan, "1", [0.1], np.ones(2), None, True),
@@ -314,16 +316,18 @@ INVALID_SETTINGS = {
     analysis.relative_accuracy_at_k: {"k": "count"},
     analysis.kendall_interval: {"confidence": "share", "resamples": "count"},
 }
-# What None means in some of them.
+# Settings that may be None.
 OPTIONAL = ("epochs", "max_dimension")
 
 
 @pytest.mark.parametrize(("function", "name"), [(f, name) for f, names in INVALID_SETTINGS.items() for name in names])
 def test_error_names_invalid_settings(function, name):
     parameters = inspect.signature(function).parameters
-    args = {"num_classes": (X, Y, C), "accuracies": ([1, 2, 3], [1, 3, 2])}
-    args = next((found for key, found in args.items() if key in parameters), (X,))
-    args = (X[None],) if function is analysis.similarities else args
+    args = (X[None],) if function is analysis.similarities else (X,)
+    if "num_classes" in parameters:
+        args = (X, Y, C)
+    elif "accuracies" in parameters:
+        args = ([1, 2, 3], [1, 3, 2])
     for value in SETTINGS[INVALID_SETTINGS[function][name]]:
         with pytest.raises(InputError, match=rf"^{name} is ") as error:
             function(*args, **{name: value})
@@ -333,8 +337,11 @@ def test_error_names_invalid_settings(function, name):
             function(*args, **{name: None})
 
 
-@pytest.mark.parametrize("kind", [kind for kind in INVALID_LABELS if kind not in ("1..C", "gaps", "more classes",
-                                  "one wrong among many", "unsigned", "too few", "too many", "beyond 32 bits")])  # fmt: skip
+# Labels that are valid where any integers are.
+INTEGERS = ("1..C", "gaps", "more classes", "one invalid label", "unsigned", "too few", "too many", "beyond 32 bits")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in INVALID_LABELS if kind not in INTEGERS])
 def test_stratified_fifth_rejects_invalid_labels(kind):
     y, message = INVALID_LABELS[kind]
     with pytest.raises(InputError, match=rf"^y .*{message.removesuffix('.*argmax')}"):
@@ -353,9 +360,9 @@ def test_stratified_fifth_accepts_arbitrary_integer_labels():
 @pytest.mark.parametrize("kind", INVALID_LABELS)
 def test_score_gigaflops_rejects_invalid_labels(name, kind):
     y, message = INVALID_LABELS[kind]
-    with pytest.raises(
-        InputError, match=rf"^labels .*{message.replace('y', 'labels', 1) if kind == 'column' else message}"
-    ):
+    if kind == "column":
+        message = message.replace("y", "labels", 1)
+    with pytest.raises(InputError, match=rf"^labels .*{message}"):
         analysis.score_gigaflops(name, Features(X, P, y), C)
 
 
@@ -373,21 +380,28 @@ def test_score_gigaflops_accepts_lists_and_names_invalid_arguments():
         analysis.score_gigaflops("logme", Features(X, P[:20], Y), C)
 
 
-@pytest.mark.parametrize("function", (analysis.pearson, analysis.kendall, analysis.weighted_kendall, analysis.regret,
-                                      analysis.kendall_interval, functools.partial(ranking_row, "t", "m", "s")))  # fmt: skip
+@pytest.mark.parametrize(
+    "function",
+    (
+        analysis.pearson,
+        analysis.kendall,
+        analysis.weighted_kendall,
+        analysis.regret,
+        analysis.kendall_interval,
+        functools.partial(ranking_row, "t", "m", "s"),
+    ),
+)
 def test_ranking_metrics_accept_only_real_numbers(function):
-    for wrong in (["a", "b", "c"], [1j, 2, 3], [[1], [2, 3], [4]], {1: 2}, "abc"):
+    for invalid in (["a", "b", "c"], [1j, 2, 3], [[1], [2, 3], [4]], {1: 2}, "abc"):
         with pytest.raises(InputError, match=r"^scores is .*expected a list of real numbers"):
-            function(wrong, [1, 2, 3])
+            function(invalid, [1, 2, 3])
         with pytest.raises(InputError, match=r"^accuracies is .*expected a list of real numbers"):
-            function([1, 2, 3], wrong)
-    assert (
-        function(jnp.array([1, 2, 3], jnp.bfloat16), (0.1, 0.2, 0.3)) == function([1, 2, 3], [0.1, 0.2, 0.3])
-        or (
-            function is analysis.kendall_interval  # NaN
-        )
-        or isinstance(function, functools.partial)
-    )
+            function([1, 2, 3], invalid)
+    arrays = function(jnp.array([1, 2, 3], jnp.bfloat16), (0.1, 0.2, 0.3))
+    lists = function([1, 2, 3], [0.1, 0.2, 0.3])
+    if dataclasses.is_dataclass(lists):
+        arrays, lists = dataclasses.astuple(arrays), dataclasses.astuple(lists)
+    np.testing.assert_equal(arrays, lists)  # NaN equals NaN
 
 
 def test_error_names_unknown_metric():
@@ -397,9 +411,9 @@ def test_error_names_unknown_metric():
 
 def test_singular_values_must_be_descending_and_non_negative():
     for function in (analysis.effective_rank, analysis.spectral_decay, analysis.main_rank):
-        for wrong in ([1.0, 2.0], [3.0, -1.0], [-1.0]):
+        for invalid in ([1.0, 2.0], [3.0, -1.0], [-1.0]):
             with pytest.raises(InputError, match=r"^singular_values holds negative or ascending values"):
-                function(wrong)
+                function(invalid)
     for function in (analysis.effective_rank, analysis.spectral_decay):
         for broken in ([3.0, np.nan], [np.inf, 1.0], [np.nan, np.nan]):
             assert np.isnan(function(broken)) and np.isnan(jax.jit(function)(jnp.array(broken)))
@@ -423,9 +437,12 @@ def test_package_exports_the_functions_of_its_modules():
         "mutual_information",
         "transrate",
     ):
-        for function in LABELLED | UNLABELLED:
-            found = getattr(getattr(analysis, module, None), function, None)
-            assert found is None or found is getattr(analysis, function)
+        own = {
+            name: function
+            for name, function in vars(importlib.import_module(f"jax_transfer.analysis.{module}")).items()
+            if name in LABELLED or name in UNLABELLED
+        }
+        assert own and all(function is getattr(analysis, name) for name, function in own.items())
     names = analysis.__all__
     kinds = [
         [n for n in names if n.isupper()],
