@@ -1,4 +1,4 @@
-"""Accuracy of linear classifiers as a score: contract, the images held out, scikit-learn's classifier on the same split."""
+"""Accuracy of linear classifiers as a score: its contract, the held-out images, and scikit-learn on the same split."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ HARD = hard_inputs()
 
 
 def score(x, y, epochs, num_classes=C, seed=0, learning_rate=0.01, l2=1e-4, held_out=None):
-    """Every argument is given each time: a default that is left out is one more program to compile."""
+    """Passes every argument each time, since a call that leaves out a default compiles another program."""
     x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
     return linear_accuracy(x, y, num_classes, epochs, seed, learning_rate, 128, l2, held_out)
 
@@ -47,14 +47,14 @@ def test_invariant_to_sample_order_and_class_names(epochs):
     expected, by_default = score(x, y, epochs, held_out=held_out), score(x, y, epochs)
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(y))
-        moved = np.argsort(order)[held_out]  # where the same samples are now
+        moved = np.argsort(order)[held_out]  # new positions of the same samples
         assert score(x[order], y[order], epochs, held_out=moved) == expected
         assert score(x[order], y[order], epochs, held_out=np.sort(moved)) == expected
         renamed = np.random.default_rng(seed).permutation(C)[y]
         assert score(x, renamed, epochs) == by_default
 
 
-DUPLICATED = {  # features of the standard ones in which samples are equal, across classes and across the split
+DUPLICATED = {  # name -> map of x after which samples are equal, across classes and across the split
     "all": lambda x: 0 * x + 1,
     "three kinds": lambda x: x[np.arange(len(x)) % 3],
     "pairs": lambda x: np.repeat(x[::2], 2, axis=0)[: len(x)],
@@ -79,7 +79,7 @@ def test_invariant_to_order_of_equal_samples(kind):
 
 @each_kind
 def test_accuracy_depends_only_on_held_out_images(epochs):
-    """The test images, and no others, decide the accuracy: moved to another class they are all taken for it."""
+    """Held-out images that are moved to the mean of another class are all misclassified, and no other images count."""
     y = gaussians()[1]
     for held_out in (None, stratified_split(y)[1]):
         tested = np.asarray(stratified_fifth(y) if held_out is None else held_out)
@@ -92,13 +92,13 @@ def test_accuracy_depends_only_on_held_out_images(epochs):
 
 
 def test_ranks_checkpoints_two_points_apart():
-    """Tested on 40 images that each checkpoint draws for itself they are not: a standard deviation of 7 points each."""
+    """With 40 test images drawn anew for each checkpoint the ranking fails: the standard deviation is 7 points."""
     rng, n = np.random.default_rng(0), 200
     accuracies = 0.6 + 0.02 * np.arange(12)
     ours, by_values = [], []
     for _ in range(5):
         y = rng.permutation(np.arange(n) % 2).astype(np.int32)
-        luck = rng.uniform(size=n)  # an image that is hard for one checkpoint is hard for the others
+        luck = rng.uniform(size=n)  # images that are hard for one checkpoint are hard for the others
         own = 0.97 * luck + 0.03 * rng.uniform(size=(12, n))
         right = own < np.quantile(own, accuracies, axis=1)[np.arange(12), np.arange(12)][:, None]
         x = (np.where(right, 2 * y - 1, 1 - 2 * y)[..., None] + 0.1 * rng.normal(size=(12, n, 2))).astype(np.float32)
@@ -132,7 +132,7 @@ def test_split_holds_out_a_fifth_and_depends_only_on_labels(case):
     np.testing.assert_array_equal(together[0], held_out)
     np.testing.assert_array_equal(stratified_fifth(np.random.default_rng(0).permutation(50)[y]), held_out)
     counts, tested = np.bincount(y), np.bincount(y[held_out], minlength=y.max() + 1)
-    if case not in ("all different", "two samples", "pairs"):  # there the number held out is that of all
+    if case not in ("all different", "two samples", "pairs"):  # in those cases only the total is a fifth
         assert (np.abs(tested - counts / 5) <= 1 + (case == "singletons")).all()
         assert not tested[counts == 1].any()
 
@@ -199,7 +199,7 @@ def test_seed_changes_the_batches_but_not_the_split(epochs):
 
 
 def test_held_out_labels_do_not_leak():
-    y = np.random.default_rng(0).permutation(np.arange(200) % 2)  # as many features as the fit needs to know each label
+    y = np.random.default_rng(0).permutation(np.arange(200) % 2)  # enough features to fit every label
     wide = np.random.default_rng(1).normal(size=(200, 400))
     assert score(wide, y, None, num_classes=2) < 0.75
 

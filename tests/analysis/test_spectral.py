@@ -1,4 +1,4 @@
-"""Spectral components against numpy, what the views promise, and the probe that finds a signal in the residual alone."""
+"""Spectral components, similarities and t-SNE: against numpy, their properties, and a probe on planted signals."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
 
 
 def power_law(n, d, decay=1.0, seed=0):
-    """Features [n, d] float64 with singular values near i^-decay, none of them centred."""
+    """Returns features [n, d] float64, not centred, with singular values near i^-decay."""
     rng = np.random.default_rng(seed)
     return rng.normal(size=(n, d)) * np.arange(1, d + 1) ** -decay @ rng.normal(size=(d, d)) / d**0.5 + 0.1
 
@@ -57,7 +57,7 @@ def test_components_are_orthogonal_and_main_is_best_of_its_rank():
     x = power_law(200, 30)
     found = spectral_components(jnp.asarray(x, jnp.float32))
     assert np.abs(np.asarray(found.main).T @ np.asarray(found.residual)).max() < 1e-4 * np.abs(x.T @ x).max()
-    # Eckart and Young: what a matrix of this rank leaves over has the norm of the other singular values, no less.
+    # Eckart and Young: the residual of the best matrix of this rank has the norm of the remaining singular values.
     s = np.linalg.svd(x, compute_uv=False)
     np.testing.assert_allclose(np.linalg.norm(found.residual), np.linalg.norm(s[int(found.rank) :]), rtol=1e-4)
 
@@ -118,23 +118,8 @@ def test_zeros_stay_finite_and_non_finite_features_give_nan():
         assert np.isnan(found.main).all() and np.isnan(found.singular_values).all()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"energy": 0.0}, "energy is 0.0"),
-        ({"energy": 1.1}, "energy is 1.1"),
-        ({"x": jnp.zeros((0, 3))}, r"shape \[0, 3\]"),
-        ({"x": jnp.zeros(3)}, r"shape \[3\]"),
-        ({"batch_size": 0}, "batch_size is 0"),
-    ],
-)
-def test_bad_input_is_named(arguments, message):
-    with pytest.raises(InputError, match=message):
-        batched_spectral_components(**{"x": jnp.ones((5, 3)), **arguments})
-
-
 def test_probe_finds_residual_signal_but_not_in_main():
-    """Large directions without the label, small ones with it: planted data for the stage's probes."""
+    """Large directions do not depend on the label, small ones do."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 1000).astype(np.int32)
     x = np.concatenate([rng.normal(size=(1000, 12)) * 8, np.eye(2)[y] * 2 + 0.5 * rng.normal(size=(1000, 2))], axis=1)
@@ -147,7 +132,7 @@ def test_probe_finds_residual_signal_but_not_in_main():
     assert residual > 0.9 and main < 0.65 and full > 0.9
 
 
-# --- views
+# --- spectra and similarities
 
 
 def test_singular_values_equal_numpy():
