@@ -1,4 +1,4 @@
-"""The training recipe of T2T-ViT as a whole: the moving average, its checkpoints, many devices, and the config."""
+"""The training recipe of T2T-ViT: moving average, checkpoints, several devices, and config."""
 
 import functools
 import json
@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 
 from helpers.source_files import REPOSITORY, get_config
+from helpers.training_parts import CLASSES, PREPROCESSING, assert_equal_trees, feed_of, joined_feed, random_source
 from jax_transfer import devices
 from jax_transfer.checkpoints.load import load_checkpoint
 from jax_transfer.checkpoints.trajectory import Trajectory, abstract
-from jax_transfer.data import batches
-from jax_transfer.data.sources import from_arrays
-from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import Net
 from jax_transfer.models.net import Output
 from jax_transfer.records import InputError
@@ -31,14 +29,13 @@ from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer, 
 from jax_transfer.training.state import divide, evaluated, init_state, join
 from jax_transfer.training.steps import make_train_step, many_steps
 
-PREPROCESSING = Preprocessing(image_size=8)
 RECIPE = ("pad_crop", "flip", "rand_augment", "mixup_or_cutmix", "random_erase")
-CLASSES, DECAY = 4, 0.8
+DECAY = 0.8
 
 
 @functools.cache
 def _net():
-    """A linear model with a running mean of its input, as BatchNorm has: it compiles in no time."""
+    """Returns a linear model with a running mean of its input, like that of BatchNorm; it compiles quickly."""
 
     def init(key):
         return {"fc": {"kernel": 0.1 * jax.random.normal(key, (192, CLASSES))}}, {"mean": jnp.zeros(192)}
@@ -54,14 +51,6 @@ def _net():
     return Net("linear", CLASSES, 192, 8, init, apply, apply_train, ("fc",))
 
 
-def _feed(n=64):
-    rng = np.random.default_rng(0)
-    labels = (np.arange(n) % CLASSES).astype(np.int32)
-    images = (rng.integers(0, 60, (n, 8, 8, 3)) + 50 * labels[:, None, None, None]).astype(np.uint8)
-    source = from_arrays(images, labels, name="stripes", split="train")
-    return batches.make_feed(source, PREPROCESSING, devices.make_mesh(), 1.0, num_threads=1)
-
-
 @functools.cache
 def _optimizer():
     return make_optimizer(OptimizerSettings(name="adamw", learning_rate=1e-2, weight_decay=0.05), 100)
@@ -72,7 +61,7 @@ def _objective(names=RECIPE):
 
 
 def joined_stripes():
-    return batches.joined({"train": (_feed(), 16)})
+    return joined_feed(feed_of(random_source(n=64)))
 
 
 @functools.cache
@@ -87,7 +76,7 @@ def _start(ema=True):
 
 
 def _train(state, total_steps, ema_decay=DECAY, names=RECIPE, on_step=lambda state: None):
-    """Sixteen images a step; the states in between are copied, for each call donates them."""
+    """Trains with 16 images per step. `on_step` gets a copy of each state, since the next step donates it."""
 
     def run(*arguments):
         state, metrics = _run(ema_decay, names)(*arguments)
@@ -97,10 +86,6 @@ def _train(state, total_steps, ema_decay=DECAY, names=RECIPE, on_step=lambda sta
     for epoch in train(state, run, joined_stripes(), seed=3, total_steps=total_steps, what="test"):
         state = epoch.state
     return state
-
-
-def assert_equal_trees(a, b):
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
 
 # --- the moving average
@@ -187,7 +172,7 @@ def test_checkpoint_holds_the_average_and_its_accuracy(tmp_path):
 
 LOSSES = """
 import json, sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/training"]
 import jax, numpy as np
 import test_t2t_recipe as t
 losses = []
@@ -204,8 +189,12 @@ print(json.dumps([jax.device_count(), losses, total]))
 def test_mixing_and_averaging_are_equal_on_eight_devices():
     found = []
     for count in (1, 8):
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu",
-                       "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}  # fmt: skip
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        }
         done = subprocess.run(
             [sys.executable, "-c", LOSSES], cwd=REPOSITORY, env=environment, capture_output=True, text=True
         )

@@ -1,4 +1,4 @@
-"""Feeds, the training step, the loop and the trajectory."""
+"""Feeds, augmentation, optimizers, the training step and loop, and the trajectory of checkpoints."""
 
 import dataclasses
 import pathlib
@@ -100,7 +100,7 @@ def test_training_loop_makes_no_implicit_transfers():
 
 @pytest.mark.parametrize("total", range(1, 26))
 def test_training_runs_exactly_the_requested_steps(total, monkeypatch):
-    """Also where a compiled call makes many steps, as on accelerators: 12 steps an epoch, at most 6 a call."""
+    """A compiled call makes several steps, as on accelerators: 12 steps per epoch, at most 6 per call."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     counts = []
 
@@ -118,7 +118,7 @@ def test_training_runs_exactly_the_requested_steps(total, monkeypatch):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_falls_in_twenty_steps(name):
     feed = feed_of(random_source(n=64))
-    _, losses = train_small(feed, 20)
+    _, losses = train_small(feed, 20, objective=name)
     assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
 
 
@@ -153,7 +153,7 @@ def test_stacked_sweep_equals_single_trainings():
 
 @pytest.mark.parametrize("bad", [{0: 5}, {0: 13, 1: 14}, {0: 7, 1: None}, {0: None, 1: 3}])
 def test_training_ends_once_every_row_has_diverged(bad):
-    """Twelve steps an epoch; bad: row -> the step from which on its loss is not finite."""
+    """Twelve steps per epoch; bad: row -> first step whose loss is not finite, or None."""
     rows, called = len(bad), []
 
     def run(state, held, items, count):
@@ -193,8 +193,8 @@ def test_joined_feed_cycles_through_its_second_feed():
                     seen[name].append(np.asarray(batch[name].images))
         for name, (feed, size) in feeds.items():
             images = np.stack(feed.source.read(range(len(feed.source))))
-            place = 0 if name == "target" else 1
-            order = batches.epochs_order(len(feed.source), range(9), 5 + (place << 24), size)
+            index = 0 if name == "target" else 1
+            order = batches.epochs_order(len(feed.source), range(9), 5 + (index << 24), size)
             np.testing.assert_array_equal(np.stack(seen[name]), images[order])
 
 
@@ -247,7 +247,7 @@ def test_first_bad_step_is_the_first_non_finite_loss():
 
 
 def test_gradient_reversal_trains_two_players_in_one_step():
-    """min over d, max over w of (d - 1) w: a reversed gradient makes the one loss climb for w and fall for d."""
+    """min over d, max over w of (d - 1) w: with a reversed gradient, w maximises the loss that d minimises."""
 
     @jax.custom_vjp
     def reverse(x):
@@ -285,7 +285,7 @@ def test_augmentation_keeps_range_and_reaches_the_model_size(name):
     assert out.shape == (5, 32, 32, 3) and out.dtype == jnp.float32
     assert name == "random_erase" or (out.min() >= 0 and out.max() <= 1)
     np.testing.assert_array_equal(out, view(1))
-    assert any((out != view(seed)).any() for seed in (2, 3, 4))  # few images are erased
+    assert any((out != view(seed)).any() for seed in (2, 3, 4))  # random_erase changes few images
 
 
 def test_flip_mirrors_about_half_of_the_images():
@@ -362,9 +362,14 @@ def test_traced_rates_equal_constant_rates(name, decay_norm_and_bias):
     gradient = jax.tree.map(lambda x: 0.1 * x + 0.3, params)
     for schedule in SCHEDULES:
         settings = OptimizerSettings(
-            name=name, learning_rate=0.03, weight_decay=0.01, schedule=schedule, warmup=0.2, milestones=(0.5,),
+            name=name,
+            learning_rate=0.03,
+            weight_decay=0.01,
+            schedule=schedule,
+            warmup=0.2,
+            milestones=(0.5,),
             decay_norm_and_bias=decay_norm_and_bias,
-        )  # fmt: skip
+        )
         other = dataclasses.replace(settings, learning_rate=7.0, weight_decay=5.0)
 
         def steps(rates, settings):
@@ -402,21 +407,25 @@ def test_parameter_groups_are_head_and_backbone():
     assert set(jax.tree.leaves({name: part for name, part in groups.items() if name != "fc"})) == {"backbone"}
 
 
-# --- what is stored of a state
+# --- the stored parts of a state
 
 
 def _states():
     _, optimizer = training_step()
     objective = make_objective()
-    more = Objective(
-        init=lambda key, model=None: (lambda params, aux: (
-            {"net": params, "projector": jnp.ones(3)}, {**aux, "queue": jnp.zeros((4, 2)), "momentum": params}
-        ))(*objective.init(key, model)),
+
+    def init(key, model=None):
+        params, aux = objective.init(key, model)
+        aux = {**aux, "queue": jnp.zeros((4, 2)), "momentum": params}
+        return {"net": params, "projector": jnp.ones(3)}, aux
+
+    with_queue = Objective(
+        init=init,
         loss=None,
         model=lambda params, aux: {"params": params["net"], "stats": aux["stats"]},
         views={},
-    )  # fmt: skip
-    for kind in (objective, more):
+    )
+    for kind in (objective, with_queue):
         for ema in (False, True):
             yield kind, init_state(kind, optimizer, 0, ema=ema)
 
@@ -492,8 +501,8 @@ def test_flipped_bits_on_disk_are_detected_or_harmless(tmp_path, item):
     files = [path for path in (tmp_path / "checkpoints" / "1" / item).rglob("*") if path.is_file()]
     file = max(files, key=lambda path: (path.parent.name == "d", path.stat().st_size))  # d/ holds the arrays
     data, refused = file.read_bytes(), []
-    for place in range(7, len(data), len(data) // 12):
-        file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+    for position in range(7, len(data), len(data) // 12):
+        file.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
         try:
             assert_equal_trees(_restored(trajectory, 1, state), {**state, "step": state["step"] + 1})
         except InputError as error:
@@ -501,7 +510,7 @@ def test_flipped_bits_on_disk_are_detected_or_harmless(tmp_path, item):
     assert all("checkpoints/1 cannot be read" in error for error in refused)
     if item == "metadata":
         assert len(refused) > 6 and "its metadata changed on the disk" in "".join(refused)
-    if item == "model":  # random weights do not compress: most of the file are their own bits
+    if item == "model":  # random weights do not compress, so most bits of the file are theirs
         assert f"its {item} changed on the disk" in "".join(refused)
 
 
@@ -546,7 +555,7 @@ def test_indivisible_batch_error_suggests_valid_sizes():
 def test_only_devices_module_accesses_devices():
     package = pathlib.Path(devices.__file__).parent
     words = ("jax.devices", "default_backend", "NamedSharding", "local_devices")
-    guilty = [
+    offenders = [
         str(p) for p in package.rglob("*.py") if p.name != "devices.py" and any(w in p.read_text() for w in words)
     ]
-    assert not guilty
+    assert not offenders
