@@ -84,9 +84,9 @@ def test_error_names_invalid_labels(name, kind):
 @each_score
 @pytest.mark.parametrize("kind", ("0", "1", "negative", "float", "bool", "None", "text", "array"))
 def test_error_names_invalid_num_classes(name, kind):
-    wrong = {"0": 0, "1": 1, "negative": -3, "float": 3.0, "bool": True, "None": None, "text": "3", "array": Y}[kind]
+    invalid = {"0": 0, "1": 1, "negative": -3, "float": 3.0, "bool": True, "None": None, "text": "3", "array": Y}[kind]
     with pytest.raises(InputError, match=r"^num_classes is .*expected a whole number, 2 or more"):
-        LABELLED[name][0](LABELLED[name][1], Y, wrong)
+        LABELLED[name][0](LABELLED[name][1], Y, invalid)
 
 
 @each_score

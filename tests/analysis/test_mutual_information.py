@@ -98,7 +98,7 @@ def test_bound_is_tight_for_true_critic_and_small_alpha():
     assert abs(value - information) < 0.01 + 4 * error
 
 
-def test_bound_may_exceed_log_k_over_alpha_below_alpha_1():  # as the docstring says, and unlike the paper
+def test_bound_may_exceed_log_k_over_alpha_below_alpha_1():  # as documented, unlike in the paper
     value, error, information = mean_bound(4, 0.5)
     assert np.log(4 / 0.5) + 0.1 < value - 4 * error < information
 

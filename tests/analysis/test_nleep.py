@@ -95,7 +95,7 @@ def test_nleep_is_within_the_reference_spread_over_seeds(reference_dir, epoch):
     saved = np.load(reference_dir / "features" / file)
     x, y = jnp.asarray(saved["features"]), jnp.asarray(saved["labels"])
     values = [float(nleep(x, y, 10, seed=seed)) for seed in range(10)]
-    # Its spread over 5 seeds, 0.002, is an underestimate: over 20 seeds it is 0.006 to 0.02.
+    # The reference's spread over 5 seeds, 0.002, is an underestimate: over 20 seeds it is 0.006 to 0.02.
     assert abs(np.mean(values) - row["value"]) < 3 * max(row["std"], 0.006)
     assert np.std(values) < 0.03
 

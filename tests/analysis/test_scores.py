@@ -209,7 +209,7 @@ def test_leep_and_nce_equal_float64_numpy(confidence, labels):
 def test_nce_is_precise_for_almost_determined_labels():
     y = np.arange(50_000) % C
     z = y.copy()
-    z[0] = 1  # one wrong among 10,001: log(10,000 / 10,001) has four digits in float32
+    z[0] = 1  # one of 10,001 differs: log(10,000 / 10,001) has four digits in float32
     expected = (10_000 * np.log(10_000 / 10_001) + np.log(1 / 10_001)) / 50_000
     np.testing.assert_allclose(nce(z, y, C, C), expected, rtol=1e-6)
 

@@ -14,12 +14,21 @@ from hypothesis import strategies as st
 from helpers.reports import Elements, write_workdir
 from helpers.source_files import get_config
 from helpers.studies import one_epoch_config
-from jax_transfer import results as result_files
 from jax_transfer.data import sources
 from jax_transfer.records import METRICS, Features
 from jax_transfer.report import best, figures, page, tables, trust
 from jax_transfer.report import spectral as report_spectral
-from jax_transfer.results import Rows, read_rows
+from jax_transfer.results import (
+    EmbeddingRow,
+    RankingRow,
+    Rows,
+    ScoreRow,
+    SpectralRow,
+    TargetRow,
+    TransferRow,
+    read_rows,
+    to_json_dict,
+)
 from jax_transfer.study import checks, plan
 from jax_transfer.study import report as report_stage
 from jax_transfer.study import spectral as spectral_stage
@@ -30,9 +39,7 @@ TARGET = "folder:/data/v1.2/birds"
 
 
 def transfer_row(epoch, seed, accuracy, mean_class, method="probe", target=TARGET):
-    return result_files.TransferRow(
-        str(epoch), epoch, target, method, seed, 0.1, accuracy, mean_class, 90, 30, 1.0, 1.0
-    )
+    return TransferRow(str(epoch), epoch, target, method, seed, 0.1, accuracy, mean_class, 90, 30, 1.0, 1.0)
 
 
 def spectral_rows(target=TARGET):
@@ -40,15 +47,15 @@ def spectral_rows(target=TARGET):
         for epoch in EPOCHS:
             for component in ("full", "main", "residual"):
                 a = 0.5 + 0.01 * epoch * (1 if component == "main" else -1)
-                yield result_files.SpectralRow(str(epoch), epoch, target, stage, component, 9.0, a, "", a / 2)
+                yield SpectralRow(str(epoch), epoch, target, stage, component, 9.0, a, "", a / 2)
 
 
 def target_row(metric, target=TARGET, notes=()):
-    return result_files.TargetRow(target, metric, 2, ["crow", "owl"], 90, 30, list(notes))
+    return TargetRow(target, metric, 2, ["crow", "owl"], 90, 30, list(notes))
 
 
 def as_results(**rows):
-    return {name: [result_files.to_json_dict(row) for row in found] for name, found in rows.items()}
+    return {name: [to_json_dict(row) for row in found] for name, found in rows.items()}
 
 
 def expected_best(values):
@@ -91,7 +98,7 @@ def test_all_outputs_name_the_same_best_checkpoint(values, metric, random):
 @pytest.mark.parametrize("metric", METRICS)
 def test_curves_and_scatters_show_the_metric(metric):
     rows = [transfer_row(e, s, 0.5 + 0.1 * e, 0.9 - 0.1 * e) for e in EPOCHS for s in (0, 1)]
-    scores = [result_files.ScoreRow(str(e), e, TARGET, "logme", float(e), 0.1, 1.0, 1.0) for e in EPOCHS]
+    scores = [ScoreRow(str(e), e, TARGET, "logme", float(e), 0.1, 1.0, 1.0) for e in EPOCHS]
     results = best.by_metric(as_results(transfer=rows, spectral=spectral_rows(), targets=[target_row(metric)]))
     scored = as_results(scores=scores)["scores"]
     figure = figures.transfer_curves([], results["transfer"], TARGET)
@@ -113,12 +120,9 @@ def test_curves_and_scatters_show_the_metric(metric):
 def test_tables_show_one_metric_as_heading_several_as_column(tmp_path):
     other = "embedded:digits"
     rows = [transfer_row(e, 0, 0.5 + 0.1 * e, 0.9 - 0.1 * e, target=t) for e in EPOCHS for t in (TARGET, other)]
-    same_metric = best.with_metrics(
-        as_results(rows=rows)["rows"], dict.fromkeys((TARGET, other), "mean_class_accuracy")
-    )
-    assert (
-        "Mean class accuracy" in best.summary_rows(same_metric)[0] and "Metric" not in best.summary_rows(same_metric)[0]
-    )
+    metrics = dict.fromkeys((TARGET, other), "mean_class_accuracy")
+    summary = best.summary_rows(best.with_metrics(as_results(rows=rows)["rows"], metrics))
+    assert "Mean class accuracy" in summary[0] and "Metric" not in summary[0]
     results = as_results(transfer=rows, targets=[target_row("mean_class_accuracy", notes=["2 copies"])])
     mixed = best.summary_rows(best.by_metric(results)["transfer"])
     assert {row["Target"]: row["Metric"] for row in mixed} == {"birds": "mean class accuracy", "digits": "accuracy"}
@@ -134,10 +138,7 @@ def test_tables_show_one_metric_as_heading_several_as_column(tmp_path):
 
 def test_trust_note_names_the_metric():
     def note(metrics):
-        rows = [
-            result_files.RankingRow(t, "probe", "logme", *[0.5] * 7, 12, 0.1, 0.8, 0.0, 12, m)
-            for t, m in metrics.items()
-        ]
+        rows = [RankingRow(t, "probe", "logme", *[0.5] * 7, 12, 0.1, 0.8, 0.0, 12, m) for t, m in metrics.items()]
         return trust.trust_note(as_results(rows=rows)["rows"], [], "probe")
 
     assert note({"a": "accuracy"}).startswith("Measured against the FE accuracy of 12")
@@ -224,9 +225,7 @@ def test_embedding_shows_the_best_checkpoint_of_the_table(tmp_path, monkeypatch,
 
     # A row left by an earlier choice is not shown.
     stale = next(e for e in EPOCHS if e not in (3, expected_best(values[:, :, list(METRICS).index(metric)])))
-    Rows(work.results, "embedding").append(
-        result_files.EmbeddingRow(str(stale), stale, target, "pretrained", [0], [0], [0])
-    )
+    Rows(work.results, "embedding").append(EmbeddingRow(str(stale), stale, target, "pretrained", [0], [0], [0]))
     spectral_stage._embeddings(work, target, "pretrained", work.snapshots, load)
     results = {path.stem: read_rows(path) for path in work.results.glob("*.jsonl")}
     (row,) = best.best_checkpoints(best.by_metric(results)["transfer"])
@@ -241,7 +240,7 @@ def test_changing_the_metric_reuses_the_stored_rows(tmp_path):
     transfer = add_rows(work, target, values).path.read_bytes()
     scores = Rows(work.results, "scores")
     for e in EPOCHS:
-        scores.append(result_files.ScoreRow(str(e), e, target, "logme", float(e), 0.1, 1.0, 1.0))
+        scores.append(ScoreRow(str(e), e, target, "logme", float(e), 0.1, 1.0, 1.0))
     for metric, tau, epoch in (("accuracy", 1.0, 3), ("mean_class_accuracy", -1.0, 0), ("accuracy", 1.0, 3)):
         work.config.metrics = {target: metric}
         report_stage.run(work)
@@ -266,9 +265,7 @@ def test_config_metric_overrides_that_of_the_data_set(tmp_path):
 def test_components_without_the_metric_are_recomputed(tmp_path):
     work, target = workspace(tmp_path)
     rows = Rows(work.results, "spectral")
-    old = [
-        result_files.SpectralRow(str(e), e, t, "pretrained", "full", 1.0, 0.5) for e in EPOCHS for t in (target, "gone")
-    ]
+    old = [SpectralRow(str(e), e, t, "pretrained", "full", 1.0, 0.5) for e in EPOCHS for t in (target, "gone")]
     rows.replace(old)
     spectral_stage._forget_other_metrics(work, rows)
     assert rows.rows == old  # these rows have the metric

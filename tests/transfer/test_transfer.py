@@ -139,8 +139,8 @@ def test_chosen_candidate_does_not_depend_on_test_labels(name):
     train, test = blobs()
     settings = dataclasses.replace(PROBE_SETTINGS, learning_rates=(1e-3, 1e-2, 1e-1), l2=(1e-4, 1e-2, 1.0))
     chosen = probe(PROTOCOLS[name], train, test, 3, settings, seed=0).chosen
-    wrong = (test[0], (test[1] + 1) % 3)
-    np.testing.assert_array_equal(chosen, probe(PROTOCOLS[name], train, wrong, 3, settings, seed=0).chosen)
+    relabelled = (test[0], (test[1] + 1) % 3)
+    np.testing.assert_array_equal(chosen, probe(PROTOCOLS[name], train, relabelled, 3, settings, seed=0).chosen)
 
 
 def test_seeds_differ_and_are_reproducible():
