@@ -1,6 +1,5 @@
 """Folders with anything in them: images, or one line that names the path; never a hang; `skip` keeps the sound."""
 
-import io
 import itertools
 import logging
 import os
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from helpers.hostile import accepted_or_refused, examples, watchdog
+from helpers.images import encoded, png
 from jax_transfer.data import folders, layout, sources
 from jax_transfer.data.sources import load_source, materialize
 from jax_transfer.data.transforms import decode_file
@@ -29,12 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # PIL's own on damaged tags a
 RGB = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
 
 
-def encoded(image, kind, **options):
-    held = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(held, kind, **options)
-    return held.getvalue()
-
-
 def turned(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -42,11 +36,8 @@ def turned(kind, orientation):
 
 
 def png_that_claims(width, height):
-    """A header that is in order, and no pixels worth the name."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
-    crc = [(len(data), name + data, zlib.crc32(name + data)) for name, data in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", n) + body + struct.pack(">I", c) for n, body, c in crc)
+    """Returns a PNG file with a valid header and too few pixels."""
+    return png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), zlib.compress(bytes(100)))
 
 
 FRAMES = [Image.new("P", (9, 9), colour) for colour in (0, 5, 9)]

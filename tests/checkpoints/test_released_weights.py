@@ -13,6 +13,7 @@ import safetensors.numpy
 from PIL import Image
 
 from helpers.conv_checks import apply, random_images
+from helpers.images import torchvision_crop
 from jax_transfer.checkpoints import export, load_checkpoint
 from jax_transfer.data.augment import evaluation_view
 from jax_transfer.data.transforms import Preprocessing, resize_square
@@ -252,15 +253,6 @@ def test_a_net_of_full_size_equals_its_twin_through_a_file(tmp_path, name):
 # --- from a photo to the logits
 
 
-def torchvisions(image, side, size, resampling, mean, std):
-    """Resize(side), CenterCrop(size), ToTensor and Normalize of torchvision, on a PIL image."""
-    width, height = image.size
-    new = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-    left, top = (round((n - size) / 2.0) for n in new)
-    cut = image.resize(new, resampling).crop((left, top, left + size, top + size))
-    return (np.asarray(cut, np.float32) / 255 - np.float32(mean)) / np.float32(std)
-
-
 @pytest.mark.parametrize("shape", [(375, 500), (500, 333)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_photo_prepared_here_gives_the_logits_of_torchvisions_transforms(tmp_path, shape, interpolation):
@@ -272,7 +264,8 @@ def test_a_photo_prepared_here_gives_the_logits_of_torchvisions_transforms(tmp_p
     found = np.asarray(evaluation_view(resized[None], preprocessing))
     resampling = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    expected = torchvisions(Image.fromarray(photo), 64, 56, resampling, mean, std)
+    cropped = torchvision_crop(Image.fromarray(photo), 64, 56, resampling)
+    expected = (np.float32(cropped) / 255 - np.float32(mean)) / np.float32(std)
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
     # torch's own resizing of tensors agrees up to PIL's rounding to whole values after each direction.
