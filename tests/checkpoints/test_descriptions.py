@@ -230,8 +230,7 @@ def test_rarer_stems_equal_their_twins_and_are_asked_for(tmp_path, stem):
     twin = torch_twins.random_resnet(torch_twins.BasicBlock, (1, 1, 1, 1), 5, 8, "imagenet" if size == 7 else "cifar")
     twin.conv1.stride, twin.maxpool = (stride, stride), torch.nn.MaxPool2d(3, 2, 1) if pool else torch.nn.Identity()
     images = np.tile(IMAGES, (1, 2, 2, 1))
-    with torch.no_grad():
-        logits, features = twin(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    logits, features = torch_twins.twin_output(twin, images)
     torch.save(twin.state_dict(), tmp_path / "mine.pth")
     found = load_checkpoint(tmp_path / "mine.pth", "resnet10", settings={"stem": stem})
     assert found.net is load_checkpoint(tmp_path / "mine.pth", f"resnet10?stem={stem}").net
@@ -271,12 +270,13 @@ def moco_v3(heads, arch="vit_small", **more):
 @pytest.mark.parametrize(("heads", "model"), [(12, None), (6, "vit_small_patch16_224?num_heads=6")])
 def test_moco_v3s_vit_has_12_heads_unless_asked_otherwise(tmp_path, shallow, heads, model):
     torch = pytest.importorskip("torch")
+    from helpers.torch_twins import twin_output
+
     twin, contents = moco_v3(heads)
     torch.save(contents, tmp_path / "vit-s-300ep.pth.tar")
     found = load_checkpoint(tmp_path / "vit-s-300ep.pth.tar", model)
     images = np.tile(IMAGES, (1, 2, 2, 1))
-    with torch.no_grad():
-        features = twin(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))[1].numpy()
+    _, features = twin_output(twin, images)
     output = apply(found.net, found.params, found.stats, images)
     assert np.abs(output.features - features).max() < 1e-4 * np.abs(features).max()
     assert found.settings["num_heads"] == heads and not found.has_head

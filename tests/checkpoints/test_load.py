@@ -113,9 +113,7 @@ def test_pth_files_equal_the_twin_that_wrote_them(tmp_path, caplog):
     from helpers import torch_twins
 
     twin = torch_twins.random_resnet(torch_twins.BasicBlock, (1, 1, 1, 1), 5, 8, "cifar")
-    images = torch.tensor(IMAGES.transpose(0, 3, 1, 2))
-    with torch.no_grad():
-        logits, features = twin(images)
+    logits, features = torch_twins.twin_output(twin, IMAGES)
     files = {"plain.pth": twin.state_dict(), "lightning.pt": {"state_dict": twin.state_dict(), "epoch": 3}}
     for name, content in files.items():
         torch.save(content, tmp_path / name)

@@ -160,12 +160,6 @@ def short_inception_resnet_v2(num_classes, width):
     return make_net("inception_resnet_v2", make_module, classifier=("classif",), **sizes)
 
 
-def of_twin(twin, images):
-    with torch.no_grad():
-        logits, features = twin(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
-    return logits.numpy(), features.numpy()
-
-
 def assert_close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.std())
 
@@ -182,7 +176,7 @@ def test_a_released_file_equals_its_twin_and_is_written_back_with_timms_names(tm
     checkpoint = load_checkpoint(tmp_path / case.file)
     assert checkpoint.net.name == case.model
     output = apply(checkpoint.net, checkpoint.params, checkpoint.stats, images)
-    logits, features = of_twin(twin, images[..., ::-1] if case.bgr else images)
+    logits, features = torch_twins.twin_output(twin, images[..., ::-1] if case.bgr else images)
     assert_close(output.features, features)
     contrastive = case.change is moco
     assert checkpoint.has_head != contrastive and checkpoint.net.num_classes == (1000 if contrastive else 5)
@@ -216,7 +210,7 @@ def test_torchvisions_vit_equals_its_twin_and_is_written_with_timms_names(tmp_pa
     write(tmp_path / "vit_ti_16.pth", twin.state_dict())
     checkpoint = load_checkpoint(tmp_path / "vit_ti_16.pth", model="vit_tiny_patch16_224")
     output = apply(checkpoint.net, checkpoint.params, checkpoint.stats, images)
-    logits, features = of_twin(twin, images)
+    logits, features = torch_twins.twin_output(twin, images)
     assert_close(output.features, features)
     assert_close(output.logits, logits)
     export(checkpoint, tmp_path / "written.safetensors")
@@ -245,7 +239,7 @@ def test_a_net_of_full_size_equals_its_twin_through_a_file(tmp_path, name):
     checkpoint = load_checkpoint(tmp_path / f"{name}.safetensors")
     assert checkpoint.net is MODELS[name](num_classes=1000)
     output = apply(checkpoint.net, checkpoint.params, checkpoint.stats, images)
-    logits, features = of_twin(twin, images)
+    logits, features = torch_twins.twin_output(twin, images)
     assert_close(output.features, features)
     assert_close(output.logits, logits)
 
@@ -279,5 +273,5 @@ def test_a_photo_prepared_here_gives_the_logits_of_torchvisions_transforms(tmp_p
     twin = torch_twins.random_resnet(torch_twins.BasicBlock, (1, 1, 1, 1), 5, 8, "imagenet")
     write(tmp_path / "resnet10.safetensors", twin.state_dict())
     checkpoint = load_checkpoint(tmp_path / "resnet10.safetensors")
-    logits, _ = of_twin(twin, expected[None])
+    logits, _ = torch_twins.twin_output(twin, expected[None])
     assert_close(apply(checkpoint.net, checkpoint.params, checkpoint.stats, found).logits, logits)
