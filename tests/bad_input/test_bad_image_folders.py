@@ -207,9 +207,33 @@ def test_any_file_decodes_or_is_named(content):
 # --- any tree of folders
 
 FOLDER_NAMES = st.sampled_from(
-    ["train", "Training", "TEST", "val", "Valid", "seg_train", "seg_test", "x_val", "train_images", "test_set", "dev",
-     "test_tube", "cat", "dog", "images", "unknown", "0", "1", "café", "cafe\u0301", "@eaDir", "__MACOSX", ".git", "lost+found"]
-)  # fmt: skip
+    [
+        "train",
+        "Training",
+        "TEST",
+        "val",
+        "Valid",
+        "seg_train",
+        "seg_test",
+        "x_val",
+        "train_images",
+        "test_set",
+        "dev",
+        "test_tube",
+        "cat",
+        "dog",
+        "images",
+        "unknown",
+        "0",
+        "1",
+        "café",
+        "cafe\u0301",
+        "@eaDir",
+        "__MACOSX",
+        ".git",
+        "lost+found",
+    ]
+)
 FILE_NAMES = st.sampled_from(["1.png", "2.JFIF", "3.pgm", "4.heic", "notes.txt", "._1.jpg", "Thumbs.db", "no_ending"])
 TREES = st.recursive(
     st.lists(FILE_NAMES, min_size=1, max_size=5, unique=True),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from helpers.checkpoint_files import DESCRIBED, METADATA, TIMMS, saved
+from helpers.checkpoint_files import DESCRIBED, METADATA, TIMM_CONFIG, saved
 from helpers.damaged_weights import HOW, MASK, PLACE, damaged, load
 from helpers.hostile import accepted_or_refused, examples
 from jax_transfer.checkpoints import expand
@@ -136,13 +136,13 @@ def test_what_a_config_beside_a_file_says(folder):
     path, beside = saved(folder / "hub" / "model.safetensors"), folder / "hub" / "config.json"
 
     @examples(100)
-    @given(st.sampled_from(("architecture", "pretrained_cfg", *TIMMS["pretrained_cfg"])), VALUES)
+    @given(st.sampled_from(("architecture", "pretrained_cfg", *TIMM_CONFIG["pretrained_cfg"])), VALUES)
     @example("input_size", [])
     @example("input_size", [float("inf")])
     @example("crop_pct", 0)
     @example("crop_pct", 1e-300)
     def tried(field, value):
-        said = json.loads(json.dumps(TIMMS))
+        said = json.loads(json.dumps(TIMM_CONFIG))
         (said["pretrained_cfg"] if field in said["pretrained_cfg"] else said)[field] = value
         beside.write_text(json.dumps(said))
         load("config.json", path, None)
