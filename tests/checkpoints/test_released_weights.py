@@ -1,7 +1,6 @@
 """Released files of all families, with the names, shapes and extras of the original, are read and exported."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,13 +11,12 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from helpers.conv_checks import apply, random_images
+from helpers.conv_checks import apply, random_images, short_inception_resnet_v2
 from helpers.images import torchvision_crop
 from jax_transfer.checkpoints import export, load_checkpoint
 from jax_transfer.data.augment import evaluation_view
 from jax_transfer.data.transforms import Preprocessing, resize_square
-from jax_transfer.models import MODELS, make_net
-from jax_transfer.models.inception_resnet_v2 import InceptionResNetV2
+from jax_transfer.models import MODELS
 
 torch = pytest.importorskip("torch")
 from helpers import torch_twins  # noqa: E402
@@ -147,17 +145,6 @@ def write(path, state, settings=None, model=""):
         return
     metadata = {"jax_transfer": json.dumps({"model": {"name": model, **settings}})} if settings else {"format": "pt"}
     safetensors.numpy.save_file({name: x.numpy() for name, x in state.items()}, path, metadata)
-
-
-@functools.cache
-def short_inception_resnet_v2(num_classes, width):
-    """Returns a net with one block on each of its three grids; the original has 10, 20 and 9."""
-
-    def make_module(rngs):
-        return InceptionResNetV2(num_classes, repeats=(1, 1, 1), width=width, dtype=np.float32, rngs=rngs)
-
-    sizes = {"num_classes": num_classes, "feature_dim": int(1536 * width), "min_image_size": 75}
-    return make_net("inception_resnet_v2", make_module, classifier=("classif",), **sizes)
 
 
 def assert_close(found, expected):

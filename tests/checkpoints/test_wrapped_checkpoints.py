@@ -94,7 +94,14 @@ def test_unsupported_pickle_protocols_are_named(tmp_path, protocol):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1\n", b"GGUF" + bytes(9)]
+    "data",
+    [
+        b"",
+        b"no checkpoint" * 50,
+        b"<!DOCTYPE html><html>",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"GGUF" + bytes(9),
+    ],
 )
 def test_other_files_are_not_torch_checkpoints(tmp_path, data):
     pytest.importorskip("torch")

@@ -1,10 +1,16 @@
 """Checks of convolutional nets. They avoid compiling `net.init`, which takes longer than anything else in them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from jax_transfer import trees
+from jax_transfer.models import make_net
+from jax_transfer.models.inception_resnet_v2 import InceptionResNetV2
+from jax_transfer.models.layers import DTYPES
 
 # Compiles in a third of the time; the code is slower, but runs only once.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -29,6 +35,17 @@ def random_weights(net, gain=2.0, spread=1.0):
     abstract = jax.eval_shape(net.init, jax.random.key(0))
     flat = [{name: jnp.float32(draw(name, x.shape)) for name, x in trees.flatten(tree).items()} for tree in abstract]
     return [trees.unflatten(tree) for tree in flat]
+
+
+@functools.cache
+def short_inception_resnet_v2(num_classes, dtype="float32", width=1.0):
+    """Returns an Inception-ResNet-v2 with one block on each of its three grids; the original has 10, 20 and 9."""
+
+    def make_module(rngs: nnx.Rngs):
+        return InceptionResNetV2(num_classes, repeats=(1, 1, 1), width=width, dtype=DTYPES[dtype], rngs=rngs)
+
+    sizes = {"num_classes": num_classes, "feature_dim": int(1536 * width), "min_image_size": 75}
+    return make_net("inception_resnet_v2", make_module, classifier=("classif",), **sizes)
 
 
 def random_images(size, count=4):

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from helpers.conv_checks import (
     assert_bfloat16_is_close,
@@ -12,12 +11,13 @@ from helpers.conv_checks import (
     assert_gradients_reach_every_parameter,
     num_parameters,
     random_images,
+    short_inception_resnet_v2,
 )
-from jax_transfer.models import MODELS, make_net
+from jax_transfer.models import MODELS
 from jax_transfer.models.inception import inception_v1, inception_v2
-from jax_transfer.models.inception_resnet_v2 import InceptionResNetV2, inception_resnet_v2
+from jax_transfer.models.inception_resnet_v2 import inception_resnet_v2
 from jax_transfer.models.inception_v3 import inception_v3
-from jax_transfer.models.layers import DTYPES, AvgPool, MaxPool
+from jax_transfer.models.layers import AvgPool, MaxPool
 from jax_transfer.records import InputError
 
 NAMES = {spec: name for name, spec in MODELS.items()}
@@ -36,16 +36,6 @@ TWINS = {
     inception_resnet_v2: ("InceptionResnetV2", 75),
 }
 by_model = functools.partial(pytest.mark.parametrize, "make", ids=NAMES.get)
-
-
-def short_inception_resnet_v2(num_classes, dtype="float32", width=1.0):
-    """Returns an Inception-ResNet-v2 with one block on each grid."""
-
-    def make_module(rngs: nnx.Rngs):
-        return InceptionResNetV2(num_classes, repeats=(1, 1, 1), width=width, dtype=DTYPES[dtype], rngs=rngs)
-
-    sizes = {"num_classes": num_classes, "feature_dim": int(1536 * width), "min_image_size": 75}
-    return make_net("short_inception_resnet_v2", make_module, classifier=("classif",), **sizes)
 
 
 @by_model(PUBLISHED)
