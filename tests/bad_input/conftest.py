@@ -1,4 +1,4 @@
-"""Writes the table of the campaign when its last test is over."""
+"""Writes the report of the campaign after its last test."""
 
 from helpers import hostile
 

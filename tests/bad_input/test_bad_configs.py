@@ -1,4 +1,4 @@
-"""Configs with anything in any field: refused in one line that names it, or all that the stages build can be built."""
+"""Configs with any value in any field: a one-line error names it, or everything the stages need can be built."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ WORDS = st.sampled_from(
 
 
 def study():
-    """A config that passes, of a small study."""
+    """Returns a valid config of a small study."""
     config = default_config()
     config.model.name, config.model.stem, config.model.width = "resnet10", "cifar", 8.0
     config.source.dataset = "embedded:digits?train=256&test=64"
@@ -57,7 +57,7 @@ def ranking():
 
 
 def leaves(fields, path=()):
-    """The paths of all fields, sections too."""
+    """Yields the paths of all fields and sections."""
     for name, value in fields.items():
         yield (*path, name)
         if isinstance(value, dict):
@@ -117,7 +117,7 @@ def value_at(fields, path):
 
 
 def near(kind, path):
-    """Values of the type that the field has, or nearly: what is most easily taken for good."""
+    """Draws values of the type of the field or a similar one, which are easily accepted by mistake."""
     value = value_at(KINDS[kind][0]().to_dict(), path)
     if isinstance(value, bool):
         return st.one_of(st.booleans(), NUMBERS)
@@ -130,7 +130,7 @@ def near(kind, path):
 
 
 def put(config, path, value):
-    """Sets a field as nothing but a hostile config file would: without the type checks of ConfigDict."""
+    """Sets a field without the type checks of ConfigDict, as a hostile config file can."""
     *parents, name = path
     with config.unlocked(), config.ignore_type():
         section = config
@@ -140,19 +140,19 @@ def put(config, path, value):
 
 
 def build(config, workdir):
-    """What the stages make of a config, as far as it is cheap."""
+    """Builds everything cheap that the stages derive from a config."""
     json.dumps(to_json(config), ensure_ascii=False).encode()
     settings.preprocessing(config)
     jax.random.key(config.seed)
     np.uint32(config.seed + config.finetune.num_seeds)
     evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
-    for of in (
+    for optimizer in (
         settings.pretrain_optimizer(config),
-        *(settings.finetune_settings(config, t).optimizer for t in config.targets),
+        *(settings.finetune_settings(config, target).optimizer for target in config.targets),
     ):
-        schedule = make_schedule(of, 100)
-        assert all(0 <= float(schedule(step)) < math.inf for step in (0, 50, 99)), of
-        make_optimizer(of, 100).init({"layer": {"kernel": np.ones((2, 2), np.float32)}})
+        schedule = make_schedule(optimizer, 100)
+        assert all(0 <= float(schedule(step)) < math.inf for step in (0, 50, 99)), optimizer
+        make_optimizer(optimizer, 100).init({"layer": {"kernel": np.ones((2, 2), np.float32)}})
     for target in config.targets:
         probing = settings.probe_settings(config, target)
         assert all(np.isfinite(np.float32(x)) for x in (*probing.learning_rates, *probing.l2))
@@ -177,7 +177,7 @@ KINDS = {"study": (study, check_study), "ranking": (ranking, check_ranking)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_good_config_passes(kind, tmp_path):
+def test_a_valid_config_passes(kind, tmp_path):
     make, check = KINDS[kind]
     assert check(make(), tmp_path)
 
@@ -241,7 +241,7 @@ def test_missing_added_and_misspelt_fields(kind, tmp_path):
     tried()
 
 
-ACCEPTED_BEFORE = [
+INVALID = [
     ("pretrain.batch_size", "8"),
     ("pretrain.epochs", 2.5),
     ("pretrain.optimizer.momentum", None),
@@ -280,8 +280,8 @@ ACCEPTED_BEFORE = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value"), ACCEPTED_BEFORE)
-def test_what_would_fail_hours_later_is_refused_at_once(path, value):
+@pytest.mark.parametrize(("path", "value"), INVALID)
+def test_invalid_values_are_refused_before_the_run(path, value):
     config = study()
     put(config, path.split("."), copy.deepcopy(value))
     with pytest.raises(InputError, match=path.split(".")[-1]) as caught:
@@ -295,7 +295,7 @@ FLAGS = [".".join(("config", *path)) for path in FIELDS["study"]]
 
 
 def parse(arguments, config="configs/quickstart.py:smoke"):
-    """What the command makes of its arguments before it runs anything."""
+    """Parses and checks the arguments like the command, without running anything."""
     sys.argv = ["main", f"--config={config}", "--workdir=unused", *arguments]
     main._define_flags()
     main._parse_flags(sys.argv)
@@ -326,7 +326,7 @@ def test_any_flag_with_any_value():
     tried()
 
 
-# Names of targets as folders may have them.
+# Names that the folder of a target may have.
 NAMES = st.one_of(
     st.sampled_from(
         ("v1.2/x", "..", "a.b.c", ".hidden", "1.5", "it's.here", 'a"b.c', "鸟类.v2", "a b.jpg", "x[0].y", "a=b.c")
@@ -336,13 +336,13 @@ NAMES = st.one_of(
 
 
 def by_target(target):
-    """A study of a target with fields of its own."""
+    """Returns the overrides and metrics of a target."""
     overrides = {target: {"probe": {"epochs": 7}, "finetune": {"optimizer": {"momentum": 0.5}}}}
     return overrides, {target: "mean_class_accuracy"}
 
 
 def assert_read(config, target):
-    """What a config says of a target arrives where it is used, and in config.json."""
+    """Asserts that the fields of a target reach its settings and config.json."""
     overrides, metrics = by_target(target)
     assert settings.probe_settings(config, target).epochs == 7
     assert settings.finetune_settings(config, target).optimizer.momentum == 0.5
@@ -352,7 +352,7 @@ def assert_read(config, target):
     assert not differences(written, to_json(config))
 
 
-def test_targets_whose_names_hold_dots_have_fields_of_their_own():
+def test_targets_with_dots_in_their_names_have_own_fields():
     @examples(60)
     @given(NAMES)
     def tried(target):
@@ -371,7 +371,7 @@ def test_targets_whose_names_hold_dots_have_fields_of_their_own():
 
 
 @pytest.mark.usefixtures("in_repository")
-def test_such_targets_on_the_command_line():
+def test_targets_with_dots_on_the_command_line():
     @examples(40)
     @given(NAMES)
     def tried(target):
@@ -386,7 +386,7 @@ def test_such_targets_on_the_command_line():
 
 
 @pytest.mark.parametrize("field", BY_TARGET)
-def test_a_field_of_another_target_lists_the_targets(field):
+def test_a_field_of_an_unknown_target_lists_the_targets(field):
     config = study()
     put(config, (field,), {"folder:/data/v1.3/x": dict(zip(BY_TARGET, ({}, "accuracy"), strict=True))[field]})
     with pytest.raises(InputError, match=rf"config\.{field}.*v1\.3/x.*Valid: embedded:digits\?train=200&test=64"):
@@ -407,7 +407,7 @@ def test_an_unknown_metric_lists_the_valid_ones():
      "def get_config(): return {}['a']", "def get_config(): raise RuntimeError", "def get_config(): return None",
      "def get_config(): return {'checkpoints': ''}", "def get_config(): return [][1]"],
 )  # fmt: skip
-def test_a_config_file_that_fails_is_one_line(text, tmp_path):
+def test_an_invalid_config_file_is_a_one_line_error(text, tmp_path):
     (tmp_path / "bad.py").write_text(text)
     found = accepted_or_refused("command line: a config file", lambda: parse([], str(tmp_path / "bad.py")), "--config")
     assert found is None

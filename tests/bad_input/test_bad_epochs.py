@@ -1,4 +1,4 @@
-"""Epochs of a trajectory with missing, cut or garbled files: finite weights, or one line that names the folder."""
+"""Epochs with missing, truncated or damaged files: finite weights, or a one-line error that names the folder."""
 
 import gc
 import json
@@ -21,9 +21,9 @@ TRAINING = {"opt_state": {}, "step": np.int32(3), "key": np.zeros(2, np.uint32)}
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """A folder of two epochs; the second has weights that are no numbers."""
-    folder = tmp_path_factory.mktemp("sound") / "checkpoints"
+def valid_run(tmp_path_factory):
+    """A folder of two epochs; weights of the second are NaN."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
     trajectory = Trajectory(folder)
     broken = {**MODEL, "params": {**PARAMS, "bn1": jax.tree.map(lambda x: x * np.nan, PARAMS["bn1"])}}
     trajectory.save(1, MODEL, TRAINING, DESCRIBED)
@@ -44,18 +44,18 @@ def load(kind, path):
     return found
 
 
-def test_a_sound_epoch_loads_and_one_that_diverged_is_named(sound):
-    assert load("sound", sound / "1") is not None
-    assert load("diverged", sound / "2") is None
+def test_a_valid_epoch_loads_and_a_diverged_one_is_named(valid_run):
+    assert load("valid", valid_run / "1") is not None
+    assert load("diverged", valid_run / "2") is None
 
 
 def files(epoch):
-    """The largest first: their names are drawn by lot, and most of the small ones are not needed to load."""
+    """Lists files by size, since their names are random; most small ones are not needed for loading."""
     found = [path for path in epoch.rglob("*") if path.is_file() and path.relative_to(epoch).parts[0] != "training"]
     return [path.relative_to(epoch) for path in sorted(found, key=lambda path: (-path.stat().st_size, path.parent))]
 
 
-def harm(path, how, place, mask):
+def damage_file(path, how, place, mask):
     data = path.read_bytes()
     at = int(place * len(data))
     if how == "missing":
@@ -69,15 +69,15 @@ def harm(path, how, place, mask):
     elif how == "folder":
         path.unlink()
         path.mkdir()
-    elif how == "item":  # all beside it too
+    elif how == "item":  # the whole folder
         shutil.rmtree(path.parent)
     elif how == "dangling":
         path.unlink()
         path.symlink_to("/no/such")
 
 
-def test_any_harm_to_any_file(sound, tmp_path):
-    number = len(files(sound / "1"))
+def test_any_damage_to_any_file(valid_run, tmp_path):
+    number = len(files(valid_run / "1"))
 
     @examples(30, most=300)
     @given(
@@ -88,8 +88,8 @@ def test_any_harm_to_any_file(sound, tmp_path):
     def tried(which, how, place, mask):
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(sound / "1", copy / "1")
-        harm(copy / "1" / files(sound / "1")[which], how, place, mask)
+        shutil.copytree(valid_run / "1", copy / "1")
+        damage_file(copy / "1" / files(valid_run / "1")[which], how, place, mask)
         found = load(how, copy / "1")
         if found is not None:
             assert jax.tree.all(jax.tree.map(np.array_equal, (found.params, found.stats), (PARAMS, STATS)))
@@ -97,9 +97,9 @@ def test_any_harm_to_any_file(sound, tmp_path):
     tried()
 
 
-def test_a_damaged_epoch_is_one_line_and_no_tracebacks(sound, tmp_path, caplog):
-    shutil.copytree(sound / "1", tmp_path / "1")
-    harm(tmp_path / "1" / files(sound / "1")[0], "random", 0, 1)
+def test_a_damaged_epoch_logs_no_tracebacks(valid_run, tmp_path, caplog):
+    shutil.copytree(valid_run / "1", tmp_path / "1")
+    damage_file(tmp_path / "1" / files(valid_run / "1")[0], "random", 0, 1)
     assert load("random", tmp_path / "1") is None
     gc.collect()
     assert "never retrieved" not in caplog.text
@@ -128,8 +128,8 @@ FIELDS = (
 )
 
 
-def test_any_metadata(sound, tmp_path):
-    shutil.copytree(sound / "1", tmp_path / "1")
+def test_any_metadata(valid_run, tmp_path):
+    shutil.copytree(valid_run / "1", tmp_path / "1")
     path = next((tmp_path / "1" / "metadata").glob("metadata"))
 
     @examples(40, most=300)
@@ -138,10 +138,11 @@ def test_any_metadata(sound, tmp_path):
     @example("num_classes", 90_000)
     @example("stem", ["cifar"])
     def tried(field, value):
-        said = json.loads(json.dumps(DESCRIBED))
-        section = said if field in said else said["preprocessing"] if field in ("image_size", "mean") else said["model"]
+        described = json.loads(json.dumps(DESCRIBED))
+        section = described["preprocessing" if field in ("image_size", "mean") else "model"]
+        section = described if field in described else section
         section[field] = value
-        path.write_text(json.dumps(value if field == "all" else said))
+        path.write_text(json.dumps(value if field == "all" else described))
         load("metadata", tmp_path / "1")
 
     tried()
@@ -151,13 +152,13 @@ def test_any_metadata(sound, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["²", "1.orbax-checkpoint-tmp-7", "01", "-1", "9" * 30, "٣"])
-def test_folders_with_names_that_are_nearly_epochs(sound, tmp_path, name):
-    shutil.copytree(sound / "1", tmp_path / "run" / name)
+def test_folders_with_names_similar_to_epochs(valid_run, tmp_path, name):
+    shutil.copytree(valid_run / "1", tmp_path / "run" / name)
     load("a name", tmp_path / "run" / name)
     accepted_or_refused("epoch: a name", lambda: expand(tmp_path / "run"), str(tmp_path / "run"))
 
 
-def test_folders_that_hold_no_trajectory(tmp_path):
+def test_folders_without_a_trajectory_are_named(tmp_path):
     (tmp_path / "5" / "model").mkdir(parents=True)
     assert load("empty", tmp_path / "5") is None
     (tmp_path / "a\nb").mkdir()

@@ -1,6 +1,5 @@
-"""Folders with anything in them: images, or one line that names the path; never a hang; `skip` keeps the sound."""
+"""Folders with any contents: images, or a one-line error that names the path; `skip` keeps all valid images."""
 
-import io
 import itertools
 import logging
 import os
@@ -20,19 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from helpers.hostile import accepted_or_refused, examples, watchdog
+from helpers.images import encoded, png
 from jax_transfer.data import folders, layout, sources
 from jax_transfer.data.sources import load_source, materialize
 from jax_transfer.data.transforms import decode_file
 from jax_transfer.records import InputError, printable
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # PIL's own on damaged tags and large images
+pytestmark = pytest.mark.filterwarnings("ignore")  # PIL warns about damaged tags and large images
 RGB = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
-
-
-def encoded(image, kind, **options):
-    held = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(held, kind, **options)
-    return held.getvalue()
 
 
 def turned(kind, orientation):
@@ -42,15 +36,12 @@ def turned(kind, orientation):
 
 
 def png_that_claims(width, height):
-    """A header that is in order, and no pixels worth the name."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
-    crc = [(len(data), name + data, zlib.crc32(name + data)) for name, data in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", n) + body + struct.pack(">I", c) for n, body, c in crc)
+    """Returns a PNG file with a valid header and too few pixels."""
+    return png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), zlib.compress(bytes(100)))
 
 
 FRAMES = [Image.new("P", (9, 9), colour) for colour in (0, 5, 9)]
-SOUND = {
+VALID = {
     "rgb.png": encoded(RGB, "PNG"),
     "progressive.jpg": encoded(RGB, "JPEG", progressive=True),
     "animated.gif": encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),
@@ -95,14 +86,14 @@ NAMES = st.one_of(
     st.text(st.characters(blacklist_characters="/\x00", blacklist_categories=["Cs"]), min_size=1, max_size=12),
 )  # fmt: skip
 CONTENTS = st.one_of(
-    st.sampled_from(sorted(SOUND)).map(lambda name: ("sound", name, SOUND[name])),
+    st.sampled_from(sorted(VALID)).map(lambda name: ("valid", name, VALID[name])),
     st.sampled_from(sorted(DAMAGED)).map(lambda name: ("damaged", name, DAMAGED[name])),
     st.tuples(st.just("unknown"), st.sampled_from(SUFFIXES), st.binary(max_size=60)),
-    st.tuples(st.sampled_from(sorted(SOUND)), st.floats(0, 0.999)).map(
-        lambda of: ("unknown", of[0], SOUND[of[0]][: int(of[1] * len(SOUND[of[0]]))])
+    st.tuples(st.sampled_from(sorted(VALID)), st.floats(0, 0.999)).map(
+        lambda of: ("unknown", of[0], VALID[of[0]][: int(of[1] * len(VALID[of[0]]))])
     ),
-    st.tuples(st.sampled_from(sorted(SOUND)), st.floats(0, 0.999), st.integers(1, 255)).map(
-        lambda of: ("unknown", of[0], flipped(SOUND[of[0]], of[1], of[2]))
+    st.tuples(st.sampled_from(sorted(VALID)), st.floats(0, 0.999), st.integers(1, 255)).map(
+        lambda of: ("unknown", of[0], flipped(VALID[of[0]], of[1], of[2]))
     ),
     st.sampled_from(("fifo", "socket", "folder", "outside", "dangling", "loop", "inside")).map(
         lambda kind: (kind, "x.png", b"")
@@ -117,12 +108,12 @@ def flipped(data, place, mask):
 
 
 def put(path, kind, data, root):
-    """Writes one entry of a class folder; returns what may not be left out, what must be, or None if either may be."""
+    """Writes one entry of a class folder."""
     if kind == "fifo":
         os.mkfifo(path)
     elif kind == "socket":
         here = os.getcwd()
-        os.chdir(path.parent)  # the address of a socket has room for 107 bytes
+        os.chdir(path.parent)  # a socket address has at most 107 bytes
         try:
             with socket.socket(socket.AF_UNIX) as held:
                 held.bind(path.name[-20:] if len(os.fsencode(path.name)) > 90 else path.name)
@@ -130,7 +121,7 @@ def put(path, kind, data, root):
             os.chdir(here)
     elif kind == "folder":
         path.mkdir()
-        (path / "inner.png").write_bytes(SOUND["rgb.png"])
+        (path / "inner.png").write_bytes(VALID["rgb.png"])
     elif kind in ("outside", "dangling", "loop", "inside"):
         inside = root / "cat" / "0.png"
         path.symlink_to({"outside": __file__, "dangling": "/no/such", "loop": path.name, "inside": inside}[kind])
@@ -139,14 +130,14 @@ def put(path, kind, data, root):
 
 
 def fill(root, entries):
-    """(number of images that must remain, names that must be reported, links that must be refused)."""
-    sound, damaged, links = 0, [], []
+    """Returns (number of valid images, paths that must be reported, links that must be refused)."""
+    valid, damaged, links = 0, [], []
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
-        for i in range(12):  # so many that some are left in the test split
-            shade = Image.new("RGB", (9, 9), (9 * i, 20 * len(name), 7))  # were all equal, that would be an error
+        for i in range(12):  # enough for some in the test split
+            shade = Image.new("RGB", (9, 9), (9 * i, 20 * len(name), 7))  # since equal images are an error
             (root / name / f"{i}.png").write_bytes(encoded(shade, "PNG"))
-            sound += 1
+            valid += 1
     for place, (in_cat, stem, (kind, name, data)) in enumerate(entries):
         suffix = name if name.startswith(".") else pathlib.PurePath(name).suffix
         path = root / ("cat" if in_cat else "dog") / f"{stem}{place}{suffix}"
@@ -155,15 +146,16 @@ def fill(root, entries):
         put(path, kind, data, root)
         if path.name.startswith("."):
             continue
-        sound += kind in ("sound", "folder", "inside")
-        if kind in ("damaged", "fifo", "outside"):  # the file outside is no image
+        valid += kind in ("valid", "folder", "inside")
+        if kind in ("damaged", "fifo", "outside"):  # the file outside is not an image
             damaged.append(path)
         if kind in LINKS:
             links.append(path)
-    return sound, damaged, links
+    return valid, damaged, links
 
 
-def both_splits(root, on_corrupt):  # with a slash, for a?b=1 would be an option
+def both_splits(root, on_corrupt):
+    """Loads both splits of a folder with a final slash, so that a?b=1 is not an option; returns the image count."""
     found = [materialize(load_source(f"folder:{root}", split, on_corrupt=on_corrupt), 8) for split in ("train", "test")]
     for images, labels in found:
         assert images.dtype == np.uint8 and images.shape == (len(labels), 8, 8, 3) and set(labels) <= {0, 1}
@@ -180,7 +172,7 @@ def test_any_files_in_class_folders(entries, root_name):
     sources.logger.addHandler(handler)
     try:
         root = outer / (root_name if root_name not in (".", "..") else "dots")
-        sound, damaged, links = fill(root, entries)
+        valid, damaged, links = fill(root, entries)
         stopped = accepted_or_refused("folder: error", lambda: both_splits(f"{root}/", "error"), "cat", "dog")
         assert stopped is None or not (damaged or links)
         kept = accepted_or_refused(
@@ -188,9 +180,9 @@ def test_any_files_in_class_folders(entries, root_name):
         )
         assert (kept is None) == bool(links)
         if kept is not None:
-            said = "\n".join(records)
-            assert sound <= kept <= sound + len(entries)
-            assert all(printable(path) in said for path in damaged)
+            messages = "\n".join(records)
+            assert valid <= kept <= valid + len(entries)
+            assert all(printable(path) in messages for path in damaged)
         assert not list(outer.rglob("it_ran")) and not pathlib.Path("it_ran").exists()
     finally:
         sources.logger.removeHandler(handler)
@@ -206,7 +198,7 @@ def test_any_file_decodes_or_is_named(content):
         path = outer / f"one{pathlib.PurePath(name).suffix or name}"
         put(path, kind, data, outer)
         image = accepted_or_refused(f"image: {kind}", lambda: decode_file(path), str(path))
-        assert image is not None or kind not in ("sound",)
+        assert image is not None or kind != "valid"
         if image is not None:
             assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and 0 not in image.shape
     finally:
@@ -216,9 +208,33 @@ def test_any_file_decodes_or_is_named(content):
 # --- any tree of folders
 
 FOLDER_NAMES = st.sampled_from(
-    ["train", "Training", "TEST", "val", "Valid", "seg_train", "seg_test", "x_val", "train_images", "test_set", "dev",
-     "test_tube", "cat", "dog", "images", "unknown", "0", "1", "café", "cafe\u0301", "@eaDir", "__MACOSX", ".git", "lost+found"]
-)  # fmt: skip
+    [
+        "train",
+        "Training",
+        "TEST",
+        "val",
+        "Valid",
+        "seg_train",
+        "seg_test",
+        "x_val",
+        "train_images",
+        "test_set",
+        "dev",
+        "test_tube",
+        "cat",
+        "dog",
+        "images",
+        "unknown",
+        "0",
+        "1",
+        "café",
+        "cafe\u0301",
+        "@eaDir",
+        "__MACOSX",
+        ".git",
+        "lost+found",
+    ]
+)
 FILE_NAMES = st.sampled_from(["1.png", "2.JFIF", "3.pgm", "4.heic", "notes.txt", "._1.jpg", "Thumbs.db", "no_ending"])
 TREES = st.recursive(
     st.lists(FILE_NAMES, min_size=1, max_size=5, unique=True),
@@ -228,7 +244,7 @@ TREES = st.recursive(
 
 
 def grow(folder, tree, colours):
-    """Writes a tree of folders (dictionaries) with files (lists), each image of another colour."""
+    """Writes a tree of folders (dictionaries) with files (lists); every image has another colour."""
     folder.mkdir()
     for name in tree:
         if isinstance(tree, dict):
@@ -242,7 +258,7 @@ def grow(folder, tree, colours):
 
 @examples(150)
 @given(TREES)
-def test_of_any_tree_of_folders_each_image_is_read_or_said_not_to_be(tree):
+def test_any_tree_of_folders_is_read_or_noted(tree):
     outer = pathlib.Path(tempfile.mkdtemp())
     try:
         root = outer / "root"
@@ -268,14 +284,14 @@ def test_of_any_tree_of_folders_each_image_is_read_or_said_not_to_be(tree):
         shutil.rmtree(outer)
 
 
-# --- what needs no drawing
+# --- fixed examples
 
 
-def test_links_between_a_few_folders_do_not_make_endless_paths(tmp_path):
+def test_links_between_folders_do_not_lead_to_endless_paths(tmp_path):
     rooms = [tmp_path / "maze" / f"room{i}" for i in range(12)]
     for room in rooms:
         room.mkdir(parents=True)
-        (room / "0.png").write_bytes(SOUND["rgb.png"])
+        (room / "0.png").write_bytes(VALID["rgb.png"])
     for room in rooms:
         for other in rooms:
             if other != room:
@@ -288,22 +304,22 @@ def test_links_between_a_few_folders_do_not_make_endless_paths(tmp_path):
     "name",
     ["~no_such_user_here/x", "/" + "z" * 5000, "/\x00", "a\nb", "/dev/null", "/dev/stdin", os.fsdecode(b"/\xff")],
 )
-def test_a_root_that_cannot_be_is_named(name):
+def test_an_impossible_root_is_named(name):
     assert accepted_or_refused("folder: root", lambda: load_source(f"folder:{name}", "train"), "folder:") is None
 
 
-def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     fill(tmp_path / "x", [])
 
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(os, "scandir", refuse)  # root may read every folder
+    monkeypatch.setattr(os, "scandir", refuse)  # not by permissions, since root may read every folder
     with pytest.raises(InputError, match=re.escape(str(tmp_path / "x")) + r".*cannot be read \(Permission denied\)"):
         load_source(f"folder:{tmp_path / 'x'}", "train")
 
 
-def test_what_is_called_png_never_starts_another_program(tmp_path, monkeypatch):
+def test_a_png_file_never_starts_another_program(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr("subprocess.Popen", lambda *arguments, **options: started.append(arguments))
     monkeypatch.setattr("subprocess.check_call", lambda *arguments, **options: started.append(arguments))
@@ -343,7 +359,7 @@ def test_any_name_of_a_data_set(address, options, split):
     empty = tempfile.mkdtemp()
     before, here = os.environ.get("TFDS_DATA_DIR"), os.getcwd()
     os.environ["TFDS_DATA_DIR"] = empty
-    os.chdir(empty)  # folder:. and names that lead nowhere
+    os.chdir(empty)  # for folder:. and relative names
     try:
         name = "?".join([address, "&".join(options)] if options else [address])
         if address != "folder:/":

@@ -1,4 +1,4 @@
-"""Files of torch with anything in them: finite weights, or one line that names the file; nothing in them is run."""
+"""Torch files with any contents: finite weights, or a one-line error that names the file; no code in them runs."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ def torch():
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_damage_to_files_of_torch(folder, torch, zipped):
+def test_damaged_torch_files(folder, torch, zipped):
     held = io.BytesIO()
     tensors = {name: torch.from_numpy(value.copy()) for name, value in state().items()}
     torch.save({"state_dict": tensors, "epoch": 5}, held, _use_new_zipfile_serialization=zipped)
@@ -49,7 +49,7 @@ def test_damage_to_files_of_torch(folder, torch, zipped):
     tried()
 
 
-def test_tensors_that_are_not_what_they_seem(folder, torch):
+def test_strange_tensors_are_refused(folder, torch):
     one = torch.ones(1)
     for value in (
         one.expand(10**6, 10**6), torch.ones(3, dtype=torch.complex64), torch.nn.Parameter(torch.ones(3)),
@@ -69,22 +69,49 @@ def test_tensors_that_are_not_what_they_seem(folder, torch):
     assert load("pth: parameters", path, limit=False) is not None
 
 
-GLOBALS = ("os system", "posix system", "subprocess Popen", "builtins eval", "builtins exec", "builtins getattr",
-           "builtins __import__",
-           "__builtin__ eval", "pathlib Path.touch", "importlib import_module", "torch load", "torch.hub load",
-           "torch.jit load",
-           "numpy load", "operator attrgetter", "functools partial", "runpy run_path", "collections OrderedDict",
-           "builtins bytearray",
-           "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch.storage _load_from_bytes",
-           "_codecs encode",
-           "argparse Namespace", "collections defaultdict", "pathlib PosixPath", "numpy dtype", "numpy ndarray",
-           "numpy._core.multiarray scalar", "numpy._core.multiarray _reconstruct", "builtins bytes", "datetime datetime",
-           "torch.nn.modules.linear Linear", "os.path\nsystem os", "torch FloatStorage", "a\nb c")  # fmt: skip
+GLOBALS = (
+    "os system",
+    "posix system",
+    "subprocess Popen",
+    "builtins eval",
+    "builtins exec",
+    "builtins getattr",
+    "builtins __import__",
+    "__builtin__ eval",
+    "pathlib Path.touch",
+    "importlib import_module",
+    "torch load",
+    "torch.hub load",
+    "torch.jit load",
+    "numpy load",
+    "operator attrgetter",
+    "functools partial",
+    "runpy run_path",
+    "collections OrderedDict",
+    "builtins bytearray",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+    "torch.storage _load_from_bytes",
+    "_codecs encode",
+    "argparse Namespace",
+    "collections defaultdict",
+    "pathlib PosixPath",
+    "numpy dtype",
+    "numpy ndarray",
+    "numpy._core.multiarray scalar",
+    "numpy._core.multiarray _reconstruct",
+    "builtins bytes",
+    "datetime datetime",
+    "torch.nn.modules.linear Linear",
+    "os.path\nsystem os",
+    "torch FloatStorage",
+    "a\nb c",
+)
 CALLS = st.sampled_from(("reduce", "inst", "obj", "newobj", "newobj_ex", "build", "stack_global", "ext"))
 
 
-def call(how, where, argument):
-    """The opcodes that call a global with one text."""
+def call_opcodes(how, where, argument):
+    """Returns opcodes that call a global with one string."""
     module, name = (part.encode() for part in where.rsplit(" ", 1))
     text = b"X" + struct.pack("<I", len(argument)) + argument
     short = lambda word: b"\x8c" + bytes([len(word)]) + word  # noqa: E731
@@ -101,8 +128,8 @@ def call(how, where, argument):
     }[how]
 
 
-def delivered(path, program, how):
-    """Writes a pickle as each of torch's formats holds it."""
+def write_program(path, program, how):
+    """Writes a pickle in one of the formats of torch."""
     if how == "zip":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", program)
@@ -141,15 +168,15 @@ def test_no_pickle_runs_code(folder, torch, monkeypatch):
     def tried(calls, protocol, how, tail):
         program = b"\x80" + bytes([protocol]) if protocol else b""
         for kind, where, command in calls:
-            program += call(kind, where, command.encode()) + b"0" * (kind != calls[-1][0])
-        delivered(folder / "code.pth", program + tail + b".", how)
+            program += call_opcodes(kind, where, command.encode()) + b"0" * (kind != calls[-1][0])
+        write_program(folder / "code.pth", program + tail + b".", how)
         assert load("pth: code", folder / "code.pth") is None
         assert not canary.exists() and not (folder.parent / "escaped").exists()
 
     tried()
 
 
-def test_any_opcodes(folder, torch):
+def test_arbitrary_opcodes_are_refused(folder, torch):
     opcodes = st.sampled_from([op.code.encode("latin-1") for op in pickletools.opcodes])
 
     @examples(150)
@@ -162,13 +189,13 @@ def test_any_opcodes(folder, torch):
     @example([b"(" * 10**6], "zip")
     @example([b"]" * 10**5 + b"a" * (10**5 - 1)], "zip")
     def tried(codes, how):
-        delivered(folder / "codes.pth", b"\x80\x02" + b"".join(codes) + b".", how)
+        write_program(folder / "codes.pth", b"\x80\x02" + b"".join(codes) + b".", how)
         assert load("pth: opcodes", folder / "codes.pth") is None
 
     tried()
 
 
-def test_a_bomb_is_not_unpacked(folder, torch):
+def test_an_archive_bomb_is_not_unpacked(folder, torch):
     path = folder / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/version", "3\n")

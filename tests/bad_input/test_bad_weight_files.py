@@ -1,4 +1,4 @@
-"""Files of weights, those of torch apart, with anything in them: finite weights, or one line that names the file."""
+"""Files of weights with any contents: finite weights, or a one-line error that names the file."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from helpers.checkpoint_files import DESCRIBED, METADATA, TIMMS, saved
+from helpers.checkpoint_files import DESCRIBED, METADATA, TIMM_CONFIG, saved
 from helpers.damaged_weights import HOW, MASK, PLACE, damaged, load
 from helpers.hostile import accepted_or_refused, examples
 from jax_transfer.checkpoints import expand
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "pt", "bin", "tar"])
-def test_random_bytes(folder, suffix):
+def test_random_bytes_are_refused(folder, suffix):
     if suffix != "safetensors":
         pytest.importorskip("torch")
 
@@ -43,7 +43,7 @@ def test_random_bytes(folder, suffix):
     tried()
 
 
-def test_damage_to_safetensors(folder):
+def test_damaged_safetensors(folder):
     whole = saved(folder / "whole.safetensors", metadata=METADATA).read_bytes()
 
     @examples(60)
@@ -69,7 +69,7 @@ VALUES = st.recursive(
 )
 
 
-def header_of(entries):
+def encode_header(entries):
     text = entries if isinstance(entries, bytes) else json.dumps(entries).encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(text)) + text
 
@@ -91,7 +91,7 @@ def test_hostile_headers_of_safetensors(folder):
         else:
             entries["fc.weight" if field == "entry" else field] = value
         path = folder / "header.safetensors"
-        path.write_bytes(header_of(entries) + data)
+        path.write_bytes(encode_header(entries) + data)
         load("safetensors: header", path)
 
     tried()
@@ -106,7 +106,7 @@ def test_hostile_headers_of_safetensors(folder):
         b" " * 99,
         b'{"": {}}',
     ):
-        path.write_bytes(header_of(text))
+        path.write_bytes(encode_header(text))
         assert load("safetensors: header", path) is None
 
 
@@ -114,42 +114,42 @@ METADATA_FIELDS = ("model", "preprocessing", "source_accuracy", "name", "width",
                    "crop_fraction", "mean", "std", "interpolation", "dtype", "zero_init_last", "depth")  # fmt: skip
 
 
-def test_what_a_file_says_of_itself(folder):
+def test_arbitrary_metadata(folder):
     @examples(150)
     @given(st.sampled_from(METADATA_FIELDS), VALUES, st.sampled_from(("resnet10", None)))
     @example("num_classes", 90_000_000, None)
     @example("width", float("nan"), None)
     @example("image_size", 10**9, None)
     def tried(field, value, model):
-        said = json.loads(json.dumps(DESCRIBED))
-        section = said if field in said else said["model"]
-        section = said["preprocessing"] if field in METADATA_FIELDS[7:12] else section
+        described = json.loads(json.dumps(DESCRIBED))
+        section = described if field in described else described["model"]
+        section = described["preprocessing"] if field in METADATA_FIELDS[7:12] else section
         section[field] = value
-        path = saved(folder / "said.safetensors", metadata={"jax_transfer": json.dumps(said)})
+        path = saved(folder / "described.safetensors", metadata={"jax_transfer": json.dumps(described)})
         load("safetensors: metadata", path, model)
 
     tried()
 
 
-def test_what_a_config_beside_a_file_says(folder):
+def test_arbitrary_config_json(folder):
     (folder / "hub").mkdir()
-    path, beside = saved(folder / "hub" / "model.safetensors"), folder / "hub" / "config.json"
+    path, config_file = saved(folder / "hub" / "model.safetensors"), folder / "hub" / "config.json"
 
     @examples(100)
-    @given(st.sampled_from(("architecture", "pretrained_cfg", *TIMMS["pretrained_cfg"])), VALUES)
+    @given(st.sampled_from(("architecture", "pretrained_cfg", *TIMM_CONFIG["pretrained_cfg"])), VALUES)
     @example("input_size", [])
     @example("input_size", [float("inf")])
     @example("crop_pct", 0)
     @example("crop_pct", 1e-300)
     def tried(field, value):
-        said = json.loads(json.dumps(TIMMS))
-        (said["pretrained_cfg"] if field in said["pretrained_cfg"] else said)[field] = value
-        beside.write_text(json.dumps(said))
+        config = json.loads(json.dumps(TIMM_CONFIG))
+        (config["pretrained_cfg"] if field in config["pretrained_cfg"] else config)[field] = value
+        config_file.write_text(json.dumps(config))
         load("config.json", path, None)
 
     tried()
     for content in (b"", b"{", b"\xff", b"[" * 100_000, b"null", b"[]"):
-        beside.write_bytes(content)
+        config_file.write_bytes(content)
         load("config.json", path, "resnet10")
 
 
@@ -157,7 +157,7 @@ def test_what_a_config_beside_a_file_says(folder):
     "name",
     ["no\nsuch.safetensors", "\x1b[2J.pth", os.fsdecode(b"\xff.pt"), "z" * 300 + ".safetensors", "a\x00.pth", "²"],
 )
-def test_names_that_cannot_be(folder, name):
+def test_impossible_names_are_refused(folder, name):
     assert load("a name", folder / name) is None
     (folder / "²").mkdir(exist_ok=True)
     accepted_or_refused("a name", lambda: expand(folder / "²"), "holds no checkpoints")

@@ -1,4 +1,4 @@
-"""Checkpoints from files: equal to the torch twin that wrote them, strict about names, and what they say of themselves."""
+"""Checkpoints from files: outputs equal those of torch, names must match, and descriptions are read."""
 
 import dataclasses
 import logging
@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from helpers.checkpoint_files import DESCRIBED, IMAGES, METADATA, NET, PARAMS, STATS, TIMMS, hub, saved, state, zeros
+from helpers.checkpoint_files import (
+    DESCRIBED,
+    IMAGES,
+    METADATA,
+    NET,
+    PARAMS,
+    STATS,
+    TIMM_CONFIG,
+    hub,
+    saved,
+    state,
+    zeros,
+)
 from jax_transfer.checkpoints import (
     Checkpoint,
     at_image_size,
@@ -27,13 +39,13 @@ from jax_transfer.models.vit import resize_position_embedding
 from jax_transfer.records import InputError
 
 
-def found_in(path):
-    """The weights of NET in a file."""
+def read_state(path):
+    """Returns the weights of NET in a file."""
     expected = frozenset(torch_weights.expected_shapes(NET))
     return state_dicts.find(torch_files.read(path), expected, "fc.", path, len)
 
 
-def test_names_and_layouts_are_torchs():
+def test_names_and_layouts_are_those_of_torch():
     found = state()
     assert found["conv1.weight"].shape == (8, 3, 3, 3) and found["fc.weight"].shape == (5, 64)
     assert found["layer2.0.downsample.1.running_var"].shape == (16,)
@@ -41,7 +53,7 @@ def test_names_and_layouts_are_torchs():
     np.testing.assert_array_equal(found["conv1.weight"][2, 1], kernel[:, :, 1, 2])
 
 
-def test_there_and_back_is_the_identity():
+def test_conversion_to_torch_and_back_is_the_identity():
     params, stats, note = torch_weights.from_torch(state(), NET, "x")
     jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
     assert note == ""
@@ -49,18 +61,18 @@ def test_there_and_back_is_the_identity():
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "module.encoder_q."])
-def test_wrappers_counters_and_the_other_encoder_do_not_matter(tmp_path, prefix):
+def test_wrappers_counters_and_key_encoders_are_ignored(tmp_path, prefix):
     found = {prefix + name: value for name, value in state().items()}
     found |= {f"{prefix}bn1.num_batches_tracked": np.array(7), "module.queue": np.ones((3, 3), np.float32)}
     found["module.encoder_k.conv1.weight"] = np.zeros((8, 3, 3, 3), np.float32)
     if "encoder_q" not in prefix:
         del found["module.queue"], found["module.encoder_k.conv1.weight"]
     safetensors.numpy.save_file(found, tmp_path / "a.safetensors")
-    read = found_in(tmp_path / "a.safetensors").state
-    assert {name: value.shape for name, value in read.items()} == {n: v.shape for n, v in state().items()}
+    read = read_state(tmp_path / "a.safetensors").state
+    assert {name: value.shape for name, value in read.items()} == {name: value.shape for name, value in state().items()}
 
 
-def test_a_head_of_another_size_is_left_out_and_said(tmp_path):
+def test_an_unsuitable_head_is_left_out_and_noted(tmp_path):
     found = state()
     found["fc.weight"], found["fc.bias"] = np.ones((9, 64), np.float32), np.ones(9, np.float32)
     params, _, note = torch_weights.from_torch(found, NET, "x")
@@ -68,13 +80,13 @@ def test_a_head_of_another_size_is_left_out_and_said(tmp_path):
     mlp = {name: value for name, value in state().items() if not name.startswith("fc.")}
     mlp |= {"fc.0.weight": np.ones((64, 64), np.float32), "fc.2.weight": np.ones((5, 64), np.float32)}
     assert "fc.0.weight" in torch_weights.from_torch(mlp, NET, "x")[2]
-    headless = {n: v for n, v in state().items() if n[:3] != "fc."}
+    headless = {name: value for name, value in state().items() if not name.startswith("fc.")}
     assert torch_weights.from_torch(headless, NET, "x")[2] == "the file has no head"
     params, _, note = torch_weights.from_torch(state(), NET, "x", contrastive=True)
     assert "is a contrastive loss's" in note and not np.array_equal(params["fc"]["kernel"], PARAMS["fc"]["kernel"])
 
 
-def test_what_does_not_fit_is_listed_by_name():
+def test_missing_and_unexpected_weights_are_named():
     found = state()
     del found["layer1.0.conv1.weight"]
     found["layer9.weight"] = np.ones(3, np.float32)
@@ -86,13 +98,13 @@ def test_what_does_not_fit_is_listed_by_name():
     assert "differs: bn1.bias expected float32[8], found float32[9]" in message and "\n" not in message
 
 
-def test_exported_checkpoints_come_back_whole(tmp_path):
+def test_exported_checkpoints_are_restored(tmp_path):
     first = load_checkpoint(saved(tmp_path / "a.safetensors", metadata=METADATA))
     assert first.source_accuracy == 0.5 and first.preprocessing.image_size == 16
     export(first, tmp_path / "b.safetensors")
     again = load_checkpoint(tmp_path / "b.safetensors")
     assert again.net is first.net and again.preprocessing == first.preprocessing
-    outputs = [c.net.apply(c.params, c.stats, IMAGES) for c in (first, again)]
+    outputs = [found.net.apply(found.params, found.stats, IMAGES) for found in (first, again)]
     np.testing.assert_array_equal(outputs[0].logits, outputs[1].logits)
 
 
@@ -113,13 +125,11 @@ def test_pth_files_equal_the_twin_that_wrote_them(tmp_path, caplog):
     from helpers import torch_twins
 
     twin = torch_twins.random_resnet(torch_twins.BasicBlock, (1, 1, 1, 1), 5, 8, "cifar")
-    images = torch.tensor(IMAGES.transpose(0, 3, 1, 2))
-    with torch.no_grad():
-        logits, features = twin(images)
+    logits, features = torch_twins.twin_output(twin, IMAGES)
     files = {"plain.pth": twin.state_dict(), "lightning.pt": {"state_dict": twin.state_dict(), "epoch": 3}}
     for name, content in files.items():
         torch.save(content, tmp_path / name)
-        found = found_in(tmp_path / name).state
+        found = read_state(tmp_path / name).state
         params, stats, note = torch_weights.from_torch(found, NET, name)
         output = NET.apply(params, stats, IMAGES)
         assert note == ""
@@ -127,7 +137,7 @@ def test_pth_files_equal_the_twin_that_wrote_them(tmp_path, caplog):
         np.testing.assert_allclose(output.features, features, atol=1e-4)
 
 
-def test_a_head_that_is_missing_is_logged(tmp_path, caplog, monkeypatch):
+def test_a_missing_head_is_logged(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("jax_transfer"), "propagate", True)
     found = {name: value for name, value in state().items() if not name.startswith("fc.")}
     with caplog.at_level(logging.WARNING):
@@ -138,13 +148,13 @@ def test_a_head_that_is_missing_is_logged(tmp_path, caplog, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_floats_are_read_as_float32(tmp_path, dtype):
     found = {name: value.astype(jnp.dtype(dtype)) for name, value in state().items()}
-    read = found_in(saved(tmp_path / "a.safetensors", found)).state
+    read = read_state(saved(tmp_path / "a.safetensors", found)).state
     assert {value.dtype for value in read.values()} == {np.dtype("float32")}
     for name, value in read.items():
         np.testing.assert_array_equal(value, found[name].astype(np.float32))
 
 
-def test_a_head_without_training_is_not_exported(tmp_path):
+def test_an_untrained_head_is_not_exported(tmp_path):
     found = {name: value for name, value in state().items() if not name.startswith("fc.")}
     loaded = load_checkpoint(saved(tmp_path / "a.safetensors", found, METADATA))
     export(loaded, tmp_path / "b.safetensors")
@@ -152,11 +162,11 @@ def test_a_head_without_training_is_not_exported(tmp_path):
     assert not loaded.has_head and not again.has_head and again.net is NET
 
 
-# --- what a file says of itself
+# --- descriptions in files
 
 
 def trajectory(folder, params=PARAMS, described=DESCRIBED):
-    """Epoch 3 of a trajectory of NET, or of another."""
+    """Saves a trajectory with one epoch; returns the folder of the epoch."""
     run = Trajectory(folder / "checkpoints")
     training = {
         "opt_state": {"count": jnp.zeros(())},
@@ -168,7 +178,7 @@ def trajectory(folder, params=PARAMS, described=DESCRIBED):
     return folder / "checkpoints" / "3"
 
 
-def test_a_checkpoint_without_a_head_comes_back_without_one(tmp_path):
+def test_a_checkpoint_without_a_head_is_restored_without_one(tmp_path):
     headless = MODELS["resnet10"](num_classes=0, stem="cifar", width=8)
     trunk = {name: value for name, value in PARAMS.items() if name != "fc"}
     expected = NET.apply(PARAMS, STATS, IMAGES).features
@@ -186,7 +196,7 @@ def test_a_checkpoint_without_a_head_comes_back_without_one(tmp_path):
         assert output.logits.shape == (2, 0) and found.notes == () and found.preprocessing == epoch.preprocessing
 
 
-def test_timms_config_names_the_model_and_the_preprocessing(tmp_path):
+def test_a_timm_config_gives_model_and_preprocessing(tmp_path):
     found = load_checkpoint(hub(tmp_path / "a1b2c3"))
     assert found.net is NET and found.preprocessing.host_size == 26  # 24 / 0.9 = 26.7, which timm rounds down
     assert dataclasses.replace(found.preprocessing, crop_fraction=1.0) == Preprocessing(
@@ -194,13 +204,13 @@ def test_timms_config_names_the_model_and_the_preprocessing(tmp_path):
     )
 
 
-def test_timms_config_does_not_speak_for_a_file_of_another_name(tmp_path):
-    path = hub(tmp_path / "x", "resnet10_mine.safetensors", {**TIMMS, "architecture": "resnet50"})
+def test_a_timm_config_applies_only_to_model_files(tmp_path):
+    path = hub(tmp_path / "x", "resnet10_mine.safetensors", {**TIMM_CONFIG, "architecture": "resnet50"})
     assert load_checkpoint(path).net is NET and not describes_itself(path)
 
 
-def test_an_exported_file_is_believed_before_the_config_beside_it(tmp_path):
-    path = hub(tmp_path / "x", config={**TIMMS, "architecture": "resnet50"})
+def test_metadata_of_an_export_override_the_config(tmp_path):
+    path = hub(tmp_path / "x", config={**TIMM_CONFIG, "architecture": "resnet50"})
     saved(path, metadata=METADATA)
     assert load_checkpoint(path).net is NET and load_checkpoint(path).preprocessing.image_size == 16
 
@@ -209,16 +219,16 @@ def test_a_checkpoint_describes_itself_if_it_names_its_model(tmp_path):
     assert describes_itself(saved(tmp_path / "a.safetensors", metadata=METADATA))
     assert describes_itself(hub(tmp_path / "x")) and describes_itself(trajectory(tmp_path))
     assert not describes_itself(saved(tmp_path / "resnet10.safetensors"))
-    assert not describes_itself(hub(tmp_path / "y", config={**TIMMS, "architecture": "resnet50d"}))
+    assert not describes_itself(hub(tmp_path / "y", config={**TIMM_CONFIG, "architecture": "resnet50d"}))
     assert not describes_itself(hub(tmp_path / "z", config={"architectures": ["ViTModel"]}))
     (tmp_path / "garbage.safetensors").write_bytes(b"no checkpoint" * 99)
     for other in ("garbage.safetensors", "absent.safetensors", "."):
         assert not describes_itself(tmp_path / other)
 
 
-def test_only_the_header_is_read_for_that(tmp_path, monkeypatch):
+def test_describes_itself_reads_only_the_header(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.safetensors", metadata=METADATA)
-    monkeypatch.setattr(torch_files, "_read_safetensors", lambda path: pytest.fail("it read the weights"))
+    monkeypatch.setattr(torch_files, "_read_safetensors", lambda path: pytest.fail("read the weights"))
     assert describes_itself(path)
 
 
@@ -231,7 +241,7 @@ def test_an_epoch_of_a_trajectory_is_exported(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, (again.params, again.stats), (PARAMS, STATS))
 
 
-def test_a_contradiction_names_both_models(tmp_path):
+def test_contradicting_models_are_both_named(tmp_path):
     exported = saved(tmp_path / "a.safetensors", metadata=METADATA)
     for path, where in ((exported, "its metadata"), (hub(tmp_path / "x"), "config.json"), (trajectory(tmp_path), "")):
         with pytest.raises(InputError, match=f"is a resnet10.*{where}.*not a resnet18") as caught:
@@ -249,7 +259,7 @@ def test_a_contradiction_names_both_models(tmp_path):
         ("t2t_vit_t_14", {"image_size": 32}),
     ],
 )
-def test_shapes_tell_the_settings_that_a_file_does_not(tmp_path, name, settings):
+def test_missing_settings_follow_from_the_shapes(tmp_path, name, settings):
     net = MODELS[name](num_classes=3, **settings)
     found = load_checkpoint(saved(tmp_path / f"{name}.safetensors", zeros(net)))
     assert found.net is net and found.settings == {"num_classes": 3, **settings}
@@ -262,7 +272,7 @@ def test_a_guessed_preprocessing_is_logged(tmp_path, caplog, monkeypatch):
     assert found.preprocessing == Preprocessing(32) and "are a guess" in caplog.text
 
 
-# --- images of another size
+# --- other image sizes
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +288,7 @@ def transformers():
 
 
 @pytest.mark.parametrize(("name", "size", "grid"), [("vit_tiny_patch4_32", 12, (2, 3)), ("t2t_vit_14", 48, (2, 3))])
-def test_a_transformer_gets_a_position_embedding_for_images_of_another_size(transformers, name, size, grid, tmp_path):
+def test_position_embeddings_are_resized_for_another_image_size(transformers, name, size, grid, tmp_path):
     before = transformers[name]
     after = at_image_size(before, size)
     assert after.net is MODELS[name](num_classes=3, image_size=size) and after.settings["image_size"] == size
@@ -299,7 +309,7 @@ def test_the_same_image_size_changes_nothing(transformers):
         assert after.net is before.net and after.params is before.params and after.stats is before.stats
 
 
-def test_a_convolutional_net_takes_another_image_size_as_it_is():
+def test_a_convolutional_net_accepts_another_image_size():
     before = Checkpoint("x", NET, PARAMS, STATS, Preprocessing(16, 0.5))
     after = at_image_size(before, 24)
     assert after == dataclasses.replace(before, preprocessing=Preprocessing(24, 0.5))
@@ -315,7 +325,7 @@ def test_a_convolutional_net_takes_another_image_size_as_it_is():
         ("vit_tiny_patch4_32", 12.5, "image_size is 12.5"),
     ],
 )
-def test_an_image_size_that_a_net_cannot_take_is_refused(transformers, name, size, message):
+def test_unsuitable_image_sizes_are_refused(transformers, name, size, message):
     checkpoint = transformers.get(name, Checkpoint("x", NET, PARAMS, STATS, Preprocessing(16)))
     with pytest.raises(InputError, match=message):
         at_image_size(checkpoint, size)

@@ -1,7 +1,6 @@
-"""Every family through files as they are released: the names, shapes and extras of the original, read and written back."""
+"""Released files of all families, with the names, shapes and extras of the original, are read and exported."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,12 +11,12 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from helpers.conv_checks import apply, random_images
+from helpers.conv_checks import apply, random_images, short_inception_resnet_v2
+from helpers.images import torchvision_crop
 from jax_transfer.checkpoints import export, load_checkpoint
 from jax_transfer.data.augment import evaluation_view
 from jax_transfer.data.transforms import Preprocessing, resize_square
-from jax_transfer.models import MODELS, make_net
-from jax_transfer.models.inception_resnet_v2 import InceptionResNetV2
+from jax_transfer.models import MODELS
 
 torch = pytest.importorskip("torch")
 from helpers import torch_twins  # noqa: E402
@@ -26,8 +25,8 @@ from helpers import torch_twins_inception as inception  # noqa: E402
 from helpers import torch_twins_vit as vit  # noqa: E402
 
 
-def moco(state):
-    """The state of a MoCo-v2: an MLP as head, a second encoder, a queue; all below the wrapper of several GPUs."""
+def moco_v2(state):
+    """Returns a MoCo v2 state with an MLP head, a second encoder and a queue, below the wrapper for several GPUs."""
     trunk = {name: x for name, x in state.items() if not name.startswith("fc.")}
     head = {"fc.0.weight": (256, 256), "fc.0.bias": (256,), "fc.2.weight": (128, 256), "fc.2.bias": (128,)}
     encoder = trunk | {name: torch.ones(shape) for name, shape in head.items()}
@@ -39,19 +38,19 @@ def moco(state):
     }
 
 
-def auxiliary(state):
-    """With the heads that Inception nets have in training alone."""
+def with_auxiliary_heads(state):
+    """Adds the heads that Inception nets have only in training."""
     names = ("aux1.conv.conv.weight", "aux2.fc2.bias", "AuxLogits.fc.weight")
     return state | {name: torch.ones(3, 2) for name in names}
 
 
-def caffes(state):
-    """BatchNorm arrays as [1, d], as in the file that pretrainedmodels published."""
+def with_caffe_shapes(state):
+    """Returns BatchNorm arrays as [1, d], as in the file that pretrainedmodels published."""
     return {name: x[None] if "_bn." in name and x.ndim == 1 else x for name, x in state.items()}
 
 
-def performer(twin):
-    """With keys and queries so small that their kernel, exp(-|k|^2 / 2), does not vanish before the attention matters."""
+def with_small_keys(twin):
+    """Scales keys and queries down, so that their kernel exp(-|k|^2 / 2) does not vanish."""
     with torch.no_grad():
         for attention in (twin.tokens_to_token.attention1, twin.tokens_to_token.attention2):
             attention.kqv.weight[:128] *= 0.15
@@ -67,7 +66,7 @@ class Case(NamedTuple):
     settings: dict | None = None  # metadata of the file
     change: Callable = dict  # state_dict -> what the file holds
     bgr: bool = False
-    exports: Callable | None = None  # a twin with the names that `export` writes, if they are not the file's
+    exports: Callable | None = None  # a twin with the names that `export` writes, if they differ
 
 
 TINY = (192, 12, 3, 16, 32, 5)
@@ -82,7 +81,7 @@ CASES = (
     ),
     Case(
         "resnet50", "moco_v2_800ep_pretrain.pth.tar", 64,
-        lambda: torch_twins.random_resnet(torch_twins.Bottleneck, (3, 4, 6, 3), 5, 8, "imagenet"), change=moco,
+        lambda: torch_twins.random_resnet(torch_twins.Bottleneck, (3, 4, 6, 3), 5, 8, "imagenet"), change=moco_v2,
     ),
     Case(
         "resnet18_v2", "resnetv2_18.ra4_e3600_r224_in1k/model.safetensors", 64,
@@ -100,15 +99,15 @@ CASES = (
     Case("mobilenet_v2", "mobilenetv2_100_ra.safetensors", 64, lambda: conv.randomised(conv.TimmMobileNetV2(5))),
     Case(
         "inception_v1", "googlenet-1378be20.safetensors", 52, lambda: conv.randomised(inception.GoogLeNet(5, 0.1)),
-        {"width": 0.1}, auxiliary,
+        {"width": 0.1}, with_auxiliary_heads,
     ),
     Case(
-        "inception_v2", "bn_inception-52deb4733.safetensors", 64, lambda: conv.randomised(inception.BNInception(5, 0.1)),
-        {"width": 0.1}, caffes, bgr=True,
+        "inception_v2", "bn_inception-52deb4733.safetensors", 64,
+        lambda: conv.randomised(inception.BNInception(5, 0.1)), {"width": 0.1}, with_caffe_shapes, bgr=True,
     ),
     Case(
         "inception_v3", "inception_v3_google-0cc3c7bd.safetensors", 75,
-        lambda: conv.randomised(inception.Inception3(5, 0.1)), {"width": 0.1}, auxiliary,
+        lambda: conv.randomised(inception.Inception3(5, 0.1)), {"width": 0.1}, with_auxiliary_heads,
     ),
     Case(
         "vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors", 32,
@@ -120,7 +119,7 @@ CASES = (
     ),
     Case(
         "t2t_vit_14", "81.5_T2T_ViT_14.pth.tar", 32,
-        lambda: performer(vit.random(vit.T2TViT(vit.TokenPerformer, 384, 14, 6, 64, 32, 5))),
+        lambda: with_small_keys(vit.random(vit.T2TViT(vit.TokenPerformer, 384, 14, 6, 64, 32, 5))),
         change=lambda state: {"state_dict": {}, "state_dict_ema": state},
     ),
     Case(
@@ -148,23 +147,6 @@ def write(path, state, settings=None, model=""):
     safetensors.numpy.save_file({name: x.numpy() for name, x in state.items()}, path, metadata)
 
 
-@functools.cache
-def short_inception_resnet_v2(num_classes, width):
-    """With one block on each of its three grids, where the original has 10, 20 and 9."""
-
-    def make_module(rngs):
-        return InceptionResNetV2(num_classes, repeats=(1, 1, 1), width=width, dtype=np.float32, rngs=rngs)
-
-    sizes = {"num_classes": num_classes, "feature_dim": int(1536 * width), "min_image_size": 75}
-    return make_net("inception_resnet_v2", make_module, classifier=("classif",), **sizes)
-
-
-def of_twin(twin, images):
-    with torch.no_grad():
-        logits, features = twin(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
-    return logits.numpy(), features.numpy()
-
-
 def assert_close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.std())
 
@@ -175,15 +157,15 @@ def shapes(state):
 
 
 @pytest.mark.parametrize("case", (*CASES, pytest.param(DEEP, marks=pytest.mark.slow)), ids=lambda case: case.file)
-def test_a_released_file_equals_its_twin_and_is_written_back_with_timms_names(tmp_path, case):
+def test_a_released_file_equals_its_twin_and_is_exported(tmp_path, case):
     twin, images = case.twin(), random_images(case.size, count=2)
     write(tmp_path / case.file, case.change(twin.state_dict()), case.settings, case.model)
     checkpoint = load_checkpoint(tmp_path / case.file)
     assert checkpoint.net.name == case.model
     output = apply(checkpoint.net, checkpoint.params, checkpoint.stats, images)
-    logits, features = of_twin(twin, images[..., ::-1] if case.bgr else images)
+    logits, features = torch_twins.twin_output(twin, images[..., ::-1] if case.bgr else images)
     assert_close(output.features, features)
-    contrastive = case.change is moco
+    contrastive = case.change is moco_v2
     assert checkpoint.has_head != contrastive and checkpoint.net.num_classes == (1000 if contrastive else 5)
     if not contrastive:
         assert_close(output.logits, logits)
@@ -203,19 +185,19 @@ def test_a_released_file_equals_its_twin_and_is_written_back_with_timms_names(tm
     jax.tree.map(np.testing.assert_array_equal, (again.params, again.stats), (checkpoint.params, checkpoint.stats))
 
 
-def test_inception_resnet_v2_with_a_block_on_each_grid_equals_its_twin(tmp_path, monkeypatch):
+def test_a_short_inception_resnet_v2_equals_its_twin(tmp_path, monkeypatch):
     spec = dataclasses.replace(MODELS["inception_resnet_v2"], make=short_inception_resnet_v2)
     monkeypatch.setitem(MODELS, "inception_resnet_v2", spec)
     twin = lambda: conv.randomised(inception.InceptionResnetV2(5, 0.1, repeats=(1, 1, 1)))  # noqa: E731
-    test_a_released_file_equals_its_twin_and_is_written_back_with_timms_names(tmp_path, DEEP._replace(twin=twin))
+    test_a_released_file_equals_its_twin_and_is_exported(tmp_path, DEEP._replace(twin=twin))
 
 
-def test_torchvisions_vit_equals_its_twin_and_is_written_with_timms_names(tmp_path):
+def test_torchvisions_vit_equals_its_twin_and_is_exported(tmp_path):
     twin, images = vit.random(vit.TorchvisionViT(*TINY)), random_images(32, count=2)
     write(tmp_path / "vit_ti_16.pth", twin.state_dict())
     checkpoint = load_checkpoint(tmp_path / "vit_ti_16.pth", model="vit_tiny_patch16_224")
     output = apply(checkpoint.net, checkpoint.params, checkpoint.stats, images)
-    logits, features = of_twin(twin, images)
+    logits, features = torch_twins.twin_output(twin, images)
     assert_close(output.features, features)
     assert_close(output.logits, logits)
     export(checkpoint, tmp_path / "written.safetensors")
@@ -223,7 +205,7 @@ def test_torchvisions_vit_equals_its_twin_and_is_written_with_timms_names(tmp_pa
     assert shapes(written) == shapes(vit.VisionTransformer(*TINY).state_dict())
 
 
-def test_a_contrastive_linear_head_is_not_taken_for_classes(tmp_path):
+def test_a_contrastive_linear_head_is_not_a_classifier(tmp_path):
     twin = torch_twins.random_resnet(torch_twins.BasicBlock, (1, 1, 1, 1), 128, 8, "imagenet")
     state = {f"module.encoder_q.{name}": x for name, x in twin.state_dict().items()}
     write(tmp_path / "resnet10.pth", state)
@@ -238,13 +220,13 @@ FULL_SIZE = {
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_a_net_of_full_size_equals_its_twin_through_a_file(tmp_path, name):
+def test_a_full_size_file_equals_its_twin(tmp_path, name):
     twin, images = FULL_SIZE[name](), random_images(224, count=1)
     write(tmp_path / f"{name}.safetensors", twin.state_dict())
     checkpoint = load_checkpoint(tmp_path / f"{name}.safetensors")
     assert checkpoint.net is MODELS[name](num_classes=1000)
     output = apply(checkpoint.net, checkpoint.params, checkpoint.stats, images)
-    logits, features = of_twin(twin, images)
+    logits, features = torch_twins.twin_output(twin, images)
     assert_close(output.features, features)
     assert_close(output.logits, logits)
 
@@ -252,18 +234,9 @@ def test_a_net_of_full_size_equals_its_twin_through_a_file(tmp_path, name):
 # --- from a photo to the logits
 
 
-def torchvisions(image, side, size, resampling, mean, std):
-    """Resize(side), CenterCrop(size), ToTensor and Normalize of torchvision, on a PIL image."""
-    width, height = image.size
-    new = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-    left, top = (round((n - size) / 2.0) for n in new)
-    cut = image.resize(new, resampling).crop((left, top, left + size, top + size))
-    return (np.asarray(cut, np.float32) / 255 - np.float32(mean)) / np.float32(std)
-
-
 @pytest.mark.parametrize("shape", [(375, 500), (500, 333)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_a_photo_prepared_here_gives_the_logits_of_torchvisions_transforms(tmp_path, shape, interpolation):
+def test_a_photo_gives_the_logits_of_torchvisions_transforms(tmp_path, shape, interpolation):
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize(shape[::-1])
     photo = np.clip(np.asarray(coarse, np.int16) + rng.integers(-20, 21, (*shape, 3)), 0, 255).astype(np.uint8)
@@ -272,10 +245,11 @@ def test_a_photo_prepared_here_gives_the_logits_of_torchvisions_transforms(tmp_p
     found = np.asarray(evaluation_view(resized[None], preprocessing))
     resampling = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    expected = torchvisions(Image.fromarray(photo), 64, 56, resampling, mean, std)
+    cropped = torchvision_crop(Image.fromarray(photo), 64, 56, resampling)
+    expected = (np.float32(cropped) / 255 - np.float32(mean)) / np.float32(std)
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
-    # torch's own resizing of tensors agrees up to PIL's rounding to whole values after each direction.
+    # Resizing of tensors in torch agrees, except that PIL rounds to integers after each direction.
     height, width = (int(64 * n / min(shape)) for n in shape)
     tensor = torch.from_numpy(photo.transpose(2, 0, 1)[None].astype(np.float32))
     resized = torch.nn.functional.interpolate(tensor, size=(height, width), mode=interpolation, antialias=True)
@@ -286,5 +260,5 @@ def test_a_photo_prepared_here_gives_the_logits_of_torchvisions_transforms(tmp_p
     twin = torch_twins.random_resnet(torch_twins.BasicBlock, (1, 1, 1, 1), 5, 8, "imagenet")
     write(tmp_path / "resnet10.safetensors", twin.state_dict())
     checkpoint = load_checkpoint(tmp_path / "resnet10.safetensors")
-    logits, _ = of_twin(twin, expected[None])
+    logits, _ = torch_twins.twin_output(twin, expected[None])
     assert_close(apply(checkpoint.net, checkpoint.params, checkpoint.stats, found).logits, logits)

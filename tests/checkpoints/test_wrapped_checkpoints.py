@@ -1,5 +1,4 @@
-"""Checkpoints as training code wraps them: which of several networks is taken, names with wrappers in their middle, and
-files that are refused in plain words."""
+"""Wrapped checkpoints of training code: names with wrappers, the choice among several networks, and refused files."""
 
 import argparse
 import json
@@ -10,41 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.checkpoint_files import NET, TIMMS, hub, saved, state, zeros
-from jax_transfer.checkpoints import load_checkpoint, torch_weights
+from helpers.checkpoint_files import TIMM_CONFIG, hub, saved, state, zeros
+from helpers.torch_checkpoints import assert_holds_state, other_tensors, save_and_load, tensors
+from jax_transfer.checkpoints import load_checkpoint
 from jax_transfer.checkpoints.descriptions import architecture_in_options
 from jax_transfer.checkpoints.released import is_release, released
 from jax_transfer.checkpoints.trajectory import Trajectory
 from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
 
-PARAMS, STATS, _ = torch_weights.from_torch(state(), NET, "x")
 PARTS = ("", "conv1", "bn1", "layer1", "layer2.0", "layer4.0.downsample", "layer3.0.conv2", "fc")
-
-
-def tensors(found=None, prefix=""):
-    torch = pytest.importorskip("torch")
-    return {prefix + name: torch.as_tensor(np.array(x)) for name, x in (found or state()).items()}
-
-
-def other(prefix=""):
-    return tensors({name: np.full_like(x, 9) for name, x in state().items()}, prefix)
-
-
-def load(tmp_path, contents, name="resnet10.pth", model="resnet10", **more):
-    torch = pytest.importorskip("torch")
-    torch.save(contents, tmp_path / name)
-    return load_checkpoint(tmp_path / name, model, **more)
-
-
-def assert_is_the_state(found):
-    jax.tree.map(np.testing.assert_array_equal, (found.params, found.stats), (PARAMS, STATS))
-    assert found.has_head
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"])
 @pytest.mark.parametrize("prefix", ["", "model.", "module.net."])
-def test_wrappers_of_parts_are_taken_out_of_the_middle_of_names(tmp_path, wrapper, prefix):
+def test_wrappers_of_submodules_are_removed_from_names(tmp_path, wrapper, prefix):
     def wrapped(name, parts):
         for part in parts:
             if name.startswith(f"{part}." if part else ""):
@@ -56,54 +35,54 @@ def test_wrappers_of_parts_are_taken_out_of_the_middle_of_names(tmp_path, wrappe
         renamed = {wrapped(name, parts): x for name, x in state().items()}
         assert renamed.keys() != state().keys()
         saved(tmp_path / "a.safetensors", renamed)
-        assert_is_the_state(load_checkpoint(tmp_path / "a.safetensors", "resnet10"))
+        assert_holds_state(load_checkpoint(tmp_path / "a.safetensors", "resnet10"))
 
 
 @pytest.mark.parametrize("larger", ["resnet18", "resnet34"])
-def test_a_larger_network_that_has_all_the_names_is_not_taken(tmp_path, larger):
+def test_a_larger_network_with_all_names_is_not_loaded(tmp_path, larger):
     more = zeros(MODELS[larger](num_classes=5, stem="cifar", width=8))
     for teacher, student in (("teacher.", "student."), ("ema.", "model."), ("net_a.", "net_b.")):
         both = {teacher + name: x for name, x in more.items()} | {student + name: x for name, x in state().items()}
         saved(tmp_path / "a.safetensors", both)
-        assert_is_the_state(load_checkpoint(tmp_path / "a.safetensors", "resnet10"))
+        assert_holds_state(load_checkpoint(tmp_path / "a.safetensors", "resnet10"))
 
 
 @pytest.mark.parametrize("updates", [0, 1, 250])
-def test_an_average_that_no_weights_have_entered_is_not_taken(tmp_path, updates):
+def test_an_average_without_updates_is_not_loaded(tmp_path, updates):
     torch = pytest.importorskip("torch")
-    averaged, plain = (tensors, other) if updates else (other, tensors)
+    averaged, plain = (tensors, other_tensors) if updates else (other_tensors, tensors)
     counted = averaged(prefix="module.") | {
         "module.n_averaged" if updates == 1 else "n_averaged": torch.tensor(updates)
     }
-    assert_is_the_state(load(tmp_path, {"swa_model": counted, "model": plain()}))
+    assert_holds_state(save_and_load(tmp_path, {"swa_model": counted, "model": plain()}))
 
 
 @pytest.mark.parametrize("key", ["pretrained", "init_model", "old_weights", "previous", "last", "mu", "opt_state"])
-def test_what_came_before_and_what_an_optimizer_keeps_is_taken_last(tmp_path, key):
-    for contents in ({key: other(), "net": tensors()}, {"net": tensors(), key: other()}):
-        assert_is_the_state(load(tmp_path, contents))
+def test_earlier_weights_and_optimizer_states_are_loaded_last(tmp_path, key):
+    for contents in ({key: other_tensors(), "net": tensors()}, {"net": tensors(), key: other_tensors()}):
+        assert_holds_state(save_and_load(tmp_path, contents))
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2"])
-def test_weights_of_eight_bits_are_refused_for_their_scale_is_elsewhere(tmp_path, kind):
+def test_eight_bit_torch_weights_are_refused(tmp_path, kind):
     torch = pytest.importorskip("torch")
     weights = {name: x.to(getattr(torch, kind)) if x.ndim == 4 else x for name, x in tensors().items()}
     with pytest.raises(InputError, match=rf"conv1\.weight is quantised \(torch\.{kind}\); save it as"):
-        load(tmp_path, {"model": weights})
+        save_and_load(tmp_path, {"model": weights})
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8"])
-def test_they_are_refused_in_safetensors_and_numpy_too(tmp_path, kind):
+def test_eight_bit_safetensors_and_numpy_weights_are_refused(tmp_path, kind):
     weights = {name: x.astype(kind) if x.ndim == 4 else x for name, x in state().items()}
     saved(tmp_path / "a.safetensors", weights)
     with pytest.raises(InputError, match="quantised"):
         load_checkpoint(tmp_path / "a.safetensors", "resnet10")
     with pytest.raises(InputError, match="quantised"):
-        load(tmp_path, {"params": weights})
+        save_and_load(tmp_path, {"params": weights})
 
 
 @pytest.mark.parametrize("protocol", [4, 5])
-def test_pickle_protocols_that_torch_does_not_read_are_named_without_a_warning(tmp_path, protocol):
+def test_unsupported_pickle_protocols_are_named(tmp_path, protocol):
     torch = pytest.importorskip("torch")
     for i, zipped in enumerate((True, False)):
         path = tmp_path / f"{i}.pth"
@@ -115,9 +94,16 @@ def test_pickle_protocols_that_torch_does_not_read_are_named_without_a_warning(t
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1\n", b"GGUF" + bytes(9)]
+    "data",
+    [
+        b"",
+        b"no checkpoint" * 50,
+        b"<!DOCTYPE html><html>",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"GGUF" + bytes(9),
+    ],
 )
-def test_files_that_are_no_pickle_are_not_called_one(tmp_path, data):
+def test_other_files_are_not_torch_checkpoints(tmp_path, data):
     pytest.importorskip("torch")
     (tmp_path / "a.pth").write_bytes(data)
     with pytest.raises(InputError, match="is not a torch checkpoint or is truncated; download it again"):
@@ -125,18 +111,18 @@ def test_files_that_are_no_pickle_are_not_called_one(tmp_path, data):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_ragged_tensors_beside_the_weights_do_not_matter(tmp_path):
+def test_ragged_tensors_beside_the_weights_are_ignored(tmp_path):
     torch = pytest.importorskip("torch")
     ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
-    assert_is_the_state(load(tmp_path, {"state_dict": tensors(), "x": ragged, "y": {"z": ragged}}))
+    assert_holds_state(save_and_load(tmp_path, {"state_dict": tensors(), "x": ragged, "y": {"z": ragged}}))
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "bin", "pt"])
-def test_parts_of_a_split_checkpoint_are_refused_as_such(tmp_path, ending):
+@pytest.mark.parametrize("extension", ["safetensors", "bin", "pt"])
+def test_parts_of_a_split_checkpoint_are_refused(tmp_path, extension):
     names = sorted(state())
     for i in (1, 2):
-        saved(tmp_path / f"model-0000{i}-of-00002.{ending}", {name: state()[name] for name in names[i - 1 :: 2]})
-    (tmp_path / f"model.{ending}.index.json").write_text("{}")
+        saved(tmp_path / f"model-0000{i}-of-00002.{extension}", {name: state()[name] for name in names[i - 1 :: 2]})
+    (tmp_path / f"model.{extension}.index.json").write_text("{}")
     for path in (tmp_path, *tmp_path.iterdir()):
         with pytest.raises(
             InputError, match="is part of a checkpoint that is split over several files; save it as one"
@@ -144,48 +130,53 @@ def test_parts_of_a_split_checkpoint_are_refused_as_such(tmp_path, ending):
             load_checkpoint(path, "resnet10")
 
 
-# --- what training code says
+# --- options in files
 
 
 @pytest.mark.parametrize("options", ["args", "config", "hparams"])
 @pytest.mark.parametrize("key", ["model", "arch", "backbone"])
-def test_options_name_the_model_where_the_same_key_holds_weights(tmp_path, options, key):
+def test_options_name_the_model_despite_equal_keys(tmp_path, options, key):
     contents = {key: {}, options: {key: "resnet10", "lr": 0.1}}
     assert architecture_in_options(contents) == "resnet10"
     for kept in (argparse.Namespace(**{key: "resnet10"}), {key: "resnet10"}):
-        found = load(tmp_path, {key: tensors(), options: kept}, name="epoch_7.pth", model=None)
-        assert_is_the_state(found)
+        found = save_and_load(tmp_path, {key: tensors(), options: kept}, name="epoch_7.pth", model=None)
+        assert_holds_state(found)
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
-    [({"gp": "max"}, "global_pool 'max'"), ({"global_pool": "catavgmax"}, "global_pool 'catavgmax'"),
-     ({"model_kwargs": {"output_stride": 8}}, "output_stride"), ({"model_kwargs": {"aa_layer": "blurpool"}}, "aa_layer"),
-     ({"model_kwargs": {"global_pool": "max"}}, "global_pool 'max'"), ({"model_kwargs": [1]}, "model_kwargs are")],
-)  # fmt: skip
-def test_options_that_change_the_network_are_refused(tmp_path, said, message):
-    with pytest.raises(InputError, match=rf"resnet10\.pth \(its options\): .*{message}"):
-        load(tmp_path, {"state_dict": tensors(), "args": argparse.Namespace(**said)})
-
-
-@pytest.mark.parametrize(
-    "said", [{"gp": None}, {"gp": "avg"}, {"model_kwargs": {}}, {"model_kwargs": {"drop_rate": 0.1}}]
+    ("options", "message"),
+    [
+        ({"gp": "max"}, "global_pool 'max'"),
+        ({"global_pool": "catavgmax"}, "global_pool 'catavgmax'"),
+        ({"model_kwargs": {"output_stride": 8}}, "output_stride"),
+        ({"model_kwargs": {"aa_layer": "blurpool"}}, "aa_layer"),
+        ({"model_kwargs": {"global_pool": "max"}}, "global_pool 'max'"),
+        ({"model_kwargs": [1]}, "model_kwargs are"),
+    ],
 )
-def test_options_that_change_nothing_are_not(tmp_path, said):
-    assert_is_the_state(load(tmp_path, {"state_dict": tensors(), "args": argparse.Namespace(**said)}))
+def test_options_that_change_the_network_are_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=rf"resnet10\.pth \(its options\): .*{message}"):
+        save_and_load(tmp_path, {"state_dict": tensors(), "args": argparse.Namespace(**options)})
 
 
-def test_a_linear_classifier_beside_the_network_is_no_head_for_segmentation(tmp_path):
+@pytest.mark.parametrize(
+    "options", [{"gp": None}, {"gp": "avg"}, {"model_kwargs": {}}, {"model_kwargs": {"drop_rate": 0.1}}]
+)
+def test_options_that_keep_the_network_are_accepted(tmp_path, options):
+    assert_holds_state(save_and_load(tmp_path, {"state_dict": tensors(), "args": argparse.Namespace(**options)}))
+
+
+def test_only_convolutional_heads_are_noted_as_segmentation(tmp_path):
     torch = pytest.importorskip("torch")
     trunk = {name: x for name, x in tensors(prefix="backbone.").items() if ".fc." not in name}
     linear = {"classifier.weight": torch.ones(5, 64), "classifier.bias": torch.ones(5)}
     maps = {"classifier.0.weight": torch.ones(5, 64, 3, 3), "classifier.0.bias": torch.ones(5)}
-    for head, is_said in ((linear, False), (maps, True)):
-        found = load(tmp_path, trunk | head)
-        assert any("segmentation" in note for note in found.notes) == is_said
+    for head, noted in ((linear, False), (maps, True)):
+        found = save_and_load(tmp_path, trunk | head)
+        assert any("segmentation" in note for note in found.notes) == noted
 
 
-def test_a_head_on_other_features_says_that_they_may_be_pooled_otherwise(tmp_path):
+def test_a_head_on_other_features_is_noted(tmp_path):
     doubled = state() | {"fc.weight": np.zeros((5, 128), np.float32)}
     saved(tmp_path / "a.safetensors", doubled)
     found = load_checkpoint(tmp_path / "a.safetensors", "resnet10")
@@ -193,14 +184,14 @@ def test_a_head_on_other_features_says_that_they_may_be_pooled_otherwise(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["freqs_cis", "cls_pos", "ln_pre.weight", "adaptmlp.0.weight", "ssf_scale_1"])
-def test_more_of_what_may_lie_between_image_and_features_is_refused(tmp_path, name):
+def test_further_unknown_layers_before_the_features_are_refused(tmp_path, name):
     saved(tmp_path / "a.safetensors", state() | {name: np.ones(3, np.float32)})
     with pytest.raises(InputError, match=f"unexpected: {name}"):
         load_checkpoint(tmp_path / "a.safetensors", "resnet10")
 
 
 @pytest.mark.parametrize("name", ["mask_token", "masked_embed"])
-def test_what_stands_for_masked_patches_in_training_is_left_out(tmp_path, name):
+def test_mask_tokens_are_left_out(tmp_path, name):
     tiny = zeros(MODELS["vit_tiny_patch4_32"](num_classes=3, image_size=8))
     saved(
         tmp_path / "a.safetensors", {"backbone." + key: x for key, x in tiny.items()} | {"backbone." + name: np.ones(3)}
@@ -213,17 +204,17 @@ def test_what_stands_for_masked_patches_in_training_is_left_out(tmp_path, name):
     [("resnet34-43635321.pth", 256, 224, "bicubic"), ("resnet34-b627a593.pth", 256, 224, "bilinear"),
      ("resnet50_a1h2_176-001a1197.pth", 195, 176, "bicubic"), ("resnet50_d-f39db8af.pth", 235, 224, "bicubic")],
 )  # fmt: skip
-def test_files_that_timm_released_under_other_names_are_known(file, side, size, interpolation):
+def test_renamed_timm_releases_are_recognised(file, side, size, interpolation):
     found = released(file)[1]
     assert (found.host_size, found.image_size, found.interpolation) == (side, size, interpolation)
     assert is_release(file)
     assert not is_release("resnet34-20240131.pth") and not is_release("resnet34_00043635.pth")
 
 
-def test_an_ordinary_file_of_a_hub_says_nothing(tmp_path):
+def test_an_ordinary_hub_file_has_no_notes(tmp_path):
     standard = zeros(MODELS["resnet10"](num_classes=5, width=8))
     path = saved(tmp_path / "model.safetensors", standard)
-    (tmp_path / "config.json").write_text(json.dumps(TIMMS))
+    (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG))
     assert load_checkpoint(path).notes == ()
     assert hub(tmp_path / "b").is_file()
 
@@ -234,18 +225,22 @@ def test_an_ordinary_file_of_a_hub_says_nothing(tmp_path):
 def _cases():
     one = jnp.ones(1)
     return {
-        "no numbers": jnp.zeros((0, 3)), "a slash": {"a/b": one}, "the same name": {"a.b": one, "a": {"b": one}},
-        "keys that do not sort": {1: one, "1": one}, "other byte order": np.ones(2, ">f4" if np.little_endian else "<f4"),
-        "long doubles": np.longdouble(1), "a shape": jax.ShapeDtypeStruct((1,), jnp.float32),
+        "no numbers": jnp.zeros((0, 3)),
+        "a slash": {"a/b": one},
+        "the same name": {"a.b": one, "a": {"b": one}},
+        "keys that do not sort": {1: one, "1": one},
+        "other byte order": np.ones(2, ">f4" if np.little_endian else "<f4"),
+        "long doubles": np.longdouble(1),
+        "a shape": jax.ShapeDtypeStruct((1,), jnp.float32),
         "masked": np.ma.array(np.ones(2, np.float32), mask=[0, 1]),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("kind", _cases())
-@pytest.mark.parametrize("place", ["queue", "params"])
-def test_what_a_trajectory_cannot_give_back_is_refused_when_saved(tmp_path, kind, place):
+@pytest.mark.parametrize("tree", ["queue", "params"])
+def test_values_that_cannot_be_restored_are_refused_on_saving(tmp_path, kind, tree):
     model, training = {"params": {"w": jnp.ones(3)}, "stats": {}}, {"step": jnp.int32(1)}
-    (model if place == "params" else training)[place] = {"w": jnp.ones(3), "x": _cases()[kind]}
+    (model if tree == "params" else training)[tree] = {"w": jnp.ones(3), "x": _cases()[kind]}
     trajectory = Trajectory(tmp_path / "checkpoints")
     try:
         with pytest.raises(InputError, match="A checkpoint cannot hold") as caught:

@@ -38,11 +38,16 @@ def _photos():
 
 
 def _pil(name, image, level, negate):
-    """What timm does with an image: PIL, and timm's own arithmetic from a magnitude to PIL's arguments."""
+    """Applies the operation as timm does: with PIL, after timm's conversion of a magnitude to PIL's arguments."""
     signed = -level if negate else level
-    affine = lambda *matrix: image.transform(image.size, Image.Transform.AFFINE, matrix, bilinear, fillcolor=FILL)  # noqa: E731
-    enhance = lambda kind: kind(image).enhance(1 + 0.9 * signed)  # noqa: E731
     bilinear, bits = Image.Resampling.BILINEAR, 4 - int(level * 4)
+
+    def affine(*matrix):
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, bilinear, fillcolor=FILL)
+
+    def enhance(kind):
+        return kind(image).enhance(1 + 0.9 * signed)
+
     brighter = [min(255, i + int(level * 110)) if i < 128 else i for i in range(256)]
     calls = {
         "auto_contrast": lambda: ImageOps.autocontrast(image),
@@ -75,15 +80,15 @@ def test_operation_equals_pil(name, level, negate):
     found = operate(pixels, operation, jnp.full(n, level), jnp.full(n, negate), fill)
     expected = np.stack([_pil(name, Image.fromarray(image), level, negate) for image in images])
     wrong = np.abs(found - expected)
-    # Both cut to whole numbers: sums that are whole may fall on either side in float32, and at level 1 many are.
+    # Both truncate to integers: in float32, sums that are integers may fall on either side; at level 1 many do.
     assert wrong.max() <= 1
     assert (wrong > 0).mean() < (0.1 if level == 1 else 0.003)
 
 
 def test_each_image_has_its_own_operation():
     images = jnp.asarray(_photos(), jnp.float32)
-    places = [rand_augment.OPERATIONS.index(name) for name in ("rotate", "equalize", "color", "invert", "sharpness")]
-    operation = jnp.array([*places, rand_augment.NOTHING])
+    indices = [rand_augment.OPERATIONS.index(name) for name in ("rotate", "equalize", "color", "invert", "sharpness")]
+    operation = jnp.array([*indices, rand_augment.NOTHING])
     fill, level, negate = jnp.asarray(FILL, jnp.float32), jnp.full(6, 0.87), jnp.array([True, False] * 3)
     together = operate(images, operation, level, negate, fill)
     for i in range(6):
@@ -92,7 +97,7 @@ def test_each_image_has_its_own_operation():
     np.testing.assert_array_equal(together[5], images[5])
 
 
-def test_rand_augment_draws_every_operation_as_often_as_it_should(monkeypatch):
+def test_rand_augment_draws_every_operation_equally_often(monkeypatch):
     drawn = []
 
     def spy(pixels, operation, level, negate, fill):
@@ -116,7 +121,7 @@ def test_rand_augment_draws_every_operation_as_often_as_it_should(monkeypatch):
 # --- random erasing
 
 
-def test_random_erase_makes_standard_noise_of_the_right_area_and_nothing_else():
+def test_random_erase_replaces_one_rectangle_with_standard_noise():
     preprocessing = Preprocessing(image_size=32)
     batch = Batch(
         images=np.full((2000, 32, 32, 3), 255, np.uint8), labels=np.zeros(2000, int), mask=np.ones(2000, bool)
@@ -143,18 +148,18 @@ def test_random_erase_makes_standard_noise_of_the_right_area_and_nothing_else():
 
 
 def _pairs(b=6, side=16, classes=5):
-    """Image i is constant and has the value i + 1."""
+    """Returns (images, targets), where all pixels of image i have the value i + 1."""
     images = jnp.broadcast_to(jnp.arange(1.0, b + 1)[:, None, None, None], (b, side, side, 3))
     return images, jax.nn.one_hot(jnp.arange(b) % classes, classes)
 
 
 @pytest.mark.parametrize("name", mixing.MIXINGS)
-def test_labels_are_mixed_as_the_pixels_are(name):
+def test_labels_are_mixed_in_proportion_to_pixels(name):
     images, targets = _pairs()
     weights, mix = [], jax.jit(mixing.MIXINGS[name])
     for seed in range(40):
         mixed, labels = mix(jax.random.key(seed), images, targets)
-        own = (mixed - images[::-1]) / (images - images[::-1])  # how much of each pixel is the image's own
+        own = (mixed - images[::-1]) / (images - images[::-1])  # share of the image itself in each pixel
         weight = own.mean((1, 2, 3))
         np.testing.assert_allclose(weight, weight[0], atol=1e-5)  # one mixture for the batch
         np.testing.assert_allclose(labels, weight[0] * targets + (1 - weight[0]) * targets[::-1], atol=1e-5)
@@ -177,20 +182,23 @@ def test_cutmix_pastes_one_rectangle_and_mixup_blends():
     assert 1 < blended[0].min() == blended[0].max() < 6
 
 
-def test_mixing_weights_have_the_distributions_of_the_papers():
+def test_mixing_weights_follow_the_published_distributions():
     images, targets = jnp.array([0.0, 1.0]).reshape(2, 1, 1, 1), jnp.eye(2)
-    share = lambda function, images: jax.jit(jax.vmap(lambda key: function(key, images, targets)[1][0, 0]))  # noqa: E731
+
+    def share(function, images):
+        return jax.jit(jax.vmap(lambda key: function(key, images, targets)[1][0, 0]))
+
     keys = jax.random.split(jax.random.key(0), 4000)
     weights = share(mixing.mixup, images)(keys)
     assert weights.mean() == pytest.approx(0.5, abs=0.02)
     assert weights.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.005)  # of Beta(0.8, 0.8)
     kept = share(mixing.cutmix, jnp.broadcast_to(images, (2, 64, 64, 1)))(keys)
-    # E[1 - area]: the side is sqrt(u) of the image, and the part inside is s - s^2 / 4 for a uniform centre.
+    # E[1 - area]: a box has the side s = sqrt(u), and s - s^2 / 4 of it lies inside for a uniform centre.
     expected = 1 - np.mean([(s - s**2 / 4) ** 2 for s in np.sqrt((np.arange(1000) + 0.5) / 1000)])
     assert kept.mean() == pytest.approx(expected, abs=0.03)
 
 
-def test_half_of_the_batches_are_mixed_and_half_are_cut():
+def test_mixup_and_cutmix_are_chosen_equally_often():
     images, targets = _pairs()
     keys = jax.random.split(jax.random.key(0), 400)
     mixed = jax.jit(jax.vmap(lambda key: mixing.mixup_or_cutmix(key, images, targets)[0]))(keys)
@@ -204,7 +212,7 @@ def _batch(b=6):
     return Batch(images=images, labels=np.arange(b, dtype=np.int32) % 4, mask=np.ones(b, bool))
 
 
-def test_labels_stay_as_they_are_without_a_mixing():
+def test_labels_change_only_with_mixing():
     batch = _batch()
     _, labels = augment_jitted(jax.random.key(0), batch, ("flip", "rand_augment"), PLAIN, 4)
     np.testing.assert_array_equal(labels, batch.labels)
@@ -213,7 +221,7 @@ def test_labels_stay_as_they_are_without_a_mixing():
     assert labels.shape == (6, 4) and images.shape == (6, 32, 32, 3)
 
 
-def test_objective_of_mixed_labels_is_the_mixture_of_the_objectives():
+def test_loss_is_linear_in_mixed_labels():
     net = MODELS["resnet10"](num_classes=4, stem="cifar", width=8)
     objective = supervised(net, (), label_smoothing=0.1)
     params, aux = objective.init(jax.random.key(0), None)

@@ -1,4 +1,4 @@
-"""The pixels that a model sees are those of torchvision's and timm's transforms, for every size and shape."""
+"""Resizing and cropping: pixels equal those of torchvision's and timm's transforms, for all sizes and shapes."""
 
 import math
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.images import torchvision_crop
 from jax_transfer import devices
 from jax_transfer.data import augment
 from jax_transfer.data.augment import evaluation_view
@@ -22,58 +23,46 @@ def noise(height, width):
     return np.random.default_rng([height, width]).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def torchvisions(image, resize, crop):
-    """Resize(resize) and CenterCrop(crop), as torchvision computes them."""
-    width, height = image.size
-    if width <= height:
-        new_width, new_height = resize, int(resize * height / width)
-    else:
-        new_width, new_height = int(resize * width / height), resize
-    top, left = round((new_height - crop) / 2.0), round((new_width - crop) / 2.0)
-    whole = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
-    return np.asarray(whole.crop((left, top, left + crop, top + crop)))
-
-
-def seen(image, preprocessing):
+def evaluated_pixels(image, preprocessing):
     view = evaluation_view(preprocessing.square(image)[None], preprocessing)
     return np.round(np.asarray(view[0]) * 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize(("resize", "crop"), LISTED)
 @pytest.mark.parametrize("shape", [(41, 59), (60, 41), (40, 40), (43, 44)])
-def test_a_model_sees_what_torchvision_shows_it(resize, crop, shape):
-    expected = torchvisions(Image.fromarray(noise(*shape)), resize, crop)
-    assert np.array_equal(seen(noise(*shape), Preprocessing(crop, crop / resize, **PLAIN)), expected)
+def test_evaluation_view_equals_torchvision(resize, crop, shape):
+    expected = torchvision_crop(Image.fromarray(noise(*shape)), resize, crop)
+    assert np.array_equal(evaluated_pixels(noise(*shape), Preprocessing(crop, crop / resize, **PLAIN)), expected)
 
 
 @pytest.mark.parametrize(("resize", "crop"), SMALL)
-def test_every_difference_of_sizes_and_every_shape_is_cut_there_too(resize, crop):
+def test_crop_equals_torchvision_for_all_size_differences(resize, crop):
     preprocessing = Preprocessing(crop, crop / resize, **PLAIN)
     assert preprocessing.host_size == resize
-    wide = [noise(resize, resize + more) for more in range(9)]  # no resizing: the cut alone
+    wide = [noise(resize, resize + more) for more in range(9)]  # cropped without resizing
     odd = [noise(11, 11 + more) for more in range(0, 12, 3)]
     images = [image for one in wide + odd for image in (one, one.swapaxes(0, 1))]
     views = evaluation_view(np.stack([preprocessing.square(image) for image in images]), preprocessing)
     for image, view in zip(images, np.asarray(views), strict=True):
-        expected = torchvisions(Image.fromarray(image), resize, crop)
+        expected = torchvision_crop(Image.fromarray(image), resize, crop)
         assert np.array_equal(np.round(view * 255).astype(np.uint8), expected), image.shape
 
 
 @pytest.mark.parametrize("crop_pct", [0.875, 0.9, 0.94, 0.95, 0.954, 0.965, 1.0])
 @pytest.mark.parametrize("size", [160, 224, 299])
-def test_timms_sizes_are_cut_where_timm_cuts(size, crop_pct):
+def test_crop_equals_timm_for_its_crop_fractions(size, crop_pct):
     resize = math.floor(size / crop_pct)
-    expected = torchvisions(Image.fromarray(noise(45, 61)), resize, size)
-    assert np.array_equal(seen(noise(45, 61), Preprocessing(size, size / resize, **PLAIN)), expected)
+    expected = torchvision_crop(Image.fromarray(noise(45, 61)), resize, size)
+    assert np.array_equal(evaluated_pixels(noise(45, 61), Preprocessing(size, size / resize, **PLAIN)), expected)
 
 
-def test_training_without_random_crops_sees_the_same_centre():
+def test_training_without_random_crops_uses_the_centre():
     preprocessing = Preprocessing(8, 8 / 11, **PLAIN)
     image = noise(13, 18)
     source = from_arrays([image, noise(12, 12)], [0, 1])
     feed = make_feed(source, preprocessing, devices.make_mesh(), 1.0, 1)
     images, _ = augment.view(None, feed.held, (), preprocessing, 2)
-    expected = torchvisions(Image.fromarray(image), 11, 8)
+    expected = torchvision_crop(Image.fromarray(image), 11, 8)
     assert np.array_equal(np.round(np.asarray(images[0]) * 255).astype(np.uint8), expected)
 
 
@@ -83,7 +72,7 @@ def test_resident_and_streamed_feeds_hold_the_same_pixels():
     source = from_arrays(images, [0, 1] * 3)
     feeds = [make_feed(source, preprocessing, devices.make_mesh(), gigabytes, 1) for gigabytes in (1.0, 0.0)]
     assert [type(feed) for feed in feeds] == [Resident, Streamed]
-    expected = np.stack([torchvisions(Image.fromarray(image), 13, 10) for image in images])
+    expected = np.stack([torchvision_crop(Image.fromarray(image), 13, 10) for image in images])
     for feed in feeds:
         (batch,) = feed.evaluation_batches(6)
         view = evaluation_view(batch.images, preprocessing)
@@ -91,4 +80,4 @@ def test_resident_and_streamed_feeds_hold_the_same_pixels():
 
 
 def test_a_square_without_a_smaller_crop_is_the_centre():
-    assert np.array_equal(resize_square(noise(20, 31), 10), torchvisions(Image.fromarray(noise(20, 31)), 10, 10))
+    assert np.array_equal(resize_square(noise(20, 31), 10), torchvision_crop(Image.fromarray(noise(20, 31)), 10, 10))

@@ -1,4 +1,4 @@
-"""Class folders: layouts, splits, links, damaged images, and every error a user can meet."""
+"""Class folders: layouts, splits, links, damaged images, and errors that users can cause."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from jax_transfer.records import InputError
 
 @pytest.fixture
 def animals(tmp_path):
-    """Class folders cat (10 images) and dog (5)."""
+    """Class folders cat/ (10 images) and dog/ (5)."""
     write_images(tmp_path / "animals" / "dog", 5)
     write_images(tmp_path / "animals" / "cat", 10)
     return tmp_path / "animals"
@@ -25,7 +25,7 @@ def animals(tmp_path):
 
 @pytest.fixture
 def split_animals(tmp_path):
-    """The same with train/ and test/."""
+    """The same classes below train/ (6 images each) and test/ (2 each)."""
     root = tmp_path / "split"
     for split, count in (("train", 6), ("test", 2)):
         write_images(root / split / "cat", count, seed=count)
@@ -33,7 +33,7 @@ def split_animals(tmp_path):
     return root
 
 
-def test_folders_below_each_other_are_classes_sorted_by_name(animals):
+def test_class_folders_are_sorted_by_name(animals):
     train, test = (load_source(f"folder:{animals}", split) for split in ("train", "test"))
     assert train.class_names == test.class_names == ("cat", "dog")
     assert np.bincount(train.labels).tolist() == [8, 4] and np.bincount(test.labels).tolist() == [2, 1]
@@ -41,7 +41,7 @@ def test_folders_below_each_other_are_classes_sorted_by_name(animals):
     assert len(pixels[0]) == 12 and len(pixels[1]) == 3 and not pixels[0] & pixels[1]
 
 
-def test_the_split_of_a_folder_does_not_depend_on_the_seed(animals):
+def test_the_split_does_not_depend_on_the_seed(animals):
     assert (
         load_source(f"folder:{animals}", "test", seed=0).fingerprint
         == load_source(f"folder:{animals}", "test", 9).fingerprint
@@ -92,13 +92,13 @@ def test_extensions_hidden_files_and_nested_folders(animals, caplog):
 
 
 @pytest.mark.parametrize("folder", ["what?", "a?b", "katzen und häuser 猫", "x?y=1/z", "50% & more=less"])
-def test_folders_may_hold_any_characters(tmp_path, folder):
+def test_folder_names_may_contain_any_characters(tmp_path, folder):
     write_images(tmp_path / folder / "ein Hündchen", 5)
     assert len(load_source(f"folder:{tmp_path / folder}", "train")) == 4
     assert len(load_source(f"folder:{tmp_path / folder}?train=2", "train")) == 2
 
 
-def test_the_fingerprint_of_a_folder_follows_its_files(animals):
+def test_the_fingerprint_changes_with_the_files(animals):
     before = load_source(f"folder:{animals}", "train").fingerprint
     assert load_source(f"folder:{animals}", "train").fingerprint == before
     for path in sorted((animals / "cat").iterdir()):
@@ -166,7 +166,7 @@ def test_split_folders_may_be_links_to_elsewhere(split_animals, tmp_path):
 
 
 def test_a_snapshot_of_links_to_blobs_is_read(split_animals, tmp_path):
-    """As a hub's cache lays it out: the snapshot holds relative links to files named by their hashes."""
+    """In the cache of a hub, a snapshot holds relative links to files that are named by their hashes."""
     snapshot = tmp_path / "hub" / "snapshots" / "1a2b"
     for i, path in enumerate(sorted(split_animals.rglob("*.png"))):
         link = snapshot / path.relative_to(split_animals)
@@ -179,7 +179,7 @@ def test_a_snapshot_of_links_to_blobs_is_read(split_animals, tmp_path):
     assert len(source) == 12 and source.class_names == ("cat", "dog") and len(source.read(range(12))) == 12
 
 
-def test_links_to_nothing_and_links_that_go_round_are_named(animals, tmp_path):
+def test_broken_and_circular_links_are_named(animals, tmp_path):
     write_images(tmp_path / "elsewhere", 1)
     (tmp_path / "elsewhere" / "back").symlink_to(animals / "cat")
     for link, target, message in (
@@ -207,7 +207,7 @@ def damage(folder):
     (folder / "03.png").write_bytes(whole[: len(whole) // 2])
 
 
-def test_skip_leaves_out_names_and_counts_the_damaged(split_animals, caplog):
+def test_skip_names_and_counts_damaged_images(split_animals, caplog):
     damage(split_animals / "train" / "cat")
     whole = load_source(f"folder:{split_animals}", "train")
     with caplog.at_level(logging.WARNING):
@@ -225,7 +225,7 @@ def test_reading_a_damaged_image_names_it(split_animals, name, reason):
         source.read([int(name)])
 
 
-def test_skip_says_when_nothing_of_a_class_is_left(split_animals):
+def test_skip_names_a_class_without_readable_images(split_animals):
     for path in (split_animals / "train" / "dog").iterdir():
         path.write_bytes(b"")
     with pytest.raises(
@@ -234,7 +234,7 @@ def test_skip_says_when_nothing_of_a_class_is_left(split_animals):
         load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
 
 
-def test_a_class_of_which_nothing_is_read_says_why(split_animals):
+def test_skip_gives_the_reason_for_an_unreadable_class(split_animals):
     for path in (split_animals / "train" / "dog").iterdir():
         Image.fromarray(np.zeros((4, 4), np.float32)).save(path, format="TIFF")
     with pytest.raises(
@@ -243,7 +243,7 @@ def test_a_class_of_which_nothing_is_read_says_why(split_animals):
         load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
 
 
-def test_materialize_resizes_what_is_read(animals):
+def test_materialize_resizes_all_images(animals):
     source = load_source(f"folder:{animals}", "train")
     images, labels = materialize(source, 9)
     assert np.array_equal(images, np.stack([resize_square(image, 9) for image in source.read(range(12))]))

@@ -1,4 +1,4 @@
-"""Data sets by name: packages, arrays and TFDS, options, and every error a user can meet."""
+"""Data sets by name: packages, arrays and TFDS, options, and errors that users can cause."""
 
 import dataclasses
 import pickle
@@ -39,7 +39,7 @@ def test_from_arrays_reads_in_the_order_asked():
     assert [image[0, 0] for image in source.read([3, 0, 3])] == [12, 0, 12]
 
 
-def test_the_fingerprint_tells_contents_apart():
+def test_the_fingerprint_depends_on_the_contents():
     images, labels = np.zeros((4, 2, 2), np.uint8), [0, 1, 0, 1]
     changed = images.copy()
     changed[3, 1, 1] = 1
@@ -60,7 +60,7 @@ def test_the_fingerprint_tells_contents_apart():
         ([np.zeros((3, 3), np.uint8)], [2], ["a", "b"], "label 2 is out of range: expected labels from 0 to 1"),
     ],
 )
-def test_from_arrays_refuses_labels_that_do_not_fit(images, labels, names, message):
+def test_from_arrays_refuses_invalid_labels(images, labels, names, message):
     with pytest.raises(InputError, match=message):
         from_arrays(images, labels, class_names=names)
 
@@ -87,19 +87,19 @@ def test_from_arrays_refuses_labels_that_do_not_fit(images, labels, names, messa
         ("embedded:digits?classes=3+4+3", "class '3' is given twice"),
     ],
 )
-def test_a_wrong_name_says_what_is_valid(name, message):
+def test_a_wrong_name_lists_the_valid_ones(name, message):
     with pytest.raises(InputError, match=message):
         load_source(name, "train")
 
 
-def test_wrong_split_and_on_corrupt_say_what_is_valid():
+def test_wrong_split_and_on_corrupt_list_the_valid_ones():
     with pytest.raises(InputError, match=r"'validation'\. Valid: train, test"):
         load_source("embedded:digits", "validation")
     with pytest.raises(InputError, match=r"'ignore'\. Valid: error, skip"):
         load_source("embedded:digits", "train", on_corrupt="ignore")
 
 
-def test_options_thin_their_own_split():
+def test_options_apply_to_their_own_split():
     name = "embedded:digits?per_class=7&test=40"
     train, test = load_source(name, "train"), load_source(name, "test")
     assert np.bincount(train.labels).tolist() == [7] * 10 and np.bincount(test.labels).tolist() == [4] * 10
@@ -108,7 +108,7 @@ def test_options_thin_their_own_split():
 
 
 @pytest.mark.parametrize("name", ("classes=7+2&per_class=5", "per_class=5&classes=7+2"))
-def test_the_option_classes_keeps_some_of_both_splits_and_comes_first(name):
+def test_the_classes_option_applies_first_and_to_both_splits(name):
     train, test = (load_source(f"embedded:digits?{name}", split) for split in ("train", "test"))
     assert train.class_names == test.class_names == ("7", "2") and np.bincount(train.labels).tolist() == [5, 5]
     whole = load_source("embedded:digits", "test")
@@ -116,7 +116,7 @@ def test_the_option_classes_keeps_some_of_both_splits_and_comes_first(name):
     assert train.fingerprint == load_source("embedded:digits?classes=7+2&per_class=5", "train").fingerprint
 
 
-# ---- some classes, and what belongs to the images
+# ---- selected classes and extra arrays
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -154,13 +154,13 @@ def test_some_classes_are_renumbered_and_keep_their_images(data):
         ([], "no image of the 0 classes"),
     ],
 )
-def test_classes_that_do_not_exist_or_are_given_twice(classes, message):
+def test_unknown_and_duplicate_classes_are_named(classes, message):
     source = from_arrays(np.zeros((5, 2, 2), np.uint8), np.arange(5), class_names="abcde")
     with pytest.raises(InputError, match=message):
         of_classes(source, classes)
 
 
-def test_a_source_has_nothing_extra_unless_given_and_a_subset_carries_it():
+def test_a_subset_keeps_the_extra_arrays():
     source = from_arrays(np.zeros((3, 2, 2), np.uint8), [0, 1, 0])
     assert source.extra == {} and subset(source, [1]).extra == {}
     tokens = np.arange(12).reshape(3, 4)
@@ -168,7 +168,7 @@ def test_a_source_has_nothing_extra_unless_given_and_a_subset_carries_it():
     np.testing.assert_array_equal(found, tokens[[2, 0]])
 
 
-def test_the_seed_draws_the_subset():
+def test_the_subset_depends_on_the_seed():
     first, again, other = (load_source("embedded:digits?per_class=3", "train", seed=seed) for seed in (0, 0, 1))
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert (
@@ -177,7 +177,7 @@ def test_the_seed_draws_the_subset():
     )
 
 
-def test_a_subset_reads_the_images_of_its_labels():
+def test_images_of_a_subset_match_its_labels():
     whole = load_source("embedded:digits", "train")
     part = subset(subset(whole, np.arange(100, 200)), [5, 50, 7])
     assert np.array_equal(part.labels, whole.labels[[105, 150, 107]])
@@ -187,7 +187,7 @@ def test_a_subset_reads_the_images_of_its_labels():
 # ---- materialize
 
 
-def test_materialize_equals_reading_and_resizing_one_by_one():
+def test_materialize_equals_resizing_one_by_one():
     source, done = load_source("embedded:digits?train=600", "train"), []
     images, labels = materialize(source, 12, "bicubic", progress=done.append)
     single = np.stack([resize_square(source.read([i])[0], 12, "bicubic") for i in range(len(source))])
@@ -217,12 +217,12 @@ def test_gray_tfds_images_get_three_channels(tfds_dir):
     assert images.shape == (20, 28, 28, 3) and np.array_equal(images[..., 0], images[..., 2])
 
 
-def test_without_a_test_split_validation_is_tested_on(tfds_dir):
+def test_validation_replaces_a_missing_test_split(tfds_dir):
     source = load_source("tfds:tiny_imagenet?test=300", "test")
     assert len(source) == 300 and source.num_classes == 200 and source.class_names[0] == "goldfish"
 
 
-def test_caltech101_reports_the_mean_over_classes_and_reads_in_threads(tfds_dir):
+def test_caltech101_uses_mean_class_accuracy(tfds_dir):
     source = load_source("tfds:caltech101?train=306", "train")
     assert source.metric == "mean_class_accuracy" and source.num_classes == 102
     images, _ = materialize(source, 32)
@@ -240,7 +240,7 @@ def test_tfds_sources_pickle(tfds_dir):
     assert copy.fingerprint == source.fingerprint and np.array_equal(copy.read([5])[0], source.read([5])[0])
 
 
-def test_no_tensorflow_and_no_noise(tfds_dir):
+def test_reading_tfds_does_not_import_tensorflow(tfds_dir):
     code = (
         "import sys; from jax_transfer.data.sources import load_source, materialize\n"
         "materialize(load_source('tfds:caltech101?train=4', 'train'), 8)\n"
@@ -268,14 +268,14 @@ def test_no_tensorflow_and_no_noise(tfds_dir):
         ("celeb_a", "'image' and 'label', but has"),
     ],
 )
-def test_tfds_sets_that_are_not_there(name, message, tmp_path, monkeypatch):
+def test_missing_and_unknown_tfds_sets_are_named(name, message, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(InputError, match=message) as caught:
         load_source(f"tfds:{name}", "train")
     assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
 
 
-def test_a_set_prepared_as_tfrecord_and_one_with_missing_files_are_not_on_disk(tfds_dir, tmp_path, monkeypatch):
+def test_incomplete_and_tfrecord_sets_are_not_on_disk(tfds_dir, tmp_path, monkeypatch):
     folder = tmp_path / "caltech101" / "3.0.2"
     folder.mkdir(parents=True)
     for name in ("dataset_info.json", "features.json", "label.labels.txt"):
@@ -291,7 +291,7 @@ def test_a_set_prepared_as_tfrecord_and_one_with_missing_files_are_not_on_disk(t
         load_source("tfds:caltech101", "train")
 
 
-def test_a_missing_split_lists_those_there_are(tfds_dir, monkeypatch):
+def test_a_missing_split_lists_the_existing_ones(tfds_dir, monkeypatch):
     monkeypatch.setitem(catalog.CATALOG, "odd", catalog.Entry("mnist", 10, test="validation"))
     with pytest.raises(InputError, match=r"no split 'validation' to test on\. It has: .*train"):
         load_source("tfds:odd", "test")
@@ -305,7 +305,7 @@ def test_the_catalog_agrees_with_tfds(name, tmp_path):
     assert catalog.find(entry.tfds) == entry == catalog.find(f"{entry.tfds}:1.0.0")
 
 
-def test_prepare_without_tensorflow_says_what_to_install(monkeypatch, capsys):
+def test_prepare_without_tensorflow_names_the_extra_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     assert prepare.main(["cifar10"]) == 2
     assert 'pip install "jax_transfer[prepare]"' in capsys.readouterr().err

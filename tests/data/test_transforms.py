@@ -19,7 +19,7 @@ def noise(*shape, dtype=np.uint8, seed=0):
 # ---- Preprocessing
 
 
-def test_preprocessing_survives_json():
+def test_preprocessing_round_trips_through_json():
     preprocessing = Preprocessing(224, 0.875, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), "bicubic")
     assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
     assert preprocessing.host_size == 256 and Preprocessing(32).host_size == 32
@@ -36,7 +36,7 @@ def test_preprocessing_survives_json():
         ({"mean": [0, 0, 0]}, "image_size is missing"),
     ],
 )
-def test_preprocessing_refuses_what_cannot_be_used(values, word):
+def test_preprocessing_refuses_invalid_values(values, word):
     with pytest.raises(InputError, match=word):
         Preprocessing.from_json(values)
 
@@ -44,14 +44,14 @@ def test_preprocessing_refuses_what_cannot_be_used(values, word):
 # ---- to_uint8_rgb
 
 
-def test_gray_is_repeated_over_three_channels():
+def test_gray_becomes_three_equal_channels():
     gray = noise(4, 5)
     for image in (gray, gray[:, :, None]):
         rgb = to_uint8_rgb(image)
         assert rgb.shape == (4, 5, 3) and all(np.array_equal(rgb[:, :, c], gray) for c in range(3))
 
 
-def test_transparency_is_shown_over_white():
+def test_transparency_is_blended_with_white():
     rgba = noise(4, 5, 4)
     weight = rgba[:, :, 3:] / 255
     assert np.abs(to_uint8_rgb(rgba) - (rgba[:, :, :3] * weight + 255 * (1 - weight))).max() <= 0.5
@@ -60,12 +60,12 @@ def test_transparency_is_shown_over_white():
 
 
 @pytest.mark.parametrize("colour", [0, 90, 255])
-def test_what_is_drawn_in_transparency_alone_is_seen(colour):
+def test_a_drawing_in_the_alpha_channel_is_visible(colour):
     drawing = np.dstack([np.full((8, 8, 3), colour, np.uint8), noise(8, 8)])
     assert to_uint8_rgb(drawing).std() > 10
 
 
-def test_sixteen_bits_become_eight_and_masks_black_and_white():
+def test_sixteen_bits_and_masks_become_eight_bits():
     assert to_uint8_rgb(np.array([[0, 255, 256, 65535]], np.uint16))[0, :, 0].tolist() == [0, 0, 1, 255]
     assert to_uint8_rgb(np.array([[0, 7, 255, 300]], np.uint16), depth=8)[0, :, 0].tolist() == [0, 7, 255, 255]
     assert to_uint8_rgb(np.array([[0, 15, 16, 4095]], np.uint16), depth=12)[0, :, 0].tolist() == [0, 0, 1, 255]
@@ -89,7 +89,7 @@ def test_resize_equals_pil(interpolation):
 
 
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30), (7, 21)])
-def test_resize_puts_the_short_side_to_size_and_crops_the_centre(shape):
+def test_resize_scales_the_short_side_and_crops_the_centre(shape):
     image = noise(*shape, 3)
     height, width = (int(20 * side / min(shape)) for side in shape)
     whole = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
@@ -97,20 +97,20 @@ def test_resize_puts_the_short_side_to_size_and_crops_the_centre(shape):
     assert np.array_equal(resize_square(image, 20), whole[top : top + 20, left : left + 20])
 
 
-def test_resize_leaves_an_image_that_fits():
+def test_resize_keeps_an_image_of_the_right_size():
     image = noise(16, 16, 3)
     assert resize_square(image, 16) is image or np.shares_memory(resize_square(image, 16), image)
 
 
 @pytest.mark.parametrize("shape", [(1, 5000), (3, 100), (101, 3), (2, 35), (65, 4), (7, 113)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
-def test_of_a_strip_only_the_square_that_is_kept_is_computed(monkeypatch, shape, interpolation):
+def test_only_the_central_square_of_a_strip_is_resized(monkeypatch, shape, interpolation):
     image, size = noise(*shape, 3), 20
     height, width = (int(size * side / min(shape)) for side in shape)
     whole = np.asarray(Image.fromarray(image).resize((width, height), INTERPOLATIONS[interpolation]))
     top, left = round((height - size) / 2), round((width - size) / 2)
     expected = whole[top : top + size, left : left + size].astype(int)
-    assert np.array_equal(resize_square(image, size, interpolation), expected)  # this one is not too large to do all
+    assert np.array_equal(resize_square(image, size, interpolation), expected)  # small enough to be resized as a whole
     monkeypatch.setattr(transforms, "MOST_RESIZED_PIXELS", 0)
     resize, sizes = Image.Image.resize, []
     monkeypatch.setattr(Image.Image, "resize", lambda self, to, *a, **k: sizes.append(to) or resize(self, to, *a, **k))
@@ -118,7 +118,7 @@ def test_of_a_strip_only_the_square_that_is_kept_is_computed(monkeypatch, shape,
     assert sizes == [(size, size)] and np.abs(found - expected).max() <= 1
 
 
-def test_a_strip_does_not_become_gigabytes(monkeypatch):
+def test_a_long_strip_is_resized_with_little_memory(monkeypatch):
     resize, sizes = Image.Image.resize, []
     monkeypatch.setattr(Image.Image, "resize", lambda self, to, *a, **k: sizes.append(to) or resize(self, to, *a, **k))
     assert resize_square(noise(1, 5000), 224).shape == (224, 224, 3) and sizes == [(224, 224)]
@@ -139,13 +139,13 @@ def test_cmyk_becomes_rgb(tmp_path):
     assert np.abs(decode_file(tmp_path / "red.jpg").astype(int) - [255, 0, 0]).max() <= 4
 
 
-def test_sixteen_bit_png_keeps_its_high_byte(tmp_path):
+def test_a_sixteen_bit_png_keeps_its_high_byte(tmp_path):
     gray = noise(6, 5, dtype=np.uint16)
     Image.fromarray(gray).save(tmp_path / "a.png")
     assert np.array_equal(decode_file(tmp_path / "a.png")[:, :, 1], gray >> 8)
 
 
-def test_thirty_two_bits_are_read_as_sixteen_when_they_fit(tmp_path):
+def test_thirty_two_bit_values_in_range_are_read_as_sixteen_bit(tmp_path):
     gray = noise(6, 5, dtype=np.uint16).astype(np.int32)
     Image.fromarray(gray).save(tmp_path / "a.tif")
     assert np.array_equal(decode_file(tmp_path / "a.tif")[:, :, 1], gray >> 8)
@@ -189,9 +189,9 @@ def test_a_damaged_file_is_named(tmp_path, content, reason, suffix):
         decode_file(path)
 
 
-@pytest.mark.filterwarnings("ignore")  # PIL's own on damaged tags
+@pytest.mark.filterwarnings("ignore")  # PIL warns about damaged tags
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp"])
-def test_random_damage_raises_nothing_but_input_errors(tmp_path, suffix):
+def test_random_damage_raises_only_input_errors(tmp_path, suffix):
     path, generator = tmp_path / f"a.{suffix}", np.random.default_rng(0)
     Image.fromarray(noise(24, 24, 3)).save(path)
     whole = path.read_bytes()
@@ -212,7 +212,7 @@ def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
         decode_file(tmp_path / "bomb.png")
 
 
-def test_a_missing_file_and_float_pixels_are_named(tmp_path):
+def test_missing_files_and_float_pixels_are_named(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "f.tif")
     with pytest.raises(InputError, match=r"f\.tif.*floating point"):
         decode_file(tmp_path / "f.tif")
@@ -232,23 +232,23 @@ SUBSETS = {
 
 
 @pytest.mark.parametrize("name", SUBSETS)
-def test_subsets_depend_on_the_seed_alone(name):
+def test_subsets_depend_only_on_the_seed(name):
     chosen = SUBSETS[name](3)
     assert np.array_equal(chosen, SUBSETS[name](3)) and not np.array_equal(chosen, SUBSETS[name](4))
 
 
 @pytest.mark.parametrize("name", SUBSETS)
-def test_subsets_are_sorted_and_without_repetition(name):
+def test_subsets_are_sorted_and_unique(name):
     assert (np.diff(SUBSETS[name](0)) > 0).all()
 
 
-def test_few_shot_takes_as_many_of_each_class_and_nests():
+def test_few_shot_is_balanced_and_nested():
     assert np.bincount(LABELS[few_shot(LABELS, 10, 0, NAMES)]).tolist() == [10, 10, 10, 10]
     assert set(few_shot(LABELS, 2, 0, NAMES)) < set(few_shot(LABELS, 7, 0, NAMES))
 
 
 @pytest.mark.parametrize(("names", "message"), [(NAMES, "'d' has only 10"), ((*NAMES, "e"), "'d' has only 10|'e'")])
-def test_few_shot_names_the_class_that_is_too_small(names, message):
+def test_few_shot_names_a_class_that_is_too_small(names, message):
     with pytest.raises(InputError, match=message):
         few_shot(LABELS, 11, 0, names)
     with pytest.raises(InputError, match="'e' has only 0"):
@@ -262,14 +262,14 @@ def test_capped_keeps_the_proportions_and_every_class(most, expected):
     assert np.bincount(LABELS[capped(LABELS, most, 0)]).tolist() == expected
 
 
-def test_capped_has_exactly_as_many_as_asked_and_is_even_on_even_classes():
+def test_capped_has_the_exact_size_and_stays_balanced():
     labels = np.repeat(np.arange(10), 50)
     for most in (1, 3, 10, 57, 123, 499):
         counts = np.bincount(labels[capped(labels, most, 0)], minlength=10)
         assert counts.sum() == most and counts.max() - counts.min() <= 1
 
 
-def test_capped_draws_the_classes_at_random_when_there_are_too_few_places():
+def test_capped_draws_classes_at_random_if_not_all_fit():
     labels = np.repeat(np.arange(100), 20)
     assert {*labels[capped(labels, 20, 0)]} != {*labels[capped(labels, 20, 1)]}
 
@@ -286,6 +286,6 @@ def test_stratified_split_takes_a_fifth_of_each_class():
     assert all(np.array_equal(a, b) for a, b in zip(stratified_split(LABELS), (train, test), strict=True))
 
 
-def test_stratified_split_keeps_a_single_image_in_train():
+def test_stratified_split_keeps_single_images_in_train():
     train, test = stratified_split(np.array([0, 1, 1]))
     assert 0 in train and len(train) == 2 and len(test) == 1

@@ -1,12 +1,18 @@
-"""What the tests of the convolutional nets share. Compiling `net.init` takes longer than all else they do."""
+"""Checks of convolutional nets. They avoid compiling `net.init`, which takes longer than anything else in them."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from jax_transfer import trees
+from jax_transfer.models import make_net
+from jax_transfer.models.inception_resnet_v2 import InceptionResNetV2
+from jax_transfer.models.layers import DTYPES
 
-# Code that runs once need not be fast: it compiles in a third of the time.
+# Compiles in a third of the time; the code is slower, but runs only once.
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -15,7 +21,7 @@ def num_parameters(net) -> int:
 
 
 def random_weights(net, gain=2.0, spread=1.0):
-    """(params, stats) of a net: kernels from N(0, gain / fan in); BatchNorm's parameters and statistics vary."""
+    """Returns (params, stats): kernels from N(0, gain / fan in), and random BatchNorm parameters and statistics."""
     rng = np.random.default_rng(0)
 
     def draw(name, shape):
@@ -31,6 +37,17 @@ def random_weights(net, gain=2.0, spread=1.0):
     return [trees.unflatten(tree) for tree in flat]
 
 
+@functools.cache
+def short_inception_resnet_v2(num_classes, dtype="float32", width=1.0):
+    """Returns an Inception-ResNet-v2 with one block on each of its three grids; the original has 10, 20 and 9."""
+
+    def make_module(rngs: nnx.Rngs):
+        return InceptionResNetV2(num_classes, repeats=(1, 1, 1), width=width, dtype=DTYPES[dtype], rngs=rngs)
+
+    sizes = {"num_classes": num_classes, "feature_dim": int(1536 * width), "min_image_size": 75}
+    return make_net("inception_resnet_v2", make_module, classifier=("classif",), **sizes)
+
+
 def random_images(size, count=4):
     return np.random.default_rng(1).normal(size=(count, size, size, 3)).astype(np.float32)
 
@@ -39,21 +56,18 @@ def apply(net, params, stats, images):
     return jax.jit(net.apply, compiler_options=QUICK)(params, stats, images)
 
 
-def assert_equals_the_twin(net, twin, images):
-    """Features and logits of the net with the weights of a torch net are those of the torch net."""
-    import torch
-
+def assert_equals_twin(net, twin, images):
+    """Asserts that features and logits equal those of a torch net with the same weights."""
     from helpers import torch_twins
 
-    with torch.no_grad():
-        logits, features = twin(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    logits, features = torch_twins.twin_output(twin, images)
     output = apply(net, *torch_twins.to_dicts(twin), images)
-    np.testing.assert_allclose(output.features, features, rtol=1e-4, atol=1e-4 * features.std())
-    np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-4 * logits.std())
+    np.testing.assert_allclose(output.features, features, rtol=1e-4, atol=1e-4 * features.std(ddof=1))
+    np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-4 * logits.std(ddof=1))
 
 
 def assert_gradients_reach_every_parameter(net, images):
-    """In training mode; the statistics all move too."""
+    """Asserts finite, non-zero gradients in training mode, and that all statistics change."""
     params, stats = random_weights(net)
     labels = jnp.arange(len(images)) % net.num_classes
 
@@ -69,8 +83,8 @@ def assert_gradients_reach_every_parameter(net, images):
 
 
 def assert_bfloat16_is_close(exact, rough, images, tolerance=0.03):
-    """The nets differ in dtype alone; the exact one is deterministic, and rows do not mix."""
-    # Tame weights: an untrained linear bottleneck with gain 2 amplifies the rounding of those before it.
+    """Compares nets that differ only in dtype; the exact one must be deterministic and independent of the batch."""
+    # Small weights: with gain 2, an untrained linear bottleneck amplifies rounding errors.
     params, stats = random_weights(exact, gain=1.0, spread=0.0)
     compiled = jax.jit(exact.apply, compiler_options=QUICK)
     a, b = compiled(params, stats, images), apply(rough, params, stats, images)

@@ -1,4 +1,4 @@
-"""Damage to files of weights, and what must come of it: finite weights, or one line that names the file."""
+"""Damage to files of weights; loading them must give finite weights or a one-line error that names the file."""
 
 import contextlib
 import pathlib
@@ -19,7 +19,7 @@ MASK = st.integers(1, 255)
 
 @contextlib.contextmanager
 def bounded_memory(more=2 * GIGABYTE):
-    """No more than so many further bytes can be had inside: a file of kilobytes must not ask for more."""
+    """Limits further memory to `more` bytes: a file of a few kilobytes must not need more."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
@@ -30,12 +30,12 @@ def bounded_memory(more=2 * GIGABYTE):
 
 
 def load(kind, path, model="resnet10", limit=True):
-    """The checkpoint, or None where it is refused."""
+    """Returns the checkpoint, or None if it is refused."""
 
     def use():
         describes_itself(path)
         with warnings.catch_warnings(), bounded_memory() if limit else contextlib.nullcontext():
-            warnings.simplefilter("ignore")  # torch's on what it does not expect
+            warnings.simplefilter("ignore")  # torch warns about unexpected contents
             return load_checkpoint(path, model)
 
     found = accepted_or_refused(kind, use, str(path), str(path.parent / "config.json"))
@@ -46,7 +46,7 @@ def load(kind, path, model="resnet10", limit=True):
 
 
 def damaged(data, how, place, mask):
-    """Cut off, with a few bits turned, with a piece doubled, or with a piece set to one value."""
+    """Returns the data truncated, with flipped bits, a piece repeated or overwritten, or longer."""
     at = int(place * len(data))
     return {
         "cut": data[:at],
@@ -58,5 +58,5 @@ def damaged(data, how, place, mask):
 
 
 HOW = st.sampled_from(("cut", "turned", "doubled", "filled", "longer"))
-# Half of the damage is done to the first hundredth, where the headers are.
+# Half of the damage is in the first hundredth, which contains the headers.
 PLACE = st.one_of(WHERE, WHERE.map(lambda x: x / 100))

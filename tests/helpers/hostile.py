@@ -1,10 +1,10 @@
-"""What the tests of bad input share: how many examples they try, a watchdog, and what a refusal must look like.
+"""Shared by the tests of bad input: the number of examples, a watchdog, and the required form of errors.
 
-By default each property is tried on a few dozen examples. The campaign tries many more of the same, and counts them:
+By default each property is tested with a few dozen examples. The campaign tests and counts many more:
 
     BAD_INPUT_EXAMPLES=1000 BAD_INPUT_REPORT=campaign.json python -m pytest -n0 tests/bad_input
 
-Examples are drawn from fixed seeds, so both give the same examples again.
+Examples are drawn from fixed seeds, so that both are reproducible.
 """
 
 import collections
@@ -21,12 +21,12 @@ import hypothesis
 from jax_transfer.records import InputError, printable
 
 EXAMPLES = int(os.environ.get("BAD_INPUT_EXAMPLES", "0"))
-TRIED: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+COUNTS: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
 SECONDS = 20
 
 
 def examples(default: int, most: int = 10**6):
-    """How often a property is tried: `default` times, in the campaign BAD_INPUT_EXAMPLES times but at most `most`."""
+    """Returns settings for `default` examples; in the campaign for BAD_INPUT_EXAMPLES, but at most `most`."""
     return hypothesis.settings(
         max_examples=min(EXAMPLES, most) if EXAMPLES else default,
         derandomize=True,
@@ -38,7 +38,7 @@ def examples(default: int, most: int = 10**6):
 
 @contextlib.contextmanager
 def watchdog(seconds: int = SECONDS):
-    """Fails what takes longer; prints where all threads are, and ends the process if even that does not stop it."""
+    """Raises TimeoutError after `seconds` and prints all stacks; ends the process if it still runs later."""
 
     def fail(signum, frame):
         faulthandler.dump_traceback(all_threads=True)
@@ -57,26 +57,26 @@ def watchdog(seconds: int = SECONDS):
 
 
 def accepted_or_refused(kind: str, use, *names: str):
-    """Calls `use()`; returns what it gives, or None after an InputError of one line that holds one of `names`.
+    """Returns `use()`, or None after a one-line InputError that contains one of `names`.
 
-    Any other exception goes through, and with it the test fails.
+    Any other exception is propagated, so that the test fails.
     """
     try:
         with watchdog():
-            found = use()
+            result = use()
     except InputError as error:
-        said = str(error)
-        assert said == printable(said), f"not one line that can be written: {said!r}"
-        assert not names or any(printable(name) in said for name in names), f"{said!r} names none of {names}"
-        TRIED[kind]["refused"] += 1
+        message = str(error)
+        assert message == printable(message), f"not a single printable line: {message!r}"
+        assert not names or any(printable(name) in message for name in names), f"{message!r} names none of {names}"
+        COUNTS[kind]["refused"] += 1
         return None
-    TRIED[kind]["accepted"] += 1
-    return found
+    COUNTS[kind]["accepted"] += 1
+    return result
 
 
 def write_report() -> None:
-    """Adds what was tried to the file BAD_INPUT_REPORT."""
+    """Adds the counts of examples to the file BAD_INPUT_REPORT."""
     if path := os.environ.get("BAD_INPUT_REPORT"):
         file = pathlib.Path(path)
         before = json.loads(file.read_text()) if file.exists() else {}
-        file.write_text(json.dumps({**before, **{kind: dict(count) for kind, count in TRIED.items()}}, indent=1))
+        file.write_text(json.dumps({**before, **{kind: dict(count) for kind, count in COUNTS.items()}}, indent=1))

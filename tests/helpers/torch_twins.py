@@ -1,6 +1,7 @@
-"""A small torch ResNet with torchvision's layout and names, to compare with. Needs torch."""
+"""A small torch ResNet with torchvision's layout and names, and how to compare with torch nets. Needs torch."""
 
 import jax.numpy as jnp
+import numpy as np
 import torch
 from torch import nn
 
@@ -51,7 +52,7 @@ def _downsample(features_in, features_out, stride):
 
 
 class ResNet(nn.Module):
-    """images [b, 3, h, w] -> (logits [b, s], features [b, d])."""
+    """Maps images [b, 3, h, w] to (logits [b, s], features [b, d])."""
 
     def __init__(self, block, stage_sizes, num_classes, width=64, stem="imagenet"):
         super().__init__()
@@ -77,7 +78,7 @@ class ResNet(nn.Module):
 
 
 def random_resnet(block, stage_sizes, num_classes, width, stem, seed=0):
-    """A ResNet in evaluation mode whose BatchNorm scales, biases and statistics are random too."""
+    """Returns a random ResNet in evaluation mode, with random BatchNorm scales, biases and statistics."""
     torch.manual_seed(seed)
     model = ResNet(block, stage_sizes, num_classes, width, stem)
     for module in model.modules():
@@ -89,8 +90,15 @@ def random_resnet(block, stage_sizes, num_classes, width, stem, seed=0):
     return model.eval()
 
 
+def twin_output(twin, images):
+    """Returns (logits [b, s], features [b, d]) of a torch net for images [b, h, w, 3] as NumPy arrays."""
+    with torch.no_grad():
+        logits, features = twin(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
+    return logits.numpy(), features.numpy()
+
+
 def to_dicts(model):
-    """The (params, stats) that hold the weights of a torch ResNet."""
+    """Returns the weights of a torch ResNet as (params, stats)."""
     params, stats = {}, {}
     for name, tensor in model.state_dict().items():
         *parents, leaf = name.split(".")

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def randomised(model, seed=0):
-    """The model in evaluation mode with random weights and random BatchNorm parameters and statistics."""
+    """Returns the model in evaluation mode with random weights, BatchNorm parameters and statistics."""
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -117,7 +117,7 @@ class TimmInvertedResidual(nn.Module):
 
 
 class TimmSeparable(SeparableBlock):
-    """The first block: no activation after the pointwise convolution."""
+    """The first block, without an activation after the pointwise convolution."""
 
     def forward(self, x):
         return self.bn2(self.conv_pw(F.relu6(self.bn1(self.conv_dw(x)))))
@@ -189,7 +189,7 @@ class ResNetV2(nn.Module):
             stages.append(blocks)
         self.stages = nn.ModuleList(stages)
         self.norm = nn.BatchNorm2d(features)
-        # timm's is the convolution.
+        # timm has the convolution.
         self.head.fc = nn.Conv2d(features, num_classes, 1) if conv_head else nn.Linear(features, num_classes)
 
     def forward(self, x):

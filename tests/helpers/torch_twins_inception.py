@@ -1,7 +1,7 @@
 """Small torch Inception nets with the layout and names of the released checkpoints. Needs torch.
 
-Each maps images [b, 3, h, w] to (logits [b, s], features [b, d]). `width` multiplies the channels, of which at least
-16 stay.
+Each maps images [b, 3, h, w] to (logits [b, s], features [b, d]). `width` multiplies the channels, with a
+minimum of 16.
 """
 
 import functools
@@ -26,7 +26,7 @@ class BasicConv2d(nn.Module):
 
 
 class Branches(nn.Module):
-    """Named branches on the same input, concatenated."""
+    """Concatenates named branches on the same input."""
 
     def __init__(self, **branches):
         super().__init__()
@@ -145,7 +145,7 @@ W, H = (1, 7), (7, 1)
 SEVEN = ("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, W), ("branch7x7x3_3", 192, H)
 DOUBLE = ("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3)
 # Branches as units (name, channels, kernel[, stride]). "given": differs between blocks of a kind; "fork": a 1x3 (a) and
-# a 3x1 (b) kernel side by side. Strided units have no padding.
+# a 3x1 (b) kernel in parallel. Strided units have no padding.
 INCEPTION3_KINDS = {
     "A": (
         [("branch1x1", 64, 1)],

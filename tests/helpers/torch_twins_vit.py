@@ -56,7 +56,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """images [b, 3, h, w] -> (logits [b, s], features [b, d])."""
+    """Maps images [b, 3, h, w] to (logits [b, s], features [b, d])."""
 
     def __init__(self, dim, depth, heads, patch, image_size, num_classes):
         super().__init__()
@@ -119,7 +119,7 @@ class TorchvisionViT(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """The released one: its scale is that of the input's width, and the values are added to its output."""
+    """Attention of the release: scaled by the width of the input, with the values added to the output."""
 
     def __init__(self, features, dim):
         super().__init__()
@@ -147,7 +147,7 @@ class TokenTransformer(nn.Module):
 
 
 class TokenPerformer(nn.Module):
-    """The released one, whose linear layer gives k, q, v in this order."""
+    """Performer layer of the release, whose linear layer returns k, q, v in this order."""
 
     def __init__(self, features, dim):
         super().__init__()
@@ -190,7 +190,7 @@ class TokensToToken(nn.Module):
 
 
 class T2TViT(nn.Module):
-    """images [b, 3, h, w] -> (logits [b, s], features [b, d])."""
+    """Maps images [b, 3, h, w] to (logits [b, s], features [b, d])."""
 
     def __init__(self, token_layer, dim, depth, heads, token_dim, image_size, num_classes):
         super().__init__()
@@ -216,7 +216,7 @@ def _sinusoids(n, d):
 
 
 def random(model, seed=0):
-    """The model in evaluation mode, with every trainable array drawn so that it matters to the output."""
+    """Returns the model in evaluation mode, with all trainable arrays random so that each affects the output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -232,7 +232,7 @@ def random(model, seed=0):
 
 
 def to_dicts(model):
-    """The (params, stats) that hold the weights of a torch transformer; what it does not train goes to the stats."""
+    """Returns the weights of a torch transformer as (params, stats); arrays that are not trained go to the stats."""
     params, stats = {}, {}
     for name, tensor in model.named_parameters():
         *parents, leaf = name.split(".")

@@ -1,4 +1,4 @@
-"""Nets without a head over classes: their logits have no columns, and only the scores that need logits do not exist."""
+"""Nets without a head over classes: logits have no columns, and only scores of logits are undefined."""
 
 import types
 
@@ -48,7 +48,7 @@ def test_scores_of_features_do_not_depend_on_the_head(name):
     assert score_gigaflops(name, HEADLESS, 3) == score_gigaflops(name, WITH_HEAD, 3) > 0
 
 
-def test_a_score_of_neither_features_nor_logits_is_one_line(monkeypatch):
+def test_a_score_may_use_neither_features_nor_logits(monkeypatch):
     monkeypatch.setitem(SCORES, "images", Score(lambda x, y, num_classes: jnp.float32(len(y)), needs=""))
     assert score_all("images", stacked(HEADLESS), 3) == [48]
     assert SCORES["images"].x(HEADLESS) is None

@@ -4,25 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from helpers.conv_checks import (
     assert_bfloat16_is_close,
-    assert_equals_the_twin,
+    assert_equals_twin,
     assert_gradients_reach_every_parameter,
     num_parameters,
     random_images,
+    short_inception_resnet_v2,
 )
-from jax_transfer.models import MODELS, make_net
+from jax_transfer.models import MODELS
 from jax_transfer.models.inception import inception_v1, inception_v2
-from jax_transfer.models.inception_resnet_v2 import InceptionResNetV2, inception_resnet_v2
+from jax_transfer.models.inception_resnet_v2 import inception_resnet_v2
 from jax_transfer.models.inception_v3 import inception_v3
-from jax_transfer.models.layers import DTYPES, AvgPool, MaxPool
+from jax_transfer.models.layers import AvgPool, MaxPool
 from jax_transfer.records import InputError
 
 NAMES = {spec: name for name, spec in MODELS.items()}
 # With 1,000 classes and without auxiliary heads: torchvision's googlenet and inception_v3, timm's inception_resnet_v2.
-# BN-Inception's 11.3 million are the twin's count.
+# BN-Inception's 11.3 million are counted in the twin.
 PUBLISHED = {
     inception_v1: 6_624_904,
     inception_v2: 11_295_240,
@@ -30,22 +30,12 @@ PUBLISHED = {
     inception_resnet_v2: 55_843_464,
 }
 TWINS = {
-    inception_v1: ("GoogLeNet", 52),  # three of its four pools have a last window that the edge cuts off
+    inception_v1: ("GoogLeNet", 52),  # the edge truncates the last window of three of its four pools
     inception_v2: ("BNInception", 64),
     inception_v3: ("Inception3", 75),
     inception_resnet_v2: ("InceptionResnetV2", 75),
 }
 by_model = functools.partial(pytest.mark.parametrize, "make", ids=NAMES.get)
-
-
-def short_inception_resnet_v2(num_classes, dtype="float32", width=1.0):
-    """One block on each grid."""
-
-    def make_module(rngs: nnx.Rngs):
-        return InceptionResNetV2(num_classes, repeats=(1, 1, 1), width=width, dtype=DTYPES[dtype], rngs=rngs)
-
-    sizes = {"num_classes": num_classes, "feature_dim": int(1536 * width), "min_image_size": 75}
-    return make_net("short_inception_resnet_v2", make_module, classifier=("classif",), **sizes)
 
 
 @by_model(PUBLISHED)
@@ -68,7 +58,7 @@ def test_output_equals_the_torch_twin(make):
 
     twin_name, size = TWINS[make]
     twin = torch_twins_conv.randomised(getattr(torch_twins_inception, twin_name)(5, width=0.1))
-    assert_equals_the_twin(make(num_classes=5, width=0.1), twin, random_images(size, count=2))
+    assert_equals_twin(make(num_classes=5, width=0.1), twin, random_images(size, count=2))
 
 
 @pytest.mark.slow
@@ -90,14 +80,14 @@ def test_evaluation_is_deterministic_and_bfloat16_is_close_to_float32():
 
 @pytest.mark.slow
 @by_model(PUBLISHED)
-def test_bfloat16_is_close_to_float32_in_the_nets_in_full_depth(make):
+def test_bfloat16_is_close_to_float32_in_full_depth(make):
     exact, rough = make(num_classes=5, width=0.1), make(num_classes=5, width=0.1, dtype="bfloat16")
     assert_bfloat16_is_close(exact, rough, random_images(exact.min_image_size, count=2))
 
 
 @by_model([inception_v1, inception_v2])
 @pytest.mark.parametrize("size", [31, 107])
-def test_odd_images_give_features_of_the_promised_shape(make, size):
+def test_odd_image_sizes_give_features_of_the_declared_shape(make, size):
     net = make(num_classes=5, width=0.1)
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     output = jax.eval_shape(net.apply, *jax.eval_shape(net.init, jax.random.key(0)), images)
@@ -105,21 +95,13 @@ def test_odd_images_give_features_of_the_promised_shape(make, size):
 
 
 @by_model(PUBLISHED)
-def test_classifier_is_the_path_of_the_head(make):
-    net = make(num_classes=5, width=0.1)
-    params, _ = jax.eval_shape(net.init, jax.random.key(0))
-    (head,) = net.classifier
-    assert params[head]["kernel"].shape == (net.feature_dim, 5)
-
-
-@by_model(PUBLISHED)
-def test_equal_arguments_give_the_identical_net(make):
+def test_equal_arguments_return_the_identical_net(make):
     default = make(num_classes=1000)
     assert make(np.int64(1000), dtype=jnp.float32, width=1) is default
     assert make(num_classes=5, width=0.1) is not default
 
 
-def test_other_arguments_give_another_net():
+def test_other_arguments_return_another_net():
     nets = (inception_v1(5), inception_v2(5), inception_v1(6), inception_v1(5, "bfloat16"), inception_v1(5, width=0.5))
     assert len(set(nets)) == 5
 
@@ -138,7 +120,7 @@ def test_a_wrong_argument_is_named(make, options, message):
         make(**{"num_classes": 5} | options)
 
 
-def test_average_pool_of_ones_shows_whether_the_padding_counts():
+def test_average_pool_can_count_or_ignore_padding():
     ones = jnp.ones((1, 3, 3, 1))
     corner, edge = 4 / 9, 6 / 9
     padded = [[corner, edge, corner], [edge, 1, edge], [corner, edge, corner]]
@@ -146,7 +128,7 @@ def test_average_pool_of_ones_shows_whether_the_padding_counts():
     np.testing.assert_allclose(AvgPool(count_include_pad=False)(ones), ones, rtol=1e-6)
 
 
-def test_max_pool_in_ceil_mode_keeps_the_window_at_the_edge():
-    x = jnp.arange(6.0).reshape(1, 1, 6, 1).repeat(6, axis=1) - 10.0  # negative: padding must not win
+def test_max_pool_in_ceil_mode_keeps_the_last_window():
+    x = jnp.arange(6.0).reshape(1, 1, 6, 1).repeat(6, axis=1) - 10.0  # negative, so that 0 would win
     np.testing.assert_array_equal(MaxPool(3, 2)(x)[0, 0, :, 0], [-8.0, -6.0])
     np.testing.assert_array_equal(MaxPool(3, 2, ceil_mode=True)(x)[0, 0, :, 0], [-8.0, -6.0, -5.0])

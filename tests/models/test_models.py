@@ -90,7 +90,7 @@ def test_number_of_parameters_is_the_published_one(name):
 
 
 @pytest.mark.parametrize("name", ["resnet10", "resnet50"])
-def test_equal_arguments_give_the_identical_net(name):
+def test_equal_arguments_return_the_identical_net(name):
     default = MODELS[name](num_classes=5)
     assert MODELS[name](num_classes=np.int64(5), dtype=jnp.float32, stem="imagenet", width=64) is default
     assert MODELS[name](num_classes=5, dtype=jnp.dtype("float32")) is default
@@ -122,41 +122,39 @@ def test_a_wrong_argument_is_named(options, message):
     ],
 )
 def test_output_equals_the_torch_twin(name, block, stem):
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     from helpers import torch_twins
 
     twin = torch_twins.random_resnet(getattr(torch_twins, block), STAGES[name], num_classes=5, width=8, stem=stem)
     size = 32 if stem == "imagenet" else 16  # even at each stride, where "SAME" would pad one side only
     images = np.random.default_rng(0).normal(size=(3, size, size, 3)).astype(np.float32)
-    with torch.no_grad():
-        logits, features = twin(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    logits, features = torch_twins.twin_output(twin, images)
     output = small(name, stem=stem).apply(*torch_twins.to_dicts(twin), images)
-    np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-4 * logits.abs().max())
-    np.testing.assert_allclose(output.features, features, rtol=1e-4, atol=1e-4 * features.abs().max())
+    np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-4 * np.abs(logits).max())
+    np.testing.assert_allclose(output.features, features, rtol=1e-4, atol=1e-4 * np.abs(features).max())
 
 
 def test_training_mode_equals_the_torch_twin_with_its_running_statistics():
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     from helpers import torch_twins
 
     twin = torch_twins.random_resnet(torch_twins.BasicBlock, STAGES["resnet10"], num_classes=5, width=8, stem="cifar")
     params, stats = torch_twins.to_dicts(twin)
     images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
-    with torch.no_grad():
-        logits, _ = twin.train()(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    logits, _ = torch_twins.twin_output(twin.train(), images)
     output, new_stats = small("resnet10").apply_train(params, stats, images, KEY)
     np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-4)
-    # The last stage has one pixel, so n = 6 there and the biased variance would be off by a sixth.
+    # The last stage has one pixel: with n = 6 values, the biased variance would be off by a sixth.
     expected = trees.flatten(torch_twins.to_dicts(twin)[1])
     for name, leaf in trees.flatten(new_stats).items():
         np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_evaluation_is_deterministic_and_rows_do_not_mix(tiny):
+def test_evaluation_is_deterministic_and_independent_of_the_batch(tiny):
     net, params, stats, images = tiny
     output = net.apply(params, stats, images)
     np.testing.assert_array_equal(output.logits, net.apply(params, stats, images).logits)
-    # The same compiled code on other neighbours: evaluation never looks at the batch.
+    # The other images of the batch have no influence.
     others = net.apply(params, stats, images.at[3:].set(7.0))
     np.testing.assert_array_equal(output.logits[:3], others.logits[:3])
 
@@ -183,7 +181,7 @@ def test_gradients_are_finite_and_reach_every_parameter(tiny):
     gradients, _ = gradient(params, images)
     for name, leaf in trees.flatten(gradients).items():
         assert np.isfinite(leaf).all() and np.any(leaf != 0), name
-    # Images without any variance must not divide by zero.
+    # Constant images must not lead to a division by zero.
     for name, leaf in trees.flatten(gradient(params, jnp.ones_like(images))).items():
         assert np.isfinite(leaf).all(), name
 
@@ -198,12 +196,12 @@ def test_bfloat16_is_close_to_float32(tiny):
 
 
 @pytest.mark.parametrize(("name", "last"), [("resnet18", "bn2"), ("resnet50", "bn3")])
-def test_zero_init_last_zeroes_the_last_scale_of_each_block_alone(name, last):
+def test_zero_init_last_affects_only_the_last_scale_of_each_block(name, last):
     def scales():
         flat = trees.flatten(small(name, zero_init_last=True).init(KEY)[0])
         return {path: leaf for path, leaf in flat.items() if path.endswith("scale")}
 
-    # The scales are constants, so that under jit the convolutions are never drawn.
+    # The scales are constants, so that jit skips drawing the convolutions.
     for path, scale in jax.jit(scales)().items():
         assert np.all(scale == (0.0 if path.startswith("layer") and path.endswith(f"/{last}/scale") else 1.0)), path
 
@@ -213,12 +211,12 @@ def test_convolutions_start_he_normal_by_fan_out():
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / (3 * 3 * 64)), rel=0.03)
 
 
-def test_drawing_flat_gives_the_values_of_drawing_in_shape():
+def test_gaussian_equals_jax_random_normal():
     expected = 0.3 * jax.random.normal(KEY, (2, 3, 4))
     np.testing.assert_array_equal(gaussian(KEY, (2, 3, 4), 0.3), expected)
 
 
-def test_new_head_is_drawn_for_the_new_task_and_all_else_is_kept(tiny):
+def test_a_new_head_leaves_other_weights_unchanged(tiny):
     net, params, stats, images = tiny
     target = small("resnet10", num_classes=300)
     adapted = with_new_head(params, target, jax.random.key(3), std=0.05)
@@ -230,12 +228,12 @@ def test_new_head_is_drawn_for_the_new_task_and_all_else_is_kept(tiny):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_net_of_no_classes_has_no_head_until_it_gets_one(name):
-    def by_shapes(net):
+def test_a_net_without_classes_has_no_head(name):
+    def abstract_weights(net):
         return trees.unflatten({path: jax.ShapeDtypeStruct(x, jnp.float32) for path, x in net.shapes.items()})
 
     net, target = small(name, num_classes=0, dtype="bfloat16"), small(name, dtype="bfloat16")
-    params, whole = by_shapes(net)["params"], by_shapes(target)["params"]
+    params, whole = abstract_weights(net)["params"], abstract_weights(target)["params"]
     head = "/".join(target.classifier)
     assert trees.flatten(whole).keys() - trees.flatten(params).keys() == {f"{head}/kernel", f"{head}/bias"}
     assert target.classifier[0] not in params
@@ -244,14 +242,14 @@ def test_a_net_of_no_classes_has_no_head_until_it_gets_one(name):
         logits=jax.ShapeDtypeStruct((2, 0), jnp.float32),
         features=jax.ShapeDtypeStruct((2, net.feature_dim), jnp.float32),
     )
-    stats = by_shapes(net).get("stats", {})
+    stats = abstract_weights(net).get("stats", {})
     assert trees.difference(expected, jax.eval_shape(net.apply, params, stats, images)) == ""
     assert trees.difference(whole, jax.eval_shape(lambda params: with_new_head(params, target, KEY), params)) == ""
     assert trees.difference(params, with_new_head(whole, net, KEY)) == ""
 
 
-# The first values of the head's kernel and the sum of all magnitudes, for seed 0. A change in the order in which a module
-# draws would start every study from other weights than its recorded results did.
+# First two values of the head's kernel and sum of all absolute values, for seed 0. If a module drew in another order,
+# studies would start from other weights than their recorded results.
 DRAWN = {
     "resnet10": (-0.005138224456459284, -0.00033661630004644394, 4810.956551137931),
     "mobilenet_v2": (0.007416264619678259, 0.0035212377551943064, 24584.657038643636),
@@ -265,7 +263,7 @@ def drawn(name):
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_a_seed_draws_the_weights_that_it_always_drew(name):
+def test_initial_weights_of_a_seed_are_unchanged(name):
     flat = trees.flatten(drawn(name)[0])
     head = np.ravel(flat["/".join((*small(name).classifier, "kernel"))])
     total = sum(np.abs(np.asarray(leaf, np.float64)).sum() for leaf in flat.values())
@@ -273,7 +271,7 @@ def test_a_seed_draws_the_weights_that_it_always_drew(name):
 
 
 @pytest.mark.parametrize("name", ["resnet10", "vit_tiny_patch4_32"])
-def test_features_of_a_net_without_a_head_are_those_with_one(name):
+def test_features_do_not_depend_on_the_head(name):
     net, target, (whole, stats) = small(name, num_classes=0), small(name), drawn(name)
     params = with_new_head(whole, net, KEY)
     images = jax.random.normal(KEY, (2, net.min_image_size, net.min_image_size, 3))
@@ -281,7 +279,7 @@ def test_features_of_a_net_without_a_head_are_those_with_one(name):
     np.testing.assert_array_equal(output.features, target.apply(whole, stats, images).features)
 
 
-def test_a_net_without_a_head_starts_and_learns_as_one_with_a_head(tiny):
+def test_a_net_without_a_head_has_the_same_initial_trunk(tiny):
     net, (whole, _) = small("resnet10", num_classes=0), drawn("resnet10")
     params, stats = net.init(KEY)
     jax.tree.map(np.testing.assert_array_equal, params, {name: x for name, x in whole.items() if name != "fc"})
@@ -290,7 +288,7 @@ def test_a_net_without_a_head_starts_and_learns_as_one_with_a_head(tiny):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_known_of_a_model_is_that_of_its_net(name):
+def test_a_spec_agrees_with_its_net(name):
     spec = MODELS[name]
     assert (
         inspect.signature(spec) == inspect.signature(spec.make) and "num_classes" in inspect.signature(spec).parameters
@@ -305,7 +303,7 @@ def test_what_is_known_of_a_model_is_that_of_its_net(name):
         assert same.shapes == net.shapes and MODELS[spec.network].network is None
 
 
-def test_params_of_another_task_or_model_are_refused_by_name(tiny):
+def test_params_of_another_task_or_model_are_named(tiny):
     net, params, stats, images = tiny
     with pytest.raises(InputError, match=r"resnet10 with 9 classes: .*fc/kernel expected float32\[64, 9\]") as caught:
         small("resnet10", num_classes=9).apply(params, stats, images)
@@ -343,7 +341,7 @@ def twelve():
     return net, *net.init(KEY), jax.random.normal(KEY, (8, 4, 4, 3))
 
 
-def test_twelve_blocks_survive_a_round_trip_through_sorted_string_keys(twelve):
+def test_block_order_survives_sorting_by_name(twelve):
     net, params, stats, images = twelve
     flat = trees.flatten(jax.device_get(params))
     restored = trees.unflatten({name: flat[name] for name in sorted(flat)})
@@ -354,7 +352,7 @@ def test_twelve_blocks_survive_a_round_trip_through_sorted_string_keys(twelve):
     np.testing.assert_allclose(net.apply(restored, stats, images).logits, x, atol=1e-6)
 
 
-def test_twelve_blocks_survive_orbax(twelve, tmp_path):
+def test_block_order_survives_orbax(twelve, tmp_path):
     net, params, stats, images = twelve
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "epoch", params)
@@ -371,7 +369,7 @@ def test_vmap_over_stacked_checkpoints_equals_the_loop(twelve):
         np.testing.assert_allclose(together[i], net.apply(params_i, stats, images).logits, rtol=1e-5, atol=1e-6)
 
 
-def test_dropout_follows_the_key_in_training_and_is_off_in_evaluation(twelve):
+def test_dropout_depends_on_the_key_and_only_in_training(twelve):
     net, params, stats, images = twelve
     assert stats == {}
     one, _ = net.apply_train(params, stats, images, jax.random.key(1))
@@ -382,10 +380,10 @@ def test_dropout_follows_the_key_in_training_and_is_off_in_evaluation(twelve):
     assert not np.any(net.apply(params, stats, images).logits == 0)
 
 
-def test_a_module_that_keeps_random_state_is_refused():
-    class Keeps(nnx.Module):
+def test_a_module_with_random_state_is_refused():
+    class WithState(nnx.Module):
         def __init__(self, rngs):
             self.dropout = nnx.Dropout(0.5, rngs=rngs)
 
     with pytest.raises(TypeError, match=r"keeps holds state .*dropout/rngs"):
-        make_net("keeps", Keeps, num_classes=1, feature_dim=1, min_image_size=1, classifier=("fc",))
+        make_net("keeps", WithState, num_classes=1, feature_dim=1, min_image_size=1, classifier=("fc",))

@@ -6,7 +6,7 @@ from flax import nnx
 
 from helpers.conv_checks import (
     assert_bfloat16_is_close,
-    assert_equals_the_twin,
+    assert_equals_twin,
     assert_gradients_reach_every_parameter,
     num_parameters,
     random_images,
@@ -49,7 +49,7 @@ def test_output_equals_the_torch_twin(make, stage_sizes, stem):
 
     twin = torch_twins_conv.ResNetV2(make is resnet50_v2, stage_sizes, num_classes=5, width=8, stem=stem)
     size = 64 if stem == "imagenet" else 16
-    assert_equals_the_twin(small(make, stem=stem), torch_twins_conv.randomised(twin), random_images(size))
+    assert_equals_twin(small(make, stem=stem), torch_twins_conv.randomised(twin), random_images(size))
 
 
 @pytest.mark.slow
@@ -62,25 +62,19 @@ def test_evaluation_is_deterministic_and_bfloat16_is_close_to_float32():
     assert_bfloat16_is_close(small(resnet18_v2), small(resnet18_v2, dtype="bfloat16"), random_images(16))
 
 
-def test_identity_shortcuts_carry_the_input_unchanged():
-    """With every last convolution of a block at zero, blocks without a projection are the identity."""
+def test_identity_shortcuts_do_not_change_the_input():
+    """If its last convolution is zero, a block without a projection is the identity."""
     net = small(resnet18_v2)
     params = jax.eval_shape(net.init, jax.random.key(0))[0]
     projected = sorted(name for name in trees.flatten(params) if "downsample" in name)
     assert projected == [f"stages/{i}/blocks/0/downsample/conv/kernel" for i in (1, 2, 3)]
     block = resnet_v2.basic_block(4, 4, 1, jnp.float32, nnx.Rngs(0))
     block.conv2.kernel.set_value(jnp.zeros_like(block.conv2.kernel[...]))
-    x = -jnp.ones((1, 3, 3, 4))  # negative: an activation on the shortcut would show
+    x = -jnp.ones((1, 3, 3, 4))  # negative, so that a ReLU on the shortcut would change it
     np.testing.assert_array_equal(block(x, train=False), x)
 
 
-def test_classifier_is_the_path_of_the_head():
-    net = small(resnet50_v2)
-    head = jax.eval_shape(net.init, jax.random.key(0))[0]["head"]["fc"]
-    assert net.classifier == ("head", "fc") and head["kernel"].shape == (net.feature_dim, 5)
-
-
-def test_equal_arguments_give_the_identical_net():
+def test_equal_arguments_return_the_identical_net():
     default = resnet18_v2(num_classes=5)
     assert resnet18_v2(np.int64(5), dtype=jnp.float32, stem="imagenet", width=64) is default
     assert len({default, resnet18_v2(6), resnet18_v2(5, stem="cifar"), resnet18_v2(5, dtype="bfloat16")}) == 4

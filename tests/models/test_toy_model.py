@@ -1,4 +1,4 @@
-"""A model is one file and one line: one that only this test knows is pre-trained, loaded and ranked."""
+"""Adding a model takes one module and one entry in MODELS: a toy model is pre-trained, loaded and ranked."""
 
 import functools
 import inspect
@@ -28,7 +28,7 @@ RELEASED = Preprocessing(8, 1.0, (0.3,) * 3, (0.4,) * 3)
 
 
 class Toy(nnx.Module):
-    """Patches, a hidden layer, their mean, a linear head under a name that no other model has."""
+    """Patches, a hidden layer, their mean, and a linear head with a name that no other model uses."""
 
     def __init__(self, num_classes: int, width: int, rngs: nnx.Rngs):
         self.patches = conv(3, width, 4, 4, jnp.float32, rngs, padding=0)
@@ -63,7 +63,7 @@ def _in_models(monkeypatch):
     monkeypatch.setitem(MODELS, "toy", spec)
 
 
-def test_it_keeps_the_contract_with_a_head_and_without():
+def test_it_is_a_valid_net_with_and_without_a_head():
     assert MODELS["toy"](5) is toy(5) and MODELS["toy"].takes("width") and not MODELS["toy"].takes("stem")
     assert inspect.signature(MODELS["toy"]) == inspect.signature(toy)
     images = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
@@ -77,7 +77,7 @@ def test_it_keeps_the_contract_with_a_head_and_without():
     np.testing.assert_array_equal(again.features, expected.features)
 
 
-def test_a_file_of_it_is_known_by_its_metadata_its_name_and_its_arch(tmp_path):
+def test_its_files_are_recognised_by_metadata_name_and_arch(tmp_path):
     settings = {"width": 8}
     params, stats = toy(5, width=8).init(jax.random.key(0))
     export(Checkpoint("mine", toy(5, width=8), params, stats, RELEASED, settings=settings), tmp_path / "a.safetensors")
@@ -91,7 +91,7 @@ def test_a_file_of_it_is_known_by_its_metadata_its_name_and_its_arch(tmp_path):
     assert architecture("toy_arch") == "toy" and released_preprocessing("toy") == RELEASED
 
 
-def test_a_study_and_a_ranking_take_it(tmp_path):
+def test_studies_and_rankings_accept_it(tmp_path):
     config = default_config()
     config.model.name, config.model.width, config.preprocessing.image_size = "toy", 8.0, 8
     config.source.dataset, config.targets = DATA, (DATA,)
@@ -107,8 +107,8 @@ def test_a_study_and_a_ranking_take_it(tmp_path):
     work.close()
     headless = Checkpoint("mine", toy(0), *toy(0).init(jax.random.key(0)), RELEASED, settings={"num_classes": 0})
     export(headless, tmp_path / "headless.safetensors")
-    places = ("random:toy?width=8", tmp_path / "checkpoints" / "1", tmp_path / "headless.safetensors")
-    ranking = jt.rank(places, DATA, scores=("logme", "leep"))
+    checkpoints = ("random:toy?width=8", tmp_path / "checkpoints" / "1", tmp_path / "headless.safetensors")
+    ranking = jt.rank(checkpoints, DATA, scores=("logme", "leep"))
     assert [row.model for row in ranking.rows] == ["toy"] * 3 and not any(row.error for row in ranking.rows)
     found = {row.checkpoint: row for row in ranking.rows}
     assert all(math.isfinite(row.scores["logme"]) for row in ranking.rows)

@@ -1,4 +1,4 @@
-"""`rank`: the best checkpoint first, bad ones last with their reason, and an honest word on how sure that is."""
+"""`rank`: order of the checkpoints, reported errors, uncertainty, and what the answer recommends."""
 
 import csv
 import dataclasses
@@ -40,8 +40,8 @@ from jax_transfer.transfer.softmax_regression import ProbeSettings, converged
 TARGET = "embedded:digits?train=160&test=40"
 
 
-def written(path, width=8, seed=0, head=True, change=None, **preprocessing):
-    """A .safetensors file of a small random ResNet."""
+def write_checkpoint(path, width=8, seed=0, head=True, change=None, **preprocessing):
+    """Writes a small random ResNet as .safetensors; returns the path."""
     net = MODELS["resnet10"](num_classes=10, stem="cifar", width=width)
     params, stats = net.init(jax.random.key(seed))
     if change:
@@ -54,15 +54,27 @@ def written(path, width=8, seed=0, head=True, change=None, **preprocessing):
     return path
 
 
+def write_class_folders(folder, classes=("a", "b"), count=10, damaged=0):
+    """Writes folders of random images, with `damaged` more files in each; returns the name of the data set."""
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+        for i in range(damaged):
+            (folder / name / f"damaged_{i}.png").write_bytes(b"\x89PNG no more")
+    return f"folder:{folder}"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two good checkpoints, a short-sighted one, a blind one, and four that cannot be read."""
+    """Two good checkpoints, one with few channels, one with constant features, and four that cannot be read."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    written(folder / "blind.safetensors", change=lambda x: 0 * x)
-    written(folder / "weak.safetensors", width=1)
-    whole = written(folder / "small.safetensors").read_bytes()
-    written(folder / "headless.safetensors", head=False, seed=1)
-    written(folder / "nan.safetensors", change=lambda x: np.nan * x)
+    write_checkpoint(folder / "blind.safetensors", change=lambda x: 0 * x)
+    write_checkpoint(folder / "weak.safetensors", width=1)
+    whole = write_checkpoint(folder / "small.safetensors").read_bytes()
+    write_checkpoint(folder / "headless.safetensors", head=False, seed=1)
+    write_checkpoint(folder / "nan.safetensors", change=lambda x: np.nan * x)
     (folder / "broken.safetensors").write_bytes(b"no checkpoint")
     (folder / "short.safetensors").write_bytes(whole[: len(whole) // 2])
     (folder / "code.pth").write_bytes(pickle.dumps(print))
@@ -81,13 +93,12 @@ def test_the_best_is_first_and_failures_are_last(ranking):
     accuracies = [row.accuracy for row in ranking.evaluated]
     assert accuracies == sorted(accuracies, reverse=True) and len(accuracies) == 3
     assert ranking.num_images == 200 and all(row.low < row.accuracy < row.high for row in ranking.evaluated)
-    assert ranking.best.behind == 0 and ranking.rows[2].behind == pytest.approx(
-        ranking.best.accuracy - ranking.rows[2].accuracy
-    )
+    difference = ranking.best.accuracy - ranking.rows[2].accuracy
+    assert ranking.best.behind == 0 and ranking.rows[2].behind == pytest.approx(difference)
     assert ranking.rows[2] not in ranking.tied
 
 
-def test_each_row_loads_the_checkpoint_that_was_evaluated(ranking, folder):
+def test_each_row_loads_the_evaluated_checkpoint(ranking, folder):
     loaded = ranking.best.load()
     assert loaded.preprocessing == ranking.best.preprocessing and loaded.net.name == ranking.best.model
     one = jt.rank(
@@ -101,20 +112,18 @@ def test_each_row_loads_the_checkpoint_that_was_evaluated(ranking, folder):
         next(row for row in ranking.rows if row.checkpoint == "short").load()
 
 
-def test_settings_may_follow_a_model_and_a_home_folder_expands(folder, monkeypatch):
+def test_candidates_accept_settings_and_home_folders(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     found = list_candidates(["~/small.safetensors=resnet10?stem=cifar&width=8", "random:resnet10?width=4"], None)
-    assert [c.name for c in found] == ["small", "random resnet10?width=4"] and found[
-        0
-    ].path == folder / "small.safetensors"
+    assert [candidate.name for candidate in found] == ["small", "random resnet10?width=4"]
+    assert found[0].path == folder / "small.safetensors"
     assert found[0].model == "resnet10?stem=cifar&width=8"
     assert load(found[1], {"image_size": 32}, seed=0).params["conv1"]["kernel"].shape[-1] == 4
-    assert list_candidates(folder / "small.safetensors", None) == list_candidates(
-        [str(folder / "small.safetensors")], None
-    )
+    path = folder / "small.safetensors"
+    assert list_candidates(path, None) == list_candidates([str(path)], None)
 
 
-def test_a_checkpoint_in_the_cache_of_a_hub_is_called_by_its_repository(tmp_path):
+def test_a_checkpoint_in_a_hub_cache_is_named_by_its_repository(tmp_path):
     for tag in ("a1_in1k", "tv2_in1k"):
         snapshot = tmp_path / f"models--timm--resnet18.{tag}" / "snapshots" / "0123"
         snapshot.mkdir(parents=True)
@@ -123,14 +132,12 @@ def test_a_checkpoint_in_the_cache_of_a_hub_is_called_by_its_repository(tmp_path
     assert names == ["timm/resnet18.a1_in1k", "timm/resnet18.tv2_in1k"]
 
 
-def test_a_guessed_preprocessing_is_marked_unless_all_of_it_is_replaced(folder, tmp_path):
+def test_a_guessed_preprocessing_is_marked_unless_replaced(folder, tmp_path):
     torch_weights.save_safetensors(tmp_path / "resnet10.safetensors", *_weights(), {})
     files = [tmp_path / "resnet10.safetensors", folder / "small.safetensors"]
     found = jt.rank(files, TARGET, scores=("logme",), preprocessing={"image_size": 32})
-    assert {row.checkpoint.split("/")[-1]: row.preprocessing_is_guess for row in found.rows} == {
-        "resnet10": True,
-        "small": False,
-    }
+    guesses = {row.checkpoint.split("/")[-1]: row.preprocessing_is_guess for row in found.rows}
+    assert guesses == {"resnet10": True, "small": False}
     page = write_page(found, tmp_path).read_text()
     assert "a guess" in page and all(note in page for row in found.rows for note in map(html.escape, row.notes))
     whole = load_checkpoint(files[1]).preprocessing.to_json()
@@ -142,7 +149,7 @@ def _weights():
     return MODELS["resnet10"](num_classes=10, width=8).init(jax.random.key(0))
 
 
-def test_the_epochs_of_a_trajectory_are_ranked_and_a_head_that_is_not_of_classes_has_no_leep(tmp_path):
+def test_epochs_of_a_trajectory_are_ranked(tmp_path):
     net = MODELS["resnet10"](num_classes=10, stem="cifar", width=8)
     described = {
         "model": {"name": "resnet10", "stem": "cifar", "width": 8, "num_classes": 10},
@@ -167,7 +174,7 @@ def test_a_ranking_can_be_pickled(ranking):
     assert pickle.loads(pickle.dumps(ranking)).best.load().net is ranking.best.load().net
 
 
-def test_one_bad_checkpoint_never_stops_the_others_and_says_what_is_wrong(ranking, folder):
+def test_bad_checkpoints_are_reported_and_do_not_stop_others(ranking, folder):
     errors = {row.checkpoint: row.error for row in ranking.rows if row.error}
     assert set(errors) == {"nan", "broken", "short", "code", "blind"}
     for name, error in errors.items():
@@ -177,17 +184,17 @@ def test_one_bad_checkpoint_never_stops_the_others_and_says_what_is_wrong(rankin
 
 
 @pytest.mark.parametrize("gigabytes", [2.0, 0.0], ids=["kept", "read again"])
-def test_what_a_file_lacks_is_said_before_the_work_begins_and_once(folder, gigabytes, caplog, monkeypatch):
+def test_problems_of_files_are_logged_before_the_work(folder, gigabytes, caplog, monkeypatch):
     monkeypatch.setattr(ranking_module, "KEPT_GIGABYTES", gigabytes)
-    monkeypatch.setattr(logging.getLogger("jax_transfer"), "propagate", True)  # whatever ran before
+    monkeypatch.setattr(logging.getLogger("jax_transfer"), "propagate", True)  # independently of earlier tests
     files = [folder / name for name in ("headless.safetensors", "small.safetensors", "short.safetensors")]
     with caplog.at_level("INFO", "jax_transfer"):
         ranking = jt.rank(files, TARGET, scores=("logme",))
     assert [row.checkpoint for row in ranking.rows if row.error] == ["short"]
     messages = [record.getMessage() for record in caplog.records]
-    (estimate,) = [place for place, message in enumerate(messages) if message.startswith("About ")]
-    (broken,) = [place for place, message in enumerate(messages) if "truncated" in message]
-    headless = [place for place, message in enumerate(messages) if "the file has no head" in message]
+    (estimate,) = [index for index, message in enumerate(messages) if message.startswith("About ")]
+    (broken,) = [index for index, message in enumerate(messages) if "truncated" in message]
+    headless = [index for index, message in enumerate(messages) if "the file has no head" in message]
     assert broken < estimate and headless[0] < estimate
     assert len(headless) == (1 if gigabytes else 2)
 
@@ -198,7 +205,7 @@ def test_scores_of_logits_need_a_head(ranking):
     assert math.isfinite(scores["small"]["leep"])
 
 
-def test_table_csv_and_page_say_the_same(ranking, tmp_path):
+def test_table_csv_and_page_agree(ranking, tmp_path):
     text = " ".join(str(ranking).split())
     assert f"Use {ranking.best.checkpoint}" in text and "Failed:" in text and "LogME" in text
     page = write_page(ranking, tmp_path).read_text()
@@ -213,46 +220,49 @@ def test_table_csv_and_page_say_the_same(ranking, tmp_path):
     assert float(rows[0]["logme"]) == ranking.best.scores["logme"] and rows[-1]["error"]
 
 
-def _row(name, accuracy, behind_low, **scores):
+def ranked(name, accuracy, behind_low, **scores):
     interval = {"low": 0.4, "high": 0.9, "behind": 0.1, "behind_low": behind_low, "behind_high": 0.2}
     return Ranked(name, name, accuracy=accuracy, scores=scores, **interval)
 
 
-def test_the_answer_names_what_cannot_be_told_apart_and_who_contradicts():
-    rows = [_row("a", 0.8, 0, s=1.0, t=3.0), _row("b", 0.7, -0.01, s=3.0, t=2.0), _row("c", 0.6, 0.05, s=2.0, t=1.0)]
+def test_the_answer_names_ties_and_contradicting_scores():
+    rows = [
+        ranked("a", 0.8, 0, s=1.0, t=3.0),
+        ranked("b", 0.7, -0.01, s=3.0, t=2.0),
+        ranked("c", 0.6, 0.05, s=2.0, t=1.0),
+    ]
     found = Ranking("folder:x", 9, 2, 0.3, rows)
     assert [row.checkpoint for row in found.tied] == ["b"]
-    said = " ".join(answer(found))
-    assert "too few to tell it from b" in said and "t also ranks it first; s ranks b first" in said
+    message = " ".join(answer(found))
+    assert "too few to tell it from b" in message and "t also ranks it first; s ranks b first" in message
     assert found.agreement("t") == 1 and found.agreement("s") == pytest.approx(-1 / 3)
-    assert found.mean_agreement == pytest.approx((1 - 1 / 3 - 1 / 3) / 3) and "contradict" in said
+    assert found.mean_agreement == pytest.approx((1 - 1 / 3 - 1 / 3) / 3) and "contradict" in message
     clear = Ranking("folder:x", 9, 2, 0.3, [rows[0], rows[2]])
     assert not clear.tied and "next one, c, is 10.00 points behind" in " ".join(answer(clear))
 
 
 @pytest.mark.parametrize(("low", "advice"), [(0.49, "Use none"), (0.5, "Use none"), (0.51, "Use a")])
-def test_a_checkpoint_no_better_than_the_largest_class_is_not_recommended(low, advice):
-    row = dataclasses.replace(_row("a", 0.6, 0, s=1.0), low=low)
-    said = answer(Ranking("folder:x", 100, 2, 0.5, [row]))
-    assert said[0].startswith(advice)
+def test_a_checkpoint_at_majority_accuracy_is_not_recommended(low, advice):
+    row = dataclasses.replace(ranked("a", 0.6, 0, s=1.0), low=low)
+    assert answer(Ranking("folder:x", 100, 2, 0.5, [row]))[0].startswith(advice)
 
 
-def test_the_best_of_many_checkpoints_that_know_nothing_is_seldom_recommended():
+def test_the_best_of_many_random_checkpoints_is_rarely_recommended():
     rng, taken = np.random.default_rng(0), {1: 0, 10: 0}
     for k in taken:
         for _ in range(400):
             guesses = [share_with_interval(rng.random(200) < 0.5, np.ones(200)) for _ in range(k)]
             accuracy, low, _ = max(guesses)
-            rows = [dataclasses.replace(_row("a", accuracy, 0), low=low)] * k
+            rows = [dataclasses.replace(ranked("a", accuracy, 0), low=low)] * k
             taken[k] += Ranking("folder:x", 200, 2, 0.5, rows).is_useful
     assert max(taken.values()) < 0.05 * 400
 
 
-def test_a_score_that_a_checkpoint_lacks_ranks_nothing(tmp_path):
+def test_a_score_missing_for_a_checkpoint_ranks_nothing(tmp_path):
     rows = [
-        _row("a", 0.8, 0, s=1.0, t=5.0),
-        _row("b", 0.7, -0.01, s=3.0, t=math.nan),
-        _row("c", 0.6, 0.05, s=2.0, t=1.0),
+        ranked("a", 0.8, 0, s=1.0, t=5.0),
+        ranked("b", 0.7, -0.01, s=3.0, t=math.nan),
+        ranked("c", 0.6, 0.05, s=2.0, t=1.0),
     ]
     found = Ranking("folder:x", 9, 2, 0.3, rows)
     assert found.first_by("t") is None and math.isnan(found.agreement("t")) and math.isfinite(found.agreement("s"))
@@ -261,9 +271,9 @@ def test_a_score_that_a_checkpoint_lacks_ranks_nothing(tmp_path):
     assert "2 of 3" in write_page(found, tmp_path).read_text() and "5.00★" not in str(found)
 
 
-def test_the_metric_orders_the_checkpoints_and_heads_the_columns(tmp_path):
-    target = images(tmp_path / "images", classes=("cat", "dog", "emu"), count=12)
-    for extra in range(30):  # two thirds of the images are cats: accuracy favours who always says cat
+def test_the_metric_is_used_in_answer_and_page(tmp_path):
+    target = write_class_folders(tmp_path / "images", classes=("cat", "dog", "emu"), count=12)
+    for extra in range(30):  # two thirds are cats: constant predictions have high accuracy
         Image.fromarray(np.full((8, 8, 3), extra, np.uint8)).save(tmp_path / "images" / "cat" / f"more_{extra}.png")
     arguments = {"target": target, "scores": ("logme",), "preprocessing": {"image_size": 32}}
     found = jt.rank("random:resnet10", metric="mean_class_accuracy", **arguments)
@@ -274,26 +284,22 @@ def test_the_metric_orders_the_checkpoints_and_heads_the_columns(tmp_path):
         jt.rank("random:resnet10", metric="mean", **arguments)
 
 
-def test_log_table_and_page_name_the_classes_and_say_which_are_small(tmp_path, caplog, monkeypatch):
+def test_log_table_and_page_name_the_classes(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("jax_transfer"), "propagate", True)
-    target = images(tmp_path / "images", classes=tuple("abcdefgh"), count=6)
-    for place in range(3, 6):
-        (tmp_path / "images" / "c" / f"{place}.png").unlink()
+    target = write_class_folders(tmp_path / "images", classes=tuple("abcdefgh"), count=6)
+    for i in range(3, 6):
+        (tmp_path / "images" / "c" / f"{i}.png").unlink()
     with caplog.at_level("INFO", "jax_transfer"):
         found = jt.rank("random:resnet10", target, scores=("logme",), preprocessing={"image_size": 32})
-    named = "(a, b, c, d, ... h)"
-    assert (
-        named in caplog.text
-        and named in " ".join(str(found).split())
-        and named in write_page(found, tmp_path).read_text()
-    )
+    for text in (caplog.text, " ".join(str(found).split()), write_page(found, tmp_path).read_text()):
+        assert "(a, b, c, d, ... h)" in text
     (note,) = [note for note in found.notes if "fewer than 5 images" in note]
     assert note == "1 of 8 classes has fewer than 5 images (c 3): its accuracy is rough."
     assert note in write_page(found, tmp_path).read_text()
 
 
 @pytest.mark.parametrize("counts", [(1, 4), (1, 9), (2, 3, 1, 30), (5, 5), (4, 4, 4, 4, 4, 1)])
-def test_small_classes_are_said_and_only_images_apart(tmp_path, counts):
+def test_small_and_single_image_classes_are_noted(tmp_path, counts):
     rng = np.random.default_rng(0)
     for name, count in zip("abcdef", counts, strict=False):
         (tmp_path / name).mkdir()
@@ -311,14 +317,14 @@ def test_small_classes_are_said_and_only_images_apart(tmp_path, counts):
 @pytest.mark.parametrize(
     ("count", "message"), [(1, "no class has 2 images"), (2, "has 4 images: at least 5 are needed")]
 )
-def test_a_target_of_too_few_images_is_refused_before_a_checkpoint_is_read(tmp_path, count, message):
+def test_a_target_with_too_few_images_is_refused_first(tmp_path, count, message):
     with pytest.raises(InputError, match=message):
-        jt.rank("nothing.safetensors", images(tmp_path / "images", count=count))
+        jt.rank("nothing.safetensors", write_class_folders(tmp_path / "images", count=count))
 
 
-def test_names_with_brackets_and_control_characters_are_shown_as_they_are(folder, tmp_path):
+def test_brackets_and_control_characters_in_names_are_shown(folder, tmp_path):
     names = ("cat [small]", "[bold]dog", "x[@a]", "red\x1b[31m", "new\nline")
-    target = images(tmp_path / "my [old] images", classes=names, count=2)
+    target = write_class_folders(tmp_path / "my [old] images", classes=names, count=2)
     shutil.copy(folder / "small.safetensors", tmp_path / "run [link].safetensors")
     found = jt.rank(tmp_path / "run [link].safetensors", target, scores=("logme",))
     text = " ".join(str(found).split())
@@ -327,13 +333,13 @@ def test_names_with_brackets_and_control_characters_are_shown_as_they_are(folder
     assert "\x1b" not in str(found)
 
 
-def test_a_ranking_without_scores_shows_no_empty_table(folder, tmp_path):
+def test_a_ranking_without_scores_has_no_empty_table(folder, tmp_path):
     found = jt.rank(folder / "headless.safetensors", TARGET, scores=("leep", "nce"))
     page = write_page(found, tmp_path).read_text()
     assert not found.scores and "<tr></tr>" not in page and "Use headless" in page and "What was measured" in page
 
 
-def test_the_interval_of_equal_weights_is_scipys_wilson():
+def test_the_interval_with_equal_weights_equals_scipys_wilson():
     for correct, total in ((0, 5), (0, 7), (0, 10), (7, 10), (180, 200), (50, 50)):
         share, low, high = share_with_interval(np.arange(total) < correct, np.ones(total))
         expected = binomtest(correct, total).proportion_ci(method="wilson")
@@ -342,7 +348,7 @@ def test_the_interval_of_equal_weights_is_scipys_wilson():
         assert low >= 0 and high <= 1 and f"{low:.2f}" != "-0.00"
 
 
-def test_the_paired_interval_covers_the_true_difference_95_times_in_100():
+def test_the_paired_interval_has_95_percent_coverage():
     rng = np.random.default_rng(0)
     inside = narrower = 0
     for _ in range(400):
@@ -356,7 +362,7 @@ def test_the_paired_interval_covers_the_true_difference_95_times_in_100():
     assert 0.92 < inside / 400 < 0.98 and narrower == 400
 
 
-def test_the_mean_class_accuracy_has_an_interval_that_covers_it():
+def test_the_interval_covers_the_mean_class_accuracy():
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1, 2], [300, 60, 40])
     of_class = np.array([0.9, 0.6, 0.3])
@@ -369,32 +375,32 @@ def test_the_mean_class_accuracy_has_an_interval_that_covers_it():
     assert 0.92 < inside / 300 <= 1
 
 
-def test_cross_validation_is_near_that_of_scikit_learn_and_blind_to_labels_it_tests():
+def test_cross_validation_is_close_to_scikit_learn():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 203).astype(np.int32)
     x = (np.eye(3)[y] @ rng.normal(size=(3, 5)) + rng.normal(size=(203, 5))).astype(np.float32)
     right = cross_validated(x, y, 3)
     held_out = [i for i in range(203) if i % 5 == 0]
     fitted = [i for i in range(203) if i % 5]
-    peer = LogisticRegression(C=1.0).fit(x[fitted], y[fitted]).score(x[held_out], y[held_out])
-    assert right.shape == (203,) and abs(right.mean() - peer) < 0.1
+    reference = LogisticRegression(C=1.0).fit(x[fitted], y[fitted]).score(x[held_out], y[held_out])
+    assert right.shape == (203,) and abs(right.mean() - reference) < 0.1
     assert cross_validated(x, rng.permutation(y), 3).mean() < 0.5
-    # The same images in the same places, whatever the features are.
+    # The features do not change the folds.
     assert np.array_equal(cross_validated(x[:, ::-1], y, 3), right)
 
 
 @pytest.mark.parametrize("counts", [(100, 4), (33, 1, 20), (2, 2, 1)])
-def test_every_image_is_tested_once_by_a_classifier_that_has_not_seen_it(counts):
+def test_every_image_is_tested_by_a_classifier_of_other_images(counts):
     y = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
-    unique = np.eye(len(y), dtype=np.float32)  # nothing that one image says helps with another
+    unique = np.eye(len(y), dtype=np.float32)  # no image helps to classify another
     right, rare = cross_validated(unique, y, len(counts)), 2 * np.array(counts)[y] < max(counts)
     assert right.shape == y.shape and not right[rare].any()
     shuffled = np.random.default_rng(0).permutation(y)
     right = cross_validated(np.eye(len(counts), dtype=np.float32)[shuffled], shuffled, len(counts))
-    np.testing.assert_array_equal(right, np.array(counts)[shuffled] > 1)  # a class's only image cannot be learnt
+    np.testing.assert_array_equal(right, np.array(counts)[shuffled] > 1)  # the only image of a class is always wrong
 
 
-def test_padding_of_a_fold_has_no_influence_on_the_fitted_classifier():
+def test_padding_of_a_fold_does_not_change_the_classifier():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(40, 5)).astype(np.float32), rng.integers(0, 3, 40).astype(np.int32)
     fit = functools.partial(converged, x, y, l2=0.01, key=None, num_classes=3, settings=ProbeSettings())
@@ -404,7 +410,7 @@ def test_padding_of_a_fold_has_no_influence_on_the_fitted_classifier():
         np.testing.assert_allclose(padded[name], plain[name], atol=1e-5)
 
 
-def test_architectures_mix_and_the_preprocessing_can_be_replaced(folder, tmp_path):
+def test_architectures_mix_and_preprocessing_can_be_replaced(folder, tmp_path):
     found = jt.rank(
         [folder / "small.safetensors", "random:resnet10", f"{folder / 'headless.safetensors'}=resnet10"],
         TARGET,
@@ -419,18 +425,7 @@ def test_architectures_mix_and_the_preprocessing_can_be_replaced(folder, tmp_pat
     assert dims == {64, 512}
 
 
-def images(folder, classes=("a", "b"), count=10, damaged=0):
-    rng = np.random.default_rng(0)
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
-        for i in range(damaged):
-            (folder / name / f"damaged_{i}.png").write_bytes(b"\x89PNG no more")
-    return f"folder:{folder}"
-
-
-def test_the_command_writes_everything_and_a_second_run_needs_no_forward_pass(folder, tmp_path, monkeypatch, capsys):
+def test_a_second_run_of_the_command_uses_cached_features(folder, tmp_path, monkeypatch, capsys):
     config = command.default_config()
     config.checkpoints = f"{folder / 'small.safetensors'}, {folder / 'nan.safetensors'}"
     config.target, config.scores = TARGET, ("logme",)
@@ -446,8 +441,8 @@ def test_the_command_writes_everything_and_a_second_run_needs_no_forward_pass(fo
     assert without_seconds[0] == without_seconds[1]
 
 
-def test_damaged_images_are_left_out_and_named_or_stop(folder, tmp_path, caplog):
-    target = images(tmp_path / "images", damaged=2)
+def test_damaged_images_are_skipped_or_an_error(folder, tmp_path, caplog):
+    target = write_class_folders(tmp_path / "images", damaged=2)
     arguments = {"checkpoints": [folder / "small.safetensors"], "target": target, "scores": ("logme",)}
     assert jt.rank(**arguments).num_images == 20
     assert "damaged_1.png" in caplog.text
@@ -457,7 +452,7 @@ def test_damaged_images_are_left_out_and_named_or_stop(folder, tmp_path, caplog)
 
 def test_a_folder_with_one_class_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"single class.*'a'"):
-        jt.rank(["random:resnet10"], images(tmp_path / "images", classes=("a",)))
+        jt.rank(["random:resnet10"], write_class_folders(tmp_path / "images", classes=("a",)))
 
 
 @pytest.mark.parametrize(
