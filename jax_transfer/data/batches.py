@@ -341,8 +341,18 @@ class _Rows(Sequence):
         return self.matrix[i]
 
 
+# The defaults of `config.data` and of rankings.
+RESIDENT_GIGABYTES = 4.0
+NUM_THREADS = 16
+
+
 def make_feed(
-    source: Source, preprocessing: Preprocessing, mesh: Mesh, resident_gigabytes: float, num_threads: int, progress=None
+    source: Source,
+    preprocessing: Preprocessing,
+    mesh: Mesh,
+    resident_gigabytes: float = RESIDENT_GIGABYTES,
+    num_threads: int = NUM_THREADS,
+    progress: Callable[[int], object] | None = None,
 ) -> Feed:
     """Makes a feed: resident if the decoded data set fits into `resident_gigabytes`, streamed otherwise.
 

@@ -36,7 +36,6 @@ from jax_transfer.transfer.cross_validation import (
 )
 
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
-RESIDENT_GIGABYTES, NUM_THREADS = 4.0, 16  # the defaults of a study, see `study.settings.DataSettings`
 KEPT_GIGABYTES = 2.0  # memory for checkpoints that are kept after the estimate; the others are read again
 
 
@@ -185,8 +184,6 @@ class _Target:
                     source,
                     reading,
                     self.mesh,
-                    RESIDENT_GIGABYTES,
-                    NUM_THREADS,
                     progress=lambda count, start=start: bar.update(start + count - bar.n),
                 )
                 for start, source in zip(starts, self.sources, strict=False)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from jax_transfer import fields
 from jax_transfer.analysis.embedding import MOST_POINTS
 from jax_transfer.choose import choose
+from jax_transfer.data.batches import NUM_THREADS, RESIDENT_GIGABYTES
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.fields import Count, Few, NotNegative, OneOf, Probability, Rule, StudyConfig
@@ -75,11 +76,11 @@ class DataSettings:
     """The fields of `config.data`."""
 
     # A decoded data set up to this size is held in device memory; a larger one is streamed from disk.
-    resident_gigabytes: NotNegative = 4.0
+    resident_gigabytes: NotNegative = RESIDENT_GIGABYTES
     # If the stacked features of all checkpoints on a target exceed this, the checkpoints are processed in groups.
     features_gigabytes: NotNegative = 2.0
     # Number of threads that read and decode images while streaming.
-    num_threads: Few = 16
+    num_threads: Few = NUM_THREADS
     eval_batch_size: Count = 512
     # error: stop at a corrupt image; skip: leave corrupt images out, and log their names and number.
     on_corrupt: Annotated[str, OneOf(dict.fromkeys(ON_CORRUPT), "treatment of corrupt images")] = "error"

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float
 
+from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.models.net import Net
 from jax_transfer.records import Views
 
 Params = Any  # a tree of everything trained by gradients, such as a net, a projector, a text tower or several heads
 Aux = dict[str, Any]  # everything that changes by other means: BatchNorm statistics, a momentum encoder, a queue
-Model = dict[str, Any]  # {"params", "stats"} of a net
 
 
 def all_backbone(params: Params):
