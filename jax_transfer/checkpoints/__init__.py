@@ -1,7 +1,8 @@
 """Checkpoints from anywhere: an epoch of a trajectory (Orbax), or a file of torch weights, as one `Checkpoint`."""
 
 from jax_transfer.checkpoints.checkpoint import Checkpoint, at_image_size
+from jax_transfer.checkpoints.export import export
 from jax_transfer.checkpoints.folders import expand
-from jax_transfer.checkpoints.load import describes_itself, export, load_checkpoint
+from jax_transfer.checkpoints.load import describes_itself, load_checkpoint
 
 __all__ = ["Checkpoint", "at_image_size", "describes_itself", "expand", "export", "load_checkpoint"]
