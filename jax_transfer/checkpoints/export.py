@@ -20,8 +20,9 @@ def export(checkpoint: Checkpoint, path: str | pathlib.Path) -> None:
 
     The metadata hold the model, the preprocessing and the source accuracy as JSON under "jax_transfer".
 
-    >>> import pathlib, safetensors.numpy, tempfile
+    >>> import jax, numpy as np, safetensors.numpy, tempfile
     >>> from jax_transfer.data.transforms import Preprocessing
+    >>> from jax_transfer.models import MODELS
     >>> net = MODELS["resnet10"](num_classes=5, width=8)
     >>> shapes = jax.eval_shape(net.init, jax.random.key(0))
     >>> params, stats = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
