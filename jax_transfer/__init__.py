@@ -1,10 +1,10 @@
-"""Which checkpoint transfers best to my data, and why. See README.md."""
+"""Finds the checkpoint that transfers best to your data, and explains why. See README.md."""
 
-__version__ = "0.1.0"  # pyproject.toml reads it here, so a checkout that is not installed has one too
+__version__ = "0.1.0"  # pyproject.toml reads it here, so that a checkout that is not installed has a version too
 
 
 def __getattr__(name: str):
-    """`rank`, `load_checkpoint` and `export`, imported when asked for: JAX and the data sets take seconds to import."""
+    """Imports `rank`, `load_checkpoint` or `export` on first use, because importing JAX takes seconds."""
     if name == "rank":
         from jax_transfer.ranking.rank import rank
 

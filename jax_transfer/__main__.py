@@ -1,4 +1,4 @@
-"""python -m jax_transfer: the command of `jax_transfer.main`."""
+"""Runs the command of `jax_transfer.main` as `python -m jax_transfer`."""
 
 from jax_transfer.main import run
 

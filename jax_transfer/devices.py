@@ -1,9 +1,10 @@
-"""Meshes, shardings, processes, and what depends on the kind of device. The only file that names devices.
+"""Meshes, shardings, processes, and everything that depends on the kind of device. Only this file names devices.
 
-Two mesh axes: `data` splits a batch, `sweep` spreads independent work (checkpoints to fine-tune).
+Meshes have two axes: `data` splits a batch, `sweep` spreads independent work such as checkpoints to fine-tune.
 
-Several processes (one a host of a TPU pod or a GPU cluster) share the pre-training, over a mesh of all their devices. All
-else is independent work: each process does its part, or the same as the others, on a mesh of its own devices.
+Several processes (one for each host of a TPU pod or a GPU cluster) share pre-training, over a mesh of all their
+devices. Everything else is independent work: each process does its share, or the same as the others, on a mesh of its
+own devices.
 """
 
 import functools
@@ -22,9 +23,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_transfer.records import InputError
 
-# Bounds of one compiled call of training steps on an accelerator: SIGTERM is obeyed, and progress shown, between calls.
+# Limits on one compiled call of training steps on an accelerator. SIGTERM is checked and progress shown between calls.
 MAX_STEPS_PER_CALL = 512
-_SECONDS_PER_CALL = 0.5  # by a rate that a training comes near to; three calls may be under way
+_SECONDS_PER_CALL = (
+    0.5  # at the rate of a timed convolution, which training nearly reaches; three calls may be in flight
+)
 
 
 def join_processes(
@@ -33,59 +36,71 @@ def join_processes(
     process_id: int | None = None,
     distributed: bool = False,
 ) -> None:
-    """Makes this process one of several that run the same command. To be called before any computation.
+    """Joins this process to the others that run the same command. Call it before any computation.
 
-    With nothing given the environment decides: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; a Slurm step
-    of more than one task; the hosts of a TPU pod on GKE. Otherwise the process is alone.
+    Without arguments the environment decides: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, a Slurm
+    step with more than one task, or the hosts of a TPU pod on GKE. If none of these is set, the process runs alone.
 
     Args:
       coordinator_address: "host:port" of process 0.
-      distributed: let JAX find the others, by the metadata of a Cloud TPU, Slurm or GKE.
+      num_processes: the number of processes.
+      process_id: the index of this process, from 0.
+      distributed: let JAX find the other processes through the metadata of Cloud TPU, Slurm or GKE.
 
     Raises:
-      InputError: if only some of the first three are given, or the others do not answer.
+      InputError: if only some of the first three are given, or the other processes do not answer.
     """
     names = ("coordinator_address", "num_processes", "process_id")
     given: tuple = (coordinator_address, num_processes, process_id)
     if all(value is None for value in given):
-        found = [os.environ.get(f"JAX_{name.upper()}") for name in names]
+        address, *numbers = [os.environ.get(f"JAX_{name.upper()}") for name in names]
         try:
-            given = (found[0], *(None if text is None else int(text) for text in found[1:]))
+            given = (address, *(None if text is None else int(text) for text in numbers))
         except ValueError as error:
-            raise InputError(f"JAX_NUM_PROCESSES and JAX_PROCESS_ID must be whole numbers, got {found[1:]}.") from error
+            raise InputError(f"JAX_NUM_PROCESSES and JAX_PROCESS_ID must be whole numbers, got {numbers}.") from error
     if any(value is not None for value in given) and any(value is None for value in given):
         missing = [name for name, value in zip(names, given, strict=True) if value is None]
-        raise InputError(f"Of {', '.join(names)} all are needed, and {' and '.join(missing)} missing.")
+        raise InputError(f"Missing {' and '.join(missing)}: give all of {', '.join(names)}, or none of them.")
     slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
     pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     if given[0] is None and not (distributed or slurm or pod):
         return
     if given[0] is not None and not 0 <= given[2] < given[1]:
-        raise InputError(f"process_id = {given[2]}: of {given[1]} processes the numbers are 0 to {given[1] - 1}.")
+        raise InputError(f"process_id = {given[2]}: expected 0 to {given[1] - 1}, because num_processes = {given[1]}.")
     try:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(**dict(zip(names, given, strict=True)) if given[0] is not None else {})
     except (RuntimeError, ValueError) as error:
         where = f" at {given[0]}" if given[0] else ""
-        raise InputError(f"The other processes{where} cannot be joined: {str(error).splitlines()[0]}") from error
+        raise InputError(f"Cannot join the other processes{where}: {str(error).splitlines()[0]}") from error
 
 
 def is_first_process() -> bool:
-    """Whether this process writes results and speaks for all."""
+    """Returns whether this is process 0, which writes the results and logs progress.
+
+    >>> is_first_process()
+    True
+    """
     return jax.process_index() == 0
 
 
-def wait_for_all(what: str) -> None:
-    """Returns when every process has come here."""
+def wait_for_all(barrier: str) -> None:
+    """Waits until every process has called this with the same `barrier`, a name for messages."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(barrier)
 
 
-GATHERED_BYTES = 4096
+GATHERED_BYTES = 4096  # the longest JSON that a process may pass to `gather`
 
 
 def gather(value) -> list:
-    """What each process passes (a small value that JSON holds), in the order of the processes, on all of them."""
+    """Returns, on every process, the list of the values that the processes pass, in the order of the processes.
+
+    A value must be small and serialisable as JSON.
+
+    >>> gather({"accuracy": 0.5})
+    [{'accuracy': 0.5}]
+    """
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -95,34 +110,50 @@ def gather(value) -> list:
 
 
 def make_mesh(sweep: int = 1) -> Mesh:
-    """A mesh over the devices of this process: `sweep` rows of independent work, the rest of the devices on `data`."""
+    """Makes a mesh over the devices of this process, with `sweep` rows of independent work.
+
+    >>> make_mesh().shape["sweep"]
+    1
+
+    Raises:
+      InputError: if the devices do not divide into `sweep` rows.
+    """
     count = jax.local_device_count()
     if count % sweep:
-        raise InputError(f"{count} devices do not divide into {sweep} rows of a sweep.")
+        raise InputError(f"{count} devices do not divide into {sweep} rows of a sweep: use a divisor of {count}.")
     return _mesh((sweep, count // sweep), jax.local_devices())
 
 
 def make_global_mesh() -> Mesh:
-    """A mesh over the devices of all processes, which all take part in what runs on it."""
+    """Makes a mesh over the devices of all processes. Every process must run each computation on it."""
     return _mesh((1, jax.device_count()), jax.devices())
 
 
 def _mesh(shape, devices) -> Mesh:
-    # jax.make_mesh makes Explicit axes by default; everything here relies on the compiler's propagation.
+    # jax.make_mesh makes Explicit axes by default, but this package relies on the compiler to propagate shardings.
     return jax.make_mesh(shape, ("sweep", "data"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
 def spans_processes(mesh: Mesh) -> bool:
+    """Returns whether a mesh holds devices of several processes.
+
+    >>> spans_processes(make_mesh())
+    False
+    """
     return len({device.process_index for device in mesh.devices.flat}) > 1
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of values that every device holds whole."""
+    """Returns the sharding of arrays that every device holds a full copy of."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(tree, mesh: Mesh):
-    """Puts the same values on every device of the mesh. Several processes must all pass the same values."""
+    """Copies arrays to every device of the mesh. With several processes, all must pass the same values.
+
+    >>> replicate({"w": np.zeros(3)}, make_mesh())["w"].sharding.is_fully_replicated
+    True
+    """
     if not spans_processes(mesh):
         return jax.device_put(tree, replicated(mesh))
     put = functools.partial(jax.make_array_from_process_local_data, replicated(mesh))
@@ -130,46 +161,66 @@ def replicate(tree, mesh: Mesh):
 
 
 def split(tree, mesh: Mesh, axis_name: str, dimension: int = 0):
-    """Puts arrays on the mesh with `dimension` split over `axis_name`.
+    """Puts arrays on the mesh, with their axis `dimension` split over the mesh axis `axis_name`.
 
-    On a mesh of several processes each passes its own part, and together they make the global array.
+    On a mesh of several processes, each process passes its own part of the global array.
+
+    >>> mesh = make_mesh()
+    >>> images = np.zeros((2 * mesh.shape["data"], 3))
+    >>> split(images, mesh, "data").sharding.shard_shape(images.shape)
+    (2, 3)
     """
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * dimension, axis_name))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
 def constrain(tree, mesh: Mesh, axis_name: str):
-    """Inside jit: splits the leading axis of every array over `axis_name`."""
+    """Splits the leading axis of every array over `axis_name`. For use inside `jax.jit`."""
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(axis_name)))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> int:
-    """Returns the batch size of one device.
+    """Returns the batch size on each device.
+
+    >>> mesh = make_mesh()
+    >>> check_batch_size(32 * mesh.shape["data"], mesh, "config.pretrain.batch_size")
+    32
+    >>> check_batch_size(0, mesh, "config.pretrain.batch_size")
+    Traceback (most recent call last):
+      ...
+    jax_transfer.records.InputError: config.pretrain.batch_size = 0 ...
+
+    Args:
+      batch_size: images of a global batch, over all devices.
+      field: the config field that holds it, for the error message.
 
     Raises:
-      InputError: if the global batch does not divide over the `data` axis; names the sizes that do.
+      InputError: if the global batch does not divide over the `data` axis. The message names the nearest sizes that do.
     """
     count = mesh.shape["data"]
     if batch_size < 1 or batch_size % count:
         below, above = batch_size // count * count, (batch_size // count + 1) * count
-        fits = f"{below} or {above}" if below > 0 else f"{above}"
+        nearest = f"{below} or {above}" if below > 0 else f"{above}"
         raise InputError(
-            f"{field} = {batch_size} is the global batch and must be a positive multiple of the {count} devices "
-            f"on the data axis: use {fits}, or any other multiple of {count}."
+            f"{field} = {batch_size} is the global batch size and must be a positive multiple of the {count} devices "
+            f"on the data axis: use {nearest}, or another multiple of {count}."
         )
     return batch_size // count
 
 
 def compute_dtype():
-    """bfloat16 on accelerators; float32 on CPU, where bfloat16 is emulated and slow."""
+    """Returns the dtype of activations: bfloat16, or float32 on CPU, where bfloat16 is emulated and slow."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
 def steps_per_call(steps: int, limit: int = MAX_STEPS_PER_CALL) -> int:
-    """How many training steps one compiled call makes: a divisor of `steps`, so that one program serves.
+    """Returns how many training steps one compiled call makes: a divisor of `steps`, so that one program is enough.
 
-    On accelerators a whole epoch where `limit` allows it. One on CPU: XLA's CPU backend computes the
-    gradient of a convolution about thirty times slower inside a loop than outside of one.
+    On accelerators this is a whole epoch if `limit` allows it. On CPU it is 1, because XLA's CPU backend computes the
+    gradient of a convolution about thirty times slower inside a loop than outside.
+
+    >>> 390 % steps_per_call(390)
+    0
     """
     if jax.default_backend() == "cpu":
         return 1
@@ -177,19 +228,34 @@ def steps_per_call(steps: int, limit: int = MAX_STEPS_PER_CALL) -> int:
 
 
 def max_steps_per_call(step_gigaflops: Callable[[], float]) -> int:
-    """How many training steps one compiled call may make, for the work of a step on one device (not asked on CPU)."""
+    """Returns how many training steps one compiled call may make.
+
+    Args:
+      step_gigaflops: returns the work of one step on one device; not called on CPU.
+
+    >>> 1 <= max_steps_per_call(lambda: 10.0) <= MAX_STEPS_PER_CALL
+    True
+    """
     if jax.default_backend() == "cpu":
         return 1
     work = step_gigaflops()
-    if not math.isfinite(work):  # a backend whose compiler gives no cost
+    if not math.isfinite(work):  # some backends have no cost analysis
         return MAX_STEPS_PER_CALL
     return max(1, min(MAX_STEPS_PER_CALL, int(_SECONDS_PER_CALL * sustained_gigaflops_per_second() / work)))
 
 
 def gigaflops(function, *args) -> float:
-    """Floating point operations / 1e9 of one call, from the compiler's cost analysis; nothing runs.
+    """Returns floating point operations / 1e9 of one call, from the compiler's cost analysis; nothing runs.
 
-    Loops count once, whatever their length: pass the body and multiply.
+    The body of a loop counts once, whatever its length: pass the body alone and multiply, or use `flops.gigaflops`.
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.ones((100, 100))
+    >>> round(gigaflops(lambda x: x @ x, x), 4)
+    0.002
+
+    Returns:
+      A float; NaN if the backend has no cost analysis.
     """
     cost: Any = jax.jit(function).lower(*args).cost_analysis() or {}
     return float(cost.get("flops", float("nan"))) / 1e9
@@ -197,7 +263,7 @@ def gigaflops(function, *args) -> float:
 
 @functools.cache
 def sustained_gigaflops_per_second() -> float:
-    """A rough rate for the estimate in the plan: a small convolution and its gradient, timed once."""
+    """Measures a rough rate for time estimates: a small convolution and its gradient, timed once."""
 
     def loss(w, x):
         y = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -216,7 +282,11 @@ def sustained_gigaflops_per_second() -> float:
 
 
 def use_compilation_cache(folder) -> None:
-    """Keeps compiled programs in `folder`, or where JAX_COMPILATION_CACHE_DIR says, so that a resumed run need not compile."""
+    """Keeps compiled programs on disk, so that a resumed run does not compile again.
+
+    Args:
+      folder: where to keep them; JAX_COMPILATION_CACHE_DIR takes precedence.
+    """
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -224,7 +294,7 @@ def use_compilation_cache(folder) -> None:
 
 
 def description() -> str:
-    """For the head of the log: '2 x NVIDIA H200 (gpu), bfloat16'."""
+    """Describes the devices for the head of the log, such as "2 x NVIDIA H200 (gpu), bfloat16"."""
     devices = jax.devices()
     hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     kind = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}){hosts}"

@@ -1,9 +1,9 @@
-"""The fields of a config, declared once by what reads them: a settings dataclass, or a function's keyword arguments.
+"""Fields of a config, declared where they are read: in a settings dataclass or as a function's keyword arguments.
 
-A field's annotation says what it may hold, in types (`int | None` may be unset, `tuple[float, ...]` is a list) and in what
-is attached to them by `Annotated`: a Rule for numbers, OneOf for names, UpTo for one number below another, LISTED for
-tuples. From it come the section of a config with its defaults (`section`), the checks of a config (`check`), and the
-same checks of settings made by hand (`check_itself`).
+The annotation of a field describes its valid values. The type comes first: `int | None` may be unset, a tuple holds
+any number of values. `Annotated` adds conditions: a Rule for numbers, OneOf for names, UpTo for a number that another
+field limits, Listed for tuples. The same declaration gives the section of a config with its defaults (`section`), the
+checks of a config (`check`), and the checks of settings that are constructed directly (`check_itself`).
 """
 
 import dataclasses
@@ -20,15 +20,14 @@ from ml_collections import ConfigDict, config_dict
 from jax_transfer.choose import choose
 from jax_transfer.records import UNPRINTABLE, InputError
 
-# The largest float32.
-LARGEST = 3.4028e38
+LARGEST_FLOAT32 = 3.4028e38
 
-# Fields whose keys are names that the user gives: targets, or what an objective calls its further data sets.
+# Fields whose keys are names that the user chooses: targets, or the further data sets of an objective.
 NAMED_BY_USER = ("overrides", "metrics", "feeds")
 
 
 class Rule(NamedTuple):
-    """What a number must fulfil, in code and in words after "must"."""
+    """Condition on a number: a predicate, and its description as it follows the word "must"."""
 
     fits: Callable[[float], bool]
     words: str
@@ -36,36 +35,41 @@ class Rule(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)  # equal only to itself: `Annotated[...] | None` needs a hash
 class OneOf:
-    """Text that is a key of `options`; messages call it `what`."""
+    """Condition on a string: it is a key of `options`. Messages call it `label`."""
 
     options: Mapping[str, Any]
-    what: str
+    label: str
 
 
 class UpTo(NamedTuple):
-    """A number from 0 to that of another field."""
+    """Condition on a number: it lies between 0 and the value of another field."""
 
     field: str
 
 
 class Listed(NamedTuple):
-    """What a tuple must fulfil: to hold something, and nothing twice."""
+    """Conditions on a tuple: `filled`, it is not empty; `unique`, it has no duplicates."""
 
     filled: bool = False
     unique: bool = False
 
 
 class Field(NamedTuple):
-    """The annotation and the default of a field; `inspect.Parameter.empty` for a field that must be given."""
+    """Annotation and default of a field. The default is `inspect.Parameter.empty` for a required field."""
 
     annotation: Any
     default: Any
 
 
-Schema = dict[str, "Field | Schema"]  # a dictionary stands for a section
+Schema = dict[str, "Field | Schema"]  # name -> field, or a nested schema for a section
 
 
 def between(least: int, most: int) -> Rule:
+    """Returns the rule that a number lies between two others, both included.
+
+    >>> between(1, 1000).words
+    'lie in [1, 1000]'
+    """
     return Rule(lambda x: least <= x <= most, f"lie in [{least}, {most}]")
 
 
@@ -79,36 +83,56 @@ Steps = Annotated[int, between(1, 10**9)]
 
 
 class StudyConfig(ConfigDict):
-    """A ConfigDict whose keys may hold dots, as the names of targets do (`folder:/data/v1.2/x`)."""
+    """A ConfigDict whose keys may contain dots, as the names of targets do (`folder:/data/v1.2/x`)."""
 
-    def __init__(self, *arguments, allow_dotted_keys: bool = True, **named):
-        super().__init__(*arguments, allow_dotted_keys=allow_dotted_keys, **named)
+    def __init__(self, *args, allow_dotted_keys: bool = True, **kwargs):
+        super().__init__(*args, allow_dotted_keys=allow_dotted_keys, **kwargs)
+
+    if typing.TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # the types of fields are checked by `check`
 
     def get_type(self, key: str) -> type:
-        """Returns the type of a field; `object`, a literal on the command line, for those in NAMED_BY_USER.
+        """Returns the type of a field, which decides how the command line parses it.
 
-        The parser that ml_collections has for a ConfigDict refuses keys with dots.
+        For fields in NAMED_BY_USER it is `object`, a Python literal on the command line, because ml_collections' parser
+        for a ConfigDict rejects keys with dots.
         """
         return object if key in NAMED_BY_USER else super().get_type(key)
 
 
 def schema(of) -> Schema:
-    """Returns the fields of a settings dataclass, of settings (whose values are the defaults), or a function's parameters."""
-    found: Schema = {}
+    """Returns the fields that something declares.
+
+    >>> schema(lambda epochs=5, rate=0.1: None)["epochs"].default
+    5
+
+    Args:
+      of: a settings dataclass, an instance of one (its values are then the defaults), or a function with parameters.
+    """
+    fields: Schema = {}
     for name, parameter in inspect.signature(of if callable(of) else type(of)).parameters.items():
         default = parameter.default if callable(of) else getattr(of, name)
         annotation = type(default) if parameter.annotation is parameter.empty else parameter.annotation
-        found[name] = schema(default) if dataclasses.is_dataclass(default) else Field(annotation, default)
-    return found
+        fields[name] = schema(default) if dataclasses.is_dataclass(default) else Field(annotation, default)
+    return fields
 
 
 def keywords(function: Callable) -> Schema:
-    """Returns the fields of those of a function's parameters that have a default."""
+    """Returns the fields of a function's parameters that have a default.
+
+    >>> keywords(lambda net, temperature=0.2: None)
+    {'temperature': Field(annotation=<class 'float'>, default=0.2)}
+    """
     return {name: field for name, field in schema(function).items() if field.default is not inspect.Parameter.empty}
 
 
 def section(fields: Schema) -> StudyConfig:
-    """Returns the part of a config that holds these fields, with their defaults."""
+    """Returns the section of a config that holds these fields, set to their defaults.
+
+    >>> section(keywords(lambda epochs=5, rate=0.1: None)).to_dict()
+    {'epochs': 5, 'rate': 0.1}
+    """
     config = StudyConfig()
     for name, field in fields.items():
         if isinstance(field, dict):
@@ -123,7 +147,7 @@ def section(fields: Schema) -> StudyConfig:
 
 
 def _kind(annotation) -> tuple[type, bool]:
-    """(the plain type of a field, whether it may be unset): (tuple, False) for tuple[float, ...]."""
+    """Returns the plain type of a field and whether it may be unset, such as (tuple, False) for tuple[float, ...]."""
     bare, _ = _split(annotation)
     if typing.get_origin(bare) in (typing.Union, types.UnionType):
         return _kind(typing.get_args(bare)[0])[0], True
@@ -131,93 +155,119 @@ def _kind(annotation) -> tuple[type, bool]:
 
 
 def _split(annotation) -> tuple[Any, tuple]:
-    """(annotation, what is attached to it)."""
+    """Returns the type in an `Annotated`, and the conditions attached to it."""
     if typing.get_origin(annotation) is Annotated:
         return annotation.__origin__, annotation.__metadata__
     return annotation, ()
 
 
 def check_itself(settings) -> None:
-    """Checks settings that were made by hand; to be called by `__post_init__`.
+    """Checks settings that are constructed directly, without a config. Call it in `__post_init__`.
 
     Raises:
-      InputError: naming the class and the field, and what was expected.
+      InputError: if a value is not valid. The message names the class, the field and what was expected.
     """
     check(dataclasses.asdict(settings), schema(type(settings)), type(settings).__name__)
 
 
 def make(kind: type, values: Mapping, where: str):
-    """Returns the settings dataclass `kind` of the values of a config's section.
+    """Builds a settings dataclass from the values of a config's section, after checking them.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Settings:
+    ...     epochs: Count = 5
+    >>> make(Settings, {"epochs": 7}, "config.probe")
+    Settings(epochs=7)
+
+    Args:
+      kind: the settings dataclass.
+      values: field -> value.
+      where: the name of the section in messages.
 
     Raises:
-      InputError: naming the field in full (`where` is the section), and what was expected.
+      InputError: if a value is not valid. The message names the field with its section, and what was expected.
     """
     check(values, schema(kind), where)
     return _build(kind, values)
 
 
 def _build(kind: type, values: Mapping):
-    parts = {field.name: field.type for field in dataclasses.fields(kind)}
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     sections = {
-        name: _build(parts[name], value) for name, value in plain.items() if dataclasses.is_dataclass(parts[name])
+        name: _build(types[name], value) for name, value in plain.items() if dataclasses.is_dataclass(types[name])
     }
     return kind(**plain | sections)
 
 
 def check(values: Mapping, fields: Schema, where: str, partial: bool = False) -> None:
-    """Checks that there are these fields and no others, each with a value that its annotation allows.
+    """Checks that a section holds exactly these fields, each with a valid value.
+
+    >>> check({"epochs": 0}, keywords(lambda epochs=5: None), "config.probe")
+    >>> check({"epochs": "7"}, keywords(lambda epochs=5: None), "config.probe")
+    Traceback (most recent call last):
+      ...
+    jax_transfer.records.InputError: config.probe.epochs = '7': must be of type int, not str.
 
     Args:
-      where: what messages call the whole, such as "config.probe".
-      partial: fields may be missing.
+      values: field -> value.
+      fields: the fields that the section declares.
+      where: the name of the section in messages, such as "config.probe".
+      partial: whether fields may be missing.
 
     Raises:
-      InputError: naming the field, and what was expected.
+      InputError: if a field is unknown or missing, or its value is not valid. The message names the field and what was
+        expected.
     """
     for name in values:
         choose(fields, name, f"field of {where}")
     if not partial and (missing := [name for name in fields if name not in values]):
-        raise InputError(f"{where} lacks {', '.join(missing)}: give it.")
+        raise InputError(f"{where} lacks {', '.join(missing)}: add it.")
     for name, value in values.items():
-        field, full = fields[name], f"{where}.{name}"
+        field, full_name = fields[name], f"{where}.{name}"
         if isinstance(field, dict):
             if not isinstance(value, Mapping | ConfigDict):
-                raise InputError(f"{full} must hold fields, not {shown(value)}.")
-            check(dict(value), field, full, partial)
+                raise InputError(f"{full_name} must be a section with fields, not {_short_repr(value)}.")
+            check(dict(value), field, full_name, partial)
             continue
-        _check_value(value, field.annotation, full, full, field.default)
-        for above in (rule.field for rule in _split(field.annotation)[1] if isinstance(rule, UpTo)):
-            if above in values and not 0 <= value <= values[above]:
-                raise InputError(f"{full} = {value}: must lie between 0 and {above} = {values[above]}.")
+        _check_value(value, field.annotation, full_name, full_name, field.default)
+        for limit in (rule.field for rule in _split(field.annotation)[1] if isinstance(rule, UpTo)):
+            if limit in values and not 0 <= value <= values[limit]:
+                raise InputError(f"{full_name} = {value}: must lie between 0 and {limit} = {values[limit]}.")
 
 
 def _check_value(value, annotation, where: str, field: str, default) -> None:
-    """`field` is what messages call the whole of which `where` is an element."""
+    """Checks a value, or one element of it.
+
+    Args:
+      where: the name of the element in messages, such as "config.probe.l2[0]".
+      field: the name of the field that holds it, such as "config.probe.l2".
+      default: the field's default, shown as an example of a valid value; `inspect.Parameter.empty` for none.
+    """
     annotation, rules = _split(annotation)
-    origin, parts = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    origin, arguments = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         if value is not None:
-            _check_value(value, parts[0], where, field, default)
+            _check_value(value, arguments[0], where, field, default)
         return
     example = f", such as {default!r}" if default is not inspect.Parameter.empty else ""
     if value is None:
         raise InputError(f"{where} is unset: give it a value{example}.")
     if origin is tuple:
-        kind = parts[0] if parts else type(default[0])
+        kind = arguments[0] if arguments else type(default[0])
         if not isinstance(value, tuple | list):
             name = _kind(kind)[0].__name__
-            raise InputError(f"{where} = {shown(value)}: must be a tuple of {name}{example}.")
-        for place, part in enumerate(value):
-            _check_value(part, kind, f"{where}[{place}]", field, inspect.Parameter.empty)
+            raise InputError(f"{where} = {_short_repr(value)}: must be a tuple of {name}{example}.")
+        for index, element in enumerate(value):
+            _check_value(element, kind, f"{where}[{index}]", field, inspect.Parameter.empty)
         for rule in rules:
             _check_listed(value, rule, where)
-    elif origin is dict and parts:
+    elif origin is dict and arguments:
         if not isinstance(value, Mapping | ConfigDict):
-            raise InputError(f"{where} = {shown(value)}: must hold names and what belongs to each.")
-        for key, part in dict(value).items():
+            raise InputError(f"{where} = {_short_repr(value)}: must be a dictionary of names and their values.")
+        for key, element in dict(value).items():
             _check_type(key, str, f"a name in {where}")
-            _check_value(part, parts[1], f"{where}[{key!r}]", f"{where}[{key!r}]", inspect.Parameter.empty)
+            _check_value(element, arguments[1], f"{where}[{key!r}]", f"{where}[{key!r}]", inspect.Parameter.empty)
     elif dataclasses.is_dataclass(origin):
         _check_type(value, dict, where)
         check(dict(value), schema(origin), where)
@@ -230,46 +280,63 @@ def _check_value(value, annotation, where: str, field: str, default) -> None:
 def _check_type(value, kind: type, where: str) -> None:
     accepted = {float: (float, int), dict: (Mapping, ConfigDict)}.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise InputError(f"{where} = {shown(value)}: must be of type {kind.__name__}, not {type(value).__name__}.")
+        raise InputError(
+            f"{where} = {_short_repr(value)}: must be of type {kind.__name__}, not {type(value).__name__}."
+        )
     if kind is str and UNPRINTABLE.search(value):
-        raise InputError(f"{where} = {shown(value)}: must hold no control characters, and be valid Unicode.")
-    if kind in (int, float) and not abs(value) <= LARGEST:
-        raise InputError(f"{where} = {shown(value)}: must be finite.")
+        raise InputError(f"{where} = {_short_repr(value)}: must be valid Unicode without control characters.")
+    if kind in (int, float) and not abs(value) <= LARGEST_FLOAT32:
+        raise InputError(f"{where} = {_short_repr(value)}: must be finite.")
 
 
 def _check_rule(value, rule, where: str, field: str) -> None:
     if isinstance(rule, OneOf):
-        choose(rule.options, value, f"{rule.what} ({field})")
+        choose(rule.options, value, f"{rule.label} ({field})")
     elif isinstance(rule, Rule) and not rule.fits(value):
-        raise InputError(f"{where} = {shown(value)}: must {rule.words}.")
+        raise InputError(f"{where} = {_short_repr(value)}: must {rule.words}.")
 
 
 def _check_listed(value, rule, where: str) -> None:
     if isinstance(rule, Listed) and rule.filled and not len(value):
         raise InputError(f"{where} is empty: name at least one.")
     if isinstance(rule, Listed) and rule.unique:
-        check_no_twice(value, where)
+        check_unique(value, where)
 
 
-def check_no_twice(names, where: str) -> None:
-    """Raises InputError if a name occurs twice."""
-    if twice := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
-        raise InputError(f"{where} names {twice[0]!r} twice.")
+def check_unique(names, where: str) -> None:
+    """Checks that no name occurs twice.
+
+    >>> check_unique(("a", "b"), "config.source")
+
+    Raises:
+      InputError: if a name occurs twice.
+    """
+    if duplicates := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
+        raise InputError(f"{where} names {duplicates[0]!r} twice.")
 
 
-def shown(value) -> str:
-    """How a message shows a value that may be anything."""
+def _short_repr(value) -> str:
+    """Returns the representation of any value, cut to a length that suits a message."""
     try:
         return reprlib.repr(value.to_dict() if isinstance(value, ConfigDict) else value)
-    except ValueError:  # a whole number of more digits than Python prints
+    except ValueError:  # an integer with more digits than Python prints
         return f"a {type(value).__name__}"
 
 
 def check_path(path: str, known: Mapping) -> None:
-    """Checks a field named on the command line, such as "config.pretrain.epochs".
+    """Checks that a field named on the command line exists.
+
+    >>> check_path("config.pretrain.epoch", {"pretrain": {"epochs": 5}})
+    Traceback (most recent call last):
+      ...
+    jax_transfer.records.InputError: Unknown field of config.pretrain: 'epoch'. Did you mean 'epochs'? Valid: epochs.
+
+    Args:
+      path: the field, such as "config.pretrain.epochs".
+      known: the fields of the config, nested.
 
     Raises:
-      InputError: if there is no such field; lists those that exist beside it.
+      InputError: if the field does not exist. The message lists the fields of its section.
     """
     where, *names = path.split(".")
     for name in names:
@@ -281,5 +348,9 @@ def check_path(path: str, known: Mapping) -> None:
 
 
 def to_json(config: ConfigDict) -> dict:
-    """The config as `config.json` holds it: plain, tuples as lists."""
+    """Converts a config to the plain dictionary that `config.json` holds, with tuples as lists.
+
+    >>> to_json(StudyConfig({"stages": ("probe", "scores")}))
+    {'stages': ['probe', 'scores']}
+    """
     return json.loads(json.dumps(config.to_dict()))

@@ -1,4 +1,4 @@
-"""What a run prints: log messages, progress bars with the time left, durations in words, and TensorBoard scalars."""
+"""Output of a run: log messages, progress bars with the time left, durations in words, and TensorBoard scalars."""
 
 import logging
 import pathlib
@@ -14,7 +14,7 @@ log = logging.getLogger("jax_transfer")
 
 
 def setup(level: int = logging.INFO) -> None:
-    """Sends the project's messages to stderr, each with its time; other libraries only from warnings on."""
+    """Logs the project's messages to stderr, each with its time. Other libraries log only warnings and errors."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     log.handlers[:] = [handler]
@@ -23,38 +23,42 @@ def setup(level: int = logging.INFO) -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)
     absl.logging.get_absl_handler().addFilter(_not_raised_again)
     sys.unraisablehook = _unraisable
-    # Nor do the tasks matter that a failed save never came to.
+    # A save that failed leaves tasks that never started; the failure itself is reported.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def speak_for_all(first: bool) -> None:
-    """Lets the first process log progress, the others only warnings."""
+    """Logs progress on the first process, and only warnings on the others."""
     log.setLevel(logging.INFO if first else logging.WARNING)
 
 
 def _not_raised_again(record: logging.LogRecord) -> bool:
-    """Drops what Orbax's threads and tasks log with a traceback: they also raise it, and it is then said in one line."""
+    """Drops the tracebacks that Orbax's threads and tasks log: they also raise the error, which `main` shows."""
     return not (record.exc_info and ("orbax" in record.pathname or record.name == "asyncio"))
 
 
-def _unraisable(found) -> None:
-    """Silences tasks of Orbax that end with its event loop after a failure; each would print a traceback."""
-    loop_closed = isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"
-    code = getattr(found.object, "cr_code", None)  # of a coroutine
+def _unraisable(unraisable) -> None:
+    """Silences Orbax tasks that end with its event loop after a failure; each would print a traceback."""
+    error = unraisable.exc_value
+    loop_closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
     if not (loop_closed or (code is not None and "orbax" in code.co_filename)):
-        sys.__unraisablehook__(found)
+        sys.__unraisablehook__(unraisable)
 
 
-def progress(total: int, what: str, unit: str) -> tqdm.tqdm:
-    """A progress bar with rate and time left; call `.update(n)`, use as a context manager.
+def progress(total: int, label: str, unit: str) -> tqdm.tqdm:
+    """Makes a progress bar with rate and time left, a context manager with `.update(n)`.
 
-    A terminal sees it move; a log file gets a line every 20 seconds.
+    It moves on a terminal; a log file gets a line every 20 seconds.
+
+    >>> with progress(10, "read mnist", "images") as bar:
+    ...     _ = bar.update(10)
     """
     interactive = sys.stderr.isatty()
     return tqdm.tqdm(
         disable=not devices.is_first_process(),
         total=total,
-        desc=what,
+        desc=label,
         unit=f" {unit}",
         mininterval=0.3 if interactive else 20,
         delay=0 if interactive else 20,
@@ -67,14 +71,14 @@ def progress(total: int, what: str, unit: str) -> tqdm.tqdm:
 
 
 def tensorboard(workdir: pathlib.Path):
-    """A TensorBoard writer (`tensorboardX.SummaryWriter`) that needs no TensorFlow. Only that of the first process writes."""
-    import tensorboardX  # here, because it imports torch where that is installed
+    """Opens a TensorBoard writer, which needs no TensorFlow. Only the first process writes."""
+    import tensorboardX  # imported here because it imports torch if that is installed
 
     return tensorboardX.SummaryWriter(str(workdir / "tensorboard"), write_to_disk=devices.is_first_process())
 
 
 def duration(seconds: float) -> str:
-    """Returns a time in words.
+    """Formats a time in words.
 
     >>> duration(35), duration(720), duration(12_000)
     ('35 s', '12 min', '3.3 h')

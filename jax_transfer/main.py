@@ -1,4 +1,7 @@
-"""python -m jax_transfer.main --config=configs/quickstart.py --workdir=DIR [--config.pretrain.epochs=5 ...]"""
+"""The command line: runs a study, or a ranking of given checkpoints.
+
+python -m jax_transfer.main --config=configs/quickstart.py --workdir=DIR [--config.pretrain.epochs=5 ...]
+"""
 
 import errno
 import pathlib
@@ -20,34 +23,36 @@ from jax_transfer.study.config import BY_TARGET, default_config, follow_targets
 
 FLAGS = flags.FLAGS
 USER_ERROR = 2
-TIMED_OUT = 1  # as after a crash: the scripts in launch/ run the command again, a limited number of times
+TIMED_OUT = 1  # like a crash: the scripts in launch/ run the command again, a limited number of times
 
 
 def _define_flags() -> None:
     """Defines the options of the command.
 
     Raises:
-      InputError: if a file named by --flagfile cannot be read: `config_flags` reads it as soon as it is defined.
+      InputError: if the file named by --flagfile cannot be read, which `config_flags` does as it defines its flag.
     """
-    if "config" in FLAGS:  # the command was run in this process before
+    if "config" in FLAGS:  # the command has run in this process before
         return
     try:
         config_flags.DEFINE_config_file("config", None, "The study: a file in configs/, FILE or FILE:VARIANT.")
     except (flags.Error, UnicodeDecodeError) as error:
         raise InputError(
-            f"--flagfile cannot be used ({_last_line(error)}): expected a text file with one flag a line."
+            f"--flagfile cannot be used ({_last_line(error)}): expected a text file with one flag on each line."
         ) from error
-    flags.DEFINE_string("workdir", None, "Where checkpoints, features, results and the report go.")
-    flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where several run this command.")
-    flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-    flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
-    flags.DEFINE_boolean("distributed", False, "Find the other processes by the cluster: Cloud TPU, Slurm, GKE.")
+    flags.DEFINE_string("workdir", None, "The directory for checkpoints, features, results and the report.")
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0, if several processes run this command.")
+    flags.DEFINE_integer("num_processes", None, "The number of processes.")
+    flags.DEFINE_integer("process_id", None, "The index of this process, from 0.")
+    flags.DEFINE_boolean("distributed", False, "Find the other processes through the cluster: Cloud TPU, Slurm, GKE.")
     flags.mark_flags_as_required(["config", "workdir"])
 
 
 def _main(argv) -> None:
     if len(argv) > 1:
-        raise InputError(f"Unexpected argument {argv[1]!r}: options are --config, --workdir and --config.FIELD=VALUE.")
+        raise InputError(
+            f"Unexpected argument {argv[1]!r}: the options are --config, --workdir and --config.FIELD=VALUE."
+        )
     devices.join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.distributed)
     preemption.listen()
     logs.speak_for_all(devices.is_first_process())
@@ -75,7 +80,11 @@ def _print_summary(results: pathlib.Path) -> None:
 
 
 def run() -> None:
-    """Runs the command. User errors and a full disk end in one line and exit code 2, a wait that times out in one line and 1."""
+    """Runs the command and exits with its code.
+
+    A user error or a full disk prints one line and exits with USER_ERROR, a timeout with TIMED_OUT, and a stop on
+    request with `preemption.EXIT_CODE`.
+    """
     logs.setup()
     try:
         _define_flags()
@@ -83,18 +92,18 @@ def run() -> None:
     except InputError as error:
         _fail(error)
     except Preempted:
-        print("jax_transfer: stopped on request (SIGTERM). Run the same command again to resume.", file=sys.stderr)
-        sys.exit(preemption.EXIT_CODE)
+        _fail(preemption.MESSAGE, preemption.EXIT_CODE)
     except TimeoutError as error:
         _fail(
-            f"A wait timed out ({error}): does the disk hang, or another process, or was the clock set? "
+            f"A wait timed out ({error}): is the disk or another process hanging, or was the clock set? "
             "Run the same command again to resume.",
             TIMED_OUT,
         )
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             _fail(
-                f"{error.filename} cannot be written or read: {error.strerror}. Correct that and run the same command again to resume."
+                f"{error.filename} cannot be written or read: {error.strerror}. "
+                "Fix that and run the same command again to resume."
             )
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -106,21 +115,21 @@ def _parse_flags(argv):
     for argument in argv[1:]:
         name, _, value = argument.lstrip("-").partition("=")
         if name == "config" and value and not pathlib.Path(value.split(":")[0]).is_file():
-            raise InputError(f"--config={value}: there is no such file. The configs lie in configs/.")
+            raise InputError(f"--config={value}: there is no such file. See configs/ for the available ones.")
         if name.startswith("config."):
             fields.check_path(name, known)
     try:
         rest = FLAGS(argv)
-    # A value of another type, and whatever is wrong inside a config file.
+    # A value of the wrong type, or any error inside a config file.
     except (ArithmeticError, AttributeError, ImportError, LookupError, NameError, SyntaxError, TypeError, ValueError,
             RuntimeError, OSError, flags.Error) as error:  # fmt: skip
-        said = re.sub(r"^[\w.]+Error: ", "", _last_line(error))
-        # absl names the flag, unless something else went wrong while the config file was run.
+        message = re.sub(r"^[\w.]+Error: ", "", _last_line(error))
+        # absl's errors name the flag; any other error comes from running the config file.
         file = next((argument for argument in argv if argument.lstrip("-").startswith("config=")), "--config")
         where = "" if isinstance(error, flags.Error) else f"{file}: {type(error).__name__}: "
-        raise InputError(printable(where + said)) from error
+        raise InputError(printable(where + message)) from error
     if FLAGS.config is not None and not isinstance(FLAGS.config, ConfigDict):
-        raise InputError(f"--config: its get_config gives a {type(FLAGS.config).__name__}, expected a ConfigDict.")
+        raise InputError(f"--config: get_config returns a {type(FLAGS.config).__name__}; expected a ConfigDict.")
     given = {".".join(argument.lstrip("-").partition("=")[0].split(".")[:2]) for argument in argv[1:]}
     if "config.targets" in given:
         follow_targets(FLAGS.config, [name for name in BY_TARGET if f"config.{name}" not in given])

@@ -1,8 +1,14 @@
-"""Arithmetic that more than one formula needs."""
+"""Arithmetic shared by several formulas."""
 
 import jax.numpy as jnp
+from jaxtyping import Array, Shaped
 
 
-def positive(value):
-    """value, or 1 where it is 0: a safe divisor that lets NaN through."""
+def positive(value: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """Replaces 0 by 1, which makes a safe divisor. NaN stays NaN.
+
+    >>> import jax.numpy as jnp
+    >>> positive(jnp.array([0.0, 2.0, jnp.nan])).tolist()
+    [1.0, 2.0, nan]
+    """
     return jnp.where(value == 0, 1, value)

@@ -1,8 +1,8 @@
-"""Being told to stop: SIGTERM, which clusters send before they take a machine away.
+"""Stopping on request: SIGTERM, which clusters send before they take a machine away.
 
-Only a pre-training holds what is not on disk yet: it polls `requested` between steps, saves and ends. Everywhere else the
-program ends at once; several processes, which must agree, before the next stage or checkpoint to fine-tune. Either way the
-exit code is EXIT_CODE, and the same command resumes.
+Only pre-training holds state that is not on disk yet. It polls `requested` between steps, saves its state and ends.
+Anywhere else a single process exits at once, while several processes stop together, before the next stage or the next
+checkpoint to fine-tune. In each case the exit code is EXIT_CODE, and the same command resumes.
 """
 
 import contextlib
@@ -11,15 +11,17 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
 EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: the scripts in launch/ run the command again
+MESSAGE = "Stopped on request (SIGTERM). Run the same command again to resume."
 
 
 class Preempted(Exception):
-    """The run was told to stop and has saved what it needs to go on."""
+    """The run was asked to stop and has saved what it needs to resume."""
 
 
 _state = {"requested": False, "training": False}
@@ -27,46 +29,46 @@ _sync_points = itertools.count()
 
 
 def listen() -> None:
-    """To be called once, after `devices.join_processes`.
+    """Starts to listen for SIGTERM. Call it once, after `devices.join_processes`.
 
-    Of several processes JAX listens itself, and sees to it that all stop at the same step.
+    With several processes JAX listens itself and makes all of them stop at the same step.
     """
     if jax.process_count() > 1:
         return
-    # Python calls a handler between two of its own instructions, which can be minutes apart while a compiled program runs.
-    # So a thread of its own reads what the signal writes at once.
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    signal.set_wakeup_fd(write)
+    # Python calls signal handlers between two bytecode instructions, which can be minutes apart while a compiled
+    # program runs. The wakeup file descriptor is written at once, and a separate thread reads it.
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end)
     signal.signal(signal.SIGTERM, lambda number, frame: None)
-    threading.Thread(target=_watch, args=(read,), daemon=True).start()
+    threading.Thread(target=_watch, args=(read_end,), daemon=True).start()
 
 
 def done() -> None:
-    """All is on disk: a signal that comes while the interpreter ends changes nothing."""
+    """Ignores SIGTERM from now on. Call it when everything is on disk and only the interpreter has to exit."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _watch(read: int) -> None:
-    while number := os.read(read, 1):
-        if number[0] == signal.SIGTERM:
-            _told()
+def _watch(read_end: int) -> None:
+    while signal_number := os.read(read_end, 1):
+        if signal_number[0] == signal.SIGTERM:
+            _handle_sigterm()
 
 
-def _told() -> None:
+def _handle_sigterm() -> None:
     _state["requested"] = True
     if not _state["training"]:
-        print(
-            "jax_transfer: stopped on request (SIGTERM). Run the same command again to resume.",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"jax_transfer: {MESSAGE}", file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)
 
 
 @contextlib.contextmanager
-def training():
-    """Inside, SIGTERM only makes `requested` true."""
+def training() -> Iterator[None]:
+    """Defers SIGTERM: inside this context it only makes `requested` return True.
+
+    Raises:
+      Preempted: at the end of the context, if a stop was requested inside it.
+    """
     _state["training"] = True
     try:
         yield
@@ -77,17 +79,25 @@ def training():
 
 
 def stop_if_requested() -> None:
-    """Of several processes all must call this equally often.
+    """Ends the run here, where everything is on disk, if a stop was requested.
+
+    With several processes all of them must call this equally often.
 
     Raises:
-      Preempted: to end here, for all is on disk.
+      Preempted: if a stop was requested.
     """
     if requested():
         raise Preempted
 
 
 def requested() -> bool:
-    """Whether to stop now. Of several processes all must ask equally often, and all get the same answer."""
+    """Returns whether a stop was requested.
+
+    With several processes all of them must call this equally often, and all get the same answer.
+
+    >>> requested()
+    False
+    """
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point(next(_sync_points))
     return _state["requested"]

@@ -1,12 +1,12 @@
-"""The result files of a study: one frozen dataclass a row, and how rows are written, read and locked.
+"""Result files of a study: a frozen dataclass for each kind of row, how rows are read and written, and file locking.
 
-`results/<name>.jsonl` holds one JSON object a line. The fields of the row's dataclass, in order, are its columns and those of
-the CSV that the report writes. Accuracies are in [0, 1], times in seconds; `gflops` counts floating-point operations / 1e9
-(not a rate). `checkpoint` is the name of a `Snapshot`. A checkpoint that could not be evaluated has a row too, without a
-value and with the reason in `error`.
+`results/<name>.jsonl` holds one JSON object on each line. The fields of the row's dataclass, in order, are its columns
+and those of the CSV file that the report writes. Accuracies are in [0, 1], times in seconds; `gflops` counts
+floating-point operations / 1e9 (not a rate). `checkpoint` is the name of a `Snapshot`. A checkpoint that could not be
+evaluated has a row too, without a value and with the reason in `error`.
 
 Null means "does not apply" in a column that may be None (`epoch` is null for given checkpoints), and NaN in any other.
-`version` says how a row was computed, see VERSIONS.
+`version` tells how a row was computed, see VERSIONS.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from jax_transfer import devices
 from jax_transfer.logs import log
 from jax_transfer.records import InputError
 
-# Result file -> version of its numbers. Raise it when a change makes the same study write other numbers: rows of an older
-# version are then computed again. Lines written before there were versions count as version 1.
+# Result file -> version of its numbers. Raise it when a change makes the same study write different numbers: rows of an
+# older version are then computed again. Lines without a version count as version 1.
 VERSIONS = {
     "pretrain": 1,
     "transfer": 2,
@@ -43,7 +43,7 @@ VERSIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class PretrainRow:
-    """An epoch of a pre-training; step: those of the optimizer so far."""
+    """Row of an epoch of pre-training. step: the number of optimizer steps so far."""
 
     epoch: int | None
     train_loss: float
@@ -64,11 +64,14 @@ class PretrainRow:
 
 @dataclasses.dataclass(frozen=True)
 class TransferRow:
-    """A checkpoint on a target by a method.
+    """Row of a checkpoint that was transferred to a target by a method.
 
-    objective: what was minimised. selection: how a part of the source was chosen to train on. shots, draw: training images
-    of each class, and which random choice of them. split: what was tested on. source_weight: of the source's loss beside
-    the target's.
+    Attributes:
+      objective: the loss that was minimised.
+      selection: how the source images to train on were chosen; None if none were.
+      shots, draw: number of training images of each class, and the index of the random choice of them.
+      split: the images that were tested on.
+      source_weight: weight of the loss on source images relative to that on target images.
     """
 
     checkpoint: str
@@ -96,7 +99,12 @@ class TransferRow:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRow:
-    """forward_gflops, test_forward_gflops: a forward pass over the training and the test images; not part of gflops."""
+    """Row of a score of a checkpoint on a target.
+
+    Attributes:
+      forward_gflops, test_forward_gflops: work of a forward pass over all training and all test images; not part of
+        `gflops`.
+    """
 
     checkpoint: str
     epoch: int | None
@@ -113,7 +121,7 @@ class ScoreRow:
 
 @dataclasses.dataclass(frozen=True)
 class SpectralRow:
-    """Accuracies of a probe on one spectral component. stage: pretrained or finetuned; rank: mean over batches."""
+    """Row of a probe on one spectral component. stage: pretrained or finetuned; rank: mean over batches."""
 
     checkpoint: str
     epoch: int | None
@@ -129,7 +137,12 @@ class SpectralRow:
 
 @dataclasses.dataclass(frozen=True)
 class SpectrumRow:
-    """The spectrum of the features of all training images. shares: of the sum of singular values, at some `places` (from 1)."""
+    """Row of the spectrum of the features of all training images.
+
+    Attributes:
+      places: positions of some singular values in descending order, from 1.
+      shares: those singular values divided by the sum of all.
+    """
 
     checkpoint: str
     epoch: int | None
@@ -145,7 +158,7 @@ class SpectrumRow:
 
 @dataclasses.dataclass(frozen=True)
 class SimilarityRow:
-    """How alike two checkpoints represent the same test images; both in [0, 1]."""
+    """Row of the similarity of two checkpoints' features of the same test images. cka, overlap: in [0, 1]."""
 
     checkpoint: str
     other: str
@@ -158,7 +171,7 @@ class SimilarityRow:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingRow:
-    """t-SNE of the features of some test images: coordinates and labels, in the same order."""
+    """Row of a t-SNE embedding of the features of some test images. x, y, labels: one entry for each image."""
 
     checkpoint: str
     epoch: int | None
@@ -172,10 +185,10 @@ class EmbeddingRow:
 
 @dataclasses.dataclass(frozen=True)
 class RankingRow:
-    """How well a score predicts the `metric` of a method on a target, against all `num_checkpoints` of the study.
+    """Row of how well a score predicts the `metric` of a method on a target, over all `num_checkpoints` of the study.
 
-    `num_scored` of them have both the score and the metric. If these are not all, nothing else is known: a ranking of the
-    others says nothing of the missing ones.
+    `num_scored` of the checkpoints have both the score and the metric. If some lack one of them, all other numbers are
+    NaN, because a ranking of the rest tells nothing about the missing ones.
     """
 
     target: str
@@ -199,7 +212,13 @@ class RankingRow:
 
 @dataclasses.dataclass(frozen=True)
 class TargetRow:
-    """A target as the report shows it. metric: a key of METRICS; class_names: the first few; notes: on its data."""
+    """Row of a target as the report shows it.
+
+    Attributes:
+      metric: a key of METRICS.
+      class_names: names of the first few classes.
+      notes: sentences on its data.
+    """
 
     target: str
     metric: str
@@ -211,12 +230,12 @@ class TargetRow:
     version: int = VERSIONS["targets"]
 
 
-# Row fields whose columns are not Python names: the files and tables say recall@1.
+# Field -> column, where the column is not a Python identifier.
 COLUMNS = {"recall_at_1": "recall@1", "recall_at_3": "recall@3", "rel_at_1": "rel@1", "rel_at_3": "rel@3"}
 
 _FIELD_OF_COLUMN = {column: field for field, column in COLUMNS.items()}
 
-# Result file -> its row, and the fields that identify a row.
+# Result file -> its row dataclass, and the fields that identify a row.
 ROWS = {
     "pretrain": (PretrainRow, ("checkpoint",)),
     "transfer": (TransferRow, ("checkpoint", "target", "method", "seed")),
@@ -229,7 +248,7 @@ ROWS = {
     "targets": (TargetRow, ("target",)),
 }
 
-Row = dict  # a row as its JSON line holds it: column -> value
+Row = dict  # a row as read from its JSON line: column -> value
 
 
 def to_json_dict(row) -> Row:
@@ -273,7 +292,7 @@ def column_names(name: str, rows: Iterable[Row]) -> list[str]:
 
 
 class _Lines(typing.NamedTuple):
-    """The content of a result file: its current rows, how many lines are older, and the bytes of its complete lines."""
+    """Content of a result file: rows of the current version, number of older rows, and bytes of complete lines."""
 
     rows: list[Row]
     num_older: int
@@ -281,10 +300,10 @@ class _Lines(typing.NamedTuple):
 
 
 def _read_lines(path: pathlib.Path) -> _Lines:
-    """Reads a result file. A last line that a killed run left unfinished is dropped with a warning.
+    """Reads a result file. If a killed run left the last line unfinished, it is dropped with a warning.
 
     Raises:
-      InputError: if the file cannot be read, any other line is not a JSON object, or a newer version wrote it.
+      InputError: if the file cannot be read, another line is not a JSON object, or a newer version wrote it.
     """
     try:
         data = path.read_bytes()
@@ -314,29 +333,30 @@ def _read_lines(path: pathlib.Path) -> _Lines:
 
 
 def _is_current(file: str, line: Row, where: str) -> bool:
-    """Returns whether this version of jax_transfer, and not an older one, computed a line of a result file.
+    """Returns whether the current version of jax_transfer computed a line of a result file; False for an older version.
 
     Raises:
-      InputError: if a newer version did, its version is not a whole number, or a field that identifies the row is missing.
+      InputError: if a newer version computed it, its version is not valid, or a field that identifies the row is
+        missing.
     """
     version = line.get("version", 1)
     if type(version) is not int or version < 1:
         raise InputError(f"{where} has version {version!r}, expected a whole number from 1: use another --workdir.")
     if version > VERSIONS[file]:
         raise InputError(
-            f"{where} was computed by a newer version of jax_transfer ({version}, this one computes {VERSIONS[file]}): "
+            f"{where} was computed by a newer version of jax_transfer ({version}; this one computes {VERSIONS[file]}): "
             "use that one, or another --workdir."
         )
     if missing := [name for name in ROWS[file][1] if name not in line]:
-        raise InputError(f"{where} lacks {', '.join(missing)}; remove that line and rerun its stage.")
+        raise InputError(f"{where} lacks {', '.join(missing)}; remove the line and rerun its stage.")
     return version == VERSIONS[file]
 
 
 def read_rows(path: pathlib.Path) -> list[Row]:
     """Reads the rows of a result file, in order, as dictionaries.
 
-    A last line that a killed run left unfinished is dropped, and rows that an older version of jax_transfer computed are
-    left out, both with a warning. Columns that a row lacks get the defaults of the file's dataclass.
+    An unfinished last line, which a killed run leaves, and rows that an older version of jax_transfer computed are
+    dropped with a warning. Missing columns get the defaults of the file's dataclass.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "notes.jsonl"
@@ -359,23 +379,23 @@ def read_rows(path: pathlib.Path) -> list[Row]:
     return rows
 
 
-@functools.cache  # the page and the terminal read the same files
+@functools.cache  # once for each file, which the page and the terminal both read
 def _warn_of_older(path: pathlib.Path, count: int) -> None:
     log.warning("%s: %s: run its stage again.", path, _older(count, "left out"))
 
 
 def _older(count: int, outcome: str) -> str:
-    """Says how many rows an older version computed, and what happens to them."""
+    """Describes how many rows an older version computed, and what happens to them."""
     rows, were, are = ("1 row", "was", "is") if count == 1 else (f"{count:,} rows", "were", "are")
     return f"{rows} {were} computed by an older version of jax_transfer and {are} {outcome}"
 
 
 class Rows:
-    """One result file as a stage writes it: each row is appended and flushed at once.
+    """A result file that a stage writes: each row is appended and flushed immediately.
 
-    A row whose key fields equal those of an earlier row is not written again, so a stage that is repeated after a kill adds
-    only what is missing. Rows that an older version of jax_transfer computed do not count; the first write removes them
-    from the file. Only the first process writes.
+    A row with the key fields of an earlier row is not written again, so a stage that is repeated after a kill adds only
+    what is missing. Rows that an older version of jax_transfer computed are ignored; the first write removes them from
+    the file. Only the first process writes.
 
     >>> import pathlib, tempfile
     >>> rows = Rows(pathlib.Path(tempfile.mkdtemp()), "similarity")
@@ -384,18 +404,18 @@ class Rows:
     True
 
     Raises:
-      InputError: if a newer version wrote the file, or a line has other fields than this version writes.
+      InputError: if a newer version wrote the file, or the fields of a line are not those that this version writes.
     """
 
     def __init__(self, results: pathlib.Path, name: str):
         self.name, self.path = name, results / f"{name}.jsonl"
         self.row_type, self.key_fields = ROWS[name]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        found = _read_lines(self.path) if self.path.exists() else _Lines([], 0, 0)
-        if devices.is_first_process() and self.path.exists() and found.num_bytes < self.path.stat().st_size:
-            os.truncate(self.path, found.num_bytes)  # else the next row would be appended to the unfinished line
-        self.rows = list(map(self._row, found.rows))
-        self._num_older = found.num_older
+        lines = _read_lines(self.path) if self.path.exists() else _Lines([], 0, 0)
+        if devices.is_first_process() and self.path.exists() and lines.num_bytes < self.path.stat().st_size:
+            os.truncate(self.path, lines.num_bytes)  # else the next row would be appended to the unfinished line
+        self.rows = list(map(self._row, lines.rows))
+        self._num_older = lines.num_older
         self._keys = set(map(self.key, self.rows))
         self._lock = threading.Lock()
 
@@ -404,19 +424,19 @@ class Rows:
             return from_json_dict(self.row_type, values)
         except TypeError as error:
             raise InputError(
-                f"{self.path} was changed, or written by another version of jax_transfer: a line has other fields than "
+                f"{self.path} was edited, or written by another version of jax_transfer: the fields of a line are not "
                 f"{', '.join(field.name for field in dataclasses.fields(self.row_type))}. Use another --workdir."
             ) from error
 
     def key(self, row) -> tuple:
-        """Returns the values that identify a row."""
+        """Returns the values of the fields that identify a row."""
         return tuple(getattr(row, field) for field in self.key_fields)
 
     def __contains__(self, key: tuple) -> bool:
         return key in self._keys
 
     def append(self, row) -> None:
-        """Writes a row at the end of the file, unless the file has one of the same key."""
+        """Appends a row to the file, unless the file already has a row with the same key."""
         if self.key(row) in self:
             return
         if self._num_older:
@@ -430,12 +450,12 @@ class Rows:
         self._keys.add(self.key(row))
 
     def forget_failures(self) -> None:
-        """Drops the rows of failures and of older versions, so that they are computed again."""
+        """Drops failed rows and those of older versions, so that they are computed again."""
         if self._num_older or any(row.error for row in self.rows):
             self.replace([row for row in self.rows if not row.error])
 
     def replace(self, rows: Iterable) -> None:
-        """Rewrites the whole file; a kill leaves the old file or the new one."""
+        """Replaces all rows of the file. A kill leaves either the old file or the new one."""
         if self._num_older and devices.is_first_process():
             log.warning("%s: %s.", self.path, _older(self._num_older, "computed again"))
         self._num_older = 0
@@ -446,13 +466,13 @@ class Rows:
 
 
 def _line(row) -> str:
-    # JSON has no NaN: a value that does not exist is null.
+    # JSON has no NaN: it is written as null.
     values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in to_json_dict(row).items()}
     return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file so that a kill at any moment leaves the old content or the new, never a part.
+    """Writes a file so that a kill at any moment leaves either the old or the new content, never a part of it.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "config.json"
@@ -473,16 +493,19 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
 
 
 def lock_workdir(workdir: pathlib.Path) -> typing.IO | contextlib.ExitStack:
-    """Creates a working directory if needed and locks it for this run; hold the returned lock, then `close` it.
+    """Locks a working directory for this run, after creating it if needed.
+
+    Returns:
+      The lock. Keep it until the run ends, then `close` it.
 
     Raises:
       InputError: if the directory cannot be written, or another run uses it.
     """
     if not devices.is_first_process():
-        return contextlib.ExitStack()  # the first process holds it for all
+        return contextlib.ExitStack()  # the first process holds the lock for all
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "w")  # noqa: SIM115  held as long as the run lasts
+        lock = open(workdir / ".lock", "w")  # noqa: SIM115  open until the run ends
     except OSError as error:
         raise InputError(f"--workdir={workdir} cannot be written: {error.strerror}.") from error
     try:

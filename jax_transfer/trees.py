@@ -1,7 +1,7 @@
-"""Trees of arrays (nested dictionaries, mostly): stack them, name their leaves, compare and fingerprint them.
+"""Operations on trees of arrays, mostly nested dictionaries: stack, flatten, compare and fingerprint.
 
-A leaf's flat name is its path joined by "/", such as "layer1/0/conv1/kernel". Leaves are always addressed by
-name, never by position: stringified list indices sort 0, 1, 10, 11, 2.
+The flat name of a leaf is its path joined by "/", such as "layer1/0/conv1/kernel". Leaves are addressed by name and
+never by position, because list indices sort as strings: 0, 1, 10, 11, 2.
 """
 
 import concurrent.futures
@@ -14,7 +14,11 @@ import numpy as np
 
 
 def stack(trees):
-    """Stacks k equal-shaped trees into one whose leaves have a leading axis of size k.
+    """Stacks k trees of equal shapes into one tree whose leaves have a leading axis of size k.
+
+    >>> import jax.numpy as jnp
+    >>> stack([{"w": jnp.zeros(3)}, {"w": jnp.ones(3)}])["w"].shape
+    (2, 3)
 
     Raises:
       ValueError: if there are no trees, or if one differs from the first in names, shapes or dtypes.
@@ -28,36 +32,30 @@ def stack(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def unstack(tree) -> list:
-    """Undoes `stack`: a list of k trees from one whose leaves all have a leading axis of size k.
-
-    Raises:
-      ValueError: if the leaves disagree on k.
-    """
-    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
-    if len(sizes) != 1 or () in sizes:
-        raise ValueError(f"unstack needs leaves with one common leading axis, found sizes {sorted(sizes)}")
-    ((size,),) = sizes
-    return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(size)]  # noqa: B023
-
-
 def flatten(tree) -> dict:
-    """Returns {flat name: leaf}, sorted by name. Empty dictionaries leave no trace.
+    """Returns flat name -> leaf, sorted by name. Empty dictionaries are dropped.
+
+    >>> flatten({"conv": {"kernel": 1, "bias": 2}, "empty": {}})
+    {'conv/bias': 2, 'conv/kernel': 1}
 
     Raises:
-      ValueError: if a key holds "/", which would make names ambiguous.
+      ValueError: if a key contains "/", which would make flat names ambiguous.
     """
     flat = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name.count("/") != max(len(path) - 1, 0):
-            raise ValueError(f"a key in the path {name!r} holds '/', which separates the parts of a flat name")
+            raise ValueError(f"a key in the path {name!r} contains '/', which separates the parts of a flat name")
         flat[name] = leaf
     return dict(sorted(flat.items()))
 
 
 def unflatten(flat) -> dict:
-    """Undoes `flatten` for nested dictionaries with string keys."""
+    """Builds nested dictionaries from flat names: the inverse of `flatten` for trees of dictionaries with string keys.
+
+    >>> unflatten({"conv/bias": 2, "conv/kernel": 1})
+    {'conv': {'bias': 2, 'kernel': 1}}
+    """
     tree = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")
@@ -69,14 +67,19 @@ def unflatten(flat) -> dict:
 
 
 def difference(expected, found, limit: int = 20) -> str:
-    """Says how the names, shapes and dtypes of two trees differ; values are not compared.
+    """Describes how two trees differ in names, shapes and dtypes; values are not compared.
+
+    >>> import jax.numpy as jnp
+    >>> print(difference({"w": jnp.zeros(3)}, {"w": jnp.zeros(4), "b": jnp.zeros(1)}))
+    unexpected: b float32[1]
+    differs: w expected float32[3], found float32[4]
 
     Args:
       expected, found: trees of arrays or `jax.ShapeDtypeStruct`s.
       limit: how many lines to write before "... and 7 more".
 
     Returns:
-      One line per leaf that is missing, unexpected or of another shape or dtype; "" if there is none.
+      One line for each leaf that is missing, unexpected or of another shape or dtype; "" if the trees agree.
     """
     expected, found = ({name: _describe(leaf) for name, leaf in flatten(tree).items()} for tree in (expected, found))
     lines = [f"missing: {name} {expected[name]}" for name in expected if name not in found]
@@ -92,15 +95,25 @@ def difference(expected, found, limit: int = 20) -> str:
 
 
 def size_bytes(tree) -> int:
-    """Bytes that the leaves of the tree (arrays or `jax.ShapeDtypeStruct`s) take."""
+    """Returns the number of bytes in the leaves of a tree of arrays or `jax.ShapeDtypeStruct`s.
+
+    >>> import jax.numpy as jnp
+    >>> size_bytes({"w": jnp.zeros((2, 3)), "b": jnp.zeros(2, jnp.bfloat16)})
+    28
+    """
     return sum(math.prod(np.shape(leaf)) * _dtype(leaf).itemsize for leaf in jax.tree.leaves(tree))
 
 
 def fingerprint(tree) -> str:
-    """A hash (BLAKE2b, 32 hexadecimal digits) of the names, dtypes, shapes and values of a tree.
+    """Hashes the names, dtypes, shapes and values of a tree (BLAKE2b, 32 hexadecimal digits).
 
-    The order in which a dictionary was filled does not matter, nor where the arrays live. Arrays must be
-    addressable from this process.
+    The result depends neither on the insertion order of dictionaries nor on the devices that hold the arrays. This
+    process must be able to address all arrays.
+
+    >>> import jax.numpy as jnp
+    >>> a, b = jnp.zeros(2), jnp.ones(3)
+    >>> fingerprint({"a": a, "b": b}) == fingerprint({"b": b, "a": a})
+    True
     """
     flat = jax.device_get(flatten(tree))
     digest = hashlib.blake2b(digest_size=16)

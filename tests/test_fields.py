@@ -1,4 +1,4 @@
-"""Settings say once what they may hold: by hand, in a config, for single targets, and in what earlier versions wrote."""
+"""Settings are checked in the same way by hand, in a config, for single targets and in an earlier version's config."""
 
 import copy
 import json

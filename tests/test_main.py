@@ -1,4 +1,4 @@
-"""The command and the package as a newcomer meets them: an option that cannot be used, a checkout that is not installed."""
+"""The command and the package as a newcomer meets them: an unusable option, a checkout that is not installed."""
 
 import os
 import subprocess

@@ -19,12 +19,12 @@ def assert_trees_equal(expected, found):
     jax.tree.map(np.testing.assert_array_equal, expected, found)
 
 
-def test_unstack_undoes_stack():
+def test_stack_adds_a_leading_axis():
     several = [small_tree(seed) for seed in range(3)]
     stacked = trees.stack(several)
     assert stacked["layer"]["2"]["kernel"].shape == (3, 2, 3)
-    for expected, found in zip(several, trees.unstack(stacked), strict=True):
-        assert_trees_equal(expected, found)
+    for i, expected in enumerate(several):
+        assert_trees_equal(expected, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
 
 
 def test_stack_names_the_leaf_that_does_not_fit():
@@ -42,12 +42,6 @@ def test_stack_refuses_to_promote_dtypes():
 def test_stack_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="at least one"):
         trees.stack([])
-
-
-@pytest.mark.parametrize("tree", [{"a": jnp.zeros(2), "b": jnp.zeros(3)}, {"a": jnp.zeros(())}, {}])
-def test_unstack_needs_one_common_leading_axis(tree):
-    with pytest.raises(ValueError, match="leading axis"):
-        trees.unstack(tree)
 
 
 def test_unflatten_undoes_flatten_and_names_are_sorted():

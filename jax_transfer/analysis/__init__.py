@@ -90,7 +90,9 @@ class Score:
 
     def x(self, features: Features):
         """Returns the field of `features` that the score needs, or None."""
-        x = getattr(features, self.needs) if self.needs else None
+        if not self.needs:
+            return None
+        x = getattr(features, self.needs)
         if self.needs == "logits" and np.shape(x)[-1:] == (0,):
             raise InputError(
                 f"logits has the shape {list(np.shape(x))}: this score needs a head over classes. Leave it out for a "
@@ -129,7 +131,9 @@ SCORES: dict[str, Score] = {
 }
 
 
-def score_all(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> np.ndarray:
+def score_all(
+    name: str, features: Features, num_classes: int, held_out: Int[Array | np.ndarray, "m"] | None = None
+) -> np.ndarray:
     """Computes SCORES[name] of k checkpoints at once.
 
     Args:
@@ -212,7 +216,9 @@ def _compiled(name: str, num_classes: int):
     return jax.jit(jax.vmap(score, (0, None)))
 
 
-def score_gigaflops(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> float:
+def score_gigaflops(
+    name: str, features: Features, num_classes: int, held_out: Int[Array | np.ndarray, "m"] | None = None
+) -> float:
     """Counts the floating point operations / 1e9 of SCORES[name] for one checkpoint, without the forward pass.
 
     Args:
@@ -237,7 +243,9 @@ def score_gigaflops(name: str, features: Features, num_classes: int, held_out: I
     return flops.gigaflops(lambda features: score(features, num_classes, held_out), features)
 
 
-def why_undefined(name: str, features: Features, num_classes: int, held_out: Int[Array, "m"] | None = None) -> str:
+def why_undefined(
+    name: str, features: Features, num_classes: int, held_out: Int[Array | np.ndarray, "m"] | None = None
+) -> str:
     """Returns the reason why SCORES[name] of one checkpoint has no finite value.
 
     Args:

@@ -64,7 +64,8 @@ def kendall(scores: ArrayLike, accuracies: ArrayLike) -> float:
     scores, accuracies = paired(scores, accuracies)
     if not _correlation_is_defined(scores, accuracies):
         return math.nan
-    return float(scipy.stats.kendalltau(scores, accuracies, variant="b").statistic)
+    result = scipy.stats.kendalltau(scores, accuracies, variant="b")
+    return float(result.statistic)  # pyright: ignore[reportAttributeAccessIssue] - scipy declares no result fields
 
 
 def weighted_kendall(scores: ArrayLike, accuracies: ArrayLike) -> float:
@@ -88,7 +89,8 @@ def weighted_kendall(scores: ArrayLike, accuracies: ArrayLike) -> float:
     scores, accuracies = paired(scores, accuracies)
     if not _correlation_is_defined(scores, accuracies):
         return math.nan
-    return float(scipy.stats.weightedtau(scores, accuracies, rank=True, weigher=None, additive=True).statistic)
+    result = scipy.stats.weightedtau(scores, accuracies, rank=True, weigher=None, additive=True)
+    return float(result.statistic)  # pyright: ignore[reportAttributeAccessIssue] - scipy declares no result fields
 
 
 def recall_at_k(scores: ArrayLike, accuracies: ArrayLike, k: int) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_transfer.records import InputError, printable
@@ -28,7 +29,7 @@ def is_traced(*values) -> bool:
       >>> is_traced(jnp.ones(2), 3)
       False
     """
-    return any(isinstance(value, jax.core.Tracer) for value in values)
+    return any(isinstance(value, Tracer) for value in values)
 
 
 def as_features(x, name: str = "x", axes: str = "n d") -> Float[Array, "..."]:
@@ -57,7 +58,8 @@ def as_features(x, name: str = "x", axes: str = "n d") -> Float[Array, "..."]:
         raise InputError(
             f"{name} has the shape {list(x.shape)}: expected [{', '.join(expected)}] without an empty axis.{hint}"
         )
-    dtype = np.float64 if x.dtype == np.float64 and jax.config.jax_enable_x64 else np.float32
+    has_x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue] - JAX adds its flags at run time
+    dtype = np.float64 if x.dtype == np.float64 and has_x64 else np.float32
     with np.errstate(over="ignore"):  # values beyond float32 become infinite, and the score NaN
         return jnp.asarray(x.astype(dtype))
 
@@ -134,7 +136,7 @@ def as_count(value, name: str = "num_classes", least: int = 2) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool | np.bool_) or number < least:
-        shown = f"an array of shape {list(np.shape(value))}" if hasattr(value, "ndim") and value.ndim else repr(value)
+        shown = f"an array of shape {list(np.shape(value))}" if getattr(value, "ndim", 0) else repr(value)
         raise InputError(f"{name} is {printable(shown)}: expected a whole number, {least} or more.")
     return number
 

@@ -1,7 +1,7 @@
 """Two-dimensional embeddings of features for visualisation."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from jax_transfer.analysis.arguments import as_features, as_number
 from jax_transfer.records import InputError
@@ -9,7 +9,7 @@ from jax_transfer.records import InputError
 MOST_POINTS = 5000
 
 
-def tsne(x: Float[np.ndarray, "n d"], seed: int = 0, perplexity: float = 30.0) -> Float[np.ndarray, "n 2"]:
+def tsne(x: Float[Array | np.ndarray, "n d"], seed: int = 0, perplexity: float = 30.0) -> Float[np.ndarray, "n 2"]:
     """Embeds features in the plane by t-SNE, with scikit-learn, starting from the first two principal components.
 
     Distances within a cluster are more meaningful than distances between clusters; the sizes of clusters mean nothing.

@@ -88,7 +88,7 @@ def _evidence(x: Float[Array, "n d"], one_hot: Float[Array, "n c"]) -> Float[Arr
     r0 = jnp.maximum(r0, (ROUNDING * eps) ** 2 * positive(counts))
 
     def evidence_and_lowest_log_t(
-        u: Float[Array, "k k"], s: Float[Array, "k"], threshold: float
+        u: Float[Array, "k k"], s: Float[Array, "k"], threshold: float | np.floating
     ) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
         """Returns L and the least log(t / s_1^2) visited, from an SVD of R11; s at most `threshold` counts as 0."""
         start = jnp.clip(-2 * (jnp.log(positive(s[0])) + jnp.log(scale)), MIN_LOG_T, MAX_LOG_T)
@@ -133,11 +133,13 @@ def _accurate_svd(r11: Float[Array, "k d"]) -> tuple[Float[Array, "k k"], Float[
     algorithm (Jacobi or QR) is accurate enough.
     """
 
-    def qr_iteration(r: Float[Array, "k d"]) -> list[Array]:
-        return jax.lax.linalg.svd(r, full_matrices=False, algorithm=jax.lax.linalg.SvdAlgorithm.QR)[:2]
+    def qr_iteration(r: Float[Array, "k d"]) -> tuple[Float[Array, "k k"], Float[Array, "k"]]:
+        u, s, _ = jax.lax.linalg.svd(r, full_matrices=False, algorithm=jax.lax.linalg.SvdAlgorithm.QR)
+        return u, s
 
-    def default(r: Float[Array, "k d"]) -> list[Array]:
-        return jax.lax.linalg.svd(r, full_matrices=False)[:2]
+    def default(r: Float[Array, "k d"]) -> tuple[Float[Array, "k k"], Float[Array, "k"]]:
+        u, s, _ = jax.lax.linalg.svd(r, full_matrices=False)
+        return u, s
 
     return jax.lax.platform_dependent(r11, cpu=qr_iteration, default=default)
 
@@ -191,7 +193,8 @@ def _fixed_point(
         return jnp.where(increases, middle, low), jnp.where(increases, high, middle)
 
     bounds = jnp.minimum(previous, log_t), jnp.maximum(previous, log_t)
-    log_t = sum(jax.lax.fori_loop(0, BISECTIONS, bisect, bounds)) / 2
+    low, high = jax.lax.fori_loop(0, BISECTIONS, bisect, bounds)
+    log_t = (low + high) / 2
     t = jnp.exp(log_t)[:, None]
     q = r0 + jnp.sum(z2 * t / (t + s**2), axis=1)
     value = -0.5 * jnp.sum(jnp.log1p(s**2 / t), axis=1) - 0.5 * n * (jnp.log(q / n) + 1 + np.log(2 * np.pi))

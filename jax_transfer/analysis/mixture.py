@@ -54,8 +54,8 @@ def fit_mixture(
     key: Key[Array, ""],
     *,
     start: Mixture | None = None,
-    dimension: Int[Array, ""] | None = None,
-    active: Int[Array, ""] | None = None,
+    dimension: Int[Array, ""] | int | None = None,
+    active: Int[Array, ""] | int | None = None,
     max_iterations: int = 100,
     tolerance: float = 1e-3,
 ) -> Mixture:
@@ -147,8 +147,8 @@ def k_means(
     k: int,
     key: Key[Array, ""],
     *,
-    dimension: Int[Array, ""] | None = None,
-    active: Int[Array, ""] | None = None,
+    dimension: Int[Array, ""] | int | None = None,
+    active: Int[Array, ""] | int | None = None,
     max_iterations: int = 100,
 ) -> tuple[Float[Array, "k p"], Int[Array, "n"]]:
     """Clusters samples by Lloyd's iterations from a greedy k-means++ start (Arthur and Vassilvitskii, SODA 2007).

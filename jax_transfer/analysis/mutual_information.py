@@ -32,7 +32,7 @@ def mutual_information(
     num_classes: int,
     alpha: float = 0.01,
     energy: float | None = None,
-    seed: int = 0,
+    seed: int | Int[Array, ""] = 0,
     batch_size: int = 128,
     steps: int = 512,
 ) -> Float[Array, ""]:

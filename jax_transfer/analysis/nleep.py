@@ -49,7 +49,7 @@ def nleep(
     num_classes: int,
     energy: float = 0.8,
     components_per_class: int = 5,
-    seed: int = 0,
+    seed: int | Int[Array, ""] = 0,
     max_dimension: int | None = None,
 ) -> Float[Array, ""]:
     """Computes N-LEEP: the mean log-likelihood of the labels given the posteriors of a Gaussian mixture, in nats.

@@ -53,7 +53,9 @@ def transrate(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int, eps:
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
-def _transrate(x: Float[Array, "n d"], y: Int[Array, "n"], eps: float, num_classes: int) -> Float[Array, ""]:
+def _transrate(
+    x: Float[Array, "n d"], y: Int[Array, "n"], eps: float | Float[Array, ""], num_classes: int
+) -> Float[Array, ""]:
     eps = jnp.asarray(eps, x.dtype)
     z, rounding = varying(x)
     z = z * jnp.minimum(1, jnp.sqrt(eps) / positive(rounding))  # for these columns, rounding^2 replaces eps
@@ -74,7 +76,7 @@ def _difference(
         :, jnp.argsort(-jnp.linalg.norm(z, axis=0))
     ]  # in descending order of size, small columns keep their accuracy in the QR
 
-    def rate(z: Float[Array, "m d"], count: Int[Array, ""]) -> Float[Array, ""]:
+    def rate(z: Float[Array, "m d"], count: Int[Array, ""] | int) -> Float[Array, ""]:
         """Returns R of a matrix whose rows are zero except for `count` of them."""
         z = z if z.shape[0] >= d else z.T
         s = jnp.linalg.svd(jnp.linalg.qr(z, mode="r"), compute_uv=False)

@@ -1,7 +1,7 @@
-"""The cache of features: the only one, for studies, fine-tuned models and rankings.
+"""Cache of features for studies, fine-tuned models and rankings.
 
-A file is named by a hash of all that determines the features: the weights, the model, the data, the preprocessing and the
-precision of the computation.
+The name of a file is a hash of everything that determines the features: the weights, the model, the data, the
+preprocessing and the precision of the computation.
 """
 
 import functools
@@ -27,22 +27,22 @@ from jax_transfer.models import Net, Output
 from jax_transfer.records import Features
 from jax_transfer.results import write_atomically
 
-# Part of the name of a file. Version 2: images are decoded, cropped and split otherwise than in version 1, whose files were
-# named by the hash alone.
+# Part of the name of a file. Version 2 decodes, crops and splits images differently from version 1, whose file names
+# are the hash alone.
 VERSION = 2
 
 
 class FeatureCache:
-    """Features of checkpoints on data sets: read from disk, or extracted and kept there.
+    """Features of checkpoints on data sets, read from disk or extracted and then kept there.
 
         features = FeatureCache(workdir / "features", feeds, mesh, batch_size=512)
         features(checkpoint, source).features  # float32 [n, d]
 
     Args:
-      folder: where the files are kept; None to keep nothing.
-      feeds: (source, preprocessing) -> the feed of the source's images, read as the preprocessing demands.
-      mesh: the devices that extract.
-      batch_size: images of a forward pass, over all devices.
+      folder: the folder for the files; None to keep nothing.
+      feeds: (source, preprocessing) -> the feed of the source's images, read at the size that the preprocessing needs.
+      mesh: the devices to extract on.
+      batch_size: number of images in a forward pass, over all devices.
     """
 
     def __init__(
@@ -57,19 +57,19 @@ class FeatureCache:
         self._gigaflops: dict[tuple[Net, Preprocessing], float] = {}
 
     def __call__(self, checkpoint: Checkpoint, source: Source) -> Features:
-        """Returns the features of every image of a source, in its order."""
+        """Returns the features of every image of a source, in the order of the source."""
         path = self.path(checkpoint, source)
-        found = load(path) if path else None
-        if found is None:
+        features = load(path) if path else None
+        if features is None:
             forward = self._forward(checkpoint.net, checkpoint.preprocessing)
             feed = self._feeds(source, checkpoint.preprocessing)
-            found = extract(forward, devices.replicate(checkpoint.model, self._mesh), feed, self._batch_size)
+            features = extract(forward, devices.replicate(checkpoint.model, self._mesh), feed, self._batch_size)
             if path:
-                save(path, found)
-        return found
+                save(path, features)
+        return features
 
     def path(self, checkpoint: Checkpoint, source: Source) -> pathlib.Path | None:
-        """Returns the file that holds these features once they are extracted; None if nothing is kept."""
+        """Returns the file for these features, whether it exists or not; None if nothing is kept."""
         if self._folder is None:
             return None
         determined_by = [
@@ -83,33 +83,41 @@ class FeatureCache:
         return self._folder / f"v{VERSION}-{digest}.npz"
 
     def gigaflops_per_image(self, net: Net, preprocessing: Preprocessing) -> float:
-        """Returns the work of one image's forward pass in GFLOP, from shapes alone."""
+        """Computes the work of one image's forward pass in GFLOP, from shapes alone."""
         key = net, preprocessing
         if key not in self._gigaflops:
             self._gigaflops[key] = forward_gigaflops(self._forward(*key), *key, self._batch_size)
         return self._gigaflops[key]
 
     def _forward(self, net: Net, preprocessing: Preprocessing) -> Callable[..., Output]:
-        """The compiled forward pass, one for all checkpoints of a net and a preprocessing."""
+        """Returns the compiled forward pass, shared by all checkpoints with the same net and preprocessing."""
         key = net, preprocessing
         if key not in self._forwards:
             self._forwards[key] = make_forward(*key, self._mesh)
         return self._forwards[key]
 
     def clear(self) -> None:
-        """Drops the compiled programs; the files stay."""
+        """Releases the compiled programs; the files stay."""
         self._forwards.clear()
         self._gigaflops.clear()
 
 
 def save(path: pathlib.Path, features: Features) -> None:
+    """Writes features to a file.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "features.npz"
+    >>> save(path, Features(np.zeros((4, 2)), np.zeros((4, 3)), np.arange(4)))
+    >>> load(path).features.shape
+    (4, 2)
+    """
     buffer = io.BytesIO()
     np.savez(buffer, features=features.features, logits=features.logits, labels=features.labels)
     write_atomically(path, buffer.getvalue())
 
 
 def load(path: pathlib.Path) -> Features | None:
-    """The cached features, or None where there are none. A file that cannot be read is named, and extracted again."""
+    """Reads features from a file; None if it does not exist or, with a warning, if it cannot be read."""
     if not path.exists():
         _warn_of_outdated(path.parent)
         return None
@@ -121,13 +129,13 @@ def load(path: pathlib.Path) -> Features | None:
         return None
 
 
-@functools.cache  # once a folder
+@functools.cache  # once for each folder
 def _warn_of_outdated(folder: pathlib.Path) -> None:
     outdated = [path for path in folder.glob("*.npz") if not path.name.startswith(f"v{VERSION}-")]
     if outdated:
         log.warning(
-            "%s holds %d files of features that an earlier version extracted from other pixels: they are ignored, and the "
-            "features are extracted again.",
+            "%s holds %d files of features that an earlier version extracted from different pixels: they are "
+            "ignored, and the features are extracted again.",
             folder,
             len(outdated),
         )

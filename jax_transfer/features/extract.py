@@ -1,4 +1,4 @@
-"""Features of a data set: one compiled forward pass for all checkpoints of a net."""
+"""Feature extraction: one compiled forward pass for all checkpoints of a net."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -17,7 +17,12 @@ from jax_transfer.records import Batch, Features
 
 
 def make_forward(net: Net, preprocessing: Preprocessing, mesh: Mesh) -> Callable[..., Output]:
-    """Compiles forward(model, batch) -> Output(logits [b, s], features [b, d]), without maps and projection."""
+    """Compiles the forward pass of a net in evaluation mode.
+
+    Returns:
+      forward(model, batch) -> Output(logits [b, s], features [b, d]), without maps and projection. The model is a
+      dictionary of `params` and `stats`.
+    """
 
     @jax.jit
     def forward(model, batch: Batch):
@@ -29,27 +34,46 @@ def make_forward(net: Net, preprocessing: Preprocessing, mesh: Mesh) -> Callable
 
 
 def extract(forward: Callable, model: dict, feed: Feed, batch_size: int) -> Features:
-    """Features of every image of the feed, as numpy arrays in the order of the source; logits [n, 0] without a head."""
-    waiting: collections.deque = collections.deque()
+    """Extracts the features of every image of a feed, as numpy arrays in the order of its source.
+
+    Args:
+      forward: the forward pass of `make_forward`.
+      model: the weights, on the devices that extract.
+      feed: the images.
+      batch_size: number of images in a forward pass, over all devices.
+
+    Returns:
+      Features [n, d], logits [n, s] (s = 0 without a head) and labels [n].
+    """
+    in_flight: collections.deque = collections.deque()
     parts = []
     for batch in feed.evaluation_batches(batch_size):
-        waiting.append(forward(model, batch))
-        if len(waiting) > 2:  # copy a batch's features to the host while the next ones are computed
-            parts.append(jax.device_get(waiting.popleft()))
-    parts += jax.device_get(list(waiting))
-    n = len(feed.source)  # what lies behind is padding
+        in_flight.append(forward(model, batch))
+        if len(in_flight) > 2:  # copy a batch's features to the host while the next ones are computed
+            parts.append(jax.device_get(in_flight.popleft()))
+    parts += jax.device_get(list(in_flight))
+    n = len(feed.source)  # later rows are padding
     features, logits = (np.concatenate([getattr(part, name) for part in parts])[:n] for name in ("features", "logits"))
     return Features(features=features, logits=logits, labels=np.asarray(feed.source.labels, np.int32))
 
 
-CONSTANT = 16  # eps of its size, by which a feature may vary through rounding in the forward pass alone
+# By this many eps of its size a feature may vary through rounding errors of the forward pass alone.
+CONSTANT = 16
 
 
 def problem(features: Features, num_classes: int) -> str:
-    """Why nothing can be learnt or scored from these features, naming the argument; "" if something can.
+    """Explains why nothing can be learnt or scored from features, naming the array; returns "" if they are valid.
 
-    Features do not vary if each lies, for all images, within CONSTANT eps of its largest value or of the median feature's,
-    whichever is larger: one that cancels to about 0 has the rounding errors of the others.
+    Features count as constant if the range of each, over all images, is at most CONSTANT eps of its size. The size is
+    its largest absolute value, or that of the median feature if larger: a feature that cancels to about 0 has the
+    rounding errors of the others.
+
+    >>> import numpy as np
+    >>> labels = np.array([0, 1])
+    >>> problem(Features(np.eye(2, dtype=np.float32), np.zeros((2, 0), np.float32), labels), num_classes=2)
+    ''
+    >>> problem(Features(np.ones((2, 3), np.float32), np.zeros((2, 0), np.float32), labels), num_classes=2)
+    'features [2, 3] do not vary: all images get the same ones'
     """
     for name in ("features", "logits"):
         values = getattr(features, name)
@@ -76,7 +100,7 @@ def _are_constant(x):
 
 
 def forward_gigaflops(forward: Callable[..., Output], net: Net, preprocessing: Preprocessing, batch_size: int) -> float:
-    """Returns the work of one image's forward pass in GFLOP, by the compiler's cost analysis of shapes alone."""
+    """Computes the work of one image's forward pass in GFLOP, by the compiler's cost analysis of shapes alone."""
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     batch = abstract_batch(preprocessing, batch_size)
     return devices.gigaflops(forward, {"params": params, "stats": stats}, batch) / batch_size
@@ -85,7 +109,7 @@ def forward_gigaflops(forward: Callable[..., Output], net: Net, preprocessing: P
 def stack(features: Sequence[Features]) -> Features:
     """Stacks the features of k checkpoints: features [k, n, d], logits [k, n, s], labels [k, n].
 
-    Source classes that a checkpoint lacks get a logit of minus infinity, that is probability 0.
+    Source classes that a checkpoint lacks get a logit of minus infinity, which is probability 0.
 
     >>> import numpy as np
     >>> a, b = (Features(np.zeros((4, 2)), np.zeros((4, s)), np.arange(4)) for s in (3, 5))

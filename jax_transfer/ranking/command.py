@@ -6,13 +6,12 @@ import pathlib
 from typing import Annotated
 
 import rich
-from ml_collections import ConfigDict
 
 from jax_transfer import devices, fields
 from jax_transfer.analysis import SCORES
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Count, OneOf, Positive, between, to_json
+from jax_transfer.fields import Count, OneOf, Positive, StudyConfig, between, to_json
 from jax_transfer.logs import log
 from jax_transfer.ranking import page, result
 from jax_transfer.ranking.rank import DEFAULT_SCORES, rank
@@ -52,7 +51,7 @@ class RankingFields:
     on_corrupt: Annotated[str, OneOf(dict.fromkeys(ON_CORRUPT), "treatment of corrupt images")] = "skip"
 
 
-def default_config() -> ConfigDict:
+def default_config() -> StudyConfig:
     """Returns the config of a ranking with its default values.
 
     >>> default_config().batch_size
@@ -61,7 +60,7 @@ def default_config() -> ConfigDict:
     return fields.section(fields.schema(RankingFields()))
 
 
-def check(config: ConfigDict) -> None:
+def check(config: StudyConfig) -> None:
     """Checks all fields that can be checked without the checkpoints and images.
 
     Raises:
@@ -86,12 +85,12 @@ def _split_list(checkpoints: str) -> list[str]:
     return [part.strip() for part in checkpoints.split(",") if part.strip()]
 
 
-def _replaced(config: ConfigDict) -> dict:
+def _replaced(config: StudyConfig) -> dict:
     """Returns the fields of `Preprocessing` that are set."""
     return {name: value for name, value in config.preprocessing.items() if value is not None}
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: StudyConfig, workdir: pathlib.Path) -> None:
     """Ranks the checkpoints of a config, prints the table and writes the page and the CSV file to `workdir/report`.
 
     Raises:

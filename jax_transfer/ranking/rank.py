@@ -1,4 +1,4 @@
-"""The practitioner's door: any checkpoints, one target, and a table that says which to take and how far to trust it."""
+"""Ranks any checkpoints for one target, with a table that shows which one to use and how far to trust the choice."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,8 @@ from jax_transfer.transfer.cross_validation import (
 )
 
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
-RESIDENT_GIGABYTES, NUM_THREADS = 4.0, 16  # a study's defaults
-KEPT_GIGABYTES = 2.0  # of the checkpoints that are read for the estimate; the others are read again
+RESIDENT_GIGABYTES, NUM_THREADS = 4.0, 16  # the defaults of a study, see `study.settings.DataSettings`
+KEPT_GIGABYTES = 2.0  # memory for checkpoints that are kept after the estimate; the others are read again
 
 
 def rank(
@@ -52,28 +52,38 @@ def rank(
     workdir: str | pathlib.Path | None = None,
     metric: str | None = None,
 ) -> Ranking:
-    """Ranks checkpoints for a target, without fine-tuning any.
+    """Ranks checkpoints for a target without fine-tuning them.
 
-    Each is judged by the accuracy of a converged linear probe on its features, cross-validated over all images of the
-    target, and by the scores. One that cannot be read or evaluated is listed last with the reason.
+    The order is that of the accuracy of a converged linear probe on the features, cross-validated over all images of
+    the target. The scores are shown beside it. A checkpoint that cannot be read or evaluated is listed last with the
+    reason.
+
+        import jax_transfer as jt
+
+        ranking = jt.rank(["a.safetensors", "run/checkpoints"], target="folder:/my/images", model="resnet50")
+        print(ranking)
+        net = ranking.best.load().net
 
     Args:
       checkpoints: files (.safetensors, .pth), epochs (`run/checkpoints/5`), whole trajectories (`run/checkpoints`),
-        folders of such files, and random initialisations to compare with (`random:resnet18`). `FILE=MODEL` says which
-        model a file is of. A single name or path is a list of one.
+        folders of such files, and random initialisations to compare with (`random:resnet18`). `FILE=MODEL` gives the
+        model of a file. A single name or path counts as a list of one.
       target: a data set, such as "folder:/my/images" or "tfds:caltech101?train=2000"; see `data.sources`.
-      model: the key of MODELS, for files that do not say which model they are.
+      model: a key of MODELS, for files that do not contain the name of their model.
       scores: keys of SCORES.
-      preprocessing: fields of `Preprocessing` that replace those which come with the checkpoints.
-      seed: of the folds, the scores, the subsets of the target and random initialisations.
-      batch_size: of the forward pass.
-      on_corrupt: "skip" leaves damaged images out and names them; "error" stops.
-      workdir: keeps the features, so that a repeated ranking need not compute them again.
-      metric: "accuracy", or "mean_class_accuracy" (the mean of the classes' accuracies), which orders the checkpoints. None:
-        what the field reports for the target (`data.catalog`), accuracy where nothing is known.
+      preprocessing: fields of `Preprocessing` that replace those of the checkpoints.
+      seed: seed of the folds, the scores, the subsets of the target and random initialisations.
+      batch_size: number of images in a forward pass.
+      on_corrupt: "skip" leaves corrupt images out and logs their names; "error" stops.
+      workdir: keep the features here, so that a repeated ranking does not compute them again.
+      metric: orders the checkpoints: "accuracy", or "mean_class_accuracy", the mean of the accuracies of the classes.
+        None for the metric that papers report for the target (`data.catalog`), or accuracy if it is unknown.
+
+    Returns:
+      The ranking; `print` shows it as a table.
 
     Raises:
-      InputError: if the target or an argument cannot be used, a checkpoint is given twice, or none is usable.
+      InputError: if the target or an argument is not valid, a checkpoint is given twice, or no checkpoint can be used.
     """
     for score in scores:
         choose(SCORES, score, "score (scores)")
@@ -87,36 +97,49 @@ def rank(
     if images.num_images < FOLDS:
         raise InputError(
             f"{target} has {images.num_images} images: at least {FOLDS} are needed, and far more to tell checkpoints "
-            "apart; add images."
+            "apart. Add images."
         )
     notes = (*dict.fromkeys(note for source in sources for note in source.notes), *_small_classes(images))
     loaders = {c: functools.partial(load, c, overrides=preprocessing or {}, seed=seed) for c in candidates}
-    known = _say_what_and_how_long(loaders, images)
+    already_read = _log_plan(loaders, images)
     rows, correct = [], {}
-    for place, (candidate, loader) in enumerate(loaders.items(), 1):
-        found = known.pop(candidate, None)
-        row, correct[candidate.name] = _evaluate(candidate, found, loader, images, tuple(scores), seed)
+    for number, (candidate, loader) in enumerate(loaders.items(), 1):
+        checkpoint = already_read.pop(candidate, None)
+        row, correct[candidate.name] = _evaluate(candidate, checkpoint, loader, images, tuple(scores), seed)
         rows.append(row)
-        said = (
-            row.error
-            or f"probe {100 * row.accuracy:.2f} % ({100 * row.low:.1f} to {100 * row.high:.1f}), {row.seconds:.0f} s"
-        )
-        if not isinstance(found, str):
-            (log.warning if row.error else log.info)("%d/%d %s: %s", place, len(candidates), candidate.name, said)
+        if not isinstance(checkpoint, str):  # else `_log_plan` has logged why it cannot be read
+            _log_row(row, number, len(candidates))
     if all(row.error for row in rows):
         raise InputError("No checkpoint can be used. " + " ".join(row.error for row in rows))
-    rows.sort(key=lambda row: -row.accuracy if not row.error else math.inf)
-    best = correct[rows[0].checkpoint]
-    for place, row in enumerate(rows):
-        if not row.error:
-            behind, low, high = paired_difference(best, correct[row.checkpoint], images.weights)
-            rows[place] = dataclasses.replace(row, behind=behind, behind_low=low, behind_high=high)
+    rows = _ordered(rows, correct, images.weights)
     majority = float(np.bincount(images.labels, images.weights).max() / images.weights.sum())
     return Ranking(target, len(images.labels), len(images.classes), majority, rows, metric, images.classes, notes)
 
 
+def _log_row(row: Ranked, number: int, count: int) -> None:
+    interval = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
+    result = row.error or f"probe {100 * row.accuracy:.2f} % ({interval}), {row.seconds:.0f} s"
+    (log.warning if row.error else log.info)("%d/%d %s: %s", number, count, row.checkpoint, result)
+
+
+def _ordered(rows: list[Ranked], correct: dict, weights: np.ndarray) -> list[Ranked]:
+    """Sorts rows by accuracy, failures last, and adds how far each is behind the first one.
+
+    Args:
+      correct: checkpoint -> bool [n], which of the images its probe classifies correctly.
+      weights: weights of the images in the metric.
+    """
+    rows = sorted(rows, key=lambda row: -row.accuracy if not row.error else math.inf)
+    best = correct[rows[0].checkpoint]
+    for i, row in enumerate(rows):
+        if not row.error:
+            behind, low, high = paired_difference(best, correct[row.checkpoint], weights)
+            rows[i] = dataclasses.replace(row, behind=behind, behind_low=low, behind_high=high)
+    return rows
+
+
 def _small_classes(images: "_Target") -> Iterator[str]:
-    """Says which classes are too small for each fold to test an image of them."""
+    """Yields a note on the classes that have too few images for every fold, if there are any."""
     count = np.bincount(images.labels)
     small = [f"{images.sources[0].class_names[k]} {count[k]}" for k in np.flatnonzero((count > 0) & (count < FOLDS))]
     if not small:
@@ -130,9 +153,12 @@ def _small_classes(images: "_Target") -> Iterator[str]:
 
 
 class _Target:
-    """The images of the target, training and test split together, and the features that checkpoints make of them.
+    """The images of the target, from the training and test splits together, and their features.
 
-    weights: what each image counts in the metric. classes: the names of those that occur.
+    Attributes:
+      weights: weight of each image in the metric.
+      classes: names of the classes that have images.
+      cache: the cache of features.
     """
 
     def __init__(self, sources: list[Source], metric: str, batch_size: int, workdir: str | pathlib.Path | None):
@@ -142,18 +168,18 @@ class _Target:
         self.classes = tuple(sources[0].class_names[label] for label in np.unique(self.labels))
         self.num_images, self.num_classes = sum(map(len, sources)), sources[0].num_classes
         self.mesh = devices.make_mesh()
-        # Read and resized once for all checkpoints that take images of one size.
+        # The images are read and resized once for all checkpoints that take the same size.
         self._feeds = functools.lru_cache(maxsize=1)(self._read)
         folder = pathlib.Path(workdir) / "features" if workdir else None
         self.cache = FeatureCache(folder, self._feed, self.mesh, batch_size)
 
     def _feed(self, source: Source, preprocessing: Preprocessing) -> Feed:
-        position = next(i for i, each in enumerate(self.sources) if each is source)
-        return self._feeds(preprocessing.reading)[position]
+        index = next(i for i, candidate in enumerate(self.sources) if candidate is source)
+        return self._feeds(preprocessing.reading)[index]
 
     def _read(self, reading: Preprocessing) -> list[Feed]:
         with logs.progress(self.num_images, f"read images at {reading.host_size} pixels", "images") as bar:
-            done = itertools.accumulate([0, *map(len, self.sources)])
+            starts = itertools.accumulate([0, *map(len, self.sources)])
             return [
                 make_feed(
                     source,
@@ -161,9 +187,9 @@ class _Target:
                     self.mesh,
                     RESIDENT_GIGABYTES,
                     NUM_THREADS,
-                    progress=lambda count, first=first: bar.update(first + count - bar.n),
+                    progress=lambda count, start=start: bar.update(start + count - bar.n),
                 )
-                for first, source in zip(done, self.sources, strict=False)
+                for start, source in zip(starts, self.sources, strict=False)
             ]
 
     def features(self, checkpoint: Checkpoint) -> Features:
@@ -173,26 +199,30 @@ class _Target:
 
 
 def _evaluate(
-    candidate: Candidate, known: Checkpoint | str | None, loader, target: _Target, scores, seed
+    candidate: Candidate, already_read: Checkpoint | str | None, loader, target: _Target, scores, seed
 ) -> tuple[Ranked, np.ndarray | None]:
-    """A row, and which of the images the probe has right; none for a checkpoint that fails.
+    """Evaluates a checkpoint by its probe and scores.
 
-    known: the checkpoint, or why there is none, if it was read already.
+    Args:
+      already_read: the checkpoint, or the reason why it cannot be read; None if it has not been read yet.
+
+    Returns:
+      The row, and which of the images the probe classifies correctly; None for a checkpoint that fails.
     """
     where, start = str(candidate.path or candidate.name), time.perf_counter()
-    if isinstance(known, str):
-        return Ranked(candidate.name, where, error=known), None
+    if isinstance(already_read, str):
+        return Ranked(candidate.name, where, error=already_read), None
     try:
-        checkpoint = known or loader()
+        checkpoint = already_read or loader()
         features = target.features(checkpoint)
         if problem := extract.problem(features, target.num_classes):
             raise InputError(f"{where}: {problem}.")
-        right = cross_validated(features.features, features.labels, target.num_classes, seed, target.metric)
+        correct = cross_validated(features.features, features.labels, target.num_classes, seed, target.metric)
     except InputError as error:
         return Ranked(candidate.name, where, error=str(error)), None
-    except jax.errors.JaxRuntimeError as error:  # such as a model that does not fit into the device's memory
+    except jax.errors.JaxRuntimeError as error:  # for example, the model does not fit into the device's memory
         return Ranked(candidate.name, where, error=f"{where}: {str(error).splitlines()[0]}"), None
-    accuracy, low, high = share_with_interval(right, target.weights)
+    accuracy, low, high = share_with_interval(correct, target.weights)
     row = Ranked(
         candidate.name,
         where,
@@ -208,10 +238,11 @@ def _evaluate(
         preprocessing_is_guess=checkpoint.preprocessing_is_guess,
         loader=loader,
     )
-    return row, right
+    return row, correct
 
 
 def _scores(checkpoint, features, num_classes, scores, where) -> Iterator[tuple[str, float]]:
+    """Yields (score, value); NaN if the score does not apply to the checkpoint or is undefined."""
     stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], features)
     for score in scores:
         applies = checkpoint.has_head or SCORES[score].needs != "logits"
@@ -221,57 +252,70 @@ def _scores(checkpoint, features, num_classes, scores, where) -> Iterator[tuple[
         yield score, value
 
 
-def _say_what_and_how_long(
-    loaders: dict[Candidate, Callable[[], Checkpoint]], target: _Target
-) -> dict[Candidate, Checkpoint | str]:
-    """Logs what will be done and about how long it takes, before it starts. Checkpoints of a trajectory are alike.
+def _log_plan(loaders: dict[Candidate, Callable[[], Checkpoint]], target: _Target) -> dict[Candidate, Checkpoint | str]:
+    """Logs, before the work starts, what will be done and roughly how long it takes.
+
+    One checkpoint of each group is read for the estimate.
 
     Returns:
-      What was read for it, as far as it may be kept, and why what could not be read could not.
+      Candidate -> the checkpoint that was read, if it fits into KEPT_GIGABYTES, or the reason why it cannot be read.
     """
-    known: dict[Candidate, Checkpoint | str] = {}
-    room = KEPT_GIGABYTES * 1e9
+    already_read: dict[Candidate, Checkpoint | str] = {}
+    free_bytes = KEPT_GIGABYTES * 1e9
     rate = devices.sustained_gigaflops_per_second()
-    alike: dict[object, list[Candidate]] = {}
-    for candidate in loaders:
-        path = candidate.path
-        alike.setdefault(path.parent if path and path.is_dir() else candidate.name, []).append(candidate)
-    total, sizes = 0.0, set()
+    total_seconds, readings = 0.0, set()
     log.info(
-        "%d checkpoints, %d images of %d classes%s:",
+        "%d checkpoints, %d images in %d classes%s:",
         len(loaders),
         target.num_images,
         len(target.classes),
         named_classes(target.classes),
     )
-    for group in alike.values():
+    for group in _groups(loaders):
+        first = group[0]
         try:
-            checkpoint = loaders[group[0]]()
+            checkpoint = loaders[first]()
         except InputError as error:
-            known[group[0]] = str(error)
-            log.warning("  %s: %s", group[0].name, error)
+            already_read[first] = str(error)
+            log.warning("  %s: %s", first.name, error)
             continue
-        room -= trees.size_bytes(checkpoint.model)
-        if room >= 0:
-            known[group[0]] = checkpoint
-        image = target.cache.gigaflops_per_image(checkpoint.net, checkpoint.preprocessing)
-        work = target.num_images * image + gigaflops(target.num_images, checkpoint.net.feature_dim, target.num_classes)
-        seconds = len(group) * work / rate
-        name = group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more"
-        size = checkpoint.preprocessing.image_size
+        free_bytes -= trees.size_bytes(checkpoint.model)
+        if free_bytes >= 0:
+            already_read[first] = checkpoint
+        image_gigaflops = target.cache.gigaflops_per_image(checkpoint.net, checkpoint.preprocessing)
+        probe_gigaflops = gigaflops(target.num_images, checkpoint.net.feature_dim, target.num_classes)
+        seconds = len(group) * (target.num_images * image_gigaflops + probe_gigaflops) / rate
         log.info(
-            "  %s: %s, %d pixels%s, %.2f GFLOP an image, about %s",
-            name,
+            "  %s: %s, %d pixels%s, %.2f GFLOP per image, about %s",
+            first.name if len(group) == 1 else f"{first.name} and {len(group) - 1} more",
             checkpoint.net.name,
-            size,
+            checkpoint.preprocessing.image_size,
             " (preprocessing is a guess)" if checkpoint.preprocessing_is_guess else "",
-            image,
+            image_gigaflops,
             duration(seconds),
         )
-        total += seconds
-        sizes.add(checkpoint.preprocessing.reading)
+        total_seconds += seconds
+        readings.add(checkpoint.preprocessing.reading)
+    reading_seconds = len(readings) * _reading_seconds(target)
+    log.info(
+        "About %s in total, plus reading the images (%s) and compilation.",
+        duration(total_seconds),
+        duration(reading_seconds),
+    )
+    return already_read
+
+
+def _groups(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """Groups candidates that take the same work: the epochs of a trajectory. Any other candidate is a group alone."""
+    groups: dict[object, list[Candidate]] = {}
+    for candidate in candidates:
+        path = candidate.path
+        groups.setdefault(path.parent if path and path.is_dir() else candidate.name, []).append(candidate)
+    return list(groups.values())
+
+
+def _reading_seconds(target: _Target) -> float:
+    """Estimates the time to read all images of the target, from a sample."""
     start, sample = time.perf_counter(), range(min(16, len(target.sources[0])))
     target.sources[0].read(list(sample))
-    reading = len(sizes) * target.num_images * (time.perf_counter() - start) / len(sample)
-    log.info("In all about %s, and reading the images (%s) and compilation.", duration(total), duration(reading))
-    return known
+    return target.num_images * (time.perf_counter() - start) / len(sample)

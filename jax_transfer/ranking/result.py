@@ -319,7 +319,9 @@ def _first_by_each_score(ranking: Ranking) -> str:
     """Says which checkpoint each score ranks first."""
     scores_by_first: dict[str, list[str]] = {ranking.best.checkpoint: []}
     for score in ranking.complete_scores:
-        scores_by_first.setdefault(ranking.first_by(score).checkpoint, []).append(tables.score_name(score))
+        first = ranking.first_by(score)
+        assert first is not None  # no value of a complete score is missing
+        scores_by_first.setdefault(first.checkpoint, []).append(tables.score_name(score))
     agreeing = scores_by_first.pop(ranking.best.checkpoint)
     clauses = [f"{_join(agreeing)} also {_ranks(agreeing)} it first"] if agreeing else ["No score ranks it first"]
     clauses += [f"{_join(scores)} {_ranks(scores)} {name} first" for name, scores in scores_by_first.items()]
@@ -445,7 +447,8 @@ def table(ranking: Ranking) -> Table:
     for row, cells in zip(ranking.rows, rows, strict=True):
         if not row.error:
             cells[_heading(ranking)] = f"{100 * row.accuracy:.1f} ±{50 * (row.high - row.low):.1f}"
-    for title in rows[0]:
+    titles: list[str] = list(rows[0])
+    for title in titles:
         is_name = title == "Checkpoint"
         built.add_column(
             SHORT.get(title, title), justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold"

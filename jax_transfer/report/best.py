@@ -7,6 +7,7 @@ new computation: `with_metrics` stores in each row which accuracy counts. A row 
 import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, overload
 
 import rich.box
 from rich.table import Table
@@ -131,7 +132,17 @@ def methods_of(transfer_rows: Iterable[Row], target: str) -> list[str]:
     return [method for method in METHODS if method in used] + sorted(used - set(METHODS))
 
 
-def accuracy_by(key: str, transfer_rows: Iterable[Row], target: str, method: str) -> dict[str | int, Point]:
+@overload
+def accuracy_by(key: Literal["epoch"], transfer_rows: Iterable[Row], target: str, method: str) -> dict[int, Point]: ...
+
+
+@overload
+def accuracy_by(
+    key: Literal["checkpoint"], transfer_rows: Iterable[Row], target: str, method: str
+) -> dict[str, Point]: ...
+
+
+def accuracy_by(key, transfer_rows, target, method):
     """Averages the accuracies of one target and method over seeds.
 
     Args:

@@ -251,8 +251,10 @@ def score_against_accuracy(
         x, y, c = ([column[i] for i in own] for column in (values, means, epochs))
         dots = axes.scatter(x, y, c=c, marker=marker, **look)
     if len(markers) > 1:
-        look = {"color": GREY, "linestyle": "none"}
-        handles = [Line2D([], [], marker=m, label=cut(source, 14), **look) for source, m in markers.items()]
+        handles = [
+            Line2D([], [], marker=m, label=cut(source, 14), color=GREY, linestyle="none")
+            for source, m in markers.items()
+        ]
         axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3)
     axes.margins(0.1)
     shown = sorted(range(len(points)), key=lambda i: (-means[i], -epochs[i]))  # best first
@@ -264,6 +266,7 @@ def score_against_accuracy(
             ticks.append(epoch)
     bar.set_ticks(ticks, labels=[str(tick) for tick in ticks])
     bar.minorticks_off()
+    assert bar.solids is not None  # the colour bar of a scatter plot is filled
     bar.solids.set(rasterized=False, edgecolor="face")  # steps of colour, not an embedded bitmap
     bar.outline.set_linewidth(0.5)
     name, label = tables.score_name(score), tables.method_name(method)

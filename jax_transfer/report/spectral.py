@@ -36,7 +36,8 @@ def _select(rows: Sequence[Row], target: str, stage: str, source: str | None = N
 def _accuracies(rows: Sequence[Row], target: str, stage: str, source: str, component: str) -> dict[int, float]:
     """Returns epoch -> accuracy of the probe on a component."""
     selected = _select(rows, target, stage, source)
-    return {r["epoch"]: value(r) for r in selected if r["component"] == component and is_number(value(r))}
+    measured = ((row["epoch"], value(row)) for row in selected if row["component"] == component)
+    return {epoch: accuracy for epoch, accuracy in measured if is_number(accuracy)}
 
 
 @matplotlib.rc_context(STYLE)
@@ -347,7 +348,7 @@ def _compare_with_components(accuracy_name: str, epochs: list[int], points: dict
     formatted = {c: f"Kendall's \N{GREEK SMALL LETTER TAU} {tau:.2f}" for c, tau in taus.items() if is_number(tau)}
     if len(formatted) < 2:
         return f"{text}."
-    closer, other = sorted(taus, key=taus.get, reverse=True)
+    closer, other = sorted(taus, key=taus.__getitem__, reverse=True)
     if taus[closer] <= 0:
         text += (
             f". Across epochs it follows neither component (main {formatted['main']}, residual {formatted['residual']})"

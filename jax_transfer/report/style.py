@@ -4,6 +4,7 @@ import io
 import unicodedata
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.axes
@@ -19,7 +20,7 @@ VERMILION, PURPLE, GREY = "#D55E00", "#CC79A7", "#555555"
 METHOD_STYLES = {"probe": (BLUE, "o"), "probe_converged": (SKY, "s"), "finetune": (VERMILION, "D")}
 OTHER_STYLES = ((GREEN, "^"), (PURPLE, "v"), (ORANGE, "P"))
 
-STYLE = {
+STYLE: dict[Any, Any] = {  # Any, since only some versions of matplotlib have a type for the keys
     "font.family": "sans-serif",
     "font.size": 8,  # points; labels, ticks and legends follow
     "figure.titlesize": 9,

@@ -11,6 +11,7 @@ import math
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 from jax_transfer.results import Row, column_names, write_atomically
 
@@ -47,7 +48,7 @@ SCORE_NAMES = {
 TARGET_OPTIONS = {"per_class": "{} per class", "fraction": "fraction {}", "imbalance": "imbalance {}"}
 
 
-def is_number(value) -> bool:
+def is_number(value) -> TypeGuard[float]:
     """Returns whether a value is a finite number.
 
     >>> [is_number(value) for value in (0.5, 3, None, float("nan"))]

@@ -66,10 +66,13 @@ def trust_rows(
             **({SCORED: f"{num_scored} of {num_checkpoints}"} if has_gaps else {}),
         }
         for title, (column, decimals) in METRICS.items():
-            cells[title] = tables.EN_DASH if mean[column] is None else f"{100 * mean[column]:.{decimals[terminal]}f}"
+            value = mean[column]
+            cells[title] = tables.EN_DASH if value is None else f"{100 * value:.{decimals[terminal]}f}"
             if title == "Kendall":
-                ends = mean["kendall_low"], mean["kendall_high"]
-                cells[INTERVAL] = tables.EN_DASH if None in ends else "{}..{}".format(*(round(100 * e) for e in ends))
+                low, high = mean["kendall_low"], mean["kendall_high"]
+                cells[INTERVAL] = (
+                    tables.EN_DASH if low is None or high is None else f"{round(100 * low)}..{round(100 * high)}"
+                )
         own_scores = [row for row in score_rows if row["score"] == score]
         cells["GFLOPS"] = _format_gigaflops(_mean(row["gflops"] for row in own_scores), 2 - terminal)
         cells[AS_IN_THE_PAPER] = _format_gigaflops(_mean(map(paper_gigaflops, own_scores)), 2 - terminal)
@@ -237,7 +240,8 @@ def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: 
         AS_IN_THE_PAPER: "as in\npaper",
         "Regret": "Re-\ngret",
     }
-    for title in rows[0] if rows else ():
+    titles: list[str] = list(rows[0]) if rows else []
+    for title in titles:
         is_name = title == "Score"  # only names may wrap: a number cut short would be wrong
         table.add_column(short.get(title, title), justify="left" if is_name else "right", no_wrap=not is_name)
     for row in rows:

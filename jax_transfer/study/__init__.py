@@ -1,4 +1,4 @@
-"""A study, from its config to its report: `run(config, workdir)`."""
+"""Studies: `run(config, workdir)` does everything from the config to the report."""
 
 from jax_transfer.study.runner import run
 

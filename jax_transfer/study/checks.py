@@ -1,4 +1,4 @@
-"""The checks of a study before anything is compiled: of the config alone, then of the config with its data."""
+"""Checks of a study before anything is compiled: first the config alone, then the config with its data."""
 
 from ml_collections import ConfigDict
 
@@ -18,47 +18,76 @@ from jax_transfer.transfer.probe import PROTOCOLS
 
 
 def check(config: ConfigDict) -> None:
-    """Checks every field, name, size and number that needs no data.
+    """Checks everything in a config that can be checked without the data.
+
+    >>> config = study_config.default_config()
+    >>> config.pretrain.epochs = 0
+    >>> check(config)
+    Traceback (most recent call last):
+      ...
+    jax_transfer.records.InputError: config.pretrain.epochs = 0: must lie in [1, 100000].
 
     Raises:
-      InputError: naming the field, what was expected and what to do.
+      InputError: if a field is not valid. The message names the field, what was expected and what to do.
     """
-    known = study_config.schema()
-    fields.check(config.to_dict(), known, "config")
-    _check_by_target(config, known)
-    for place, given in enumerate(config.model.others):
-        others = fields.schema(study_config.OtherModel)
-        fields.check(dict(given), others, f"config.model.others[{place}]", partial=True)
-    fields.check_no_twice(settings.sources(config), "config.source")
+    schema = study_config.schema()
+    fields.check(config.to_dict(), schema, "config")
+    _check_by_target(config, schema)
+    for index, model in enumerate(config.model.others):
+        other_model = fields.schema(study_config.OtherModel)
+        fields.check(dict(model), other_model, f"config.model.others[{index}]", partial=True)
+    fields.check_unique(settings.sources(config), "config.source")
     evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
     for target in config.targets:
-        if tuned := settings.finetune_settings(config, target).checkpoints:
-            evaluated_epochs(tuned, config.pretrain.epochs, "config.finetune.checkpoints")
+        if rule := settings.finetune_settings(config, target).checkpoints:
+            evaluated_epochs(rule, config.pretrain.epochs, "config.finetune.checkpoints")
         if "scores" in config.stages:
             check_early_stops(config, target)
         for method in settings.probe_settings(config, target).methods:
             choose(PROTOCOLS, method, "probe (config.probe.methods)")
     settings.preprocessing(config)
+    _check_image_size(config)
+
+
+def _check_image_size(config: ConfigDict) -> None:
+    """Checks that the images are large enough for every model."""
     for label, model in settings.models(config).items():
         smallest = settings.make_net(config, model, num_classes=2).min_image_size
         if config.preprocessing.image_size < smallest:
             stem = f" with the {model.get('stem', 'imagenet')} stem" if MODELS[model["name"]].takes("stem") else ""
             raise InputError(
-                f"config.preprocessing.image_size = {config.preprocessing.image_size} does not suit {label}{stem}, which "
-                f"needs at least {smallest} pixels: use a larger size{' or another stem' if stem else ''}."
+                f"config.preprocessing.image_size = {config.preprocessing.image_size} does not suit {label}{stem}, "
+                f"which needs at least {smallest} pixels: use a larger size{' or another stem' if stem else ''}."
             )
 
 
 def check_data(work: Workspace) -> None:
-    """Opens every data set the study names and checks it against the config.
+    """Opens all data sets of a study and checks that the config fits them.
 
     Raises:
-      InputError: a data set that is missing or unusable, a batch that does not divide or is too large.
+      InputError: if a data set is missing or cannot be used, or a batch does not divide over the devices or is too
+        large.
     """
     config = work.config
     device_batch = devices.check_batch_size(config.pretrain.batch_size, work.mesh, "config.pretrain.batch_size")
     devices.check_batch_size(config.data.eval_batch_size, work.mesh, "config.data.eval_batch_size")
     log.info("%s; global batch %d, %d on each device", devices.description(), config.pretrain.batch_size, device_batch)
+    _check_datasets(work)
+    if "pretrain" in config.stages:
+        _check_pretraining_batches(work)
+    for target in config.targets:
+        tuning = settings.finetune_settings(config, target)
+        if "finetune" in config.stages:
+            steps_per_epoch(len(work.source(target, "train")), tuning.batch_size, f"{target} (config.finetune)")
+        if "scores" in config.stages and early_epochs(config.scores):
+            label = f"The part of {target} for early stopping (config.scores)"
+            steps = steps_per_epoch(len(work.source(target, "fit")), tuning.batch_size, label)
+            check_early_stops(config, target, steps)
+
+
+def _check_datasets(work: Workspace) -> None:
+    """Checks the images, labels and classes of every data set."""
+    config = work.config
     feeds = [feed.dataset for feed in config.pretrain.feeds.values()]
     for dataset in dict.fromkeys((*work.sources, *feeds, *config.targets)):
         train, test = work.source(dataset, "train"), work.source(dataset, "test")
@@ -68,38 +97,32 @@ def check_data(work: Workspace) -> None:
             if source.labels.min() < 0 or source.labels.max() >= source.num_classes:
                 raise InputError(
                     f"{dataset} {source.split}: labels lie in [{source.labels.min()}, {source.labels.max()}], "
-                    f"outside of its {source.num_classes} classes (0 to {source.num_classes - 1})."
+                    f"outside its {source.num_classes} classes (0 to {source.num_classes - 1})."
                 )
         if train.class_names != test.class_names:
             raise InputError(f"{dataset}: the train and test splits have different classes.")
         if train.num_classes < 2:
             raise InputError(f"{dataset} has a single class ({train.class_names[0]!r}): at least two are needed.")
-    if "pretrain" in config.stages:
-        for pretraining in work.pretrainings:
-            main, *others = feed_sizes(work, pretraining).items()
-            for where, (_, (dataset, size)) in zip(
-                ("", *(f".feeds.{feed}" for feed, _ in others)), (main, *others), strict=True
-            ):
-                devices.check_batch_size(size, work.mesh, f"config.pretrain{where}.batch_size")
-                steps_per_epoch(len(work.source(dataset, "train")), size, f"{dataset} (config.pretrain{where})")
-    for target in config.targets:
-        tuning = settings.finetune_settings(config, target)
-        if "finetune" in config.stages:
-            steps_per_epoch(len(work.source(target, "train")), tuning.batch_size, f"{target} (config.finetune)")
-        if "scores" in config.stages and early_epochs(config.scores):
-            what = f"The part of {target} for early stopping (config.scores)"
-            steps = steps_per_epoch(len(work.source(target, "fit")), tuning.batch_size, what)
-            check_early_stops(config, target, steps)
+
+
+def _check_pretraining_batches(work: Workspace) -> None:
+    """Checks the batch size of every feed of every pre-training."""
+    for pretraining in work.pretrainings:
+        for index, (feed, (dataset, size)) in enumerate(feed_sizes(work, pretraining).items()):
+            section = f"config.pretrain.feeds.{feed}" if index else "config.pretrain"
+            devices.check_batch_size(size, work.mesh, f"{section}.batch_size")
+            steps_per_epoch(len(work.source(dataset, "train")), size, f"{dataset} ({section})")
 
 
 def check_early_stops(config: ConfigDict, target: str, steps_an_epoch: int | None = None) -> None:
-    """Checks that the fine-tuning schedule of a target lasts until the scores by early stopping are taken.
+    """Checks that the fine-tuning schedule of a target is long enough for the scores by early stopping.
 
     Args:
-      steps_an_epoch: on the images that those scores train on; without it, a schedule given in steps is not checked.
+      steps_an_epoch: number of steps in an epoch of the images that those scores train on. If it is None, a schedule
+        that is given in steps is not checked.
 
     Raises:
-      InputError: naming the field that is too small.
+      InputError: if the schedule is too short. The message names its field.
     """
     tuning = settings.finetune_settings(config, target)
     field = "steps" if tuning.steps else "epochs"
@@ -112,20 +135,22 @@ def check_early_stops(config: ConfigDict, target: str, steps_an_epoch: int | Non
             continue
         least = FINETUNE_SCORES[score] * (steps_an_epoch if tuning.steps else 1)
         if length < least:
-            epochs = f" ({steps_an_epoch} steps an epoch on the images that scores train on)" if tuning.steps else ""
+            steps = (
+                f" of {steps_an_epoch} steps (on the part of the images that scores train on)" if tuning.steps else ""
+            )
             raise InputError(
                 f"{where}.{field} = {length}: {score} (config.scores) stops this schedule after "
-                f"{FINETUNE_SCORES[score]} epochs on {target}{epochs}: give it at least {least} {field}, or leave "
-                f"{score} out."
+                f"{FINETUNE_SCORES[score]} epochs{steps} on {target}: give it at least {least} {field}, "
+                f"or leave {score} out."
             )
 
 
-def _check_by_target(config: ConfigDict, known: fields.Schema) -> None:
-    """The keys of fields in BY_TARGET are targets of the study; overrides hold fields of probe and finetune."""
+def _check_by_target(config: ConfigDict, schema: fields.Schema) -> None:
+    """Checks that the keys of the fields in BY_TARGET are targets of the study, and the fields of overrides."""
     for field in study_config.BY_TARGET:
         for target in config[field]:
             choose(dict.fromkeys(config.targets), target, f"target (config.{field}; it must be one of config.targets)")
-    sections = {name: known[name] for name in ("probe", "finetune")}
+    sections = {name: schema[name] for name in ("probe", "finetune")}
     for target, override in config.overrides.items():
         where = f"config.overrides[{target!r}]"
         fields.check(dict(override.to_dict()), sections, where, partial=True)

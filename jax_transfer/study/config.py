@@ -1,4 +1,4 @@
-"""Every field of a study's config and its default. `configs/*.py` start from `default_config()` and set what differs."""
+"""All fields of a study's config, with their defaults. `configs/*.py` start from `default_config()` and change some."""
 
 # ruff: noqa: RUF009  the defaults are frozen
 
@@ -21,8 +21,8 @@ from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
 from jax_transfer.transfer.probe import ProbeSettings
 
-# What may change between two runs in one working directory: it adds or leaves out work, but no result
-# that is already there would come out otherwise. So may `checkpoints` of finetune and of its overrides.
+# Fields that may change between two runs in the same working directory. They add or leave out work, but existing
+# results stay valid. The same holds for `checkpoints` of finetune and of its overrides.
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "paper")
 
 # Fields whose keys are targets.
@@ -31,14 +31,16 @@ BY_TARGET = ("overrides", "metrics")
 
 @dataclasses.dataclass(frozen=True)
 class OtherModel:
-    """A key of jax_transfer.models.MODELS; the rest is unset for the published model, and for models that do not have it."""
+    """A model of `config.model.others`. Unset fields give the published model; a model need not have all of them."""
 
+    # A key of jax_transfer.models.MODELS.
     name: str = "resnet18"
     # ResNets only. imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1.
     stem: str | None = None
-    # ResNets: channels after the stem, 64 if unset. MobileNets and Inceptions: multiplier of all channels.
+    # ResNets: number of channels after the stem, 64 if unset. MobileNets and Inceptions: multiplier of all channel
+    # counts.
     width: Annotated[float, Rule(lambda x: 0 < x <= 10_000, "lie in (0, 10000]")] | None = None
-    # Transformers only: probability with which the last block is left out of an image in training.
+    # Transformers only: probability that training skips the last block for an image (stochastic depth).
     stochastic_depth: Probability | None = None
 
 
@@ -46,8 +48,8 @@ class OtherModel:
 class Model(OtherModel):
     """The fields of `config.model`."""
 
-    # Further models, each pre-trained for itself: ({"name": "mobilenet_v1", "width": 0.5}, ...). The checkpoints of all
-    # are ranked together.
+    # Further models, each pre-trained separately: ({"name": "mobilenet_v1", "width": 0.5}, ...). The checkpoints of all
+    # models are ranked together.
     others: tuple[dict, ...] = ()
 
 
@@ -55,9 +57,9 @@ class Model(OtherModel):
 class SourceData:
     """The fields of `config.source`."""
 
-    # What the model is pre-trained on: "kind:name?option=value", see jax_transfer.data.sources.
+    # The data set for pre-training: "kind:name?option=value", see jax_transfer.data.sources.
     dataset: str = "tfds:cifar10"
-    # Further ones, each with a trajectory of its own; the checkpoints of all are ranked together.
+    # Further data sets, each with a separate trajectory; the checkpoints of all are ranked together.
     others: tuple[str, ...] = ()
 
 
@@ -65,20 +67,28 @@ class SourceData:
 class TrajectorySettings:
     """The fields of `config.trajectory`."""
 
-    # The epochs that are evaluated: "all", "every:K", "log", or a list such as "0,1,5,20".
+    # The epochs to evaluate: "all", "every:K", "log", or a list such as "0,1,5,20".
     epochs: str = "log"
 
 
-PAPERS_WHAT = ("source", "FE", "FT", "FE main", "FE residual", "FT main", "FT residual")
+PAPER_RESULTS = ("source", "FE", "FT", "FE main", "FE residual", "FT main", "FT residual")
 
 
 @dataclasses.dataclass(frozen=True)
 class PaperAccuracy:
-    """One accuracy that a paper prints. target: "" for the source; epoch: ours that it is shown beside."""
+    """An accuracy that a paper reports.
+
+    Attributes:
+      target: the target; "" for the source.
+      epoch: our epoch to show it beside.
+      what: "source", "FE", "FT", "FE main", "FE residual", "FT main" or "FT residual".
+      accuracy: in [0, 1].
+      where: its place in the paper, such as "Table 1".
+    """
 
     target: str
     epoch: Annotated[int, Rule(lambda x: x >= 0, "not be negative")]
-    what: Annotated[str, OneOf(dict.fromkeys(PAPERS_WHAT), "what")]
+    what: Annotated[str, OneOf(dict.fromkeys(PAPER_RESULTS), "what")]
     accuracy: NotNegative
     where: str
 
@@ -87,78 +97,105 @@ class PaperAccuracy:
 class Study:
     """The fields of a config: a ResNet-18 on CIFAR-10 and its transfer to MNIST."""
 
-    # Shown at the head of the report.
+    # The title of the report.
     name: str = "study"
     # Seeds initialisation, data order, augmentation, subsets and splits.
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
-    # What runs, in the order of jax_transfer.stages.STAGES.
+    # The stages to run, in the order of jax_transfer.study.stages.STAGES.
     stages: Annotated[tuple[Annotated[str, OneOf(STAGES, "stage")], ...], Listed(True, True)] = tuple(STAGES)
     model: Model = Model()
     source: SourceData = SourceData()
     preprocessing: Preprocessing = Preprocessing(image_size=32)
-    # With a section for the settings of each objective, see `schema`.
+    # The config also has a section here for the settings of each objective, see `schema`.
     pretrain: PretrainSettings = PretrainSettings()
     trajectory: TrajectorySettings = TrajectorySettings()
     # The data sets to transfer to.
     targets: Annotated[tuple[str, ...], Listed(True, True)] = ("tfds:mnist",)
-    # What counts on single targets, a key of jax_transfer.records.METRICS: {"folder:/my/birds": "mean_class_accuracy"}. A
-    # target without one has the metric that the field uses for it (jax_transfer.data.catalog), else accuracy. It decides
-    # which checkpoint is best and what tables and figures show; it changes no result. Learning rates and l2 of probes are
-    # chosen by accuracy on a validation split, and scores that are accuracies stay accuracies.
+    # The metric of single targets, a key of jax_transfer.records.METRICS: {"folder:/my/birds": "mean_class_accuracy"}.
+    # Other targets have the metric that papers report for them (jax_transfer.data.catalog), or else accuracy. The
+    # metric decides which checkpoint is best and what tables and figures show; it changes no result. Learning rates and
+    # l2 of probes are always chosen by accuracy on a validation split, and scores that are accuracies stay accuracies.
     metrics: dict[str, Annotated[str, OneOf(METRICS, "metric")]] = dataclasses.field(default_factory=dict)
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings = FinetuneSettings()
-    # Fields of probe and finetune for single targets: {"tfds:cifar10": {"probe": {"epochs": 150}}}.
+    # Different values of fields of probe and finetune for single targets: {"tfds:cifar10": {"probe": {"epochs": 150}}}.
     overrides: dict[str, dict] = dataclasses.field(default_factory=dict)
-    # Keys of jax_transfer.analysis.SCORES, and of jax_transfer.transfer.finetune.FINETUNE_SCORES: finetune_5 is the
-    # schedule of config.finetune stopped after 5 epochs, so it must have as many.
+    # Keys of jax_transfer.analysis.SCORES and jax_transfer.transfer.finetune.FINETUNE_SCORES. finetune_5 is the
+    # schedule of config.finetune, stopped after 5 epochs; the schedule must have at least that many.
     scores: Annotated[
         tuple[Annotated[str, OneOf(ChainMap(SCORES, FINETUNE_SCORES), "score")], ...], Listed(unique=True)
     ] = ("logme", "leep", "nce")
-    # The paper's accuracies, which the report shows beside ours: ({"target": ("" for the source), "epoch": (ours), "what":
-    # "source", "FE", "FT", "FE main", "FE residual", "FT main" or "FT residual", "accuracy": 0.9, "where": "Table 1"}, ...).
+    # Accuracies from the paper, which the report shows beside ours; see `PaperAccuracy`:
+    # ({"target": "tfds:mnist", "epoch": 5, "what": "FE main", "accuracy": 0.9, "where": "Table 1"}, ...).
     paper: tuple[PaperAccuracy, ...] = ()
     spectral: SpectralSettings = SpectralSettings()
     data: DataSettings = DataSettings()
 
 
 def schema() -> Schema:
-    """The fields of a config; those of `pretrain` hold a section for each objective, of the arguments with a default."""
-    found = fields.schema(Study())
-    found["pretrain"] |= {name: fields.keywords(objective) for name, objective in OBJECTIVES.items()}
-    return found
+    """Returns the fields of a config. Those of `pretrain` include a section for each objective, with its arguments.
+
+    >>> schema()["seed"].default, schema()["pretrain"]["supervised"]["label_smoothing"].default
+    (0, 0.0)
+    """
+    result = fields.schema(Study())
+    result["pretrain"] |= {name: fields.keywords(objective) for name, objective in OBJECTIVES.items()}
+    return result
 
 
 def default_config() -> ConfigDict:
-    """A complete config: a ResNet-18 on CIFAR-10 and its transfer to MNIST."""
+    """Returns a complete config: a ResNet-18 on CIFAR-10 and its transfer to MNIST.
+
+    >>> config = default_config()
+    >>> config.model.name, config.source.dataset, config.targets
+    ('resnet18', 'tfds:cifar10', ('tfds:mnist',))
+    """
     return fields.section(schema())
 
 
 def follow_targets(config: ConfigDict, names: Sequence[str]) -> None:
-    """Drops what a config file says in the fields `names` of targets that the command line has replaced."""
+    """Drops the entries of targets that are no longer in `config.targets`, because the command line has replaced them.
+
+    >>> config = default_config()
+    >>> config.metrics = {"tfds:pets": "mean_class_accuracy"}
+    >>> follow_targets(config, ["metrics"])
+    >>> config.metrics.to_dict()
+    {}
+
+    Args:
+      config: changed in place.
+      names: the fields to look at, from BY_TARGET.
+    """
     for name in names:
-        found = config.get(name)
-        if not isinstance(found, ConfigDict):
+        entries = config.get(name)
+        if not isinstance(entries, ConfigDict):
             continue
-        dropped = [target for target in found if target not in config.targets]
-        with found.unlocked():
+        dropped = [target for target in entries if target not in config.targets]
+        with entries.unlocked():
             for target in dropped:
-                del found[target]
+                del entries[target]
         if dropped:
-            log.info("config.%s of %s is dropped: no longer in config.targets.", name, ", ".join(dropped))
+            log.info("config.%s of %s is ignored: not in config.targets.", name, ", ".join(dropped))
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """Readable lines for the fields in which two configs, as `to_json` gives them, differ in a way that changes results.
+    """Lists the fields in which two configs differ in a way that changes results, one readable line for each.
 
-    `old` may come from an earlier version: a field that it lacks has its default.
+    >>> old, new = default_config(), default_config()
+    >>> new.pretrain.epochs = 5
+    >>> differences(to_json(old), to_json(new))
+    ['config.pretrain.epochs was 200, is 5']
+
+    Args:
+      old: a config as `to_json` returns it, possibly of an earlier version; missing fields have their defaults.
+      new: the config to compare with.
     """
     defaults = to_json(default_config())
     return _differences(*(_used(_completed(_renamed(config), defaults)) for config in (old, new)), "config")
 
 
 def _renamed(config: dict) -> dict:
-    """Fields that had another name in an earlier version."""
+    """Moves fields that had other names in an earlier version."""
     pretrain = dict(config.get("pretrain") or {})
     if "label_smoothing" in pretrain:
         pretrain["supervised"] = {"label_smoothing": pretrain.pop("label_smoothing")}
@@ -166,6 +203,7 @@ def _renamed(config: dict) -> dict:
 
 
 def _completed(config: dict, defaults: dict) -> dict:
+    """Adds missing fields with their defaults, in nested sections too."""
     return {
         **config,
         **{
@@ -178,9 +216,9 @@ def _completed(config: dict, defaults: dict) -> dict:
 
 
 def _used(config: dict) -> dict:
-    """Without the settings of objectives that are not chosen."""
-    chosen = config["pretrain"]["objective"]
-    pretrain = {name: v for name, v in config["pretrain"].items() if name == chosen or name not in OBJECTIVES}
+    """Removes the settings of objectives that the config does not use."""
+    objective = config["pretrain"]["objective"]
+    pretrain = {name: v for name, v in config["pretrain"].items() if name == objective or name not in OBJECTIVES}
     return {**config, "pretrain": pretrain}
 
 

@@ -1,7 +1,7 @@
-"""What the plan of a study needs to describe its stages before they run: checkpoints in words, and work in GFLOP.
+"""Estimates for the plan of a study, before its stages run: checkpoints in words, and work in GFLOP.
 
-The work is that of convolutions by the compiler's cost analysis; all sources of a model count as if they had the head of the
-first one.
+The work is that of the forward passes and training steps, by the compiler's cost analysis. All sources of a model count
+as if they had the same number of classes as the first one.
 """
 
 import functools
@@ -24,7 +24,7 @@ def snapshots_of(work: Workspace, model: str) -> list[Snapshot]:
 
 
 def checkpoints(work: Workspace) -> str:
-    """Returns the evaluated checkpoints in words: "3 checkpoints (epochs 0, 1, 2)"."""
+    """Describes the evaluated checkpoints in words, such as "3 checkpoints (epochs 0, 1, 2)"."""
     many = [kind for kind, names in (("model", work.models), ("source", work.sources)) if len(names) > 1]
     each = f" of each {' and '.join(many)}" if many else ""
     epochs = sorted({snapshot.epoch for snapshot in work.snapshots})
@@ -33,33 +33,37 @@ def checkpoints(work: Workspace) -> str:
 
 
 def gigaflops_per_image(work: Workspace, model: str) -> float:
-    """Returns the work of a forward pass of one image."""
+    """Computes the work of a forward pass of one image, in GFLOP."""
     return work.gigaflops_per_image(next(p for p in work.pretrainings if p.model == model))
 
 
 def step_gigaflops(
     work: Workspace, objective: Objective, optimizer: OptimizerSettings, sizes: Mapping[str, tuple[str, int]]
 ) -> float:
-    """Returns the work of one training step. sizes: feed -> (data set, images a step)."""
-    made = make_optimizer(optimizer, 1, objective.groups)
+    """Computes the work of one training step, in GFLOP.
+
+    Args:
+      sizes: feed -> (data set, number of images in a step).
+    """
+    transformation = make_optimizer(optimizer, 1, objective.groups)
     sources = {feed: (work.source(dataset, "train"), size) for feed, (dataset, size) in sizes.items()}
     num_classes = {feed: source.num_classes for feed, (source, _) in sources.items()}
-    step = make_train_step(objective, made, work.preprocessing, num_classes)
-    state = jax.eval_shape(functools.partial(init_state, objective, made, 0))
+    step = make_train_step(objective, transformation, work.preprocessing, num_classes)
+    state = jax.eval_shape(functools.partial(init_state, objective, transformation, 0))
     return train_step_gigaflops(step, state, sources, work.preprocessing)
 
 
 def finetune_step_gigaflops(work: Workspace) -> dict[tuple[str, str], float]:
-    """Returns (model, target) -> the work of one step of fine-tuning.
+    """Computes (model, target) -> the work of one step of fine-tuning, in GFLOP.
 
-    A target with fewer images than a batch is left out: the stage itself rejects it.
+    A target with fewer images than a batch is left out, because the stage itself rejects it.
     """
-    found = {}
+    result = {}
     for model in work.models:
         for target in work.config.targets:
             tuning, train = settings.finetune_settings(work.config, target), work.source(target, "train")
             if len(train) >= tuning.batch_size:
                 objective = OBJECTIVES["supervised"](work.net(model, train.num_classes), tuning.augment)
                 sizes = {"train": (target, tuning.batch_size)}
-                found[model, target] = step_gigaflops(work, objective, tuning.optimizer, sizes)
-    return found
+                result[model, target] = step_gigaflops(work, objective, tuning.optimizer, sizes)
+    return result

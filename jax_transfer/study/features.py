@@ -1,4 +1,4 @@
-"""The stage that extracts: features of every checkpoint on every target, for the stages after it."""
+"""The "features" stage: extracts the features of every checkpoint on every target, for the later stages."""
 
 import jax
 
@@ -8,9 +8,9 @@ from jax_transfer.study.workspace import Workspace
 
 
 def run(work: Workspace) -> None:
-    """Extracts what the later stages ask for, with one compiled forward pass for the checkpoints of a pre-training.
+    """Extracts the features that the later stages read.
 
-    Several processes share the work.
+    All checkpoints of a pre-training share one compiled forward pass. With several processes, each extracts its share.
     """
     pairs = [(snapshot, target) for target in work.config.targets for snapshot in work.snapshots]
     pairs = pairs[jax.process_index() :: jax.process_count()]
@@ -22,12 +22,12 @@ def run(work: Workspace) -> None:
 
 
 def describe(work: Workspace) -> str:
-    """Returns what the plan says of this stage."""
+    """Describes this stage for the plan."""
     return estimates.checkpoints(work)
 
 
 def gigaflops(work: Workspace) -> float:
-    """Returns the work of the forward passes over all images of the targets, in GFLOP."""
+    """Computes the work of the forward passes over all images of the targets, in GFLOP."""
     images = sum(len(work.source(target, split)) for target in work.config.targets for split in ("train", "test"))
     return sum(
         len(estimates.snapshots_of(work, model)) * images * estimates.gigaflops_per_image(work, model)

@@ -1,4 +1,4 @@
-"""The stage of a study that fine-tunes, and the features of the models that come out of it."""
+"""The "finetune" stage: fine-tunes the checkpoints, and provides the features of the fine-tuned models."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from jax_transfer.transfer.finetune import Candidate, Finetuned, FinetuneSetting
 
 
 def run(work: Workspace) -> None:
-    """Fine-tunes every evaluated checkpoint on every target with every seed, a row as soon as each is done."""
+    """Fine-tunes the checkpoints on every target with every seed, and writes each row as soon as it is known."""
     rows = Rows(work.results, "transfer")
     rows.forget_failures()
     for target in work.config.targets:
@@ -33,7 +33,7 @@ def run(work: Workspace) -> None:
             for snapshot in finetuned_snapshots(work.config, target)
             if (snapshot.name, target, "finetune", seed) not in rows
         ]
-        for snapshot, seed, done in _finetune(work, missing, target, keep_features="spectral" in work.config.stages):
+        for snapshot, seed, result in _finetune(work, missing, target, keep_features="spectral" in work.config.stages):
             rows.append(
                 work.transfer_row(
                     snapshot,
@@ -42,10 +42,10 @@ def run(work: Workspace) -> None:
                     seed,
                     learning_rate=tuning.optimizer.learning_rate,
                     weight_decay=tuning.optimizer.weight_decay,
-                    **done.metrics,
-                    seconds=done.seconds,
-                    gflops=done.gflops,
-                    error="" if done.diverged_at is None else f"the loss is not finite at step {done.diverged_at}",
+                    **result.metrics,
+                    seconds=result.seconds,
+                    gflops=result.gflops,
+                    error=divergence(result),
                 )
             )
             log.info(
@@ -53,18 +53,23 @@ def run(work: Workspace) -> None:
                 snapshot.name,
                 target,
                 seed,
-                done.metrics["accuracy"],
-                done.seconds,
+                result.metrics["accuracy"],
+                result.seconds,
             )
 
 
+def divergence(result: Finetuned) -> str:
+    """Describes where the training diverged; returns "" if it did not."""
+    return "" if result.diverged_at is None else f"the loss is not finite at step {result.diverged_at}"
+
+
 def describe(work: Workspace) -> str:
-    """Returns what the plan says of this stage."""
+    """Describes this stage for the plan."""
     return estimates.checkpoints(work)
 
 
 def gigaflops(work: Workspace) -> float:
-    """Returns the work of all fine-tunings and their tests, in GFLOP."""
+    """Computes the work of fine-tuning and testing all models, in GFLOP."""
     total = 0.0
     for (model, target), step in estimates.finetune_step_gigaflops(work).items():
         tuning = settings.finetune_settings(work.config, target)
@@ -78,28 +83,25 @@ def gigaflops(work: Workspace) -> float:
 def tuned_checkpoint(work: Workspace, snapshot: Snapshot, target: str, model: Model | None = None) -> Checkpoint:
     """Returns a checkpoint after fine-tuning on a target with the first seed.
 
-    Its weights are not kept on disk, only its features are; they are cached under all that determines the weights.
+    Only the features of a fine-tuned model are kept on disk, not its weights. The key of their files is made of
+    everything that determines the weights.
 
     Args:
-      model: the fine-tuned weights; where they are not given and a feature file is missing, the checkpoint is fine-tuned again.
+      model: the fine-tuned weights. If they are not given, and a feature file is missing, the checkpoint is fine-tuned
+        again.
     """
-    tuning = dataclasses.asdict(settings.finetune_settings(work.config, target))
-    # The choice of checkpoints and the number of seeds change no model.
-    tuning |= {"checkpoints": None, "num_seeds": None}
-    if (
-        tuning["optimizer"]["head_learning_rate_factor"] == 1
-    ):  # files written before this setting existed keep their names
-        del tuning["optimizer"]["head_learning_rate_factor"]
+    tuning = settings.finetune_settings(work.config, target)
     source, train = work.checkpoint(snapshot), work.source(target, "train")
-    made_from = (source.fingerprint, train.fingerprint, json.dumps(tuning, sort_keys=True), work.config.seed)
+    made_from = (source.fingerprint, train.fingerprint, _tuning_key(tuning), work.config.seed)
 
     def read_model() -> Model:
         if model is not None:
             return model
         log.info("Fine-tuning checkpoint %s on %s again, for its features.", snapshot.name, target)
-        todo, splits, models = [(snapshot, work.config.seed)], ("train", "test"), []
-        again = settings.finetune_settings(work.config, target)
-        for _ in finetuned(work, todo, target, splits, again, keep=lambda *kept: models.append(kept[-1]), alone=True):
+        models: list[Model] = []
+        todo = [(snapshot, work.config.seed)]
+        splits = ("train", "test")
+        for _ in finetuned(work, todo, target, splits, tuning, lambda *tuned: models.append(tuned[-1]), alone=True):
             pass
         return models[0]
 
@@ -113,8 +115,21 @@ def tuned_checkpoint(work: Workspace, snapshot: Snapshot, target: str, model: Mo
     )
 
 
+def _tuning_key(tuning: FinetuneSettings) -> str:
+    """Returns the settings that determine a fine-tuned model, as text."""
+    values = dataclasses.asdict(tuning)
+    # The choice of checkpoints and the number of seeds change no model.
+    values |= {"checkpoints": None, "num_seeds": None}
+    if values["optimizer"]["head_learning_rate_factor"] == 1:  # files from before this setting existed stay valid
+        del values["optimizer"]["head_learning_rate_factor"]
+    return json.dumps(values, sort_keys=True)
+
+
 def tune_again(work: Workspace, snapshots: list[Snapshot], target: str) -> None:
-    """Fine-tunes those whose features are not on disk (first seed), side by side; several processes share the work."""
+    """Fine-tunes the checkpoints whose fine-tuned features are not on disk, with the first seed.
+
+    They are trained side by side. With several processes, each trains its share.
+    """
     splits = [work.source(target, split) for split in ("train", "test")]
 
     def is_missing(snapshot: Snapshot) -> bool:
@@ -124,9 +139,10 @@ def tune_again(work: Workspace, snapshots: list[Snapshot], target: str) -> None:
     missing = [snapshot for snapshot in snapshots if is_missing(snapshot)]
     if missing:
         log.info("Fine-tuning %d checkpoints on %s again: their features are missing.", len(missing), target)
-    # Each process may find other features missing because the others write meanwhile: nobody waits for a result.
-    mine = [(snapshot, work.config.seed) for snapshot in missing[jax.process_index() :: jax.process_count()]]
-    for _ in _finetune(work, mine, target, keep_features=True, alone=True):
+    # The processes may see different features missing, because the others write meanwhile. So none waits for the
+    # results of the others.
+    share = [(snapshot, work.config.seed) for snapshot in missing[jax.process_index() :: jax.process_count()]]
+    for _ in _finetune(work, share, target, keep_features=True, alone=True):
         pass
     devices.wait_for_all(f"tuned again on {target}")
 
@@ -134,16 +150,17 @@ def tune_again(work: Workspace, snapshots: list[Snapshot], target: str) -> None:
 def _finetune(
     work: Workspace, todo: Sequence[tuple[Snapshot, int]], target: str, keep_features: bool, alone: bool = False
 ) -> Iterator[tuple[Snapshot, int, Finetuned]]:
+    """Fine-tunes checkpoints on a target, and caches the features of the first seed's models if `keep_features`."""
     tuning = settings.finetune_settings(work.config, target)
 
-    def keep(snapshot: Snapshot, seed: int, model: Model) -> None:
-        """Caches the features of the first seed's models."""
+    def cache_features(snapshot: Snapshot, seed: int, model: Model) -> None:
         if seed == work.config.seed:
             tuned = tuned_checkpoint(work, snapshot, target, devices.replicate(model, work.mesh))
             for split in ("train", "test"):
                 work.features_of(tuned, work.source(target, split))
 
-    yield from finetuned(work, todo, target, ("train", "test"), tuning, keep if keep_features else None, alone)
+    on_tuned = cache_features if keep_features else None
+    yield from finetuned(work, todo, target, ("train", "test"), tuning, on_tuned, alone)
 
 
 def finetuned(
@@ -152,32 +169,32 @@ def finetuned(
     target: str,
     splits: tuple[str, str],
     tuning: FinetuneSettings,
-    keep: Callable[[Snapshot, int, Model], None] | None = None,
+    on_tuned: Callable[[Snapshot, int, Model], None] | None = None,
     alone: bool = False,
     epochs: Sequence[int] = (),
 ) -> Iterator[tuple[Snapshot, int, Finetuned]]:
-    """Fine-tunes on the first split and tests on the second: the checkpoints of a model at once, spread over the devices.
+    """Fine-tunes checkpoints on the first split and tests them on the second.
 
-    Several processes share the work and all yield all results.
+    All checkpoints of a model train at once, spread over the devices. With several processes, each trains its share and
+    all of them yield all results.
 
     Args:
       todo: (checkpoint, seed) of each training.
-      keep: called with each tuned model (checkpoint, seed, model) where it was tuned, before its result is out, so
-        that a kill in between leaves nothing out.
-      alone: this process does all of its work, whatever the others do.
-      epochs: a result for each, see `finetune`; empty for one at the end.
+      on_tuned: called with (checkpoint, seed, fine-tuned weights) in the process that trained them, before the result
+        is yielded, so that a kill in between loses nothing.
+      alone: whether this process trains all of `todo`, independently of the others.
+      epochs: yield a result after each of these, see `finetune`; empty for one result at the end.
     """
-    first, processes = (0, 1) if alone else (jax.process_index(), jax.process_count())
+    process, num_processes = (0, 1) if alone else (jax.process_index(), jax.process_count())
     mesh = devices.make_mesh(sweep=jax.local_device_count())
     for model in dict.fromkeys(snapshot.pretraining.model for snapshot, _ in todo):
-        own = [(snapshot, seed) for snapshot, seed in todo if snapshot.pretraining.model == model]
+        trainings = [(snapshot, seed) for snapshot, seed in todo if snapshot.pretraining.model == model]
+        share = trainings[process::num_processes]
         net = work.net(model, work.source(target, "train").num_classes)
         train, test = (work.feed(target, split).on(mesh) for split in splits)
-        mine = own[first::processes]
-        named = {f"checkpoint {snapshot.name}": work.checkpoint(snapshot) for snapshot, _ in mine}
-        tuned = finetune(
-            named,
-            [Candidate(f"checkpoint {snapshot.name}", seed) for snapshot, seed in mine],
+        results = finetune(
+            {f"checkpoint {snapshot.name}": work.checkpoint(snapshot) for snapshot, _ in share},
+            [Candidate(f"checkpoint {snapshot.name}", seed) for snapshot, seed in share],
             net,
             functools.partial(OBJECTIVES["supervised"], net, tuning.augment),
             joined({"train": (train, tuning.batch_size)}),
@@ -188,14 +205,14 @@ def finetuned(
             epochs=epochs,
             eval_batch_size=work.config.data.eval_batch_size,
         )
-        for _ in range(-(-len(own) // processes) * max(1, len(epochs))):
+        # The same number of iterations in all processes, because each of them takes part in `gather`.
+        for _ in range(-(-len(trainings) // num_processes) * max(1, len(epochs))):
             if not alone:
                 preemption.stop_if_requested()
-            done = next(tuned, None)  # none where the others have one more
-            if done and keep:
-                keep(*mine[done.index], done.model)
-            own_result = done and {**vars(done), "model": None}
-            results = [own_result] if alone else devices.gather(own_result)
-            for process, result in enumerate(results):
-                if result:
-                    yield *own[process::processes][result["index"]], Finetuned(**result)
+            result = next(results, None)  # None if the other processes have one more
+            if result and on_tuned:
+                on_tuned(*share[result.index], result.model)
+            values = result and {**vars(result), "model": None}
+            for other, gathered in enumerate([values] if alone else devices.gather(values)):
+                if gathered:
+                    yield *trainings[other::num_processes][gathered["index"]], Finetuned(**gathered)

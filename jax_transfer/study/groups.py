@@ -1,4 +1,4 @@
-"""How checkpoints are processed together: those of one feature dimension, as many at a time as fit the memory budget."""
+"""Groups of checkpoints to process together: of the same feature dimension, as many as fit into the memory budget."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,7 +14,12 @@ from jax_transfer.study.workspace import Workspace
 
 
 def by_feature_dim(work: Workspace, snapshots: list[Snapshot], dataset: str, copies: int = 1) -> list[list[Snapshot]]:
-    """Groups checkpoints of equal feature dimension, so that `copies` of a group's stacked features fit the budget."""
+    """Groups checkpoints by feature dimension, in groups whose stacked features fit into the memory budget.
+
+    Args:
+      dataset: the data set that the features are of; its training and test images count.
+      copies: how many copies of a group's features are in memory at once.
+    """
     by_dim: dict[int, list[Snapshot]] = {}
     for snapshot in snapshots:
         by_dim.setdefault(work.source_net(snapshot.pretraining).feature_dim, []).append(snapshot)
@@ -22,15 +27,23 @@ def by_feature_dim(work: Workspace, snapshots: list[Snapshot], dataset: str, cop
     most_classes = max(work.source(source, "train").num_classes for source in work.sources)
     return [
         group
-        for dim, group_of_dim in by_dim.items()
-        for group in within_budget(work, group_of_dim, images * (dim + most_classes) * 4 * copies, "features", dataset)
+        for dim, same_dim in by_dim.items()
+        for group in within_budget(work, same_dim, images * (dim + most_classes) * 4 * copies, "features", dataset)
     ]
 
 
 def within_budget(
     work: Workspace, snapshots: list[Snapshot], bytes_each: int, content: str, dataset: str
 ) -> list[list[Snapshot]]:
-    """Splits checkpoints into groups of nearly equal size that fit `config.data.features_gigabytes`; logs it if it must."""
+    """Splits checkpoints into groups of nearly equal size that fit into `config.data.features_gigabytes`.
+
+    If one group is not enough, the number of groups is logged.
+
+    Args:
+      bytes_each: memory that one checkpoint takes.
+      content: what takes the memory, for the log message.
+      dataset: the data set in use, for the log message.
+    """
     budget = work.config.data.features_gigabytes
     largest = max(1, int(budget * 1e9 // bytes_each))
     count = math.ceil(len(snapshots) / largest)
@@ -48,22 +61,28 @@ def within_budget(
 
 
 def problem(work: Workspace, dataset: str, load: Callable[[str], Features]) -> str:
-    """Says what is wrong with a checkpoint's features of a data set; "" if nothing is. `load`: split -> features."""
+    """Explains what is wrong with a checkpoint's features of a data set; returns "" if they are valid.
+
+    Args:
+      load: split -> features of the checkpoint.
+    """
     num_classes = work.source(dataset, "train").num_classes
     for split in ("train", "test"):
-        if found := extract.problem(load(split), num_classes):
-            return f"{split} {found}"
+        if message := extract.problem(load(split), num_classes):
+            return f"{split} {message}"
     return ""
 
 
 def known_gflops(work: Workspace, rows: Iterable[TransferRow | ScoreRow]) -> dict[int, float]:
-    """Returns feature dimension -> gflops as the rows have it.
+    """Returns feature dimension -> `gflops` of the first of the rows with that dimension.
 
-    The work of what runs until it converges is that of the first checkpoint, no matter which ones a resumed run lacks.
+    An iterative method that runs until it converges takes a different amount of work for each checkpoint. All rows
+    record that of the first one, so a resumed run must take it from the rows and not from the first checkpoint that it
+    still lacks.
     """
     dims = {s.name: work.source_net(s.pretraining).feature_dim for s in work.snapshots}
-    found: dict[int, float] = {}
+    result: dict[int, float] = {}
     for row in rows:
         if row.checkpoint in dims and not row.error:
-            found.setdefault(dims[row.checkpoint], row.gflops)
-    return found
+            result.setdefault(dims[row.checkpoint], row.gflops)
+    return result

@@ -1,4 +1,4 @@
-"""The plan of a study, shown before the first compile: what will run, and about how long it takes."""
+"""The plan of a study, shown before anything is compiled: what will run, and roughly how long it takes."""
 
 import math
 
@@ -17,7 +17,7 @@ from jax_transfer.study.workspace import Workspace
 
 
 def show(work: Workspace) -> None:
-    """Prints the parameters, and the stages with what they do and a rough estimate of their time."""
+    """Prints the parameters of the first model, and each stage with its description and roughly how long it takes."""
     console = Console(stderr=True, quiet=not devices.is_first_process())
     params, _ = jax.eval_shape(work.source_net(work.pretrainings[0]).init, jax.random.key(0))
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
@@ -25,26 +25,27 @@ def show(work: Workspace) -> None:
     config = work.config
     rate = devices.sustained_gigaflops_per_second()
     table = Table(
-        title=f"{config.name}: {' and '.join(work.models)}, {' and '.join(work.sources)} to {len(config.targets)} target(s)"
+        title=f"{config.name}: {' and '.join(work.models)}, "
+        f"{' and '.join(work.sources)} to {len(config.targets)} target(s)"
     )
     for column, justify in (("stage", "left"), ("what", "left"), ("about", "right")):
         table.add_column(column, justify=justify)
-    work_of = {name: STAGES[name].gigaflops(work) for name in STAGES if name in config.stages}
-    seconds = {name: gigaflops / rate for name, gigaflops in work_of.items() if math.isfinite(gigaflops)}
-    for name in work_of:
+    gigaflops = {name: STAGES[name].gigaflops(work) for name in STAGES if name in config.stages}
+    seconds = {name: count / rate for name, count in gigaflops.items() if math.isfinite(count)}
+    for name in gigaflops:
         table.add_row(name, STAGES[name].describe(work), duration(seconds[name]) if name in seconds else "")
     table.add_section()
     for target in config.targets:
-        table.add_row("target", Text(_in_words(work, target)), "")
+        table.add_row("target", Text(_describe_target(work, target)), "")
     table.caption = (
-        f"In all about {duration(sum(seconds.values()))} and compilation, from a timed convolution "
-        f"({rate:,.0f} GFLOP/s); what is already done is skipped."
+        f"About {duration(sum(seconds.values()))} in total, plus compilation; estimated from a timed convolution "
+        f"({rate:,.0f} GFLOP/s). What is already done is skipped."
     )
     console.print(table)
 
 
-def _in_words(work: Workspace, target: str) -> str:
-    """A target's images, metric and classes: what a misread folder shows in."""
+def _describe_target(work: Workspace, target: str) -> str:
+    """Describes a target's images, metric and classes, in which a misread folder shows."""
     train, test = (work.source(target, split) for split in ("train", "test"))
     images = f"{len(train):,} train, {len(test):,} test images"
     classes = tables.class_list(train.class_names, train.num_classes)

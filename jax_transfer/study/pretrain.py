@@ -1,4 +1,4 @@
-"""The stage that pre-trains: each model on each source, keeping every epoch."""
+"""The "pretrain" stage: trains each model on each source and keeps every epoch."""
 
 import contextlib
 import dataclasses
@@ -28,23 +28,23 @@ from jax_transfer.training.optimizers import make_optimizer
 from jax_transfer.training.state import divide, evaluated, init_state, join
 from jax_transfer.training.steps import make_train_step, many_steps, train_step_gigaflops
 
-STOPPED = "stopped"  # the folder beside `checkpoints` for the state at which a SIGTERM came
+STOPPED = "stopped"  # the folder, next to `checkpoints`, for the state at which SIGTERM stopped training
 
 
 def run(work: Workspace) -> None:
-    """Trains each model on each source; every epoch becomes a checkpoint and a row."""
+    """Trains each model on each source, with a checkpoint and a row for every epoch."""
     for pretraining in work.pretrainings:
         _pretrain(work, pretraining)
 
 
 def describe(work: Workspace) -> str:
-    """Returns what the plan says of this stage."""
+    """Describes this stage for the plan."""
     images = " and ".join(f"{len(work.source(source, 'train')):,}" for source in work.sources)
     return f"{work.config.pretrain.epochs} epochs of {images} images"
 
 
 def gigaflops(work: Workspace) -> float:
-    """Returns the work of all pre-trainings and of testing each epoch, in GFLOP."""
+    """Computes the work of all pre-trainings and of testing each epoch, in GFLOP."""
     config = work.config.pretrain
     total = 0.0
     for model in work.models:
@@ -59,17 +59,18 @@ def gigaflops(work: Workspace) -> float:
 
 
 def feed_sizes(work: Workspace, pretraining: Pretraining) -> dict[str, tuple[str, int]]:
-    """Returns feed -> (data set, images a step) of a pre-training: its source first, then config.pretrain.feeds.
+    """Returns feed -> (data set, number of images in a step): first the source, then `config.pretrain.feeds`.
 
     Raises:
-      InputError: if these are not the feeds that the objective reads.
+      InputError: if the feeds are not those that the objective reads.
     """
     config = work.config.pretrain
     main, *others = work.objective(pretraining).views
     if set(others) != set(config.feeds):
         raise InputError(
-            f"config.pretrain.feeds has {', '.join(config.feeds) or 'no feeds'}; the objective {config.objective} reads, "
-            f"besides the source ({main}), {', '.join(others) or 'none'}: name them, each with its dataset and batch_size."
+            f"config.pretrain.feeds has {', '.join(config.feeds) or 'no feeds'}; in addition to the source ({main}), "
+            f"the objective {config.objective} reads {', '.join(others) or 'none'}. Give exactly these, each with its "
+            "dataset and batch_size."
         )
     further = {name: (config.feeds[name].dataset, config.feeds[name].batch_size) for name in others}
     return {main: (pretraining.source, config.batch_size), **further}
@@ -79,7 +80,7 @@ def _pretrain(work: Workspace, pretraining: Pretraining) -> None:
     rows = Rows(work.results, "pretrain")
     saved = _saved(work, pretraining, rows)
     if saved and saved[-1] >= work.config.pretrain.epochs:
-        log.info("Pre-training on %s is complete: %d checkpoints.", _what(pretraining), len(saved))
+        log.info("Pre-training on %s is complete: %d checkpoints.", _label(pretraining), len(saved))
         return
     folder = work.folder(pretraining)
     with (
@@ -91,22 +92,24 @@ def _pretrain(work: Workspace, pretraining: Pretraining) -> None:
         shutil.rmtree(folder / STOPPED, ignore_errors=True)
 
 
-def _what(pretraining: Pretraining) -> str:
+def _label(pretraining: Pretraining) -> str:
+    """Returns what log messages call a pre-training."""
     return pretraining.name or pretraining.source
 
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    """One pre-training: what it is made of, and where its results go."""
+    """Parts of a pre-training (built on first use), and the files that its results go to."""
 
     work: Workspace
     pretraining: Pretraining
     trajectory: Trajectory
     rows: Rows
-    board: Any  # TensorBoard
+    board: Any  # a TensorBoard writer
 
     @functools.cached_property
     def mesh(self):
+        """Mesh over the devices of all processes, which train together."""
         return devices.make_global_mesh() if jax.process_count() > 1 else self.work.mesh
 
     @functools.cached_property
@@ -119,6 +122,7 @@ class _Training:
 
     @functools.cached_property
     def feed(self) -> Joined:
+        """Feeds of the objective, joined into one."""
         sizes = feed_sizes(self.work, self.pretraining)
         return joined({n: (self.work.feed(d, "train", everywhere=True), size) for n, (d, size) in sizes.items()})
 
@@ -132,12 +136,13 @@ class _Training:
 
     @functools.cached_property
     def step(self):
+        """Training step, not yet compiled."""
         decay = self.work.config.pretrain.ema_decay
         return make_train_step(self.objective, self.optimizer, self.work.preprocessing, self.feed.num_classes, decay)
 
     @functools.cached_property
     def start(self):
-        """Compiled: the state at step 0."""
+        """Compiled function that makes the state at step 0."""
         config = self.work.config
         make = functools.partial(
             init_state, self.objective, self.optimizer, config.seed, ema=bool(config.pretrain.ema_decay)
@@ -146,28 +151,30 @@ class _Training:
 
     @functools.cached_property
     def abstract(self) -> dict:
+        """Shapes, dtypes and shardings of the state."""
         return abstract(jax.eval_shape(self.start), devices.replicated(self.mesh))
 
     @functools.cached_property
     def measure(self):
+        """Function that tests a model."""
         return classification(self.net, self.work.preprocessing, self.mesh, stacked=False)
 
     def step_gigaflops(self) -> float:
-        """Of one device."""
+        """Computes the work of one training step on one device, in GFLOP."""
         whole = train_step_gigaflops(self.step, self.abstract, self.feed.sizes, self.work.preprocessing)
         return whole / self.mesh.size
 
     def test_accuracy(self, state: dict) -> float | None:
-        """On the test images of the source; NaN without a head over its classes; None if a stop was requested first."""
+        """Computes the accuracy on the source's test images; NaN without a head, None if a stop is requested."""
         if not self.objective.has_head:
             return math.nan
         test = self.work.feed(self.pretraining.source, "test", everywhere=True)
         model = evaluated(self.objective, state)
-        found = self.measure(model, test, self.work.config.data.eval_batch_size, preemption.requested)
-        return found and found[0]["accuracy"]
+        metrics = self.measure(model, test, self.work.config.data.eval_batch_size, preemption.requested)
+        return metrics and metrics[0]["accuracy"]
 
     def record(self, epoch: int, state: dict, test_accuracy: float, **measured: float) -> PretrainRow:
-        """Saves the checkpoint of an epoch, then writes its row."""
+        """Saves the checkpoint of an epoch, then writes its row. Numbers in `measured` that are not given are NaN."""
         row = PretrainRow(
             epoch=epoch,
             source=self.pretraining.source,
@@ -186,16 +193,17 @@ class _Training:
                 self.board.add_scalar(f"pretrain{where}/{name}", value, epoch)
         return row
 
-    def restored(self, trajectory: Trajectory, at: int) -> dict:
-        trees = trajectory.restore(at, *divide(self.objective, self.abstract))
+    def restore(self, trajectory: Trajectory, number: int) -> dict:
+        """Reads the state that a trajectory holds under a number, its epoch or its step."""
+        trees = trajectory.restore(number, *divide(self.objective, self.abstract))
         return join(self.objective, self.abstract, *trees)
 
 
 def _train(training: _Training, saved: list[int]) -> None:
-    """From the last epoch in `saved`, or from where a SIGTERM came, to the end."""
+    """Trains to the last epoch, starting after the last epoch in `saved` or where SIGTERM stopped training."""
     config, pretraining = training.work.config, training.pretraining
-    state, begun = _begin(training, saved)
-    what = f"pretrain {pretraining.name}" if pretraining.name else f"pretrain on {pretraining.source}"
+    state, begun = _initial_state(training, saved)
+    label = f"pretrain {pretraining.name}" if pretraining.name else f"pretrain on {pretraining.source}"
     with preemption.training():
         for epoch in train(
             state,
@@ -203,17 +211,17 @@ def _train(training: _Training, saved: list[int]) -> None:
             training.feed,
             seed=config.seed,
             total_steps=training.total_steps,
-            what=what,
-            # The same for all processes, which each have timed their own devices.
+            what=label,
+            # The minimum, because all processes must use the same number and each has timed its own devices.
             max_steps=min(devices.gather(devices.max_steps_per_call(training.step_gigaflops))),
             stop=preemption.requested,
             begun=begun,
         ):
             if epoch.diverged_at[0] is not None:
-                _refuse(training, epoch.diverged_at[0])
+                _raise_divergence(training, epoch.diverged_at[0])
             accuracy = None if epoch.stopped else training.test_accuracy(epoch.state)
             if accuracy is None:
-                _keep_stopped(training, epoch)
+                _save_stopped(training, epoch)
                 raise Preempted
             means = {name: float(value) for name, value in epoch.means.items()}
             row = training.record(
@@ -225,64 +233,68 @@ def _train(training: _Training, saved: list[int]) -> None:
                 seconds=epoch.seconds,
                 images_per_second=epoch.images_per_second,
             )
-            log.info(
-                "%sepoch %d/%d: loss %.4f, train accuracy %.4f, test accuracy %.4f, %.0f images/s",
-                f"{pretraining.name}, " if pretraining.name else "",
-                epoch.number,
-                config.pretrain.epochs,
-                row.train_loss,
-                row.train_accuracy,
-                row.test_accuracy,
-                row.images_per_second,
-            )
+            _log_epoch(row, config.pretrain.epochs, pretraining)
         training.trajectory.wait()
 
 
-def _begin(training: _Training, saved: list[int]) -> tuple[dict, dict | None]:
-    """The state to train from, and what was trained of its epoch already (see `loop.train`)."""
-    what, folder = _what(training.pretraining), training.work.folder(training.pretraining)
-    at = _stopped_at(folder)
-    if at > (saved[-1] if saved else 0) * training.feed.steps_per_epoch:
-        log.info("Resuming the pre-training on %s after step %d, where it was stopped.", what, at)
+def _log_epoch(row: PretrainRow, num_epochs: int, pretraining: Pretraining) -> None:
+    log.info(
+        "%sepoch %d/%d: loss %.4f, train accuracy %.4f, test accuracy %.4f, %.0f images/s",
+        f"{pretraining.name}, " if pretraining.name else "",
+        row.epoch,
+        num_epochs,
+        row.train_loss,
+        row.train_accuracy,
+        row.test_accuracy,
+        row.images_per_second,
+    )
+
+
+def _initial_state(training: _Training, saved: list[int]) -> tuple[dict, dict | None]:
+    """Returns the state to train from and, in the middle of an epoch, its metrics so far (`Epoch.begun`)."""
+    label, folder = _label(training.pretraining), training.work.folder(training.pretraining)
+    step = _stopped_at(folder)
+    if step > (saved[-1] if saved else 0) * training.feed.steps_per_epoch:
+        log.info("Resuming pre-training on %s after step %d, where it was stopped.", label, step)
         with contextlib.closing(Trajectory(folder / STOPPED)) as stopped:
-            return training.restored(stopped, at), stopped.metadata(at)["so_far"]
+            return training.restore(stopped, step), stopped.metadata(step)["so_far"]
     if saved:
-        log.info("Resuming the pre-training on %s after epoch %d.", what, saved[-1])
-        return training.restored(training.trajectory, saved[-1]), None
+        log.info("Resuming pre-training on %s after epoch %d.", label, saved[-1])
+        return training.restore(training.trajectory, saved[-1]), None
     state = training.start()
     accuracy = training.test_accuracy(state)
     if accuracy is None:
-        raise Preempted  # the same command makes the same initialisation
+        raise Preempted  # nothing is lost: the same command makes the same initialisation
     training.record(0, state, accuracy)
     return state, None
 
 
-def _keep_stopped(training: _Training, epoch: Epoch) -> None:
-    """Saves the state in a folder of its own: it is not one of the checkpoints to compare."""
-    at = int(jax.device_get(epoch.state["step"]))
+def _save_stopped(training: _Training, epoch: Epoch) -> None:
+    """Saves the state in a separate folder, because it is not one of the checkpoints to compare."""
+    step = int(jax.device_get(epoch.state["step"]))
     with contextlib.closing(Trajectory(training.work.folder(training.pretraining) / STOPPED)) as stopped:
-        stopped.save(at, *divide(training.objective, epoch.state), {"so_far": epoch.begun()})
+        stopped.save(step, *divide(training.objective, epoch.state), {"so_far": epoch.begun()})
     log.warning(
         "Stopping on request: pre-training on %s is saved at step %d of %d.",
-        _what(training.pretraining),
-        at,
+        _label(training.pretraining),
+        step,
         training.total_steps,
     )
 
 
-def _refuse(training: _Training, step: int) -> None:
-    good = step // training.feed.steps_per_epoch
+def _raise_divergence(training: _Training, step: int) -> None:
+    last_good = step // training.feed.steps_per_epoch
     raise InputError(
-        f"The training loss is not finite at step {step} (epoch {good + 1}): training stops. Epoch {good} is the last "
-        f"good checkpoint in {training.trajectory.folder}; a lower config.pretrain.optimizer.learning_rate may help."
+        f"The training loss is not finite at step {step} (epoch {last_good + 1}). The last good checkpoint in "
+        f"{training.trajectory.folder} is epoch {last_good}. Try a lower config.pretrain.optimizer.learning_rate."
     )
 
 
 def _saved(work: Workspace, pretraining: Pretraining, rows: Rows) -> list[int]:
-    """The epochs that are on disk.
+    """Lists the epochs on disk, and makes sure that each has a row.
 
-    A kill between writing a checkpoint and its row, or checkpoints copied from another study, leave one without the other: the
-    rows are then rebuilt from the checkpoints.
+    If a kill came between writing a checkpoint and its row, or checkpoints were copied from another study, the rows are
+    rebuilt from the checkpoints.
     """
     with contextlib.closing(Trajectory(work.folder(pretraining) / "checkpoints", alone=True)) as trajectory:
         saved = trajectory.epochs()
@@ -295,7 +307,7 @@ def _saved(work: Workspace, pretraining: Pretraining, rows: Rows) -> list[int]:
 
 
 def _stopped_at(folder: pathlib.Path) -> int:
-    """The step of the last state that a SIGTERM left, 0 for none."""
+    """Returns the step at which SIGTERM last stopped training; 0 if it did not."""
     if not (folder / STOPPED).is_dir():
         return 0
     trajectory = Trajectory(folder / STOPPED, alone=True)
@@ -305,7 +317,7 @@ def _stopped_at(folder: pathlib.Path) -> int:
 
 
 def _metadata(work: Workspace, pretraining: Pretraining, row: PretrainRow) -> dict:
-    """What one must know to use a checkpoint without its config."""
+    """Returns what is needed to use a checkpoint without the study's config."""
     values = {
         name: None if isinstance(v, float) and math.isnan(v) else v for name, v in dataclasses.asdict(row).items()
     }

@@ -1,4 +1,4 @@
-"""The last stage of a study: how well each score ranks the checkpoints, and the page that shows it all."""
+"""The "report" stage: records how well each score ranks the checkpoints, and writes the page with all results."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,14 +26,14 @@ from jax_transfer.results import RankingRow, Rows, TargetRow, to_json_dict
 from jax_transfer.study.snapshots import finetuned_snapshots
 from jax_transfer.study.workspace import Workspace
 
-NUM_NAMES = 10  # how many names of classes a row holds
+NUM_NAMES = 10  # the number of class names in a row
 
 
 def run(work: Workspace, written_by: Mapping[str, Sequence[str]] | None = None) -> None:
     """Records how well each score ranks the checkpoints, then writes tables, figures and the page.
 
     Args:
-      written_by: result file -> the stages that write it; see `write_report`.
+      written_by: result file -> the stages that write it, see `write_report`.
     """
     record_targets(work)
     Rows(work.results, "ranking").replace(_ranking(work))
@@ -42,38 +42,40 @@ def run(work: Workspace, written_by: Mapping[str, Sequence[str]] | None = None) 
 
 
 def describe(work: Workspace) -> str:
-    """Returns what the plan says of this stage."""
+    """Describes this stage for the plan."""
     return "report/index.html"
 
 
 def _ranking(work: Workspace) -> list[RankingRow]:
-    """A row a target, method and score: against all checkpoints that the method is to evaluate, scored or not."""
+    """Computes a row for each target, method and score, over all checkpoints of the method, scored or not."""
     transfer, scored = (Rows(work.results, name).rows for name in ("transfer", "scores"))
-    read = with_metrics(map(to_json_dict, transfer), work.metrics)
-    found = []
+    measured = with_metrics(map(to_json_dict, transfer), work.metrics)
+    ranking = []
     for target in work.config.targets:
-        values = {}
+        values = {}  # score -> checkpoint -> value
         for row in scored:
             if row.target == target:
                 values.setdefault(row.score, {})[row.checkpoint] = row.value
-        if values:  # a score that no checkpoint has, such as LEEP without a head over classes, is shown without values
+        if (
+            values
+        ):  # a score that no checkpoint has, such as LEEP without a head over classes, gets a row without values
             values = {**{score: {} for score in work.config.scores}, **values}
         for method in dict.fromkeys(row.method for row in transfer if row.target == target):
             expected = finetuned_snapshots(work.config, target) if method == "finetune" else work.snapshots
             tried = [row.checkpoint for row in transfer if (row.target, row.method) == (target, method)]
             names = list(dict.fromkeys([*(snapshot.name for snapshot in expected), *tried]))
-            points = accuracy_by("checkpoint", read, target, method)
+            points = accuracy_by("checkpoint", measured, target, method)
             accuracies = [points[name].mean if name in points else math.nan for name in names]
             for score, value in values.items():
-                given = [value.get(name, math.nan) for name in names]
-                found.append(ranking_row(target, method, score, given, accuracies, work.metric(target)))
-    return found
+                scores = [value.get(name, math.nan) for name in names]
+                ranking.append(ranking_row(target, method, score, scores, accuracies, work.metric(target)))
+    return ranking
 
 
 def record_targets(work: Workspace) -> None:
-    """Writes results/targets.jsonl: what the report needs to know of the targets, for it does not open their data.
+    """Writes results/targets.jsonl, with what the report shows about the targets: it does not open their data.
 
-    Rows of targets that an earlier run evaluated stay as they are.
+    Rows of targets that only an earlier run evaluated are kept.
     """
     new = []
     for target in work.config.targets:
@@ -95,11 +97,15 @@ def record_targets(work: Workspace) -> None:
 def ranking_row(
     target: str, method: str, score: str, scores: ArrayLike, accuracies: ArrayLike, metric: str = "accuracy"
 ) -> RankingRow:
-    """Returns the row of `results/ranking.jsonl`: how well `score` predicts the accuracies of `method` on `target`.
+    """Computes a row of `results/ranking.jsonl`: how well `score` predicts the accuracies of `method` on `target`.
+
+    >>> row = ranking_row("tfds:mnist", "probe", "logme", scores=[0.1, 0.4, 0.3], accuracies=[0.7, 0.9, 0.8])
+    >>> row.kendall, row.recall_at_1, row.num_scored
+    (1.0, 1.0, 3)
 
     Args:
-      scores, accuracies: [k], of all checkpoints of the study; NaN (or None) where a checkpoint has none. A list with gaps
-        has neither correlations nor Recall@k, Rel@k and regret, which are against all checkpoints: they are NaN.
+      scores, accuracies: [k], of all checkpoints of the study; NaN (or None) where a checkpoint has none. If there is a
+        gap, the correlations, Recall@k, Rel@k and regret, which need all checkpoints, are NaN.
       metric: what the accuracies are, a key of `records.METRICS`.
     """
     choose(METRICS, metric, "metric")

@@ -1,4 +1,4 @@
-"""A study from its config to its report."""
+"""Runs a study from its config to its report."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ from jax_transfer.study.workspace import Workspace
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
-    """Runs the stages that a config names; what a working directory already holds is not done again.
+    """Runs the stages that a config names. Results that the working directory already holds are not computed again.
 
         from configs.quickstart import get_config
         from jax_transfer import study
@@ -27,11 +27,11 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
         results = study.run(config, "runs/smoke")
 
     Returns:
-      The folder of result rows, `workdir/results`; the page is `workdir/report/index.html`.
+      The folder of the result files, `workdir/results`. The page is `workdir/report/index.html`.
 
     Raises:
-      InputError: for a config, data or a working directory that cannot be used, in one line.
-      preemption.Preempted: after a SIGTERM, once what was trained is saved.
+      InputError: if the config, the data or the working directory cannot be used; the message is one line.
+      preemption.Preempted: after SIGTERM, once the state of training is saved.
     """
     workdir = pathlib.Path(workdir)
     checks.check(config)
@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
         plan.show(work)
         for name, stage in STAGES.items():
             if name in config.stages:
-                devices.wait_for_all(name)  # what the stage before has written is there
+                devices.wait_for_all(name)  # all processes have written the results of the stage before
                 preemption.stop_if_requested()
                 log.info("Stage %s", name)
                 stage.run(work)
@@ -56,10 +56,13 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def open_workdir(config: ConfigDict, workdir: pathlib.Path):
-    """Locks a study's working directory, as `lock_workdir`, and writes its config.
+    """Locks a study's working directory and writes its config.
+
+    Returns:
+      The lock, see `results.lock_workdir`.
 
     Raises:
-      InputError: as `lock_workdir`, and if it was made by a config whose results would differ.
+      InputError: if the directory cannot be locked, or if it was made with a config whose results would differ.
     """
     lock = lock_workdir(workdir)
     path, new = workdir / "config.json", to_json(config)
@@ -67,7 +70,7 @@ def open_workdir(config: ConfigDict, workdir: pathlib.Path):
         different = differences(json.loads(path.read_text(encoding="utf-8")), new)
         if different:
             raise InputError(
-                f"--workdir={workdir} was made by another config: {'; '.join(different)}. "
+                f"--workdir={workdir} was made with another config: {'; '.join(different)}. "
                 "Use that config again, or another --workdir."
             )
     if devices.is_first_process():

@@ -1,4 +1,4 @@
-"""The stage that scores: all checkpoints of a target at once, from their features or by early-stopped fine-tuning."""
+"""The "scores" stage: scores all checkpoints of a target together, from features or by early-stopped fine-tuning."""
 
 import functools
 import math
@@ -12,18 +12,18 @@ from jax_transfer.features.extract import stack
 from jax_transfer.logs import log
 from jax_transfer.results import Rows, ScoreRow
 from jax_transfer.study import estimates, groups, settings
-from jax_transfer.study.finetune import finetuned
+from jax_transfer.study.finetune import divergence, finetuned
 from jax_transfer.study.snapshots import Snapshot
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 
 
 def run(work: Workspace) -> None:
-    """Transferability scores on the training images of each target. What cannot be scored is a row that says why."""
+    """Computes transferability scores on the training images of each target. Failures get a row with the reason."""
     rows = Rows(work.results, "scores")
     rows.forget_failures()
     for target in work.config.targets:
-        for snapshot, name, measured in _measured(work, target, rows):
+        for snapshot, name, measured in _missing_scores(work, target, rows):
             if measured.get("error"):
                 log.warning("%s of checkpoint %s on %s: %s.", name, snapshot.name, target, measured["error"])
             numbers = {**dict.fromkeys(("value", "seconds", "gflops"), math.nan), **measured}
@@ -35,12 +35,12 @@ def run(work: Workspace) -> None:
 
 
 def describe(work: Workspace) -> str:
-    """Returns what the plan says of this stage."""
+    """Describes this stage for the plan."""
     return ", ".join(work.config.scores)
 
 
 def gigaflops(work: Workspace) -> float:
-    """Returns the work of early-stopped fine-tuning, in GFLOP: what is computed from features is little beside it."""
+    """Computes the work of early-stopped fine-tuning, in GFLOP. Scores from features take little in comparison."""
     early = max(early_epochs(work.config.scores), default=0)
     total = 0.0
     for (model, target), step in estimates.finetune_step_gigaflops(work).items() if early else ():
@@ -49,8 +49,8 @@ def gigaflops(work: Workspace) -> float:
     return total
 
 
-def _measured(work: Workspace, target: str, rows: Rows):
-    """Yields (snapshot, score, {value, seconds, gflops, error}) of what has no row yet; early stopping comes last."""
+def _missing_scores(work: Workspace, target: str, rows: Rows):
+    """Yields (snapshot, score, {value, seconds, gflops, error}) for those without a row yet; early stopping is last."""
     need_head = [name for name, score in SCORES.items() if score.needs == "logits"]
     missing = {
         name: [
@@ -73,11 +73,12 @@ def _measured(work: Workspace, target: str, rows: Rows):
 
 
 def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: str, gflops: dict[int, float]):
-    """Yields (snapshot, {value, seconds, gflops} or {error}): one compiled call for as many as the budget allows.
+    """Yields (snapshot, {value, seconds, gflops} or {error}), with one compiled call for each group of checkpoints.
 
-    A score that learns is tested on the images that scores by fine-tuning are tested on.
+    Scores that need training are tested on the same held-out images as early-stopped fine-tuning.
 
-    gflops: of checkpoints that are scored already, by feature dimension.
+    Args:
+      gflops: feature dimension -> work of a checkpoint that already has the score, see `groups.known_gflops`.
     """
     train = work.source(target, "train")
     num_classes, held_out = train.num_classes, stratified_split(train.labels)[1]
@@ -98,32 +99,31 @@ def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: 
         for i, (snapshot, value) in enumerate(zip(group, values, strict=True)):
             measured = {"value": float(value), "seconds": seconds, "gflops": gflops[dim]}
             if not math.isfinite(value):
-                one = jax.tree.map(lambda x, i=i: x[i], stacked)
-                measured |= {"value": math.nan, "error": why_undefined(name, one, num_classes, held_out)}
+                features = jax.tree.map(lambda x, i=i: x[i], stacked)
+                measured |= {"value": math.nan, "error": why_undefined(name, features, num_classes, held_out)}
             yield snapshot, measured
 
 
 def _by_finetuning(work: Workspace, missing: dict[str, list[Snapshot]], target: str):
     """Yields (snapshot, score, {value, seconds, gflops, error}) of early-stopped fine-tuning on a part of the images.
 
-    One run of a checkpoint gives all scores that it lacks.
+    One training of a checkpoint gives all its missing scores. Checkpoints that need equally many epochs train together.
     """
     tuning = settings.finetune_settings(work.config, target)
-    lacks = {s: [name for name in missing if s in missing[name]] for s in work.snapshots}
-    ends = {s: max(FINETUNE_SCORES[name] for name in names) for s, names in lacks.items() if names}
-    for end in sorted(set(ends.values())):
-        group = [snapshot for snapshot in ends if ends[snapshot] == end]
-        names = {FINETUNE_SCORES[name]: name for name in missing if any(name in lacks[s] for s in group)}
-        log.info("%s on %s: %d checkpoints", " and ".join(names.values()), target, len(group))
-        splits = ("fit", "held_out")
+    missing_of = {s: [name for name in missing if s in missing[name]] for s in work.snapshots}
+    last_epochs = {s: max(FINETUNE_SCORES[name] for name in names) for s, names in missing_of.items() if names}
+    for last_epoch in sorted(set(last_epochs.values())):
+        group = [snapshot for snapshot in last_epochs if last_epochs[snapshot] == last_epoch]
+        score_at = {FINETUNE_SCORES[name]: name for name in missing if any(name in missing_of[s] for s in group)}
+        log.info("%s on %s: %d checkpoints", " and ".join(score_at.values()), target, len(group))
         todo = [(snapshot, work.config.seed) for snapshot in group]
-        for snapshot, _, done in finetuned(work, todo, target, splits, tuning, epochs=sorted(names)):
-            if names[done.epoch] in lacks[snapshot]:
-                error = "" if done.diverged_at is None else f"the loss is not finite at step {done.diverged_at}"
+        splits = ("fit", "held_out")
+        for snapshot, _, result in finetuned(work, todo, target, splits, tuning, epochs=sorted(score_at)):
+            if score_at[result.epoch] in missing_of[snapshot]:
                 measured = {
-                    "value": done.metrics["accuracy"],
-                    "seconds": done.seconds,
-                    "gflops": done.gflops,
-                    "error": error,
+                    "value": result.metrics["accuracy"],
+                    "seconds": result.seconds,
+                    "gflops": result.gflops,
+                    "error": divergence(result),
                 }
-                yield snapshot, names[done.epoch], measured
+                yield snapshot, score_at[result.epoch], measured

@@ -1,4 +1,4 @@
-"""What a study's config says, as the stages read it: settings, models, sources and nets."""
+"""Typed access to a study's config for the stages: settings, models, sources and nets."""
 
 import dataclasses
 import inspect
@@ -22,15 +22,16 @@ from jax_transfer.transfer.probe import ProbeSettings
 
 @dataclasses.dataclass(frozen=True)
 class FeedSettings:
-    """Further data that an objective trains on, and how many of them in a batch over all devices."""
+    """An entry of `config.pretrain.feeds`: a further data set that an objective trains on."""
 
     dataset: str
+    # Global: over all devices.
     batch_size: Count
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSettings:
-    """The fields of `config.pretrain`, but for the sections of the objectives."""
+    """The fields of `config.pretrain`, without the sections of the objectives."""
 
     objective: Annotated[str, OneOf(OBJECTIVES, "objective")] = "supervised"
     epochs: Count = 200
@@ -39,10 +40,10 @@ class PretrainSettings:
     # Keys of jax_transfer.data.augment.AUGMENTATIONS and jax_transfer.data.mixing.MIXINGS, applied in this order on the
     # device.
     augment: tuple[Augmentation, ...] = ("pad_crop", "flip")
-    # Decay, per step, of a moving average of the weights, which is then evaluated and transferred. 0: none.
+    # Decay per step of a moving average of the weights, which is then evaluated and transferred. 0: no average.
     ema_decay: Probability = 0.0
     optimizer: OptimizerSettings = OptimizerSettings(weight_decay=5e-4, schedule="cosine")  # noqa: RUF009  frozen
-    # What an objective trains on beside config.source.dataset, by the objective's name for it:
+    # Data sets that the objective trains on in addition to config.source.dataset, by the objective's names for them:
     # {"unlabelled": {"dataset": "tfds:cifar10", "batch_size": 64}}.
     feeds: dict[str, FeedSettings] = dataclasses.field(default_factory=dict)
 
@@ -54,14 +55,15 @@ class PretrainSettings:
 class SpectralSettings:
     """The fields of `config.spectral`.
 
-    The stage "spectral" keeps the features of fine-tuned models too: images x dimensions x 4 bytes a checkpoint on disk.
+    The stage "spectral" also keeps the features of fine-tuned models on disk: images x dimensions x 4 bytes for each
+    checkpoint.
     """
 
-    # Rows of a feature matrix that are decomposed together, as in the paper; unset: the whole data set.
+    # Number of images whose features are decomposed together, as in the paper; unset: the whole data set.
     batch_size: Count | None = 128
-    # Epochs for the probes on the components.
+    # Training epochs of the probes on the components.
     epochs: Count = 50
-    # Test images that t-SNE shows; 0 for none.
+    # Number of test images that t-SNE shows; 0 to leave t-SNE out.
     embedded_images: Annotated[
         int, Rule(lambda x: x == 0 or 4 <= x <= MOST_POINTS, f"be 4 to {MOST_POINTS:,}, or 0 to leave t-SNE out")
     ] = 2000
@@ -74,14 +76,14 @@ class SpectralSettings:
 class DataSettings:
     """The fields of `config.data`."""
 
-    # A decoded data set of at most this size is held in device memory; a larger one is streamed.
+    # A decoded data set up to this size is held in device memory; a larger one is streamed from disk.
     resident_gigabytes: NotNegative = 4.0
-    # Stacked features of all checkpoints of a target: more than this is processed in groups.
+    # If the stacked features of all checkpoints on a target exceed this, the checkpoints are processed in groups.
     features_gigabytes: NotNegative = 2.0
-    # Threads that read and decode when streaming.
+    # Number of threads that read and decode images while streaming.
     num_threads: Few = 16
     eval_batch_size: Count = 512
-    # error: stop at a corrupt image; skip: name, count and leave out what is corrupt.
+    # error: stop at a corrupt image; skip: leave corrupt images out, and log their names and number.
     on_corrupt: Annotated[str, OneOf(dict.fromkeys(ON_CORRUPT), "treatment of corrupt images")] = "error"
 
     def __post_init__(self):
@@ -89,78 +91,147 @@ class DataSettings:
 
 
 def models(config: ConfigDict) -> dict[str, dict]:
-    """The models to pre-train: what each is called -> its name in MODELS and its settings.
+    """Returns the models to pre-train: label -> the name in MODELS and the settings that are not unset.
+
+    The label is the name in MODELS, followed by the settings if several models have the same name.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> config = default_config()
+    >>> config.model.others = ({"name": "mobilenet_v1", "width": 0.5},)
+    >>> models(config)
+    {'resnet18': {'name': 'resnet18'}, 'mobilenet_v1': {'name': 'mobilenet_v1', 'width': 0.5}}
 
     Raises:
-      InputError: for a name or a setting that does not exist, and for a model given twice.
+      InputError: if a name or a setting is unknown, or a model is given twice.
     """
     first = {field: value for field, value in config.model.items() if field != "others"}
-    found: dict[str, dict] = {}
-    for place, given in enumerate((first, *config.model.others)):
-        where = f"config.model.others[{place - 1}]" if place else "config.model"
-        settings = {name: value for name, value in dict(given).items() if value not in (None, "")}
-        make = choose(MODELS, settings.get("name", ""), f"model ({where}.name)")
-        takes = inspect.signature(make).parameters
-        for name in settings.keys() - {"name"}:
-            if name not in takes:
-                has = [field for field in first if field in takes]
-                raise InputError(
-                    f"{where}.{name} = {settings[name]!r}: {settings['name']} has no {name}; leave it unset, "
-                    f'--{where}.{name}="". It has {", ".join(has) or "no settings"}.'
-                )
-        label = "_".join([settings["name"], *(_plain(v) for n, v in sorted(settings.items()) if n != "name")])
-        if label in found:
+    by_label: dict[str, dict] = {}
+    for index, model in enumerate((first, *config.model.others)):
+        where = f"config.model.others[{index - 1}]" if index else "config.model"
+        settings = {name: value for name, value in dict(model).items() if value not in (None, "")}
+        _check_model(settings, where, list(first))
+        label = "_".join([settings["name"], *(_format(v) for n, v in sorted(settings.items()) if n != "name")])
+        if label in by_label:
             raise InputError(f"config.model names {label} twice.")
-        found[label] = settings
-    names = [settings["name"] for settings in found.values()]
-    return {s["name"] if names.count(s["name"]) == 1 else label: s for label, s in found.items()}
+        by_label[label] = settings
+    names = [settings["name"] for settings in by_label.values()]
+    return {s["name"] if names.count(s["name"]) == 1 else label: s for label, s in by_label.items()}
 
 
-def _plain(value) -> str:
+def _check_model(settings: dict, where: str, fields: list[str]) -> None:
+    """Checks the name and the settings of a model.
+
+    Args:
+      where: the config field that holds the model.
+      fields: all fields that a model can have in a config.
+
+    Raises:
+      InputError: if the name is unknown, or the model has no such setting.
+    """
+    make = choose(MODELS, settings.get("name", ""), f"model ({where}.name)")
+    parameters = inspect.signature(make).parameters
+    for name in settings.keys() - {"name"}:
+        if name not in parameters:
+            valid = [field for field in fields if field in parameters]
+            raise InputError(
+                f"{where}.{name} = {settings[name]!r}: {settings['name']} has no {name}; leave it unset, "
+                f'--{where}.{name}="". It has {", ".join(valid) or "no settings"}.'
+            )
+
+
+def _format(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def sources(config: ConfigDict) -> list[str]:
-    """The data sets to pre-train on, each for itself."""
+    """Lists the data sets to pre-train on, each with its own trajectory.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> sources(default_config())
+    ['tfds:cifar10']
+    """
     return [config.source.dataset, *config.source.others]
 
 
 def make_net(config: ConfigDict, model: dict, num_classes: int, dtype=None):
-    """One of the config's `models` for so many classes."""
+    """Builds a net for one of the config's `models`, such as {"name": "resnet18"}.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> make_net(default_config(), {"name": "resnet18"}, num_classes=10).feature_dim
+    512
+    """
     arguments = net_arguments(config, model)
     make = MODELS[arguments.pop("name")]
     return make(num_classes=num_classes, **arguments, **({} if dtype is None else {"dtype": dtype}))
 
 
 def net_arguments(config: ConfigDict, model: dict) -> dict:
-    """The settings of one of the config's `models`, with the image size if the model depends on it."""
+    """Returns the settings of one of the config's `models`, with the image size if the model depends on it.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> net_arguments(default_config(), {"name": "resnet18"})
+    {'name': 'resnet18'}
+    """
     depends = "image_size" in inspect.signature(MODELS[model["name"]]).parameters
     return {**model, "image_size": config.preprocessing.image_size} if depends else dict(model)
 
 
 def preprocessing(config: ConfigDict) -> Preprocessing:
+    """Returns the preprocessing of a study.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> preprocessing(default_config()).image_size
+    32
+    """
     return Preprocessing.from_json(config.preprocessing.to_dict())
 
 
 def probe_settings(config: ConfigDict, target: str) -> ProbeSettings:
+    """Returns the settings of linear probes on a target, with its `config.overrides`.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> config = default_config()
+    >>> config.overrides = {"tfds:mnist": {"probe": {"epochs": 150}}}
+    >>> probe_settings(config, "tfds:mnist").epochs, probe_settings(config, "tfds:pets").epochs
+    (150, 100)
+    """
     return _of_target(ProbeSettings, config, "probe", target)
 
 
 def finetune_settings(config: ConfigDict, target: str) -> FinetuneSettings:
+    """Returns the settings of fine-tuning on a target, with its `config.overrides`.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> config = default_config()
+    >>> config.finetune.batch_size = 32
+    >>> finetune_settings(config, "tfds:mnist").batch_size
+    32
+    """
     return _of_target(FinetuneSettings, config, "finetune", target)
 
 
 def pretrain_optimizer(config: ConfigDict) -> OptimizerSettings:
+    """Returns the settings of the optimizer for pre-training.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> pretrain_optimizer(default_config()).schedule
+    'cosine'
+    """
     return fields.make(OptimizerSettings, config.pretrain.optimizer.to_dict(), "config.pretrain.optimizer")
 
 
 def objective_settings(config: ConfigDict) -> dict:
-    """The arguments of the chosen objective, as its section of `config.pretrain` has them."""
+    """Returns the arguments of the objective, from its section of `config.pretrain`.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> objective_settings(default_config())
+    {'label_smoothing': 0.0}
+    """
     return config.pretrain[config.pretrain.objective].to_dict()
 
 
 def _of_target(kind: type, config: ConfigDict, part: Literal["probe", "finetune"], target: str):
-    """A section of the config with what `config.overrides` says for a target."""
+    """Returns the settings of a section of the config, with the values that `config.overrides` has for a target."""
     values = config[part].to_dict()
     override = config.overrides.get(target, ConfigDict()).get(part, ConfigDict()).to_dict()
     where = f"config.overrides[{target!r}].{part}" if override else f"config.{part}"

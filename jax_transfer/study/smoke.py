@@ -6,11 +6,11 @@ from jax_transfer.study.config import default_config
 
 
 def tiny(config: ConfigDict) -> ConfigDict:
-    """Shrinks a study to two epochs of a narrow ResNet-10 on 1,024 images of CIFAR-10, transferred to MNIST and Fashion-MNIST.
+    """Shrinks a study to two epochs of a narrow ResNet-10 on CIFAR-10, transferred to MNIST and Fashion-MNIST.
 
-    Stages, scores and probing methods stay those of the study, as do optimizer, schedule and augmentation of fine-tuning. Two
-    studies shrunk this way train the same models on the same images: a working directory of one serves the pre-training of the
-    other.
+    Stages, scores and probing methods stay those of the study, as do optimizer, schedule and augmentation of
+    fine-tuning. Two studies shrunk this way train the same models on the same images: a working directory of one serves
+    the pre-training of the other.
 
     Returns:
       The same config, changed in place.

@@ -1,4 +1,4 @@
-"""What a study's config trains and evaluates: its pre-trainings, and the checkpoints of their trajectories."""
+"""The pre-trainings of a study, and the checkpoints of their trajectories."""
 
 import dataclasses
 import re
@@ -13,7 +13,13 @@ from jax_transfer.study import settings
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """One model trained on one source: a trajectory. `name` distinguishes it in a study of several; "" if it is the only one."""
+    """One model trained on one source, which gives one trajectory.
+
+    Attributes:
+      model: what the study calls the model, see `settings.models`.
+      source: the data set.
+      name: distinguishes it in a study of several pre-trainings; "" if it is the only one.
+    """
 
     model: str
     source: str
@@ -22,7 +28,7 @@ class Pretraining:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """One epoch of a pre-training. `name` is what rows and messages call the checkpoint."""
+    """One epoch of a pre-training. `name` identifies the checkpoint in rows and messages."""
 
     pretraining: Pretraining
     epoch: int
@@ -30,19 +36,26 @@ class Snapshot:
 
 
 def pretrainings(config: ConfigDict) -> list[Pretraining]:
-    """Lists every model on every source."""
+    """Lists the pre-trainings of a study: every model on every source.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> config = default_config()
+    >>> config.source.others = ("tfds:cifar100",)
+    >>> [pretraining.name for pretraining in pretrainings(config)]
+    ['cifar10', 'cifar100']
+    """
     models, sources = settings.models(config), settings.sources(config)
     short = _short_names(sources)
-    found = []
+    result = []
     for model in models:
         for source in sources:
             parts = [*([model] if len(models) > 1 else []), *([short[source]] if len(sources) > 1 else [])]
-            found.append(Pretraining(model, source, "/".join(parts)))
-    return found
+            result.append(Pretraining(model, source, "/".join(parts)))
+    return result
 
 
 def snapshot(pretraining: Pretraining, epoch: int) -> Snapshot:
-    """Names an epoch: "5", or "resnet18/cifar10/5" where there are several models and sources.
+    """Returns an epoch with its name: "5", or "resnet18/cifar10/5" if there are several models and sources.
 
     >>> snapshot(Pretraining("resnet18", "tfds:cifar10", "resnet18/cifar10"), 5).name
     'resnet18/cifar10/5'
@@ -51,17 +64,31 @@ def snapshot(pretraining: Pretraining, epoch: int) -> Snapshot:
 
 
 def evaluated_snapshots(config: ConfigDict) -> list[Snapshot]:
-    """Lists the checkpoints to evaluate, by pre-training and epoch."""
+    """Lists the checkpoints to evaluate, by pre-training and epoch.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> config = default_config()
+    >>> config.pretrain.epochs, config.trajectory.epochs = 10, "every:5"
+    >>> [snapshot.name for snapshot in evaluated_snapshots(config)]
+    ['0', '5', '10']
+    """
     epochs = evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
     return [snapshot(pretraining, epoch) for pretraining in pretrainings(config) for epoch in epochs]
 
 
 def finetuned_snapshots(config: ConfigDict, target: str) -> list[Snapshot]:
-    """Lists the checkpoints to fine-tune on a target: all that are evaluated, or those that the config chooses among them."""
-    found = evaluated_snapshots(config)
+    """Lists the checkpoints to fine-tune on a target: all evaluated ones, or those that the config chooses among them.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> config = default_config()
+    >>> config.finetune.checkpoints = "0,8"
+    >>> [snapshot.name for snapshot in finetuned_snapshots(config, "tfds:mnist")]
+    ['0', '8']
+    """
+    snapshots = evaluated_snapshots(config)
     rule = settings.finetune_settings(config, target).checkpoints
     chosen = evaluated_epochs(rule, config.pretrain.epochs) if rule else None
-    return [each for each in found if chosen is None or each.epoch in chosen]
+    return [snapshot for snapshot in snapshots if chosen is None or snapshot.epoch in chosen]
 
 
 def evaluated_epochs(rule: str | Sequence[int], last: int, field: str = "config.trajectory.epochs") -> list[int]:
@@ -73,11 +100,11 @@ def evaluated_epochs(rule: str | Sequence[int], last: int, field: str = "config.
     Args:
       rule: "all"; "every:K"; "log" (0, 1, 2, 4, 8, ...); or a list such as "0,1,5" or (0, 1, 5).
         "every:K" and "log" always include epoch 0 and the last one.
-      last: the last epoch of the pre-training.
-      field: what an error calls the rule.
+      last: the last epoch of pre-training.
+      field: the field that holds the rule, for error messages.
 
     Raises:
-      InputError: for any other rule, or one that names an epoch after the last.
+      InputError: if the rule is not valid, or names an epoch after the last.
     """
     try:
         if not isinstance(rule, str):
@@ -102,7 +129,7 @@ def evaluated_epochs(rule: str | Sequence[int], last: int, field: str = "config.
 
 
 def _short_names(sources: Sequence[str]) -> dict[str, str]:
-    """A folder name for each source, unique among them: tfds:cifar10?train=500 -> cifar10."""
+    """Returns a unique folder name for each source, such as cifar10 for tfds:cifar10?train=500."""
     names: dict[str, str] = {}
     for source in sources:
         address = source.partition("?")[0].rstrip("/")

@@ -1,13 +1,14 @@
-"""The stage of a study that explains: spectral components, similarities and t-SNE of the features of each checkpoint.
+"""The "spectral" stage: spectral components, similarities and t-SNE embeddings of the features of each checkpoint.
 
-Before fine-tuning (`pretrained`) and after it (`finetuned`, where it was run), so that Table 1 and Figures 4 and 5 of
-"Towards Inadequately Pre-trained Models" come out of one run.
+It runs on the features before fine-tuning (`pretrained`) and, if the checkpoints were fine-tuned, after it
+(`finetuned`), as Table 1 and Figures 4 and 5 of "Towards Inadequately Pre-trained Models" require.
 """
 
 import functools
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,14 +33,15 @@ from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
 
 COMPONENTS = ("full", "main", "residual")
-SIMILARITY_IMAGES = 1000
-PLACES = 60  # points of the spectrum in a row, evenly spaced on a logarithmic axis
+SIMILARITY_IMAGES = 1000  # number of test images that checkpoints are compared on
+SPECTRUM_POINTS = 60  # number of singular values in a row, evenly spaced on a logarithmic axis
+COMPONENT_BATCH_SIZE = 128  # batch size of the probes on the components
 
 Load = Callable[[Snapshot, str], Features]  # (checkpoint, split) -> features
 
 
 def run(work: Workspace) -> None:
-    """Components, spectra, similarities and embeddings for every target, before and after fine-tuning."""
+    """Computes components, spectra, similarities and embeddings for every target, before and after fine-tuning."""
     rows = Rows(work.results, "spectral")
     rows.forget_failures()
     _forget_other_metrics(work, rows)
@@ -53,16 +55,17 @@ def run(work: Workspace) -> None:
 
 
 def _tuned_features(work: Workspace, target: str, snapshot: Snapshot, split: str) -> Features:
+    """Returns the features of a checkpoint that was fine-tuned on a target."""
     return work.features_of(tuned_checkpoint(work, snapshot, target), work.source(target, split))
 
 
 def describe(work: Workspace) -> str:
-    """Returns what the plan says of this stage."""
+    """Describes this stage for the plan."""
     return f"components, spectra and t-SNE: {estimates.checkpoints(work)}"
 
 
 def _forget_other_metrics(work: Workspace, rows: Rows) -> None:
-    """Drops rows of an earlier version that lack the accuracy which counts on their target, so that they are made again."""
+    """Drops rows from an earlier version that lack the metric of their target, so that they are computed again."""
     kept = [row for row in rows.rows if math.isfinite(getattr(row, work.metrics.get(row.target, "accuracy")))]
     if len(kept) < len(rows.rows):
         count = len(rows.rows) - len(kept)
@@ -71,7 +74,7 @@ def _forget_other_metrics(work: Workspace, rows: Rows) -> None:
 
 
 def _missing(work: Workspace, target: str, stage: str, snapshots: list[Snapshot]) -> list[Snapshot]:
-    """Those without components or without a spectrum."""
+    """Lists the checkpoints whose components or spectrum have no rows yet."""
     spectral, spectrum = Rows(work.results, "spectral"), Rows(work.results, "spectrum")
     return [
         s
@@ -82,16 +85,17 @@ def _missing(work: Workspace, target: str, stage: str, snapshots: list[Snapshot]
 
 
 def _explain(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
+    """Writes the missing rows of all result files of this stage, for one target, before or after fine-tuning."""
     if not snapshots:
         return
     log.info("spectral components on %s, %s: %d checkpoints", target, stage, len(snapshots))
     rows = Rows(work.results, "spectral")
     missing = _missing(work, target, stage, snapshots)
     for group in groups.by_feature_dim(work, missing, target, copies=len(COMPONENTS) + 1):
-        read = functools.cache(load)  # once for all that is made of a group's features
-        valid = [snapshot for snapshot in group if _is_valid(work, target, stage, snapshot, read, rows)]
-        _components(work, target, stage, valid, read, rows)
-        _spectra(work, target, stage, valid, read)
+        load_once = functools.cache(load)  # the features of a group are read once for components and spectra
+        valid = [snapshot for snapshot in group if _is_valid(work, target, stage, snapshot, load_once, rows)]
+        _components(work, target, stage, valid, load_once, rows)
+        _spectra(work, target, stage, valid, load_once)
     failed = {row.checkpoint for row in rows.rows if (row.target, row.stage) == (target, stage) and row.error}
     valid = [snapshot for snapshot in snapshots if snapshot.name not in failed]
     _similarities(work, target, stage, valid, load)
@@ -99,7 +103,7 @@ def _explain(work: Workspace, target: str, stage: str, snapshots: list[Snapshot]
 
 
 def _is_valid(work: Workspace, target: str, stage: str, snapshot: Snapshot, load: Load, rows: Rows) -> bool:
-    """Whether the features are finite; if not, rows say what is wrong."""
+    """Returns whether the features of a checkpoint are valid; if not, writes rows with the reason."""
     error = groups.problem(work, target, functools.partial(load, snapshot))
     if error:
         log.warning("checkpoint %s on %s, %s, is skipped: %s.", snapshot.name, target, stage, error)
@@ -109,32 +113,21 @@ def _is_valid(work: Workspace, target: str, stage: str, snapshot: Snapshot, load
 
 
 def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load, rows: Rows) -> None:
-    """A probe on the full features, the main and the residual component of each batch of 128, as in Table 1."""
+    """Probes the full features and the main and residual components of each batch of images, as in Table 1."""
     missing = [s for s in snapshots if not all((s.name, target, stage, c) in rows for c in COMPONENTS)]
     if not missing:
         return
-    spectral = work.config.spectral
-    settings = ProbeSettings(epochs=spectral.epochs, batch_size=128, learning_rates=(0.01,))
-    splits, ranks = {}, []
-    for split in ("train", "test"):
-        order = np.random.default_rng(work.config.seed).permutation(len(work.source(target, split)))
-        stacked = []
-        for snapshot in missing:
-            found = load(snapshot, split)
-            x = jnp.asarray(found.features[order])
-            parts = batched_spectral_components(x, spectral.batch_size or len(x))
-            stacked += [x, parts.main, parts.residual]
-            if split == "train":
-                most = min(spectral.batch_size or len(x), *x.shape)
-                kept = float(jnp.mean(parts.rank))
-                ranks.append({"full": float(most), "main": kept, "residual": most - kept})
-        splits[split] = jnp.stack(stacked), found.labels[order]
+    settings = ProbeSettings(
+        epochs=work.config.spectral.epochs, batch_size=COMPONENT_BATCH_SIZE, learning_rates=(0.01,)
+    )
+    train, ranks = _stacked_components(work, target, "train", missing, load)
+    test, _ = _stacked_components(work, target, "test", missing, load)
     num_classes = work.source(target, "train").num_classes
-    result = probe(PROTOCOLS["probe"], splits["train"], splits["test"], num_classes, settings, work.config.seed)
-    parts = [
+    result = probe(PROTOCOLS["probe"], train, test, num_classes, settings, work.config.seed)
+    probed = [
         (snapshot, rank, component) for snapshot, rank in zip(missing, ranks, strict=True) for component in COMPONENTS
     ]
-    for i, (snapshot, rank, component) in enumerate(parts):
+    for i, (snapshot, rank, component) in enumerate(probed):
         rows.append(
             SpectralRow(
                 snapshot.name,
@@ -149,13 +142,37 @@ def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
         )
 
 
+def _stacked_components(
+    work: Workspace, target: str, split: str, snapshots: list[Snapshot], load: Load
+) -> tuple[tuple[jax.Array, jax.Array], list[dict[str, float]]]:
+    """Returns the components of the features of k checkpoints, in a random order of the images.
+
+    Returns:
+      (components [3 k, n, d], in the order of COMPONENTS for each checkpoint; labels [n]), and for each checkpoint
+      component -> rank, the mean over batches.
+    """
+    batch_size = work.config.spectral.batch_size
+    order = np.random.default_rng(work.config.seed).permutation(len(work.source(target, split)))
+    stacked, ranks = [], []
+    for snapshot in snapshots:
+        features = load(snapshot, split)
+        x = jnp.asarray(features.features[order])
+        parts = batched_spectral_components(x, batch_size or len(x))
+        stacked += [x, parts.main, parts.residual]
+        full_rank = min(batch_size or len(x), *x.shape)
+        main = float(jnp.mean(parts.rank))
+        ranks.append({"full": float(full_rank), "main": main, "residual": full_rank - main})
+    return (jnp.stack(stacked), features.labels[order]), ranks
+
+
 def _spectra(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
+    """Writes the spectrum of the training features of each checkpoint."""
     rows = Rows(work.results, "spectrum")
     for snapshot in snapshots:
         if (snapshot.name, target, stage) in rows:
             continue
         s = singular_values(jnp.asarray(load(snapshot, "train").features))
-        places = np.unique(np.geomspace(1, len(s), PLACES).round().astype(int))
+        places = np.unique(np.geomspace(1, len(s), SPECTRUM_POINTS).round().astype(int))
         shares = np.asarray(s / jnp.maximum(jnp.sum(s), jnp.finfo(s.dtype).tiny))[places - 1]
         rows.append(
             SpectrumRow(
@@ -173,6 +190,7 @@ def _spectra(work: Workspace, target: str, stage: str, snapshots: list[Snapshot]
 
 
 def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
+    """Writes the similarity of the test features of every pair of checkpoints."""
     rows = Rows(work.results, "similarity")
     names = [snapshot.name for snapshot in snapshots]
     if not names or all((a, b, target, stage) in rows for a in names for b in names):
@@ -180,21 +198,21 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
     images = _some_images(work, target, SIMILARITY_IMAGES)
     widest = max(work.source_net(snapshot.pretraining).feature_dim for snapshot in snapshots)
 
-    def stacked(part: list[Snapshot]):
+    def stack_features(part: list[Snapshot]) -> jax.Array:
         features = [load(snapshot, "test").features[images] for snapshot in part]
-        # Columns of zeros change neither similarity.
+        # Padding with columns of zeros changes neither similarity.
         return jnp.stack([np.pad(x, ((0, 0), (0, widest - x.shape[1]))) for x in features])
 
     n = len(images)
-    bytes_each = 2 * 4 * (2 * n**2 + n * widest)  # of the checkpoints of two parts
+    bytes_each = 2 * 4 * (2 * n**2 + n * widest)  # twice, because two parts are in memory together
     parts = groups.within_budget(work, snapshots, bytes_each, "similarities", target)
     cka, overlap = {}, {}
     for i, part in enumerate(parts):
-        x = stacked(part)
+        x = stack_features(part)
         for other in parts[i:]:
-            found = similarities(x) if other is part else similarities(x, stacked(other))
+            result = similarities(x) if other is part else similarities(x, stack_features(other))
             pairs = [(a.name, b.name) for a in part for b in other]
-            for values, matrix in ((cka, found.cka), (overlap, found.overlap)):
+            for values, matrix in ((cka, result.cka), (overlap, result.overlap)):
                 for (a, b), value in zip(pairs, np.asarray(matrix, float).ravel(), strict=True):
                     values[a, b] = values[b, a] = value
     new = [SimilarityRow(a, b, target, stage, cka[a, b], overlap[a, b]) for a in names for b in names]
@@ -202,7 +220,7 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
 
 
 def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
-    """Embeds, for each pre-training, the epochs that Table 1 shows: the best one for FE and the last one (Figure 4)."""
+    """Writes t-SNE embeddings of the epochs in Table 1: for each pre-training the best one for FE and the last."""
     rows = Rows(work.results, "embedding")
     results = {
         name: with_metrics(map(to_json_dict, Rows(work.results, name).rows), work.metrics)
@@ -213,13 +231,13 @@ def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
     chosen = [snapshot for snapshot in snapshots if snapshot.epoch in shown[snapshot.pretraining.name]]
     names = [snapshot.name for snapshot in chosen]
     kept = [row for row in rows.rows if (row.target, row.stage) != (target, stage) or row.checkpoint in names]
-    if len(kept) < len(rows.rows):  # another epoch was the best one
+    if len(kept) < len(rows.rows):  # another epoch was the best one before
         rows.replace(kept)
     for snapshot in chosen:
         if (snapshot.name, target, stage) in rows:
             continue
-        found = load(snapshot, "test")
-        x, y = tsne(found.features[images], seed=work.config.seed).T
+        features = load(snapshot, "test")
+        x, y = tsne(features.features[images], seed=work.config.seed).T
         rows.append(
             EmbeddingRow(
                 snapshot.name,
@@ -228,12 +246,12 @@ def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
                 stage,
                 x=x.round(2).tolist(),
                 y=y.round(2).tolist(),
-                labels=found.labels[images].tolist(),
+                labels=features.labels[images].tolist(),
             )
         )
 
 
 def _some_images(work: Workspace, target: str, count: int) -> np.ndarray:
-    """The same random test images for all checkpoints."""
+    """Returns the indices of random test images, the same for all checkpoints."""
     n = len(work.source(target, "test"))
     return np.sort(np.random.default_rng(work.config.seed).permutation(n)[:count])

@@ -1,4 +1,4 @@
-"""The stages of a study, in their order. They talk only through the working directory, so each can run alone."""
+"""The stages of a study, in order. They communicate only through the working directory, so each can run alone."""
 
 import math
 from collections.abc import Callable
@@ -9,12 +9,13 @@ from jax_transfer.study.workspace import Workspace
 
 
 class Stage(NamedTuple):
-    """A part of a study.
+    """Functions and outputs of a stage.
 
-    run: does what is missing in the working directory.
-    writes: the files in `results/` that it adds rows to, keys of `results.ROWS`.
-    describe: what the plan says of it.
-    gigaflops: its work as far as it is convolutions, for the time that the plan names; NaN where it is not known.
+    Attributes:
+      run: computes what is missing in the working directory.
+      writes: the files in `results/` that it adds rows to, keys of `results.ROWS`.
+      describe: returns the description of the stage for the plan.
+      gigaflops: returns the work of its forward passes and training steps, for the time in the plan; NaN if unknown.
     """
 
     run: Callable[[Workspace], None]
@@ -24,7 +25,11 @@ class Stage(NamedTuple):
 
 
 def written_by() -> dict[str, tuple[str, ...]]:
-    """Returns result file -> the stages that write it, in the order of the stages."""
+    """Returns result file -> the stages that write it, in the order of the stages.
+
+    >>> written_by()["transfer"]
+    ('probe', 'finetune')
+    """
     files = dict.fromkeys(file for stage in STAGES.values() for file in stage.writes)
     return {file: tuple(name for name, stage in STAGES.items() if file in stage.writes) for file in files}
 

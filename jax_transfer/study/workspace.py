@@ -1,4 +1,4 @@
-"""What the stages of a study share: a config, a working directory, and the data, nets, checkpoints and features."""
+"""The context that the stages of a study share: config, working directory, data, nets, checkpoints and features."""
 
 import functools
 import math
@@ -31,7 +31,7 @@ P, T = ParamSpec("P"), TypeVar("T")
 
 
 def kept(most: int | None = None):
-    """Keeps the results of a method of `Workspace`, at most so many of them, until the workspace is closed."""
+    """Caches the results of a method of `Workspace`, at most `most` of them, until the workspace is closed."""
 
     def decorate(method: Callable[Concatenate["Workspace", P], T]) -> Callable[Concatenate["Workspace", P], T]:
         name = method.__name__
@@ -48,15 +48,15 @@ def kept(most: int | None = None):
 
 
 class Workspace:
-    """A config and its working directory, and what several stages need: data, nets, checkpoints and features.
+    """The context of a study, which all stages share.
 
     Attributes:
-      results: the folder of result rows.
-      models: what each model of the study is called -> its name in MODELS and its settings.
+      results: the folder of the result files.
+      models: label of each model of the study -> its name in MODELS and its settings.
       sources: the data sets to pre-train on.
       snapshots: the checkpoints to evaluate.
       features_of: the cache of features, called with a checkpoint and a source.
-      caches: what methods marked with `kept` have returned.
+      caches: the cached results of methods that are decorated with `kept`.
     """
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path):
@@ -79,7 +79,7 @@ class Workspace:
     def source(self, dataset: str, split: str) -> Source:
         """Returns a split of a data set: "train" or "test", or a part of "train" ("fit" or "held_out").
 
-        Scores that train learn from "fit" and are tested on "held_out".
+        Scores that need training are trained on "fit" and tested on "held_out".
         """
         if split in ("fit", "held_out"):
             train = self.source(dataset, "train")
@@ -88,19 +88,19 @@ class Workspace:
         return load_source(dataset, split, seed=self.config.seed, on_corrupt=self.config.data.on_corrupt)
 
     def metric(self, target: str) -> str:
-        """Returns the metric of a target, a key of `records.METRICS`: the config's choice, or else what the field reports."""
+        """Returns the metric of a target, a key of `records.METRICS`: from the config, or else what papers report."""
         return self.config.metrics.get(target) or self.source(target, "train").metric
 
     @property
     def metrics(self) -> dict[str, str]:
-        """The metric of each target."""
+        """Metric of each target."""
         return {target: self.metric(target) for target in self.config.targets}
 
     def feed(self, dataset: str, split: str, everywhere: bool = False) -> Feed:
-        """Returns the feed of a split, read as `config.preprocessing` demands.
+        """Returns the feed of a split, with images of the size that `config.preprocessing` needs.
 
         Args:
-          everywhere: on the devices of all processes, which must then all ask for it.
+          everywhere: put it on the devices of all processes, which must then all call this.
         """
         everywhere = everywhere and jax.process_count() > 1
         return self._feed(self.source(dataset, split), self.preprocessing, everywhere)
@@ -127,18 +127,18 @@ class Workspace:
         return feed
 
     def net(self, model: str, num_classes: int) -> Net:
-        """Builds one of the study's models with a head for so many classes, in the precision of the device."""
+        """Builds one of the study's models with a head for `num_classes` classes, in the precision of the device."""
         return settings.make_net(self.config, self.models[model], num_classes, devices.compute_dtype())
 
     @kept()
     def source_net(self, pretraining: Pretraining) -> Net:
-        """Returns the net that is pre-trained: without a head if the objective does not train one."""
+        """Returns the net to pre-train, without a head if the objective does not train one."""
         net = self.net(pretraining.model, self.source(pretraining.source, "train").num_classes)
         return net if self._make_objective(net).has_head else self.net(pretraining.model, 0)
 
     @kept()
     def objective(self, pretraining: Pretraining) -> Objective:
-        """Returns what a pre-training minimises."""
+        """Returns the objective that a pre-training minimises."""
         return self._make_objective(self.source_net(pretraining))
 
     def _make_objective(self, net: Net) -> Objective:
@@ -146,7 +146,7 @@ class Workspace:
         return OBJECTIVES[config.objective](net, tuple(config.augment), **settings.objective_settings(self.config))
 
     def folder(self, pretraining: Pretraining) -> pathlib.Path:
-        """Returns the folder that holds the `checkpoints/` of a pre-training: for the first one the working directory."""
+        """Returns the folder with the `checkpoints/` of a pre-training; that of the first is the working directory."""
         first = pretraining == self.pretrainings[0]
         return self.workdir if first else self.workdir / "others" / pretraining.name
 
@@ -156,10 +156,10 @@ class Workspace:
 
     @kept()
     def checkpoint(self, snapshot: Snapshot) -> Checkpoint:
-        """Returns a checkpoint of the study, once its pre-training is over; its weights are read when they are needed.
+        """Returns a checkpoint of the study after its pre-training. The weights are read when they are needed.
 
         Raises:
-          InputError: if the epoch has not been saved.
+          InputError: if there is no checkpoint of the epoch.
         """
         pretraining, trajectory = snapshot.pretraining, self._trajectory(snapshot.pretraining)
         epochs = trajectory.epochs()
@@ -181,20 +181,20 @@ class Workspace:
 
     @kept(1)
     def _model(self, snapshot: Snapshot) -> Model:
-        """The weights of a checkpoint, on every device."""
+        """Reads the weights of a checkpoint, replicated to every device."""
         net, trajectory = self.source_net(snapshot.pretraining), self._trajectory(snapshot.pretraining)
         return trajectory.restore_model(snapshot.epoch, net, devices.replicated(self.mesh))
 
     def features(self, snapshot: Snapshot, dataset: str, split: str) -> Features:
-        """Returns the features of a split of a data set, from the cache if they are there."""
+        """Returns the features of a split of a data set, from the cache if it has them."""
         return self.features_of(self.checkpoint(snapshot), self.source(dataset, split))
 
     def gigaflops_per_image(self, pretraining: Pretraining) -> float:
-        """Returns the work of a forward pass of one image, in GFLOP."""
+        """Computes the work of a forward pass of one image, in GFLOP."""
         return self.features_of.gigaflops_per_image(self.source_net(pretraining), self.preprocessing)
 
     def transfer_row(self, snapshot: Snapshot, target: str, method: str, seed: int, **measured) -> TransferRow:
-        """Makes a row of results/transfer.jsonl; what was not measured is NaN."""
+        """Makes a row of results/transfer.jsonl. Numbers that are not given are NaN."""
         numbers = ("learning_rate", "accuracy", "mean_class_accuracy", "seconds", "gflops")
         return TransferRow(
             checkpoint=snapshot.name,
@@ -208,7 +208,7 @@ class Workspace:
         )
 
     def close(self) -> None:
-        """Closes the trajectories and releases the data: a closed workspace holds neither sources nor feeds."""
+        """Closes the trajectories and releases all sources, feeds and compiled programs."""
         for pretraining in self.pretrainings if "_trajectory" in self.caches else ():
             self._trajectory(pretraining).close()
         self.caches.clear()

@@ -132,7 +132,8 @@ class _History:
         """Starts with the metrics in `begun`, of the part of the epoch trained before; the next step is `step`."""
         self.calls = [{n: np.asarray(v, np.float32) for n, v in begun["metrics"].items()}] if begun else []
         self.seconds = begun["seconds"] if begun else 0.0
-        self.step, self.diverged_at = step, [None] * rows
+        self.step = step
+        self.diverged_at: list[int | None] = [None] * rows
 
     def add(self, metrics: dict[str, np.ndarray]) -> None:
         self.calls.append(metrics)

@@ -16,7 +16,7 @@ L2 = (1e-1, 1e-2, 1e-3, 1e-4)
 NORMAL_95 = 1.96  # half-width of a 95 % normal interval, in standard deviations
 
 
-def image_weights(y: Int[np.ndarray, " n"], metric: str) -> Float[np.ndarray, " n"]:
+def image_weights(y: Int[Array | np.ndarray, " n"], metric: str) -> Float[np.ndarray, " n"]:
     """Returns the weight of each image in a metric; the metric is the weighted share of correctly classified images.
 
     Args:
@@ -37,7 +37,11 @@ def image_weights(y: Int[np.ndarray, " n"], metric: str) -> Float[np.ndarray, " 
 
 
 def cross_validated(
-    x: Float[Array, "n d"], y: Int[np.ndarray, " n"], num_classes: int, seed: int = 0, metric: str = "accuracy"
+    x: Float[Array | np.ndarray, "n d"],
+    y: Int[Array | np.ndarray, " n"],
+    num_classes: int,
+    seed: int = 0,
+    metric: str = "accuracy",
 ) -> Bool[np.ndarray, " n"]:
     """Cross-validates a softmax regression in five stratified folds and returns which images it classifies correctly.
 

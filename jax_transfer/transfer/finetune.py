@@ -270,7 +270,9 @@ def finetune(
                 state = trained.state
                 diverged_at = [_first(*steps) for steps in zip(diverged_at, trained.diverged_at, strict=False)]
             model = evaluated(objective, state)
-            metrics = measure(model, test, eval_batch_size)[: len(own)]
+            measured = measure(model, test, eval_batch_size)
+            assert measured is not None  # the measurement cannot be stopped here
+            metrics = measured[: len(own)]
             # If the metrics are NaN although the last loss was finite, the last step diverged.
             diverged_at = [_first(d, stop if _any_nan(m) else None) for d, m in zip(diverged_at, metrics, strict=True)]
             seconds += time.perf_counter() - start_time

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -245,8 +245,8 @@ def _minimum(
     x = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
     transposed = x.T
     decay = l2 * jnp.ones(x.shape[1], x.dtype).at[-1].set(0)
-    weights = jnp.concatenate([weights["w"].T, weights["b"][:, None]], axis=1)
-    is_label = jnp.arange(len(weights))[:, None] == y
+    start = jnp.concatenate([weights["w"].T, weights["b"][:, None]], axis=1)
+    is_label = jnp.arange(len(start))[:, None] == y
     lbfgs = optax.scale_by_lbfgs()
 
     def unfinished(state):
@@ -257,7 +257,11 @@ def _minimum(
 
     def step(state):
         weights, logits, gradient = state["weights"], state["logits"], state["gradient"]
-        direction, memory = lbfgs.update(gradient, state["memory"], weights)
+        # optax declares the type of any tree: the update has the shape of the gradient.
+        direction: Float[Array, "c m"]
+        direction, memory = lbfgs.update(  # pyright: ignore[reportAssignmentType]
+            gradient, state["memory"], weights
+        )
         logits_direction = -direction @ transposed
 
         def evaluate(
@@ -283,13 +287,14 @@ def _minimum(
             "last_progress": jnp.where(progress, state["steps"] + 1, state["last_progress"]),
         }
 
-    logits = weights @ transposed
+    logits = start @ transposed
     loss, residual = _cross_entropy_of_logits(logits, is_label, share)
-    value = loss + 0.5 * jnp.vdot(decay * weights, weights)
-    state = {"weights": weights, "logits": logits, "value": value, "gradient": residual @ x + decay * weights}
-    state |= {"memory": lbfgs.init(weights), "steps": 0, "lowest": value, "last_progress": 0}
-    weights = jax.lax.while_loop(unfinished, step, state)["weights"]
-    return {"w": weights[:, :-1].T, "b": weights[:, -1]}
+    value = loss + 0.5 * jnp.vdot(decay * start, start)
+    gradient = residual @ x + decay * start
+    state: dict[str, Any] = {"weights": start, "logits": logits, "value": value, "gradient": gradient}
+    state |= {"memory": lbfgs.init(start), "steps": 0, "lowest": value, "last_progress": 0}
+    minimum = jax.lax.while_loop(unfinished, step, state)["weights"]
+    return {"w": minimum[:, :-1].T, "b": minimum[:, -1]}
 
 
 PATIENCE = 20  # steps of L-BFGS without a smaller objective after which float32 will come no closer to the minimum

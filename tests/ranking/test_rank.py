@@ -192,7 +192,7 @@ def test_problems_of_files_are_logged_before_the_work(folder, gigabytes, caplog,
         ranking = jt.rank(files, TARGET, scores=("logme",))
     assert [row.checkpoint for row in ranking.rows if row.error] == ["short"]
     messages = [record.getMessage() for record in caplog.records]
-    (estimate,) = [index for index, message in enumerate(messages) if message.startswith("In all about")]
+    (estimate,) = [index for index, message in enumerate(messages) if message.startswith("About ")]
     (broken,) = [index for index, message in enumerate(messages) if "truncated" in message]
     headless = [index for index, message in enumerate(messages) if "the file has no head" in message]
     assert broken < estimate and headless[0] < estimate

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from helpers.reports import Elements
 from helpers.studies import TARGET, one_epoch_config
-from jax_transfer import records, results
+from jax_transfer import results
 from jax_transfer.analysis import SCORES
 from jax_transfer.records import Features
 from jax_transfer.report import tables, trust
@@ -54,7 +54,7 @@ def test_a_list_with_gaps_has_nothing_against_all(pairs):
 
 
 def rows_of(work, target, scores, accuracies):
-    """Writes results: scores {name: [k]} and accuracies {method: [k]}, NaN for what failed, None for what does not exist."""
+    """Writes results: scores {name: [k]} and accuracies {method: [k]}; NaN for a failure, None for no row."""
     transfer = [
         TransferRow(s.name, s.epoch, target, method, 0, 0.1, a, a, 9, 9, 1.0, 1.0, "diverged" if math.isnan(a) else "")
         for method, values in accuracies.items()
@@ -214,7 +214,7 @@ def test_scores_of_a_head_exist_only_for_one_over_classes(tmp_path, monkeypatch,
     monkeypatch.setitem(OBJECTIVES, "other", lambda net, augment: make(net, augment)._replace(has_head=has_head))
     scores = ("logme", *(name for name, score in SCORES.items() if score.needs == "logits"))
     work = workspace(tmp_path, pretrain__objective="other", pretrain__epochs=1, scores=scores)
-    monkeypatch.setattr(work, "image_gigaflops", lambda pretraining: 1.0)
+    monkeypatch.setattr(work, "gigaflops_per_image", lambda pretraining: 1.0)
     labels = work.source(TARGET, "train").labels
     drawn = np.random.default_rng(0).normal(size=(len(labels), 80)).astype(np.float32)
     of_split = {"train": Features(drawn[:, :64], drawn[:, 64:], labels)}
@@ -232,5 +232,5 @@ def test_scores_of_a_head_exist_only_for_one_over_classes(tmp_path, monkeypatch,
     assert scored == {"logme": (2, 2), "leep": (2 * has_head, 2), "nce": (2 * has_head, 2)}
     text = Elements((tmp_path / "report/index.html").read_text(encoding="utf-8")).text
     assert ("LEEP 0 of 2 scored" in text) != has_head and "What failed" not in text
-    row = records.PretrainRow(0, math.nan, math.nan, 0.1, 1.0, 1.0, work.sources[0], "0", "resnet10")
+    row = results.PretrainRow(0, math.nan, math.nan, 0.1, 1.0, 1.0, work.sources[0], "0", "resnet10")
     assert pretrain_stage._metadata(work, work.pretrainings[0], row)["has_head"] == has_head

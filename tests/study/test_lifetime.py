@@ -36,8 +36,8 @@ def remembered(work):
     for dataset in (*work.sources, *work.config.targets):
         for split in ("train", "test"):
             source, feed = work.source(dataset, split), work.feed(dataset, split)
-            found |= {f"{what} of {dataset} {split}": x for what, x in (
-                ("source", source), ("labels", source.labels), ("feed", feed), ("pixels", feed.held.images))}  # fmt: skip
+            parts = {"source": source, "labels": source.labels, "feed": feed, "pixels": feed.held.images}
+            found |= {f"{part} of {dataset} {split}": x for part, x in parts.items()}
     return {name: weakref.ref(x) for name, x in found.items()}
 
 

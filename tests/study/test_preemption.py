@@ -1,4 +1,4 @@
-"""SIGTERM: saved at the next step, exit code 75, and the same command goes on to the same bits. Several processes as one."""
+"""SIGTERM saves at the next step and exits with code 75, and the same command resumes to the same bits."""
 
 import json
 import os
@@ -24,7 +24,7 @@ STEPS = 5  # an epoch of `random_source()`
 
 
 def _fit(feed, total_steps, state=None, stop_after=None, begun=None, stop_at_epoch=None):
-    """(state, rows of epochs, what a stop left); stops after so many steps of this call, or while that epoch is evaluated."""
+    """Returns (state, rows of epochs, metrics of stopped epochs); stops after some steps, or while an epoch is tested."""
     step, optimizer = training_step()
     mesh, feed = devices.make_mesh(), joined_feed(feed, 8)
     asked, epochs, left = [0], [], []
@@ -97,7 +97,7 @@ def test_sigterm_ends_the_program_also_while_a_compiled_program_runs():
     finally:
         process.kill()
     assert process.returncode == preemption.EXIT_CODE
-    assert said.endswith("stopped on request (SIGTERM). Run the same command again to resume.\n")
+    assert said.endswith("jax_transfer: Stopped on request (SIGTERM). Run the same command again to resume.\n")
 
 
 @pytest.mark.parametrize(("work", "steps"), [(10.0, 50), (1e9, 1), (1e-9, 512), (float("nan"), 512)])
@@ -128,7 +128,7 @@ def _wait_for(text, process, log, seconds=200):
 PRETRAIN = (
     "--config.stages=('pretrain',)",
     "--config.pretrain.epochs=12",
-    # A larger one magnifies the rounding, which differs with the number of devices, within two epochs to another training.
+    # A larger one magnifies the rounding, which depends on the number of devices: after two epochs the losses differ.
     "--config.pretrain.optimizer.learning_rate=0.002",
 )
 
@@ -257,7 +257,7 @@ def test_a_whole_study_of_two_processes_gives_the_rows_of_one(gigabytes, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"coordinator_address": "localhost:1"}, "num_processes and process_id missing"),
+        ({"coordinator_address": "localhost:1"}, "Missing num_processes and process_id"),
         ({"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 2}, "process_id = 2: .* 0 to 1"),
     ],
 )

@@ -49,7 +49,7 @@ def test_checkpoints_of_several_sources_are_ranked_together(two_sources):
     assert all(row["forward_gflops"] > 0 and row["gflops"] > 0 and not row["error"] for row in results["scores"])
 
 
-@pytest.mark.slow  # .ci/run_stages ranks those of twelve models
+@pytest.mark.slow  # .ci/run ranks those of twelve models
 def test_checkpoints_of_several_models_are_ranked_together(tmp_path):
     config = one_epoch_config(scores=("logme", "leep", "finetune_1"))
     config.model.others = ({"name": "resnet10", "stem": "cifar", "width": 4},)
@@ -162,7 +162,7 @@ def test_one_run_of_a_checkpoint_gives_all_the_early_stops_that_it_lacks(there, 
             yield snapshot, 0, Finetuned(snapshot.epoch, epoch, metrics, float(epoch), 1.0, {}, diverged)
 
     monkeypatch.setattr(score_stage, "finetuned", finetuned)
-    monkeypatch.setattr(work, "image_gigaflops", functools.cache(lambda pretraining: 1.0))
+    monkeypatch.setattr(work, "gigaflops_per_image", functools.cache(lambda pretraining: 1.0))
     rows = Rows(work.results, "scores")
     for epoch, score in there:
         rows.append(score_stage.ScoreRow(str(epoch), epoch, TARGET, score, 0.9, 1.0, 1.0, 1.0))

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from helpers.studies import TARGET, one_epoch_config, run_stages
-from jax_transfer import devices, records
+from jax_transfer import devices, results
 from jax_transfer.records import InputError
 from jax_transfer.results import ROWS, VERSIONS, Rows, read_rows
 from jax_transfer.study import finetune as finetune_stage
@@ -29,7 +29,7 @@ def make_row(file, number, **changes):
 
 
 def line(row, version):
-    values = {**records.to_json_dict(row), "version": version}
+    values = {**results.to_json_dict(row), "version": version}
     return json.dumps({name: value for name, value in values.items() if value is not None}) + "\n"
 
 
@@ -122,8 +122,7 @@ def test_the_report_leaves_older_rows_out_and_says_so_once(file, tmp_path, caplo
     said = [message for message in caplog.messages if "older version" in message]
     assert len(said) == (VERSIONS[file] > 1)
     assert all(
-        "2 rows were computed by an older version of jax_transfer and are left out: run_stages its stage" in m
-        for m in said
+        "2 rows were computed by an older version of jax_transfer and are left out: run its stage" in m for m in said
     )
 
 
@@ -166,7 +165,7 @@ def test_an_old_working_directory_is_computed_again_once(tmp_path, caplog):
 
 
 def _check_early_stops(config, workdir, results):
-    """One run_stages of the whole schedule on the same images has the values of both scores on its way."""
+    """One run of the whole schedule on the same images has the values of both scores on its way."""
     work = Workspace(config, workdir)
     (snapshot,) = work.snapshots
     tuning = finetune_stage.settings.finetune_settings(config, TARGET)
@@ -183,9 +182,14 @@ def _check_early_stops(config, workdir, results):
     assert rows["finetune_5"]["seconds"] > rows["finetune_1"]["seconds"] > 0
     for row in rows.values():
         assert row["test_forward_gflops"] == pytest.approx(row["forward_gflops"] * 64 / 160)
-    path = finetune_stage._path(work, snapshot, TARGET, "train")
+
+    def path_of_features():
+        tuned = finetune_stage.tuned_checkpoint(work, snapshot, TARGET)
+        return work.features_of.path(tuned, work.source(TARGET, "train"))
+
+    path = path_of_features()
     assert path.exists()
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(finetune_stage.VERSIONS, "transfer", VERSIONS["transfer"] + 1)
-        assert finetune_stage._path(work, snapshot, TARGET, "train") != path
+        assert path_of_features() != path
     work.close()
