@@ -287,7 +287,7 @@ def use_compilation_cache(folder) -> None:
     Args:
       folder: where to keep them; JAX_COMPILATION_CACHE_DIR takes precedence.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]  defined at run time
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")

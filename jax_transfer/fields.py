@@ -89,8 +89,9 @@ class StudyConfig(ConfigDict):
         super().__init__(*args, allow_dotted_keys=allow_dotted_keys, **kwargs)
 
     if typing.TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...  # the types of fields are checked by `check`
+        # The types of fields are checked by `check`.
+        def __getattr__(self, name: str) -> Any: ...
+        def __getitem__(self, key) -> Any: ...
 
     def get_type(self, key: str) -> type:
         """Returns the type of a field, which decides how the command line parses it.
@@ -124,7 +125,11 @@ def keywords(function: Callable) -> Schema:
     >>> keywords(lambda net, temperature=0.2: None)
     {'temperature': Field(annotation=<class 'float'>, default=0.2)}
     """
-    return {name: field for name, field in schema(function).items() if field.default is not inspect.Parameter.empty}
+    return {
+        name: field
+        for name, field in schema(function).items()
+        if not isinstance(field, Field) or field.default is not inspect.Parameter.empty
+    }
 
 
 def section(fields: Schema) -> StudyConfig:
@@ -192,8 +197,8 @@ def make(kind: type, values: Mapping, where: str):
 
 
 def _build(kind: type, values: Mapping):
-    types = {field.name: field.type for field in dataclasses.fields(kind)}
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(kind)}
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     sections = {
         name: _build(types[name], value) for name, value in plain.items() if dataclasses.is_dataclass(types[name])
     }
@@ -254,7 +259,7 @@ def _check_value(value, annotation, where: str, field: str, default) -> None:
     if value is None:
         raise InputError(f"{where} is unset: give it a value{example}.")
     if origin is tuple:
-        kind = arguments[0] if arguments else type(default[0])
+        kind: Any = arguments[0] if arguments else type(default[0])  # pyright: ignore  a tuple has an element
         if not isinstance(value, tuple | list):
             name = _kind(kind)[0].__name__
             raise InputError(f"{where} = {_short_repr(value)}: must be a tuple of {name}{example}.")
@@ -278,14 +283,14 @@ def _check_value(value, annotation, where: str, field: str, default) -> None:
 
 
 def _check_type(value, kind: type, where: str) -> None:
-    accepted = {float: (float, int), dict: (Mapping, ConfigDict)}.get(kind, (kind,))
+    accepted: tuple[type, ...] = {float: (float, int), dict: (Mapping, ConfigDict)}.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise InputError(
             f"{where} = {_short_repr(value)}: must be of type {kind.__name__}, not {type(value).__name__}."
         )
-    if kind is str and UNPRINTABLE.search(value):
+    if isinstance(value, str) and kind is str and UNPRINTABLE.search(value):
         raise InputError(f"{where} = {_short_repr(value)}: must be valid Unicode without control characters.")
-    if kind in (int, float) and not abs(value) <= LARGEST_FLOAT32:
+    if isinstance(value, int | float) and not abs(value) <= LARGEST_FLOAT32:
         raise InputError(f"{where} = {_short_repr(value)}: must be finite.")
 
 

@@ -6,6 +6,7 @@ L-BFGS. Here the traced program runs with an additional counter, so that each it
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,8 @@ def _scan(eqn, args):
 def _operations(eqn) -> float:
     """Returns the number of operations of one call of a primitive, from the shapes."""
     name, params = eqn.primitive.name, eqn.params
-    operand, result = eqn.invars[0].aval if eqn.invars else None, eqn.outvars[0].aval
+    result = eqn.outvars[0].aval
+    operand: Any = eqn.invars[0].aval if eqn.invars else None
     if name in _FREE or not hasattr(result, "shape"):
         return 0
     if name == "dot_general":

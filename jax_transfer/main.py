@@ -7,6 +7,7 @@ import errno
 import pathlib
 import re
 import sys
+from typing import cast
 
 import rich
 from absl import app, flags
@@ -132,7 +133,9 @@ def _parse_flags(argv):
         raise InputError(f"--config: get_config returns a {type(FLAGS.config).__name__}; expected a ConfigDict.")
     given = {".".join(argument.lstrip("-").partition("=")[0].split(".")[:2]) for argument in argv[1:]}
     if "config.targets" in given:
-        follow_targets(FLAGS.config, [name for name in BY_TARGET if f"config.{name}" not in given])
+        follow_targets(
+            cast(fields.StudyConfig, FLAGS.config), [name for name in BY_TARGET if f"config.{name}" not in given]
+        )
     return rest
 
 

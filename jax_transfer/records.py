@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -44,10 +45,10 @@ class Batch:
       extra: further arrays [b, ...] by name, such as the tokens of captions (`Source.extra`).
     """
 
-    images: jax.Array
-    labels: jax.Array
-    mask: jax.Array
-    extra: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    images: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
+    mask: jax.Array | np.ndarray
+    extra: Mapping[str, jax.Array | np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -63,9 +64,9 @@ class Views:
     """
 
     images: tuple[jax.Array, ...]
-    labels: jax.Array
-    mask: jax.Array
-    extra: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    labels: jax.Array | np.ndarray
+    mask: jax.Array | np.ndarray
+    extra: Mapping[str, jax.Array | np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass

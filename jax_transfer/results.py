@@ -21,6 +21,7 @@ import socket
 import threading
 import typing
 from collections.abc import Iterable
+from typing import Any
 
 from jax_transfer import devices
 from jax_transfer.logs import log
@@ -270,7 +271,7 @@ def from_json_dict(row_type: type, values: Row):
     Raises:
       TypeError: if fields are missing or unknown.
     """
-    fields = {_FIELD_OF_COLUMN.get(name, name): value for name, value in values.items()}
+    fields: dict[str, Any] = {_FIELD_OF_COLUMN.get(str(name), str(name)): value for name, value in values.items()}
     annotations = {field.name: field.type for field in dataclasses.fields(row_type)}
     missing = {
         name: None if type(None) in typing.get_args(annotations.get(name)) else math.nan

@@ -124,7 +124,7 @@ def fingerprint(tree) -> str:
 
 
 def _hash(leaf) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)).digest()
+    return hashlib.blake2b(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data).digest()
 
 
 def _dtype(leaf):

@@ -1,4 +1,4 @@
-"""Settings are checked in the same way by hand, in a config, for single targets and in an earlier version's config."""
+"""Settings are validated in code, in configs and for single targets; configs of earlier versions can still be read."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from jax_transfer.training.optimizers import OptimizerSettings
 from jax_transfer.transfer.finetune import FinetuneSettings
 from jax_transfer.transfer.probe import ProbeSettings
 
-# config.json of the default config, as the version before the sections of the objectives wrote it.
+# The default config.json of the version before objectives had sections.
 EARLIER = json.loads((pathlib.Path(__file__).parent / "earlier_config.json").read_text())
 
 
@@ -40,18 +40,18 @@ EARLIER = json.loads((pathlib.Path(__file__).parent / "earlier_config.json").rea
         (lambda: DataSettings(on_corrupt="ignore"), "on_corrupt"),
     ],
 )
-def test_settings_made_by_hand_check_themselves(make, message):
+def test_settings_validate_their_fields(make, message):
     with pytest.raises(InputError, match=message):
         make()
 
 
-def test_unset_is_allowed_where_the_type_says_so():
+def test_none_is_allowed_only_for_optional_fields():
     assert SpectralSettings(batch_size=None).batch_size is FinetuneSettings().steps is None
     with pytest.raises(InputError, match=r"ProbeSettings\.epochs is unset: give it a value, such as 100"):
         ProbeSettings(epochs=None)
 
 
-def test_the_field_of_a_single_target_is_named_in_full():
+def test_error_names_the_full_path_of_an_override():
     study = default_config()
     study.overrides = {"tfds:mnist": {"probe": {"epochs": 0}}}
     with pytest.raises(InputError, match=r"config\.overrides\['tfds:mnist'\]\.probe\.epochs = 0"):
@@ -68,7 +68,7 @@ def toy(net, augment, temperature: Part = 0.2, queue: int = 64, parts: tuple[str
     """An objective with settings."""
 
 
-def test_an_objective_has_a_section_of_its_settings(monkeypatch):
+def test_objective_settings_become_a_config_section(monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "toy", toy)
     study = default_config()
     assert study.pretrain.toy.to_dict() == {"temperature": 0.2, "queue": 64, "parts": ("a",), "plain": 1.5}
@@ -81,7 +81,7 @@ def test_an_objective_has_a_section_of_its_settings(monkeypatch):
         checks.check(study)
 
 
-def test_settings_of_other_objectives_change_no_result(monkeypatch):
+def test_settings_of_unused_objectives_are_ignored(monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "toy", toy)
     old, new = default_config(), default_config()
     new.pretrain.toy.queue = 1
@@ -109,15 +109,15 @@ def test_feeds_are_checked(feeds, message):
         checks.check(study)
 
 
-# --- what earlier versions wrote
+# --- configs of earlier versions
 
 
-def test_a_config_of_an_earlier_version_is_the_same_study():
+def test_config_of_an_earlier_version_has_no_differences():
     assert "label_smoothing" in EARLIER["pretrain"] and "feeds" not in EARLIER["pretrain"]
     assert differences(EARLIER, to_json(default_config())) == []
 
 
-def test_what_differs_from_an_earlier_version_is_named():
+def test_differences_from_an_earlier_version_are_named():
     earlier, new = copy.deepcopy(EARLIER), default_config()
     earlier["pretrain"]["label_smoothing"] = 0.1
     assert differences(earlier, to_json(new)) == ["config.pretrain.supervised.label_smoothing was 0.1, is 0.0"]
@@ -128,7 +128,7 @@ def test_what_differs_from_an_earlier_version_is_named():
     assert line == "config.finetune.optimizer.head_learning_rate_factor was 1.0, is 10.0"
 
 
-def test_defaults_are_those_of_the_earlier_version():
+def test_defaults_equal_those_of_the_earlier_version():
     new = to_json(default_config())
     for name in EARLIER.keys() - {"pretrain", "finetune", "stages"}:
         assert new[name] == EARLIER[name]
@@ -138,7 +138,7 @@ def test_defaults_are_those_of_the_earlier_version():
 # --- the fields themselves
 
 
-def test_a_section_has_the_defaults_and_accepts_what_was_unset():
+def test_section_accepts_values_for_unset_fields():
     study = default_config()
     study.model.width, study.finetune.steps, study.spectral.batch_size = 16, 10, None
     checks.check(study)
@@ -147,26 +147,26 @@ def test_a_section_has_the_defaults_and_accepts_what_was_unset():
     assert settings.pretrain_optimizer(study) == PretrainSettings().optimizer
 
 
-def test_options_are_read_when_a_value_is_checked():
+def test_options_are_read_at_validation_time():
     options = {"a": 1}
-    found = {"x": fields.Field(tuple[Annotated[str, OneOf(options, "letter")], ...], ("a",))}
+    schema = {"x": fields.Field(tuple[Annotated[str, OneOf(options, "letter")], ...], ("a",))}
     with pytest.raises(InputError, match=r"Unknown letter \(here\.x\): 'b'. Valid: a"):
-        fields.check({"x": ("a", "b")}, found, "here")
+        fields.check({"x": ("a", "b")}, schema, "here")
     options["b"] = 2
-    fields.check({"x": ("a", "b")}, found, "here")
+    fields.check({"x": ("a", "b")}, schema, "here")
 
 
-def test_rules_say_what_is_expected():
-    found = {"x": fields.Field(Annotated[tuple[Probability, ...], Listed(filled=True)], (0.5,))}
+def test_errors_state_the_expected_value():
+    schema = {"x": fields.Field(Annotated[tuple[Probability, ...], Listed(filled=True)], (0.5,))}
     for value, message in ((1.0, r"must lie in \[0, 1\); 0 turns it off"), (float("nan"), "must be finite")):
         with pytest.raises(InputError, match=message):
-            fields.check({"x": (value,)}, found, "here")
+            fields.check({"x": (value,)}, schema, "here")
     with pytest.raises(InputError, match=r"here\.x is empty: name at least one"):
-        fields.check({"x": ()}, found, "here")
+        fields.check({"x": ()}, schema, "here")
     with pytest.raises(InputError, match="here lacks x"):
-        fields.check({}, found, "here")
-    fields.check({}, found, "here", partial=True)
+        fields.check({}, schema, "here")
+    fields.check({}, schema, "here", partial=True)
 
 
-def test_every_field_of_a_study_is_a_field_of_its_config():
+def test_default_config_has_every_field_of_a_study():
     assert default_config().to_dict().keys() == fields.schema(config.Study()).keys()

@@ -1,4 +1,4 @@
-"""Operations are counted as often as they run."""
+"""Operations in loops and branches count as often as they run."""
 
 import functools
 
@@ -12,10 +12,10 @@ from jax_transfer.analysis import SCORES
 from jax_transfer.records import Features
 
 SQUARE = jnp.eye(100)
-PRODUCT = 2e-3  # gigaflops of a product of two 100 x 100 matrices
+PRODUCT = 2e-3  # gigaflops of the product of two 100 x 100 matrices
 
 
-def test_straight_line_equals_the_compilers_analysis():
+def test_straight_line_code_equals_the_compilers_count():
     def network(x, w, kernel):
         y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return jnp.sum(jax.nn.relu(y.reshape(4, -1)) @ w)
@@ -25,12 +25,12 @@ def test_straight_line_equals_the_compilers_analysis():
 
 
 @pytest.mark.parametrize("turns", (0, 1, 7))
-def test_loops_count_as_often_as_they_turn(turns):
+def test_loop_bodies_count_once_per_iteration(turns):
     @jax.jit
     def scanned(x):
         return jax.lax.scan(lambda c, _: (c @ x, None), x, length=turns)[0]
 
-    def until(x, limit):  # not known before it runs
+    def until(x, limit):  # the number of iterations is known only at run time
         return jax.lax.while_loop(lambda state: state[1] < limit, lambda state: (state[0] @ x, state[1] + 1), (x, 0))
 
     nested = jax.vmap(lambda x: jax.lax.fori_loop(0, turns, lambda i, c: scanned(c), x))
@@ -41,7 +41,7 @@ def test_loops_count_as_often_as_they_turn(turns):
     )
 
 
-def test_only_the_branch_that_is_taken_counts():
+def test_only_the_taken_branch_counts():
     def either(x, yes):
         return jax.lax.cond(yes, lambda: x @ x @ x, lambda: x @ x)
 
@@ -57,12 +57,13 @@ def test_factorisations_count():
     assert flops.gigaflops(jnp.linalg.svd, SQUARE) > flops.gigaflops(lambda x: jnp.linalg.qr(x, mode="r"), SQUARE)
 
 
-LIKE_A_NEIGHBOUR = ("mi_alpha_0.01", "mi_pca_alpha_0.01", "linear_5")  # but for a number
-CASES = [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_A_NEIGHBOUR else name for name in SCORES]
+# Each differs from another score only in a number.
+VARIANTS = ("mi_alpha_0.01", "mi_pca_alpha_0.01", "linear_5")
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in SCORES]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_work_of_every_score_grows_with_the_samples(name):
+def test_gigaflops_of_every_score_grow_with_samples(name):
     def work(n):
         x, y = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32), np.arange(n) % 3
         features = Features(jnp.asarray(x), jnp.asarray(x), jnp.asarray(y, jnp.int32))

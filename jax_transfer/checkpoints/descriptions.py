@@ -218,7 +218,7 @@ def guessed_preprocessing(
             "It does not state its preprocessing: 32 pixels, and the mean and std of ImageNet, are a guess."
         )
     same = release is not None and _network(release[0]) == _network(model)
-    guess = release[1] if same else IMAGENET if is_moco else released_preprocessing(model)
+    guess = release[1] if release and same else IMAGENET if is_moco else released_preprocessing(model)
     guess = dataclasses.replace(guess, image_size=settings.get("image_size", guess.image_size))
     if same and is_release(name):
         return guess, ""

@@ -17,6 +17,7 @@ from jax_transfer.checkpoints.folders import expanded, is_epoch, only_file
 from jax_transfer.checkpoints.released import architecture, named
 from jax_transfer.checkpoints.trajectory import Trajectory
 from jax_transfer.choose import choose
+from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.logs import log
 from jax_transfer.models.net import Net, without_head
 from jax_transfer.models.zoo import MODELS
@@ -105,8 +106,8 @@ def _from_trajectory(path: pathlib.Path, model: str | None, given: dict) -> Chec
     with contextlib.closing(Trajectory(path.parent)) as trajectory:
         if epoch not in trajectory.epochs():
             raise InputError(f"{path}: is not a complete checkpoint; the folder has {trajectory.epochs() or 'none'}.")
-        described = _description_of_epoch(path, trajectory.metadata(epoch))
-        name, settings = described.model, {**described.settings, **given}
+        name, preprocessing, described = _description_of_epoch(path, trajectory.metadata(epoch))
+        settings = {**described.settings, **given}
         if model not in (None, name):
             raise InputError(f"{path}: is a {name}, not a {model}.")
         net = _make_model(path, name, settings)
@@ -118,15 +119,15 @@ def _from_trajectory(path: pathlib.Path, model: str | None, given: dict) -> Chec
         net,
         weights["params"],
         weights["stats"],
-        described.preprocessing,
+        preprocessing,
         described.source_accuracy,
         settings,
         described.has_head and net.num_classes > 0,
     )
 
 
-def _description_of_epoch(path: pathlib.Path, metadata: object) -> descriptions.Description:
-    """Returns the description in the metadata of an epoch.
+def _description_of_epoch(path: pathlib.Path, metadata: object) -> tuple[str, Preprocessing, descriptions.Description]:
+    """Returns the model, the preprocessing and all else that the metadata of an epoch state.
 
     Raises:
       InputError: if the metadata are malformed or lack the model or the preprocessing.
@@ -137,7 +138,7 @@ def _description_of_epoch(path: pathlib.Path, metadata: object) -> descriptions.
         raise InputError(f"{path}: its metadata cannot be used ({str(error).rstrip('.')}).") from error
     if described.model is None or described.preprocessing is None:
         raise InputError(f"{path}: its metadata lack the model or the preprocessing; use another epoch.")
-    return described
+    return described.model, described.preprocessing, described
 
 
 def _make_model(path: pathlib.Path, name: str, settings: Mapping) -> Net:

@@ -9,7 +9,7 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class _Candidate(NamedTuple):
     """A mapping and a prefix under which the weights may be."""
 
     keys: tuple[str, ...]  # keys of the nested mappings, outermost first
-    arrays: Mapping[str, object]
+    arrays: Mapping[str, Any]
     prefix: str
     names: Mapping[str, str]  # name after the prefix, without wrappers -> full name
     fitting: int  # number of names that the model has, without those of its head
@@ -252,7 +252,7 @@ def _shapes(candidate: _Candidate) -> State:
     return {name: np.broadcast_to(np.False_, tuple(arrays[full].shape)) for name, full in candidate.names.items()}
 
 
-def _read(arrays: Mapping[str, object], wanted: Mapping[str, str], path: pathlib.Path) -> State:
+def _read(arrays: Mapping[str, Any], wanted: Mapping[str, str], path: pathlib.Path) -> State:
     """Reads arrays as float32; wanted: new name -> name in `arrays`.
 
     Raises:

@@ -13,6 +13,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -52,8 +53,11 @@ NUMERIC = re.compile(r"[<>=|]?([fiu][1248]|b1|\?)")  # codes of NumPy's numeric 
 class Inert:
     """A stand-in for an object of a file: it keeps its `arguments` and `state`, and does nothing with them."""
 
+    arguments: tuple
+    state: Any
+
     def __new__(cls, *arguments):
-        self = object.__new__(cls)
+        self: Any = object.__new__(cls)
         self.arguments, self.state = arguments, None
         return self
 
@@ -70,12 +74,18 @@ class Inert:
 class _DefaultDict:
     """A `collections.defaultdict` without its factory: a plain dictionary, the only mapping that torch fills."""
 
+    arguments: tuple
+    state: Any
+
     def __new__(cls, *arguments):
         return {}
 
 
 class _NoBytes:
     """`bytes()`, which pickle protocol 2 writes for an empty byte string."""
+
+    arguments: tuple
+    state: Any
 
     def __new__(cls, *arguments):
         return b""
@@ -207,8 +217,9 @@ def _read_torch(path):
         ) from error
     advice = "If you trust its source, load it with torch and save its state_dict() alone, preferably as .safetensors."
     _check_not_compressed(path)
+    allowed: list[Any] = list(ALLOWED)
     try:
-        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings(record=True) as warned:
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")  # recorded, since an error message below needs one of them
             contents = torch.load(path, map_location="cpu", weights_only=True)
         return _plain(contents, {})
@@ -279,7 +290,7 @@ def _array(x: Inert) -> np.ndarray | None:
     return values.reshape(shape, order="F" if is_fortran else "C")
 
 
-def _dtype_code(dtype) -> tuple[str, str]:
+def _dtype_code(dtype) -> tuple[str, Any]:
     """Returns the code and the byte order of a NumPy dtype in a pickle; ("", "=") if it has no code."""
     arguments, state = (dtype.arguments, dtype.state) if isinstance(dtype, Inert) else ((), None)
     code = arguments[0] if arguments and isinstance(arguments[0], str) else ""

@@ -223,7 +223,8 @@ def _storable(tree: dict) -> dict:
         kind = getattr(array, "dtype", type(leaf).__name__)
         if _is_storable(array, kind):
             return array
-        size = f" and shape {list(array.shape)}" if hasattr(array, "shape") and 0 in array.shape else ""
+        shape = getattr(array, "shape", ())
+        size = f" and shape {list(shape)}" if 0 in shape else ""
         raise InputError(
             f"A checkpoint cannot hold {name} of type {kind}{size}: expected arrays and numbers that JAX supports."
         )

@@ -239,6 +239,7 @@ def views(
     number, result = 0, {}
     for feed, augmentations_of_views in names.items():
         batch, images = batches[feed], []
+        labels = jnp.asarray(batch.labels)  # replaced by those of the first view
         for augmentations in augmentations_of_views:
             view_key = jax.random.fold_in(key, _VIEW_OFFSET + number) if number else key
             view_images, view_labels = view(view_key, batch, tuple(augmentations), preprocessing, num_classes[feed])

@@ -10,7 +10,7 @@ one or several feeds.
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -48,9 +48,12 @@ class Feed(Protocol):
     max_steps: the largest number of training steps in one compiled call.
     """
 
-    source: Source
-    held: Any
-    max_steps: int
+    @property
+    def source(self) -> Source: ...
+    @property
+    def held(self) -> Any: ...
+    @property
+    def max_steps(self) -> int: ...
 
     def items(self, steps: range, count: int, seed: int, batch_size: int) -> Iterator[Any]:
         """Yields the items of training steps, `count` steps at a time: a pytree with leaves [count, ...].
@@ -61,16 +64,20 @@ class Feed(Protocol):
           seed: determines the order of each epoch.
           batch_size: images a step.
         """
+        ...
 
     @staticmethod
     def fetch(held, item) -> Batch:
         """Returns the batch of one step from its item (leaves [...]); runs inside jit."""
+        ...
 
     def on(self, mesh: Mesh) -> "Feed":
         """Returns the same feed on another mesh over the same devices."""
+        ...
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields every image once, in order, in batches of `batch_size`; the last one is padded and masked."""
+        ...
 
 
 def abstract_batch(
@@ -84,7 +91,8 @@ def abstract_batch(
     >>> abstract_batch(Preprocessing(image_size=32), batch_size=8).images
     ShapeDtypeStruct(shape=(8, 32, 32, 3), dtype=uint8)
     """
-    size, shape = preprocessing.host_size, jax.ShapeDtypeStruct
+    size = preprocessing.host_size
+    shape: Any = jax.ShapeDtypeStruct  # traced functions take it for an array
     return Batch(
         images=shape((batch_size, size, size, 3), np.uint8),
         labels=shape((batch_size,), np.int32),
@@ -182,7 +190,7 @@ class Streamed:
     max_steps: int = 16
     held: None = None
 
-    def _read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def _read(self, indices: np.ndarray) -> dict[str, Any]:
         """Reads one batch; an index of -1 is padding."""
         real = indices[indices >= 0]
         size = self.preprocessing.host_size
@@ -320,7 +328,7 @@ def joined(feeds: Mapping[str, tuple[Feed, int]]) -> Joined:
     return Joined({name: feed for name, (feed, _) in feeds.items()}, sizes)
 
 
-class _Rows(collections.abc.Sequence):
+class _Rows(Sequence):
     """The rows of a matrix as a sequence, which Grain maps over."""
 
     def __init__(self, matrix: np.ndarray):
@@ -386,7 +394,7 @@ def require_different(source: Source, images: Iterable[np.ndarray]) -> None:
       InputError: if all are equal.
     """
     images = iter(images)
-    first = next(images, None)
+    first = next(images, np.zeros(0))
     if source.split == "train" and len(source) > 1 and all(np.array_equal(first, image) for image in images):
         raise InputError(
             f"{source.name}: all {len(source)} training images are equal after resizing, so nothing can be learned "

@@ -8,6 +8,7 @@ image unreadable; only the orientation is read from EXIF or XMP. The file itself
 import re
 import struct
 import zlib
+from typing import Literal
 
 import numpy as np
 
@@ -175,11 +176,15 @@ def _tiff(data: bytes) -> tuple[bytes, int]:
     return data[:start] + table + data[start + len(table) :], orientations[0] if orientations else 1
 
 
+ByteOrder = Literal["little", "big"]
+BYTE_ORDERS: dict[bytes, ByteOrder] = {b"II": "little", b"MM": "big"}
+
+
 def _orientation(exif: bytes, xmp: bytes) -> int:
     """Returns the orientation in EXIF, else in XMP, else 1. `exif` may be truncated, and its other tags malformed."""
     while exif.startswith(b"Exif\0"):
         exif = exif[6:]
-    order = {b"II": "little", b"MM": "big"}.get(exif[:2])
+    order: ByteOrder | None = BYTE_ORDERS.get(exif[:2])
     if order and len(exif) >= 8:
         start = int.from_bytes(exif[4:8], order)
         count = int.from_bytes(exif[start : start + 2], order)
@@ -190,7 +195,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
     return int(match[1]) if match else 1
 
 
-def _orientation_of_entry(entry: bytes, order: str) -> int | None:
+def _orientation_of_entry(entry: bytes, order: ByteOrder) -> int | None:
     """Returns the value of an entry of a TIFF directory if it is a valid orientation, else None."""
     byte_order = "<" if order == "little" else ">"
     tag, number_type = struct.unpack(byte_order + "HH", entry[:4])

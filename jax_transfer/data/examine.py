@@ -10,8 +10,9 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -148,7 +149,7 @@ def _look_at_file(path: pathlib.Path) -> Look:
         return Look(problem=str(error))
 
 
-def notes_on_looks(looks: dict, shown: Callable[[object], str]) -> list[str]:
+def notes_on_looks(looks: dict, shown: Callable[[Any], str]) -> list[str]:
     """Returns notes on blank, equal and transparent images, and on 16-bit images of low contrast.
 
     Args:
@@ -197,7 +198,7 @@ def notes_on_looks(looks: dict, shown: Callable[[object], str]) -> list[str]:
     return notes
 
 
-def _share(some: Sequence, examined: Sequence) -> str:
+def _share(some: Sized, examined: Sized) -> str:
     return f"{len(some)} of {len(examined)} examined images"
 
 

@@ -15,7 +15,9 @@ from jax_transfer.data.tfds_sets import unknown_tfds_name
 
 def main(arguments: list[str] | None = None) -> int:
     """Prepares the data set and returns 0, or prints a one-line error and returns 2."""
-    parser = argparse.ArgumentParser(prog="python -m jax_transfer.data.prepare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m jax_transfer.data.prepare", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("name", help="a name in jax_transfer/data/catalog.py, or any name of tensorflow.org/datasets")
     parser.add_argument("--data_dir", default=os.environ.get("TFDS_DATA_DIR"), help="default: $TFDS_DATA_DIR")
     options = parser.parse_args(arguments)

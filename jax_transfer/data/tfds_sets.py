@@ -5,6 +5,7 @@ import difflib
 import functools
 import logging
 import os
+from typing import Any
 
 import absl.logging
 import numpy as np
@@ -42,7 +43,7 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
       InputError: if the data set is unknown or not prepared, or has no images with labels or no such split.
     """
     entry = catalog.find(rest)
-    tfds_name = entry.tfds if rest in catalog.CATALOG else rest
+    tfds_name = entry.tfds if entry and rest in catalog.CATALOG else rest
     folder = os.environ.get("TFDS_DATA_DIR")  # read here, since tfds reads it only once, when it is imported
     absent = InputError(
         f"tfds:{rest} is not on disk in ArrayRecord format (looked in {folder or '~/tensorflow_datasets'}). "
@@ -59,7 +60,8 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         raise InputError(f"tfds:{rest}: {message}") from error
     except ImportError as error:
         raise InputError(f'tfds:{rest} needs TensorFlow: pip install "jax_transfer[prepare]".') from error
-    features, splits = dict(builder.info.features.items()), builder.info.splits
+    features: dict[str, Any] = dict(builder.info.features.items())  # pyright: ignore  tfds leaves its type open
+    splits = builder.info.splits
     image, label = features.get("image"), features.get("label")
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
         raise InputError(f"tfds:{rest} needs the features 'image' and 'label', but has {', '.join(features)}.")
@@ -74,8 +76,9 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
     skip = {key: tfds.decode.SkipDecoding() for key, kind in features.items() if isinstance(kind, tfds.features.Image)}
     try:
         sizes = [f"{file}={(builder.data_path / file).stat().length}" for file in sorted(splits[expression].filenames)]
-        undecoded = builder.as_data_source(split=expression, decoders=skip)
-        decoded = builder.as_data_source(split=expression, decoders={k: v for k, v in skip.items() if k != "image"})
+        as_source: Any = builder.as_data_source  # whose decorator hides its parameters from a type checker
+        undecoded = as_source(split=expression, decoders=skip)
+        decoded = as_source(split=expression, decoders={k: v for k, v in skip.items() if k != "image"})
     except (NotImplementedError, FileNotFoundError) as error:  # it is prepared as TFRecord, or files are missing
         raise absent from error
     source = Source(

@@ -13,9 +13,10 @@ import struct
 import sys
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from jax_transfer.choose import choose
 from jax_transfer.data.containers import UPRIGHT, pixels_only
@@ -133,7 +134,8 @@ class Preprocessing:
         if unknown or "image_size" not in values:
             problem = f"unknown {', '.join(unknown)}" if unknown else "image_size is missing"
             raise InputError(f"Preprocessing: {problem}. Fields: {', '.join(names)}.")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**fields)
 
 
 def _numbers(values, count: int = 1) -> bool:
@@ -322,8 +324,8 @@ def _pixels(data: bytes) -> np.ndarray:
         transparent = image.info.get("transparency")
         if image.mode.startswith("I;16"):
             return _with_key(np.asarray(image).astype(np.uint16)[:, :, None], transparent)
-        if image.mode == "I" and image.getextrema()[0] >= 0 and image.getextrema()[1] <= 65535:
-            return np.asarray(image).astype(np.uint16)[:, :, None]  # older PILs give 16-bit PNGs this 32-bit mode
+        if image.mode == "I" and np.all((pixels := np.asarray(image)) >= 0) and np.all(pixels <= 65535):
+            return pixels.astype(np.uint16)[:, :, None]  # older PILs give 16-bit PNGs this 32-bit mode
         if image.mode in ("I", "F"):
             raise ValueError("32-bit or floating point pixels have no known range; save it as 8-bit")
         if (colours := _sixteen_bit_colours(image, data)) is not None:
@@ -351,7 +353,7 @@ LOW_BYTES = {
 }
 
 
-def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
+def _sixteen_bit_colours(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
     """Returns uint16 [h, w, 3 or 4] of an opened image with 16-bit colours or 16-bit gray and alpha, else None."""
     if not image.tile:
         return None
@@ -375,7 +377,8 @@ def _decoded_as(data: bytes, raw: str) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         tiles = []
         for tile in image.tile:
-            args = (raw, *tile[3][1:]) if isinstance(tile[3], tuple | list) else raw
-            tiles.append(getattr(type(tile), "_make", tuple)((*tile[:3], args)))
+            codec, extents, offset, args = tile
+            args = (raw, *args[1:]) if isinstance(args, tuple | list) else raw
+            tiles.append(getattr(type(tile), "_make", tuple)((codec, extents, offset, args)))
         image.tile = tiles
         return np.asarray(image)

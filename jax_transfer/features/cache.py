@@ -82,6 +82,11 @@ class FeatureCache:
         digest = hashlib.blake2b("\n".join(determined_by).encode(), digest_size=16).hexdigest()
         return self._folder / f"v{VERSION}-{digest}.npz"
 
+    def is_kept(self, checkpoint: Checkpoint, source: Source) -> bool:
+        """Returns whether the file of these features exists."""
+        path = self.path(checkpoint, source)
+        return path is not None and path.exists()
+
     def gigaflops_per_image(self, net: Net, preprocessing: Preprocessing) -> float:
         """Computes the work of one image's forward pass in GFLOP, from shapes alone."""
         key = net, preprocessing

@@ -9,6 +9,7 @@
 """
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -95,8 +96,8 @@ class InceptionV1(nnx.Module):
         features = c(192)
         for name, channels in V1_BLOCKS.items():
             channels = [c(n) for n in channels]
-            setattr(self, name, V1Block(features, *channels, unit))
-            one, _, three, _, five, pool = channels
+            one, three_in, three, five_in, five, pool = channels
+            setattr(self, name, V1Block(features, one, three_in, three, five_in, five, pool, unit))
             features = one + three + five + pool
         self.dropout = nnx.Dropout(0.2)
         self.fc = nnx.Linear(features, num_classes, kernel_init=gaussian_head, rngs=rngs)
@@ -160,7 +161,7 @@ class InceptionV2(nnx.Module):
             else:
                 # Equals ceil_mode at even sizes. At odd sizes the branches of the release differ by a pixel, and it
                 # fails; here the pool has as many windows as the convolutions of the other branches.
-                pads = [(0, 1 + n % 2) for n in x.shape[1:3]]
+                pads: Any = [(0, 1 + n % 2) for n in x.shape[1:3]]  # flax's annotation knows only names of paddings
                 branches = [three, double, nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pads)]
             x = jnp.concatenate(branches, axis=-1)
         features = global_mean(x)

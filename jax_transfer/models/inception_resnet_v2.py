@@ -4,6 +4,7 @@
 """
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -29,14 +30,14 @@ MIN_IMAGE_SIZE = 75
 REPEATS = (10, 20, 9)  # blocks on the three grids; another one without ReLU follows
 
 
-def _set_branches(module: nnx.Module, branches) -> None:
+def _set_branches(module: Any, branches) -> None:
     """Stores branches as branch0, branch1, ...; a branch is a layer or a list of layers."""
     for i, branch in enumerate(branches):
         setattr(module, f"branch{i}", nnx.List(branch) if isinstance(branch, list) else branch)
     module.num_branches = len(branches)
 
 
-def _concatenated_branches(module: nnx.Module, x, train: bool):
+def _concatenated_branches(module: Any, x, train: bool):
     """Applies the branches to the same input and concatenates their outputs."""
     branches = [getattr(module, f"branch{i}") for i in range(module.num_branches)]
     layers = [branch if isinstance(branch, nnx.List) else [branch] for branch in branches]

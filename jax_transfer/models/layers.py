@@ -1,6 +1,7 @@
 """Layers and argument checks shared by the convolutional nets. Padding is explicit, as in torch."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +109,7 @@ class MaxPool(nnx.Module):
         self.size, self.stride, self.padding, self.ceil_mode = size, stride, padding, ceil_mode
 
     def __call__(self, x: Float[Array, "b h w d"], train: bool = False) -> Float[Array, "b i j d"]:
-        pads = [self._pads(n) for n in x.shape[1:3]]
+        pads: Any = [self._pads(n) for n in x.shape[1:3]]  # flax's annotation knows only names of paddings
         return nnx.max_pool(x, (self.size, self.size), strides=(self.stride, self.stride), padding=pads)
 
     def _pads(self, n: int) -> tuple[int, int]:
@@ -124,7 +125,8 @@ class AvgPool(nnx.Module):
         self.count_include_pad = count_include_pad
 
     def __call__(self, x: Float[Array, "b h w d"], train: bool = False) -> Float[Array, "b h w d"]:
-        pads, include = ((1, 1), (1, 1)), self.count_include_pad
+        include = self.count_include_pad
+        pads: Any = ((1, 1), (1, 1))
         # In float32, since summing nine bfloat16 values would round eight times.
         y = nnx.avg_pool(x.astype(jnp.float32), (3, 3), strides=(1, 1), padding=pads, count_include_pad=include)
         return y.astype(x.dtype)

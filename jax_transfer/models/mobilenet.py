@@ -8,6 +8,7 @@ Padding is explicit and symmetric, as in torch.
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import nnx
@@ -85,7 +86,7 @@ def _conv_norm(features_in, features_out, size, stride, dtype, rngs, groups=1) -
     return nnx.List([layer, BatchNorm(features_out, dtype=dtype)])
 
 
-def _relu6(conv_norm: nnx.List, x, train: bool):
+def _relu6(conv_norm, x, train: bool):
     """Applies a convolution, BatchNorm and ReLU6."""
     layer, norm = conv_norm
     return jax.nn.relu6(norm(layer(x), train))
@@ -116,7 +117,7 @@ class MobileNetV2(nnx.Module):
 
     def __init__(self, num_classes: int, *, width: float, dtype, rngs: nnx.Rngs):
         features = _make_divisible(32 * width)
-        layers = [_conv_norm(3, features, 3, 2, dtype, rngs)]
+        layers: list[nnx.Module] = [_conv_norm(3, features, 3, 2, dtype, rngs)]
         for expansion, channels, num_blocks, stride in V2_STAGES:
             for i in range(num_blocks):
                 features_out, options = _make_divisible(channels * width), {"dtype": dtype, "rngs": rngs}
@@ -133,7 +134,8 @@ class MobileNetV2(nnx.Module):
         stem, *blocks, last = self.features
         x = _relu6(stem, images.astype(self.dtype), train)
         features = global_mean(_relu6(last, chain(blocks, x, train), train))
-        dropout, head = self.classifier
+        dropout: Any = self.classifier[0]
+        head = self.classifier[1]
         return Output(logits=head(dropout(features, deterministic=not train, rngs=rngs)), features=features)
 
 

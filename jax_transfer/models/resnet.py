@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jax_transfer.choose import choose
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models.layers import DTYPES, BatchNorm, check_num_classes, conv, gaussian_head
+from jax_transfer.models.layers import DTYPES, BatchNorm, MaxPool, check_num_classes, conv, gaussian_head
 from jax_transfer.models.layers import he_normal_fan_out as he_normal_fan_out
 from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.spec import BICUBIC, IMAGENET, TORCHVISION_V2, VIT, Spec
@@ -123,8 +123,8 @@ class ResNet(nnx.Module):
     def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
         x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train))
         if self.pool:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = MaxPool(3, 2, padding=1)(x)
+        for layer in (getattr(self, f"layer{i}") for i in (1, 2, 3, 4)):
             for block in layer:
                 x = block(x, train)
         features = jnp.mean(x.astype(jnp.float32), axis=(1, 2))

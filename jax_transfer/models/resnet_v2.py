@@ -42,7 +42,7 @@ class PreActBlock(nnx.Module):
         self.downsample = Conv(features_in, features, 1, stride, dtype, rngs) if project else None
 
     def __call__(self, x, train: bool):
-        y = activated = nnx.relu(self.norm1(x, train))
+        y = activated = nnx.relu(getattr(self, "norm1")(x, train))  # noqa: B009  set by name above
         for i in range(self.depth):
             y = y if i == 0 else nnx.relu(getattr(self, f"norm{i + 1}")(y, train))
             y = getattr(self, f"conv{i + 1}")(y)

@@ -60,4 +60,4 @@ class Spec:
 
     def takes(self, setting: str) -> bool:
         """Returns whether `setting` is an argument of `make`."""
-        return setting in self.__signature__.parameters
+        return setting in inspect.signature(self).parameters

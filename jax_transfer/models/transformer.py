@@ -87,7 +87,8 @@ class Attention(nnx.Module):
         self.scale = (dim // num_heads) ** -0.5
 
     def __call__(self, x: Float[Array, "b n d"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
-        x = self.proj(attend(*split_heads(self.qkv(x), 3, self.num_heads), self.scale))
+        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
+        x = self.proj(attend(q, k, v, self.scale))
         return self.dropout(x, deterministic=not train, rngs=rngs)
 
 

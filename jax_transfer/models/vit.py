@@ -182,8 +182,10 @@ def _build(name, size, patch, num_classes, dtype, image_size, dropout, stochasti
 def image_size_from_shapes(patch: int, state: Mapping) -> dict:
     """Returns {"image_size": pixels} by the position embedding; {} if there is none with a square grid."""
     table = state.get("pos_embed")
-    side = math.isqrt(table.shape[1] - 1) if table is not None and table.ndim == 3 and table.shape[1] > 1 else 0
-    return {"image_size": side * patch} if side and side**2 == table.shape[1] - 1 else {}
+    if table is None or table.ndim != 3 or table.shape[1] < 2:
+        return {}
+    side = math.isqrt(table.shape[1] - 1)
+    return {"image_size": side * patch} if side**2 == table.shape[1] - 1 else {}
 
 
 def _spec(name: str, size: Size, patch: int, image_size: int, released: Mapping[str, Preprocessing], **known) -> Spec:
@@ -199,7 +201,7 @@ def _spec(name: str, size: Size, patch: int, image_size: int, released: Mapping[
 
 
 VIT_384 = Preprocessing(384, 1.0, HALF, HALF, "bicubic")
-CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+CLIP = Preprocessing(224, 1.0, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "bicubic")
 
 # Released files have the names of timm, torchvision, Bamboo, DeiT, DINO, MAE and MoCo v3.
 vit_tiny_patch4_32 = _spec(  # CIFAR
@@ -251,7 +253,7 @@ vit_base_patch16_224 = _spec(
         "dino_vitbase16": BICUBIC_248,
         "vit_base_patch16_224_mae": BICUBIC_248,
         "mae_pretrain_vit_base": BICUBIC_248,
-        "vit_base_patch16_224_bamboo": Preprocessing(224, interpolation="bicubic", **CLIP),
+        "vit_base_patch16_224_bamboo": CLIP,
         "vit_b_300ep": IMAGENET,
         "linear_vit_b_300ep": IMAGENET,
         "vit_b_16": IMAGENET,

@@ -66,7 +66,7 @@ def list_candidates(given: str | os.PathLike | Sequence[str | os.PathLike], mode
     if duplicates := [identity for identity in dict.fromkeys(identities) if identities.count(identity) > 1]:
         raise InputError(f"checkpoints names {duplicates[0]} twice; remove one of them.")
     paths = [path.absolute() for path, _ in expanded if path]
-    common = pathlib.Path(os.path.commonpath([path.parent for path in paths])) if paths else None
+    common = pathlib.Path(os.path.commonpath([path.parent for path in paths])) if paths else pathlib.Path()
     long_names = [str(path.absolute().relative_to(common)) if path else f"random {name}" for path, name in expanded]
     short_names = [
         _short_name(path.absolute(), name) if path else name
@@ -104,7 +104,7 @@ def load(candidate: Candidate, overrides: dict, seed: int) -> Checkpoint:
       InputError: if the checkpoint cannot be read, or the preprocessing does not fit its model.
     """
     if candidate.path is None:
-        name, settings = named(candidate.model)
+        name, settings = named(candidate.model or "")
         net, preprocessing = _make_net(candidate, name, settings), released_preprocessing(name)
         if MODELS[name].takes("image_size"):  # the settings may contain it
             preprocessing = dataclasses.replace(preprocessing, image_size=net.min_image_size)

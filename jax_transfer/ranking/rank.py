@@ -93,7 +93,7 @@ def rank(
     choose(METRICS, metric, "metric (metric)")
     images = _Target(sources, metric, batch_size, workdir)
     if len(images.classes) < 2:
-        raise InputError(f"{target} has a single class ({images.classes[0]!r}): at least two are needed.")
+        raise InputError(f"{target} has a single class ({', '.join(images.classes)!r}): at least two are needed.")
     if images.num_images < FOLDS:
         raise InputError(
             f"{target} has {images.num_images} images: at least {FOLDS} are needed, and far more to tell checkpoints "

@@ -1,10 +1,9 @@
 """Checks of a study before anything is compiled: first the config alone, then the config with its data."""
 
-from ml_collections import ConfigDict
-
 from jax_transfer import devices, fields
 from jax_transfer.choose import choose
 from jax_transfer.data.batches import steps_per_epoch
+from jax_transfer.fields import StudyConfig
 from jax_transfer.logs import log
 from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
@@ -17,7 +16,7 @@ from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 from jax_transfer.transfer.probe import PROTOCOLS
 
 
-def check(config: ConfigDict) -> None:
+def check(config: StudyConfig) -> None:
     """Checks everything in a config that can be checked without the data.
 
     >>> config = study_config.default_config()
@@ -49,7 +48,7 @@ def check(config: ConfigDict) -> None:
     _check_image_size(config)
 
 
-def _check_image_size(config: ConfigDict) -> None:
+def _check_image_size(config: StudyConfig) -> None:
     """Checks that the images are large enough for every model."""
     for label, model in settings.models(config).items():
         smallest = settings.make_net(config, model, num_classes=2).min_image_size
@@ -114,7 +113,7 @@ def _check_pretraining_batches(work: Workspace) -> None:
             steps_per_epoch(len(work.source(dataset, "train")), size, f"{dataset} ({section})")
 
 
-def check_early_stops(config: ConfigDict, target: str, steps_an_epoch: int | None = None) -> None:
+def check_early_stops(config: StudyConfig, target: str, steps_an_epoch: int | None = None) -> None:
     """Checks that the fine-tuning schedule of a target is long enough for the scores by early stopping.
 
     Args:
@@ -128,12 +127,12 @@ def check_early_stops(config: ConfigDict, target: str, steps_an_epoch: int | Non
     field = "steps" if tuning.steps else "epochs"
     length = tuning.steps or tuning.epochs
     where = "config.finetune"
-    if field in config.overrides.get(target, ConfigDict()).get("finetune", ConfigDict()):
+    if field in config.overrides.to_dict().get(target, {}).get("finetune", {}):
         where = f"config.overrides[{target!r}].finetune"
     for score in config.scores:
         if score not in FINETUNE_SCORES or (tuning.steps and steps_an_epoch is None):
             continue
-        least = FINETUNE_SCORES[score] * (steps_an_epoch if tuning.steps else 1)
+        least = FINETUNE_SCORES[score] * ((steps_an_epoch or 1) if tuning.steps else 1)
         if length < least:
             steps = (
                 f" of {steps_an_epoch} steps (on the part of the images that scores train on)" if tuning.steps else ""
@@ -145,7 +144,7 @@ def check_early_stops(config: ConfigDict, target: str, steps_an_epoch: int | Non
             )
 
 
-def _check_by_target(config: ConfigDict, schema: fields.Schema) -> None:
+def _check_by_target(config: StudyConfig, schema: fields.Schema) -> None:
     """Checks that the keys of the fields in BY_TARGET are targets of the study, and the fields of overrides."""
     for field in study_config.BY_TARGET:
         for target in config[field]:

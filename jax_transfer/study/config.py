@@ -7,12 +7,10 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from ml_collections import ConfigDict
-
 from jax_transfer import fields
 from jax_transfer.analysis import SCORES
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Listed, NotNegative, OneOf, Probability, Rule, Schema, between, to_json
+from jax_transfer.fields import Listed, NotNegative, OneOf, Probability, Rule, Schema, StudyConfig, between, to_json
 from jax_transfer.logs import log
 from jax_transfer.records import METRICS
 from jax_transfer.study.settings import DataSettings, PretrainSettings, SpectralSettings
@@ -138,12 +136,11 @@ def schema() -> Schema:
     >>> schema()["seed"].default, schema()["pretrain"]["supervised"]["label_smoothing"].default
     (0, 0.0)
     """
-    result = fields.schema(Study())
-    result["pretrain"] |= {name: fields.keywords(objective) for name, objective in OBJECTIVES.items()}
-    return result
+    pretrain = fields.schema(PretrainSettings()) | {name: fields.keywords(make) for name, make in OBJECTIVES.items()}
+    return {**fields.schema(Study()), "pretrain": pretrain}
 
 
-def default_config() -> ConfigDict:
+def default_config() -> StudyConfig:
     """Returns a complete config: a ResNet-18 on CIFAR-10 and its transfer to MNIST.
 
     >>> config = default_config()
@@ -153,7 +150,7 @@ def default_config() -> ConfigDict:
     return fields.section(schema())
 
 
-def follow_targets(config: ConfigDict, names: Sequence[str]) -> None:
+def follow_targets(config: StudyConfig, names: Sequence[str]) -> None:
     """Drops the entries of targets that are no longer in `config.targets`, because the command line has replaced them.
 
     >>> config = default_config()
@@ -168,7 +165,7 @@ def follow_targets(config: ConfigDict, names: Sequence[str]) -> None:
     """
     for name in names:
         entries = config.get(name)
-        if not isinstance(entries, ConfigDict):
+        if not isinstance(entries, StudyConfig):
             continue
         dropped = [target for target in entries if target not in config.targets]
         with entries.unlocked():
@@ -191,7 +188,8 @@ def differences(old: dict, new: dict) -> list[str]:
       new: the config to compare with.
     """
     defaults = to_json(default_config())
-    return _differences(*(_used(_completed(_renamed(config), defaults)) for config in (old, new)), "config")
+    before, after = (_used(_completed(_renamed(config), defaults)) for config in (old, new))
+    return _differences(before, after, "config")
 
 
 def _renamed(config: dict) -> dict:

@@ -134,7 +134,7 @@ def tune_again(work: Workspace, snapshots: list[Snapshot], target: str) -> None:
 
     def is_missing(snapshot: Snapshot) -> bool:
         tuned = tuned_checkpoint(work, snapshot, target)
-        return not all(work.features_of.path(tuned, split).exists() for split in splits)
+        return not all(work.features_of.is_kept(tuned, split) for split in splits)
 
     missing = [snapshot for snapshot in snapshots if is_missing(snapshot)]
     if missing:
@@ -210,7 +210,7 @@ def finetuned(
             if not alone:
                 preemption.stop_if_requested()
             result = next(results, None)  # None if the other processes have one more
-            if result and on_tuned:
+            if result and result.model and on_tuned:
                 on_tuned(*share[result.index], result.model)
             values = result and {**vars(result), "model": None}
             for other, gathered in enumerate([values] if alone else devices.gather(values)):

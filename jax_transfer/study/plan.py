@@ -28,8 +28,9 @@ def show(work: Workspace) -> None:
         title=f"{config.name}: {' and '.join(work.models)}, "
         f"{' and '.join(work.sources)} to {len(config.targets)} target(s)"
     )
-    for column, justify in (("stage", "left"), ("what", "left"), ("about", "right")):
-        table.add_column(column, justify=justify)
+    table.add_column("stage")
+    table.add_column("what")
+    table.add_column("about", justify="right")
     gigaflops = {name: STAGES[name].gigaflops(work) for name in STAGES if name in config.stages}
     seconds = {name: count / rate for name, count in gigaflops.items() if math.isfinite(count)}
     for name in gigaflops:

@@ -171,7 +171,7 @@ class _Training:
         test = self.work.feed(self.pretraining.source, "test", everywhere=True)
         model = evaluated(self.objective, state)
         metrics = self.measure(model, test, self.work.config.data.eval_batch_size, preemption.requested)
-        return metrics and metrics[0]["accuracy"]
+        return metrics[0]["accuracy"] if metrics else None
 
     def record(self, epoch: int, state: dict, test_accuracy: float, **measured: float) -> PretrainRow:
         """Saves the checkpoint of an epoch, then writes its row. Numbers in `measured` that are not given are NaN."""
@@ -182,7 +182,10 @@ class _Training:
             model=self.pretraining.model,
             test_accuracy=test_accuracy,
             step=epoch * self.feed.steps_per_epoch,
-            **{**dict.fromkeys(("train_loss", "train_accuracy", "images_per_second", "seconds"), math.nan), **measured},
+            train_loss=measured.get("train_loss", math.nan),
+            train_accuracy=measured.get("train_accuracy", math.nan),
+            images_per_second=measured.get("images_per_second", math.nan),
+            seconds=measured.get("seconds", math.nan),
         )
         metadata = _metadata(self.work, self.pretraining, row)
         self.trajectory.save(epoch, *divide(self.objective, state), metadata)

@@ -3,10 +3,8 @@
 import json
 import pathlib
 
-from ml_collections import ConfigDict
-
 from jax_transfer import devices, preemption
-from jax_transfer.fields import to_json
+from jax_transfer.fields import StudyConfig, to_json
 from jax_transfer.logs import log
 from jax_transfer.records import InputError
 from jax_transfer.results import lock_workdir, write_atomically
@@ -16,7 +14,7 @@ from jax_transfer.study.stages import STAGES
 from jax_transfer.study.workspace import Workspace
 
 
-def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
+def run(config: StudyConfig, workdir: str | pathlib.Path) -> pathlib.Path:
     """Runs the stages that a config names. Results that the working directory already holds are not computed again.
 
         from configs.quickstart import get_config
@@ -55,7 +53,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
     return work.results
 
 
-def open_workdir(config: ConfigDict, workdir: pathlib.Path):
+def open_workdir(config: StudyConfig, workdir: pathlib.Path):
     """Locks a study's working directory and writes its config.
 
     Returns:

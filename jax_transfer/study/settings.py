@@ -4,14 +4,12 @@ import dataclasses
 import inspect
 from typing import Annotated, Literal
 
-from ml_collections import ConfigDict
-
 from jax_transfer import fields
 from jax_transfer.analysis.embedding import MOST_POINTS
 from jax_transfer.choose import choose
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Count, Few, NotNegative, OneOf, Probability, Rule
+from jax_transfer.fields import Count, Few, NotNegative, OneOf, Probability, Rule, StudyConfig
 from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES
@@ -90,7 +88,7 @@ class DataSettings:
         fields.check_itself(self)
 
 
-def models(config: ConfigDict) -> dict[str, dict]:
+def models(config: StudyConfig) -> dict[str, dict]:
     """Returns the models to pre-train: label -> the name in MODELS and the settings that are not unset.
 
     The label is the name in MODELS, followed by the settings if several models have the same name.
@@ -143,7 +141,7 @@ def _format(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def sources(config: ConfigDict) -> list[str]:
+def sources(config: StudyConfig) -> list[str]:
     """Lists the data sets to pre-train on, each with its own trajectory.
 
     >>> from jax_transfer.study.config import default_config
@@ -153,7 +151,7 @@ def sources(config: ConfigDict) -> list[str]:
     return [config.source.dataset, *config.source.others]
 
 
-def make_net(config: ConfigDict, model: dict, num_classes: int, dtype=None):
+def make_net(config: StudyConfig, model: dict, num_classes: int, dtype=None):
     """Builds a net for one of the config's `models`, such as {"name": "resnet18"}.
 
     >>> from jax_transfer.study.config import default_config
@@ -165,7 +163,7 @@ def make_net(config: ConfigDict, model: dict, num_classes: int, dtype=None):
     return make(num_classes=num_classes, **arguments, **({} if dtype is None else {"dtype": dtype}))
 
 
-def net_arguments(config: ConfigDict, model: dict) -> dict:
+def net_arguments(config: StudyConfig, model: dict) -> dict:
     """Returns the settings of one of the config's `models`, with the image size if the model depends on it.
 
     >>> from jax_transfer.study.config import default_config
@@ -176,7 +174,7 @@ def net_arguments(config: ConfigDict, model: dict) -> dict:
     return {**model, "image_size": config.preprocessing.image_size} if depends else dict(model)
 
 
-def preprocessing(config: ConfigDict) -> Preprocessing:
+def preprocessing(config: StudyConfig) -> Preprocessing:
     """Returns the preprocessing of a study.
 
     >>> from jax_transfer.study.config import default_config
@@ -186,7 +184,7 @@ def preprocessing(config: ConfigDict) -> Preprocessing:
     return Preprocessing.from_json(config.preprocessing.to_dict())
 
 
-def probe_settings(config: ConfigDict, target: str) -> ProbeSettings:
+def probe_settings(config: StudyConfig, target: str) -> ProbeSettings:
     """Returns the settings of linear probes on a target, with its `config.overrides`.
 
     >>> from jax_transfer.study.config import default_config
@@ -198,7 +196,7 @@ def probe_settings(config: ConfigDict, target: str) -> ProbeSettings:
     return _of_target(ProbeSettings, config, "probe", target)
 
 
-def finetune_settings(config: ConfigDict, target: str) -> FinetuneSettings:
+def finetune_settings(config: StudyConfig, target: str) -> FinetuneSettings:
     """Returns the settings of fine-tuning on a target, with its `config.overrides`.
 
     >>> from jax_transfer.study.config import default_config
@@ -210,7 +208,7 @@ def finetune_settings(config: ConfigDict, target: str) -> FinetuneSettings:
     return _of_target(FinetuneSettings, config, "finetune", target)
 
 
-def pretrain_optimizer(config: ConfigDict) -> OptimizerSettings:
+def pretrain_optimizer(config: StudyConfig) -> OptimizerSettings:
     """Returns the settings of the optimizer for pre-training.
 
     >>> from jax_transfer.study.config import default_config
@@ -220,7 +218,7 @@ def pretrain_optimizer(config: ConfigDict) -> OptimizerSettings:
     return fields.make(OptimizerSettings, config.pretrain.optimizer.to_dict(), "config.pretrain.optimizer")
 
 
-def objective_settings(config: ConfigDict) -> dict:
+def objective_settings(config: StudyConfig) -> dict:
     """Returns the arguments of the objective, from its section of `config.pretrain`.
 
     >>> from jax_transfer.study.config import default_config
@@ -230,10 +228,10 @@ def objective_settings(config: ConfigDict) -> dict:
     return config.pretrain[config.pretrain.objective].to_dict()
 
 
-def _of_target(kind: type, config: ConfigDict, part: Literal["probe", "finetune"], target: str):
+def _of_target(kind: type, config: StudyConfig, part: Literal["probe", "finetune"], target: str):
     """Returns the settings of a section of the config, with the values that `config.overrides` has for a target."""
     values = config[part].to_dict()
-    override = config.overrides.get(target, ConfigDict()).get(part, ConfigDict()).to_dict()
+    override = config.overrides.to_dict().get(target, {}).get(part, {})
     where = f"config.overrides[{target!r}].{part}" if override else f"config.{part}"
     if "optimizer" in override:
         override["optimizer"] = {**values["optimizer"], **override["optimizer"]}

@@ -1,11 +1,10 @@
 """The tiny study that the smoke variants of the configs start from, so that all of them share one pre-training."""
 
-from ml_collections import ConfigDict
-
+from jax_transfer.fields import StudyConfig
 from jax_transfer.study.config import default_config
 
 
-def tiny(config: ConfigDict) -> ConfigDict:
+def tiny(config: StudyConfig) -> StudyConfig:
     """Shrinks a study to two epochs of a narrow ResNet-10 on CIFAR-10, transferred to MNIST and Fashion-MNIST.
 
     Stages, scores and probing methods stay those of the study, as do optimizer, schedule and augmentation of

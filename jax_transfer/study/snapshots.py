@@ -5,8 +5,7 @@ import re
 import reprlib
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
-
+from jax_transfer.fields import StudyConfig
 from jax_transfer.records import InputError
 from jax_transfer.study import settings
 
@@ -35,7 +34,7 @@ class Snapshot:
     name: str
 
 
-def pretrainings(config: ConfigDict) -> list[Pretraining]:
+def pretrainings(config: StudyConfig) -> list[Pretraining]:
     """Lists the pre-trainings of a study: every model on every source.
 
     >>> from jax_transfer.study.config import default_config
@@ -63,7 +62,7 @@ def snapshot(pretraining: Pretraining, epoch: int) -> Snapshot:
     return Snapshot(pretraining, epoch, f"{pretraining.name}/{epoch}".lstrip("/"))
 
 
-def evaluated_snapshots(config: ConfigDict) -> list[Snapshot]:
+def evaluated_snapshots(config: StudyConfig) -> list[Snapshot]:
     """Lists the checkpoints to evaluate, by pre-training and epoch.
 
     >>> from jax_transfer.study.config import default_config
@@ -76,7 +75,7 @@ def evaluated_snapshots(config: ConfigDict) -> list[Snapshot]:
     return [snapshot(pretraining, epoch) for pretraining in pretrainings(config) for epoch in epochs]
 
 
-def finetuned_snapshots(config: ConfigDict, target: str) -> list[Snapshot]:
+def finetuned_snapshots(config: StudyConfig, target: str) -> list[Snapshot]:
     """Lists the checkpoints to fine-tune on a target: all evaluated ones, or those that the config chooses among them.
 
     >>> from jax_transfer.study.config import default_config

@@ -144,7 +144,7 @@ def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
 
 def _stacked_components(
     work: Workspace, target: str, split: str, snapshots: list[Snapshot], load: Load
-) -> tuple[tuple[jax.Array, jax.Array], list[dict[str, float]]]:
+) -> tuple[tuple[jax.Array, jax.Array | np.ndarray], list[dict[str, float]]]:
     """Returns the components of the features of k checkpoints, in a random order of the images.
 
     Returns:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 import jax
-from ml_collections import ConfigDict
 
 from jax_transfer import devices, logs
 from jax_transfer.checkpoints import Checkpoint
@@ -19,6 +18,7 @@ from jax_transfer.data.sources import load_source
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features.cache import FeatureCache
+from jax_transfer.fields import StudyConfig
 from jax_transfer.logs import log
 from jax_transfer.models import Net
 from jax_transfer.records import Features, InputError
@@ -27,7 +27,8 @@ from jax_transfer.study import settings, snapshots
 from jax_transfer.study.snapshots import Pretraining, Snapshot
 from jax_transfer.training.objectives import OBJECTIVES, Objective
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def kept(most: int | None = None):
@@ -59,7 +60,7 @@ class Workspace:
       caches: the cached results of methods that are decorated with `kept`.
     """
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+    def __init__(self, config: StudyConfig, workdir: pathlib.Path):
         self.config, self.workdir, self.results = config, workdir, workdir / "results"
         self.caches: dict[str, Callable] = {}
         self.preprocessing: Preprocessing = settings.preprocessing(config)

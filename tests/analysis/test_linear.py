@@ -1,4 +1,4 @@
-"""Accuracy of linear classifiers as a score: contract, the images held out, scikit-learn's classifier on the same split."""
+"""Accuracy of linear classifiers as a score: its contract, the held-out images, and scikit-learn on the same split."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ HARD = hard_inputs()
 
 
 def score(x, y, epochs, num_classes=C, seed=0, learning_rate=0.01, l2=1e-4, held_out=None):
-    """Every argument is given each time: a default that is left out is one more program to compile."""
+    """Passes every argument each time, since a call that leaves out a default compiles another program."""
     x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
     return linear_accuracy(x, y, num_classes, epochs, seed, learning_rate, 128, l2, held_out)
 
@@ -41,20 +41,20 @@ def test_vmap_equals_loop(epochs):
 
 
 @each_kind
-def test_order_of_samples_and_names_of_classes_change_nothing(epochs):
+def test_invariant_to_sample_order_and_class_names(epochs):
     x, y = gaussians(separation=0.5)
     held_out = stratified_split(y)[1]
     expected, by_default = score(x, y, epochs, held_out=held_out), score(x, y, epochs)
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(y))
-        moved = np.argsort(order)[held_out]  # where the same samples are now
+        moved = np.argsort(order)[held_out]  # new positions of the same samples
         assert score(x[order], y[order], epochs, held_out=moved) == expected
         assert score(x[order], y[order], epochs, held_out=np.sort(moved)) == expected
         renamed = np.random.default_rng(seed).permutation(C)[y]
         assert score(x, renamed, epochs) == by_default
 
 
-ALIKE = {  # features of the standard ones in which samples are equal, across classes and across the split
+DUPLICATED = {  # name -> map of x after which samples are equal, across classes and across the split
     "all": lambda x: 0 * x + 1,
     "three kinds": lambda x: x[np.arange(len(x)) % 3],
     "pairs": lambda x: np.repeat(x[::2], 2, axis=0)[: len(x)],
@@ -63,10 +63,10 @@ ALIKE = {  # features of the standard ones in which samples are equal, across cl
 }
 
 
-@pytest.mark.parametrize("kind", ALIKE)
-def test_order_of_equal_samples_changes_nothing(kind):
+@pytest.mark.parametrize("kind", DUPLICATED)
+def test_invariant_to_order_of_equal_samples(kind):
     x, y = gaussians(separation=0.5)
-    x = ALIKE[kind](x)
+    x = DUPLICATED[kind](x)
     held_out = stratified_split(y)[1]
     for epochs in EPOCHS:
         expected = score(x, y, epochs, held_out=held_out)
@@ -78,8 +78,8 @@ def test_order_of_equal_samples_changes_nothing(kind):
 
 
 @each_kind
-def test_checkpoints_are_tested_on_the_same_images(epochs):
-    """The test images, and no others, decide the accuracy: moved to another class they are all taken for it."""
+def test_accuracy_depends_only_on_held_out_images(epochs):
+    """Held-out images that are moved to the mean of another class are all misclassified, and no other images count."""
     y = gaussians()[1]
     for held_out in (None, stratified_split(y)[1]):
         tested = np.asarray(stratified_fifth(y) if held_out is None else held_out)
@@ -91,14 +91,14 @@ def test_checkpoints_are_tested_on_the_same_images(epochs):
             assert score(x, y, epochs, held_out=held_out) == 0
 
 
-def test_twelve_checkpoints_two_points_apart_are_ranked():
-    """Tested on 40 images that each checkpoint draws for itself they are not: a standard deviation of 7 points each."""
+def test_ranks_checkpoints_two_points_apart():
+    """With 40 test images drawn anew for each checkpoint the ranking fails: the standard deviation is 7 points."""
     rng, n = np.random.default_rng(0), 200
     accuracies = 0.6 + 0.02 * np.arange(12)
     ours, by_values = [], []
     for _ in range(5):
         y = rng.permutation(np.arange(n) % 2).astype(np.int32)
-        luck = rng.uniform(size=n)  # an image that is hard for one checkpoint is hard for the others
+        luck = rng.uniform(size=n)  # images that are hard for one checkpoint are hard for the others
         own = 0.97 * luck + 0.03 * rng.uniform(size=(12, n))
         right = own < np.quantile(own, accuracies, axis=1)[np.arange(12), np.arange(12)][:, None]
         x = (np.where(right, 2 * y - 1, 1 - 2 * y)[..., None] + 0.1 * rng.normal(size=(12, n, 2))).astype(np.float32)
@@ -124,7 +124,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("case", LABELS)
-def test_a_fifth_is_held_out_of_each_class_and_depends_on_the_labels_alone(case):
+def test_split_holds_out_a_fifth_and_depends_only_on_labels(case):
     y = LABELS[case].astype(np.int32)
     held_out = np.asarray(stratified_fifth(y))
     assert len(set(held_out.tolist())) == len(held_out) == max(1, round(len(y) / 5)) and (np.diff(held_out) > 0).all()
@@ -132,25 +132,25 @@ def test_a_fifth_is_held_out_of_each_class_and_depends_on_the_labels_alone(case)
     np.testing.assert_array_equal(together[0], held_out)
     np.testing.assert_array_equal(stratified_fifth(np.random.default_rng(0).permutation(50)[y]), held_out)
     counts, tested = np.bincount(y), np.bincount(y[held_out], minlength=y.max() + 1)
-    if case not in ("all different", "two samples", "pairs"):  # there the number held out is that of all
+    if case not in ("all different", "two samples", "pairs"):  # in those cases only the total is a fifth
         assert (np.abs(tested - counts / 5) <= 1 + (case == "singletons")).all()
         assert not tested[counts == 1].any()
 
 
-def test_held_out_images_are_no_pattern_of_positions():
+def test_held_out_positions_follow_no_pattern():
     held_out = np.asarray(stratified_fifth(np.arange(400) % 4))
     assert len(np.unique(np.diff(held_out))) > 5 and abs(held_out.mean() - 200) < 40
 
 
 @each_kind
-def test_classes_that_do_not_occur_change_nothing(epochs):
+def test_missing_classes_do_not_change_the_accuracy(epochs):
     x, y = gaussians(separation=0.5)
     assert score(x, np.array([6, 2, 0, 7, 3])[y], epochs, num_classes=8) == score(x, y, epochs)
 
 
 @pytest.mark.parametrize("epochs", (1, None), ids=("1 epoch", "converged"))
 @pytest.mark.parametrize("case", [name for name in HARD if name not in ("n = d", "one column")])
-def test_hard_inputs_give_an_accuracy(epochs, case):
+def test_hard_inputs_give_a_valid_accuracy(epochs, case):
     assert 0 <= score(*HARD[case], epochs) <= 1
 
 
@@ -158,13 +158,13 @@ def test_hard_inputs_give_an_accuracy(epochs, case):
 @pytest.mark.parametrize(
     "change", [lambda x: x, lambda x: x + 100, lambda x: 1e6 * x, lambda x: 1e18 * x, lambda x: 1e-18 * x]
 )
-def test_separable_features_are_separated_wherever_they_lie(epochs, change):
+def test_separable_features_are_separated_at_any_offset_and_scale(epochs, change):
     x, y = gaussians(separation=3.0)
     assert score(change(x), y, epochs) > 0.95
 
 
 @each_kind
-def test_separable_beats_overlapping_beats_shuffled_which_is_chance(epochs):
+def test_separable_beats_overlapping_beats_shuffled_at_chance(epochs):
     x, y = gaussians(n=2000, separation=3.0)
     overlapping, shuffled = gaussians(n=2000, separation=0.3)[0], np.random.default_rng(4).permutation(y)
     chance = score(x, shuffled, epochs)
@@ -172,7 +172,7 @@ def test_separable_beats_overlapping_beats_shuffled_which_is_chance(epochs):
     assert chance == pytest.approx(1 / C, abs=0.08)  # 400 samples held out: four standard deviations
 
 
-def test_more_epochs_are_not_worse_where_there_is_something_to_learn():
+def test_more_epochs_are_not_worse_on_learnable_features():
     x, y = gaussians(n=2000, separation=0.4)
     first, fifth, twentieth = (score(x, y, epochs, learning_rate=1e-3) for epochs in (1, 5, 20))
     assert first <= fifth <= twentieth and first < twentieth
@@ -192,21 +192,21 @@ def test_converged_equals_scikit_learn_on_the_same_split(separation, l2):
 
 
 @each_kind
-def test_the_seed_chooses_the_batches_and_never_the_split(epochs):
+def test_seed_changes_the_batches_but_not_the_split(epochs):
     x, y = gaussians(separation=0.5)
     found = {float(score(x, y, epochs, seed=seed)) for seed in range(5)}
     assert (len(found) > 1) == (epochs is not None)
 
 
-def test_labels_of_held_out_samples_do_not_leak():
-    y = np.random.default_rng(0).permutation(np.arange(200) % 2)  # as many features as the fit needs to know each label
+def test_held_out_labels_do_not_leak():
+    y = np.random.default_rng(0).permutation(np.arange(200) % 2)  # enough features to fit every label
     wide = np.random.default_rng(1).normal(size=(200, 400))
     assert score(wide, y, None, num_classes=2) < 0.75
 
 
 @each_kind
 @pytest.mark.parametrize("bad", (np.nan, np.inf))
-def test_features_that_are_not_finite_give_nan(epochs, bad):
+def test_non_finite_features_give_nan(epochs, bad):
     x, y = gaussians()
     x[3, 4] = bad
     assert np.isnan(score(x, y, epochs))

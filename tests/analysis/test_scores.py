@@ -1,6 +1,4 @@
-"""Contract of every score in SCORES; LEEP, NCE, H-score and TransRate against reference values and float64 numpy."""
-
-import json
+"""The contract of every score in SCORES; LEEP, NCE, H-score and TransRate against reference values and numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -8,26 +6,18 @@ import numpy as np
 import pytest
 import sklearn.covariance
 
-from helpers.features import C, gaussians, hard_inputs
+from helpers.features import C, as_features, gaussians, hard_inputs, reference_rows
 from jax_transfer.analysis import SCORES, h_score, h_score_shrunk, leep, nce, transrate
 from jax_transfer.records import Features
 
-# Linear classifiers have a file of their own; the others differ from a neighbour in a number.
+# Tested in test_linear.py, or different from another score only in a setting.
 ELSEWHERE = ("mi_alpha_0.01", "mi_alpha_0.5", "mi_pca_alpha_0.01", "linear_1", "linear_5", "linear_converged")
 LEARNED = ("mi_pca_alpha_0.5",)
 JITTED = {name: jax.jit(score, static_argnums=1) for name, score in SCORES.items() if name not in ELSEWHERE}
 
 
-def as_features(x, y):
-    """Features whose source logits are a fixed linear map of the features."""
-    x = np.asarray(x, np.float32)
-    weights = np.random.default_rng(9).normal(size=(x.shape[-1], 7)).astype(np.float32)
-    scale = np.maximum(np.abs(x).max(), 1e-30)
-    return Features(jnp.asarray(x), jnp.asarray(x / scale @ weights), jnp.asarray(y, jnp.int32))
-
-
 def plain(name, **options):
-    """`gaussians` in 24 dimensions; in 8 for N-LEEP, which compiles a branch for each of several numbers of dimensions."""
+    """Returns `gaussians` in 24 dimensions; in 8 for N-LEEP, which compiles a branch per number of dimensions."""
     return gaussians(d=8 if name == "nleep" else 24, **options)
 
 
@@ -60,7 +50,7 @@ def test_invariant_to_sample_order(name):
 
 
 @each_score
-def test_invariant_to_sample_order_with_the_held_out_samples(name):
+def test_invariant_to_sample_order_with_given_held_out_samples(name):
     x, y = plain(name)
     order, held_out = np.random.default_rng(3).permutation(len(y)), np.arange(0, len(y), 5)
     moved = np.random.default_rng(4).permutation(np.argsort(order)[held_out])
@@ -73,7 +63,7 @@ def test_invariant_to_sample_order_with_the_held_out_samples(name):
 @each_score
 def test_invariant_to_class_names(name):
     x, y = plain(name)
-    renamed = np.array([6, 2, 0, 7, 3])[y]  # and three classes that do not occur
+    renamed = np.array([6, 2, 0, 7, 3])[y]  # three of the eight classes are missing
     np.testing.assert_allclose(JITTED[name](as_features(x, renamed), 8), JITTED[name](as_features(x, y), C), rtol=1e-4)
 
 
@@ -81,8 +71,8 @@ def test_invariant_to_class_names(name):
     "name", [name for name in JITTED if name not in ("h_score", "h_score_shrunk", "transrate", *LEARNED)]
 )
 @hard_inputs_by_name
-def test_finite_on_hard_inputs(name, case):  # the others equal finite values there, see below
-    score = SCORES[name] if name == "nleep" else JITTED[name]  # alone it compiles for one number of dimensions, not all
+def test_finite_on_hard_inputs(name, case):  # the other scores equal finite values on these inputs, see below
+    score = SCORES[name] if name == "nleep" else JITTED[name]  # eager N-LEEP compiles only one branch
     assert np.isfinite(score(as_features(*HARD[case]), C))
 
 
@@ -103,7 +93,7 @@ def test_separable_beats_overlapping_beats_shuffled(name):
 
 @each_score
 @pytest.mark.parametrize("bad", (np.nan, np.inf))
-def test_features_that_are_not_finite_give_nan(name, bad):
+def test_non_finite_features_give_nan(name, bad):
     x, y = plain(name)
     features = as_features(x, y)
     features = Features(features.features.at[3, 4].set(bad), features.logits.at[3, 4].set(bad), features.labels)
@@ -125,7 +115,7 @@ def class_means(x, y):
 
 
 def numpy_h_score(x, y):
-    """tr(pinv(cov f) cov g) with columns of unit variance, which leave it as it is and keep pinv's cut-off harmless."""
+    """Returns tr(pinv(cov f) cov g); unit variances do not change it and keep the cut-off of pinv harmless."""
     x = centred(x)
     x = x[:, np.abs(x).max(axis=0) > 0]
     if x.shape[1] == 0:
@@ -175,7 +165,7 @@ each_of_features = pytest.mark.parametrize("name", OF_FEATURES)
 @hard_inputs_by_name
 def test_float32_equals_float64_numpy(name, case):
     (ours, expected), (x, y) = OF_FEATURES[name], HARD[case]
-    # atol: TransRate is a difference of rates of up to 1,000, and 0 for one class
+    # atol, since TransRate is a difference of rates of up to 1,000, and 0 for one class
     np.testing.assert_allclose(ours(jnp.asarray(x, jnp.float32), y, C), expected(x, y), rtol=1e-4, atol=1e-5)
 
 
@@ -190,7 +180,7 @@ def test_float64_equals_float64_numpy(name, case):
 
 
 def probabilities(confidence, n=400, s=12, seed=0):
-    """Source probabilities [n, s], of which the last class has none, and labels that depend on them."""
+    """Returns source probabilities [n, s], zero for the last class, and labels that depend on them."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, C, n).astype(np.int32)
     logits = confidence * rng.normal(size=(C, s))[y] + rng.normal(size=(n, s))
@@ -216,15 +206,15 @@ def test_leep_and_nce_equal_float64_numpy(confidence, labels):
         assert leep(jnp.asarray(p), y, C).dtype == nce(z, y, sources, C).dtype == np.float64
 
 
-def test_nce_keeps_its_digits_where_labels_are_almost_determined():
+def test_nce_is_precise_for_almost_determined_labels():
     y = np.arange(50_000) % C
     z = y.copy()
-    z[0] = 1  # one wrong among 10,001: log(10,000 / 10,001) has four digits in float32
+    z[0] = 1  # one of 10,001 differs: log(10,000 / 10,001) has four digits in float32
     expected = (10_000 * np.log(10_000 / 10_001) + np.log(1 / 10_001)) / 50_000
     np.testing.assert_allclose(nce(z, y, C, C), expected, rtol=1e-6)
 
 
-def test_leep_of_certain_predictions_is_nce():
+def test_leep_of_one_hot_predictions_equals_nce():
     p, y = probabilities(1.0)
     z, sources = p.argmax(axis=1), p.shape[1]
     np.testing.assert_allclose(leep(jax.nn.one_hot(z, sources), y, C), nce(z, y, sources, C), rtol=1e-6)
@@ -237,7 +227,7 @@ def test_h_score_is_invariant_to_linear_maps_and_shifts():
     np.testing.assert_allclose(values[0], values[1], rtol=1e-4)
 
 
-def test_h_score_does_not_count_rounding_as_a_feature():
+def test_h_score_ignores_rounding_noise():
     x, y = gaussians()
     bias = 100 + 1e-5 * np.random.default_rng(7).normal(size=(len(y), 24))  # two or three float32 values around 100
     both = np.concatenate([x, bias], axis=1)
@@ -245,13 +235,13 @@ def test_h_score_does_not_count_rounding_as_a_feature():
 
 
 @pytest.mark.parametrize("eps", (1e-6, 1e-4, 1.0))
-def test_transrate_follows_eps(eps):
+def test_transrate_equals_numpy_for_any_eps(eps):
     x, y = gaussians()
     ours = transrate(jnp.asarray(x, jnp.float32), y, C, eps=eps)
     np.testing.assert_allclose(ours, numpy_transrate(x, y, eps), rtol=1e-4)
 
 
-# score -> its row in values.json: peer, start of the function's name, part of the settings.
+# score -> its row of values.json: peer, start of the function's name, part of the settings.
 ROWS = {
     "leep": ("thuml/LogME", "LEEP", "float64"),
     "nce": ("tllib", "negative_conditional_entropy", ""),
@@ -266,8 +256,7 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_equals_reference_values(reference_dir, name, target, num_classes, epoch):
     file, (peer, function, settings) = f"feat_ep{epoch}_{target}.npz", ROWS[name]
-    rows = json.loads((reference_dir / "values.json").read_text())["values"]
-    rows = [row for row in rows if row["data"] == file and row["peer"] == peer]
+    rows = [row for row in reference_rows(reference_dir) if row["data"] == file and row["peer"] == peer]
     (expected,) = (r["value"] for r in rows if r["function"].startswith(function) and settings in r["settings"])
     saved = np.load(reference_dir / "features" / file)
     y = saved["labels"]

@@ -1,4 +1,4 @@
-"""Spectral components against numpy, what the views promise, and the probe that finds a signal in the residual alone."""
+"""Spectral components, similarities and t-SNE: against numpy, their properties, and a probe on planted signals."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
 
 
 def power_law(n, d, decay=1.0, seed=0):
-    """Features [n, d] float64 with singular values near i^-decay, none of them centred."""
+    """Returns features [n, d] float64, not centred, with singular values near i^-decay."""
     rng = np.random.default_rng(seed)
     return rng.normal(size=(n, d)) * np.arange(1, d + 1) ** -decay @ rng.normal(size=(d, d)) / d**0.5 + 0.1
 
@@ -29,7 +29,7 @@ def numpy_components(x, energy=0.8):
 
 
 @SHAPES
-def test_components_equal_those_of_a_full_decomposition(shape):
+def test_components_equal_numpy_svd(shape):
     x = power_law(*shape)
     main, rank, s = numpy_components(x)
     found = spectral_components(jnp.asarray(x, jnp.float32))
@@ -48,16 +48,16 @@ def test_rank_is_the_smallest_that_reaches_the_energy(shape, energy):
     assert k == 1 or s[: k - 1].sum() < energy * s.sum()
 
 
-def test_ten_equal_singular_values_reach_80_per_cent_with_eight():
+def test_eight_of_ten_equal_singular_values_hold_80_percent():
     assert int(spectral_components(3.7 * jnp.eye(10)).rank) == 8
     assert int(spectral.main_rank(jnp.full(1000, 0.1))) == 800
 
 
-def test_components_are_orthogonal_and_main_is_the_best_of_its_rank():
+def test_components_are_orthogonal_and_main_is_best_of_its_rank():
     x = power_law(200, 30)
     found = spectral_components(jnp.asarray(x, jnp.float32))
     assert np.abs(np.asarray(found.main).T @ np.asarray(found.residual)).max() < 1e-4 * np.abs(x.T @ x).max()
-    # Eckart and Young: what a matrix of this rank leaves over has the norm of the other singular values, no less.
+    # Eckart and Young: the residual of the best matrix of this rank has the norm of the remaining singular values.
     s = np.linalg.svd(x, compute_uv=False)
     np.testing.assert_allclose(np.linalg.norm(found.residual), np.linalg.norm(s[int(found.rank) :]), rtol=1e-4)
 
@@ -73,7 +73,7 @@ def test_rotating_the_columns_rotates_the_components():
 
 @pytest.mark.parametrize("n", (512, 500, 128, 100, 129))
 @pytest.mark.parametrize("d", (20, 200))
-def test_batches_equal_a_loop_of_numpy(n, d):
+def test_batches_equal_a_numpy_loop(n, d):
     x = power_law(n, d)
     found = batched_spectral_components(jnp.asarray(x, jnp.float32), batch_size=128)
     for i, start in enumerate(range(0, n, 128)):
@@ -86,7 +86,7 @@ def test_batches_equal_a_loop_of_numpy(n, d):
     np.testing.assert_allclose(found.main + found.residual, x.astype(np.float32), atol=1e-6 * np.abs(x).max())
 
 
-def test_one_batch_is_the_whole_matrix():
+def test_one_batch_equals_the_whole_matrix():
     x = jnp.asarray(power_law(90, 20), jnp.float32)
     whole, batch = spectral_components(x), batched_spectral_components(x, batch_size=1000)
     np.testing.assert_allclose(whole.main, batch.main, atol=1e-6)
@@ -103,14 +103,14 @@ def test_jit_and_vmap_equal_the_loop():
 
 
 @pytest.mark.parametrize("scale", (1e-30, 1e30))
-def test_the_unit_of_features_does_not_matter(scale):
+def test_components_scale_with_the_features(scale):
     x = power_law(60, 20)
     plain, scaled = (spectral_components(jnp.asarray(v, jnp.float32)) for v in (x, x * scale))
     assert int(plain.rank) == int(scaled.rank)
     np.testing.assert_allclose(scaled.main / scale, plain.main, atol=1e-5)
 
 
-def test_zeros_are_finite_and_what_is_not_finite_is_nan():
+def test_zeros_stay_finite_and_non_finite_features_give_nan():
     zeros = spectral_components(jnp.zeros((7, 3)))
     assert not np.any(zeros.main) and not np.any(zeros.residual) and int(zeros.rank) == 1
     for bad in (jnp.nan, jnp.inf):
@@ -118,23 +118,8 @@ def test_zeros_are_finite_and_what_is_not_finite_is_nan():
         assert np.isnan(found.main).all() and np.isnan(found.singular_values).all()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"energy": 0.0}, "energy is 0.0"),
-        ({"energy": 1.1}, "energy is 1.1"),
-        ({"x": jnp.zeros((0, 3))}, r"shape \[0, 3\]"),
-        ({"x": jnp.zeros(3)}, r"shape \[3\]"),
-        ({"batch_size": 0}, "batch_size is 0"),
-    ],
-)
-def test_bad_input_is_named(arguments, message):
-    with pytest.raises(InputError, match=message):
-        batched_spectral_components(**{"x": jnp.ones((5, 3)), **arguments})
-
-
-def test_a_signal_in_the_residual_alone_is_found_there_and_nowhere_else():
-    """Large directions without the label, small ones with it: planted data for the stage's probes."""
+def test_probe_finds_residual_signal_but_not_in_main():
+    """Large directions do not depend on the label, small ones do."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 1000).astype(np.int32)
     x = np.concatenate([rng.normal(size=(1000, 12)) * 8, np.eye(2)[y] * 2 + 0.5 * rng.normal(size=(1000, 2))], axis=1)
@@ -147,10 +132,10 @@ def test_a_signal_in_the_residual_alone_is_found_there_and_nowhere_else():
     assert residual > 0.9 and main < 0.65 and full > 0.9
 
 
-# --- views
+# --- spectra and similarities
 
 
-def test_singular_values_equal_numpys():
+def test_singular_values_equal_numpy():
     x = power_law(50, 20)
     np.testing.assert_allclose(
         spectral.singular_values(jnp.asarray(x, jnp.float32)), np.linalg.svd(x, compute_uv=False), rtol=1e-4
@@ -180,7 +165,7 @@ def numpy_cka(a, b):
     return norm(a.T @ b) ** 2 / (norm(a.T @ a) * norm(b.T @ b))
 
 
-def test_similarities_equal_numpys():
+def test_similarities_equal_numpy():
     x = np.stack([power_law(80, 30, decay, seed) for seed, decay in enumerate((0.3, 1.0, 1.5))])
     found = similarities(jnp.asarray(x, jnp.float32))
     bases = [np.linalg.svd(one)[0][:, : numpy_components(one)[1]] for one in x]
@@ -191,14 +176,14 @@ def test_similarities_equal_numpys():
             assert float(found.overlap[i, j]) == pytest.approx((cosines**2).mean(), abs=1e-3)
 
 
-def test_similarities_of_parts_are_those_of_the_whole():
+def test_similarities_between_parts_equal_the_whole_matrix():
     x = jnp.stack([jnp.asarray(power_law(60, 20, decay), jnp.float32) for decay in (0.3, 0.8, 1.0, 1.2, 1.5)])
     whole, part = similarities(x), similarities(x[:2], x[2:])
     np.testing.assert_allclose(part.cka, whole.cka[:2, 2:], rtol=1e-5)
     np.testing.assert_allclose(part.overlap, whole.overlap[:2, 2:], rtol=1e-5)
 
 
-def test_similarities_ignore_rotation_scale_and_columns_of_zeros():
+def test_similarities_are_invariant_to_rotation_and_scale():
     a = power_law(40, 20)
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(20, 20)))[0]
     narrow = np.concatenate([a[:, :10], 0 * a[:, 10:]], axis=1)
@@ -213,7 +198,7 @@ def test_similarities_ignore_rotation_scale_and_columns_of_zeros():
 # --- t-SNE
 
 
-def test_tsne_keeps_classes_apart_and_repeats():
+def test_tsne_separates_classes_and_is_deterministic():
     rng = np.random.default_rng(0)
     y = np.arange(90) % 3
     x = 20 * np.eye(3)[y] @ rng.normal(size=(3, 8)) + rng.normal(size=(90, 8))
@@ -225,6 +210,6 @@ def test_tsne_keeps_classes_apart_and_repeats():
 
 
 @pytest.mark.parametrize(("x", "message"), [(np.ones((3, 2)), "3 samples"), (np.full((9, 2), np.nan), "NaN")])
-def test_tsne_refuses(x, message):
+def test_tsne_rejects_too_few_samples_and_nan(x, message):
     with pytest.raises(InputError, match=message):
         tsne(x)

@@ -12,14 +12,13 @@ to a few percent above ours for well separated classes, so the ratio is a low es
 import argparse
 import json
 import statistics
-import time
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from logme import relu_features
-from nleep import power_law_features
+from nleep import power_law_features, timed
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -33,8 +32,10 @@ def features(flags):
     """Returns features x [k, 2n, d], standardised by the first n rows, and labels y [2n]."""
     rng = np.random.default_rng(0)
     if flags.power_law:
-        each = [power_law_features(np.random.default_rng(0), 2 * flags.n, flags.d, flags.classes, decay)
-                for decay in np.linspace(0.25, 1.25, flags.checkpoints)]  # fmt: skip
+        each = [
+            power_law_features(np.random.default_rng(0), 2 * flags.n, flags.d, flags.classes, decay)
+            for decay in np.linspace(0.25, 1.25, flags.checkpoints)
+        ]
         x, y = np.stack([x for x, _ in each]), each[0][1]
     else:
         x, y = relu_features(rng, flags.checkpoints, 2 * flags.n, flags.d, flags.classes)
@@ -89,15 +90,12 @@ def compare(flags, device_kind):
     def peers():
         return [[peer(one[:n], y[:n], value, flags.tol) for value in L2] for one in x]
 
-    def timed(function):
-        start = time.perf_counter()
-        result = function()
-        return time.perf_counter() - start, result
-
     def results(weights):
         """Computes objectives and accuracies [k, v] of weights(checkpoint, candidate)."""
-        each = [[objective_and_accuracy(weights(i, j), one, y, n, value) for j, value in enumerate(L2)]
-                for i, one in enumerate(x)]  # fmt: skip
+        each = [
+            [objective_and_accuracy(weights(i, j), one, y, n, value) for j, value in enumerate(L2)]
+            for i, one in enumerate(x)
+        ]
         return np.moveaxis(np.array(each), -1, 0)
 
     first, fitted = timed(ours)

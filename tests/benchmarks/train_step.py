@@ -2,9 +2,9 @@
 
 python tests/benchmarks/train_step.py [--what step18,step50,epoch] [--batch 128] [--repeats 5] [--out FILE.json]
 
-Both sides train the same network (torch's is in tests/torch_twins.py) with the same batch size, augmentation (pad_crop,
-flip) and optimizer (SGD, momentum 0.9, weight decay 5e-4). Our side uses the project's feed, step and loop. The torch
-side is the fastest variant of `TORCH_VARIANTS`, with data and augmentation on the device like ours, or with a
+Both sides train the same network (torch's is in tests/helpers/torch_twins.py) with the same batch size, augmentation
+(pad_crop, flip) and optimizer (SGD, momentum 0.9, weight decay 5e-4). Our side uses the project's feed, step and loop.
+The torch side is the fastest variant of `TORCH_VARIANTS`, with data and augmentation on the device like ours, or with a
 DataLoader if ours streams. The first calls, which compile, are timed separately; then both sides alternate, and medians
 are compared. If our side is slower, its profile is recorded. On a CPU, sizes are smaller and training runs in float32;
 on a GPU, it runs in bfloat16. TFLOP/s is the compiler's count of operations per step times the measured rate. Needs

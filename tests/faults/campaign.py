@@ -1,9 +1,10 @@
-"""Breaks a small study again and again, and compares what comes out with a run that nothing disturbed.
+"""Disturbs a small study many times, and compares its results with those of an undisturbed run.
 
     python tests/faults/campaign.py --faults=200 --seed=0 --workers=2 --report=docs/results/faults.md
 
-A study runs until it is done, through several faults of FAULTS at random moments; its rows (without what a clock wrote) and
-its checkpoints must then be those of the clean run, bit for bit. Every message of a run that ends by itself must be one line.
+A study is disturbed by several random FAULTS at random moments and then runs to its end. Its rows (without the columns
+that measure time) and its checkpoints must then equal those of the clean run, bit for bit. A run that ends by itself
+must not print a traceback.
 """
 
 import argparse
@@ -38,7 +39,7 @@ STUDY = [
     "--config.spectral.embedded_images=0",
 ]
 CLOCK = ("seconds", "images_per_second")
-# A clock that goes back and forth by up to a day, as when the time is set.
+# A clock that jumps back and forth by up to a day, as when the time is set.
 JUMPING_CLOCK = """
 import random, sys, time
 real, jumps = time.time, random.Random(int(sys.argv.pop(1)))
@@ -48,15 +49,18 @@ main.run()
 """
 
 
+def environment(**variables):
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", **variables}
+
+
 def start(workdir, log, *, code=("-m", "jax_transfer.main"), preexec=None):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *code, *STUDY, f"--workdir={workdir}"]
+    command, variables = [sys.executable, *code, *STUDY, f"--workdir={workdir}"], environment(OMP_NUM_THREADS="1")
     with open(log, "w") as out:
-        return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=out, stderr=out, preexec_fn=preexec)
+        return subprocess.Popen(command, cwd=REPOSITORY, env=variables, stdout=out, stderr=out, preexec_fn=preexec)
 
 
 def finish(process, log, allowed):
-    """Waits for the end; the exit code must be one of those allowed, and the last words no traceback."""
+    """Waits for the end and returns (exit code, log); checks that the code is allowed and the log has no traceback."""
     code = process.wait(600)
     text = pathlib.Path(log).read_text()
     if code not in allowed or "Traceback" in text:
@@ -65,7 +69,7 @@ def finish(process, log, allowed):
 
 
 def stopped_by(number, codes):
-    """A signal at a random moment of a random stage."""
+    """Returns a fault that sends a signal at a random moment of a random stage."""
 
     def fault(workdir, log, rng):
         process = start(workdir, log)
@@ -82,12 +86,12 @@ def stopped_by(number, codes):
 
 
 def damaged(change):
-    """Something that happens to the files between two runs; nothing to damage yet counts as no fault."""
+    """Returns a fault that changes files between two runs; it does not count if there is nothing to change yet."""
     return lambda workdir, log, rng: change(workdir, rng)
 
 
 def torn_line(workdir, rng):
-    """The last line of a result file is cut in its middle, as by a kill while it was written."""
+    """Truncates the last line of a result file, as a kill during the write does."""
     paths = [path for path in (workdir / "results").glob("*.jsonl") if path.stat().st_size]
     if not paths:
         return False
@@ -99,8 +103,10 @@ def torn_line(workdir, rng):
 
 
 def damaged_checkpoint(damage):
-    """Something happens to a file of the last checkpoint. If the program needs what is lost, it must say so; its advice is
-    followed."""
+    """Returns a change of a file of the last checkpoint.
+
+    If the next run needs that file, its message must name the folder to delete, which is then deleted.
+    """
 
     def change(workdir, rng):
         epochs = sorted((path for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()), key=_number)
@@ -114,7 +120,7 @@ def damaged_checkpoint(damage):
         if code == 2:
             advice = re.search(r"delete (\S+) and run again", text)
             assert advice, text[-2000:]
-            # What was computed from the checkpoint stays: it was whole then.
+            # Results computed from the checkpoint stay, since it was intact at that time.
             shutil.rmtree(advice[1].rstrip("."))
         else:
             path.write_bytes(whole)
@@ -131,10 +137,9 @@ def truncated(data, rng):
     return data[: rng.randrange(len(data))]
 
 
-def turned(data, rng):
-    """One bit is another one."""
-    place = rng.randrange(len(data))
-    return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+def with_flipped_bit(data, rng):
+    index = rng.randrange(len(data))
+    return data[:index] + bytes([data[index] ^ 1 << rng.randrange(8)]) + data[index + 1 :]
 
 
 def lost_features(workdir, rng):
@@ -156,29 +161,28 @@ def truncated_features(workdir, rng):
 
 
 def full_disk(workdir, log, rng):
-    """No file may grow beyond a size; the writes fail as on a full disk."""
+    """Limits the size of files, so that writes fail as on a full disk."""
     size = rng.choice((2_000, 20_000, 60_000, 200_000))
-    signal_off = lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))  # noqa: E731  # fmt: skip
-    # stdout is a file too: it gets a pipe.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "0",
-    }
+
+    def limit_file_size():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    # The output goes through a pipe, since the limit would apply to a log file too.
+    variables = environment(JAX_ENABLE_COMPILATION_CACHE="0")
     command = [sys.executable, "-m", "jax_transfer.main", *STUDY, f"--workdir={workdir}"]
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, preexec_fn=signal_off
+        command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, preexec_fn=limit_file_size
     )
-    said = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
+    message = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
     if done.returncode == 0:
         return False
-    assert done.returncode == 2 and "disk is full" in said and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert done.returncode == 2 and "disk is full" in message and "Traceback" not in done.stderr, done.stderr[-2000:]
     return True
 
 
 def read_only(workdir, log, rng):
-    """Nothing can be written: said in one line."""
+    """Makes the working directory read-only, which must give an error of one line."""
     mode = workdir.stat().st_mode
     workdir.chmod(0o555)
     try:
@@ -190,13 +194,13 @@ def read_only(workdir, log, rng):
 
 
 def _obey_permissions():
-    """Root writes where it may not: drops that right (CAP_DAC_OVERRIDE, number 1) for the program to be started."""
+    """Drops root's right to ignore permissions (CAP_DAC_OVERRIDE, number 1) for the program to be started."""
     if os.geteuid() == 0:
         ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
 def jumping_clock(workdir, log, rng):
-    """The study runs on, to its end or to a kill, while the clock jumps; a wait may seem to last for ever (1)."""
+    """Runs the study with a jumping clock, until its end or a kill; exit code 1 means that a wait timed out."""
     process = start(workdir, log, code=("-c", JUMPING_CLOCK, str(rng.randrange(10**6))))
     try:
         process.wait(rng.uniform(8, 25))
@@ -206,13 +210,13 @@ def jumping_clock(workdir, log, rng):
     return True
 
 
-# What happens -> (how, how often of a hundred).
+# Name -> (fault(workdir, log, rng) that returns whether it took effect, its weight in percent).
 FAULTS = {
     "kill -9": (stopped_by(signal.SIGKILL, (-signal.SIGKILL,)), 36),
     "SIGTERM": (stopped_by(signal.SIGTERM, (75,)), 22),
     "torn last line": (damaged(torn_line), 8),
     "truncated checkpoint": (damaged(damaged_checkpoint(truncated)), 6),
-    "flipped bit in a checkpoint": (damaged(damaged_checkpoint(turned)), 6),
+    "flipped bit in a checkpoint": (damaged(damaged_checkpoint(with_flipped_bit)), 6),
     "deleted features": (damaged(lost_features), 6),
     "truncated features": (damaged(truncated_features), 6),
     "full disk": (full_disk, 4),
@@ -222,27 +226,25 @@ FAULTS = {
 
 
 def outcome(workdir):
-    """(rows of each result file without what a clock wrote, fingerprints of the checkpoints)."""
+    """Returns the rows of each result file without times, the epochs, and the fingerprints of the checkpoints."""
     rows = {}
     for path in sorted((workdir / "results").glob("*.jsonl")):
         lines = map(json.loads, path.read_text().splitlines())
         kept = [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
         rows[path.name] = sorted(kept, key=lambda row: json.dumps(row, sort_keys=True))
     code = (
-        "import sys; from jax_transfer import trees; from jax_transfer.models import load_checkpoint\n"
+        "import sys; from jax_transfer import trees; from jax_transfer.checkpoints import load_checkpoint\n"
         "for path in sys.argv[1:]:\n"
         "    found = load_checkpoint(path); print(trees.fingerprint({'params': found.params, 'stats': found.stats}))"
     )
     epochs = sorted((path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()), key=_number)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
-    found = subprocess.run(
-        [sys.executable, "-c", code, *epochs], env=environment, capture_output=True, text=True, check=True
-    )
-    return rows, [path.name for path in epochs], found.stdout.split()
+    command = [sys.executable, "-c", code, *epochs]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    return rows, [path.name for path in epochs], done.stdout.split()
 
 
 def one_study(seed, folder, clean, faults):
-    """(what happened how often, differences from the clean run): a study that is broken `faults` times."""
+    """Runs a study with this many faults; returns the count of each fault, and the differences from the clean run."""
     rng, workdir = random.Random(seed), folder / f"study_{seed}"
     workdir.mkdir()
     log = folder / f"study_{seed}.log"
@@ -264,11 +266,11 @@ def one_study(seed, folder, clean, faults):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=200, help="how many in all")
-    parser.add_argument("--each", type=int, default=8, help="how many in one study")
+    parser.add_argument("--faults", type=int, default=200, help="total number of faults")
+    parser.add_argument("--each", type=int, default=8, help="faults per study")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--report", type=pathlib.Path, help="a Markdown file for the figures")
+    parser.add_argument("--report", type=pathlib.Path, help="Markdown file for the counts")
     options = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="faults_"))
     folder.chmod(0o755)
@@ -292,8 +294,9 @@ def main():
             "",
             f"`python tests/faults/campaign.py --faults={options.faults} --each={options.each} --seed={options.seed}`",
             "",
-            f"{number} small studies were disturbed {counts.total()} times. Each study then ran to its end, and its rows",
-            f"and checkpoints were compared bit for bit with those of an undisturbed run. **Losses: {len(losses)}.**",
+            f"{number} small studies were disturbed {counts.total()} times. Each study then ran to its end, and",
+            "its rows and checkpoints were compared bit for bit with those of an undisturbed run.",
+            f"**Losses: {len(losses)}.**",
             "",
             "| fault | times |",
             "|---|---|",

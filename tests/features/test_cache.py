@@ -1,4 +1,4 @@
-"""The cache of features: equal to a plain forward pass, and named by all that determines them."""
+"""Cached features equal a plain forward pass, and the file name depends on everything that determines them."""
 
 import dataclasses
 
@@ -6,17 +6,16 @@ import jax
 import numpy as np
 import pytest
 
+from helpers.training_parts import PREPROCESSING, assert_equal_trees
 from jax_transfer import devices
 from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.data.batches import make_feed
 from jax_transfer.data.source import from_arrays
-from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features import cache
 from jax_transfer.features.cache import FeatureCache
 from jax_transfer.models import MODELS
 from jax_transfer.records import Features
 
-PREPROCESSING = Preprocessing(image_size=8)
 IMAGES = np.random.default_rng(0).integers(0, 255, (30, 8, 8, 3)).astype(np.uint8)
 SOURCE = from_arrays(IMAGES, np.arange(30) % 3)
 
@@ -38,19 +37,19 @@ def expected(checkpoint):
     return checkpoint.net.apply(checkpoint.params, checkpoint.stats, pixels)
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_features_equal_a_plain_forward_pass(tmp_path, checkpoint, kept):
-    found = make_cache(tmp_path if kept else None)(checkpoint, SOURCE)
+@pytest.mark.parametrize("cached", [True, False])
+def test_features_equal_a_plain_forward_pass(tmp_path, checkpoint, cached):
+    found = make_cache(tmp_path if cached else None)(checkpoint, SOURCE)
     np.testing.assert_allclose(found.features, expected(checkpoint).features, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(found.logits, expected(checkpoint).logits, rtol=1e-3, atol=1e-4)
-    assert np.array_equal(found.labels, SOURCE.labels) and len(list(tmp_path.iterdir())) == kept
+    assert np.array_equal(found.labels, SOURCE.labels) and len(list(tmp_path.iterdir())) == cached
 
 
 def test_cached_features_need_neither_weights_nor_images(tmp_path, checkpoint):
     before = make_cache(tmp_path)(checkpoint, SOURCE)
 
-    def unreadable():
-        raise AssertionError("the weights are read")
+    def unreadable(*_):
+        raise AssertionError("weights or images are read")
 
     stored = Checkpoint.stored(
         "b",
@@ -61,19 +60,19 @@ def test_cached_features_need_neither_weights_nor_images(tmp_path, checkpoint):
         known_fingerprint=checkpoint.fingerprint,
     )
     again = FeatureCache(tmp_path, unreadable, devices.make_mesh(), batch_size=16)(stored, SOURCE)
-    jax.tree.map(np.testing.assert_array_equal, again, before)
+    assert_equal_trees(again, before)
 
 
-def test_a_damaged_file_is_extracted_again(tmp_path, checkpoint, caplog, monkeypatch):
+def test_damaged_file_is_extracted_again(tmp_path, checkpoint, caplog, monkeypatch):
     monkeypatch.setattr(cache.log, "propagate", True)
     features = make_cache(tmp_path)
     before, path = features(checkpoint, SOURCE), features.path(checkpoint, SOURCE)
     path.write_bytes(path.read_bytes()[:100])
-    jax.tree.map(np.testing.assert_array_equal, features(checkpoint, SOURCE), before)
+    assert_equal_trees(features(checkpoint, SOURCE), before)
     assert f"{path} cannot be read" in caplog.text and cache.load(path) is not None
 
 
-def test_the_file_name_changes_with_all_that_determines_the_features(tmp_path, checkpoint):
+def test_file_name_depends_on_everything_that_determines_features(tmp_path, checkpoint):
     def path(source=SOURCE, **changes):
         return make_cache(tmp_path).path(dataclasses.replace(checkpoint, **changes), source)
 

@@ -1,29 +1,46 @@
-"""Features whose scores are known."""
+"""Synthetic features for the tests of scores and probes, and the reference values of scores."""
 
+import json
+
+import jax.numpy as jnp
 import numpy as np
 
+from jax_transfer.records import Features
 from jax_transfer.transfer.probe import ProbeSettings
 
 C = 5
 
 
-def gaussians(n=300, d=24, separation=1.0, seed=0):
-    """x [n, d] float64 of C Gaussian classes, rounded to float32, and y [n] with every class present."""
+def gaussians(n=300, d=24, separation=1.0, seed=0, dtype=np.float64):
+    """Returns x [n, d] of C Gaussian classes, rounded to float32, and y [n] in which every class occurs."""
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(n) % C).astype(np.int32)
     x = separation * rng.normal(size=(C, d))[y] + rng.normal(size=(n, d))
-    return x.astype(np.float32).astype(np.float64), y
+    return x.astype(np.float32).astype(dtype), y
+
+
+def as_features(x, y):
+    """Returns Features whose source logits are a fixed linear map of x."""
+    x = np.asarray(x, np.float32)
+    weights = np.random.default_rng(9).normal(size=(x.shape[-1], 7)).astype(np.float32)
+    scale = np.maximum(np.abs(x).max(), 1e-30)
+    return Features(jnp.asarray(x), jnp.asarray(x / scale @ weights), jnp.asarray(y, jnp.int32))
+
+
+def reference_rows(reference_dir):
+    """Returns the rows of values.json: scores computed with the code of other projects."""
+    return json.loads((reference_dir / "values.json").read_text())["values"]
 
 
 def hard_inputs():
-    """x in float64: a float32 score sees it rounded, which makes rank-deficient features full-rank by 1e-7."""
+    """Returns name -> (x float64, y). Rounded to float32, rank-deficient features have full rank (by 1e-7)."""
     x, y = gaussians()
     wide, wide_y = gaussians(n=40, d=90, seed=1)
     rng = np.random.default_rng(2)
     rank6 = x[:, :6] @ rng.normal(size=(6, 24))
     single = np.where(y == 0, 1, y)
     single[0] = 0
-    graded = np.sort(np.minimum(rng.geometric(0.02, size=300) % 97 % 29, 4))  # few, and more than a block of 128
+    graded = np.sort(np.minimum(rng.geometric(0.02, size=300) % 97 % 29, 4))  # classes below and above a block of 128
     return {
         "plain": (x, y),
         "weak": (gaussians(separation=0.2)[0], y),
@@ -63,7 +80,7 @@ PROBE_SETTINGS = ProbeSettings(epochs=20, batch_size=32, learning_rates=(0.01,),
 
 
 def blobs(k=2, n=300, m=200, d=6, c=3, spread=0.7, seed=0):
-    """k feature sets of the same labels, the later ones noisier."""
+    """Returns (x [k, n, d], y [n]) to train and (x [k, m, d], y [m]) to test; later feature sets are noisier."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(c, d))
 

@@ -1,4 +1,4 @@
-"""Invented results of a study, and what a page holds."""
+"""Invented results of a study, and a parser of the page."""
 
 import html.parser
 import json
@@ -19,16 +19,12 @@ from jax_transfer.results import (
 )
 
 EPOCHS = (0, 1, 2, 3, 5, 10, 20, 40, 60, 100, 150, 200)
-
-
 TARGETS = ("tfds:mnist?per_class=100", "folder:/photos/birds")
-
-
 SCORES = ("logme", "leep")
 
 
 def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list[dict]]:
-    """Rows shaped like the papers': FE peaks at epoch 5 and falls, FT rises and settles."""
+    """Returns rows with the shape of the paper's curves: FE peaks at epoch 5 and falls, FT rises and levels off."""
     rng = np.random.default_rng(0)
     t = np.log1p(np.array(epochs, float))
     source = 0.10 + 0.85 * (1 - np.exp(-1.1 * t))
@@ -55,7 +51,7 @@ def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list
         "embedding": [],
     }
     for target in targets:
-        explain_target(results, target, epochs, t)
+        add_spectral_rows(results, target, epochs, t)
         means = {
             "probe": 0.965 - 0.035 * (t - math.log(6)) ** 2 / (1 + 0.35 * t),
             "probe_converged": 0.955 - 0.02 * (t - math.log(8)) ** 2 / (1 + 0.4 * t),
@@ -94,8 +90,8 @@ def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list
     return {name: [to_json_dict(row) for row in rows] for name, rows in results.items()}
 
 
-def explain_target(results, target, epochs, t):
-    """Main components fall and residual ones rise with the epochs, before fine-tuning more than after it."""
+def add_spectral_rows(results, target, epochs, t):
+    """Adds rows whose main component falls and residual rises with the epochs, more so before fine-tuning."""
     for stage, fall in (("pretrained", 0.06), ("finetuned", 0.01)):
         for e, x in zip(epochs, t, strict=True):
             parts = {"full": 0.95 - fall * x / 2, "main": 0.9 - fall * x, "residual": 0.5 + fall * x}
@@ -113,6 +109,7 @@ def explain_target(results, target, epochs, t):
 
 
 def write_workdir(workdir, results, config=None):
+    """Writes the results, and the config if given, as a study does; returns `workdir`."""
     (workdir / "results").mkdir(parents=True, exist_ok=True)
     for name, rows in results.items():
         lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -131,7 +128,7 @@ CONFIG = {
 
 
 class Elements(html.parser.HTMLParser):
-    """All elements of a page, as (tag, attributes), and its text."""
+    """Elements of a page, as (tag, attributes), and its text."""
 
     def __init__(self, text):
         super().__init__()
@@ -146,5 +143,6 @@ class Elements(html.parser.HTMLParser):
 
 
 def transfer_row(epoch, accuracy, seed=0, method="probe", target="a"):
+    """Returns a row of results/transfer.jsonl as a dict."""
     row = TransferRow(str(epoch), epoch, target, method, seed, 0.1, accuracy, accuracy, 10, 10, 1.0, 1.0)
     return to_json_dict(row)

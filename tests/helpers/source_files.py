@@ -1,4 +1,4 @@
-"""The files of the project, and its configs as functions."""
+"""The source files and the configs of the project."""
 
 import functools
 import importlib.util
@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 @functools.cache
 def config_file(name: str):
-    """The module `configs/<name>.py`."""
+    """Imports and returns the module `configs/<name>.py`."""
     spec = importlib.util.spec_from_file_location(name, REPOSITORY / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -19,5 +19,5 @@ def config_file(name: str):
 
 
 def get_config(name: str, variant: str):
-    """The config that `--config=configs/NAME.py:VARIANT` gives."""
+    """Returns the config of `--config=configs/NAME.py:VARIANT`."""
     return config_file(name).get_config(variant)

@@ -1,15 +1,18 @@
-"""Small studies: their configs and commands, and what they leave in a working directory."""
+"""Small studies: their configs, their commands, and the results in their working directories."""
 
 import json
+import os
+import subprocess
+import sys
 
-from helpers.source_files import get_config
+from helpers.source_files import REPOSITORY, get_config
 from jax_transfer import trees
 from jax_transfer.study import checks
 from jax_transfer.study.snapshots import snapshot
 from jax_transfer.study.stages import STAGES
 from jax_transfer.study.workspace import Workspace
 
-# What the smoke variant of the quick start becomes, to run in seconds.
+# Changes to the smoke variant of the quick start, so that it runs in seconds.
 TINY = {
     "source.dataset": "embedded:digits?train=256&test=64",
     "targets": ("embedded:digits?train=128&test=64",),
@@ -23,7 +26,7 @@ TARGET = "embedded:digits?train=160&test=64"
 
 
 def tiny_config(**changes):
-    """The tiny study as a config; `changes` name fields as pretrain__epochs=3."""
+    """Returns the config of the tiny study; `changes` are fields such as pretrain__epochs=3."""
     config = get_config("quickstart", "smoke")
     named = {path.replace("__", "."): value for path, value in changes.items()}
     config.update_from_flattened_dict({**TINY, **named})
@@ -31,12 +34,23 @@ def tiny_config(**changes):
 
 
 def one_epoch_config(**changes):
-    """The tiny study with one epoch of pre-training, its own target and no t-SNE."""
+    """Returns the tiny study with one epoch of pre-training, another target and no t-SNE."""
     return tiny_config(**{"targets": (TARGET,), "pretrain__epochs": 1, "spectral__embedded_images": 0, **changes})
 
 
+def environment(**variables):
+    """Returns the environment of a process that imports this package and runs on the CPU."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", **variables}
+
+
+def run_command(workdir, *arguments, code=("-m", "jax_transfer.main"), timeout=400):
+    """Runs the command of the tiny study in another process, and returns that process when it has ended."""
+    command = [sys.executable, *code, *TINY_COMMAND, f"--workdir={workdir}", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=timeout)
+
+
 def run_stages(config, workdir):
-    """Runs the stages of a config in this process, without plan and lock, and returns all rows by result file."""
+    """Runs the stages of a config in this process, without the plan or a lock; returns all rows by result file."""
     checks.check(config)
     work = Workspace(config, workdir)
     checks.check_data(work)
@@ -49,7 +63,7 @@ def run_stages(config, workdir):
 
 
 def results_without_times(workdir):
-    """All rows, without what a clock wrote."""
+    """Returns all rows by file name, without the columns that measure time."""
     clock = ("seconds", "images_per_second")
     return {
         path.name: [
@@ -60,10 +74,10 @@ def results_without_times(workdir):
 
 
 def checkpoint_fingerprints(workdir):
-    """The content of every checkpoint of the tiny study, bit for bit."""
-    found = {}
+    """Returns {epoch: fingerprint of the checkpoint} of the tiny study."""
+    fingerprints = {}
     work = Workspace(tiny_config(), workdir)
     for epoch in (0, 1, 2):
-        found[epoch] = trees.fingerprint(work.checkpoint(snapshot(work.pretrainings[0], epoch)).model)
+        fingerprints[epoch] = trees.fingerprint(work.checkpoint(snapshot(work.pretrainings[0], epoch)).model)
     work.close()
-    return found
+    return fingerprints

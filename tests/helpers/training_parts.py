@@ -1,4 +1,4 @@
-"""The parts of a small training."""
+"""Source, net, feed, step and state of a small training."""
 
 import functools
 
@@ -17,12 +17,11 @@ from jax_transfer.training.state import init_state
 from jax_transfer.training.steps import make_train_step, many_steps
 
 PREPROCESSING = Preprocessing(image_size=8)
-
-
 CLASSES = 4
 
 
 def random_source(n=44, split="train", size=8):
+    """Returns a source of n random images whose brightness shows the class."""
     rng = np.random.default_rng(0)
     labels = np.arange(n) % CLASSES
     images = rng.integers(0, 60, (n, size, size, 3)) + 50 * labels[:, None, None, None]
@@ -35,6 +34,7 @@ def small_net():
 
 
 def feed_of(source, gigabytes=1.0):
+    """Returns a feed of the source: resident by default, streamed for `gigabytes` = 0."""
     return batches.make_feed(source, PREPROCESSING, devices.make_mesh(), gigabytes, num_threads=2)
 
 
@@ -49,14 +49,16 @@ def training_step(objective="supervised", learning_rate=0.05):
 
 
 def joined_feed(feed, batch_size=16):
+    """Returns the joined feed whose only part is `feed`, named "train"."""
     return batches.joined({"train": (feed, batch_size)})
 
 
-def train_small(feed, total_steps, learning_rate=0.05, start=None):
-    step, optimizer = training_step(learning_rate=learning_rate)
+def train_small(feed, total_steps, learning_rate=0.05, start=None, objective="supervised"):
+    """Trains the small net from `start`, or from random weights; returns the state and the loss of each step."""
+    step, optimizer = training_step(objective, learning_rate)
     feed = joined_feed(feed)
     run = many_steps(step, feed.fetch, feed.feeds["train"].mesh)
-    state = start if start is not None else start_state(optimizer, feed.feeds["train"].mesh)
+    state = start if start is not None else start_state(optimizer, feed.feeds["train"].mesh, objective)
     losses = []
     for epoch in train(state, run, feed, seed=3, total_steps=total_steps, what="test"):
         state = epoch.state
@@ -64,9 +66,10 @@ def train_small(feed, total_steps, learning_rate=0.05, start=None):
     return state, losses
 
 
-def start_state(optimizer, mesh):
-    return devices.replicate(init_state(make_objective(), optimizer, 0), mesh)
+def start_state(optimizer, mesh, objective="supervised"):
+    return devices.replicate(init_state(make_objective(objective), optimizer, 0), mesh)
 
 
 def assert_equal_trees(a, b):
+    """Fails unless all leaves are equal, bit for bit."""
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))

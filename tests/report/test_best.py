@@ -1,4 +1,4 @@
-"""The best checkpoint: tables, figures, sentences and the t-SNE stage agree on it, by the metric of each target."""
+"""Tables, figures, sentences and the t-SNE stage name the same best checkpoint, by the metric of each target."""
 
 import dataclasses
 import io
@@ -14,12 +14,21 @@ from hypothesis import strategies as st
 from helpers.reports import Elements, write_workdir
 from helpers.source_files import get_config
 from helpers.studies import one_epoch_config
-from jax_transfer import records
 from jax_transfer.data import sources
 from jax_transfer.records import METRICS, Features
 from jax_transfer.report import best, figures, page, tables, trust
 from jax_transfer.report import spectral as report_spectral
-from jax_transfer.results import Rows, read_rows
+from jax_transfer.results import (
+    EmbeddingRow,
+    RankingRow,
+    Rows,
+    ScoreRow,
+    SpectralRow,
+    TargetRow,
+    TransferRow,
+    read_rows,
+    to_json_dict,
+)
 from jax_transfer.study import checks, plan
 from jax_transfer.study import report as report_stage
 from jax_transfer.study import spectral as spectral_stage
@@ -30,7 +39,7 @@ TARGET = "folder:/data/v1.2/birds"
 
 
 def transfer_row(epoch, seed, accuracy, mean_class, method="probe", target=TARGET):
-    return records.TransferRow(str(epoch), epoch, target, method, seed, 0.1, accuracy, mean_class, 90, 30, 1.0, 1.0)
+    return TransferRow(str(epoch), epoch, target, method, seed, 0.1, accuracy, mean_class, 90, 30, 1.0, 1.0)
 
 
 def spectral_rows(target=TARGET):
@@ -38,23 +47,23 @@ def spectral_rows(target=TARGET):
         for epoch in EPOCHS:
             for component in ("full", "main", "residual"):
                 a = 0.5 + 0.01 * epoch * (1 if component == "main" else -1)
-                yield records.SpectralRow(str(epoch), epoch, target, stage, component, 9.0, a, "", a / 2)
+                yield SpectralRow(str(epoch), epoch, target, stage, component, 9.0, a, "", a / 2)
 
 
 def target_row(metric, target=TARGET, notes=()):
-    return records.TargetRow(target, metric, 2, ["crow", "owl"], 90, 30, list(notes))
+    return TargetRow(target, metric, 2, ["crow", "owl"], 90, 30, list(notes))
 
 
 def as_results(**rows):
-    return {name: [records.to_json_dict(row) for row in found] for name, found in rows.items()}
+    return {name: [to_json_dict(row) for row in found] for name, found in rows.items()}
 
 
 def expected_best(values):
-    """values: [epochs, seeds] -> the first epoch of the highest mean."""
+    """Returns the first epoch with the highest mean of `values` [epochs, seeds]."""
     return EPOCHS[int(np.argmax(np.round(values.mean(1), 12)))]
 
 
-# Accuracies in tenths, so that means tie; each seed has an order of its own, and so has each metric.
+# Accuracies in tenths, so that means tie; the order of epochs differs between seeds and metrics.
 tables_of_accuracies = st.lists(
     st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=3, max_size=3), min_size=4, max_size=4
 )
@@ -62,7 +71,7 @@ tables_of_accuracies = st.lists(
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(tables_of_accuracies, st.sampled_from(sorted(METRICS)), st.randoms(use_true_random=False))
-def test_everything_names_the_same_best_checkpoint(values, metric, random):
+def test_all_outputs_name_the_same_best_checkpoint(values, metric, random):
     values = np.array(values) / 10  # [epochs, seeds, metrics]
     rows = [
         transfer_row(epoch, seed, *values[i, seed], method=method)
@@ -89,7 +98,7 @@ def test_everything_names_the_same_best_checkpoint(values, metric, random):
 @pytest.mark.parametrize("metric", METRICS)
 def test_curves_and_scatters_show_the_metric(metric):
     rows = [transfer_row(e, s, 0.5 + 0.1 * e, 0.9 - 0.1 * e) for e in EPOCHS for s in (0, 1)]
-    scores = [records.ScoreRow(str(e), e, TARGET, "logme", float(e), 0.1, 1.0, 1.0) for e in EPOCHS]
+    scores = [ScoreRow(str(e), e, TARGET, "logme", float(e), 0.1, 1.0, 1.0) for e in EPOCHS]
     results = best.by_metric(as_results(transfer=rows, spectral=spectral_rows(), targets=[target_row(metric)]))
     scored = as_results(scores=scores)["scores"]
     figure = figures.transfer_curves([], results["transfer"], TARGET)
@@ -108,17 +117,17 @@ def test_curves_and_scatters_show_the_metric(metric):
     assert components.lines[1].get_ydata()[-1] == pytest.approx(53 if metric == "accuracy" else 26.5)
 
 
-def test_a_metric_heads_tables_and_words_and_several_stand_in_a_column_of_their_own(tmp_path):
+def test_tables_show_one_metric_as_heading_several_as_column(tmp_path):
     other = "embedded:digits"
     rows = [transfer_row(e, 0, 0.5 + 0.1 * e, 0.9 - 0.1 * e, target=t) for e in EPOCHS for t in (TARGET, other)]
-    alike = best.with_metrics(as_results(rows=rows)["rows"], dict.fromkeys((TARGET, other), "mean_class_accuracy"))
-    assert "Mean class accuracy" in best.summary_rows(alike)[0] and "Metric" not in best.summary_rows(alike)[0]
+    metrics = dict.fromkeys((TARGET, other), "mean_class_accuracy")
+    summary = best.summary_rows(best.with_metrics(as_results(rows=rows)["rows"], metrics))
+    assert "Mean class accuracy" in summary[0] and "Metric" not in summary[0]
     results = as_results(transfer=rows, targets=[target_row("mean_class_accuracy", notes=["2 copies"])])
     mixed = best.summary_rows(best.by_metric(results)["transfer"])
     assert {row["Target"]: row["Metric"] for row in mixed} == {"birds": "mean class accuracy", "digits": "accuracy"}
-    assert {row["Target"]: row["Accuracy"] for row in mixed} == dict.fromkeys(("birds",), tables.percent(0.9)) | {
-        "digits": tables.percent(0.8)
-    }
+    accuracies = {row["Target"]: row["Accuracy"] for row in mixed}
+    assert accuracies == {"birds": tables.percent(0.9), "digits": tables.percent(0.8)}
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
     console.print(best.summary_table(best.by_metric(results)["transfer"]))
     assert "Accuracy (mean class accuracy on birds), in percent." in console.export_text()
@@ -127,11 +136,9 @@ def test_a_metric_heads_tables_and_words_and_several_stand_in_a_column_of_their_
     assert "gives each class the same weight" in text and "2: crow, owl" in text and "birds. 2 copies" in text
 
 
-def test_the_trust_note_says_by_which_metric():
+def test_trust_note_names_the_metric():
     def note(metrics):
-        rows = [
-            records.RankingRow(t, "probe", "logme", *[0.5] * 7, 12, 0.1, 0.8, 0.0, 12, m) for t, m in metrics.items()
-        ]
+        rows = [RankingRow(t, "probe", "logme", *[0.5] * 7, 12, 0.1, 0.8, 0.0, 12, m) for t, m in metrics.items()]
         return trust.trust_note(as_results(rows=rows)["rows"], [], "probe")
 
     assert note({"a": "accuracy"}).startswith("Measured against the FE accuracy of 12")
@@ -153,7 +160,7 @@ PAPERS = {  # config -> its variants
 
 
 @pytest.mark.parametrize(("name", "variant"), [(name, v) for name, variants in PAPERS.items() for v in variants])
-def test_the_papers_report_accuracy_on_every_target(name, variant):
+def test_paper_configs_use_accuracy_on_every_target(name, variant):
     config = get_config(name, variant)
     checks.check(config)
     assert config.metrics.to_dict() == dict.fromkeys(config.targets, "accuracy")
@@ -167,7 +174,7 @@ def test_the_papers_report_accuracy_on_every_target(name, variant):
         (tuple(map(str, range(1000))), "1,000: 0, 1, 2, 3, 4, ..."),
     ],
 )
-def test_plan_rows_and_page_name_the_classes_of_a_target(tmp_path, names, shown):
+def test_plan_rows_and_page_show_class_names(tmp_path, names, shown):
     work, target = workspace(tmp_path)
     given = {
         split: sources.from_arrays(np.zeros((1, 4, 4), np.uint8), [0], class_names=names) for split in sources.SPLITS
@@ -196,7 +203,7 @@ def workspace(workdir, **changes):
 
 
 def add_rows(work, target, values):
-    """values: [epochs, seeds, metrics]."""
+    """Writes transfer rows with `values` [epochs, seeds, metrics]."""
     rows = Rows(work.results, "transfer")
     rows.replace([transfer_row(e, s, *values[e, s], target=target) for e in EPOCHS for s in range(values.shape[1])])
     return rows
@@ -204,10 +211,10 @@ def add_rows(work, target, values):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("draw", range(3))
-def test_the_picture_shows_the_checkpoint_that_the_table_names(tmp_path, monkeypatch, metric, draw):
+def test_embedding_shows_the_best_checkpoint_of_the_table(tmp_path, monkeypatch, metric, draw):
     work, target = workspace(tmp_path)
     work.config.metrics = {target: metric}
-    values = np.random.default_rng(draw).permutation(24).reshape(4, 3, 2) / 24  # each seed has its own best epoch
+    values = np.random.default_rng(draw).permutation(24).reshape(4, 3, 2) / 24  # the best epoch differs between seeds
     add_rows(work, target, values)
     report_stage.record_targets(work)
     monkeypatch.setattr(spectral_stage, "tsne", lambda x, seed: np.zeros((len(x), 2)))
@@ -216,9 +223,9 @@ def test_the_picture_shows_the_checkpoint_that_the_table_names(tmp_path, monkeyp
     def load(snapshot, split):
         return Features(np.zeros((len(labels), 3)), np.zeros((len(labels), 2)), labels)
 
-    # What an earlier choice has left is not shown beside it.
+    # A row left by an earlier choice is not shown.
     stale = next(e for e in EPOCHS if e not in (3, expected_best(values[:, :, list(METRICS).index(metric)])))
-    Rows(work.results, "embedding").append(records.EmbeddingRow(str(stale), stale, target, "pretrained", [0], [0], [0]))
+    Rows(work.results, "embedding").append(EmbeddingRow(str(stale), stale, target, "pretrained", [0], [0], [0]))
     spectral_stage._embeddings(work, target, "pretrained", work.snapshots, load)
     results = {path.stem: read_rows(path) for path in work.results.glob("*.jsonl")}
     (row,) = best.best_checkpoints(best.by_metric(results)["transfer"])
@@ -226,14 +233,14 @@ def test_the_picture_shows_the_checkpoint_that_the_table_names(tmp_path, monkeyp
     assert sorted({r["epoch"] for r in results["embedding"]}) == sorted({row["best_epoch"], 3})
 
 
-def test_another_metric_is_read_from_the_same_rows(tmp_path):
-    """Changing config.metrics between two runs computes nothing again, and changes what the report says."""
+def test_changing_the_metric_reuses_the_stored_rows(tmp_path):
+    """Changing config.metrics between runs changes the report but recomputes no rows."""
     work, target = workspace(tmp_path)
     values = np.stack([np.linspace(0.2, 0.8, 4), np.linspace(0.9, 0.3, 4)], 1)[:, None]
     transfer = add_rows(work, target, values).path.read_bytes()
     scores = Rows(work.results, "scores")
     for e in EPOCHS:
-        scores.append(records.ScoreRow(str(e), e, target, "logme", float(e), 0.1, 1.0, 1.0))
+        scores.append(ScoreRow(str(e), e, target, "logme", float(e), 0.1, 1.0, 1.0))
     for metric, tau, epoch in (("accuracy", 1.0, 3), ("mean_class_accuracy", -1.0, 0), ("accuracy", 1.0, 3)):
         work.config.metrics = {target: metric}
         report_stage.run(work)
@@ -245,7 +252,7 @@ def test_another_metric_is_read_from_the_same_rows(tmp_path):
         assert (work.results / "transfer.jsonl").read_bytes() == transfer
 
 
-def test_the_metric_is_the_configs_else_that_of_the_data_set(tmp_path):
+def test_config_metric_overrides_that_of_the_data_set(tmp_path):
     work, target = workspace(tmp_path)
     assert work.metrics == {target: "accuracy"}
     source = work.source(target, "train")
@@ -255,13 +262,13 @@ def test_the_metric_is_the_configs_else_that_of_the_data_set(tmp_path):
     assert work.metrics == {target: "accuracy"}
 
 
-def test_components_that_lack_the_metric_are_computed_again(tmp_path):
+def test_components_without_the_metric_are_recomputed(tmp_path):
     work, target = workspace(tmp_path)
     rows = Rows(work.results, "spectral")
-    old = [records.SpectralRow(str(e), e, t, "pretrained", "full", 1.0, 0.5) for e in EPOCHS for t in (target, "gone")]
+    old = [SpectralRow(str(e), e, t, "pretrained", "full", 1.0, 0.5) for e in EPOCHS for t in (target, "gone")]
     rows.replace(old)
     spectral_stage._forget_other_metrics(work, rows)
-    assert rows.rows == old  # they have what counts
+    assert rows.rows == old  # these rows have the metric
     work.config.metrics = {target: "mean_class_accuracy"}
     spectral_stage._forget_other_metrics(work, rows)
     assert [row.target for row in Rows(work.results, "spectral").rows] == ["gone"] * 4

@@ -1,4 +1,4 @@
-"""The report: right about the best epoch, safe with any name, complete with any stage missing, the same every time."""
+"""The report: the best epoch, hostile names, missing stages, and the same bytes for the same results."""
 
 import csv
 import io
@@ -25,13 +25,13 @@ HOSTILE = 'folder:/data/<script>alert("x")</script>&\'鸟类 $x^2$ [red]\x07'
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """A complete study and its report: (working directory, results, page)."""
+    """Returns (working directory, results, page) of a complete study."""
     results = make_results()
     workdir = write_workdir(tmp_path_factory.mktemp("study"), results, CONFIG)
     return workdir, results, page.write_report(workdir).read_text(encoding="utf-8")
 
 
-def test_best_epoch_is_that_of_the_highest_mean_over_seeds():
+def test_best_epoch_has_the_highest_mean_over_seeds():
     rows = [transfer_row(1, 0.9, 0), transfer_row(1, 0.5, 1), transfer_row(2, 0.8, 0), transfer_row(2, 0.7, 1)]
     rows += [transfer_row(10, 0.6, 0), transfer_row(10, 0.7, 1)]
     (best,) = best_checkpoints(rows[::-1])  # the order of rows does not matter
@@ -42,7 +42,7 @@ def test_best_epoch_is_that_of_the_highest_mean_over_seeds():
     assert best["seed_spread"] == pytest.approx(0.10)
 
 
-def test_of_equal_accuracies_the_earliest_epoch_is_best():
+def test_earliest_epoch_wins_ties():
     # The means differ in the last bit: (0.1 + 0.2) / 2 and 0.15.
     rows = [transfer_row(3, 0.15, s) for s in (0, 1)] + [transfer_row(20, 0.1, 0), transfer_row(20, 0.2, 1)]
     rows += [transfer_row(10, 0.3 / 2, 0), transfer_row(10, 0.15, 1), transfer_row(1, 0.1)]
@@ -53,12 +53,12 @@ def test_best_checkpoints_skip_nan_and_name_incomplete_epochs():
     rows = [transfer_row(0, math.nan), transfer_row(1, 0.5, 0), transfer_row(1, 0.5, 1), transfer_row(2, 0.4, 0)]
     rows += [transfer_row(3, math.nan, 0), transfer_row(3, 0.45, 1), transfer_row(4, math.nan)]
     (best,) = best_checkpoints(rows)
-    # Epochs 0 and 4 have no accuracy at all, epoch 3 that of one seed.
+    # Epochs 0 and 4 have no accuracy, epoch 3 has that of one seed.
     assert (best["best_epoch"], best["best_accuracy"], best["last_epoch"]) == (1, 0.5, 3)
     assert best["incomplete_epochs"] == [2, 3] and best["num_checkpoints"] == 3
 
 
-def test_best_checkpoints_keep_targets_and_methods_apart(full):
+def test_best_checkpoints_separate_targets_and_methods(full):
     _, results, _ = full
     best = best_checkpoints(results["transfer"])
     assert [(row["target"], row["method"]) for row in best] == [(t, m) for t in TARGETS for m in tables.METHODS]
@@ -71,9 +71,8 @@ def test_csv_equals_rows(full):
         with open(workdir / "report" / f"{name}.csv", newline="", encoding="utf-8") as file:
             read = list(csv.DictReader(file))
         assert list(read[0]) == list(rows[0])  # columns in the order of the dataclass
-        assert read == [
-            {k: "" if v is None else str(v) for k, v in row.items()} for row in rows
-        ]  # str(float) keeps every digit
+        # str(float) keeps every digit
+        assert read == [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
 
 
 def test_csv_keeps_commas_quotes_newlines_and_none(tmp_path):
@@ -82,18 +81,18 @@ def test_csv_keeps_commas_quotes_newlines_and_none(tmp_path):
         assert list(csv.reader(file)) == [["a", "b", "c"], ['x,"y"\n', "", ""], ["鸟", "", "0.1"]]
 
 
-def test_torn_last_line_is_dropped_with_a_warning(tmp_path, caplog, monkeypatch):
+def test_incomplete_last_line_is_dropped_with_a_warning(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("jax_transfer"), "propagate", True)
     path = tmp_path / "other.jsonl"
     path.write_bytes(b'{"a": NaN}\n{"a": 2}\n{"a": "\xe9\xb8')
     with caplog.at_level(logging.WARNING):
         rows = read_rows(path)
     assert math.isnan(rows[0]["a"]) and rows[1:] == [{"a": 2}]
-    assert "torn" in caplog.text and "line 3" in caplog.text
+    assert f"{path}: the last line is incomplete" in caplog.text
 
 
 @pytest.mark.parametrize("line", ["{", "3", '{"epoch": 1}'])
-def test_a_broken_line_within_the_file_is_an_error_that_names_it(tmp_path, line):
+def test_error_names_invalid_line_within_the_file(tmp_path, line):
     path = tmp_path / "transfer.jsonl"
     good = json.dumps(transfer_row(1, 0.5))
     path.write_text(f"{good}\n{line}\n{good}\n")
@@ -114,16 +113,16 @@ def test_a_broken_line_within_the_file_is_an_error_that_names_it(tmp_path, line)
         ("folder:/نی\u200cها\x00", "نی\u200cها\N{REPLACEMENT CHARACTER}"),  # joiners belong to words
     ],
 )
-def test_short_target(target, short):
+def test_short_target_is_a_readable_name(target, short):
     assert tables.short_target(target) == short
 
 
-def test_targets_that_would_share_a_name_keep_their_full_ones():
+def test_ambiguous_short_targets_keep_their_full_names():
     names = tables.target_names(["folder:/a/birds", "folder:/b/birds", "tfds:mnist"])
     assert names == {"folder:/a/birds": "folder:/a/birds", "folder:/b/birds": "folder:/b/birds", "tfds:mnist": "mnist"}
 
 
-def test_summary_table_prints_names_with_brackets_as_they_are():
+def test_summary_table_prints_brackets_verbatim():
     console = rich.console.Console(width=200, record=True, file=io.StringIO())
     console.print(summary_table([transfer_row(5, 0.9647, target="[red]x"), transfer_row(9, 0.8, target="[red]x")]))
     text = console.export_text()
@@ -135,7 +134,7 @@ def test_missing_values_show_as_en_dash():
     assert cells == ["–", "–", "0.5000", "1", "–", "–"]
 
 
-def test_page_fetches_nothing(full):
+def test_page_loads_no_external_resources(full):
     _, _, text = full
     assert "<script" not in text and "@import" not in text
     for tag, attributes in Elements(text).elements:
@@ -155,7 +154,7 @@ def test_ids_are_unique_and_references_resolve(full):
     assert references and set(references) <= set(ids)
 
 
-def test_page_opens_with_the_answer(full):
+def test_page_opens_with_the_best_checkpoint(full):
     _, results, text = full
     best = best_checkpoints(results["transfer"])[0]
     opening = text[: text.index("<svg")]
@@ -164,7 +163,7 @@ def test_page_opens_with_the_answer(full):
     assert "mnist (100 per class)" in opening and "fine-tuned (FT), " in opening.lower().replace("(ft)", "(FT)")
 
 
-def test_the_opening_counts_targets_and_doubts_what_seeds_do_not_bear_out():
+def test_opening_counts_targets_and_gains_within_seed_spread():
     rows = [transfer_row(1, 0.9, 0, target=t) for t in "ab"] + [transfer_row(2, 0.8, 0, target=t) for t in "ab"]
     rows += [transfer_row(1, 0.80, 1, target="b"), transfer_row(2, 0.85, 1, target="b")]
     text = page._overall(best_checkpoints(rows))
@@ -173,14 +172,14 @@ def test_the_opening_counts_targets_and_doubts_what_seeds_do_not_bear_out():
     assert "no earlier checkpoint beats the last one on the only target" in page._overall(best_checkpoints(rows))
 
 
-def test_a_gain_within_the_spread_of_seeds_is_called_unclear():
+def test_gain_within_seed_spread_is_not_clear():
     rows = [transfer_row(1, 0.90, 0), transfer_row(1, 0.94, 1), transfer_row(2, 0.90, 0), transfer_row(2, 0.92, 1)]
     assert "no clear gain" in page._sentence(best_checkpoints(rows)[0])
     rows = [transfer_row(1, 0.93, 0), transfer_row(1, 0.94, 1), transfer_row(2, 0.90, 0), transfer_row(2, 0.91, 1)]
     assert "no clear gain" not in page._sentence(best_checkpoints(rows)[0])
 
 
-def test_every_figure_is_a_well_formed_file_of_its_own(full):
+def test_every_figure_is_a_well_formed_svg_file(full):
     workdir, _, text = full
     paths = sorted((workdir / "report" / "figures").glob("*.svg"))
     assert len(paths) == text.count("<figure>") == 1 + 2 + 2 * 3 * len(SCORES) + 2 * 6
@@ -189,7 +188,7 @@ def test_every_figure_is_a_well_formed_file_of_its_own(full):
         assert float(width.removesuffix("pt")) == pytest.approx(72 * style.WIDTH)
 
 
-def test_page_and_figures_are_the_same_bytes_each_time(full, tmp_path):
+def test_page_and_figures_are_reproducible_byte_for_byte(full, tmp_path):
     workdir, results, text = full
     again = page.write_report(write_workdir(tmp_path, results, CONFIG))
     assert again.read_text(encoding="utf-8") == text
@@ -212,11 +211,11 @@ def test_hostile_names_are_escaped_everywhere(tmp_path):
     svgs = list((path.parent / "figures").iterdir())
     assert len(svgs) == 1 + 4 + 4 * 3 + 4 * 6
     drawn = ["".join(xml.etree.ElementTree.parse(svg).getroot().itertext()) for svg in svgs]
-    assert any("$x^2$ [red]" in text for text in drawn)  # no formula
+    assert any("$x^2$ [red]" in text for text in drawn)  # not typeset as a formula
 
 
 @pytest.mark.parametrize("missing", ["pretrain", "transfer", "scores", "ranking", "spectral", "spectrum", "embedding"])
-def test_page_says_which_stage_has_not_run(tmp_path, missing):
+def test_page_names_the_stage_that_has_not_run(tmp_path, missing):
     results = make_results(TARGETS[:1], EPOCHS[:4], seeds=(0,))
     del results[missing]
     results["scores"] = results.get("scores", [])[:4]
@@ -230,19 +229,19 @@ def test_page_of_an_empty_working_directory_names_every_stage(tmp_path):
     assert all(f"stage {' or '.join(stages)} has not run" in text for stages in written_by().values())
 
 
-def test_page_says_that_fine_tuning_has_not_run(tmp_path):
+def test_page_reports_missing_fine_tuning(tmp_path):
     rows = [transfer_row(1, 0.9), transfer_row(2, 0.8)]
     text = Elements(page.write_report(write_workdir(tmp_path, {"transfer": rows})).read_text(encoding="utf-8")).text
     assert "stage finetune has not run" in text and "stage probe has not run" not in text
 
 
-def test_results_the_page_does_not_know_get_a_table_and_a_csv(tmp_path):
+def test_unknown_results_get_a_table_and_a_csv(tmp_path):
     text = page.write_report(write_workdir(tmp_path, {"mine": [{"x": 1, "y": "z"}]})).read_text(encoding="utf-8")
     assert "mine (1 row)" in text
     assert (tmp_path / "report" / "mine.csv").read_text() == "x,y\n1,z\n"
 
 
-def test_no_working_directory_is_an_input_error(tmp_path):
+def test_missing_working_directory_or_invalid_config_is_rejected(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         page.write_report(tmp_path / "no")
     (tmp_path / "config.json").write_text("{")
@@ -250,7 +249,7 @@ def test_no_working_directory_is_an_input_error(tmp_path):
         page.write_report(tmp_path)
 
 
-def test_figures_without_values_are_input_errors():
+def test_figures_without_values_raise_input_errors():
     with pytest.raises(InputError, match="no accuracy for target 'b'"):
         figures.transfer_curves([], [transfer_row(1, 0.5)], "b")
     with pytest.raises(InputError, match="stage pretrain"):
@@ -259,7 +258,7 @@ def test_figures_without_values_are_input_errors():
         figures.score_against_accuracy([], [transfer_row(1, 0.5)], "a", "logme", "probe")
 
 
-def test_methods_get_panels_of_their_own_only_where_ranges_differ():
+def test_methods_get_separate_panels_only_if_ranges_differ():
     def points(*means):
         return [Point(epoch, mean, mean, mean, 1) for epoch, mean in enumerate(means)]
 
@@ -269,7 +268,7 @@ def test_methods_get_panels_of_their_own_only_where_ranges_differ():
     assert figures._panels(far) == [["probe", "probe_converged"], ["finetune"]]
 
 
-def test_curves_draw_the_mean_and_the_band_of_seeds():
+def test_curves_draw_mean_and_seed_band():
     rows = [transfer_row(1, 0.5, 0), transfer_row(1, 0.7, 1), transfer_row(2, 0.9, 0), transfer_row(2, 0.9, 1)]
     axes = figures.transfer_curves([], rows, "a").axes[0]
     assert axes.lines[0].get_ydata() == pytest.approx([60, 90])
@@ -280,7 +279,7 @@ def test_curves_draw_the_mean_and_the_band_of_seeds():
 
 
 @pytest.mark.parametrize(("num_checkpoints", "noted"), [(9, True), (10, False)])
-def test_few_checkpoints_are_called_too_few(num_checkpoints, noted):
+def test_figure_title_notes_too_few_checkpoints(num_checkpoints, noted):
     results = make_results(TARGETS[:1], EPOCHS[:num_checkpoints], seeds=(0,))
     arguments = (results["scores"], results["transfer"], TARGETS[0], "logme", "finetune", results["ranking"])
     title = figures.score_against_accuracy(*arguments).get_suptitle()
@@ -288,7 +287,7 @@ def test_few_checkpoints_are_called_too_few(num_checkpoints, noted):
     assert "τ = 0.52" in title and "r = 0.71" in title
 
 
-def test_scores_meet_accuracies_by_checkpoint():
+def test_scores_are_matched_to_accuracies_by_checkpoint():
     results = make_results(TARGETS[:1], (0, 1, 2, 3), seeds=(0,))
     scores = [row for row in results["scores"] if row["score"] == "logme"][::-1]  # another order, and one missing
     figure = figures.score_against_accuracy(scores[1:], results["transfer"], TARGETS[0], "logme", "probe")
@@ -299,10 +298,10 @@ def test_scores_meet_accuracies_by_checkpoint():
     np.testing.assert_allclose(dots.get_offsets(), [(value[e], accuracy[e]) for e in (0, 1, 2)])
 
 
-# --- why it transfers
+# --- the spectral components
 
 
-def test_the_story_says_which_component_each_protocol_follows(full):
+def test_story_names_the_component_each_protocol_follows(full):
     _, results, _ = full
     (name, words), *_ = report_spectral.story(results)
     assert name == "mnist (100 per class)"
@@ -318,13 +317,13 @@ def test_the_story_says_which_component_each_protocol_follows(full):
     assert "4 checkpoints are too few to be sure" in next(report_spectral.story(few))[1]
 
 
-def test_the_story_is_silent_without_accuracies_to_explain():
+def test_story_is_empty_without_accuracies():
     results = make_results(TARGETS[:1], EPOCHS[:4])
     assert list(report_spectral.story({**results, "transfer": []})) == []
     assert list(report_spectral.story({})) == []
 
 
-def test_table_1_holds_the_best_frozen_epoch_and_the_last_one(full):
+def test_table_1_holds_the_best_frozen_and_last_epoch(full):
     _, results, text = full
     rows = [row for row in report_spectral.table_1(results) if row["Target"] == "mnist (100 per class)"]
     best = next(r for r in best_checkpoints(results["transfer"]) if r["method"] == "probe")["best_epoch"]
@@ -334,7 +333,7 @@ def test_table_1_holds_the_best_frozen_epoch_and_the_last_one(full):
     assert rows[0]["Accuracy"] in text and "Why: the spectral components" in text
 
 
-def test_the_papers_numbers_stand_beside_ours(tmp_path):
+def test_page_compares_our_accuracies_with_the_paper(tmp_path):
     paper = [
         {"target": "", "epoch": 5, "what": "source", "accuracy": 0.7024, "where": "Table 1"},
         {"target": TARGETS[0], "epoch": 200, "what": "FE main", "accuracy": 0.5874, "where": "Table 1"},
@@ -351,7 +350,7 @@ def test_the_papers_numbers_stand_beside_ours(tmp_path):
     assert "Comparison with the paper" in text and "58.74" in text
 
 
-def test_figures_of_components_draw_every_stage_and_component():
+def test_component_figure_draws_every_stage_and_component():
     results = make_results(TARGETS[:1], seeds=(0,))
     figure = report_spectral.component_curves(results["spectral"], TARGETS[0])
     assert len(figure.axes) == 2 and all(len(axes.lines) == 3 for axes in figure.axes)

@@ -1,4 +1,4 @@
-"""The work of each score, as its rows count it and as "Ranking Neural Checkpoints" does."""
+"""The work of each score as this project counts it, and as "Ranking Neural Checkpoints" counts it."""
 
 import html
 import math
@@ -10,7 +10,7 @@ from helpers.reports import make_results, write_workdir
 from helpers.source_files import config_file
 from jax_transfer.report import page, trust
 
-# Tables 1 and 2: F, printed in the caption, and T, the linear classifiers less their training (50 an epoch).
+# Tables 1 and 2: F is in the caption; T is the work of the linear classifiers without training (50 per epoch).
 FORWARD, TEST_FORWARD = 3.04e5, 4.95e4 - 50
 PRINTED = {
     "linear_1": (50, 4.95e4),
@@ -26,35 +26,35 @@ PRINTED = {
 
 
 def row(score, own, forward=FORWARD, test_forward=TEST_FORWARD):
-    """Rows count two operations for a multiply-add. What fine-tuning costs here plays no part in the paper's rule."""
+    """Returns a row, which counts two operations per multiply-add; the paper's rule ignores the work of fine-tuning."""
     gflops = 1.0 if own is None else 2 * own
     return {"score": score, "gflops": gflops, "forward_gflops": 2 * forward, "test_forward_gflops": 2 * test_forward}
 
 
 @pytest.mark.parametrize("score", PRINTED)
-def test_the_rule_gives_what_the_paper_prints_for_groups_1_and_2(score):
+def test_rule_reproduces_the_paper_for_groups_1_and_2(score):
     own, printed = PRINTED[score]
     assert trust.paper_gigaflops(row(score, own)) == pytest.approx(printed, rel=0.01)
 
 
 @pytest.mark.parametrize(("score", "printed"), [("finetune_1", 4.43e5), ("finetune_5", 2.91e6)])
-def test_no_forward_pass_but_another_one_fits_what_the_paper_prints_for_group_3(score, printed):
+def test_paper_used_another_forward_pass_for_group_3(score, printed):
     assert trust.paper_gigaflops(row(score, None, 2.73e5, 3.37e4)) / printed == pytest.approx(1.32, abs=0.02)
     assert trust.paper_gigaflops(row(score, None, 2.06e5, 3.37e4)) == pytest.approx(printed, rel=0.01)
 
 
 @pytest.mark.parametrize("score", PRINTED)
-@pytest.mark.parametrize("lacking", ["gflops", "forward_gflops", "test_forward_gflops"])
-def test_what_a_row_lacks_is_not_made_up(score, lacking):
+@pytest.mark.parametrize("missing", ["gflops", "forward_gflops", "test_forward_gflops"])
+def test_missing_gflops_give_nan(score, missing):
     needs = ["gflops"] if PRINTED[score][0] is not None else ["forward_gflops", "test_forward_gflops"]
     needs += ["test_forward_gflops"] if score.startswith("linear") else []
     for value in (None, math.nan):
-        assert math.isnan(trust.paper_gigaflops({**row(score, 1.0), lacking: value})) == (lacking in needs)
+        assert math.isnan(trust.paper_gigaflops({**row(score, 1.0), missing: value})) == (missing in needs)
 
 
 @pytest.fixture(scope="module")
 def results():
-    """A study with the scores of the paper; forward passes cost 2 F and 2 T."""
+    """Returns the results of a study with the scores of the paper; forward passes cost 2 F and 2 T."""
     results = make_results()
     ranking, scores = results["ranking"][0], results["scores"][0]
     results["ranking"] = [{**ranking, "method": "finetune", "score": score} for score in PRINTED]
@@ -62,7 +62,7 @@ def results():
     return results
 
 
-def test_both_columns_are_on_the_page_and_the_note_says_what_is_counted(results, tmp_path):
+def test_page_shows_both_gflops_columns_and_explains_them(results, tmp_path):
     rows = {row["Score"]: row for row in trust.trust_rows(results["ranking"], results["scores"], "finetune")}
     assert list(rows["LEEP"])[-2:] == ["GFLOPS", "GFLOPS as in the paper"]
     assert [rows["LEEP"][column] for column in list(rows["LEEP"])[-2:]] == ["7.57e2", "3.78e2"]
@@ -71,25 +71,30 @@ def test_both_columns_are_on_the_page_and_the_note_says_what_is_counted(results,
     text = page.write_report(write_workdir(tmp_path, results)).read_text(encoding="utf-8")
     note = trust.trust_note(results["ranking"], results["scores"], "finetune")
     assert "GFLOPS as in the paper" in text and "6.57e5" in text and note in html.unescape(text)
-    for said in ("a multiply-add is two operations", "forward pass over the training images (6.08e+05)",
-                 "(3k - 1) F + T", "groups I and II", "group III does not fit"):  # fmt: skip
-        assert said in note
+    for expected in (
+        "a multiply-add is two operations",
+        "forward pass over the training images (6.08e+05)",
+        "(3k - 1) F + T",
+        "groups I and II",
+        "group III does not fit",
+    ):
+        assert expected in note
 
 
-def test_both_columns_fit_into_a_terminal_of_80_columns(results):
+def test_gflops_columns_fit_into_80_characters(results):
     wide = [{**row, "kendall_low": -1.0, "regret": 0.105} for row in results["ranking"]]
     console = rich.console.Console(width=80, file=None, record=True)
     with console.capture() as captured:
         console.print(trust.trust_table(wide, results["scores"], "finetune"))
     text = captured.get()
     assert "…" not in text and "as in" in text and "paper" in text
-    for name, ours, papers in (("Fine-tune (5 epochs)", "1.0e0", "4.3e6"), ("LEEP", "7.6e2", "3.8e2")):
+    for name, ours, paper in (("Fine-tune (5 epochs)", "1.0e0", "4.3e6"), ("LEEP", "7.6e2", "3.8e2")):
         (line,) = [line for line in text.splitlines() if line.strip().startswith(name)]
-        assert line.split()[-2:] == [ours, papers] or line.split()[-2:] == ["1", papers]
+        assert line.split()[-2:] == [ours, paper] or line.split()[-2:] == ["1", paper]
 
 
-@pytest.mark.parametrize(("config", "says"), [("neucrab_group2", "within 1 %"), ("neucrab_group3", "do not fit")])
-def test_the_heads_of_the_configs_say_what_is_counted(config, says):
+@pytest.mark.parametrize(("config", "fit"), [("neucrab_group2", "within 1 %"), ("neucrab_group3", "do not fit")])
+def test_config_docstrings_explain_the_counted_work(config, fit):
     head = config_file(config).__doc__
-    for said in ("a multiply-add as two", "(3k - 1) F + T", says):
-        assert said in " ".join(head.split())
+    for expected in ("a multiply-add as two", "(3k - 1) F + T", fit):
+        assert expected in " ".join(head.split())

@@ -1,4 +1,4 @@
-"""Rankings over incomplete lists: what a checkpoint lacks is said, and nothing is ranked, or averaged, without it."""
+"""Rankings with missing values: they are reported, and nothing is ranked or averaged without them."""
 
 import csv
 import dataclasses
@@ -28,22 +28,22 @@ from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES
 
-AGAINST_ALL = [
+OVER_ALL = [  # measures over all checkpoints
     *("pearson", "kendall", "weighted_kendall", "recall_at_1", "recall_at_3", "rel_at_1", "rel_at_3", "regret"),
     *("kendall_low", "kendall_high"),
 ]
 finite = st.floats(0, 1).map(lambda x: round(x, 2))
-GAP = st.sampled_from((math.nan, math.inf, None))
+missing = st.sampled_from((math.nan, math.inf, None))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(finite | GAP, finite | GAP), min_size=2, max_size=14))
-def test_a_list_with_gaps_has_nothing_against_all(pairs):
+@given(st.lists(st.tuples(finite | missing, finite | missing), min_size=2, max_size=14))
+def test_measures_over_all_checkpoints_need_every_value(pairs):
     scores, accuracies = zip(*pairs, strict=True)
     row = ranking_row("t", "probe", "logme", scores, accuracies)
     scored = sum(tables.is_number(s) and tables.is_number(a) for s, a in pairs)
     assert (row.num_checkpoints, row.num_scored) == (len(pairs), scored)
-    values = [getattr(row, column) for column in AGAINST_ALL]
+    values = [getattr(row, column) for column in OVER_ALL]
     if scored < len(pairs):
         assert all(map(math.isnan, values))
     elif len(set(scores)) == len(set(accuracies)) == len(pairs):  # no ties
@@ -53,8 +53,8 @@ def test_a_list_with_gaps_has_nothing_against_all(pairs):
 # --- a study
 
 
-def rows_of(work, target, scores, accuracies):
-    """Writes results: scores {name: [k]} and accuracies {method: [k]}; NaN for a failure, None for no row."""
+def write_rows(work, target, scores, accuracies):
+    """Writes rows of scores {name: [k]} and accuracies {method: [k]}: NaN is a failure, and None means no row."""
     transfer = [
         TransferRow(s.name, s.epoch, target, method, 0, 0.1, a, a, 9, 9, 1.0, 1.0, "diverged" if math.isnan(a) else "")
         for method, values in accuracies.items()
@@ -82,27 +82,27 @@ def read(work, name):
 
 
 SCORE = np.arange(12) / 12
-CASES = {  # what is missing: scores, accuracies, and how many of 12 checkpoints have LogME and LEEP with an accuracy
+CASES = {  # missing scores and accuracies, then how many of 12 checkpoints have an accuracy and LogME, or LEEP
     "nothing": ({}, {}, 12, 12),
     "a failed score": ({3: math.nan}, {}, 12, 11),
-    "scores that do not exist": ({0: None, 7: None, 11: None}, {}, 12, 9),
-    "all of a score": (dict.fromkeys(range(12)), {}, 12, 0),
+    "missing scores": ({0: None, 7: None, 11: None}, {}, 12, 9),
+    "no value of a score": (dict.fromkeys(range(12)), {}, 12, 0),
     "a failed fine-tuning": ({}, {5: math.nan}, 11, 11),
-    "a fine-tuning not done yet": ({}, {11: None}, 11, 11),
-    "both, of different checkpoints": ({2: None}, {4: math.nan}, 11, 10),
-    "both, of one checkpoint": ({2: None}, {2: math.nan}, 11, 11),
+    "an unfinished fine-tuning": ({}, {11: None}, 11, 11),
+    "both, for different checkpoints": ({2: None}, {4: math.nan}, 11, 10),
+    "both, for one checkpoint": ({2: None}, {2: math.nan}, 11, 11),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_a_checkpoint_lacks_is_said_everywhere_and_never_ranked(tmp_path, case):
-    leep_gaps, accuracy_gaps, *counts = CASES[case]
+def test_missing_values_are_reported_and_not_ranked(tmp_path, case):
+    missing_leep, missing_accuracies, *counts = CASES[case]
     work = workspace(tmp_path)
-    leep = [leep_gaps.get(i, float(SCORE[i])) for i in range(12)]
-    tuned = [accuracy_gaps.get(i, float(SCORE[i])) for i in range(12)]
-    rows_of(work, TARGET, {"logme": list(SCORE), "leep": leep}, {"finetune": tuned})
+    leep = [missing_leep.get(i, float(SCORE[i])) for i in range(12)]
+    tuned = [missing_accuracies.get(i, float(SCORE[i])) for i in range(12)]
+    write_rows(work, TARGET, {"logme": list(SCORE), "leep": leep}, {"finetune": tuned})
     report_stage.run(work)
-    found = {row["score"]: row for row in read(work, "ranking")}
+    rows = {row["score"]: row for row in read(work, "ranking")}
     names = {"logme": "LogME", "leep": "LEEP"}
     text = Elements((tmp_path / "report/index.html").read_text(encoding="utf-8")).text
     with open(tmp_path / "report/ranking.csv", newline="", encoding="utf-8") as file:
@@ -112,7 +112,7 @@ def test_what_a_checkpoint_lacks_is_said_everywhere_and_never_ranked(tmp_path, c
     printed = console.export_text()
     assert max(map(len, printed.splitlines())) <= 80
     for (score, name), count in zip(names.items(), counts, strict=True):
-        row, columns = found[score], [results.COLUMNS.get(c, c) for c in AGAINST_ALL]
+        row, columns = rows[score], [results.COLUMNS.get(c, c) for c in OVER_ALL]
         assert (row["num_checkpoints"], row["num_scored"]) == (12, count)
         assert all((row[c] is None) == (count < 12) for c in columns)
         assert all((lines[score][c] == "") == (count < 12) for c in columns)
@@ -123,11 +123,11 @@ def test_what_a_checkpoint_lacks_is_said_everywhere_and_never_ranked(tmp_path, c
     assert cells.get(SCORED) == (f"{counts[1]} of 12" if min(counts) < 12 else None)
 
 
-def test_a_protocol_for_some_epochs_is_a_complete_list_of_these(tmp_path):
-    """config.finetune.checkpoints leaves epochs out by choice: nothing is missing."""
+def test_epochs_excluded_by_the_config_are_not_missing(tmp_path):
+    """config.finetune.checkpoints leaves epochs out on purpose."""
     work = workspace(tmp_path, finetune__checkpoints="0,5,11")
     tuned = [float(SCORE[i]) if i in (0, 5, 11) else None for i in range(12)]
-    rows_of(work, TARGET, {"logme": list(SCORE)}, {"finetune": tuned, "probe": list(SCORE)})
+    write_rows(work, TARGET, {"logme": list(SCORE)}, {"finetune": tuned, "probe": list(SCORE)})
     report_stage.run(work)
     counts = {
         r["method"]: (r["num_scored"], r["num_checkpoints"]) for r in read(work, "ranking") if r["score"] == "logme"
@@ -144,37 +144,36 @@ numbers = st.none() | st.floats(0.01, 1).map(lambda x: round(x, 3))
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=1, max_size=4))
 def test_all_scores_are_averaged_over_the_same_targets(values):
-    """values: [targets, scores]; a cell is the mean over all targets that any score has, or an en dash."""
+    """Values: [targets, scores]. A cell is the mean over all targets with a value of any score, or an en dash."""
     names = ("logme", "leep", "nce")
     rows = [
         to_json_dict(RankingRow(f"folder:/t{t}", "probe", name, *[v] * 7, 12, v, v, v, 12))
         for t, line in enumerate(values)
         for name, v in zip(names, line, strict=True)
     ]
-    judged = [line for line in values if any(v is not None for v in line)]
+    used = [line for line in values if any(v is not None for v in line)]
     cells = {row["Score"]: row for row in trust_rows(rows, [], "probe")}
     for i, name in enumerate(names):
-        own = [line[i] for line in judged]
+        own = [line[i] for line in used]
         expected = f"{100 * np.mean(own):.2f}" if own and None not in own else tables.EN_DASH
         shown = {cells[tables.score_name(name)][title] for title in METRICS}
         assert shown == {expected} or {abs(float(s) - float(expected)) < 0.011 for s in shown} == {True}
         assert (cells[tables.score_name(name)][INTERVAL] == tables.EN_DASH) == (expected == tables.EN_DASH)
     note = trust_note(rows, [], "probe")
-    left_out = [f"t{t}" for t, line in enumerate(values) if line not in judged]
+    left_out = [f"t{t}" for t, line in enumerate(values) if line not in used]
     if 0 < len(left_out) < len(values):
         assert f"No score has a value on {', '.join(left_out)}" in note
-        assert f"are over {len(judged)} of {len(values)} targets" in note
+        assert f"are over {len(used)} of {len(values)} targets" in note
     else:
         assert "No score has" not in note
 
 
-@pytest.mark.parametrize("gap", (False, True))
+@pytest.mark.parametrize("incomplete", (False, True))
 @pytest.mark.parametrize("gflops", (1.5e-7, 0.083, 3.25e-12, 7.4e11))
-def test_the_terminal_cuts_no_number(gap, gflops):
-    """However wide names, intervals and work are."""
+def test_terminal_table_truncates_no_number(incomplete, gflops):
     rows, scored = [], []
     for score in (*SCORES, *FINETUNE_SCORES):
-        one = RankingRow("t", "finetune", score, *[-1.0] * 7, 100, -1.0, -0.994, 0.104, 99 if gap else 100)
+        one = RankingRow("t", "finetune", score, *[-1.0] * 7, 100, -1.0, -0.994, 0.104, 99 if incomplete else 100)
         rows.append(to_json_dict(one))
         scored.append(to_json_dict(ScoreRow("0", 0, "t", score, 0.5, 1.0, gflops, gflops, "", gflops)))
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
@@ -185,7 +184,7 @@ def test_the_terminal_cuts_no_number(gap, gflops):
         assert all(word in printed for word in cell.split())
 
 
-def test_a_target_that_a_score_lacks_altogether_counts_as_a_gap():
+def test_target_without_rows_of_a_score_counts_as_missing():
     row = RankingRow("folder:/a", "probe", "logme", *[0.5] * 7, 12, 0.1, 0.8, 0.0, 12)
     others = [dataclasses.replace(row, target=t, score=s) for t, s in (("folder:/b", "logme"), ("folder:/a", "nce"))]
     rows = [to_json_dict(r) for r in (row, *others)]
@@ -195,7 +194,7 @@ def test_a_target_that_a_score_lacks_altogether_counts_as_a_gap():
     assert "NCE 12 of 24 scored" in trust_note(rows, [], "probe")
 
 
-def test_rows_of_older_versions_have_no_gaps(tmp_path):
+def test_rows_without_num_scored_count_as_complete(tmp_path):
     row = to_json_dict(RankingRow("a", "probe", "logme", *[0.5] * 7, 12, 0.1, 0.8, 0.0))
     old = {name: value for name, value in row.items() if name not in ("num_scored", "metric")}
     (tmp_path / "ranking.jsonl").write_text(json.dumps(old) + "\n")
@@ -209,19 +208,19 @@ def test_rows_of_older_versions_have_no_gaps(tmp_path):
 
 
 @pytest.mark.parametrize("has_head", (True, False))
-def test_scores_of_a_head_exist_only_for_one_over_classes(tmp_path, monkeypatch, has_head):
+def test_head_scores_need_a_head_over_classes(tmp_path, monkeypatch, has_head):
     make = OBJECTIVES["supervised"]
     monkeypatch.setitem(OBJECTIVES, "other", lambda net, augment: make(net, augment)._replace(has_head=has_head))
     scores = ("logme", *(name for name, score in SCORES.items() if score.needs == "logits"))
     work = workspace(tmp_path, pretrain__objective="other", pretrain__epochs=1, scores=scores)
     monkeypatch.setattr(work, "gigaflops_per_image", lambda pretraining: 1.0)
     labels = work.source(TARGET, "train").labels
-    drawn = np.random.default_rng(0).normal(size=(len(labels), 80)).astype(np.float32)
-    of_split = {"train": Features(drawn[:, :64], drawn[:, 64:], labels)}
+    normal = np.random.default_rng(0).normal(size=(len(labels), 80)).astype(np.float32)
+    features = {"train": Features(normal[:, :64], normal[:, 64:], labels)}
     test = work.source(TARGET, "test").labels
-    of_split["test"] = Features(drawn[: len(test), :64], drawn[: len(test), 64:], test)
-    monkeypatch.setattr(work, "features", lambda snapshot, dataset, split: of_split[split])
-    rows_of(work, TARGET, {}, {"probe": [0.5, 0.6]})
+    features["test"] = Features(normal[: len(test), :64], normal[: len(test), 64:], test)
+    monkeypatch.setattr(work, "features", lambda snapshot, dataset, split: features[split])
+    write_rows(work, TARGET, {}, {"probe": [0.5, 0.6]})
     score_stage.run(work)
     report_stage.run(work)
     found = read(work, "scores")

@@ -1,4 +1,4 @@
-"""A finished study leaves nothing in memory: no cache outlives it with its data sets."""
+"""A finished study leaves nothing in memory: no cache keeps its data sets alive."""
 
 import ast
 import gc
@@ -16,11 +16,11 @@ from jax_transfer.study.workspace import Workspace
 from jax_transfer.training import optimizers, state
 
 CACHES = {"cache", "lru_cache", "cached_property"}
-PLAIN = {"str", "int", "float", "bool", "None", "pathlib.Path"}
+PLAIN_TYPES = {"str", "int", "float", "bool", "None", "pathlib.Path"}
 
 
 def save_initialisation(work, epochs):
-    """What the stage pretrain leaves, without a training."""
+    """Saves the initialisation as each of these epochs, as if the stage pretrain had run."""
     (pretraining,) = work.pretrainings
     objective = work.objective(pretraining)
     initial = state.init_state(objective, optimizers.make_optimizer(optimizers.OptimizerSettings(), 1), 0)
@@ -30,15 +30,15 @@ def save_initialisation(work, epochs):
     trajectory.close()
 
 
-def remembered(work):
-    """Weak references to a study and to its data sets, as they are on the host and on the device."""
-    found = {"workspace": work}
+def weak_references(work):
+    """Returns weak references to a study and to its data sets, on the host and on the device."""
+    objects = {"workspace": work}
     for dataset in (*work.sources, *work.config.targets):
         for split in ("train", "test"):
             source, feed = work.source(dataset, split), work.feed(dataset, split)
             parts = {"source": source, "labels": source.labels, "feed": feed, "pixels": feed.held.images}
-            found |= {f"{part} of {dataset} {split}": x for part, x in parts.items()}
-    return {name: weakref.ref(x) for name, x in found.items()}
+            objects |= {f"{name} of {dataset} {split}": part for name, part in parts.items()}
+    return {name: weakref.ref(x) for name, x in objects.items()}
 
 
 def run_study(workdir, closed):
@@ -49,23 +49,23 @@ def run_study(workdir, closed):
     checks.check_data(work)
     for name in config.stages:
         STAGES[name].run(work)
-    found = remembered(work)
+    references = weak_references(work)
     if closed:
         work.close()
         assert not work.caches
-    return found
+    return references
 
 
 @pytest.mark.parametrize("closed", (True, False))
-def test_nothing_of_a_finished_study_stays_in_memory(tmp_path, closed):
-    found = run_study(tmp_path, closed)
-    assert len(found) == 17
+def test_finished_study_leaves_nothing_in_memory(tmp_path, closed):
+    references = run_study(tmp_path, closed)
+    assert len(references) == 17
     gc.collect()
-    assert [name for name, reference in found.items() if reference() is not None] == []
+    assert [name for name, reference in references.items() if reference() is not None] == []
 
 
-def _decorated_for_ever(tree):
-    """The functions whose cache lives as long as the process: at the top of a file, or methods of a class."""
+def _permanently_cached(tree):
+    """Yields functions and methods whose cache lives as long as the process."""
     for scope in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
         for node in scope.body:
             if isinstance(node, ast.FunctionDef):
@@ -75,18 +75,18 @@ def _decorated_for_ever(tree):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_what_is_cached_for_ever_is_called_with_plain_values(path):
-    """Nets are made from names and numbers; whatever holds data is cached by what dies with it."""
-    for node in _decorated_for_ever(ast.parse(path.read_text())):
+def test_permanent_caches_take_only_plain_values(path):
+    """A permanent cache with data among its arguments would keep that data in memory."""
+    for node in _permanently_cached(ast.parse(path.read_text())):
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         assert not {"self", "work", "source", "feed", "features", "snapshot", "pretraining"} & {
             a.arg for a in arguments
         }
         annotations = {ast.unparse(a.annotation) for a in arguments if a.annotation}
-        assert annotations <= PLAIN, f"{path.name}: {node.name} is cached for ever by {annotations - PLAIN}"
+        assert annotations <= PLAIN_TYPES, f"{path.name}: {node.name} keeps {annotations - PLAIN_TYPES} alive"
 
 
 def test_target_of_small_studies_is_resident(tmp_path):
-    """Else the tests above would watch nothing on a device."""
+    """Otherwise the tests above would follow no array on a device."""
     work = Workspace(one_epoch_config(), tmp_path)
     assert isinstance(work.feed(TARGET, "train").held.images, jax.Array)

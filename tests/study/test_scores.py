@@ -1,12 +1,10 @@
-"""The stage that scores: several sources in one ranking, and what cannot be scored stops nothing else."""
+"""The scores stage ranks checkpoints of several sources; one that cannot be scored does not stop the others."""
 
 import functools
-import gc
 import itertools
 import math
 import re
 import types
-import weakref
 
 import numpy as np
 import pytest
@@ -63,14 +61,14 @@ def test_checkpoints_of_several_models_are_ranked_together(tmp_path):
     assert {row["num_checkpoints"] for row in results["ranking"]} == {4}
     rows = [row for file in ("scores", "transfer", "spectral") for row in results[file]]
     assert not any(row["error"] for row in rows)
-    # The wider net costs more, so each one's work is its own.
+    # The wider net costs more, so each net has its own count.
     work = {row["checkpoint"]: row["forward_gflops"] for row in results["scores"]}
     assert work["resnet10_cifar_8/0"] > 2 * work["resnet10_cifar_4/0"]
     dims = {np.load(path)["features"].shape[1] for path in (tmp_path / "features").iterdir()}
     assert dims == {32, 64}
 
 
-def test_company_changes_no_score(two_sources, tmp_path):
+def test_scores_do_not_depend_on_other_checkpoints(two_sources, tmp_path):
     config, workdir, results = two_sources
     work = Workspace(config, workdir)
     num_classes = work.source(TARGET, "train").num_classes
@@ -82,7 +80,7 @@ def test_company_changes_no_score(two_sources, tmp_path):
     work.close()
 
 
-def test_a_small_budget_changes_no_score(two_sources, tmp_path, caplog):
+def test_scores_do_not_depend_on_the_memory_budget(two_sources, tmp_path, caplog):
     config, workdir, results = two_sources
     config = config.copy_and_resolve_references()
     config.data.features_gigabytes = 1e-9
@@ -97,17 +95,17 @@ def test_a_small_budget_changes_no_score(two_sources, tmp_path, caplog):
         np.testing.assert_allclose(row["value"], before[row["checkpoint"], row["score"]], rtol=1e-5)
 
 
-def test_a_checkpoint_with_broken_features_fails_alone_and_is_tried_again(tmp_path):
+def test_broken_features_fail_one_checkpoint_and_are_retried(tmp_path):
     config = one_epoch_config(stages=("pretrain", "features"), scores=("logme", "leep"))
     run_stages(config, tmp_path)
     work = Workspace(config, tmp_path)
-    sound = {snapshot.name: work.features(snapshot, TARGET, "train") for snapshot in work.snapshots}
+    valid = {snapshot.name: work.features(snapshot, TARGET, "train") for snapshot in work.snapshots}
     broken = work.snapshots[1]
     path = tmp_path / "features" / _key(work, broken)
     whole = path.read_bytes()
-    values = np.array(sound[broken.name].features)
+    values = np.array(valid[broken.name].features)
     values[3, 2:4] = np.nan, np.inf
-    cache.save(path, Features(values, sound[broken.name].logits, sound[broken.name].labels))
+    cache.save(path, Features(values, valid[broken.name].logits, valid[broken.name].labels))
     work.close()
     config.stages = ("probe", "scores", "spectral", "report")
     results = run_stages(config, tmp_path)
@@ -122,17 +120,17 @@ def test_a_checkpoint_with_broken_features_fails_alone_and_is_tried_again(tmp_pa
     page = (tmp_path / "report/index.html").read_text()
     assert "What failed" in page and "train features [160, 64] hold 2 values" in page
     path.write_bytes(whole)
-    mended = run_stages(config, tmp_path)
-    assert not any(row["error"] for name in columns for row in mended[name])
-    assert len(mended["spectral"]) == 2 * 3 and len(mended["similarity"]) == 2 * 2
-    assert {(row["num_scored"], row["num_checkpoints"]) for row in mended["ranking"]} == {(2, 2)}
+    repaired = run_stages(config, tmp_path)
+    assert not any(row["error"] for name in columns for row in repaired[name])
+    assert len(repaired["spectral"]) == 2 * 3 and len(repaired["similarity"]) == 2 * 2
+    assert {(row["num_scored"], row["num_checkpoints"]) for row in repaired["ranking"]} == {(2, 2)}
 
 
 def _key(work, snapshot):
     return work.features_of.path(work.checkpoint(snapshot), work.source(TARGET, "train")).name
 
 
-def test_a_diverged_finetuning_fails_alone(tmp_path):
+def test_diverged_finetuning_does_not_affect_other_stages(tmp_path):
     config = one_epoch_config(stages=("pretrain", "probe", "finetune", "scores", "spectral"), scores=("finetune_1",))
     config.finetune.optimizer.learning_rate = 1e30
     results = run_stages(config, tmp_path)
@@ -143,11 +141,11 @@ def test_a_diverged_finetuning_fails_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "there",
-    [found for n in range(5) for found in itertools.combinations(itertools.product((0, 1), FINETUNE_SCORES), n)],
+    "existing",
+    [rows for n in range(5) for rows in itertools.combinations(itertools.product((0, 1), FINETUNE_SCORES), n)],
 )
-def test_one_run_of_a_checkpoint_gives_all_the_early_stops_that_it_lacks(there, tmp_path, monkeypatch):
-    """there: (epoch of the checkpoint, score) of the rows that are there."""
+def test_one_finetuning_gives_all_missing_early_stops(existing, tmp_path, monkeypatch):
+    """`existing` holds (epoch of the checkpoint, score) of the rows that need not be computed."""
     work = Workspace(one_epoch_config(scores=("finetune_5", "finetune_1"), stages=("scores",)), tmp_path)
     runs = []
 
@@ -164,26 +162,26 @@ def test_one_run_of_a_checkpoint_gives_all_the_early_stops_that_it_lacks(there, 
     monkeypatch.setattr(score_stage, "finetuned", finetuned)
     monkeypatch.setattr(work, "gigaflops_per_image", functools.cache(lambda pretraining: 1.0))
     rows = Rows(work.results, "scores")
-    for epoch, score in there:
+    for epoch, score in existing:
         rows.append(score_stage.ScoreRow(str(epoch), epoch, TARGET, score, 0.9, 1.0, 1.0, 1.0))
     score_stage.run(work)
     found = {(row.epoch, row.score): row for row in Rows(work.results, "scores").rows}
     assert found.keys() == set(itertools.product((0, 1), FINETUNE_SCORES))
     for (epoch, score), row in found.items():
-        failed = (epoch, score) == (1, "finetune_5") and (epoch, score) not in there
+        failed = (epoch, score) == (1, "finetune_5") and (epoch, score) not in existing
         assert row.error == ("the loss is not finite at step 99" if failed else "")
-        expected = 0.9 if (epoch, score) in there else math.nan if failed else FINETUNE_SCORES[score] / 10
+        expected = 0.9 if (epoch, score) in existing else math.nan if failed else FINETUNE_SCORES[score] / 10
         assert row.value == pytest.approx(expected, nan_ok=True)
-    # Nobody trains longer than for what is missing, nobody twice, and all who train equally long train together.
-    lacking = {e: {s for s in FINETUNE_SCORES if (e, s) not in there} for e in (0, 1)}
-    ends = {e: max(map(FINETUNE_SCORES.get, lacking[e])) for e in (0, 1) if lacking[e]}
+    # Each checkpoint trains once, no longer than needed, and those with the same last epoch train together.
+    missing = {e: {s for s in FINETUNE_SCORES if (e, s) not in existing} for e in (0, 1)}
+    ends = {e: max(map(FINETUNE_SCORES.get, missing[e])) for e in (0, 1) if missing[e]}
     assert sorted(e for group, _ in runs for e in group) == sorted(ends)
     assert sorted(max(epochs) for _, epochs in runs) == sorted(set(ends.values()))
     assert all(ends[e] == max(epochs) for group, epochs in runs for e in group)
     work.close()
 
 
-def test_a_target_compiles_one_fine_tuning_for_all_seeds_and_checkpoints(tmp_path, monkeypatch):
+def test_one_finetuning_covers_all_seeds_and_checkpoints(tmp_path, monkeypatch):
     work = Workspace(one_epoch_config(finetune__num_seeds=3, pretrain__epochs=2, trajectory__epochs="all"), tmp_path)
     calls = []
 
@@ -205,15 +203,13 @@ def test_a_target_compiles_one_fine_tuning_for_all_seeds_and_checkpoints(tmp_pat
 @pytest.mark.parametrize("epochs", [(), (1,), (1, 5)])
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("devices_each", [1, 2])
-def test_all_processes_yield_each_result_of_each_checkpoint_once(
-    processes, devices_each, epochs, tmp_path, monkeypatch
-):
+def test_every_process_yields_each_result_once(processes, devices_each, epochs, tmp_path, monkeypatch):
     work = Workspace(one_epoch_config(pretrain__epochs=4, trajectory__epochs="all"), tmp_path)
     names = [snapshot.name for snapshot in work.snapshots]
     tested = epochs or (9,)
 
     def stream(process):
-        """What `finetune` yields in a process: the checkpoints that train side by side, epoch by epoch."""
+        """Yields what `finetune` yields in a process: checkpoints side by side, epoch by epoch."""
         mine = range(len(names[process::processes]))
         for first in range(0, len(mine), devices_each):
             for epoch, index in itertools.product(tested, mine[first : first + devices_each]):
@@ -241,19 +237,6 @@ def test_all_processes_yield_each_result_of_each_checkpoint_once(
     work.close()
 
 
-def test_no_cache_keeps_the_study_once_it_is_scored(tmp_path):
-    config = one_epoch_config(stages=("pretrain", "scores"), scores=("logme",), trajectory__epochs="1")
-    run_stages(config, tmp_path)
-    (tmp_path / "results/scores.jsonl").unlink()
-    work = Workspace(config, tmp_path)
-    score_stage.run(work)
-    work.close()
-    gone = weakref.ref(work)
-    del work
-    gc.collect()
-    assert gone() is None
-
-
 SHORT = [
     (
         {"finetune__epochs": 4},
@@ -266,7 +249,7 @@ SHORT = [
 
 
 @pytest.mark.parametrize(("changes", "message"), SHORT)
-def test_a_schedule_shorter_than_its_early_stop_is_refused_before_the_data_are_read(changes, message):
+def test_schedule_shorter_than_its_early_stop_is_refused(changes, message):
     changes, override = {**changes}, changes.get("override")
     changes.pop("override", None)
     config = one_epoch_config(scores=("logme", "finetune_1", "finetune_5"), **changes)
@@ -280,16 +263,16 @@ def test_a_schedule_shorter_than_its_early_stop_is_refused_before_the_data_are_r
     checks.check(config)
 
 
-def test_a_schedule_of_exactly_five_epochs_will_do():
+def test_schedule_of_exactly_five_epochs_is_accepted():
     checks.check(one_epoch_config(scores=("finetune_5",), finetune__epochs=5))
 
 
 @pytest.mark.parametrize("batch_size", [8, 32])
 @pytest.mark.parametrize("score", FINETUNE_SCORES)
 @pytest.mark.parametrize("where", ["config.finetune", f"config.overrides['{TARGET}'].finetune"])
-def test_a_schedule_in_steps_is_measured_by_the_images_it_trains_on(batch_size, score, where, tmp_path):
+def test_schedule_in_steps_is_checked_against_its_images(batch_size, score, where, tmp_path):
     config = one_epoch_config(scores=(score,), finetune__epochs=1, finetune__batch_size=batch_size)
-    fit = 4 * 160 // 5  # four fifths of 160 training images are trained on
+    fit = 4 * 160 // 5  # training uses four fifths of the 160 images
     least = FINETUNE_SCORES[score] * (fit // batch_size)
     for steps in (least - 1, least, least + 1):
         if "overrides" in where:
@@ -303,9 +286,8 @@ def test_a_schedule_in_steps_is_measured_by_the_images_it_trains_on(batch_size, 
             continue
         with pytest.raises(InputError, match="give it at least") as raised:
             checks.check_data(work)
-        assert f"{where}.steps = {steps}: {score}" in str(raised.value) and f"at least {least} steps" in str(
-            raised.value
-        )
+        message = str(raised.value)
+        assert f"{where}.steps = {steps}: {score}" in message and f"at least {least} steps" in message
 
 
 @pytest.mark.parametrize(
@@ -317,11 +299,11 @@ def test_a_schedule_in_steps_is_measured_by_the_images_it_trains_on(batch_size, 
         ({"labels": np.full(20, 7, np.int32)}, r"labels lie in \[7, 7\], expected 0 to 2"),
     ],
 )
-def test_problems_name_the_argument(change, message):
-    sound = {"features": np.eye(20, 4, dtype=np.float32), "logits": np.ones((20, 3), np.float32)}
-    sound["labels"] = np.arange(20, dtype=np.int32) % 3
-    assert extract.problem(Features(**sound), 3) == ""
-    assert re.match(rf"{message}", extract.problem(Features(**{**sound, **change}), 3))
+def test_problem_names_the_argument(change, message):
+    valid = {"features": np.eye(20, 4, dtype=np.float32), "logits": np.ones((20, 3), np.float32)}
+    valid["labels"] = np.arange(20, dtype=np.int32) % 3
+    assert extract.problem(Features(**valid), 3) == ""
+    assert re.match(rf"{message}", extract.problem(Features(**{**valid, **change}), 3))
 
 
 def test_linear_scores_and_fine_tuning_share_the_held_out_images(monkeypatch):
@@ -330,7 +312,7 @@ def test_linear_scores_and_fine_tuning_share_the_held_out_images(monkeypatch):
     means = 9 * rng.normal(size=(4, 6))
     x = (means[y] + rng.normal(size=(100, 6))).astype(np.float32)
     held_out = stratified_split(y)[1]
-    x[held_out] = means[(y[held_out] + 1) % 4]  # the accuracy on these, and on no others, is 0
+    x[held_out] = means[(y[held_out] + 1) % 4]  # only on these is the accuracy 0
     source = types.SimpleNamespace(labels=y, num_classes=4)
     work = types.SimpleNamespace(
         source=lambda dataset, split: source, features=lambda snapshot, dataset, split: Features(x, x, y)
@@ -341,7 +323,7 @@ def test_linear_scores_and_fine_tuning_share_the_held_out_images(monkeypatch):
         assert measured["value"] == 0
 
 
-def test_too_few_samples_for_a_score_say_so():
+def test_too_few_samples_give_nan_and_a_reason():
     features = Features(np.random.default_rng(0).normal(size=(1, 20, 4)), np.ones((1, 20, 3)), np.arange(20)[None] % 5)
     assert np.isnan(score_all("nleep", features, 5)).all()
     one = Features(features.features[0], features.logits[0], features.labels[0])

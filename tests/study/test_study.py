@@ -3,18 +3,14 @@
 import contextlib
 import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from helpers.source_files import REPOSITORY
-from helpers.studies import TINY_COMMAND, checkpoint_fingerprints, results_without_times, tiny_config
-from jax_transfer import preemption
+from helpers.studies import checkpoint_fingerprints, results_without_times, run_command, tiny_config
+from jax_transfer import main, preemption
 from jax_transfer.checkpoints.trajectory import Trajectory
 from jax_transfer.records import InputError
 from jax_transfer.results import Rows, ScoreRow
@@ -23,12 +19,13 @@ from jax_transfer.study import pretrain as pretrain_stage
 from jax_transfer.study.runner import open_workdir
 from jax_transfer.study.workspace import Workspace
 
-# Runs the study in a process that kills itself at one point, as `kill -9` would.
+# Runs the study in a process that kills itself at a given point, as `kill -9` would.
 KILLED = """
 import os, signal, sys
-from jax_transfer import logs, main, pretraining, study
-from jax_transfer.features import extract
-from jax_transfer.models import trajectory
+from jax_transfer import main, results
+from jax_transfer.checkpoints.trajectory import Trajectory
+from jax_transfer.features import cache
+from jax_transfer.study.stages import STAGES
 from jax_transfer.training import loop
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 point, sys.argv[1:] = sys.argv[1], sys.argv[2:]
@@ -37,61 +34,56 @@ def after(number, action):
     global calls
     calls += 1
     if calls == number: action()
-append, save, atomically = results.Rows.append, trajectory.Trajectory.save, results.write_atomically
+append, save, write_atomically = results.Rows.append, Trajectory.save, cache.write_atomically
 if point == "in an epoch":
     check = loop.first_bad_step
     loop.first_bad_step = lambda *a: (after(11, die), check(*a))[1]
 elif point == "while saving":
-    trajectory.Trajectory.save = lambda self, epoch, *a: (save(self, epoch, *a), epoch == 1 and die())
+    Trajectory.save = lambda self, epoch, *a: (save(self, epoch, *a), epoch == 1 and die())
 elif point == "after saving, before the row":
-    def late(self, row):
+    saved = []
+    def append_after_save(self, row):
         if self.name == "pretrain" and row.epoch == 1:
-            study.Workspace.current.wait(); die()
+            saved[-1].wait(); die()
         append(self, row)
-    results.Rows.append = late
-    trajectory.Trajectory.save = lambda self, *a: (setattr(study.Workspace, "current", self), save(self, *a))
+    results.Rows.append = append_after_save
+    Trajectory.save = lambda self, *a: (saved.append(self), save(self, *a))
 elif point == "in the middle of a row":
-    def torn(self, row):
+    def append_in_part(self, row):
         if self.name == "transfer" and row.method == "finetune" and row.epoch == 1:
-            with open(self.path, "a") as file: file.write(logs._line(row)[:25])
+            with open(self.path, "a") as file: file.write(results._line(row)[:25])
             die()
         append(self, row)
-    results.Rows.append = torn
+    results.Rows.append = append_in_part
 elif point == "while writing features":
-    def partial(path, data):
+    def write_in_part(path, data):
         if path.suffix == ".npz": after(3, lambda: (path.with_suffix(".partial").write_bytes(data[:99]), die()))
-        atomically(path, data)
-    results.write_atomically = partial
+        write_atomically(path, data)
+    cache.write_atomically = write_in_part
 elif point == "between stages":
-    study.STAGES["finetune"] = study.STAGES["finetune"]._replace(run=lambda work: die())
+    STAGES["finetune"] = STAGES["finetune"]._replace(run=lambda work: die())
 main.run()
 """
 slow = pytest.mark.slow
-SLOW_POINTS = (
-    "while saving",
-    "after saving, before the row",
-    "in the middle of a row",
-    "while writing features",
-    "between stages",
+POINTS = (
+    "in an epoch",
+    pytest.param("while saving", marks=slow),
+    pytest.param("after saving, before the row", marks=slow),
+    pytest.param("in the middle of a row", marks=slow),
+    pytest.param("while writing features", marks=slow),
+    pytest.param("between stages", marks=slow),
 )
-POINTS = ("in an epoch", *(pytest.param(point, marks=slow) for point in SLOW_POINTS))
-
-
-def _command(workdir, *arguments, code=("-m", "jax_transfer.main")):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, *code, *TINY_COMMAND, f"--workdir={workdir}", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400)
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("clean")
-    done = _command(workdir)
+    done = run_command(workdir)
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir, done
 
 
-def test_a_study_leaves_what_the_contract_says(clean):
+def test_study_writes_all_documented_results(clean):
     workdir, done = clean
     results = results_without_times(workdir)
     assert [row["epoch"] for row in results["pretrain.jsonl"]] == [0, 1, 2]
@@ -127,11 +119,11 @@ def test_a_study_leaves_what_the_contract_says(clean):
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_killed_study_goes_on_to_the_same_bits(clean, tmp_path, point):
+def test_killed_study_resumes_bit_for_bit(clean, tmp_path, point):
     expected, _ = clean
-    killed = _command(tmp_path, code=("-c", KILLED, point))
+    killed = run_command(tmp_path, code=("-c", KILLED, point))
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
-    resumed = _command(tmp_path)
+    resumed = run_command(tmp_path)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     if point == "in the middle of a row":
         assert "the last line is incomplete" in resumed.stderr
@@ -139,23 +131,23 @@ def test_a_killed_study_goes_on_to_the_same_bits(clean, tmp_path, point):
     assert checkpoint_fingerprints(tmp_path) == checkpoint_fingerprints(expected)
 
 
-def test_a_stage_runs_alone_and_adds_only_what_is_missing(clean, tmp_path):
+def test_stage_run_alone_adds_only_missing_rows(clean, tmp_path):
     expected, _ = clean
     shutil.copytree(expected, tmp_path / "copy")
     before = (tmp_path / "copy/results/transfer.jsonl").read_bytes()
-    again = _command(tmp_path / "copy", "--config.stages=('probe',)", "--config.probe.methods=('probe',)")
+    again = run_command(tmp_path / "copy", "--config.stages=('probe',)", "--config.probe.methods=('probe',)")
     assert again.returncode == 0, again.stderr[-3000:]
     assert (tmp_path / "copy/results/transfer.jsonl").read_bytes() == before
 
 
-def test_lost_features_of_fine_tuned_models_are_made_again_also_within_a_small_budget(clean, tmp_path):
+def test_lost_features_are_recomputed_within_a_small_budget(clean, tmp_path):
     expected, _ = clean
     shutil.copytree(expected, tmp_path / "copy")
     lost = ("results/spectral.jsonl", "results/similarity.jsonl")
     for path in (*(tmp_path / "copy/features").glob("*.npz"), *(tmp_path / "copy" / name for name in lost)):
         path.unlink()
     budget = "--config.data.features_gigabytes=1e-6"
-    again = _command(tmp_path / "copy", "--config.stages=('spectral',)", budget)
+    again = run_command(tmp_path / "copy", "--config.stages=('spectral',)", budget)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "The features of 3 checkpoints on" in again.stderr
     assert "The similarities of 3 checkpoints on" in again.stderr
@@ -182,7 +174,7 @@ REFUSED = {
     "extra": "Unexpected argument 'extra'",
 }
 
-# The command once for each word of its first argument, in children of a process that has imported it.
+# Runs the command once for each word of its first argument, in children of a process that has imported it.
 CHILDREN = """
 import os, sys, warnings
 from jax_transfer import main
@@ -197,18 +189,18 @@ for word in words:
 """
 
 
-def test_the_command_refuses_in_one_line(tmp_path):
-    done = _command(tmp_path / "w", code=("-c", CHILDREN, "|".join(REFUSED)))
+def test_command_refuses_bad_arguments_in_one_line(tmp_path):
+    done = run_command(tmp_path / "w", code=("-c", CHILDREN, "|".join(REFUSED)))
     lines = iter(done.stderr.strip().splitlines())
     for argument, message in REFUSED.items():
-        said = next(lines)
-        assert said.startswith("jax_transfer: ") and message in said, done.stderr
+        line = next(lines)
+        assert line.startswith("jax_transfer: ") and message in line, done.stderr
         assert next(lines) == f"{argument}: exit code 2", done.stderr
     assert next(lines, None) is None
 
 
-def test_divergence_stops_with_the_step_and_keeps_the_last_good_epoch(clean, tmp_path):
-    done = _command(tmp_path, "--config.pretrain.optimizer.learning_rate=1e30")
+def test_divergence_names_the_step_and_keeps_the_last_good_epoch(tmp_path):
+    done = run_command(tmp_path, "--config.pretrain.optimizer.learning_rate=1e30")
     assert done.returncode == 2
     assert "loss is not finite at step" in done.stderr.strip().splitlines()[-1]
     trajectory = Trajectory(tmp_path / "checkpoints")
@@ -219,18 +211,19 @@ def test_divergence_stops_with_the_step_and_keeps_the_last_good_epoch(clean, tmp
 PRETRAIN = "--config.stages=('pretrain',)"
 
 
-def test_a_full_disk_is_said_in_one_line_and_the_study_goes_on_afterwards(clean, tmp_path):
+def test_full_disk_is_reported_and_the_study_resumes(clean, tmp_path):
     expected, _ = clean
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"
-    done = _command(tmp_path, code=("-c", f"{limit}; from jax_transfer import main; main.run()"))
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
+    limited += "from jax_transfer import main; main.run()"
+    done = run_command(tmp_path, code=("-c", limited))
     assert done.returncode == 2, done.stderr[-3000:]
     assert "disk is full" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert _command(tmp_path, PRETRAIN).returncode == 0
+    assert run_command(tmp_path, PRETRAIN).returncode == 0
     assert checkpoint_fingerprints(tmp_path) == checkpoint_fingerprints(expected)
 
 
-def test_a_stop_while_the_initialisation_is_evaluated_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
+def test_stop_during_the_first_evaluation_saves_nothing(tmp_path, monkeypatch):
     for requested, saved in ((True, []), (False, [0, 1])):
         work = Workspace(tiny_config(pretrain__epochs=1), tmp_path)
         with monkeypatch.context() as patched:
@@ -242,31 +235,29 @@ def test_a_stop_while_the_initialisation_is_evaluated_leaves_nothing_and_loses_n
         work.close()
 
 
-def test_a_wait_that_times_out_is_said_in_one_line(monkeypatch, capsys):
-    from jax_transfer import main
-
-    def waits(*arguments, **named):
+def test_timeout_is_reported_in_one_line(monkeypatch, capsys):
+    def time_out(*arguments, **named):
         raise TimeoutError("no answer")
 
-    monkeypatch.setattr(main.app, "run", waits)
+    monkeypatch.setattr(main.app, "run", time_out)
     monkeypatch.setattr(main.logs, "setup", lambda: None)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as raised:
         main.run()
-    assert ended.value.code == 1
+    assert raised.value.code == 1
     assert capsys.readouterr().err.startswith("jax_transfer: A wait timed out (no answer)")
 
 
 @slow
-def test_a_clock_that_leaps_is_said_in_one_line_and_the_study_goes_on_afterwards(clean, tmp_path):
+def test_clock_jump_is_reported_and_the_study_resumes(clean, tmp_path):
     expected, _ = clean
-    leaps = (
+    jumping_clock = (
         "import itertools, time; real, n = time.time, itertools.count(); time.time = lambda: real() + 3600 * next(n)"
     )
-    done = _command(tmp_path, code=("-c", f"{leaps}; from jax_transfer import main; main.run()"))
+    done = run_command(tmp_path, code=("-c", f"{jumping_clock}; from jax_transfer import main; main.run()"))
     assert done.returncode == 1, done.stderr[-3000:]
     assert "was the clock set? Run the same command again to resume." in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert _command(tmp_path, PRETRAIN).returncode == 0
+    assert run_command(tmp_path, PRETRAIN).returncode == 0
     assert checkpoint_fingerprints(tmp_path) == checkpoint_fingerprints(expected)
 
 
@@ -299,7 +290,7 @@ def test_check_names_the_field(changes, message):
         checks.check(tiny_config(**changes))
 
 
-def test_a_config_with_an_unknown_field_names_the_valid_ones():
+def test_unknown_config_field_suggests_the_nearest():
     config = tiny_config()
     with config.unlocked():
         config.pretrain.epoch = 3
@@ -331,14 +322,14 @@ def test_labels_out_of_range_are_refused(tmp_path):
         checks.check_data(work)
 
 
-def test_a_workdir_of_another_config_says_which_fields_differ(tmp_path):
+def test_workdir_of_another_config_names_the_differing_fields(tmp_path):
     open_workdir(tiny_config(), tmp_path).close()
     open_workdir(tiny_config(stages=("report",)), tmp_path).close()
     with pytest.raises(InputError, match=r"config\.pretrain\.epochs was 2, is 3; config\.seed was 0, is 1"):
         open_workdir(tiny_config(seed=1, pretrain__epochs=3), tmp_path)
 
 
-def test_two_runs_do_not_share_a_workdir(tmp_path):
+def test_two_runs_cannot_share_a_workdir(tmp_path):
     lock = open_workdir(tiny_config(), tmp_path)
     with pytest.raises(InputError, match="in use by another run"):
         open_workdir(tiny_config(), tmp_path)
@@ -346,7 +337,7 @@ def test_two_runs_do_not_share_a_workdir(tmp_path):
     open_workdir(tiny_config(), tmp_path).close()
 
 
-def test_overrides_reach_one_target_only():
+def test_overrides_apply_to_one_target_only():
     config = tiny_config(targets=("embedded:digits", "embedded:mnist_5k"))
     config.overrides["embedded:digits"] = {"probe": {"epochs": 7}, "finetune": {"optimizer": {"learning_rate": 0.5}}}
     checks.check(config)
@@ -359,7 +350,7 @@ def test_overrides_reach_one_target_only():
 # --- rows
 
 
-def test_rows_survive_a_torn_line_and_hold_each_key_once(tmp_path):
+def test_rows_drop_incomplete_lines_and_duplicate_keys(tmp_path):
     rows = Rows(tmp_path, "scores")
     first = ScoreRow("1", 1, "a\u2028b", "logme", float("nan"), 0.1, 2.0, 3.0)
     rows.append(first)
@@ -375,15 +366,15 @@ def test_rows_survive_a_torn_line_and_hold_each_key_once(tmp_path):
 # --- devices
 
 
-def test_eight_devices_give_the_losses_of_one_and_one_reads_what_eight_saved(clean, tmp_path, monkeypatch):
+def test_eight_devices_give_the_losses_of_one_device(clean, tmp_path, monkeypatch):
     expected = results_without_times(clean[0])
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    done = _command(tmp_path, "--config.stages=('pretrain', 'finetune')")
+    done = run_command(tmp_path, "--config.stages=('pretrain', 'finetune')")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "4 on each device" in done.stderr
     monkeypatch.delenv("XLA_FLAGS")
     (tmp_path / "results" / "transfer.jsonl").rename(tmp_path / "finetuned_on_eight.jsonl")
-    done = _command(tmp_path)
+    done = run_command(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "is complete: 3 checkpoints" in done.stderr
     found = results_without_times(tmp_path)

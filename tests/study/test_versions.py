@@ -1,4 +1,4 @@
-"""Rows of an older version are computed again, those of a newer one refused; what is current stays as it is."""
+"""Rows of older versions are computed again, rows of newer versions refused, and current rows kept."""
 
 import dataclasses
 import json
@@ -18,14 +18,23 @@ OLD = [name for name, version in VERSIONS.items() if version > 1]
 
 
 def make_row(file, number, **changes):
-    """A row of a result file with some value in every field."""
-    values = {"int": number, "float": 0.5, "str": str(number), "list[int]": [number], "list[float]": [0.5],
-              "list[str]": ["a"], "int | None": number, "float | None": 0.5, "str | None": str(number)}  # fmt: skip
-    fields = {f.name: values[getattr(f.type, "__name__", f.type) if isinstance(f.type, type) else str(f.type)]
-              for f in dataclasses.fields(ROWS[file][0])}  # fmt: skip
-    return ROWS[file][0](
-        **{**fields, "version": VERSIONS[file], **({"error": ""} if "error" in fields else {}), **changes}
-    )
+    """Returns a row of a result file with a value in every field."""
+    values = {
+        "int": number,
+        "float": 0.5,
+        "str": str(number),
+        "list[int]": [number],
+        "list[float]": [0.5],
+        "list[str]": ["a"],
+        "int | None": number,
+        "float | None": 0.5,
+        "str | None": str(number),
+    }
+    types = {f.name: f.type for f in dataclasses.fields(ROWS[file][0])}
+    fields = {name: values[t.__name__ if isinstance(t, type) else str(t)] for name, t in types.items()}
+    if "error" in fields:
+        fields["error"] = ""
+    return ROWS[file][0](**{**fields, "version": VERSIONS[file], **changes})
 
 
 def line(row, version):
@@ -39,7 +48,7 @@ def _log(monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="jax_transfer")
 
 
-def test_every_result_file_has_a_version_that_its_rows_carry():
+def test_rows_carry_the_version_of_their_result_file():
     assert VERSIONS.keys() == ROWS.keys()
     for name, (row_type, _) in ROWS.items():
         assert {f.name: f.default for f in dataclasses.fields(row_type)}["version"] == VERSIONS[name]
@@ -54,7 +63,7 @@ def write(path, file, versions, torn=b""):
 
 @pytest.mark.parametrize("torn", [b"", b'{"checkpoint": "9", "ver'])
 @pytest.mark.parametrize("file", OLD)
-def test_older_rows_do_not_count_and_leave_the_file_with_one_line_in_the_log(file, torn, tmp_path, caplog):
+def test_older_rows_are_removed_with_one_warning(file, torn, tmp_path, caplog):
     now = VERSIONS[file]
     path = tmp_path / f"{file}.jsonl"
     kept = write(path, file, [None, now, *range(1, now), now, None], torn)
@@ -62,19 +71,21 @@ def test_older_rows_do_not_count_and_leave_the_file_with_one_line_in_the_log(fil
     rows = Rows(tmp_path, file)
     assert [rows.key(row) for row in rows.rows] == [rows.key(make_row(file, n)) for n in (1, now + 1)]
     assert rows.key(make_row(file, 0)) not in rows
-    assert path.read_bytes() == before.removesuffix(torn)  # whoever only reads removes nothing
+    assert path.read_bytes() == before.removesuffix(torn)  # reading removes nothing
     new = make_row(file, 50)
     rows.append(new)
     assert path.read_text() == "".join([*kept, line(new, now)])
     Rows(tmp_path, file).append(make_row(file, 51))
-    said = [message for message in caplog.messages if "older version" in message]
-    assert said == [f"{path}: {now + 1} rows were computed by an older version of jax_transfer and are computed again."]
+    warnings = [message for message in caplog.messages if "older version" in message]
+    assert warnings == [
+        f"{path}: {now + 1} rows were computed by an older version of jax_transfer and are computed again."
+    ]
 
 
 @pytest.mark.parametrize(
     "file", [name for name in OLD if "error" in {f.name for f in dataclasses.fields(ROWS[name][0])}]
 )
-def test_a_stage_that_begins_removes_older_rows_together_with_failures(file, tmp_path, caplog):
+def test_forget_failures_also_removes_older_rows(file, tmp_path, caplog):
     path = tmp_path / f"{file}.jsonl"
     (kept,) = write(path, file, [None, VERSIONS[file]])
     with open(path, "a") as opened:
@@ -85,7 +96,7 @@ def test_a_stage_that_begins_removes_older_rows_together_with_failures(file, tmp
     assert sum("1 row was computed by an older version of jax_transfer and is" in m for m in caplog.messages) == 1
 
 
-def test_only_the_first_process_removes_and_says(tmp_path, monkeypatch, caplog):
+def test_only_the_first_process_removes_rows_and_logs(tmp_path, monkeypatch, caplog):
     write(tmp_path / "scores.jsonl", "scores", [None, VERSIONS["scores"]])
     before = (tmp_path / "scores.jsonl").read_bytes()
     monkeypatch.setattr(devices, "is_first_process", lambda: False)
@@ -112,24 +123,23 @@ def test_rows_of_a_newer_version_are_refused(file, read, tmp_path):
 
 
 @pytest.mark.parametrize("file", ROWS)
-def test_the_report_leaves_older_rows_out_and_says_so_once(file, tmp_path, caplog):
+def test_report_omits_older_rows_with_one_warning(file, tmp_path, caplog):
     path = tmp_path / f"{file}.jsonl"
     kept = write(path, file, [None, VERSIONS[file], None])
     for _ in range(2):
         rows = read_rows(path)
         assert len(rows) == (len(kept) if VERSIONS[file] > 1 else 3)
         assert all(row["version"] == VERSIONS[file] for row in rows)
-    said = [message for message in caplog.messages if "older version" in message]
-    assert len(said) == (VERSIONS[file] > 1)
-    assert all(
-        "2 rows were computed by an older version of jax_transfer and are left out: run its stage" in m for m in said
-    )
+    warnings = [message for message in caplog.messages if "older version" in message]
+    assert len(warnings) == (VERSIONS[file] > 1)
+    expected = "2 rows were computed by an older version of jax_transfer and are left out: run its stage"
+    assert all(expected in message for message in warnings)
 
 
 FILES = ("transfer", "scores", "spectral", "spectrum", "similarity", "ranking")
 
 
-def test_an_old_working_directory_is_computed_again_once(tmp_path, caplog):
+def test_old_workdir_is_recomputed_once(tmp_path, caplog):
     stages = ("pretrain", "probe", "finetune", "scores", "spectral", "report")
     config = one_epoch_config(stages=stages, scores=("logme", "finetune_1", "finetune_5"), trajectory__epochs="1")
     config.finetune.epochs = 6
@@ -140,7 +150,7 @@ def test_an_old_working_directory_is_computed_again_once(tmp_path, caplog):
         return {path.stem: path.read_bytes() for path in (tmp_path / "results").iterdir()}
 
     written = results()
-    for name in first:  # as they were before there were versions
+    for name in first:  # as before rows had versions
         path = tmp_path / f"results/{name}.jsonl"
         old = [{k: v for k, v in row.items() if k not in ("version", "test_forward_gflops")} for row in first[name]]
         for row in old:
@@ -149,15 +159,16 @@ def test_an_old_working_directory_is_computed_again_once(tmp_path, caplog):
     old_pretrain = results()["pretrain"]
     caplog.clear()
     again = run_stages(config, tmp_path)
-    said = [message for message in caplog.messages if "older version" in message]
+    warnings = [message for message in caplog.messages if "older version" in message]
     for name in FILES:
         count = f"{len(first[name])} rows were" if len(first[name]) > 1 else "1 row was"
-        assert sum(f"results/{name}.jsonl: {count} computed by an older version" in message for message in said) == 1
-        clock = ("seconds",)
-        now, then = ([{k: v for k, v in r.items() if k not in clock} for r in rows[name]] for rows in (again, first))
+        assert (
+            sum(f"results/{name}.jsonl: {count} computed by an older version" in message for message in warnings) == 1
+        )
+        now, then = ([{k: v for k, v in r.items() if k != "seconds"} for r in rows[name]] for rows in (again, first))
         assert now == then and {row["version"] for row in now} == {VERSIONS[name]}
-    assert len(said) == len(FILES) and written.keys() == results().keys()
-    assert results()["pretrain"] == old_pretrain  # its rows belong to checkpoints that stay
+    assert len(warnings) == len(FILES) and written.keys() == results().keys()
+    assert results()["pretrain"] == old_pretrain  # its rows belong to checkpoints that are kept
     caplog.clear()
     before = results()
     run_stages(config, tmp_path)
@@ -169,11 +180,11 @@ def _check_early_stops(config, workdir, results):
     work = Workspace(config, workdir)
     (snapshot,) = work.snapshots
     tuning = finetune_stage.settings.finetune_settings(config, TARGET)
-    whole = finetune_stage.finetuned(
+    schedule = finetune_stage.finetuned(
         work, [(snapshot, config.seed)], TARGET, ("fit", "held_out"), tuning, epochs=(1, 2, 5, 6)
     )
     rows = {row["score"]: row for row in results["scores"]}
-    by_epoch = {done.epoch: done for _, _, done in whole}
+    by_epoch = {done.epoch: done for _, _, done in schedule}
     assert len(by_epoch) == 4
     for score, epoch in (("finetune_1", 1), ("finetune_5", 5)):
         assert rows[score]["value"] == by_epoch[epoch].metrics["accuracy"]
@@ -183,13 +194,13 @@ def _check_early_stops(config, workdir, results):
     for row in rows.values():
         assert row["test_forward_gflops"] == pytest.approx(row["forward_gflops"] * 64 / 160)
 
-    def path_of_features():
+    def feature_file():
         tuned = finetune_stage.tuned_checkpoint(work, snapshot, TARGET)
         return work.features_of.path(tuned, work.source(TARGET, "train"))
 
-    path = path_of_features()
+    path = feature_file()
     assert path.exists()
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(finetune_stage.VERSIONS, "transfer", VERSIONS["transfer"] + 1)
-        assert path_of_features() != path
+        assert feature_file() != path
     work.close()

@@ -1,4 +1,4 @@
-"""The training recipe of T2T-ViT as a whole: the moving average, its checkpoints, many devices, and the config."""
+"""The training recipe of T2T-ViT: moving average, checkpoints, several devices, and config."""
 
 import functools
 import json
@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 
 from helpers.source_files import REPOSITORY, get_config
+from helpers.training_parts import CLASSES, PREPROCESSING, assert_equal_trees, feed_of, joined_feed, random_source
 from jax_transfer import devices
 from jax_transfer.checkpoints.load import load_checkpoint
 from jax_transfer.checkpoints.trajectory import Trajectory, abstract
-from jax_transfer.data import batches
-from jax_transfer.data.sources import from_arrays
-from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import Net
 from jax_transfer.models.net import Output
 from jax_transfer.records import InputError
@@ -31,14 +29,13 @@ from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer, 
 from jax_transfer.training.state import divide, evaluated, init_state, join
 from jax_transfer.training.steps import make_train_step, many_steps
 
-PREPROCESSING = Preprocessing(image_size=8)
 RECIPE = ("pad_crop", "flip", "rand_augment", "mixup_or_cutmix", "random_erase")
-CLASSES, DECAY = 4, 0.8
+DECAY = 0.8
 
 
 @functools.cache
 def _net():
-    """A linear model with a running mean of its input, as BatchNorm has: it compiles in no time."""
+    """Returns a linear model with a running mean of its input, like that of BatchNorm; it compiles quickly."""
 
     def init(key):
         return {"fc": {"kernel": 0.1 * jax.random.normal(key, (192, CLASSES))}}, {"mean": jnp.zeros(192)}
@@ -54,14 +51,6 @@ def _net():
     return Net("linear", CLASSES, 192, 8, init, apply, apply_train, ("fc",))
 
 
-def _feed(n=64):
-    rng = np.random.default_rng(0)
-    labels = (np.arange(n) % CLASSES).astype(np.int32)
-    images = (rng.integers(0, 60, (n, 8, 8, 3)) + 50 * labels[:, None, None, None]).astype(np.uint8)
-    source = from_arrays(images, labels, name="stripes", split="train")
-    return batches.make_feed(source, PREPROCESSING, devices.make_mesh(), 1.0, num_threads=1)
-
-
 @functools.cache
 def _optimizer():
     return make_optimizer(OptimizerSettings(name="adamw", learning_rate=1e-2, weight_decay=0.05), 100)
@@ -71,14 +60,14 @@ def _objective(names=RECIPE):
     return supervised(_net(), names, label_smoothing=0.1)
 
 
-def _joined():
-    return batches.joined({"train": (_feed(), 16)})
+def joined_stripes():
+    return joined_feed(feed_of(random_source(n=64)))
 
 
 @functools.cache
 def _run(ema_decay=DECAY, names=RECIPE):
     step = make_train_step(_objective(names), _optimizer(), PREPROCESSING, {"train": _net().num_classes}, ema_decay)
-    return many_steps(step, _joined().fetch, devices.make_mesh())
+    return many_steps(step, joined_stripes().fetch, devices.make_mesh())
 
 
 def _start(ema=True):
@@ -87,20 +76,16 @@ def _start(ema=True):
 
 
 def _train(state, total_steps, ema_decay=DECAY, names=RECIPE, on_step=lambda state: None):
-    """Sixteen images a step; the states in between are copied, for each call donates them."""
+    """Trains with 16 images per step. `on_step` gets a copy of each state, since the next step donates it."""
 
     def run(*arguments):
         state, metrics = _run(ema_decay, names)(*arguments)
         on_step(jax.device_get(state))
         return state, metrics
 
-    for epoch in train(state, run, _joined(), seed=3, total_steps=total_steps, what="test"):
+    for epoch in train(state, run, joined_stripes(), seed=3, total_steps=total_steps, what="test"):
         state = epoch.state
     return state
-
-
-def _equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
 
 # --- the moving average
@@ -111,7 +96,7 @@ def test_average_follows_its_formula():
     start = _start()
     raw = _objective().model
     expected = jax.device_get(raw(start["params"], start["aux"]))
-    _equal(start["ema"], expected)
+    assert_equal_trees(start["ema"], expected)
     _train(start, 5, on_step=seen.append)
     assert len(seen) == 5
     for state in seen:
@@ -120,16 +105,16 @@ def test_average_follows_its_formula():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state["ema"], expected)
 
 
-def test_average_leaves_the_training_alone():
+def test_average_does_not_change_the_training():
     names = ("flip",)
     averaged, plain = _train(_start(), 4, names=names), _train(_start(ema=False), 4, ema_decay=0.0, names=names)
     assert "ema" in averaged and "ema" not in plain
-    _equal({name: averaged[name] for name in plain}, plain)
+    assert_equal_trees({name: averaged[name] for name in plain}, plain)
     assert evaluated(_objective(), plain)["params"] is plain["params"]
     assert evaluated(_objective(), averaged) is averaged["ema"]
 
 
-def test_a_resumed_training_has_the_bits_of_an_uninterrupted_one(tmp_path):
+def test_resumed_training_equals_uninterrupted_training_exactly(tmp_path):
     whole = _train(_start(), 6)
     half = _train(_start(), 4)
     trajectory = Trajectory(tmp_path / "checkpoints")
@@ -137,12 +122,12 @@ def test_a_resumed_training_has_the_bits_of_an_uninterrupted_one(tmp_path):
     trajectory.wait()
     shapes = abstract(half, devices.replicated(devices.make_mesh()))
     restored = join(_objective(), shapes, *trajectory.restore(1, *divide(_objective(), shapes)))
-    _equal(restored, half)
+    assert_equal_trees(restored, half)
     model = trajectory.restore_model(1, abstract(half["ema"], devices.replicated(devices.make_mesh())))
     trajectory.close()
-    _equal(model, half["ema"])
+    assert_equal_trees(model, half["ema"])
     assert (model["params"]["fc"]["kernel"] != half["params"]["fc"]["kernel"]).any()
-    _equal(_train(restored, 6), whole)
+    assert_equal_trees(_train(restored, 6), whole)
 
 
 # --- pre-training by a config
@@ -161,7 +146,7 @@ def _tiny(**changes):
     return config
 
 
-def test_a_checkpoint_is_the_average_and_its_accuracy_that_of_the_average(tmp_path):
+def test_checkpoint_holds_the_average_and_its_accuracy(tmp_path):
     config = _tiny()
     checks.check(config)
     work = Workspace(config, tmp_path)
@@ -174,10 +159,10 @@ def test_a_checkpoint_is_the_average_and_its_accuracy_that_of_the_average(tmp_pa
     saved = work._trajectory(work.pretrainings[0]).restore(2, *divide(objective, shapes))
     state = join(objective, shapes, *saved)
     snapshot = snapshots.snapshot(work.pretrainings[0], 2)
-    _equal(work.checkpoint(snapshot).model, state["ema"])
+    assert_equal_trees(work.checkpoint(snapshot).model, state["ema"])
     work.close()
     found = load_checkpoint(tmp_path / "checkpoints" / "2")
-    _equal({"params": found.params, "stats": found.stats}, state["ema"])
+    assert_equal_trees({"params": found.params, "stats": found.stats}, state["ema"])
     measure = classification(work.source_net(work.pretrainings[0]), work.preprocessing, work.mesh, stacked=False)
     test = work.feed(work.sources[0], "test")
     raw = objective.model(state["params"], state["aux"])
@@ -187,11 +172,11 @@ def test_a_checkpoint_is_the_average_and_its_accuracy_that_of_the_average(tmp_pa
 
 LOSSES = """
 import json, sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/training"]
 import jax, numpy as np
 import test_t2t_recipe as t
 losses = []
-feed = t._joined()
+feed = t.joined_stripes()
 for items in feed.items(range(feed.steps_per_epoch), 1, 3):
     state, metrics = t._run()(state if losses else t._start(), feed.held, items, 1)
     losses += np.ravel(metrics["loss"]).tolist()
@@ -201,11 +186,15 @@ print(json.dumps([jax.device_count(), losses, total]))
 
 
 @pytest.mark.slow
-def test_eight_devices_mix_and_average_as_one():
+def test_mixing_and_averaging_are_equal_on_eight_devices():
     found = []
     for count in (1, 8):
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu",
-                       "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}  # fmt: skip
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        }
         done = subprocess.run(
             [sys.executable, "-c", LOSSES], cwd=REPOSITORY, env=environment, capture_output=True, text=True
         )
@@ -218,7 +207,7 @@ def test_eight_devices_mix_and_average_as_one():
 # --- the config
 
 
-def test_the_full_recipe_is_the_released_one():
+def test_full_recipe_equals_the_released_one():
     config = get_config("t2t_vit_14_imagenet", "full")
     checks.check(config)
     steps = 300 * (1_281_167 // 512)

@@ -1,4 +1,4 @@
-"""Two objectives that no core file knows: a momentum encoder with a queue, and two heads on two feeds."""
+"""Two objectives from outside the package: a momentum encoder with a queue, and two heads on two feeds."""
 
 import contextlib
 import functools
@@ -34,7 +34,7 @@ from jax_transfer.training.objectives import OBJECTIVES, Objective
 
 
 def moco(net, augment, momentum=0.9, temperature=0.2, queue=64, dim=16):
-    """Contrast of two views, by a query encoder, a momentum encoder and a queue of keys (He et al., 2020, equation 1)."""
+    """Contrasts two views with a momentum encoder and a queue of keys (He et al., 2020, equation 1)."""
 
     def init(key, model=None):
         params, stats = net.init(key) if model is None else (model["params"], model["stats"])
@@ -59,8 +59,8 @@ def moco(net, augment, momentum=0.9, temperature=0.2, queue=64, dim=16):
         positive, negative = (query * keys).sum(-1, keepdims=True), query @ aux["queue"].T
         logits = jnp.concatenate([positive, negative], -1) / temperature
         value = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.zeros(len(query), int)).mean()
-        queue_then = jnp.concatenate([keys, aux["queue"]])[: len(aux["queue"])]
-        new = {"stats": stats, "momentum": slow, "momentum_stats": momentum_stats, "queue": queue_then}
+        new_queue = jnp.concatenate([keys, aux["queue"]])[: len(aux["queue"])]
+        new = {"stats": stats, "momentum": slow, "momentum_stats": momentum_stats, "queue": new_queue}
         return value, (new, {"contrast": (logits.argmax(-1) == 0).mean()})
 
     def model(params, aux):
@@ -70,7 +70,7 @@ def moco(net, augment, momentum=0.9, temperature=0.2, queue=64, dim=16):
 
 
 def two_heads(net, augment, source_weight=0.5, source_classes=10):
-    """Cross-entropy on two feeds, each with a head of its own, in one forward pass."""
+    """Cross-entropy on two feeds in one forward pass, with a head for each feed."""
 
     def init(key, model=None):
         params, stats = net.init(key) if model is None else (model["params"], model["stats"])
@@ -78,13 +78,16 @@ def two_heads(net, augment, source_weight=0.5, source_classes=10):
         return {"net": params, "head": {"kernel": kernel, "bias": jnp.zeros(source_classes)}}, {"stats": stats}
 
     def loss(params, aux, views, key):
-        (own,), (others,) = views["target"].images, views["source"].images
-        output, stats = net.apply_train(params["net"], aux["stats"], jnp.concatenate([own, others]), key)
-        logits = output.features[len(own) :] @ params["head"]["kernel"] + params["head"]["bias"]
+        (target_images,), (source_images,) = views["target"].images, views["source"].images
+        output, stats = net.apply_train(
+            params["net"], aux["stats"], jnp.concatenate([target_images, source_images]), key
+        )
+        num_target = len(target_images)
+        logits = output.features[num_target:] @ params["head"]["kernel"] + params["head"]["bias"]
         entropy = optax.softmax_cross_entropy_with_integer_labels
-        target = entropy(output.logits[: len(own)], views["target"].labels).mean()
+        target = entropy(output.logits[:num_target], views["target"].labels).mean()
         source = entropy(logits, views["source"].labels).mean()
-        accuracy = (output.logits[: len(own)].argmax(-1) == views["target"].labels).mean()
+        accuracy = (output.logits[:num_target].argmax(-1) == views["target"].labels).mean()
         return target + source_weight * source, ({"stats": stats}, {"accuracy": accuracy, "source_loss": source})
 
     def groups(params):
@@ -119,7 +122,7 @@ TINY = {
 
 
 def configure(name, **changes):
-    """A tiny study of one of TOYS, which must be among OBJECTIVES."""
+    """Returns the config of a tiny study with an objective of TOYS, which must be registered in OBJECTIVES."""
     config = get_config("quickstart", "smoke")
     config.pretrain.objective = name
     config.update_from_flattened_dict({**TINY, **{path.replace("__", "."): value for path, value in changes.items()}})
@@ -136,51 +139,47 @@ def toy(request, monkeypatch):
     return request.param
 
 
-# --- one study each
+# --- studies in this process
 
 
 def fingerprints(workdir):
-    """The content of every epoch as it was saved: that of the model and that of the training state."""
+    """Returns the saved fingerprints of the model and the training state of every epoch."""
     trajectory = Trajectory(workdir / "checkpoints", alone=True)
     found = {epoch: trajectory.metadata(epoch)["fingerprints"] for epoch in trajectory.epochs()}
     trajectory.close()
     return {epoch: {name: saved[name] for name in ("model", "training")} for epoch, saved in found.items()}
 
 
-def run_stages(config, workdir):
-
-    return study.run(config, workdir)
-
-
-def test_a_whole_study_trains_and_evaluates_it(toy, tmp_path):
+def test_study_trains_and_evaluates_toy_objective(toy, tmp_path):
     config = configure(toy, pretrain__epochs=4)
-    run_stages(config, tmp_path)
+    study.run(config, tmp_path)
     found = results_without_times(tmp_path)
     losses = [row["train_loss"] for row in found["pretrain.jsonl"][1:]]
     assert len(losses) == 4 and np.isfinite(losses).all()
-    assert toy == "toy_moco" or losses[-1] < losses[0]  # the contrast with a queue of noise takes longer to grow
+    assert toy == "toy_moco" or losses[-1] < losses[0]  # contrast with a queue of noise is learned more slowly
     assert len(found["transfer.jsonl"]) == 5 and all(row["accuracy"] > 0 for row in found["transfer.jsonl"])
     has_head = toy == "toy_two_heads"
     assert all((row["test_accuracy"] is not None) == has_head for row in found["pretrain.jsonl"])
-    assert {row["score"] for row in found["scores.jsonl"]} == {"logme", "leep"} if has_head else {"logme"}
+    scores = {"logme", "leep"} if has_head else {"logme"}
+    assert {row["score"] for row in found["scores.jsonl"]} == scores
     checkpoint = load_checkpoint(tmp_path / "checkpoints" / "4")
     assert checkpoint.has_head == has_head and checkpoint.net.num_classes == 10 * has_head
 
 
-@pytest.mark.parametrize("stop", [3, 7, 10], ids="at question {}".format)
-def test_stopped_anywhere_it_resumes_to_the_same_bits(toy, stop, tmp_path, monkeypatch):
-    """Five steps an epoch, each followed by the question whether to stop; an evaluation asks once a batch."""
-    fits = functools.partial(configure, toy, pretrain__epochs=2)
+@pytest.mark.parametrize("stop", [3, 7, 10], ids="at check {}".format)
+def test_resuming_after_any_stop_equals_uninterrupted_run(toy, stop, tmp_path, monkeypatch):
+    """The code checks for a stop after each step (five per epoch) and after each batch of an evaluation."""
+    make_config = functools.partial(configure, toy, pretrain__epochs=2)
     for name in ("whole", "stopped"):
-        asked = [0]
+        num_checks = [0]
 
-        def requested(name=name, asked=asked):
-            asked[0] += 1
-            return name == "stopped" and asked[0] == stop
+        def requested(name=name, num_checks=num_checks):
+            num_checks[0] += 1
+            return name == "stopped" and num_checks[0] == stop
 
         monkeypatch.setattr(preemption, "requested", requested)
         for attempt in range(2 if name == "stopped" else 1):
-            work = Workspace(fits(), tmp_path / name)
+            work = Workspace(make_config(), tmp_path / name)
             stops = name == "stopped" and attempt == 0
             with pytest.raises(preemption.Preempted) if stops else contextlib.nullcontext():
                 pretrain_stage.run(work)
@@ -190,7 +189,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bits(toy, stop, tmp_path, monke
     assert sorted(fingerprints(tmp_path / "whole")) == [0, 1, 2]
 
 
-def test_the_queue_and_the_momentum_encoder_are_on_disk(tmp_path, monkeypatch):
+def test_queue_and_momentum_encoder_are_saved(tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "toy_moco", moco)
     work = Workspace(configure("toy_moco", pretrain__epochs=1), tmp_path)
     pretrain_stage.run(work)
@@ -200,13 +199,17 @@ def test_the_queue_and_the_momentum_encoder_are_on_disk(tmp_path, monkeypatch):
     assert stored and all(f"'{name}'" in manifest for name in ("queue", "momentum", "momentum_stats", "projector"))
 
 
-def test_heads_learn_at_the_rate_that_the_factor_says(monkeypatch, tmp_path):
-    """After one step of plain gradient descent, the heads have moved ten times as far with a factor of ten."""
+def test_head_learning_rate_factor_scales_head_updates(monkeypatch, tmp_path):
+    """In one step of plain gradient descent, a factor of ten moves the heads ten times as far."""
     monkeypatch.setitem(OBJECTIVES, "toy_two_heads", two_heads)
     moved = {}
     for factor in (1.0, 10.0):
-        config = configure("toy_two_heads", source__dataset="embedded:digits?train=32&test=64", pretrain__epochs=1,
-                           pretrain__optimizer__schedule="constant")  # fmt: skip
+        config = configure(
+            "toy_two_heads",
+            source__dataset="embedded:digits?train=32&test=64",
+            pretrain__epochs=1,
+            pretrain__optimizer__schedule="constant",
+        )
         config.pretrain.optimizer.head_learning_rate_factor = factor
         work = Workspace(config, tmp_path / str(factor))
         pretrain_stage.run(work)
@@ -217,7 +220,7 @@ def test_heads_learn_at_the_rate_that_the_factor_says(monkeypatch, tmp_path):
     np.testing.assert_allclose(moved[10.0]["conv1"]["kernel"], moved[1.0]["conv1"]["kernel"], rtol=1e-3, atol=1e-6)
 
 
-def test_a_feed_that_is_missing_or_not_read_is_named(toy, tmp_path):
+def test_error_names_missing_or_unused_feeds(toy, tmp_path):
     config = configure(toy)
     with config.unlocked():
         config.pretrain.feeds = {} if toy == "toy_two_heads" else FEEDS
@@ -227,11 +230,11 @@ def test_a_feed_that_is_missing_or_not_read_is_named(toy, tmp_path):
         feed_sizes(work, work.pretrainings[0])
 
 
-# --- killed and resumed as a command, on one device, on eight and in two processes
+# --- killed and resumed as a command: on one device, on eight devices, with two processes
 
 CHILD = (
-    "import sys; sys.path.insert(0, 'tests'); import test_toy_objectives as toys; toys.OBJECTIVES.update(toys.TOYS); "
-    "from jax_transfer import main; main.run()"
+    "import sys; sys.path[:0] = ['tests', 'tests/training']; import test_toy_objectives as toys; "
+    "toys.OBJECTIVES.update(toys.TOYS); from jax_transfer import main; main.run()"
 )
 LAUNCHERS = {
     "one device": (1, ()),
@@ -241,9 +244,9 @@ LAUNCHERS = {
 
 
 def start(toy, workdir, devices, launcher):
-    """The pre-training of a toy as a command of its own; `python -m jax_transfer.main` that knows the toys."""
+    """Starts the pre-training of a toy as a command: `python -m jax_transfer.main` with TOYS registered."""
     python = workdir.parent / "python"
-    # The launcher asks its interpreter for a free port too.
+    # The launcher also runs its interpreter to find a free port.
     python.write_text(
         f'#!/bin/sh\n[ "$1" = -m ] || exec {sys.executable} "$@"\nshift 2\nexec {sys.executable} -c "{CHILD}" "$@"\n'
     )
@@ -253,8 +256,13 @@ def start(toy, workdir, devices, launcher):
         f"import test_toy_objectives as toys\nget_config = lambda: toys.configure({toy!r}, pretrain__epochs=6, "
         f"stages=('pretrain',), pretrain__optimizer__learning_rate=0.002)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "PYTHON": str(python),
-                   "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHON": str(python),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
     command = launcher or (str(python), "-m", "jax_transfer.main")
     log = open(f"{workdir}.log", "a")  # noqa: SIM115  closed with the process
     command = [*command, f"--config={config}", f"--workdir={workdir}"]
@@ -267,13 +275,13 @@ def wait_for(text, process, log):
             return
         assert process.poll() is None, log.read_text()[-3000:]
         time.sleep(0.05)
-    raise AssertionError(f"{text!r} was not said: {log.read_text()[-3000:]}")
+    raise AssertionError(f"{text!r} was not logged: {log.read_text()[-3000:]}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", LAUNCHERS)
 @pytest.mark.parametrize("toy", TOYS)
-def test_killed_and_stopped_it_ends_with_the_bits_of_an_uninterrupted_run(toy, how, tmp_path):
+def test_killed_and_stopped_run_equals_uninterrupted_run(toy, how, tmp_path):
     devices, launcher = LAUNCHERS[how]
     whole, log = start(toy, tmp_path / "whole", devices, launcher)
     assert whole.wait(300) == 0, log.read_text()[-3000:]

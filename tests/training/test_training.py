@@ -1,4 +1,4 @@
-"""Feeds, the training step, the loop and the trajectory."""
+"""Feeds, augmentation, optimizers, the training step and loop, and the trajectory of checkpoints."""
 
 import dataclasses
 import pathlib
@@ -36,7 +36,7 @@ from jax_transfer.training.state import divide, evaluated, init_state, join
 from jax_transfer.training.steps import make_train_step, many_steps, many_steps_of_many
 
 
-def test_resident_and_streamed_feeds_train_to_the_same_bits():
+def test_resident_and_streamed_feeds_train_identically():
     resident, streamed = feed_of(random_source()), feed_of(random_source(), gigabytes=0.0)
     assert isinstance(resident, batches.Resident) and isinstance(streamed, batches.Streamed)
     a, losses_a = train_small(resident, 4)
@@ -59,7 +59,7 @@ def test_evaluation_sees_every_image_once_in_order(gigabytes):
 
 
 @pytest.mark.parametrize("gigabytes", [1.0, 0.0])
-def test_a_corrupt_image_is_named_on_both_paths(gigabytes):
+def test_error_names_corrupt_image_in_both_feeds(gigabytes):
     def read(indices):
         raise InputError("cat/7.jpg cannot be decoded: truncated")
 
@@ -68,7 +68,7 @@ def test_a_corrupt_image_is_named_on_both_paths(gigabytes):
         list(feed_of(source, gigabytes).evaluation_batches(16))
 
 
-def test_an_epoch_visits_each_example_at_most_once_and_epochs_differ():
+def test_epoch_visits_each_example_at_most_once_and_epochs_differ():
     first, second = (np.asarray(batches.epoch_order(0, epoch, 50, 16)) for epoch in (0, 1))
     assert first.shape == (3, 16)
     assert len(np.unique(first)) == 48
@@ -76,7 +76,7 @@ def test_an_epoch_visits_each_example_at_most_once_and_epochs_differ():
     np.testing.assert_array_equal(first, batches.epoch_order(0, 0, 50, 16))
 
 
-def test_resuming_in_the_middle_of_an_epoch_gives_the_bits_of_an_uninterrupted_run():
+def test_resuming_within_an_epoch_equals_uninterrupted_run():
     feed = feed_of(random_source(n=100))
     whole, losses = train_small(feed, 9)
     half, first = train_small(feed, 4)
@@ -85,7 +85,7 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_bits_of_an_uninterrupted_r
     assert_equal_trees(whole, again)
 
 
-def test_the_hot_loop_makes_no_implicit_transfer():
+def test_training_loop_makes_no_implicit_transfers():
     feed = feed_of(random_source())
     both = joined_feed(feed)
     step, optimizer = training_step()
@@ -99,8 +99,8 @@ def test_the_hot_loop_makes_no_implicit_transfer():
 
 
 @pytest.mark.parametrize("total", range(1, 26))
-def test_training_ends_after_exactly_as_many_steps_as_asked(total, monkeypatch):
-    """Also where a compiled call makes many steps, as on accelerators: 12 steps an epoch, at most 6 a call."""
+def test_training_runs_exactly_the_requested_steps(total, monkeypatch):
+    """A compiled call makes several steps, as on accelerators: 12 steps per epoch, at most 6 per call."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     counts = []
 
@@ -118,7 +118,7 @@ def test_training_ends_after_exactly_as_many_steps_as_asked(total, monkeypatch):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_falls_in_twenty_steps(name):
     feed = feed_of(random_source(n=64))
-    _, losses = train_small(feed, 20)
+    _, losses = train_small(feed, 20, objective=name)
     assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
 
 
@@ -139,7 +139,7 @@ def test_masked_evaluation_equals_a_plain_loop():
     assert all(np.isnan(value) for value in measure(broken, feed, 16)[0].values())
 
 
-def test_a_stacked_sweep_equals_single_trainings():
+def test_stacked_sweep_equals_single_trainings():
     feed = feed_of(random_source())
     step, optimizer = training_step()
     mesh = devices.make_mesh(sweep=jax.device_count())
@@ -153,7 +153,7 @@ def test_a_stacked_sweep_equals_single_trainings():
 
 @pytest.mark.parametrize("bad", [{0: 5}, {0: 13, 1: 14}, {0: 7, 1: None}, {0: None, 1: 3}])
 def test_training_ends_once_every_row_has_diverged(bad):
-    """Twelve steps an epoch; bad: row -> the step from which on its loss is not finite."""
+    """Twelve steps per epoch; bad: row -> first step whose loss is not finite, or None."""
     rows, called = len(bad), []
 
     def run(state, held, items, count):
@@ -175,7 +175,7 @@ def test_training_ends_once_every_row_has_diverged(bad):
 # --- feeds side by side
 
 
-def test_a_joined_feed_goes_round_its_second_feed():
+def test_joined_feed_cycles_through_its_second_feed():
     first, second = feed_of(random_source(n=24)), feed_of(random_source(n=20))
     both = batches.joined({"target": (first, 8), "source": (second, 6)})
     assert (both.steps_per_epoch, both.batch_size) == (3, 14)
@@ -193,13 +193,13 @@ def test_a_joined_feed_goes_round_its_second_feed():
                     seen[name].append(np.asarray(batch[name].images))
         for name, (feed, size) in feeds.items():
             images = np.stack(feed.source.read(range(len(feed.source))))
-            place = 0 if name == "target" else 1
-            order = batches.epochs_order(len(feed.source), range(9), 5 + (place << 24), size)
+            index = 0 if name == "target" else 1
+            order = batches.epochs_order(len(feed.source), range(9), 5 + (index << 24), size)
             np.testing.assert_array_equal(np.stack(seen[name]), images[order])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
-def test_items_are_those_of_single_steps_however_many_a_call_takes(count):
+def test_items_do_not_depend_on_steps_per_call(count):
     feed = batches.joined({"a": (feed_of(random_source(n=48)), 8), "b": (feed_of(random_source(n=28)), 8)})
     one = [jax.tree.map(np.asarray, items) for items in feed.items(range(6), 1, 0)]
     many = [jax.tree.map(np.asarray, items) for items in feed.items(range(6), count, 0)]
@@ -207,13 +207,13 @@ def test_items_are_those_of_single_steps_however_many_a_call_takes(count):
     assert_equal_trees(join(one), join(many))
 
 
-def test_a_feed_smaller_than_its_batch_is_refused():
+def test_feed_smaller_than_its_batch_is_rejected():
     with pytest.raises(InputError, match=r"\(feed source\) has 20 training images, fewer than one batch of 32"):
         batches.joined({"target": (feed_of(random_source()), 8), "source": (feed_of(random_source(n=20)), 32)})
 
 
 @pytest.mark.parametrize("gigabytes", [1.0, 0.0])
-def test_extra_arrays_of_a_source_arrive_with_their_images(gigabytes):
+def test_extra_arrays_stay_aligned_with_their_images(gigabytes):
     source = dataclasses.replace(
         random_source(n=44), extra={"index": np.arange(44), "tokens": np.arange(88).reshape(44, 2)}
     )
@@ -227,7 +227,7 @@ def test_extra_arrays_of_a_source_arrive_with_their_images(gigabytes):
     np.testing.assert_array_equal(tested[:44], np.arange(44))
 
 
-def test_each_view_of_each_feed_is_drawn_from_a_key_of_its_own():
+def test_each_view_of_each_feed_uses_its_own_key():
     images = jax.random.randint(jax.random.key(0), (6, 8, 8, 3), 0, 256).astype(jnp.uint8)
     batch = Batch(images, jnp.arange(6) % CLASSES, jnp.ones(6, bool), {"index": jnp.arange(6)})
     names = {"a": (("pad_crop",), ("pad_crop",)), "b": (("pad_crop",), ())}
@@ -241,13 +241,13 @@ def test_each_view_of_each_feed_is_drawn_from_a_key_of_its_own():
     assert seen["a"].extra is batch.extra
 
 
-def test_first_bad_step():
+def test_first_bad_step_is_the_first_non_finite_loss():
     assert first_bad_step(10, np.array([1.0, np.nan, np.inf])) == 11
     assert first_bad_step(10, np.array([1.0, 2.0])) is None
 
 
-def test_two_players_train_in_one_step_by_gradient_reversal():
-    """min over d, max over w of (d - 1) w: a reversed gradient makes the one loss climb for w and fall for d."""
+def test_gradient_reversal_trains_two_players_in_one_step():
+    """min over d, max over w of (d - 1) w: with a reversed gradient, w maximises the loss that d minimises."""
 
     @jax.custom_vjp
     def reverse(x):
@@ -285,7 +285,7 @@ def test_augmentation_keeps_range_and_reaches_the_model_size(name):
     assert out.shape == (5, 32, 32, 3) and out.dtype == jnp.float32
     assert name == "random_erase" or (out.min() >= 0 and out.max() <= 1)
     np.testing.assert_array_equal(out, view(1))
-    assert any((out != view(seed)).any() for seed in (2, 3, 4))  # few images are erased
+    assert any((out != view(seed)).any() for seed in (2, 3, 4))  # random_erase changes few images
 
 
 def test_flip_mirrors_about_half_of_the_images():
@@ -322,7 +322,7 @@ def test_optimizer_minimises_a_parabola(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_weight_decay_spares_vectors_and_tokens_if_told_to(name):
+def test_weight_decay_can_skip_vectors_and_tokens(name):
     params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2), "cls_token": jnp.ones((1, 1, 2))}
     settings = OptimizerSettings(name=name, learning_rate=0.1, weight_decay=0.1, decay_norm_and_bias=False)
     optimizer = make_optimizer(settings, 10)
@@ -339,7 +339,7 @@ def test_schedule_warms_up_then_starts_at_the_full_rate(name):
     assert float(schedule(10)) == pytest.approx(0.4)
 
 
-def test_cosine_goes_from_the_rate_of_the_warm_up_to_the_least_rate():
+def test_cosine_schedule_starts_at_warmup_and_ends_at_minimum():
     settings = OptimizerSettings(
         learning_rate=5e-4, schedule="cosine", warmup=0.1, warmup_learning_rate=1e-6, min_learning_rate=1e-5
     )
@@ -357,14 +357,19 @@ def test_imagenet_step_schedule_divides_by_ten_at_each_third():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("decay_norm_and_bias", [True, False])
-def test_traced_rates_give_the_bits_of_constants(name, decay_norm_and_bias):
+def test_traced_rates_equal_constant_rates(name, decay_norm_and_bias):
     params = {"w": jnp.arange(4.0).reshape(2, 2), "b": jnp.ones(2)}
     gradient = jax.tree.map(lambda x: 0.1 * x + 0.3, params)
     for schedule in SCHEDULES:
         settings = OptimizerSettings(
-            name=name, learning_rate=0.03, weight_decay=0.01, schedule=schedule, warmup=0.2, milestones=(0.5,),
+            name=name,
+            learning_rate=0.03,
+            weight_decay=0.01,
+            schedule=schedule,
+            warmup=0.2,
+            milestones=(0.5,),
             decay_norm_and_bias=decay_norm_and_bias,
-        )  # fmt: skip
+        )
         other = dataclasses.replace(settings, learning_rate=7.0, weight_decay=5.0)
 
         def steps(rates, settings):
@@ -383,7 +388,7 @@ def test_traced_rates_give_the_bits_of_constants(name, decay_norm_and_bias):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_factor_scales_the_steps_of_the_heads_alone(name):
+def test_head_factor_scales_only_the_head_updates(name):
     params = {"layer": jnp.ones((2, 2)), "fc": jnp.ones((2, 2))}
     groups = lambda params: {"layer": "backbone", "fc": "head"}  # noqa: E731
     found = {}
@@ -395,33 +400,37 @@ def test_the_factor_scales_the_steps_of_the_heads_alone(name):
     np.testing.assert_allclose(found[10.0]["fc"], 10 * found[1.0]["fc"], rtol=1e-6)
 
 
-def test_the_groups_of_a_net_are_its_head_and_the_rest():
+def test_parameter_groups_are_head_and_backbone():
     params, _ = small_net().init(jax.random.key(0))
     groups = make_objective().groups(params)
     assert set(jax.tree.leaves(groups["fc"])) == {"head"}
     assert set(jax.tree.leaves({name: part for name, part in groups.items() if name != "fc"})) == {"backbone"}
 
 
-# --- what is stored of a state
+# --- the stored parts of a state
 
 
 def _states():
     _, optimizer = training_step()
     objective = make_objective()
-    more = Objective(
-        init=lambda key, model=None: (lambda params, aux: (
-            {"net": params, "projector": jnp.ones(3)}, {**aux, "queue": jnp.zeros((4, 2)), "momentum": params}
-        ))(*objective.init(key, model)),
+
+    def init(key, model=None):
+        params, aux = objective.init(key, model)
+        aux = {**aux, "queue": jnp.zeros((4, 2)), "momentum": params}
+        return {"net": params, "projector": jnp.ones(3)}, aux
+
+    with_queue = Objective(
+        init=init,
         loss=None,
         model=lambda params, aux: {"params": params["net"], "stats": aux["stats"]},
         views={},
-    )  # fmt: skip
-    for kind in (objective, more):
+    )
+    for kind in (objective, with_queue):
         for ema in (False, True):
             yield kind, init_state(kind, optimizer, 0, ema=ema)
 
 
-def test_a_divided_state_joins_again_and_nothing_is_stored_twice():
+def test_divided_state_joins_again_without_duplicates():
     for objective, state in _states():
         model, training = divide(objective, state)
         assert set(model) == {"params", "stats"}
@@ -432,13 +441,13 @@ def test_a_divided_state_joins_again_and_nothing_is_stored_twice():
         assert_equal_trees(join(objective, shapes, model, training), state)
 
 
-def test_a_supervised_state_is_stored_as_ever():
+def test_supervised_state_keeps_its_stored_names():
     _, optimizer = training_step()
     for ema, names in ((False, {"opt_state", "step", "key"}), (True, {"opt_state", "step", "key", "params", "stats"})):
         assert set(divide(make_objective(), init_state(make_objective(), optimizer, 0, ema=ema))[1]) == names
 
 
-def test_a_model_that_is_computed_and_a_reserved_name_are_refused():
+def test_divide_rejects_computed_models_and_reserved_names():
     objective, state = next(_states())
     computes = objective._replace(model=lambda params, aux: {"params": {"w": params["fc"]["bias"] + 1}, "stats": {}})
     with pytest.raises(ValueError, match="must select leaves"):
@@ -465,7 +474,7 @@ def _restored(trajectory, epoch, state):
     return join(make_objective(), shapes, *trajectory.restore(epoch, *divide(make_objective(), shapes)))
 
 
-def test_trajectory_returns_what_was_saved(tmp_path):
+def test_trajectory_restores_the_saved_state(tmp_path):
     trajectory, state = _saved(tmp_path / "checkpoints")
     assert trajectory.epochs() == [0, 1]
     assert_equal_trees(_restored(trajectory, 1, state), {**state, "step": state["step"] + 1})
@@ -475,7 +484,7 @@ def test_trajectory_returns_what_was_saved(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5])
-def test_truncated_checkpoint_is_named_and_the_last_good_one_offered(tmp_path, keep):
+def test_truncated_checkpoint_error_names_last_valid_epoch(tmp_path, keep):
     trajectory, state = _saved(tmp_path / "checkpoints")
     files = [f for f in (tmp_path / "checkpoints" / "1" / "model").rglob("*") if f.is_file() and "/d/" in str(f)]
     assert files
@@ -487,13 +496,13 @@ def test_truncated_checkpoint_is_named_and_the_last_good_one_offered(tmp_path, k
 
 
 @pytest.mark.parametrize("item", ["model", "training", "metadata"])
-def test_a_bit_that_the_disk_has_turned_is_named_or_does_not_matter(tmp_path, item):
+def test_flipped_bits_on_disk_are_detected_or_harmless(tmp_path, item):
     trajectory, state = _saved(tmp_path / "checkpoints")
     files = [path for path in (tmp_path / "checkpoints" / "1" / item).rglob("*") if path.is_file()]
     file = max(files, key=lambda path: (path.parent.name == "d", path.stat().st_size))  # d/ holds the arrays
     data, refused = file.read_bytes(), []
-    for place in range(7, len(data), len(data) // 12):
-        file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+    for position in range(7, len(data), len(data) // 12):
+        file.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
         try:
             assert_equal_trees(_restored(trajectory, 1, state), {**state, "step": state["step"] + 1})
         except InputError as error:
@@ -501,11 +510,11 @@ def test_a_bit_that_the_disk_has_turned_is_named_or_does_not_matter(tmp_path, it
     assert all("checkpoints/1 cannot be read" in error for error in refused)
     if item == "metadata":
         assert len(refused) > 6 and "its metadata changed on the disk" in "".join(refused)
-    if item == "model":  # random weights do not compress: most of the file are their own bits
+    if item == "model":  # random weights do not compress, so most bits of the file are theirs
         assert f"its {item} changed on the disk" in "".join(refused)
 
 
-def test_a_checkpoint_of_before_there_were_fingerprints_is_read(tmp_path):
+def test_checkpoint_without_fingerprints_is_restored(tmp_path):
     trajectory, state = _saved(tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "1" / "metadata" / "metadata").write_text('{"epoch": 1}')
     assert_equal_trees(_restored(trajectory, 1, state), {**state, "step": state["step"] + 1})
@@ -521,12 +530,12 @@ def test_a_checkpoint_of_before_there_were_fingerprints_is_read(tmp_path):
         ((0, 3), [0, 3]),
     ],
 )
-def test_evaluated_epochs(rule, expected):
+def test_evaluated_epochs_follow_the_rule(rule, expected):
     assert evaluated_epochs(rule, 5) == expected
 
 
 @pytest.mark.parametrize("rule", ["6", "none", "every:x", "every:0", (), "-1"])
-def test_evaluated_epochs_refuses_what_is_no_rule(rule):
+def test_evaluated_epochs_rejects_invalid_rules(rule):
     with pytest.raises(InputError, match=r"config\.trajectory\.epochs"):
         evaluated_epochs(rule, 5)
 
@@ -534,7 +543,7 @@ def test_evaluated_epochs_refuses_what_is_no_rule(rule):
 # --- devices
 
 
-def test_batch_that_does_not_divide_says_which_sizes_do():
+def test_indivisible_batch_error_suggests_valid_sizes():
     class Mesh:
         shape = {"data": 8}  # noqa: RUF012
 
@@ -543,10 +552,10 @@ def test_batch_that_does_not_divide_says_which_sizes_do():
     assert devices.check_batch_size(24, Mesh, "x") == 3
 
 
-def test_only_devices_py_names_devices():
+def test_only_devices_module_accesses_devices():
     package = pathlib.Path(devices.__file__).parent
     words = ("jax.devices", "default_backend", "NamedSharding", "local_devices")
-    guilty = [
+    offenders = [
         str(p) for p in package.rglob("*.py") if p.name != "devices.py" and any(w in p.read_text() for w in words)
     ]
-    assert not guilty
+    assert not offenders

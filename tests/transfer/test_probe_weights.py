@@ -1,4 +1,4 @@
-"""The classifiers that a probe returns are those that it tested."""
+"""The weights that a probe returns are those of the classifiers that it tested."""
 
 import dataclasses
 
@@ -13,11 +13,10 @@ from jax_transfer.transfer.probe import PROTOCOLS, probe
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("candidates", (1, 2))
-def test_the_weights_reproduce_the_accuracy(name, candidates):
+def test_returned_weights_reproduce_the_accuracy(name, candidates):
     (x, y), (x_test, y_test) = blobs()
-    several = {"learning_rates": (0.01, 1e-4), "l2": (1e3, 1e-3)}
-    choice = {field: values[:candidates] for field, values in several.items()} if candidates > 1 else {}
-    settings = dataclasses.replace(PROBE_SETTINGS, num_seeds=2, **choice)
+    several = {"learning_rates": (0.01, 1e-4), "l2": (1e3, 1e-3)} if candidates > 1 else {}
+    settings = dataclasses.replace(PROBE_SETTINGS, num_seeds=2, **several)
     arguments = PROTOCOLS[name], (x, y), (x_test, y_test), 3, settings, 0
     without = probe(*arguments)
     programs = probes._fit_and_count_jit._cache_size()

@@ -1,4 +1,4 @@
-"""Linear probes, fine-tuning and the feature cache."""
+"""Linear probes and fine-tuning."""
 
 import dataclasses
 import functools
@@ -10,11 +10,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from helpers.features import PROBE_SETTINGS, blobs
+from helpers.training_parts import PREPROCESSING, assert_equal_trees
 from jax_transfer import devices
 from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.data.batches import joined, make_feed
 from jax_transfer.data.sources import from_arrays
-from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS
 from jax_transfer.models.net import with_new_head
@@ -31,7 +31,7 @@ from jax_transfer.transfer.probe import PROTOCOLS, probe
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_probe_of_a_stack_equals_probes_one_by_one(name):
+def test_probe_of_a_stack_equals_single_probes(name):
     train, test = blobs()
     together = probe(PROTOCOLS[name], train, test, 3, PROBE_SETTINGS, seed=0)
     for i in range(2):
@@ -42,7 +42,7 @@ def test_probe_of_a_stack_equals_probes_one_by_one(name):
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_probe_ranks_clean_features_above_noisy_ones_and_labels_matter(name):
+def test_probe_ranks_clean_above_noisy_and_needs_labels(name):
     train, test = blobs()
     result = probe(PROTOCOLS[name], train, test, 3, PROBE_SETTINGS, seed=0)
     assert result.accuracy.shape == (2, 1)
@@ -52,31 +52,31 @@ def test_probe_ranks_clean_features_above_noisy_ones_and_labels_matter(name):
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_the_work_of_a_probe_counts_its_steps_and_the_choice_among_candidates(name):
+def test_probe_gflops_count_steps_and_candidates(name):
     train, test = blobs(k=1)
     one = dataclasses.replace(PROBE_SETTINGS, epochs=2)
     two = dataclasses.replace(one, learning_rates=(0.01, 0.02), l2=(1e-1, 1e-3))
-    products = 2 * 2 * train[0].size * 3 / 1e9  # logits and gradient, once over the data
+    products = 2 * 2 * train[0].size * 3 / 1e9  # logits and gradient, in one pass over the data
     work, more = (probe(PROTOCOLS[name], train, test, 3, settings, seed=0).gflops for settings in (one, two))
     assert 2 * products * 0.9 < work < (6 * products if name == "probe" else 1000 * products)
     assert more > 2 * work if name == "probe" else more > 1.5 * work
 
 
-def test_converged_probe_is_the_minimum_that_scikit_learn_finds():
+def test_converged_probe_equals_scikit_learn():
     (x, y), (x_test, _) = blobs(k=1)
     x = x[0]
     l2 = 0.01
     weights = jax.jit(functools.partial(probes.converged, num_classes=3, settings=PROBE_SETTINGS))(
         x, y, np.arange(len(y)), l2, jax.random.key(0)
     )
-    scale = x.std(0).max()  # the regularisation acts on features of this scale
+    scale = x.std(0).max()  # the probe regularises features divided by this scale
     peer = LogisticRegression(C=1 / (l2 * len(y)), tol=1e-8, max_iter=1000).fit((x - x.mean(0)) / scale, y)
     ours = jax.nn.softmax(x_test[0] @ weights["w"] + weights["b"])
     np.testing.assert_allclose(ours, peer.predict_proba((x_test[0] - x.mean(0)) / scale), atol=2e-3)
 
 
 def _objective(w, b, x, y, l2):
-    """Mean cross-entropy + l2/2 ||w||^2 in float64."""
+    """Returns the mean cross-entropy + l2 / 2 ||w||^2 in float64."""
     logits = x @ w + b
     shifted = logits - logits.max(1, keepdims=True)
     loss = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(y)), y]
@@ -108,10 +108,10 @@ def test_converged_probe_reaches_the_minimum_for_each_l2(case):
     z = (x - x.mean(0)) / scale
     for i, value in enumerate(l2.tolist()):
         peer = LogisticRegression(C=1 / (value * len(y)), tol=1e-10, max_iter=100_000).fit(z, y)
-        least = _objective(peer.coef_.T, peer.intercept_, z, y, value)
+        minimum = _objective(peer.coef_.T, peer.intercept_, z, y, value)
         w = weights["w"][i] * scale
         ours = _objective(w, weights["b"][i] + x.mean(0) @ weights["w"][i], z, y, value)
-        assert least * (1 - 1e-5) < ours < least * (1 + 5e-6)
+        assert minimum * (1 - 1e-5) < ours < minimum * (1 + 5e-6)
         assert not np.any(weights["w"][i][:, 3]) and (x @ weights["w"][i] + weights["b"][i]).argmax(1).max() < 3
 
 
@@ -120,8 +120,8 @@ def test_converged_probe_is_the_same_for_all_seeds():
     settings = dataclasses.replace(PROBE_SETTINGS, num_seeds=3, l2=(1e-1, 1e-4))
     result = probe(PROTOCOLS["probe_converged"], train, test, 3, settings, seed=0)
     assert result.accuracy.shape == result.mean_class_accuracy.shape == result.chosen.shape == (2, 3)
-    for of_seeds in (result.accuracy, result.mean_class_accuracy, result.chosen):
-        assert np.all(of_seeds == of_seeds[:, :1])
+    for by_seed in (result.accuracy, result.mean_class_accuracy, result.chosen):
+        assert np.all(by_seed == by_seed[:, :1])
 
 
 @pytest.mark.parametrize(
@@ -135,15 +135,15 @@ def test_validation_chooses_the_better_candidate(name, field, good, bad):
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_the_choice_never_sees_the_test_rows(name):
+def test_chosen_candidate_does_not_depend_on_test_labels(name):
     train, test = blobs()
     settings = dataclasses.replace(PROBE_SETTINGS, learning_rates=(1e-3, 1e-2, 1e-1), l2=(1e-4, 1e-2, 1.0))
     chosen = probe(PROTOCOLS[name], train, test, 3, settings, seed=0).chosen
-    wrong = (test[0], (test[1] + 1) % 3)
-    np.testing.assert_array_equal(chosen, probe(PROTOCOLS[name], train, wrong, 3, settings, seed=0).chosen)
+    relabelled = (test[0], (test[1] + 1) % 3)
+    np.testing.assert_array_equal(chosen, probe(PROTOCOLS[name], train, relabelled, 3, settings, seed=0).chosen)
 
 
-def test_seeds_differ_and_repeat():
+def test_seeds_differ_and_are_reproducible():
     train, test = blobs(spread=1.5)
     settings = dataclasses.replace(PROBE_SETTINGS, num_seeds=3, epochs=2)
     first = probe(PROTOCOLS["probe"], train, test, 3, settings, seed=0).accuracy
@@ -161,9 +161,6 @@ def test_mean_class_accuracy_weighs_classes_equally():
     assert result.accuracy[0, 0] == pytest.approx(0.9) and result.mean_class_accuracy[0, 0] == pytest.approx(0.5)
 
 
-PREPROCESSING = Preprocessing(image_size=8)
-
-
 @functools.cache
 def _images(split):
     rng = np.random.default_rng(0 if split == "train" else 1)
@@ -177,7 +174,7 @@ def _feed(split, mesh):
 
 
 def _models(net, seeds):
-    """Name -> a checkpoint of random weights."""
+    """Returns name -> checkpoint with random weights, one for each seed."""
     return {f"m{s}": Checkpoint(f"m{s}", net, *net.init(jax.random.key(s)), PREPROCESSING) for s in seeds}
 
 
@@ -187,13 +184,15 @@ def _finetune(net, checkpoints, settings, candidates=None, mesh=None, **options)
     candidates = candidates or [Candidate(name, 2) for name in checkpoints]
     make_objective = functools.partial(supervised, net, settings.augment)
     options = {"eval_batch_size": 16, **options}
-    return list(finetune(checkpoints, candidates, net, make_objective, feed, _feed("test", mesh), PREPROCESSING, settings,
-                         mesh, **options))  # fmt: skip
+    test = _feed("test", mesh)
+    return list(
+        finetune(checkpoints, candidates, net, make_objective, feed, test, PREPROCESSING, settings, mesh, **options)
+    )
 
 
-def test_finetuning_learns_and_does_not_depend_on_the_company():
+def test_finetuning_learns_independently_of_other_candidates():
     net = MODELS["resnet10"](num_classes=3, stem="cifar", width=8)
-    source = MODELS["resnet10"](num_classes=7, stem="cifar", width=8)  # the head is replaced
+    source = MODELS["resnet10"](num_classes=7, stem="cifar", width=8)  # its head will be replaced
     models = _models(source, range(3))
     settings = FinetuneSettings(epochs=12, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.05))
     together = _finetune(net, models, settings, [Candidate(name, 0) for name in models])
@@ -201,7 +200,7 @@ def test_finetuning_learns_and_does_not_depend_on_the_company():
     assert all(r.metrics["accuracy"] > 0.8 and r.gflops > 0 for r in together)
     (alone,) = _finetune(net, models, settings, [Candidate("m2", 0)])
     assert alone.metrics == together[2].metrics
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(alone.model), jax.device_get(together[2].model))
+    assert_equal_trees(alone.model, together[2].model)
 
 
 _tuned_net = functools.cache(lambda: MODELS["resnet10"](num_classes=3, stem="cifar", width=4))
@@ -212,7 +211,7 @@ def _tune(settings, epochs=()):
 
 
 def _whole_run(settings, seed=2):
-    """Accuracy and parameters after each epoch of the whole schedule, run without a stop by the training loop alone."""
+    """Returns epoch -> (accuracy, parameters) of the whole schedule, run by the training loop alone."""
     net, mesh = _tuned_net(), devices.make_mesh(sweep=jax.device_count())
     feed, test = joined({"train": (_feed("train", mesh), settings.batch_size)}), _feed("test", mesh)
     total = total_steps(settings, 48, "")
@@ -232,7 +231,7 @@ def _whole_run(settings, seed=2):
     return found
 
 
-# Of three steps an epoch; the last one ends within its sixth epoch.
+# With three steps per epoch; the schedule of 17 steps ends within its sixth epoch.
 COSINE = OptimizerSettings(schedule="cosine", warmup=0.2)
 STEP = OptimizerSettings(schedule="step", milestones=(0.1, 0.5))
 SCHEDULES = {
@@ -241,37 +240,38 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize(("kind", "asked"), [("cosine", (1, 5)), ("cosine", (1,)), ("step", (5,)), ("step", (1, 2, 5))])
-def test_early_stopping_is_the_whole_schedule_stopped(kind, asked):
-    whole, stopped = _whole_run(SCHEDULES[kind]), _tune(SCHEDULES[kind], asked)
-    assert [done.epoch for done in stopped] == list(asked)
+@pytest.mark.parametrize(
+    ("kind", "epochs"), [("cosine", (1, 5)), ("cosine", (1,)), ("step", (5,)), ("step", (1, 2, 5))]
+)
+def test_early_stop_equals_the_full_schedule_at_that_epoch(kind, epochs):
+    whole, stopped = _whole_run(SCHEDULES[kind]), _tune(SCHEDULES[kind], epochs)
+    assert [done.epoch for done in stopped] == list(epochs)
     for done in stopped:
         accuracy, params = whole[done.epoch]
         assert done.metrics["accuracy"] == accuracy and done.diverged_at is None
-        jax.tree.map(np.testing.assert_array_equal, jax.device_get(done.model["params"]), params)
-    assert [done.gflops / stopped[0].gflops for done in stopped] == pytest.approx([e / asked[0] for e in asked])
+        assert_equal_trees(done.model["params"], params)
+    assert [done.gflops / stopped[0].gflops for done in stopped] == pytest.approx([e / epochs[0] for e in epochs])
     seconds = [done.seconds for done in stopped]
     assert seconds[0] > 0 and seconds == sorted(seconds)
-    if asked == (1, 5):
+    if epochs == (1, 5):
         (end,) = _tune(SCHEDULES[kind])
-        assert (end.epoch, end.metrics["accuracy"]) == (6, whole[6][0]) and end.gflops == pytest.approx(
-            6 * stopped[0].gflops
-        )
+        assert (end.epoch, end.metrics["accuracy"]) == (6, whole[6][0])
+        assert end.gflops == pytest.approx(6 * stopped[0].gflops)
 
 
-def test_a_schedule_that_is_too_short_is_refused_before_it_runs():
+def test_too_short_schedule_is_rejected_before_training():
     for settings in (FinetuneSettings(epochs=4, batch_size=16), FinetuneSettings(steps=14, batch_size=16)):
         with pytest.raises(InputError, match=r"shades ends after 4(\.67)? epochs and cannot be tested after 5"):
             _tune(settings, (1, 5))
 
 
 @pytest.mark.parametrize("explodes", [2, 3])
-def test_what_diverges_later_leaves_the_earlier_stop_valid(explodes):
-    """The rate becomes 1e30 for the update of one step, of three in an epoch; the loss is not finite after it."""
+def test_later_divergence_does_not_invalidate_earlier_stops(explodes):
+    """The learning rate is 1e30 in the update of one step (of three per epoch); then the loss is not finite."""
     optimizer = OptimizerSettings(learning_rate=0.01, schedule="step", milestones=(explodes / 9,), decay_factor=1e32)
     first, second = _tune(FinetuneSettings(epochs=3, batch_size=16, optimizer=optimizer), (1, 2))
     assert np.isnan(second.metrics["accuracy"]) and second.diverged_at == explodes + 1
-    if explodes < 3:  # also where the last update of the epoch broke the model and no loss has said so yet
+    if explodes < 3:  # also if the last update of the epoch broke the model and no loss shows it yet
         assert np.isnan(first.metrics["accuracy"]) and first.diverged_at == explodes + 1
     else:
         assert first.diverged_at is None and 0 <= first.metrics["accuracy"] <= 1
@@ -279,7 +279,7 @@ def test_what_diverges_later_leaves_the_earlier_stop_valid(explodes):
 
 @functools.cache
 def _compilations():
-    """A list that grows by one with every compilation from now on."""
+    """Returns a list that grows by one entry with every compilation from now on."""
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
@@ -287,7 +287,7 @@ def _compilations():
     return compiled
 
 
-def test_one_program_serves_all_checkpoints_seeds_and_rates():
+def test_one_compilation_serves_all_checkpoints_seeds_and_rates():
     net, mesh = MODELS["resnet10"](num_classes=3, stem="cifar", width=8), devices.make_mesh(sweep=jax.device_count())
     settings = FinetuneSettings(epochs=3, batch_size=16, optimizer=OptimizerSettings(schedule="cosine", warmup=0.1))
     models, compiled = _models(net, range(2)), _compilations()
@@ -296,8 +296,8 @@ def test_one_program_serves_all_checkpoints_seeds_and_rates():
     feed = joined({"train": (_feed("train", mesh), 16)})
     make_objective, test = functools.partial(supervised, net, ()), _feed("test", mesh)
     counts, seen = [], set()
-    for done in finetune(models, candidates, net, make_objective, feed, test, PREPROCESSING, settings, mesh, epochs=(1, 2),
-                         eval_batch_size=16):  # fmt: skip
+    arguments = (models, candidates, net, make_objective, feed, test, PREPROCESSING, settings, mesh)
+    for done in finetune(*arguments, epochs=(1, 2), eval_batch_size=16):
         counts.append(len(compiled))
         seen.add((done.index, done.epoch))
     assert len(seen) == len(counts) == 32 and counts[0] > 0 and counts[0] == counts[-1]
@@ -308,7 +308,7 @@ def test_one_program_serves_all_checkpoints_seeds_and_rates():
     assert len(compiled) == before
 
 
-def test_a_candidate_of_a_sweep_equals_a_run_with_its_settings():
+def test_sweep_candidate_equals_single_run_with_its_settings():
     net = _tuned_net()
     models = _models(net, [5])
     plain = FinetuneSettings(epochs=4, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.9, weight_decay=0.5))
@@ -328,7 +328,7 @@ def test_a_candidate_of_a_sweep_equals_a_run_with_its_settings():
     )
 
 
-def test_a_setting_of_the_objective_may_differ_between_candidates():
+def test_objective_settings_may_differ_between_candidates():
     net, settings = _tuned_net(), FinetuneSettings(epochs=2, batch_size=16)
     candidates = [Candidate("m5", 2, {"label_smoothing": value}) for value in (0.0, 0.9)]
     sharp, smooth = _finetune(net, _models(net, [5]), settings, candidates)
@@ -340,12 +340,10 @@ def test_a_setting_of_the_objective_may_differ_between_candidates():
         _finetune(net, _models(net, [5]), settings, [candidates[0], Candidate("m5", 2)])
 
 
-def test_a_head_may_be_given_and_anything_may_be_measured():
-    """As for LP-FT, and for a protocol whose result is no accuracy."""
-    net, settings = (
-        _tuned_net(),
-        FinetuneSettings(steps=1, batch_size=16, optimizer=OptimizerSettings(learning_rate=1e-30)),
-    )
+def test_custom_head_and_custom_metrics_are_used():
+    """LP-FT needs a given head, and other protocols measure something else than accuracy."""
+    net = _tuned_net()
+    settings = FinetuneSettings(steps=1, batch_size=16, optimizer=OptimizerSettings(learning_rate=1e-30))
     kernel = np.random.default_rng(0).normal(size=(net.feature_dim, 3)).astype(np.float32)
     head = lambda key, params, net: {**params, "fc": {"kernel": jnp.asarray(kernel), "bias": jnp.ones(3)}}  # noqa: E731
 
@@ -357,7 +355,7 @@ def test_a_head_may_be_given_and_anything_may_be_measured():
     np.testing.assert_allclose(done.model["params"]["fc"]["kernel"], kernel, atol=1e-6)
 
 
-def test_a_diverged_finetuning_is_named(caplog):
+def test_diverged_finetuning_is_nan_and_logged(caplog):
     net = MODELS["resnet10"](num_classes=3, stem="cifar", width=8)
     settings = FinetuneSettings(epochs=3, batch_size=16, optimizer=OptimizerSettings(learning_rate=1e30))
     (done,) = _finetune(net, {"epoch 5": _models(net, [0])["m0"]}, settings)
@@ -365,7 +363,7 @@ def test_a_diverged_finetuning_is_named(caplog):
     assert "epoch 5 on shades diverged at step" in caplog.text
 
 
-def test_the_company_changes_no_bit_of_the_mean_class_accuracy():
+def test_mean_class_accuracy_does_not_depend_on_the_stack():
     rng = np.random.default_rng(0)
     for _ in range(50):
         count = np.broadcast_to(np.append(rng.integers(3, 9, 10), 0), (4, 1, 11)).astype(float)
