@@ -199,7 +199,7 @@ def test_any_value_in_any_field(kind, tmp_path):
             "source",
             "overrides",
             "metrics",
-        ):  # a data set that there is not is called by its own name
+        ):  # errors about unknown data sets contain only their names
             names |= {"data set", "TFDS", "folder", "embedded", "option", "config.targets"}
         accepted_or_refused(f"config: a value ({kind})", lambda: check(config, tmp_path), *names)
 
@@ -378,7 +378,7 @@ def test_targets_with_dots_on_the_command_line():
         overrides, metrics = by_target(target)
         fields = {"targets": (target,), "overrides": overrides, "metrics": metrics}
         for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-            delattr(flags.FLAGS, name)  # those of the run before
+            delattr(flags.FLAGS, name)  # from the previous example
         parse([f"--config.{name}={value!r}" for name, value in fields.items()])
         assert_read(main.FLAGS.config, target)
 

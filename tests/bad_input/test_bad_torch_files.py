@@ -1,6 +1,5 @@
 """Torch files with any contents: finite weights, or a one-line error that names the file; no code in them runs."""
 
-import contextlib
 import io
 import pickle
 import pickletools
@@ -61,9 +60,11 @@ def test_strange_tensors_are_refused(folder, torch):
         torch.ones(3).bool(), torch._neg_view(torch.ones(3)), range(5), torch.Size([2]), torch.float32, slice(3),
     ):  # fmt: skip
         path = folder / "strange.pth"
-        with contextlib.suppress(TypeError, AttributeError, pickle.PicklingError):
+        try:
             torch.save({"fc.bias": value, "fc\n.weight": one, 5: one}, path)
-            assert load("pth: strange tensors", path) is None
+        except (TypeError, AttributeError, pickle.PicklingError):
+            continue  # not in every version of torch
+        assert load("pth: strange tensors", path) is None
     parameters = {name: torch.nn.Parameter(torch.from_numpy(value.copy())) for name, value in state().items()}
     torch.save(parameters, path)  # as from named_parameters()
     assert load("pth: parameters", path, limit=False) is not None

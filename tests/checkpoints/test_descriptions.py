@@ -280,7 +280,7 @@ def test_rare_stems_equal_their_twins_if_requested(tmp_path, stem):
 
 @pytest.fixture
 def shallow(monkeypatch):
-    """ViT-S with 2 blocks, where the original has 12."""
+    """ViT-S with 2 blocks; the original has 12."""
     small = functools.partial(vit._vit, "vit_small_patch16_224", vit.Size(384, 2, 6), 16, 224)
     spec = dataclasses.replace(MODELS["vit_small_patch16_224"], make=small)
     monkeypatch.setitem(MODELS, "vit_small_patch16_224", spec)

@@ -64,7 +64,7 @@ class Case(NamedTuple):
     size: int
     twin: Callable
     settings: dict | None = None  # metadata of the file
-    change: Callable = dict  # state_dict -> what the file holds
+    change: Callable = dict  # state_dict -> contents of the file
     bgr: bool = False
     exports: Callable | None = None  # a twin with the names that `export` writes, if they differ
 

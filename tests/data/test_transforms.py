@@ -1,4 +1,4 @@
-"""Decoding and resizing on the host, and which images a subset takes."""
+"""Decoding and resizing on the host, and the indices of subsets."""
 
 import json
 

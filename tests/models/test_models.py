@@ -249,7 +249,7 @@ def test_a_net_without_classes_has_no_head(name):
 
 
 # First two values of the head's kernel and sum of all absolute values, for seed 0. If a module drew in another order,
-# studies would start from other weights than their recorded results.
+# studies would start from other weights than in their recorded results.
 DRAWN = {
     "resnet10": (-0.005138224456459284, -0.00033661630004644394, 4810.956551137931),
     "mobilenet_v2": (0.007416264619678259, 0.0035212377551943064, 24584.657038643636),
