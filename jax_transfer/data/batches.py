@@ -352,7 +352,7 @@ def make_feed(
     mesh: Mesh,
     resident_gigabytes: float = RESIDENT_GIGABYTES,
     num_threads: int = NUM_THREADS,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Feed:
     """Makes a feed: resident if the decoded data set fits into `resident_gigabytes`, streamed otherwise.
 

@@ -228,7 +228,7 @@ def materialize(
     size: int,
     interpolation: str = "bilinear",
     image_size: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads and resizes all images of a source.
 
