@@ -191,6 +191,7 @@ def test_one_finetuning_covers_all_seeds_and_checkpoints(tmp_path, monkeypatch):
             yield Finetuned(index, 1, {"accuracy": 0.5, "mean_class_accuracy": 0.5}, 1.0, 1.0, {}, None)
 
     monkeypatch.setattr(finetune_stage, "finetune", finetune)
+    monkeypatch.setattr(Workspace, "checkpoint", lambda self, snapshot: None)  # nothing is pre-trained
     work.config.stages = ("finetune",)
     finetune_stage.run(work)
     assert [(c.checkpoint, c.seed) for c in calls[0]] == [
@@ -205,6 +206,7 @@ def test_one_finetuning_covers_all_seeds_and_checkpoints(tmp_path, monkeypatch):
 @pytest.mark.parametrize("devices_each", [1, 2])
 def test_every_process_yields_each_result_once(processes, devices_each, epochs, tmp_path, monkeypatch):
     work = Workspace(one_epoch_config(pretrain__epochs=4, trajectory__epochs="all"), tmp_path)
+    monkeypatch.setattr(Workspace, "checkpoint", lambda self, snapshot: None)  # nothing is pre-trained
     names = [snapshot.name for snapshot in work.snapshots]
     tested = epochs or (9,)
 
