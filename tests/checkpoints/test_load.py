@@ -312,7 +312,7 @@ def test_the_same_image_size_changes_nothing(transformers):
 def test_a_convolutional_net_accepts_another_image_size():
     before = Checkpoint("x", NET, PARAMS, STATS, Preprocessing(16, 0.5))
     after = at_image_size(before, 24)
-    assert after == dataclasses.replace(before, preprocessing=Preprocessing(24, 0.5))
+    assert vars(after) == {**vars(before), "preprocessing": Preprocessing(24, 0.5)}
 
 
 @pytest.mark.parametrize(

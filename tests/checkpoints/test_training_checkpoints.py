@@ -377,7 +377,7 @@ def test_other_objects_are_refused_and_not_executed(tmp_path, make):
 
 
 def test_a_refused_class_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"\(\w*\.?test_training_checkpoints\.Attributes\)"):
+    with pytest.raises(InputError, match=r"\([\w.]*test_training_checkpoints\.Attributes\)"):
         save_and_load(tmp_path, {"state_dict": tensors(), "hyper_parameters": Attributes(lr=0.1)})
 
 

@@ -15,7 +15,6 @@ from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features import cache, extract
 from jax_transfer.models.net import Output
 from jax_transfer.records import Features, InputError
-from jax_transfer.study.workspace import Workspace
 
 RNG = np.random.default_rng(0)
 Y = (np.arange(48) % 3).astype(np.int32)
@@ -68,6 +67,5 @@ def test_features_are_extracted_cached_and_stacked(tmp_path):
     assert extract.problem(found, 3) == ""
     cache.save(tmp_path / "v2-a.npz", found)
     jax.tree.map(np.testing.assert_array_equal, cache.load(tmp_path / "v2-a.npz"), found)
-    work = types.SimpleNamespace(features=lambda snapshot, dataset, split: found)
-    together = Workspace.stacked_features(work, [0, 1], "target", "train")
+    together = extract.stack([found, found])
     assert together.features.shape == (2, 10, 3) and together.logits.shape == (2, 10, 0)
