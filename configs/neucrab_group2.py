@@ -33,7 +33,7 @@ images as the accuracy that they predict; here they are tested on a fifth of the
 best accuracy of a hyper-parameter sweep; here it is the accuracy of a single setting. Our results: not measured at this
 size.
 
-Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Tiny-ImageNet and two targets, within a minute on two CPU cores.
+Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Tiny-ImageNet and two targets, within a minute on two cores.
 """
 
 from jax_transfer.choose import choose

@@ -25,17 +25,32 @@ SHARED = REPOSITORY.parent / "shared"
 
 # Tracing these takes many seconds, and the same tests cover a shallower net of each family.
 DEEP = ("resnet101", "resnet152", "resnet101_v2", "resnet152_v2")
-OVER_MODELS = ("test_shapes_and_dtypes", "test_params_and_stats_are_nested_dicts_of_float32_with_string_keys")
+OVER_MODELS = (
+    "test_shapes_and_dtypes",
+    "test_params_and_stats_are_nested_dicts_of_float32_with_string_keys",
+    "test_a_net_without_classes_has_no_head",
+    "test_a_spec_agrees_with_its_net",
+    "test_classifier_is_the_path_of_the_head",
+)
+# Compiling these takes many seconds, and other scores go through the same lines.
+LONG_SCORES = ("nleep", "mi_alpha_0.01", "mi_alpha_0.5", "mi_pca_alpha_0.01", "mi_pca_alpha_0.5", "mutual_information")
+OVER_SCORES = ("test_score_all_equals_one_by_one", "test_vmap_gives_nan_only_for_the_invalid_checkpoint")
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are deselected
 def pytest_collection_modifyitems(items):
     """Marks the deepest nets as slow, and runs the longest files first so that no worker ends with one of them."""
     for item in items:
-        if getattr(item, "originalname", None) in OVER_MODELS and item.callspec.params.get("name") in DEEP:
+        function = getattr(item, "originalname", None)
+        names = (
+            set(item.callspec.params.values())
+            if hasattr(item, "callspec") and function in OVER_MODELS + OVER_SCORES
+            else set()
+        )
+        if (function in OVER_MODELS and names & set(DEEP)) or (function in OVER_SCORES and names & set(LONG_SCORES)):
             item.add_marker(pytest.mark.slow)
-    longest = ("test_study.py", "test_preemption.py", "test_scores.py", "test_scoring.py", "test_mutual_information.py")
-    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+    longest = ("study", "training", "analysis", "models", "transfer", "ranking")
+    items.sort(key=lambda item: longest.index(item.path.parent.name) if item.path.parent.name in longest else 9)
 
 
 @pytest.fixture

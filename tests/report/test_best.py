@@ -181,7 +181,7 @@ def test_plan_rows_and_page_show_class_names(tmp_path, names, shown):
     }
     given["test"] = dataclasses.replace(given["test"], notes=("3 exact copies",))
     work.source = lambda dataset, split: given[split]
-    assert plan._in_words(work, target) == f"{target}: 1 train, 1 test images; by accuracy; classes: {shown}"
+    assert plan._describe_target(work, target) == f"{target}: 1 train, 1 test images; by accuracy; classes: {shown}"
     Rows(work.results, "targets").append(target_row("mean_class_accuracy", target="folder:/earlier"))
     report_stage.record_targets(work)
     rows = Rows(work.results, "targets").rows

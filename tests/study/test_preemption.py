@@ -203,6 +203,7 @@ def _assert_close(found, expected):
                     np.testing.assert_allclose(a[key], value, rtol=2e-5, atol=1e-5, err_msg=f"{name} {key}")
 
 
+@pytest.mark.slow
 def test_two_processes_stop_and_resume_together(uninterrupted, tmp_path):
     seconds = _stopped_and_resumed(tmp_path / "run", "bash", "launch/local_processes.sh", "2")
     assert seconds < 40  # two processes, possibly on one core, and the script that waits for them

@@ -166,7 +166,9 @@ def test_study_trains_and_evaluates_toy_objective(toy, tmp_path):
     assert checkpoint.has_head == has_head and checkpoint.net.num_classes == 10 * has_head
 
 
-@pytest.mark.parametrize("stop", [3, 7, 10], ids="at check {}".format)
+@pytest.mark.parametrize(
+    "stop", [7, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (3, 10))], ids="at check {}".format
+)
 def test_resuming_after_any_stop_equals_uninterrupted_run(toy, stop, tmp_path, monkeypatch):
     """The code checks for a stop after each step (five per epoch) and after each batch of an evaluation."""
     make_config = functools.partial(configure, toy, pretrain__epochs=2)
