@@ -12,7 +12,7 @@ this config has not been run on ImageNet.
 Prepare the data sets once with `python -m jax_transfer.data.prepare imagenet2012`, and so on. Aircraft, MIT Indoor-67
 and MURA have no TFDS builder: store them as folders below FOLDERS, with the layouts in `jax_transfer.data.catalog`.
 
-Variants: `full`; `smoke`, a ResNet-10 from CIFAR-10 to two small targets, within a minute on two CPU cores.
+Variants: `full`; `smoke`, a ResNet-10 from CIFAR-10 to MNIST, within a minute on two CPU cores.
 """
 
 from jax_transfer.choose import choose

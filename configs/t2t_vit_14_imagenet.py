@@ -101,12 +101,9 @@ def smoke():
     config.metrics = dict.fromkeys(config.targets, "accuracy")
     config.overrides = {}
     config.paper = ()
-    config.stages = ("pretrain", "features", "probe", "finetune", "scores", "report")
+    config.stages = ("pretrain", "features", "probe", "report")
     config.probe.steps = 50
-    config.finetune.steps = 4
     config.finetune.batch_size = 32
-    config.finetune.augment = ("random_crop",)
-    config.finetune.optimizer.learning_rate = 0.01
     config.data.eval_batch_size = 128
     return config
 

@@ -193,7 +193,7 @@ def _fixed_point(
         return jnp.where(increases, middle, low), jnp.where(increases, high, middle)
 
     bounds = jnp.minimum(previous, log_t), jnp.maximum(previous, log_t)
-    log_t = sum(jax.lax.fori_loop(0, BISECTIONS, bisect, bounds)) / 2
+    log_t = jnp.asarray(sum(jax.lax.fori_loop(0, BISECTIONS, bisect, bounds)) / 2)
     t = jnp.exp(log_t)[:, None]
     q = r0 + jnp.sum(z2 * t / (t + s**2), axis=1)
     value = -0.5 * jnp.sum(jnp.log1p(s**2 / t), axis=1) - 0.5 * n * (jnp.log(q / n) + 1 + np.log(2 * np.pi))

@@ -5,7 +5,7 @@ from jax_transfer.study.config import default_config
 
 
 def tiny(config: StudyConfig) -> StudyConfig:
-    """Shrinks a study to two epochs of a narrow ResNet-10 on CIFAR-10, transferred to MNIST and Fashion-MNIST.
+    """Shrinks a study to two epochs of a narrow ResNet-10 on CIFAR-10, transferred to MNIST.
 
     Stages, scores and probing methods stay those of the study, as do optimizer, schedule and augmentation of
     fine-tuning. Two studies shrunk this way train the same models on the same images: a working directory of one serves
@@ -24,7 +24,7 @@ def tiny(config: StudyConfig) -> StudyConfig:
     config.pretrain.batch_size = 64
     config.pretrain.optimizer.learning_rate = 0.05
     config.trajectory.epochs = "all"
-    config.targets = ("tfds:mnist?per_class=20&test=256", "tfds:fashion_mnist?per_class=20&test=256")
+    config.targets = ("tfds:mnist?per_class=20&test=256",)
     config.metrics = dict.fromkeys(config.targets, "accuracy")
     config.overrides = {}
     config.paper = ()
