@@ -9,8 +9,8 @@ from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
 from jax_transfer.study import config as study_config
 from jax_transfer.study import settings
+from jax_transfer.study.epochs import evaluated_epochs
 from jax_transfer.study.pretrain import feed_sizes
-from jax_transfer.study.snapshots import evaluated_epochs
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 from jax_transfer.transfer.probe import PROTOCOLS

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 
 from jax_transfer.study import settings
-from jax_transfer.study.snapshots import Snapshot
+from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.objectives import OBJECTIVES, Objective
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer

@@ -14,7 +14,7 @@ from jax_transfer.data.batches import joined
 from jax_transfer.logs import log
 from jax_transfer.results import VERSIONS, Rows
 from jax_transfer.study import estimates, settings
-from jax_transfer.study.snapshots import Snapshot, finetuned_snapshots
+from jax_transfer.study.epochs import Snapshot, finetuned_snapshots
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.transfer.finetune import Candidate, Finetuned, FinetuneSettings, finetune, total_steps

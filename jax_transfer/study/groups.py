@@ -9,7 +9,7 @@ from jax_transfer.features import extract
 from jax_transfer.logs import log
 from jax_transfer.records import Features
 from jax_transfer.results import ScoreRow, TransferRow
-from jax_transfer.study.snapshots import Snapshot
+from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.workspace import Workspace
 
 

@@ -19,7 +19,7 @@ from jax_transfer.preemption import Preempted
 from jax_transfer.records import InputError
 from jax_transfer.results import PretrainRow, Rows, from_json_dict
 from jax_transfer.study import estimates, settings
-from jax_transfer.study.snapshots import Pretraining, snapshot
+from jax_transfer.study.epochs import Pretraining, snapshot
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.evaluation import classification
 from jax_transfer.training.loop import Epoch, train

@@ -7,7 +7,7 @@ from jax_transfer.features.extract import stack
 from jax_transfer.logs import log
 from jax_transfer.results import Rows
 from jax_transfer.study import estimates, groups, settings
-from jax_transfer.study.snapshots import Snapshot
+from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
 

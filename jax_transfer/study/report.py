@@ -23,7 +23,7 @@ from jax_transfer.records import METRICS
 from jax_transfer.report.best import accuracy_by, with_metrics
 from jax_transfer.report.page import write_report
 from jax_transfer.results import RankingRow, Rows, TargetRow, to_json_dict
-from jax_transfer.study.snapshots import finetuned_snapshots
+from jax_transfer.study.epochs import finetuned_snapshots
 from jax_transfer.study.workspace import Workspace
 
 NUM_NAMES = 10  # the number of class names in a row

@@ -12,8 +12,8 @@ from jax_transfer.features.extract import stack
 from jax_transfer.logs import log
 from jax_transfer.results import Rows, ScoreRow
 from jax_transfer.study import estimates, groups, settings
+from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.finetune import divergence, finetuned
-from jax_transfer.study.snapshots import Snapshot
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 

@@ -27,8 +27,8 @@ from jax_transfer.report.best import with_metrics
 from jax_transfer.report.spectral import shown_epochs
 from jax_transfer.results import EmbeddingRow, Rows, SimilarityRow, SpectralRow, SpectrumRow, to_json_dict
 from jax_transfer.study import estimates, groups
+from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.finetune import tune_again, tuned_checkpoint
-from jax_transfer.study.snapshots import Snapshot
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
 

@@ -23,8 +23,8 @@ from jax_transfer.logs import log
 from jax_transfer.models import Net
 from jax_transfer.records import Features, InputError
 from jax_transfer.results import TransferRow
-from jax_transfer.study import settings, snapshots
-from jax_transfer.study.snapshots import Pretraining, Snapshot
+from jax_transfer.study import epochs, settings
+from jax_transfer.study.epochs import Pretraining, Snapshot
 from jax_transfer.training.objectives import OBJECTIVES, Objective
 
 P = ParamSpec("P")
@@ -67,8 +67,8 @@ class Workspace:
         self.mesh = devices.make_mesh()
         self.models: dict[str, dict] = settings.models(config)
         self.sources: list[str] = settings.sources(config)
-        self.pretrainings: list[Pretraining] = snapshots.pretrainings(config)
-        self.snapshots: list[Snapshot] = snapshots.evaluated_snapshots(config)
+        self.pretrainings: list[Pretraining] = epochs.pretrainings(config)
+        self.snapshots: list[Snapshot] = epochs.evaluated_snapshots(config)
         self.features_of = FeatureCache(
             workdir / "features",
             lambda source, preprocessing: self._feed(source, preprocessing, False),

@@ -23,7 +23,7 @@ from jax_transfer.ranking import command
 from jax_transfer.records import InputError
 from jax_transfer.study import checks, settings
 from jax_transfer.study.config import BY_TARGET, default_config, differences
-from jax_transfer.study.snapshots import evaluated_epochs
+from jax_transfer.study.epochs import evaluated_epochs
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.optimizers import make_optimizer, make_schedule
 

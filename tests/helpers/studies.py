@@ -8,7 +8,7 @@ import sys
 from helpers.source_files import REPOSITORY, get_config
 from jax_transfer import trees
 from jax_transfer.study import checks
-from jax_transfer.study.snapshots import snapshot
+from jax_transfer.study.epochs import snapshot
 from jax_transfer.study.stages import STAGES
 from jax_transfer.study.workspace import Workspace
 

@@ -19,7 +19,7 @@ from jax_transfer.checkpoints.trajectory import Trajectory, abstract
 from jax_transfer.models import Net
 from jax_transfer.models.net import Output
 from jax_transfer.records import InputError
-from jax_transfer.study import checks, settings, snapshots
+from jax_transfer.study import checks, epochs, settings
 from jax_transfer.study import pretrain as pretrain_stage
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.evaluation import classification
@@ -158,7 +158,7 @@ def test_checkpoint_holds_the_average_and_its_accuracy(tmp_path):
     )
     saved = work._trajectory(work.pretrainings[0]).restore(2, *divide(objective, shapes))
     state = join(objective, shapes, *saved)
-    snapshot = snapshots.snapshot(work.pretrainings[0], 2)
+    snapshot = epochs.snapshot(work.pretrainings[0], 2)
     assert_equal_trees(work.checkpoint(snapshot).model, state["ema"])
     work.close()
     found = load_checkpoint(tmp_path / "checkpoints" / "2")

@@ -25,8 +25,8 @@ from jax_transfer.models.net import gaussian
 from jax_transfer.records import InputError
 from jax_transfer.study import checks
 from jax_transfer.study import pretrain as pretrain_stage
+from jax_transfer.study.epochs import snapshot
 from jax_transfer.study.pretrain import feed_sizes
-from jax_transfer.study.snapshots import snapshot
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.objectives import OBJECTIVES, Objective
 

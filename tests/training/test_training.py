@@ -27,7 +27,7 @@ from jax_transfer.checkpoints.trajectory import Trajectory, abstract
 from jax_transfer.data import augment, batches, mixing
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.records import Batch, InputError
-from jax_transfer.study.snapshots import evaluated_epochs
+from jax_transfer.study.epochs import evaluated_epochs
 from jax_transfer.training.evaluation import classification
 from jax_transfer.training.loop import first_bad_step, train
 from jax_transfer.training.objectives import OBJECTIVES, Objective

@@ -1,4 +1,4 @@
-"""The pre-trainings of a study, and the checkpoints of their trajectories."""
+"""The pre-trainings of a study, and which epochs of them are evaluated and fine-tuned."""
 
 import dataclasses
 import re
