@@ -14,13 +14,14 @@ from jax_transfer.records import InputError
 from jax_transfer.study import checks
 
 
+@pytest.mark.parametrize("module", ["jax_transfer", "jax_transfer.main"])
 @pytest.mark.parametrize("content", [None, b"\xd0\xff"], ids=["missing", "binary"])
-def test_unusable_flag_file_is_reported_in_one_line(content, tmp_path):
+def test_unusable_flag_file_is_reported_in_one_line(content, module, tmp_path):
     file = tmp_path / "flags"
     if content is not None:
         file.write_bytes(content)
     done = subprocess.run(
-        [sys.executable, "-m", "jax_transfer.main", f"--flagfile={file}"],
+        [sys.executable, "-m", module, f"--flagfile={file}"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
