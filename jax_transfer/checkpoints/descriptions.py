@@ -200,8 +200,7 @@ def assumptions(model: str, settings: Mapping, known: Mapping, segments: bool, i
                 "torchvision; the weights do not show them (for no pool, give settings={'stem': '7x7'})."
             )
     if segments:
-        yield "It also holds a segmentation head: networks with such a head are often dilated; dilation is ignored
-        here."
+        yield "It also holds a segmentation head: networks with one are often dilated, but dilation is ignored here."
     if model == "vit_small_patch16_224" and "num_heads" not in known and not is_known:
         yield (
             "6 attention heads are assumed, as in timm; MoCo v3's ViT-S has 12, and the weights do not show the number "

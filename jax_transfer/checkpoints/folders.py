@@ -47,7 +47,7 @@ def expand(path: str | pathlib.Path) -> list[pathlib.Path]:
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the files of weights in a folder, sorted by name, with one file if a model is saved in several formats."""
+    """Returns the files of weights in a folder, sorted by name; only one if a model is saved in several formats."""
     files = sorted(p for p in folder.iterdir() if has_ending(p) and not NO_WEIGHTS.match(p.name))
     nameless = sorted((p for p in files if is_nameless(p)), key=_ending_index)
     return [p for p in files if p not in nameless[1:]]

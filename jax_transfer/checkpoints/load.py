@@ -50,8 +50,7 @@ def load_checkpoint(
         {"stem": "3x3_pool"}.
 
     Raises:
-      InputError: if the file cannot be used or states another model; the message names the file and says
-        what to do.
+      InputError: if the file cannot be used or states another model; the message names the file and says what to do.
 
     >>> import pathlib, tempfile
     >>> from jax_transfer.data.transforms import Preprocessing
@@ -180,7 +179,7 @@ def _from_file(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint
         if len(names) == 1:  # otherwise the options and the name of the file differ, and the name is tried next
             raise
     checkpoint = _from_contents(path, contents, names[1], described, given)
-    note = f"Its options name a {arch}, which does not fit its weights: it is read as a {names[1]}, because of its name."
+    note = f"Its options name a {arch}, which does not fit its weights; it is read as a {names[1]} because of its name."
     return dataclasses.replace(checkpoint, notes=(note, *checkpoint.notes))
 
 

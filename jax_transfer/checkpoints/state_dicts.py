@@ -42,9 +42,8 @@ FEATURE_PATH = re.compile(
 )
 # Names of segmentation heads, if their kernels are 4-dimensional, as those of convolutions are.
 SEGMENTATION = re.compile(r"(^|\.)(aux_classifier|decode_head|auxiliary_head|classifier)\.")
-TRAINING_ONLY = re.compile(
-    r"decoder|mask_token|proj|pred|criterion|loss"
-)  # some of these names also match FEATURE_PATH
+# Names of parts used only in training; some also match FEATURE_PATH.
+TRAINING_ONLY = re.compile(r"decoder|mask_token|proj|pred|criterion|loss")
 
 
 class Found(NamedTuple):

@@ -312,7 +312,7 @@ def _check_not_compressed(path) -> None:
     claimed = sum(entry.file_size for entry in entries)
     if claimed > path.stat().st_size + COMPRESSED:
         raise InputError(
-            f"{path}: is an archive that expands to {claimed:,} bytes, far more than its size, which torch never writes: refused."
+            f"{path}: is an archive that expands to {claimed:,} bytes, which is too much for a torch file: refused."
         )
 
 
