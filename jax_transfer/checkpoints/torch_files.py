@@ -33,7 +33,7 @@ TORCH_ERRORS = (
 # Number of bytes by which an archive may expand: torch compresses only the code of a TorchScript program.
 COMPRESSED = 2**24
 READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # dtypes in a .safetensors file
-PART = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")  # names of files that hold only a part of the weights
+PART = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")  # names of the files of a checkpoint that is split
 UNREAD = re.compile(r"(^|\.)num_batches_tracked$")  # counters of any dtype, which are not read
 
 # Classes that a pickle may name besides tensors. All become `Inert`.
