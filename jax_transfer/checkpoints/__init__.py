@@ -1,4 +1,4 @@
-"""Checkpoints from anywhere: an epoch of a trajectory (Orbax), or a file of torch weights, as one `Checkpoint`."""
+"""Loads an epoch of a trajectory (Orbax) or a file of torch weights as a `Checkpoint`, and exports checkpoints."""
 
 from jax_transfer.checkpoints.checkpoint import Checkpoint, at_image_size
 from jax_transfer.checkpoints.export import export

@@ -1,4 +1,4 @@
-"""`Checkpoint`: a model from a file, a trajectory, fine-tuning or a random initialisation, in one form."""
+"""`Checkpoint`: a common form for models from files, trajectories, fine-tuning and random initialisations."""
 
 import dataclasses
 import functools
@@ -26,16 +26,16 @@ class Checkpoint:
     (32, 3)
 
     Attributes:
-      name: its name in result rows and messages.
-      net: the architecture, with the head that the weights have.
+      name: the name of the checkpoint in result rows and messages.
+      net: the architecture, including the head to which the weights belong.
       params, stats: the weights, as `net.apply` takes them.
       preprocessing: how images are resized, cropped and normalised.
       source_accuracy: accuracy in [0, 1] on the test images of the pre-training data; None if unknown.
-      settings: arguments of `MODELS[net.name]` that give `net`.
-      has_head: False if the logits are not those of classes, or come from an untrained head.
+      settings: the arguments with which `MODELS[net.name]` makes `net`.
+      has_head: False if the logits do not stand for classes, or if they come from an untrained head.
       notes: sentences on what was assumed, guessed or left out.
       preprocessing_is_guess: whether the preprocessing was inferred from a name because nothing states it.
-      known_fingerprint: the `trees.fingerprint` of the weights if it is known without reading them, "" otherwise.
+      known_fingerprint: the `trees.fingerprint` of the weights if it is known without reading the weights, else "".
     """
 
     name: str
@@ -54,9 +54,10 @@ class Checkpoint:
     def stored(
         cls, name: str, net: Net, read_model: Callable[[], Model], preprocessing: Preprocessing, **others
     ) -> "Checkpoint":
-        """Makes a checkpoint whose weights are read when they are needed, by `read_model()` -> {"params", "stats"}.
+        """Makes a checkpoint whose weights `read_model()` -> {"params", "stats"} reads when they are needed.
 
-        They are read again at each access, unless `read_model` caches them, and never if all features are cached.
+        The weights are read again at each access, unless `read_model` caches them. They are never read if all features
+        are cached.
         """
         checkpoint = cls(name, net, {}, {}, preprocessing, **others)
         for field in ("params", "stats"):
@@ -79,7 +80,7 @@ class Checkpoint:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of the weights, under which features are cached."""
+        """Hash of the weights, which is part of the key under which features are cached."""
         return self.known_fingerprint or trees.fingerprint(self.model)
 
 
@@ -93,7 +94,7 @@ def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
       image_size: side of the images in pixels.
 
     Raises:
-      InputError: if the net cannot take that size: it is too small, or not a multiple of the patch size.
+      InputError: if the net cannot take images of that size, which is too small or not a multiple of the patch size.
 
     >>> import jax
     >>> import numpy as np

@@ -17,17 +17,18 @@ from jax_transfer.models.spec import IMAGENET
 from jax_transfer.models.zoo import MODELS
 from jax_transfer.records import InputError
 
-# File names that do not identify a model: the folder's name does, as in resnet50.a1_in1k/model.safetensors.
+# File names that do not identify a model; the folder's name does, as in resnet50.a1_in1k/model.safetensors.
 NAMELESS = ("model", "pytorch_model")
-# The largest number of classes, channels or pixels that is accepted, since a small file could request any amount of
-# memory.
+# The largest number of classes, channels or pixels that is accepted. Without this limit, a small file could request any
+# amount of memory.
 MOST_OF_A_SETTING = 100_000
-# Keys under which training code keeps its options beside the weights, and under which the options name the model.
+# Keys under which training scripts save their options beside the weights, and keys of the model's name in the options.
 OPTIONS = ("args", "opt", "options", "hparams", "hyper_parameters", "config", "cfg")
 ARCHITECTURE = ("arch", "architecture", "model_name", "model", "backbone")
 # Anti-aliased networks (Zhang, 2019, arXiv:1904.11486) have the same names and shapes as plain ones.
 ANTI_ALIASED = re.compile(r"resne(t|xt|st)(aa|blur)|anti_?alias|blur_?pool|lpf\d", re.IGNORECASE)
-# Arguments of timm's models in a config.json that are ignored: shapes show them, or they matter in training only.
+# Arguments of timm's models in a config.json that are ignored: the weights' shapes show them, or only training uses
+# them.
 HARMLESS = ("img_size", "num_classes", "in_chans", "patch_size", "embed_dim", "depth", "drop_rate", "drop_path_rate",
             "proj_drop_rate", "attn_drop_rate", "patch_drop_rate", "drop_block_rate", "zero_init_last")  # fmt: skip
 
@@ -42,8 +43,8 @@ class Description:
       settings: arguments of the model.
       preprocessing: how images are prepared.
       source_accuracy: accuracy on the pre-training data in [0, 1].
-      has_head: False if the logits are not those of classes.
-      notes: sentences on statements that are ignored here.
+      has_head: False if the logits do not stand for classes.
+      notes: sentences on statements of the file that are ignored.
     """
 
     where: str = ""
@@ -56,7 +57,7 @@ class Description:
 
 
 def describe(path: pathlib.Path) -> Description:
-    """Reads the description in an exported file (metadata "jax_transfer") or in timm's config.json beside a file.
+    """Reads the description of a file from its metadata, if it was exported, or from timm's config.json beside it.
 
     No weights are read.
 
@@ -72,15 +73,15 @@ def describe(path: pathlib.Path) -> Description:
 
 
 def released_as(path: pathlib.Path) -> tuple[str, Preprocessing] | None:
-    """Returns (model, preprocessing) of the release with the name of a file or its folder; None if there is none."""
+    """Returns (model, preprocessing) of the release that a file's or its folder's name refers to, or None."""
     return released(identifying_name(path))
 
 
 def identifying_name(path: pathlib.Path) -> str:
     """Returns the name that identifies a file.
 
-    It is the name of the file; for a model.safetensors, that of its folder; in the cache of a hub
-    (models--timm--resnet50.a1_in1k/snapshots/.../model.safetensors), that of the repository.
+    It is usually the name of the file. For a model.safetensors, it is the name of the folder or, in the cache of a hub
+    (models--timm--resnet50.a1_in1k/snapshots/.../model.safetensors), the name of the repository.
 
     >>> identifying_name(pathlib.Path("resnet50.a1_in1k/model.safetensors"))
     'resnet50.a1_in1k'
@@ -93,12 +94,12 @@ def identifying_name(path: pathlib.Path) -> str:
 
 
 def is_nameless(path: pathlib.Path) -> bool:
-    """Returns whether the name of a file is one that does not identify a model, such as model.safetensors."""
+    """Returns whether a file has a name that does not identify a model, such as model.safetensors."""
     return path.name.partition(".")[0] in NAMELESS
 
 
 def options(contents: object) -> dict:
-    """Returns the options that training code saved beside the weights; top-level keys override nested ones."""
+    """Returns the options that a training script saved beside the weights; top-level keys override nested ones."""
     if not isinstance(contents, Mapping):
         return {}
     nested = [contents[name] for name in OPTIONS if isinstance(contents.get(name), Mapping)]
@@ -107,7 +108,7 @@ def options(contents: object) -> dict:
 
 
 def architecture_in_options(contents: object) -> str:
-    """Returns the name of the model among the options of a file, "" if there is none.
+    """Returns the name of the model in the options of a file, or "" if there is none.
 
     >>> architecture_in_options({"args": {"arch": "resnet50"}, "state_dict": {}})
     'resnet50'
@@ -117,14 +118,16 @@ def architecture_in_options(contents: object) -> str:
 
 
 def check_plain(path: pathlib.Path, contents: object) -> None:
-    """Checks that a network has neither anti-aliased nor dilated convolutions, which its weights do not show.
+    """Checks that a network has no anti-aliased or dilated convolutions, which could not be seen in its weights.
 
     Raises:
-      InputError: if its name or its options say so.
+      InputError: if its name or its options say that it has.
     """
     for name in (identifying_name(path), architecture_in_options(contents)):
         if ANTI_ALIASED.search(name):
-            raise InputError(f"{path}: {name!r} is anti-aliased, which no model here is; use plain weights.")
+            raise InputError(
+                f"{path}: {name!r} is anti-aliased, which no model here is; use the weights of a plain network."
+            )
     dilated = options(contents).get("replace_stride_with_dilation")
     if isinstance(dilated, list) and any(value is True for value in dilated):
         raise InputError(f"{path}: was trained with dilated stages ({dilated}), which no model here has.")
@@ -138,7 +141,7 @@ def settings_from_shapes(net: Net, state: State, contrastive: bool = False) -> d
     Args:
       net: the model, with any settings.
       state: name -> array, with our names (see `renamings.to_ours`).
-      contrastive: whether the head does not classify.
+      contrastive: whether the head belongs to a contrastive method and does not classify.
     """
     settings = {}
     head = state.get(".".join((*net.classifier, "bias")))
@@ -148,13 +151,13 @@ def settings_from_shapes(net: Net, state: State, contrastive: bool = False) -> d
 
 
 def settings_in_options(path: pathlib.Path, model: str, contents: object, where: str) -> tuple[dict, str]:
-    """Returns the settings in the options of a file that its shapes do not show, and a note on them ("" for none).
+    """Returns the settings that the options of a file state and its shapes do not show, and a note on them (or "").
 
     Args:
       where: keys and prefix of the weights, see `state_dicts.Found`.
 
     Raises:
-      InputError: if timm trained it as a network that differs from the model here.
+      InputError: if the options are timm's and describe a network that differs from the model here.
     """
     values = options(contents)
     arguments, pools = values.get("model_kwargs") or {}, (values.get("gp"), values.get("global_pool"))
@@ -165,13 +168,13 @@ def settings_in_options(path: pathlib.Path, model: str, contents: object, where:
     if model == "vit_small_patch16_224" and is_moco_v3(contents, where):
         return {"num_heads": 12}, (
             "It is read as MoCo v3's ViT-S, which has 12 attention heads where timm's has 6; the weights do not show "
-            "it (for 6, give settings={'num_heads': 6})."
+            "the number (for 6, give settings={'num_heads': 6})."
         )
     return {}, ""
 
 
 def is_moco_v3(contents: object, where: str) -> bool:
-    """Returns whether names are those of MoCo v3: base_encoder, or vit_small or vit_base in its linear evaluation."""
+    """Returns whether a file has names that MoCo v3 uses: base_encoder, or the arch vit_small or vit_base."""
     arch = contents.get("arch") if isinstance(contents, Mapping) else None
     return "base_encoder" in where or "momentum_encoder" in where or arch in ("vit_small", "vit_base")
 
@@ -188,7 +191,7 @@ def assumptions(model: str, settings: Mapping, known: Mapping, segments: bool, i
     if MODELS[model].takes("stem") and "stem" not in known:
         if settings.get("stem") == "cifar":
             yield (
-                "Its first convolution is 3x3: stride 1 and no max pool are assumed, which the weights do not show; "
+                "Its first convolution is 3x3: stride 1 and no max pool are assumed, but the weights do not show them; "
                 "if that is wrong, give settings={'stem': ...}: '3x3_pool', '3x3_stride2' or '3x3_stride2_pool'."
             )
         elif not is_known:
@@ -197,10 +200,10 @@ def assumptions(model: str, settings: Mapping, known: Mapping, segments: bool, i
                 "torchvision; the weights do not show them (for no pool, give settings={'stem': '7x7'})."
             )
     if segments:
-        yield "It also holds a segmentation head: such networks are often dilated, which is ignored here."
+        yield "It also holds a segmentation head: networks with one are often dilated, but dilation is ignored here."
     if model == "vit_small_patch16_224" and "num_heads" not in known and not is_known:
         yield (
-            "6 attention heads are assumed, as in timm; MoCo v3's ViT-S has 12, and the weights do not show it "
+            "6 attention heads are assumed, as in timm; MoCo v3's ViT-S has 12, and the weights do not show the number "
             "(for 12, give settings={'num_heads': 12})."
         )
 
@@ -208,9 +211,10 @@ def assumptions(model: str, settings: Mapping, known: Mapping, segments: bool, i
 def guessed_preprocessing(
     path: pathlib.Path, model: str, settings: Mapping, is_moco: bool = False
 ) -> tuple[Preprocessing, str]:
-    """Returns the preprocessing of the release with the name of a file, and a note if it is a guess (else "").
+    """Returns the preprocessing of the release that a file's name refers to, and a note if it is a guess (else "").
 
-    Without such a release, it is the preprocessing of the model's usual release. The image size is that of `settings`.
+    If there is no such release, the preprocessing of the model's usual release is returned. The image size is taken
+    from `settings`.
     """
     name, release = identifying_name(path), released_as(path)
     if settings.get("stem", "").startswith(("cifar", "3x3")):
@@ -235,7 +239,7 @@ def _rounded(values) -> str:
 
 
 def _network(model: str) -> str:
-    """Returns the model with the same network: DeiT is a ViT that is trained differently."""
+    """Returns the name of the model with the same network; for example, DeiT is a ViT that is trained differently."""
     return (model in MODELS and MODELS[model].network) or model
 
 
@@ -257,11 +261,11 @@ def _from_export(path, text) -> Description:
 def from_metadata(metadata: object) -> Description:
     """Reads the metadata of an exported file or an epoch: {"model", "preprocessing", "source_accuracy", "has_head"}.
 
-    "has_head" is false if the logits are not those of classes but, for example, a contrastive projection; true by
-    default.
+    "has_head" is false if the logits do not stand for classes but are, for example, a contrastive projection. It is
+    true by default.
 
     Raises:
-      InputError: if a field has a wrong type, or a number that no model has.
+      InputError: if a field has the wrong type or a number that no model can have.
 
     >>> from_metadata({"model": {"name": "resnet18", "num_classes": 10}}).model
     'resnet18'
@@ -292,7 +296,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _from_timm_config(path, beside) -> Description:
-    """Reads the config.json of a folder of timm's hub, unless the name of the file says that it is another model."""
+    """Reads the config.json in a folder from timm's hub, unless the name of the file refers to another model."""
     try:
         config_json = json.loads(beside.read_text())
     except (ValueError, RecursionError, OSError) as error:
@@ -314,7 +318,7 @@ def _from_timm_config(path, beside) -> Description:
         ) from error
     pools = (config_json.get("global_pool"), config.get("global_pool"))
     settings = _timm_settings(beside, model, "model_args", config_json.get("model_args") or {}, pools)
-    notes = (f"{beside} asks for crop_mode {mode!r}; the centre is cropped instead.",) * (mode != "center")
+    notes = (f"{beside} asks for crop_mode {mode!r}; a centre crop is used instead.",) * (mode != "center")
     return Description(str(beside), model, settings, preprocessing, notes=notes)
 
 
@@ -345,7 +349,7 @@ def _timm_settings(where: object, model: str, field: str, arguments: object, poo
 
 
 def _timm_preprocessing(config: Mapping) -> Preprocessing:
-    """Converts the pretrained_cfg of timm."""
+    """Converts timm's pretrained_cfg to a `Preprocessing`."""
     height, size = (int(side) for side in config["input_size"][-2:])
     if height != size:
         raise ValueError(f"input_size {config['input_size']} is not square")

@@ -1,4 +1,4 @@
-"""Writes a checkpoint as a file that timm and `load_checkpoint` read."""
+"""Writes a checkpoint as a file that timm and `load_checkpoint` can read."""
 
 import json
 import pathlib
@@ -14,9 +14,9 @@ def export(checkpoint: Checkpoint, path: str | pathlib.Path) -> None:
 
     The names are those of timm's resnet18 .. resnet152 (also for resnet10), resnetv2_18 .. resnetv2_152,
     mobilenetv1_100, mobilenetv2_100, inception_v3, inception_resnet_v2, vit_* and deit_*. Other models have the names
-    of their release: torchvision's googlenet for inception_v1, pretrainedmodels' bninception for inception_v2 (whose
-    first convolution reads blue, green, red), and those of the T2T-ViT repository for t2t_vit_14 and t2t_vit_t_14. An
-    untrained head is left out.
+    that their releases use: torchvision's googlenet for inception_v1, pretrainedmodels' bninception for inception_v2
+    (whose first convolution takes the channels in the order blue, green, red), and the T2T-ViT repository for
+    t2t_vit_14 and t2t_vit_t_14. An untrained head is left out.
 
     The metadata hold the model, the preprocessing and the source accuracy as JSON under "jax_transfer".
 

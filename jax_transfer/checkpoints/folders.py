@@ -8,18 +8,18 @@ from jax_transfer.checkpoints.descriptions import is_nameless
 from jax_transfer.checkpoints.torch_files import ENDINGS, ENDINGS_TEXT, PART, has_ending
 from jax_transfer.records import InputError, printable
 
-# Files that training code saves beside weights, with the same extensions.
+# Files that training scripts save beside the weights, with the same extensions.
 NO_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state)[\w-]*\.")
 
 
 def expand(path: str | pathlib.Path) -> list[pathlib.Path]:
     """Returns the checkpoints at a path.
 
-    - A trajectory's folder gives its epochs, in ascending order.
-    - Any other folder gives its files of weights (torch_files.ENDINGS), sorted by name. A model.safetensors that is
-      also saved in other formats counts once.
-    - A repository in a hub's cache gives the files of its snapshots.
-    - A file, or an epoch, gives itself.
+    - For the folder of a trajectory: its epochs, in ascending order.
+    - For a repository in a hub's cache: the files of its snapshots.
+    - For any other folder: its files of weights (torch_files.ENDINGS), sorted by name. If a model.safetensors is also
+      saved in other formats, only one of these files is listed.
+    - For a file or an epoch: the path itself.
 
     Raises:
       InputError: if a folder has no checkpoints.
@@ -47,7 +47,7 @@ def expand(path: str | pathlib.Path) -> list[pathlib.Path]:
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the files of weights in a folder, sorted by name; of a model saved in several formats, only one."""
+    """Returns the files of weights in a folder, sorted by name; only one if a model is saved in several formats."""
     files = sorted(p for p in folder.iterdir() if has_ending(p) and not NO_WEIGHTS.match(p.name))
     nameless = sorted((p for p in files if is_nameless(p)), key=_ending_index)
     return [p for p in files if p not in nameless[1:]]
@@ -63,16 +63,16 @@ def expanded(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def only_file(folder: pathlib.Path) -> pathlib.Path:
-    """Returns the only file of weights in a folder; the folder itself, which the caller rejects, if there is none.
+    """Returns the only file of weights in a folder or, if there is none, the folder itself, which the caller rejects.
 
     Raises:
-      InputError: if there are several.
+      InputError: if there are several files of weights.
     """
     try:
         files = [file for file in expand(folder) if file != folder and not is_epoch(file)]
     except InputError:  # the caller's error names the folder
         return folder
-    if len(files) > 1 and not all(PART.search(file.name) for file in files):  # parts have an error of their own
+    if len(files) > 1 and not all(PART.search(file.name) for file in files):  # the error on parts is raised later
         raise InputError(f"{folder}: holds {len(files)} checkpoints; name one, such as {files[0]}.")
     return files[0] if files else folder
 

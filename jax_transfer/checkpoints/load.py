@@ -1,4 +1,4 @@
-"""Loads checkpoints of any origin: an epoch of a trajectory (Orbax), or a file of torch weights."""
+"""Loads a checkpoint from an epoch of a trajectory (Orbax) or from a file of torch weights."""
 
 import contextlib
 import dataclasses
@@ -28,10 +28,10 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Loads one checkpoint.
 
-    The weights are searched in every mapping of a file and under every prefix, and those that fit the model best are
-    used. If several fit equally well, the moving average (or the teacher) is preferred, then the network, then its
-    momentum copy. Parts that are left out, such as losses, projections and decoders, are reported in `notes`; a missing
-    weight is an error.
+    Every mapping in a file, with every prefix of its names, is searched for weights, and those that fit the model best
+    are used. If several fit equally well, the moving average (or the teacher) is preferred, then the network itself,
+    then its momentum copy. Parts that are left out, such as losses, projections and decoders, are reported in `notes`;
+    a missing weight is an error.
 
     Settings that the file does not state are inferred from its shapes: the number of classes, the width and stem of a
     ResNet, the width of a MobileNet, the image size of a transformer. Preprocessing that it does not state is inferred
@@ -39,18 +39,18 @@ def load_checkpoint(
     classify is left out.
 
     Args:
-      path: an epoch of a trajectory (`run/checkpoints/5`); a file of a model in MODELS, with the names of torchvision,
-        timm, or the releases of T2T-ViT, MoCo and pretrainedmodels' bninception; or a folder with one such file. `~` is
-        the home folder.
+      path: an epoch of a trajectory (`run/checkpoints/5`); a file of a model in MODELS, with the parameter names of
+        torchvision, timm, or the releases of T2T-ViT, MoCo and pretrainedmodels' bninception; or a folder with one such
+        file. `~` is the home folder.
       model: a key of MODELS, optionally with settings: "vit_small_patch16_224?num_heads=12". By default, the model that
-        the file states (in its metadata, in timm's config.json beside it, or as `arch` among its options), else the
-        model with which its name begins. A model.safetensors is named by its folder, or by its repository in a hub's
-        cache.
+        the file states (in its metadata, in timm's config.json beside it, or as `arch` in its options) or, if it
+        states none, the model with whose name the file's name begins. For a model.safetensors, the name of its folder,
+        or of its repository in a hub's cache, counts instead.
       settings: arguments of the model that cannot be inferred from weights, such as {"num_heads": 12} or
         {"stem": "3x3_pool"}.
 
     Raises:
-      InputError: if the file cannot be used or states another model; the message names the file and what to do.
+      InputError: if the file cannot be used or states another model; the message names the file and says what to do.
 
     >>> import pathlib, tempfile
     >>> from jax_transfer.data.transforms import Preprocessing
@@ -83,7 +83,7 @@ def describes_itself(path: str | pathlib.Path) -> bool:
     """Returns whether a checkpoint states which of MODELS it is, so that `load_checkpoint` needs no `model`.
 
     True for an epoch of a trajectory, and for a file whose metadata, or timm's config.json beside it, name a model. The
-    name of the file does not count. False if it cannot be read. No weights are read.
+    name of the file does not count. False if the checkpoint cannot be read. No weights are read.
 
     >>> describes_itself("no/such/file.safetensors")
     False
@@ -98,13 +98,13 @@ def describes_itself(path: str | pathlib.Path) -> bool:
 
 
 def _from_trajectory(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint:
-    """Loads an epoch of a trajectory; `given` are the settings of the caller."""
+    """Loads an epoch of a trajectory; `given` are the settings that the caller specified."""
     if not is_epoch(path):
         raise InputError(f"{path}: is a folder, but not an epoch of a trajectory such as checkpoints/5.")
     epoch = int(path.name)
     with contextlib.closing(Trajectory(path.parent)) as trajectory:
         if epoch not in trajectory.epochs():
-            raise InputError(f"{path}: is not a complete checkpoint; the folder has {trajectory.epochs() or 'none'}.")
+            raise InputError(f"{path}: is not a complete checkpoint; complete epochs: {trajectory.epochs() or 'none'}.")
         name, preprocessing, described = _description_of_epoch(path, trajectory.metadata(epoch))
         settings = {**described.settings, **given}
         if model not in (None, name):
@@ -126,7 +126,7 @@ def _from_trajectory(path: pathlib.Path, model: str | None, given: dict) -> Chec
 
 
 def _description_of_epoch(path: pathlib.Path, metadata: object) -> tuple[str, Preprocessing, descriptions.Description]:
-    """Returns the model, the preprocessing and all else that the metadata of an epoch state.
+    """Returns the model, the preprocessing and the whole description in the metadata of an epoch.
 
     Raises:
       InputError: if the metadata are malformed or lack the model or the preprocessing.
@@ -156,7 +156,7 @@ def _make_model(path: pathlib.Path, name: str, settings: Mapping) -> Net:
 
 
 def _from_file(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint:
-    """Loads a file of weights; `given` are the settings of the caller."""
+    """Loads a file of weights; `given` are the settings that the caller specified."""
     contents = torch_files.read(path)
     described = descriptions.describe(path)
     descriptions.check_plain(path, contents)
@@ -179,7 +179,7 @@ def _from_file(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint
         if len(names) == 1:  # otherwise the options and the name of the file differ, and the name is tried next
             raise
     checkpoint = _from_contents(path, contents, names[1], described, given)
-    note = f"Its options name a {arch}, which its weights do not fit: it is read as a {names[1]}, because of its name."
+    note = f"Its options name a {arch}, which does not fit its weights; it is read as a {names[1]} because of its name."
     return dataclasses.replace(checkpoint, notes=(note, *checkpoint.notes))
 
 
@@ -232,7 +232,7 @@ def _find_weights(path: pathlib.Path, contents: object, net: Net, known: dict) -
     """Finds the weights of a file that fit a model best; `net` is the model with the `known` settings."""
 
     def count_shapes(state: Mapping) -> int:
-        """Returns how many arrays have the shapes of the model, with the settings that their shapes imply."""
+        """Returns how many arrays have the model's shapes if it has the settings that the shapes imply."""
         ours = renamings.our_names(state)
         state = {ours[key]: x for key, x in state.items()}
         try:

@@ -1,4 +1,4 @@
-"""Returns the model and the preprocessing that the name of a released file refers to."""
+"""Finds the model and the preprocessing that the name of a released file refers to."""
 
 import re
 
@@ -6,8 +6,8 @@ from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.spec import IMAGENET
 from jax_transfer.models.zoo import MODELS
 
-# The end of a released file's name, before its extension: 8 to 10 digits of a hash (not of a date), or the data set of
-# a tag.
+# The end of a released file's name, before its extension: 8 to 10 hexadecimal digits of a hash (not a date), or a tag
+# that ends with the name of a data set.
 RELEASE = re.compile(r"_((?=\d*[a-f])[0-9a-f]{8,10}|\w*in(1|12|21|22)k)(_(pth|pt|tar|ckpt|bin|safetensors))*$")
 
 
@@ -20,7 +20,7 @@ def releases() -> dict[str, tuple[str, Preprocessing]]:
 
 
 def released(file_name: str) -> tuple[str, Preprocessing] | None:
-    """Returns (model, preprocessing) of the longest name in `releases()` with which a file's name begins, else None.
+    """Returns (model, preprocessing) for the longest name in `releases()` with which a file's name begins, or None.
 
     >>> released("resnet18-f37072fd.pth")[0], released("resnet18.a1_in1k")[0]
     ('resnet18', 'resnet18')
@@ -37,7 +37,7 @@ def _released_name(file_name: str) -> str | None:
 
 
 def is_release(file_name: str) -> bool:
-    """Returns whether a name is one that a library gives to a release: with a hash or a tag.
+    """Returns whether the name of a file has the hash or the tag that libraries give to their releases.
 
     >>> is_release("resnet18-f37072fd.pth"), is_release("resnet50.a1_in1k"), is_release("resnet18_mine.pth")
     (True, True, False)
@@ -47,7 +47,7 @@ def is_release(file_name: str) -> bool:
 
 
 def architecture(name: str) -> str | None:
-    """Returns the key of MODELS that an `arch` of training code refers to, None if there is none.
+    """Returns the key of MODELS for the `arch` name that a training script used, or None if there is none.
 
     >>> architecture("resnet50"), architecture("vit_small"), architecture("alexnet")
     ('resnet50', 'vit_small_patch16_224', None)
@@ -57,7 +57,7 @@ def architecture(name: str) -> str | None:
 
 
 def named(text: str) -> tuple[str, dict[str, int | float | str]]:
-    """Parses a model with settings into (name, settings).
+    """Parses the text of a model, with or without settings, into (name, settings).
 
     >>> named("resnet18?stem=3x3_pool&width=32")
     ('resnet18', {'stem': '3x3_pool', 'width': 32})
@@ -72,7 +72,7 @@ def _value(text: str) -> int | float | str:
 
 
 def _plain(name: str) -> str:
-    """Returns a name in lower case with "_" for all other characters."""
+    """Returns a name in lower case, with "_" in place of everything but letters and digits."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower())
 
 

@@ -4,9 +4,9 @@ Our names are those of torchvision's ResNets, MobileNet v2, GoogLeNet and Incept
 v1, Inception-ResNet v2, ViT and DeiT, of pretrainedmodels' bninception, and of the T2T-ViT release. The names of
 torchvision's ViT and of timm's MobileNet v2 are mapped to these. Two more differences are handled:
 
-- timm's ResNets v2 have a 1x1 convolution [s, d, 1, 1] as head, where we have a matrix.
-- bninception comes from Caffe: its first convolution reads blue, green, red, so its input channels are reversed. Its
-  file may hold BatchNorm arrays as [1, d].
+- timm's ResNets v2 have a 1x1 convolution [s, d, 1, 1] as their head, where we have a matrix.
+- bninception comes from Caffe: its first convolution takes the channels in the order blue, green, red, so they are
+  reversed. Its file may hold BatchNorm arrays of shape [1, d].
 """
 
 import re
@@ -66,14 +66,14 @@ def our_names(names: Collection[str]) -> dict[str, str]:
 
 
 def to_ours(state: Mapping[str, np.ndarray], what: str = "the file") -> State:
-    """Converts the state of any of the libraries above to our names and shapes; unknown arrays are kept.
+    """Converts a state from any of these libraries to our names and shapes; unknown arrays are kept.
 
     Args:
       state: name -> array.
       what: the name of the file, for the error message.
 
     Raises:
-      InputError: if two names map to the same one.
+      InputError: if two names map to the same name.
     """
     new = our_names(state)
     if len(set(new.values())) < len(new):
@@ -85,7 +85,7 @@ def to_ours(state: Mapping[str, np.ndarray], what: str = "the file") -> State:
 def to_released(state: Mapping[str, np.ndarray]) -> State:
     """Converts the state of one of our models to timm's names and shapes; `to_ours` reverses it.
 
-    Models that timm does not have get the names and shapes of their release.
+    Models that timm lacks get the names and shapes that their releases use.
     """
     if "features.0.0.weight" in state:
         theirs = {ours: name for name, ours in TIMM_MOBILENET_V2.items()}

@@ -1,8 +1,8 @@
-"""Finds the weights of a model in a file: the mapping, at any depth, and the prefix under which its names fit best.
+"""Finds the weights of a model in a file: the mapping, at any depth, and the prefix of names that fit the model best.
 
-Training code wraps a network in others and saves it among averages, momentum copies, losses and optimizers. Instead of
-a list of such wrappers, every mapping that holds arrays is tried with every prefix of its names. The words in keys and
-prefixes only decide between candidates that fit equally well.
+Training scripts wrap a network in other modules and save it together with averages, momentum copies, losses and
+optimizers. Instead of looking for known wrappers, this module tries every mapping that holds arrays with every prefix
+of its names. The words in keys and prefixes only decide between candidates that fit equally well.
 """
 
 import math
@@ -19,29 +19,31 @@ from jax_transfer.records import InputError
 
 # Parts that wrappers insert into names: torch.compile, FSDP, checkpointed activations, DataParallel.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
-# The preference between candidates that fit equally well: first the moving average of the weights, as in timm (DINO's
-# teacher is one); then the network itself; then its momentum copy in contrastive learning, or an earlier network; last
-# the state of an optimizer.
+# The order of preference between candidates that fit equally well: first the moving average of the weights, as in timm
+# (DINO's teacher is one); then the network itself; then its momentum copy in contrastive learning, or an earlier
+# network; last the state of an optimizer.
 AVERAGES = {"ema", "modelema", "emamodel", "average", "averaged", "avg", "swa", "polyak", "shadow", "teacher"}
 FOLLOWERS = {"momentum", "target", "key", "k", "m", "init", "initial", "pretrained", "old", "prev", "previous", "last"}
 OPTIMIZERS = {"optimizer", "optimizers", "optim", "opt", "sgd", "adam", "adamw", "mu", "nu", "exp", "grad", "grads"}
-# Names of the encoders of contrastive methods, whose head tells images apart and not classes.
+# Names of the encoders of contrastive methods, whose heads distinguish images rather than classes.
 CONTRASTIVE = re.compile(
     r"encoder_[qkm]\b|(base|online|momentum|target|query|key)_(encoder|network|net|model|backbone)|\bonline\b"
 )
-# Arrays that do not influence the features: counters, and heads used in training only.
+# Arrays that do not influence the features: counters, and heads used only in training.
 IGNORED = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2|aux_head)\.|^mask(ed)?_(token|embed)$")
-# Beginnings of names that may lie on the path from image to features: a file with one that the model lacks holds
-# another model. Other names, such as losses, metrics, projections, predictors, prototypes and decoders, are left out.
+# Beginnings of the names of arrays that may lie on the path from the image to the features. A file with such an array
+# that the model lacks holds another model. Other arrays, such as those of losses, projections and decoders, are left
+# out.
 FEATURE_PATH = re.compile(
     r"(layers?|blocks?|stages?|stem|conv|bn|gn|norm|patch|rope|reg|register|head_dist|features|trunk|maxpool|avgpool|"
     r"pool|attn|attention|attnpool|se|aa|gamma|beta|ls|ln|ssf|freqs?|cls_pos|pre_logits|prompts?|adapt[a-z]*|lora)"
     r"(\d|[._]|$)|"
     r"\w*(norm|token|pool|embed|embedding)\d*(\.|$)"
 )
-# Names of segmentation heads, if their kernels are those of convolutions.
+# Names of segmentation heads, if their kernels are 4-dimensional, as those of convolutions are.
 SEGMENTATION = re.compile(r"(^|\.)(aux_classifier|decode_head|auxiliary_head|classifier)\.")
-TRAINING_ONLY = re.compile(r"decoder|mask_token|proj|pred|criterion|loss")  # although some match FEATURE_PATH
+# Names of parts used only in training; some also match FEATURE_PATH.
+TRAINING_ONLY = re.compile(r"decoder|mask_token|proj|pred|criterion|loss")
 
 
 class Found(NamedTuple):
@@ -49,8 +51,8 @@ class Found(NamedTuple):
 
     Attributes:
       state: name -> float32 array, without the prefix and without arrays that are not weights.
-      where: keys of the mappings and prefix, for messages.
-      contrastive: whether it is the encoder of a contrastive method, whose head does not classify.
+      where: the keys of the nested mappings and the prefix of the names, for messages.
+      contrastive: whether the weights are an encoder of a contrastive method, whose head does not classify.
       segments: whether the file also holds a segmentation head.
       notes: sentences on what was left out.
     """
@@ -69,8 +71,8 @@ class _Candidate(NamedTuple):
     arrays: Mapping[str, Any]
     prefix: str
     names: Mapping[str, str]  # name after the prefix, without wrappers -> full name
-    fitting: int  # number of names that the model has, without those of its head
-    rank: int  # preference by its words; the lowest is best
+    fitting: int  # number of names that the model also has, except for those of its head
+    rank: int  # preference by the words in keys and prefix; the lowest is best
 
     @property
     def location(self) -> str:
@@ -84,15 +86,15 @@ def find(
     """Finds the weights that fit a model best.
 
     Args:
-      contents: of the file, as `torch_files.read` returns them.
+      contents: the contents of the file, as `torch_files.read` returns them.
       expected: names of the model's arrays.
-      head: beginning of the names of its classification head, such as "fc.".
+      head: beginning of the names in the model's classification head, such as "fc.".
       path: the file, for messages.
       count_shapes: returns the number of arrays of a state that also have the model's shapes; called if several
-        candidates have equally many names of the model.
+        candidates share equally many names with the model.
 
     Raises:
-      InputError: if there are no arrays, or one of the weights is not finite or not dense.
+      InputError: if there are no arrays, or if any of the weights is not finite or not dense.
     """
     containers = list(_containers(contents))
     if not containers:
@@ -122,7 +124,7 @@ def find(
 
 
 def _our_names(names: Mapping[str, str]) -> dict[str, str]:
-    """Returns name -> the model's name of the arrays of a candidate."""
+    """Returns name -> the model's name, for the arrays of a candidate."""
     return renamings.our_names([name for name in names if not IGNORED.search(name)])
 
 
@@ -136,7 +138,7 @@ def _best(
         return [candidate for candidate, n in zip(candidates, counts, strict=True) if n == max(counts)]
 
     best = with_most(candidates, lambda candidate: candidate.fitting)
-    # With the fewest extra arrays, since these may be parts of a larger network.
+    # Then those with the fewest extra arrays, since extra arrays may be parts of a larger network.
     best = with_most(best, lambda candidate: -sum(map(is_extra, _our_names(candidate.names).values())))
     best = with_most(best, lambda candidate: count_shapes(_shapes(candidate)))
     return sorted(best, key=lambda candidate: (candidate.rank, candidate.prefix.count(".")))
@@ -148,7 +150,7 @@ def _notes(best: _Candidate, others: list[_Candidate], left_out: list[str]) -> I
         listed = ", ".join(repr(other.location or "the file itself") for other in others[:3])
         listed += ", ..." * bool(others[3:])
         yield (
-            f"The weights are those under {best.location or 'the file itself'!r}; {listed} would fit as well and "
+            f"The weights used are those under {best.location or 'the file itself'!r}; {listed} would fit as well and "
             f"{'were' if others[1:] else 'was'} left out."
         )
         left_out = [group for group in left_out if not any(_covers(other, best, group) for other in others)]
@@ -214,7 +216,7 @@ def _rank(candidate: _Candidate) -> int:
     words, parts = _words(candidate), candidate.prefix.split(".")
     counters = (candidate.arrays.get(".".join([*parts[:i], "n_averaged"])) for i in range(len(parts)))
     counts = [int(counter) for counter in counters if counter is not None and math.prod(counter.shape) == 1]
-    if words & OPTIMIZERS or 0 in counts:  # an average that has not been updated yet is the initialisation
+    if words & OPTIMIZERS or 0 in counts:  # an average that was never updated is just the initialisation
         return 3
     if words & FOLLOWERS:
         return 2
@@ -237,7 +239,7 @@ def _covers(other: _Candidate, best: _Candidate, group: str) -> bool:
 
 
 def _grouped(names: list[str], prefix: str) -> list[str]:
-    """Groups names by the first part that differs from the prefix: module.queue, module.predictor.* (4 arrays)."""
+    """Groups names by the first part that differs from the prefix, as in module.predictor.* (4 arrays)."""
     groups: dict[str, list[str]] = {}
     for name in names:
         parts, prefix_parts = name.split("."), prefix.split(".")
@@ -247,7 +249,7 @@ def _grouped(names: list[str], prefix: str) -> list[str]:
 
 
 def _shapes(candidate: _Candidate) -> State:
-    """Returns name -> array of the right shape that takes no memory, for code that needs names and shapes only."""
+    """Returns name -> array of the right shape that takes no memory, for code that needs only names and shapes."""
     arrays = candidate.arrays
     return {name: np.broadcast_to(np.False_, tuple(arrays[full].shape)) for name, full in candidate.names.items()}
 

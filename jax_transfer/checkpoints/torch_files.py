@@ -1,8 +1,8 @@
 """Reads files of torch weights, .safetensors and torch pickles, without running any code in them.
 
-Beside weights, training code saves few kinds of objects: options, counters, paths. These load through torch's
-allow-list as inert stand-ins that only keep the contents of the file: not even NumPy's or pathlib's own code runs on
-them.
+Besides weights, training scripts save only a few kinds of objects, such as options, counters and paths. These are
+loaded through torch's allow-list as inert stand-ins, which only keep what the file says about the objects: not even
+code of NumPy or pathlib runs on them.
 """
 
 import pathlib
@@ -20,7 +20,7 @@ import safetensors
 
 from jax_transfer.records import InputError
 
-# Extensions of files of weights: those that are searched in a folder, and one more that is read if the file is named.
+# Extensions of files of weights: those that are listed in a folder, and one that is read only if the file is named.
 ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".pt.tar", ".ckpt", ".bin")
 ALSO_READ = (".tar",)
 # For messages.
@@ -30,10 +30,10 @@ TORCH_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
     RecursionError, RuntimeError, TypeError, ValueError, struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
-# Limit in bytes for the compressed parts of an archive: torch compresses only the code of a TorchScript program.
+# Number of bytes by which an archive may expand: torch compresses only the code of a TorchScript program.
 COMPRESSED = 2**24
 READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # dtypes in a .safetensors file
-PART = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")  # names of weights that are split over several files
+PART = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")  # names of the files of a checkpoint that is split
 UNREAD = re.compile(r"(^|\.)num_batches_tracked$")  # counters of any dtype, which are not read
 
 # Classes that a pickle may name besides tensors. All become `Inert`.
@@ -45,7 +45,7 @@ INERT = {
     "numpy": ("dtype", "ndarray", "bool_", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"),
     "numpy.core.multiarray": ("scalar", "_reconstruct"),
     "numpy._core.multiarray": ("scalar", "_reconstruct"),
-    "builtins": ("dict", "list", "tuple", "int", "float", "str", "bool"),  # what a defaultdict makes
+    "builtins": ("dict", "list", "tuple", "int", "float", "str", "bool"),  # the types of a defaultdict's values
 }
 NUMERIC = re.compile(r"[<>=|]?([fiu][1248]|b1|\?)")  # codes of NumPy's numeric dtypes
 
@@ -72,7 +72,7 @@ class Inert:
 
 
 class _DefaultDict:
-    """A `collections.defaultdict` without its factory: a plain dictionary, the only mapping that torch fills."""
+    """Replaces `collections.defaultdict` by a plain dictionary, the only mapping that torch fills."""
 
     arguments: tuple
     state: Any
@@ -82,7 +82,7 @@ class _DefaultDict:
 
 
 class _NoBytes:
-    """`bytes()`, which pickle protocol 2 writes for an empty byte string."""
+    """Replaces the call `bytes()`, which pickle protocol 2 writes for an empty byte string."""
 
     arguments: tuple
     state: Any
@@ -106,7 +106,7 @@ def has_ending(path: pathlib.Path, endings: tuple[str, ...] = ENDINGS) -> bool:
 
 
 def read(path: pathlib.Path) -> object:
-    """Reads a file of weights: nested mappings and lists with arrays (of NumPy, JAX or torch). No code in it is run.
+    """Reads a file of weights as nested mappings and lists of NumPy, JAX or torch arrays. No code in it is run.
 
     Raises:
       InputError: if the file is missing, truncated or not a checkpoint, holds code, or needs torch, which is not
@@ -177,7 +177,7 @@ def _read_safetensors(path):
 
 
 def _with_safetensors(path, use):
-    """Returns `use(file)` of an opened .safetensors file.
+    """Opens a .safetensors file and returns `use(file)`.
 
     Raises:
       InputError: if the file cannot be read.
@@ -196,7 +196,7 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
     """Returns the path of a file that exists and can be opened.
 
     Raises:
-      InputError: if it does not.
+      InputError: if the file does not exist or cannot be opened.
     """
     try:
         if not path.is_file():
@@ -208,7 +208,7 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 
 
 def _read_torch(path):
-    """Reads a torch pickle by torch's restricted unpickler, with `Inert` for the other allowed objects."""
+    """Reads a torch pickle with torch's restricted unpickler, and with `Inert` for all allowed objects but tensors."""
     try:
         import torch  # an optional dependency, needed here only
     except ImportError as error:
@@ -254,7 +254,7 @@ def _plain(x, seen: dict):
 
     Args:
       x: an object that torch loaded.
-      seen: id -> (object, its conversion): a pickle may contain itself, or one object many times.
+      seen: id -> (object, its conversion). An object in a pickle may contain itself, or occur many times.
     """
     if id(x) in seen:
         return seen[id(x)][1]
@@ -299,7 +299,7 @@ def _dtype_code(dtype) -> tuple[str, Any]:
 
 
 def _check_not_compressed(path) -> None:
-    """Checks that an archive does not expand to more than its size: torch does not compress weights.
+    """Checks that an archive does not expand to much more than its size: torch does not compress weights.
 
     Raises:
       InputError: if it does, since it might not fit into memory.
@@ -312,12 +312,12 @@ def _check_not_compressed(path) -> None:
     claimed = sum(entry.file_size for entry in entries)
     if claimed > path.stat().st_size + COMPRESSED:
         raise InputError(
-            f"{path}: is an archive that expands to {claimed:,} bytes, which torch does not write: refused."
+            f"{path}: is an archive that expands to {claimed:,} bytes, which is too much for a torch file: refused."
         )
 
 
 def _is_dense(x) -> bool:
-    """Returns whether a tensor has memory for each of its elements: with strides of 0, a small file can claim more."""
+    """Returns whether a tensor has memory for each of its elements: with strides of 0, it can claim to have more."""
     if str(x.layout) != "torch.strided" or x.is_quantized or x.is_complex() or x.device.type != "cpu":
         return False
     return x.numel() * x.element_size() <= x.untyped_storage().nbytes()

@@ -1,7 +1,8 @@
 """Converts weights in torch's layout to our dictionaries and back, by their names.
 
-Our parameters have the names of the released torch checkpoints, with "/" instead of "." and another last part, so that
-one rule serves every model (`_torch_name`). Files with other names for the same arrays are renamed, see `renamings`.
+Our parameters have the names of the released torch checkpoints, with "/" instead of "." and a different last part, so
+that one rule serves every model (`_torch_name`). Files with other names for the same arrays are renamed, see
+`renamings`.
 """
 
 import pathlib
@@ -25,7 +26,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 
 
 def expected_shapes(net: Net) -> dict[str, tuple[int, ...]]:
-    """Returns torch's name -> shape in torch's layout of each array of a net."""
+    """Returns torch's name -> shape in torch's layout, for each array of a net."""
     return {_torch_name(name): _torch_shape(name, shape) for name, shape in net.shapes.items()}
 
 
@@ -40,10 +41,10 @@ def from_torch(
       state: name -> array in torch's layout, as `state_dicts.find` returns it.
       net: the model.
       what: the name of the file, for messages.
-      contrastive: leave out the head in any case, since it was trained to tell images apart, not classes.
+      contrastive: leave out the head in any case, since it was trained to distinguish images rather than classes.
 
     Returns:
-      (params, stats, note). The note tells why the head is new; "" if it is not, or the net has no head.
+      (params, stats, note). The note says why the head is new; it is "" if the head is not new or the net has none.
 
     Raises:
       InputError: if any other name or shape differs; the message lists the first ones.
@@ -64,7 +65,7 @@ def from_torch(
         state = {name: value for name, value in state.items() if name not in own_head}
     elif contrastive or own_head != {name: shape for name, shape in shapes.items() if name.startswith(head)}:
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in own_head.items())
-        reason = "is a contrastive loss's" if contrastive else _reason(own_head.get(f"{head}weight", ()), net)
+        reason = "belongs to a contrastive loss" if contrastive else _reason(own_head.get(f"{head}weight", ()), net)
         note = f"its head ({listed}) {reason} and was left out" if own_head else "the file has no head"
         state = {name: value for name, value in state.items() if name not in own_head}
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith(head)}

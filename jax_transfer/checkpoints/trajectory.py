@@ -3,8 +3,8 @@
 `checkpoints/<epoch>/` holds three items: `model` (params, stats), `training` (everything else that training needs to
 resume, see `training.state.divide`) and `metadata` (JSON: model name and settings, preprocessing, source accuracy, the
 result row of the epoch, and fingerprints of all three items, which reveal corruption on the disk). A checkpoint can
-therefore be used without its config. Epoch 0 is the initialisation. Checkpoints are always restored into an abstract
-target: without one, Orbax turns list indices into strings and permutes the layers.
+therefore be used without the config of its training. Epoch 0 is the initialisation. Checkpoints are always restored
+into an abstract target: without one, Orbax turns list indices into strings and permutes the layers.
 """
 
 import contextlib
@@ -75,13 +75,13 @@ class Trajectory:
         """Saves an epoch asynchronously; its folder gets its final name when all files are written.
 
         Args:
-          model: {"params", "stats"} of the net, as it is evaluated.
+          model: {"params", "stats"} of the net that is evaluated.
           training: everything else that training needs to resume.
           metadata: a dictionary that JSON can represent.
 
         Raises:
           InputError: if a leaf is not an array or number, or has a dtype that JAX does not support, such as int64; the
-            message names it.
+            message names the leaf.
         """
         model, training = _storable(model), _storable(training)
         saved = {"model": model, "training": training, "metadata": metadata}
@@ -110,7 +110,7 @@ class Trajectory:
         return _fingerprints(self.metadata(epoch)).get("model")
 
     def restore_model(self, epoch: int, net: Net, sharding: jax.sharding.Sharding) -> dict:
-        """Restores {"params", "stats"} of an epoch, which must be those of `net`, with this sharding.
+        """Restores {"params", "stats"} of an epoch, whose net must be `net`, with this sharding.
 
         Raises:
           InputError: if the checkpoint is missing or damaged, or holds another net.
@@ -123,7 +123,7 @@ class Trajectory:
         """Restores (model, training) of an epoch with the shapes, dtypes and shardings of the abstract trees.
 
         Raises:
-          InputError: if the checkpoint is missing, damaged or of another structure.
+          InputError: if the checkpoint is missing or damaged, or has another structure.
         """
         targets = {"model": abstract_model, "training": abstract_training}
         items = self._restore(epoch, **{name: ocp_args.StandardRestore(tree) for name, tree in targets.items()})
@@ -138,7 +138,7 @@ class Trajectory:
         except Exception as error:  # noqa: BLE001  Orbax raises plain Exceptions for missing, short and garbled files
             logging.getLogger("asyncio").addFilter(_is_relevant)
             problem = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:200]
-        # Outside of `except`, where the error would keep the unfinished reads alive, which warn when the program ends.
+        # Not in the `except` clause: its error would keep unfinished reads alive, which warn when the program ends.
         if not problem:
             return restored
         others = [e for e in self.epochs() if e < epoch]
@@ -189,7 +189,7 @@ def _is_relevant(record: logging.LogRecord) -> bool:
     return "was never retrieved" not in str(record.msg)
 
 
-# glibc keeps memory that the threads of a save have freed reserved for these threads: without malloc_trim, the memory
+# After the threads of a save free memory, glibc keeps it reserved for these threads: without malloc_trim, the memory
 # of a run grows by a quarter of a checkpoint each epoch. Other C libraries have no such function.
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
@@ -208,14 +208,14 @@ def _storable(tree: dict) -> dict:
     """Returns the tree with plain numbers as arrays.
 
     Raises:
-      InputError: if Orbax would reject, drop or change a leaf; the message names it.
+      InputError: if Orbax would reject, drop or change a leaf; the message names the leaf.
     """
     stored = set()
 
     def storable(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
-        if any("/" in part for part in parts) or ".".join(parts) in stored:  # Orbax joins them by dots
+        if any("/" in part for part in parts) or ".".join(parts) in stored:  # Orbax joins the parts with dots
             raise InputError(f"A checkpoint cannot hold {name}: a key has a '/', or another array has the same name.")
         stored.add(".".join(parts))
         fits = isinstance(leaf, float) or (isinstance(leaf, int) and -(2**31) <= leaf < 2**31)
@@ -247,7 +247,7 @@ def _is_storable(array, kind) -> bool:
 
 @contextlib.contextmanager
 def _disk_errors():
-    """Turns write errors of tensorstore into the OSError that caused them, which their text contains."""
+    """Converts tensorstore's write errors to the OSError that caused them and whose number is in their text."""
     try:
         yield
     except (ValueError, RuntimeError) as error:

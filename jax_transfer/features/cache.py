@@ -27,19 +27,19 @@ from jax_transfer.models import Net, Output
 from jax_transfer.records import Features
 from jax_transfer.results import write_atomically
 
-# Part of the name of a file. Version 2 decodes, crops and splits images differently from version 1, whose file names
-# are the hash alone.
+# Part of each file name. Version 2 decodes, crops and splits images differently from version 1, whose file names
+# consist of the hash alone.
 VERSION = 2
 
 
 class FeatureCache:
-    """Features of checkpoints on data sets, read from disk or extracted and then kept there.
+    """Features of checkpoints on data sets, read from disk, or extracted and then saved to disk.
 
         features = FeatureCache(workdir / "features", feeds, mesh, batch_size=512)
         features(checkpoint, source).features  # float32 [n, d]
 
     Args:
-      folder: the folder for the files; None to keep nothing.
+      folder: the folder for the files, or None to save nothing.
       feeds: (source, preprocessing) -> the feed of the source's images, read at the size that the preprocessing needs.
       mesh: the devices to extract on.
       batch_size: number of images in a forward pass, over all devices.
@@ -69,7 +69,7 @@ class FeatureCache:
         return features
 
     def path(self, checkpoint: Checkpoint, source: Source) -> pathlib.Path | None:
-        """Returns the file for these features, whether it exists or not; None if nothing is kept."""
+        """Returns the file for these features, whether it exists or not, or None if nothing is saved."""
         if self._folder is None:
             return None
         determined_by = [
@@ -88,7 +88,7 @@ class FeatureCache:
         return path is not None and path.exists()
 
     def gigaflops_per_image(self, net: Net, preprocessing: Preprocessing) -> float:
-        """Computes the work of one image's forward pass in GFLOP, from shapes alone."""
+        """Computes the work of the forward pass on one image, in GFLOP, from shapes alone."""
         key = net, preprocessing
         if key not in self._gigaflops:
             self._gigaflops[key] = forward_gigaflops(self._forward(*key), *key, self._batch_size)
@@ -122,7 +122,7 @@ def save(path: pathlib.Path, features: Features) -> None:
 
 
 def load(path: pathlib.Path) -> Features | None:
-    """Reads features from a file; None if it does not exist or, with a warning, if it cannot be read."""
+    """Reads features from a file; returns None if it does not exist or, with a warning, cannot be read."""
     if not path.exists():
         _warn_of_outdated(path.parent)
         return None
@@ -139,8 +139,8 @@ def _warn_of_outdated(folder: pathlib.Path) -> None:
     outdated = [path for path in folder.glob("*.npz") if not path.name.startswith(f"v{VERSION}-")]
     if outdated:
         log.warning(
-            "%s holds %d files of features that an earlier version extracted from different pixels: they are "
-            "ignored, and the features are extracted again.",
+            "%s holds %d files of features that an earlier version extracted from differently prepared images: "
+            "they are ignored, and the features are extracted again.",
             folder,
             len(outdated),
         )

@@ -37,8 +37,8 @@ def extract(forward: Callable, model: dict, feed: Feed, batch_size: int) -> Feat
     """Extracts the features of every image of a feed, as numpy arrays in the order of its source.
 
     Args:
-      forward: the forward pass of `make_forward`.
-      model: the weights, on the devices that extract.
+      forward: the forward pass that `make_forward` returns.
+      model: the weights, on the devices that run the forward pass.
       feed: the images.
       batch_size: number of images in a forward pass, over all devices.
 
@@ -49,7 +49,7 @@ def extract(forward: Callable, model: dict, feed: Feed, batch_size: int) -> Feat
     parts = []
     for batch in feed.evaluation_batches(batch_size):
         in_flight.append(forward(model, batch))
-        if len(in_flight) > 2:  # copy a batch's features to the host while the next ones are computed
+        if len(in_flight) > 2:  # copy a batch's features to the host while the next batches are computed
             parts.append(jax.device_get(in_flight.popleft()))
     parts += jax.device_get(list(in_flight))
     n = len(feed.source)  # later rows are padding
@@ -57,16 +57,16 @@ def extract(forward: Callable, model: dict, feed: Feed, batch_size: int) -> Feat
     return Features(features=features, logits=logits, labels=np.asarray(feed.source.labels, np.int32))
 
 
-# By this many eps of its size a feature may vary through rounding errors of the forward pass alone.
+# Rounding errors of the forward pass alone may make a feature vary by this many eps of its size.
 CONSTANT = 16
 
 
 def problem(features: Features, num_classes: int) -> str:
     """Explains why nothing can be learnt or scored from features, naming the array; returns "" if they are valid.
 
-    Features count as constant if the range of each, over all images, is at most CONSTANT eps of its size. The size is
-    its largest absolute value, or that of the median feature if larger: a feature that cancels to about 0 has the
-    rounding errors of the others.
+    Features count as constant if each varies by at most CONSTANT eps of its size over all images. The size of a feature
+    is its largest absolute value or, if larger, the median of these values over all features: a feature that is near 0
+    because terms cancel has rounding errors as large as those of other features.
 
     >>> import numpy as np
     >>> labels = np.array([0, 1])
@@ -100,7 +100,7 @@ def _are_constant(x):
 
 
 def forward_gigaflops(forward: Callable[..., Output], net: Net, preprocessing: Preprocessing, batch_size: int) -> float:
-    """Computes the work of one image's forward pass in GFLOP, by the compiler's cost analysis of shapes alone."""
+    """Computes the work of the forward pass on one image, in GFLOP, with the compiler's cost analysis of shapes."""
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     batch = abstract_batch(preprocessing, batch_size)
     return devices.gigaflops(forward, {"params": params, "stats": stats}, batch) / batch_size
@@ -109,7 +109,7 @@ def forward_gigaflops(forward: Callable[..., Output], net: Net, preprocessing: P
 def stack(features: Sequence[Features]) -> Features:
     """Stacks the features of k checkpoints: features [k, n, d], logits [k, n, s], labels [k, n].
 
-    Source classes that a checkpoint lacks get a logit of minus infinity, which is probability 0.
+    Source classes that a checkpoint lacks get a logit of minus infinity, that is, a probability of 0.
 
     >>> import numpy as np
     >>> a, b = (Features(np.zeros((4, 2)), np.zeros((4, s)), np.arange(4)) for s in (3, 5))

@@ -23,12 +23,12 @@ RANDOM = "random:"  # random:resnet18 is an untrained ResNet-18, a baseline for 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """Checkpoint to rank, which has not been read yet.
+    """A checkpoint to rank, which has not been read yet.
 
     Attributes:
       name: display name.
-      path: file or folder; None for a random initialisation.
-      model: model as in `load_checkpoint`, such as "vit_small_patch16_224?num_heads=12".
+      path: file or folder, or None for a random initialisation.
+      model: the model, as in `load_checkpoint`, such as "vit_small_patch16_224?num_heads=12".
     """
 
     name: str
@@ -37,10 +37,10 @@ class Candidate:
 
 
 def list_candidates(given: str | os.PathLike | Sequence[str | os.PathLike], model: str | None) -> list[Candidate]:
-    """Expands the argument `checkpoints` of `rank`, and names each checkpoint by the distinct part of its path.
+    """Expands the argument `checkpoints` of `rank`, and names each checkpoint by the part of its path that is distinct.
 
     Args:
-      given: files, epochs, trajectories, folders, `FILE=MODEL` and `random:MODEL`; a single one needs no list.
+      given: files, epochs, trajectories, folders, `FILE=MODEL` and `random:MODEL`; a single one need not be in a list.
       model: key of MODELS, for files that do not name their model.
 
     Raises:
@@ -64,7 +64,7 @@ def list_candidates(given: str | os.PathLike | Sequence[str | os.PathLike], mode
         raise InputError("checkpoints is empty: name at least one file or folder.")
     identities = [path.resolve() if path else name for path, name in expanded]
     if duplicates := [identity for identity in dict.fromkeys(identities) if identities.count(identity) > 1]:
-        raise InputError(f"checkpoints names {duplicates[0]} twice; remove one of them.")
+        raise InputError(f"checkpoints lists {duplicates[0]} twice; remove one of them.")
     paths = [path.absolute() for path, _ in expanded if path]
     common = pathlib.Path(os.path.commonpath([path.parent for path in paths])) if paths else pathlib.Path()
     long_names = [str(path.absolute().relative_to(common)) if path else f"random {name}" for path, name in expanded]
@@ -77,7 +77,7 @@ def list_candidates(given: str | os.PathLike | Sequence[str | os.PathLike], mode
 
 
 def _short_name(path: pathlib.Path, name: str) -> str:
-    """Returns a file's name without its ending, or its repository (timm/resnet50.a1_in1k) in the cache of a hub."""
+    """Returns a file's name without its ending or, in a hub's cache, its repository (timm/resnet50.a1_in1k)."""
     repository = next((part for part in path.parts if part.startswith("models--")), None)
     if repository and "snapshots" in path.parts:
         return repository.removeprefix("models--").replace("--", "/")
@@ -106,7 +106,7 @@ def load(candidate: Candidate, overrides: dict, seed: int) -> Checkpoint:
     if candidate.path is None:
         name, settings = named(candidate.model or "")
         net, preprocessing = _make_net(candidate, name, settings), released_preprocessing(name)
-        if MODELS[name].takes("image_size"):  # the settings may contain it
+        if MODELS[name].takes("image_size"):  # the settings may contain image_size
             preprocessing = dataclasses.replace(preprocessing, image_size=net.min_image_size)
         params, stats = net.init(jax.random.key(seed))
         checkpoint = Checkpoint(candidate.name, net, params, stats, preprocessing, settings=settings, has_head=False)

@@ -21,7 +21,7 @@ from jax_transfer.results import lock_workdir, write_atomically
 
 @dataclasses.dataclass(frozen=True)
 class Replaced:
-    """Preprocessing fields that replace those of the checkpoints. Unset fields replace nothing."""
+    """Preprocessing fields that replace those of the checkpoints. Fields that are not set replace nothing."""
 
     image_size: Count | None = None
     crop_fraction: Positive | None = None
@@ -43,7 +43,8 @@ class RankingFields:
     # Keys of jax_transfer.analysis.SCORES.
     scores: tuple[Annotated[str, OneOf(SCORES, "score")], ...] = DEFAULT_SCORES
     preprocessing: Replaced = Replaced()
-    # "accuracy" or "mean_class_accuracy". Unset: the metric usually reported for the target, or accuracy if unknown.
+    # "accuracy" or "mean_class_accuracy". Unset: the metric usually reported for the target, or accuracy if none is
+    # known.
     metric: Annotated[str, OneOf(METRICS, "metric")] | None = None
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
     batch_size: Count = 64
@@ -64,7 +65,7 @@ def check(config: StudyConfig) -> None:
     """Checks all fields that can be checked without the checkpoints and images.
 
     Raises:
-      InputError: if a field is invalid. The message names the field, what was expected and what to do.
+      InputError: if a field is invalid. The message names the field and says what was expected and what to do.
 
     >>> check(default_config())
     Traceback (most recent call last):

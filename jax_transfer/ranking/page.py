@@ -1,4 +1,4 @@
-"""Writes the page of a ranking: the answer, a table, a figure, how far to trust it, and what was measured."""
+"""Writes the page of a ranking: the answer, a table, a figure, how far to trust the answer, and what was measured."""
 
 import math
 import pathlib
@@ -72,9 +72,10 @@ def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
     metric = {"accuracy": "accuracy", "mean_class_accuracy": "mean of the classes' accuracies"}[ranking.metric]
     yield (
         f'<p class="quiet">Probe: {metric} of a softmax regression on the frozen features, with its 95 % interval. '
-        "Each image is tested by a classifier trained on other images (five-fold cross-validation). Behind: points "
-        f"below the best, on the same images; ≈: the 95 % interval of this difference includes 0. {STAR}: ranked first "
-        "by this score. Scores: higher is better; values are comparable only between checkpoints on one target.</p>"
+        "Each image is tested by a classifier trained on other images (five-fold cross-validation). Behind: percentage "
+        "points below the best checkpoint, on the same images; ≈: the 95 % interval of this difference includes 0. "
+        f"{STAR}: ranked first by this score. Scores: higher is better; values are comparable only between "
+        "checkpoints on one target.</p>"
     )
     caption = "Probe accuracy and its 95 % interval. Blue: the best checkpoint and those not significantly worse."
     yield f"<figure>{inline_svg(svg, 'a-', caption)}<figcaption>{escape(caption)}</figcaption></figure>"
@@ -108,7 +109,7 @@ def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
 
 
 def _trust(ranking: Ranking) -> Iterator[str]:
-    """Yields how well the scores agree with the probe."""
+    """Yields the section on how well the scores agree with the probe."""
     yield "<h2>How far to trust it</h2>"
     yield tables.to_html(
         [
@@ -124,7 +125,7 @@ def _trust(ranking: Ranking) -> Iterator[str]:
         ]
     )
     yield (
-        '<p class="quiet">The probe accuracy is measured, the scores predict it. If they agree, the order does not '
-        "depend on the criterion. LEEP and NCE need a checkpoint with a classifier for its source classes. A score "
-        "that is missing for a checkpoint ranks none first.</p>"
+        '<p class="quiet">The probe accuracy is measured; the scores only predict it. If they agree, the order does '
+        "not depend on the criterion. LEEP and NCE need a checkpoint with a classifier for its source classes. A score "
+        "that any checkpoint lacks cannot rank them.</p>"
     )

@@ -36,7 +36,7 @@ from jax_transfer.transfer.cross_validation import (
 )
 
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
-KEPT_GIGABYTES = 2.0  # memory for checkpoints that are kept after the estimate; the others are read again
+KEPT_GIGABYTES = 2.0  # memory for checkpoints that are kept after the time estimate; the others are read again
 
 
 def rank(
@@ -53,9 +53,9 @@ def rank(
 ) -> Ranking:
     """Ranks checkpoints for a target without fine-tuning them.
 
-    The order is that of the accuracy of a converged linear probe on the features, cross-validated over all images of
-    the target. The scores are shown beside it. A checkpoint that cannot be read or evaluated is listed last with the
-    reason.
+    Checkpoints are ordered by the accuracy of a converged linear probe on their features, cross-validated over all
+    images of the target. The scores are shown beside this accuracy. A checkpoint that cannot be read or evaluated is
+    listed last, with the reason.
 
         import jax_transfer as jt
 
@@ -74,9 +74,10 @@ def rank(
       seed: seed of the folds, the scores, the subsets of the target and random initialisations.
       batch_size: number of images in a forward pass.
       on_corrupt: "skip" leaves corrupt images out and logs their names; "error" stops.
-      workdir: keep the features here, so that a repeated ranking does not compute them again.
-      metric: orders the checkpoints: "accuracy", or "mean_class_accuracy", the mean of the accuracies of the classes.
-        None for the metric that papers report for the target (`data.catalog`), or accuracy if it is unknown.
+      workdir: folder in which the features are saved, so that a repeated ranking does not compute them again.
+      metric: the metric that orders the checkpoints: "accuracy", or "mean_class_accuracy", the mean of the accuracies
+        of the classes. By default, the metric that papers report for the target (`data.catalog`), or accuracy if none
+        is known.
 
     Returns:
       The ranking; `print` shows it as a table.
@@ -122,7 +123,7 @@ def _log_row(row: Ranked, number: int, count: int) -> None:
 
 
 def _ordered(rows: list[Ranked], correct: dict, weights: np.ndarray) -> list[Ranked]:
-    """Sorts rows by accuracy, failures last, and adds how far each is behind the first one.
+    """Sorts rows by accuracy, failures last, and adds how far each checkpoint is behind the first one.
 
     Args:
       correct: checkpoint -> bool [n], which of the images its probe classifies correctly.
@@ -144,7 +145,7 @@ def _small_classes(images: "_Target") -> Iterator[str]:
     if not small:
         return
     has, accuracies = ("has", "its accuracy is") if len(small) == 1 else ("have", "their accuracies are")
-    unseen = " The only image of a class is tested by a classifier that has never seen that class."
+    unseen = " An image that is alone in its class is tested by a classifier that has never seen that class."
     yield (
         f"{len(small)} of {len(images.classes)} classes {has} fewer than {FOLDS} images ({', '.join(small[:3])}"
         f"{', ...' if len(small) > 3 else ''}): {accuracies} rough.{unseen if 1 in count else ''}"
@@ -190,7 +191,7 @@ class _Target:
             ]
 
     def features(self, checkpoint: Checkpoint) -> Features:
-        """Returns the features of all images, those of the training split first."""
+        """Returns the features of all images, with the training split first."""
         parts = [self.cache(checkpoint, source) for source in self.sources]
         return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
@@ -250,7 +251,7 @@ def _scores(checkpoint, features, num_classes, scores, where) -> Iterator[tuple[
 
 
 def _log_plan(loaders: dict[Candidate, Callable[[], Checkpoint]], target: _Target) -> dict[Candidate, Checkpoint | str]:
-    """Logs, before the work starts, what will be done and roughly how long it takes.
+    """Logs, before the work starts, what will be done and roughly how long it will take.
 
     One checkpoint of each group is read for the estimate.
 
@@ -295,7 +296,7 @@ def _log_plan(loaders: dict[Candidate, Callable[[], Checkpoint]], target: _Targe
         readings.add(checkpoint.preprocessing.reading)
     reading_seconds = len(readings) * _reading_seconds(target)
     log.info(
-        "About %s in total, plus reading the images (%s) and compilation.",
+        "About %s of computation, not including reading the images (about %s) and compilation.",
         duration(total_seconds),
         duration(reading_seconds),
     )
@@ -303,7 +304,7 @@ def _log_plan(loaders: dict[Candidate, Callable[[], Checkpoint]], target: _Targe
 
 
 def _groups(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-    """Groups candidates that take the same work: the epochs of a trajectory. Any other candidate is a group alone."""
+    """Groups candidates that need the same work, the epochs of a trajectory; all others form groups of one."""
     groups: dict[object, list[Candidate]] = {}
     for candidate in candidates:
         path = candidate.path

@@ -20,14 +20,14 @@ from jax_transfer.report import tables
 from jax_transfer.report.tables import EN_DASH, percent
 from jax_transfer.results import Row
 
-LOW_AGREEMENT = 0.3  # Kendall's tau if about two of three pairs are in the same order
+LOW_AGREEMENT = 0.3  # Kendall's tau if about two thirds of the pairs are in the same order
 NORMAL = statistics.NormalDist()
 STAR = "\N{BLACK STAR}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """Evaluation of one checkpoint. A checkpoint that could not be evaluated holds NaN everywhere and an `error`.
+    """The evaluation of one checkpoint. If it could not be evaluated, its results are NaN and `error` says why.
 
     Attributes:
       checkpoint: display name.
@@ -36,14 +36,14 @@ class Ranked:
       num_parameters: number of parameters.
       preprocessing: how images were prepared for it.
       accuracy: accuracy of a cross-validated linear probe, in [0, 1].
-      low, high: ends of its 95 % interval.
-      behind: accuracy of the best checkpoint minus this one's, on the same images.
+      low, high: ends of the 95 % interval of the accuracy.
+      behind: accuracy of the best checkpoint minus the accuracy of this one, on the same images.
       behind_low, behind_high: ends of the 95 % interval of this difference.
       scores: score -> value; NaN if the score does not apply.
       seconds: time of the evaluation.
       notes: sentences on what was assumed about the checkpoint or ignored in its file.
-      preprocessing_is_guess: whether the preprocessing is not known from the checkpoint.
-      error: reason of a failure, else "".
+      preprocessing_is_guess: whether the preprocessing was guessed because the checkpoint does not state it.
+      error: reason for the failure, "" if there is none.
       loader: loads the checkpoint; see `load`.
     """
 
@@ -90,11 +90,11 @@ class Ranking:
       target: name of the data set.
       num_images: number of images.
       num_classes: number of classes.
-      majority: accuracy of always predicting the largest class, on the same images and by the same metric.
+      majority: accuracy of always predicting the largest class, on the same images and in the same metric.
       rows: one `Ranked` per checkpoint, best first.
       metric: "accuracy" or "mean_class_accuracy".
       class_names: names of the classes.
-      notes: sentences on the images that a reader should know.
+      notes: sentences that a reader should know about the images.
 
     >>> rows = [Ranked("b", "b.pth", accuracy=0.9, low=0.88, high=0.92, behind=0.0, behind_low=0.0, behind_high=0.0,
     ...                scores={"logme": 1.2}),
@@ -172,7 +172,7 @@ class Ranking:
         return [name for name in self.scores if self.num_scored(name) == len(self.evaluated)]
 
     def num_scored(self, score: str) -> int:
-        """Returns the number of checkpoints with a score.
+        """Returns the number of checkpoints that have this score.
 
         >>> Ranking("a", 9, 2, 0.5, [Ranked("b", "b", scores={"logme": 1.0})]).num_scored("logme")
         1
@@ -201,7 +201,7 @@ class Ranking:
 
     @property
     def mean_agreement(self) -> float:
-        """Mean Kendall's tau over all pairs of criteria, the probe and the complete scores. Low if they contradict.
+        """Mean Kendall's tau over all pairs of criteria (the probe and the complete scores); low if they disagree.
 
         >>> rows = [Ranked(str(i), "", accuracy=1 - i / 10, scores={"logme": float(i)}) for i in range(4)]
         >>> Ranking("a", 9, 2, 0.5, rows).mean_agreement

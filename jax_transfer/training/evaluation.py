@@ -30,8 +30,8 @@ def classification(net: Net, preprocessing: Preprocessing, mesh: Mesh, stacked: 
 
     Returns:
       measure(model, feed, batch_size, stop) -> [{"accuracy", "mean_class_accuracy"}], one entry per model, in [0, 1].
-      The mean is over the classes that occur. Both are NaN if a logit is not finite. `stop` is called after each batch;
-      if it returns True, the result is None.
+      The mean class accuracy is over the classes that occur. Both accuracies are NaN if a logit is not finite. `stop`
+      is called after each batch; if it returns True, the result is None.
 
     Example:
       >>> import types

@@ -15,11 +15,11 @@ from jax_transfer.data.batches import Joined
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """The result of training for an epoch, or for the part of it after which training stopped.
+    """The result of training for an epoch, or for the part of it that was trained before a stop.
 
     Attributes:
       number: number of the epoch, from 1.
-      state: training state; it is donated when the next epoch is requested.
+      state: training state; its arrays are donated when the next epoch is requested.
       metrics: name -> values of the steps of this epoch, [steps], or [rows, steps] if several states are trained.
       seconds: training time of the epoch.
       images_per_second: training speed, over all rows.
@@ -63,15 +63,15 @@ def train(
     epoch in which it stops is yielded too.
 
     Args:
-      state: training state, see `training.state`; a leading axis of rows if `run` trains several states.
+      state: training state, see `training.state`, with a leading axis of rows if `run` trains several states.
       run: result of `steps.many_steps` or `many_steps_of_many`. It donates the state.
       feed: training images.
       seed: seed of the batches.
       total_steps: number of steps, including those that the state has already made.
       what: label of the progress bar, such as "pretrain".
-      max_steps: largest number of steps per compiled call.
+      max_steps: maximum number of steps per compiled call.
       stop: called after each compiled call.
-      begun: `Epoch.begun()` of the stopped epoch to resume, whose state is `state`.
+      begun: `Epoch.begun()` of a stopped epoch that is to be resumed from `state`.
 
     Example:
       >>> import types
@@ -94,7 +94,8 @@ def train(
         end = min(per_epoch, start + total_steps - step)
         history = _History(rows, begun, step)
         begun, stopped, started = None, False, time.perf_counter()
-        # A divisor of all three, so that one compiled program suffices and calls end with the epoch or with training.
+        # A divisor of these numbers, so that one compiled program suffices and calls end with the epoch or the
+        # training.
         count = devices.steps_per_call(math.gcd(per_epoch, start, end), min(max_steps, feed.max_steps))
         label = f"{what}, epoch {number + 1}/{-(-total_steps // per_epoch)}"
         waiting: collections.deque = collections.deque()
@@ -129,7 +130,7 @@ class _History:
     """Collects the metrics of an epoch, one entry per call, and the step at which each row diverged."""
 
     def __init__(self, rows: int, begun: dict | None, step: int):
-        """Starts with the metrics in `begun`, of the part of the epoch trained before; the next step is `step`."""
+        """Starts with the metrics in `begun`, from the part of the epoch before `step`, the next step."""
         self.calls = [{n: np.asarray(v, np.float32) for n, v in begun["metrics"].items()}] if begun else []
         self.seconds = begun["seconds"] if begun else 0.0
         self.step = step

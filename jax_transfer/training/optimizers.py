@@ -50,13 +50,13 @@ SCHEDULES = {"constant": constant, "cosine": cosine, "step": step_decay}
 def sgd(
     settings: "OptimizerSettings", schedule: optax.Schedule, weight_decay: float, mask
 ) -> optax.GradientTransformation:
-    """Makes SGD with momentum and, as in torch, the weight decay added to the gradient.
+    """Makes SGD with momentum, where the weight decay is added to the gradient, as in torch.
 
     Args:
       settings: momentum and nesterov are used.
       schedule: the learning rate.
       weight_decay: strength of the L2 penalty.
-      mask: parameters -> tree of booleans, True where the weight decay applies; None: everywhere.
+      mask: parameters -> tree of booleans, True where the weight decay applies, or None if it applies everywhere.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,7 +72,7 @@ def sgd(
 def adam(
     settings: "OptimizerSettings", schedule: optax.Schedule, weight_decay: float, mask
 ) -> optax.GradientTransformation:
-    """Makes Adam with, as in torch, the weight decay added to the gradient; the arguments are those of `sgd`.
+    """Makes Adam, where the weight decay is added to the gradient, as in torch; the arguments are those of `sgd`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -101,7 +101,7 @@ def adamw(
     return optax.adamw(schedule, weight_decay=weight_decay, mask=mask)
 
 
-EMBEDDINGS = ("cls_token", "pos_embed")  # parameters of a transformer without weight decay
+EMBEDDINGS = ("cls_token", "pos_embed")  # parameters of a transformer that timm never decays
 
 OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw}
 
@@ -112,12 +112,13 @@ class OptimizerSettings:
 
     name: Annotated[str, OneOf(OPTIMIZERS, "optimizer")] = "sgd"
     learning_rate: Positive = 0.1
-    # Ratio of the learning rate of the heads to that of the backbone.
+    # The learning rate of the heads divided by the learning rate of the backbone.
     head_learning_rate_factor: NotNegative = 1.0
     momentum: Probability = 0.9
     nesterov: bool = False
     weight_decay: NotNegative = 0.0
-    # Whether BatchNorm parameters, biases and embeddings are decayed too, as in torch; large-batch recipes do not.
+    # Whether BatchNorm parameters, biases and embeddings are decayed too, as in torch; large-batch recipes exclude
+    # them.
     decay_norm_and_bias: bool = True
     schedule: Annotated[str, OneOf(SCHEDULES, "schedule")] = "constant"
     # Fractions of training after which the step schedule decays.
@@ -125,7 +126,7 @@ class OptimizerSettings:
     decay_factor: NotNegative = 0.1
     # Final learning rate of the cosine schedule.
     min_learning_rate: Annotated[float, UpTo("learning_rate")] = 0.0
-    # Fraction of training in which the learning rate grows linearly, and its initial value.
+    # Fraction of training during which the learning rate grows linearly, and the learning rate at which it starts.
     warmup: Part = 0.0
     warmup_learning_rate: Annotated[float, UpTo("learning_rate")] = 0.0
 
@@ -170,9 +171,9 @@ def make_optimizer(
     Args:
       settings: optimizer, schedule and weight decay.
       steps: number of training steps.
-      groups: labels each parameter "backbone" or "head" (`Objective.groups`); None: all belong to the backbone.
-      learning_rate, weight_decay: replace those of the settings. They may be traced, so that one compiled program is
-        used for all values; the state returned by `init` does not depend on them.
+      groups: labels each parameter "backbone" or "head" (`Objective.groups`); if None, all belong to the backbone.
+      learning_rate, weight_decay: replace the values in the settings. They may be traced, so that one compiled program
+        is used for all values; the state returned by `init` does not depend on them.
 
     Raises:
       InputError: if the optimizer or the schedule is unknown.

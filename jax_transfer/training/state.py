@@ -1,4 +1,4 @@
-"""The training state: one tree of arrays from which training resumes with bitwise the same results.
+"""The training state: one tree of arrays from which training resumes with bitwise identical results.
 
 It holds "params" (everything trained by gradients), "aux" (everything that changes by other means, see `Objective`),
 "opt_state", "step" and "key". With a moving average it also holds "ema", {"params", "stats"}: the model that is then
@@ -25,7 +25,7 @@ def init_state(
       objective: initialises params and aux.
       optimizer: initialises opt_state.
       seed: seed of the initialisation and of the training.
-      model: {"params", "stats"} to start from; None: a new initialisation.
+      model: {"params", "stats"} to start from, or None for a new initialisation.
       ema: whether to keep a moving average of the model; its initial value is the model.
 
     Example:
@@ -104,7 +104,7 @@ def join(objective: Objective, state: dict, model: dict, training: dict) -> dict
     """Inverts `divide`: puts the arrays of both trees into the structure of `state`.
 
     Args:
-      objective: as for `divide`.
+      objective: as in `divide`.
       state: a state of the same structure; its leaves may be abstract and are replaced.
       model: the first result of `divide`.
       training: the second result of `divide`.

@@ -28,12 +28,12 @@ def make_train_step(
     `batches` maps each feed to a Batch of uint8 images; `metrics` holds the loss and the metrics of the objective.
 
     Args:
-      objective: what is minimised.
+      objective: gives the loss that is minimised.
       optimizer: computes the updates.
       preprocessing: preprocessing of the images.
       num_classes: feed -> number of classes of its labels.
       ema_decay: after each step the moving average becomes ema_decay * average + (1 - ema_decay) * new; the state must
-        hold it, see `init_state`. 0: no moving average.
+        hold it, see `init_state`. 0 means no moving average.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,8 +63,8 @@ def make_train_step(
         params = optax.apply_updates(state["params"], updates)
         new = {**state, "params": params, "aux": aux, "opt_state": opt_state, "step": state["step"] + 1}
         if ema_decay:
-            # In this form, values that do not change stay bitwise the same, even if decay and 1 - decay do not sum to
-            # 1.
+            # With this formula, values that do not change stay bitwise the same, even if decay and 1 - decay do not sum
+            # to exactly 1.
             model = objective.model(params, aux)
             new["ema"] = jax.tree.map(lambda a, b: a + (1 - ema_decay) * (b - a), state["ema"], model)
         return new, {"loss": value, **metrics}
@@ -75,12 +75,12 @@ def make_train_step(
 def train_step_gigaflops(
     step: Callable, state: dict, sizes: Mapping[str, tuple[Source, int]], preprocessing: Preprocessing
 ) -> float:
-    """Counts the floating point operations / 1e9 of one training step, by the compiler's cost analysis.
+    """Counts the floating-point operations of one training step, in units of 1e9, with the compiler's cost analysis.
 
     Args:
       step: result of `make_train_step`.
       state: arrays, or their shapes and dtypes.
-      sizes: feed -> (source, images per step), as `Joined.sizes`.
+      sizes: feed -> (source, images per step), as in `Joined.sizes`.
       preprocessing: preprocessing of the images.
 
     Example:
@@ -133,7 +133,7 @@ def many_steps_of_many(step: Callable, fetch: Callable, mesh: Mesh):
     Each device runs the program of a single state, so convolutions are never batched over kernels.
 
     Args:
-      step, fetch: as for `many_steps`; all states see the same batches.
+      step, fetch: as in `many_steps`; all states see the same batches.
       mesh: its `sweep` axis is as long as the number of states.
 
     Returns:

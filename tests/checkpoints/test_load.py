@@ -83,7 +83,9 @@ def test_an_unsuitable_head_is_left_out_and_noted(tmp_path):
     headless = {name: value for name, value in state().items() if not name.startswith("fc.")}
     assert torch_weights.from_torch(headless, NET, "x")[2] == "the file has no head"
     params, _, note = torch_weights.from_torch(state(), NET, "x", contrastive=True)
-    assert "is a contrastive loss's" in note and not np.array_equal(params["fc"]["kernel"], PARAMS["fc"]["kernel"])
+    assert "belongs to a contrastive loss" in note and not np.array_equal(
+        params["fc"]["kernel"], PARAMS["fc"]["kernel"]
+    )
 
 
 def test_missing_and_unexpected_weights_are_named():

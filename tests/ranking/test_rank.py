@@ -192,7 +192,7 @@ def test_problems_of_files_are_logged_before_the_work(folder, gigabytes, caplog,
         ranking = jt.rank(files, TARGET, scores=("logme",))
     assert [row.checkpoint for row in ranking.rows if row.error] == ["short"]
     messages = [record.getMessage() for record in caplog.records]
-    (estimate,) = [index for index, message in enumerate(messages) if message.startswith("About ")]
+    (estimate,) = [index for index, message in enumerate(messages) if "of computation, not including" in message]
     (broken,) = [index for index, message in enumerate(messages) if "truncated" in message]
     headless = [index for index, message in enumerate(messages) if "the file has no head" in message]
     assert broken < estimate and headless[0] < estimate
@@ -459,8 +459,8 @@ def test_a_folder_with_one_class_is_refused(tmp_path):
     ("arguments", "message"),
     [
         ({"checkpoints": []}, "checkpoints is empty"),
-        ({"checkpoints": ["a.safetensors", "./a.safetensors"]}, "names .*a.safetensors twice"),
-        ({"checkpoints": ["random:resnet10", "random:resnet10"]}, "names resnet10 twice"),
+        ({"checkpoints": ["a.safetensors", "./a.safetensors"]}, "lists .*a.safetensors twice"),
+        ({"checkpoints": ["random:resnet10", "random:resnet10"]}, "lists resnet10 twice"),
         ({"checkpoints": "random:resnet11?width=8"}, "'random:resnet11.*Did you mean 'resnet1"),
         ({"checkpoints": "random:resnet10?widht=8"}, "resnet10 does not take the settings"),
         ({"checkpoints": ["random:resnet11"]}, "'random:resnet11'.*Did you mean 'resnet1"),

@@ -34,9 +34,9 @@ class Objective(NamedTuple):
         `metrics` are scalars by name, including "accuracy" if it is defined. The new aux has the shapes and dtypes of
         the old one.
       model: `model(params, aux) -> {"params", "stats"}` of the net that is stored, evaluated and transferred. It must
-        select leaves of its arguments and not compute new ones, since they are stored only once, with the model.
-      views: feed -> names of the augmentations (`data.augment`) of each view. The length of the first feed is an epoch.
-      has_head: whether the logits of the net are those of the source classes. Class accuracy, LEEP and NCE need them.
+        select leaves of its arguments and not compute new ones, since they are stored once, as part of the model.
+      views: feed -> names of the augmentations (`data.augment`) of each view. An epoch is one pass over the first feed.
+      has_head: whether the net has a logit for each source class, as class accuracy, LEEP and NCE need.
       groups: `groups(params)` labels each parameter "backbone" or "head"
         (`OptimizerSettings.head_learning_rate_factor`).
     """
