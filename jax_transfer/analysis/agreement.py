@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike
 from jax_transfer.analysis.arguments import as_number
 from jax_transfer.records import InputError, printable
 
-# A rank correlation over fewer checkpoints says little. For a score that is unrelated to accuracy, Kendall's tau has the
-# standard deviation sqrt(2 (2k + 5) / (9 k (k - 1))): 0.25 for k = 10 and 0.41 for k = 5. A |tau| below twice the
+# A rank correlation over fewer checkpoints says little. For a score that is unrelated to accuracy, Kendall's tau has
+# the standard deviation sqrt(2 (2k + 5) / (9 k (k - 1))): 0.25 for k = 10 and 0.41 for k = 5. A |tau| below twice the
 # standard deviation may be due to chance.
 MIN_CHECKPOINTS = 10
 

@@ -1,4 +1,4 @@
-"""Canonical order of samples and classes, so that randomised scores do not depend on the order in which they are given."""
+"""Canonical order of samples and classes, which makes randomised scores independent of the given order."""
 
 import jax
 import jax.numpy as jnp

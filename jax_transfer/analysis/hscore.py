@@ -163,7 +163,7 @@ def _shrunk_explained(
 def _directions(
     r11: Float[Array, "k d"], r12: Float[Array, "k c"], rounding: Float[Array, "d"]
 ) -> tuple[Float[Array, "k"], Float[Array, "k"]]:
-    """Returns s_i and |u_i'Y|^2 for each direction of x = Q R11, given R12 = Q'Y; s_i is 0 if it is a rounding error."""
+    """Returns s_i and |u_i'Y|^2 for each direction of x = Q R11, where R12 = Q'Y; rounding errors s_i become 0."""
     u, s, vt = jnp.linalg.svd(r11, full_matrices=False)
     noise = jnp.sqrt(vt**2 @ rounding**2) + ROUNDING * jnp.finfo(r11.dtype).eps * s[0]
     return jnp.where(s <= noise, 0, s), jnp.sum((u.T @ r12) ** 2, axis=1)
@@ -202,14 +202,14 @@ def varying(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "
 
 
 def _largest_error(rounding: Float[Array, "d"], n: int) -> Float[Array, "d"]:
-    """Bounds the largest singular value of n rows of independent rounding errors, given the error size of each column."""
+    """Bounds the largest singular value of n rows of independent rounding errors, for the error size of each column."""
     return rounding * (n**0.5 + len(rounding) ** 0.5)
 
 
 def _triangle(
     xc: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int
 ) -> tuple[Float[Array, "k d"], Float[Array, "k c"]]:
-    """Returns R11 and R12 = Q'Y, where xc = Q R11 and Y are the centred one-hot labels with unit columns; k = min(n, d).
+    """Returns R11 and R12 = Q'Y, where xc = Q R11 and Y holds the one-hot labels, scaled and centred; k = min(n, d).
 
     The columns of xc, and therefore of Q, are orthogonal to the vector of ones only up to rounding. Y is therefore
     centred as well; otherwise its mean would pick up these rounding errors.

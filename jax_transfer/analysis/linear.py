@@ -38,9 +38,9 @@ def linear_accuracy(
     """Computes the accuracy of a softmax regression on held-out samples, fitted to the remaining ones.
 
     "Ranking Neural Checkpoints" fits classifiers to the training samples and tests them on the test samples ("Linear
-    (1 epoch)", "(5 epochs)", "(converged)"). A score that predicts the test accuracy must not see the test samples. Pass
-    training samples: this function holds out some of them for testing. By default, the choice of the held-out samples
-    depends only on the labels, so that all checkpoints are compared on the same images. Higher is better.
+    (1 epoch)", "(5 epochs)", "(converged)"). A score that predicts the test accuracy must not see the test samples.
+    Pass training samples: this function holds out some of them for testing. By default, the choice of the held-out
+    samples depends only on the labels, so that all checkpoints are compared on the same images. Higher is better.
 
     Args:
       x: features. They are centred and divided by one common scale before fitting.
@@ -56,8 +56,8 @@ def linear_accuracy(
         `split.stratified_fifth`. Permuting the samples, and held_out with them, does not change the score.
 
     Returns:
-      A float32 scalar in [0, 1]; NaN if a feature is not finite. The accuracy is a multiple of 1 / m, so checkpoints can be tied.
-      A vmapped call processes the checkpoints one by one.
+      A float32 scalar in [0, 1]; NaN if a feature is not finite. The accuracy is a multiple of 1 / m, so checkpoints
+      can be tied. A vmapped call processes the checkpoints one by one.
 
     Raises:
       InputError: if an argument has the wrong type, shape or range. Traced labels or indices out of range give NaN

@@ -36,8 +36,8 @@ SMALL = 1000  # a divide-and-conquer SVD loses relative accuracy in singular val
 def logme(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
     """Computes LogME: the maximised log evidence per sample, in nats, averaged over the classes that occur.
 
-    See the module docstring for the formula (You et al., "LogME: Practical Assessment of Pre-trained Models for Transfer
-    Learning", ICML 2021, equation 2 and algorithm 1). Higher is better.
+    See the module docstring for the formula (You et al., "LogME: Practical Assessment of Pre-trained Models for
+    Transfer Learning", ICML 2021, equation 2 and algorithm 1). Higher is better.
 
     Args:
       x: features. They are neither centred nor rescaled, and the linear model has no bias.
@@ -49,9 +49,9 @@ def logme(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float
       paper's iteration from a = b = 1. For t -> inf (no feature helps), this is the evidence of pure noise with the
       power n_c / n; for t -> 0 (n directions interpolate the targets), it is the evidence without noise. The scale of x
       determines where the iteration starts, but it changes the score only if the evidence has several maxima, which can
-      happen if d >= n and the features have different scales. If fewer than n directions fit a class exactly, the evidence is unbounded:
-      the residual is then taken to be rounding error (ROUNDING * eps relative to the labels), and the score is a large
-      finite number that depends on the dtype.
+      happen if d >= n and the features have different scales. If fewer than n directions fit a class exactly, the
+      evidence is unbounded: the residual is then taken to be rounding error (ROUNDING * eps relative to the labels),
+      and the score is a large finite number that depends on the dtype.
 
     Raises:
       InputError: if an argument has the wrong type, shape or range. Traced labels out of range give NaN instead.
@@ -112,10 +112,11 @@ def _evidence(x: Float[Array, "n d"], one_hot: Float[Array, "n c"]) -> Float[Arr
 def _triangle(
     x: Float[Array, "n d"], one_hot: Float[Array, "n c"]
 ) -> tuple[Float[Array, "k d"], Float[Array, "k c"], Float[Array, "c"], Int[Array, ""]]:
-    """Returns R11, R12, the column sums of R22^2 and the rank of x, from a QR factorisation of [x, one_hot]; k = min(n, d).
+    """Returns R11, R12, the column sums of R22^2 and the rank of x, from a QR of [x, one_hot]; k = min(n, d).
 
-    Since x = Q R11 and U'y follows from R12, no factor with n rows is needed, and the residual, obtained from R22, does not
-    suffer from cancellation. The columns of x are sorted by norm, which keeps rounding errors relative to each column.
+    Since x = Q R11 and U'y follows from R12, no factor with n rows is needed, and the residual, obtained from R22, does
+    not suffer from cancellation. The columns of x are sorted by norm, which keeps rounding errors relative to each
+    column.
     """
     d, k = x.shape[1], min(x.shape)
     norms = jnp.linalg.norm(x, axis=0)
@@ -127,7 +128,7 @@ def _triangle(
 
 
 def _accurate_svd(r11: Float[Array, "k d"]) -> tuple[Float[Array, "k k"], Float[Array, "k"]]:
-    """Returns U and s, accurate to a small relative error in every s_i, of a matrix with rows and columns of decreasing size.
+    """Returns U and s with a small relative error in every s_i; the rows and columns of r11 have decreasing norms.
 
     On a CPU this requires QR iteration, which is many times slower than divide and conquer. On other devices, the
     default algorithm (Jacobi or QR) is accurate enough.
