@@ -253,7 +253,7 @@ def _correlation_is_defined(scores: Float[np.ndarray, "k"], accuracies: Float[np
 
 
 def _ranking_is_defined(scores: Float[np.ndarray, "n"], accuracies: Float[np.ndarray, "n"], k: int) -> bool:
-    as_number(k, "k", lambda k: k >= 1 and float(k).is_integer(), "a number of checkpoints of at least 1")
+    as_number(k, "k", lambda k: k >= 1 and float(k).is_integer(), "a whole number of checkpoints, at least 1")
     return len(scores) >= 2 and bool(np.all(np.isfinite(scores)) and np.all(np.isfinite(accuracies)))
 
 

@@ -119,9 +119,8 @@ def _h_score_shrunk(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int
     k = min(n, d)
     with jax.default_matmul_precision("float32"):
         r11, r12 = _triangle(xc[:, order], y, num_classes)
-        small = (
-            jnp.linalg.qr(r11.T, mode="r").T if n < d else r11
-        )  # [k, k], with the same singular values and left singular vectors as r11
+        # [k, k], with the same singular values and left singular vectors as r11
+        small = jnp.linalg.qr(r11.T, mode="r").T if n < d else r11
         covariance = small.T @ small / n  # has the trace and the norm of S
         mean = jnp.trace(covariance) / d
         distance = jnp.sum((covariance - mean * jnp.eye(k)) ** 2) + (d - k) * mean**2  # |S - tr(S)/d I|^2

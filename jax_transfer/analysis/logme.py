@@ -177,9 +177,7 @@ def _fixed_point(
         """Moves the classes that have not converged; state: previous log t, log t, next step, whether L increases."""
         previous, log_t, length, increases = state
         active = not_converged(log_t, increases)
-        length = jnp.fmax(
-            jnp.abs(length), MIN_STEP
-        )  # fmax ignores the NaN from 0 / 0, which occurs if all features are 0
+        length = jnp.fmax(jnp.abs(length), MIN_STEP)  # fmax ignores the NaN of 0 / 0, the step if all features are 0
         updated = jnp.clip(log_t + jnp.where(upwards, length, -length), MIN_LOG_T, MAX_LOG_T)
         previous, log_t = jnp.where(active, log_t, previous), jnp.where(active, updated, log_t)
         return previous, log_t, *paper_step(log_t)

@@ -19,10 +19,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_transfer.numerics import positive
 
 REG = 1e-6  # added to the variances, in squared units of the features, like scikit-learn's reg_covar
-BLOCK = {
-    "cpu": 2**20,
-    "default": 2**26,
-}  # limit on the floats [components, p, n] in memory at once; 2**20 fit in a CPU's cache
+# Maximum number of floats [components, p, n] in memory at once; 2**20 fit in a CPU's cache.
+BLOCK = {"cpu": 2**20, "default": 2**26}
 
 # weights, means and precision Cholesky factors, as in Mixture
 Parameters = tuple[Float[Array, "k"], Float[Array, "k p"], Float[Array, "k p p"]]
@@ -278,9 +276,8 @@ def _update(
         weights = jnp.where(alive, counts / n, 0)
         share = posteriors / jnp.where(alive, counts, 1)[:, None]
         means = jnp.where(alive[:, None], share @ xt.T, means)
-        moments = ((share[:, None] * xt).reshape(-1, n) @ xt.T).reshape(
-            -1, p, p
-        )  # one large product; the shift allows for cancellation in the subtraction below
+        # One large product; the shift allows for cancellation in the subtraction below.
+        moments = ((share[:, None] * xt).reshape(-1, n) @ xt.T).reshape(-1, p, p)
         covariance = moments - jnp.where(alive[:, None, None], means[:, :, None] * means[:, None, :], 0)
         shift = 10 * eps * jnp.trace(moments, axis1=1, axis2=2)[:, None] * real
         inverse = _inverse_factor(covariance + (reg + shift)[:, :, None] * identity)

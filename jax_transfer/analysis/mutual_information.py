@@ -97,8 +97,8 @@ def interpolated_bound(
         1 + mean_i [f(x_i, y_i) - log a(y_i)] - sum_c p(c) mean_i e^f(x_i, c) / a(c)
         a(c) = alpha m(c) + (1 - alpha) q(c),   m(c) = mean_i e^f(x_i, c)
 
-    Poole et al., "On Variational Bounds of Mutual Information", ICML 2019, equation 3. I_alpha is the NWJ
-    bound 1 + E_p(X,y)[F] - E_p(X)p(y)[e^F] for F(X, y) = f(x_1, y) - log a(y; X), where X are K samples and y depends
+    Poole et al., "On Variational Bounds of Mutual Information", ICML 2019, equation 3. I_alpha is the NWJ bound
+    1 + E_p(X,y)[F] - E_p(X)p(y)[e^F] for F(X, y) = f(x_1, y) - log a(y; X), where X are K samples and y depends
     on x_1 alone. Two conditions follow. First, m must be the same function of X in both terms; here it includes x_1.
     Second, the labels of the second term must be independent of X, so m must not contain a sample whose label is
     counted in p(c). If x_i is left out of m in the first term only, or p counts the labels of the block itself, the
@@ -112,7 +112,7 @@ def interpolated_bound(
     Args:
       scores: f(x_i, c), the critic's value for each sample and class.
       y: labels of the samples.
-      log_q: log of the baseline q. Adding the same function of the class to log_q and the scores has no effect.
+      log_q: log of the baseline q. Adding the same function of the class to log_q and the scores does not matter.
       label_shares: p, the relative frequencies of the classes among labels that are independent of the block.
       alpha: a number in (0, 1].
 

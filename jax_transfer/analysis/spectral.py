@@ -1,8 +1,7 @@
 """Spectral components of features, and quantities that describe them.
 
-"Towards Inadequately Pre-trained Models in Transfer Learning", section 4.4. Feature matrices are
-compared through the relations between the same samples, so the checkpoints may differ in width, architecture and
-source.
+"Towards Inadequately Pre-trained Models in Transfer Learning", section 4.4. Feature matrices are compared through the
+relations between the same samples, so the checkpoints may differ in width, architecture and source.
 """
 
 import dataclasses

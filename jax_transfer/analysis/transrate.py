@@ -72,9 +72,8 @@ def _difference(
     n, d = z.shape
     scale = positive(jnp.max(jnp.abs(z)))
     z = z / scale
-    z = z[
-        :, jnp.argsort(-jnp.linalg.norm(z, axis=0))
-    ]  # sorted by descending norm, so that small columns keep their accuracy in the QR
+    # Sorted by descending norm, so that small columns keep their accuracy in the QR.
+    z = z[:, jnp.argsort(-jnp.linalg.norm(z, axis=0))]
 
     def rate(z: Float[Array, "m d"], count: Int[Array, ""] | int) -> Float[Array, ""]:
         """Returns the coding rate R of `count` samples; any further rows of z are 0."""
