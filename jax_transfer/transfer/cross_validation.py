@@ -1,4 +1,4 @@
-"""Cross-validated accuracy of a converged linear probe: each image is classified by a probe that was not trained on it."""
+"""Cross-validated accuracy of a converged linear probe: the probe that classifies an image was not trained on it."""
 
 import functools
 import math
@@ -163,7 +163,7 @@ def share_with_interval(right: Bool[np.ndarray, " n"], weights: Float[np.ndarray
 def paired_difference(
     a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " n"], weights: Float[np.ndarray, " n"]
 ) -> tuple[float, float, float]:
-    """Computes how much two classifiers differ in `share_with_interval` on the same images, with a 95 % interval.
+    """Computes the difference of two classifiers' weighted fractions of correct images, and its 95 % interval.
 
     The interval uses a normal approximation to the mean of the paired differences. It is usually narrower than the
     intervals of the two fractions, since images that both classify correctly, or both incorrectly, cancel.

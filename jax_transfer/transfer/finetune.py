@@ -121,7 +121,7 @@ def total_steps(settings: FinetuneSettings, num_train: int, what: str) -> int:
 
 
 def early_epochs(scores: Sequence[str]) -> list[int]:
-    """Returns the epochs at which those of the scores in FINETUNE_SCORES stop, in ascending order; ignores other scores.
+    """Returns the epochs at which the early-stopping scores stop, in ascending order; ignores other scores.
 
     Example:
       >>> early_epochs(["finetune_5", "logme", "finetune_1"])
@@ -131,7 +131,7 @@ def early_epochs(scores: Sequence[str]) -> list[int]:
 
 
 def random_head(key: Key[Array, ""], params: dict, net: Net) -> dict:
-    """Replaces the classification head with a randomly initialised one for the classes of `net`; see `net.with_new_head`.
+    """Replaces the classification head with a random one for the classes of `net`; see `net.with_new_head`.
 
     Example:
       >>> import types
@@ -260,9 +260,7 @@ def finetune(
 
     for group in _groups(candidates, mesh.shape["sweep"]):
         start_time, own = time.perf_counter(), [candidates[index] for index in group]
-        filled = own + own[-1:] * (
-            mesh.shape["sweep"] - len(own)
-        )  # repeats the last candidate, so that no device is empty
+        filled = own + own[-1:] * (mesh.shape["sweep"] - len(own))  # repeats the last candidate to fill all devices
         states = [jax.device_get(start(checkpoints[c.checkpoint].model, c.seed, _arrays(c.changes))) for c in filled]
         state = devices.split(trees.stack(states), mesh, "sweep")
         label, seed = f"finetune {_names(own)} on {what}", own[0].seed

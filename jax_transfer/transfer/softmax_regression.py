@@ -138,7 +138,7 @@ def zero_start(d: int, occurs: Bool[Array, " c"]) -> Weights:
 def standardised(
     x: Float[Array, "n d"], share: Float[Array, " n"] | None = None
 ) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, ""]]:
-    """Centres features and divides them by one common scale: the largest standard deviation of any feature, or 1 if it is 0.
+    """Centres features and divides them by one common scale: the largest standard deviation (1 if that is 0).
 
     Args:
       x: features.
@@ -237,11 +237,12 @@ def _minimum(
     tolerance: float,
     max_steps: int,
 ) -> Weights:
-    """Runs L-BFGS (optax's directions) with a line search on the logits; row i has the weight share[i]; the weights sum to 1.
+    """Runs L-BFGS (optax's directions) with a line search on the logits; row i has the weight share[i].
 
-    The logits are affine in the step size, so a step costs two products with x (one for the direction of the logits and
-    one for the gradient), however many step sizes the search tries. Classes are the leading axis of the weights
-    [c, d + 1] (the bias is the last column) and of the logits [c, n], since products in this layout are faster.
+    The entries of share sum to 1. The logits are affine in the step size, so a step costs two products with x (one for
+    the direction of the logits and one for the gradient), however many step sizes the search tries. Classes are the
+    leading axis of the weights [c, d + 1] (the bias is the last column) and of the logits [c, n], since products in
+    this layout are faster.
     """
     x = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
     transposed = x.T
