@@ -2,8 +2,8 @@
 
 Every score has the signature SCORES[name](features: records.Features, num_classes: int, held_out=None) -> scalar;
 higher is better. Under `jax.jit` num_classes is static; under `jax.vmap` the fields of Features are stacked over
-checkpoints. `held_out` are the indices [m] of the samples on which a score that trains a classifier is tested. They are
-the same for all checkpoints; the other scores ignore them.
+checkpoints. Some scores train a classifier; `held_out` holds the indices [m] of the samples on which that classifier is
+tested, the same for all checkpoints. The other scores ignore `held_out`.
 """
 
 import dataclasses
@@ -57,11 +57,11 @@ class Score:
 
     Attributes:
       function: function(x, y [n], num_classes) -> scalar; higher is better.
-      needs: the field of Features passed as x: "features" [n, d], or "logits" [n, s] of a head over classes. "" for a
-        score that needs neither: its x is None.
+      needs: the field of Features passed as x: "features" [n, d], or "logits" [n, s] of a classification head. "" for a
+        score that needs neither; x is then None.
       learns: whether the function trains a classifier and takes `held_out`, the indices of the samples to test on.
-      vmapped: whether one compiled program scores all checkpoints. Otherwise they are scored one by one, since the
-        shapes depend on the values.
+      vmapped: whether one compiled program scores all checkpoints. If not, the shapes depend on the values and the
+        checkpoints are scored one by one.
       gigaflops: gigaflops(x, y, num_classes) -> floating point operations / 1e9, for functions that `flops.gigaflops`
         cannot count.
 
@@ -83,7 +83,7 @@ class Score:
         """Returns the score of `features`.
 
         Raises:
-          InputError: if the function raises it, or the score needs logits and they have no columns.
+          InputError: if the function raises it, or the score needs logits and `features.logits` has no columns.
         """
         held_out = {"held_out": held_out} if self.learns else {}
         return self.function(self.x(features), features.labels, num_classes, **held_out)
@@ -95,8 +95,8 @@ class Score:
         x = getattr(features, self.needs)
         if self.needs == "logits" and np.shape(x)[-1:] == (0,):
             raise InputError(
-                f"logits has the shape {list(np.shape(x))}: this score needs a head over classes. Leave it out for a "
-                "net without one."
+                f"logits has the shape {list(np.shape(x))}: this score needs a classification head. Leave this score "
+                "out for a net without one."
             )
         return x
 
@@ -107,7 +107,7 @@ def _leep(logits: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int) -> 
 
 
 def _nce(logits: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
-    """Computes NCE at the argmax of the logits; NaN if a logit is NaN or infinite, which the argmax would hide."""
+    """Computes NCE at the argmax of the logits; NaN if a logit is NaN or +inf, which the argmax would hide."""
     logits = as_features(logits, "logits", "n s")
     value = nce(jnp.argmax(logits, axis=-1), y, logits.shape[-1], num_classes)
     return jnp.where(jnp.isfinite(jnp.max(logits)), value, jnp.nan)
@@ -134,14 +134,15 @@ SCORES: dict[str, Score] = {
 def score_all(
     name: str, features: Features, num_classes: int, held_out: Int[Array | np.ndarray, "m"] | None = None
 ) -> np.ndarray:
-    """Computes SCORES[name] of k checkpoints at once.
+    """Computes SCORES[name] for k checkpoints at once.
 
     Args:
       name: a key of SCORES.
       features: stacked fields: features [k, n, d], logits [k, n, s] and labels [k, n]. s = 0 for nets without a head.
       num_classes: C, the number of target classes.
-      held_out: indices of the samples on which a score that trains a classifier is tested; None: the score chooses them
-        by the labels. Pass it if the checkpoints have different labels, or to match the test samples of other results.
+      held_out: indices of the samples on which a score that trains a classifier is tested; None: the score chooses
+        them from the labels. Pass it if the labels differ between checkpoints, or to use the same test samples as
+        other results.
 
     Returns:
       Values [k]; NaN where the score is undefined (`why_undefined` gives the reason).
@@ -162,7 +163,7 @@ def score_all(
     if SCORES[name].vmapped:
         try:
             return np.asarray(_compiled(name, num_classes)(features, held_out))
-        except InputError:  # too few samples, for every checkpoint; `why_undefined` returns the message
+        except InputError:  # every checkpoint has too few samples; `why_undefined` returns the message
             return np.full(len(features.labels), np.nan)
     values = []
     for i in range(len(features.labels)):
@@ -174,13 +175,13 @@ def score_all(
 
 
 def _checked(features, num_classes, held_out):
-    """Validates the arguments of `score_all`; a compiled program could not raise for wrong labels or indices."""
+    """Validates the arguments of `score_all`; a compiled program cannot raise errors for invalid labels or indices."""
     num_classes = as_count(num_classes)
     x, logits = as_features(features.features, "features", "k n d"), _as_logits(features.logits, "k n s")
     (k, n), labels = x.shape[:2], features.labels
     if logits.shape[:2] != (k, n) or len(labels) != k:
         raise InputError(
-            f"features {list(x.shape)}, logits {list(logits.shape)} and labels of {len(labels)} checkpoints do not "
+            f"features {list(x.shape)}, logits {list(logits.shape)} and labels for {len(labels)} checkpoints do not "
             "match: expected [k, n, d], [k, n, s] and [k, n]."
         )
     labels = jnp.stack([as_labels(one, num_classes, n, "labels") for one in labels])
@@ -189,7 +190,7 @@ def _checked(features, num_classes, held_out):
 
 
 def _as_logits(logits, axes: str):
-    """Converts logits as `as_features` does, but accepts the logits [n, 0] of a net without a head."""
+    """Converts logits as `as_features` does, but also accepts the empty logits [n, 0] of a net without a head."""
     shape = np.shape(logits)
     if len(shape) == len(axes.split()) and shape[-1] == 0:
         return jnp.zeros(shape, jnp.float32)
@@ -219,13 +220,13 @@ def _compiled(name: str, num_classes: int):
 def score_gigaflops(
     name: str, features: Features, num_classes: int, held_out: Int[Array | np.ndarray, "m"] | None = None
 ) -> float:
-    """Counts the floating point operations / 1e9 of SCORES[name] for one checkpoint, without the forward pass.
+    """Counts the floating point operations / 1e9 of SCORES[name] for one checkpoint, excluding the forward pass.
 
     Args:
       name: a key of SCORES.
       features: features [n, d], logits [n, s] and labels [n] of the checkpoint.
       num_classes: C, the number of target classes.
-      held_out: as for `score_all`.
+      held_out: as in `score_all`.
 
     Raises:
       InputError: if the name is not in SCORES, or an argument has the wrong type, shape or range.
@@ -246,13 +247,13 @@ def score_gigaflops(
 def why_undefined(
     name: str, features: Features, num_classes: int, held_out: Int[Array | np.ndarray, "m"] | None = None
 ) -> str:
-    """Returns the reason why SCORES[name] of one checkpoint has no finite value.
+    """Returns the reason why SCORES[name] has no finite value for one checkpoint.
 
     Args:
       name: a key of SCORES.
       features: features [n, d], logits [n, s] and labels [n] of the checkpoint.
       num_classes: C, the number of target classes.
-      held_out: as for `score_all`.
+      held_out: as in `score_all`.
 
     Raises:
       InputError: if the name is not in SCORES.

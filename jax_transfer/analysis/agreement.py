@@ -2,8 +2,8 @@
 
 The functions take the scores [k] and accuracies [k] of one target, with one entry per checkpoint; higher is better in
 both. They return a Python float, which is NaN if the quantity is undefined: for fewer than two checkpoints, a constant
-input (correlations) or a value that is not finite. The Recall@k over several targets of "Ranking Neural Checkpoints" is
-the mean of `recall_at_k` over the targets.
+input (correlations) or a value that is not finite. "Ranking Neural Checkpoints" reports Recall@k over several targets,
+which is the mean of `recall_at_k` over the targets.
 
 A score gets no credit for the order in which tied checkpoints are listed. Kendall's tau-b and the weighted tau correct
 for ties; Recall@k, Rel@k and regret are expectations over a uniformly random order of tied checkpoints.
@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike
 from jax_transfer.analysis.arguments import as_number
 from jax_transfer.records import InputError, printable
 
-# A rank correlation over fewer checkpoints means little. For an unrelated score, Kendall's tau has the standard
-# deviation sqrt(2 (2k + 5) / (9 k (k - 1))), which is 0.25 for k = 10 and 0.41 for k = 5; |tau| below twice that may be
-# chance.
+# A rank correlation over fewer checkpoints says little. For a score that is unrelated to accuracy, Kendall's tau has
+# the standard deviation sqrt(2 (2k + 5) / (9 k (k - 1))): 0.25 for k = 10 and 0.41 for k = 5. A |tau| below twice the
+# standard deviation may be due to chance.
 MIN_CHECKPOINTS = 10
 
 
@@ -47,7 +47,7 @@ def pearson(scores: ArrayLike, accuracies: ArrayLike) -> float:
 
 
 def kendall(scores: ArrayLike, accuracies: ArrayLike) -> float:
-    """Computes Kendall's tau-b, in [-1, 1]: the excess of concordant over discordant pairs, corrected for ties.
+    """Computes Kendall's tau-b, in [-1, 1]: concordant minus discordant pairs, corrected for ties.
 
     Kendall, "The treatment of ties in ranking problems", Biometrika 1945; `scipy.stats.kendalltau`.
 
@@ -73,8 +73,9 @@ def weighted_kendall(scores: ArrayLike, accuracies: ArrayLike) -> float:
 
     Vigna, "A weighted correlation index for rankings with ties", WWW 2015; `scipy.stats.weightedtau`. A pair with the
     ranks r and q, counted from 0 (best), has the weight 1 / (r + 1) + 1 / (q + 1). The result is the mean of two
-    values: with ranks by decreasing score (ties broken by accuracy) and by decreasing accuracy (ties broken by score).
-    It is thus symmetric in its arguments and does not depend on the order of the checkpoints.
+    taus: one ranks the checkpoints by decreasing score (ties broken by accuracy), the other by decreasing accuracy
+    (ties broken by score). The result is therefore symmetric in its arguments and does not depend on the order of the
+    checkpoints.
 
     Args:
       scores, accuracies: [k], one entry per checkpoint.
@@ -101,10 +102,10 @@ def recall_at_k(scores: ArrayLike, accuracies: ArrayLike, k: int) -> float:
 
     Args:
       scores, accuracies: [n], one entry per checkpoint.
-      k: number of checkpoints to choose, 1 or more.
+      k: number of checkpoints to choose, at least 1.
 
     Raises:
-      InputError: if the lists are not numbers of the same length, or k is out of range.
+      InputError: if the arguments are not two lists of numbers of the same length, or k is out of range.
 
     Example:
       >>> recall_at_k([3, 2, 1], [0.7, 0.8, 0.5], k=1), recall_at_k([3, 2, 1], [0.7, 0.8, 0.5], k=2)
@@ -117,17 +118,17 @@ def recall_at_k(scores: ArrayLike, accuracies: ArrayLike, k: int) -> float:
 
 
 def relative_accuracy_at_k(scores: ArrayLike, accuracies: ArrayLike, k: int) -> float:
-    """Computes Rel@k: the best accuracy among the k checkpoints with the highest scores, relative to the best of all.
+    """Computes Rel@k: the best accuracy among the k checkpoints with the highest scores, divided by the best of all.
 
-    The result is in [0, 1]. "Ranking Neural Checkpoints", section 2.3. If scores are tied at rank k, it is the
-    expectation over the choice among them. NaN if the best accuracy is 0.
+    "Ranking Neural Checkpoints", section 2.3. The result is in [0, 1], or NaN if the best accuracy is 0. If scores are
+    tied at rank k, it is the expected value over a random choice among the tied checkpoints.
 
     Args:
       scores, accuracies: [n], one entry per checkpoint.
-      k: number of checkpoints to choose, 1 or more.
+      k: number of checkpoints to choose, at least 1.
 
     Raises:
-      InputError: if the lists are not numbers of the same length, or k is out of range.
+      InputError: if the arguments are not two lists of numbers of the same length, or k is out of range.
 
     Example:
       >>> round(relative_accuracy_at_k([3, 2, 1], [0.6, 0.8, 0.5], k=1), 2)
@@ -142,7 +143,7 @@ def relative_accuracy_at_k(scores: ArrayLike, accuracies: ArrayLike, k: int) -> 
 def regret(scores: ArrayLike, accuracies: ArrayLike) -> float:
     """Computes the accuracy lost by choosing the checkpoint with the highest score instead of the best one.
 
-    It is at least 0. If the highest score is tied, the result is the mean over the tied checkpoints.
+    The regret is at least 0. If the highest score is tied, the result is the mean over the tied checkpoints.
 
     Args:
       scores, accuracies: [k], one entry per checkpoint.
@@ -163,16 +164,16 @@ def regret(scores: ArrayLike, accuracies: ArrayLike) -> float:
 def kendall_interval(
     scores: ArrayLike, accuracies: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Computes a bootstrap interval of Kendall's tau-b: percentiles of tau over checkpoints drawn with replacement.
+    """Computes a bootstrap interval of Kendall's tau-b: percentiles over checkpoints drawn with replacement.
 
-    It shows how much tau would vary with other checkpoints of the same kind. A checkpoint drawn twice is tied with
-    itself, which tau-b corrects for like other ties. Draws in which all checkpoints are tied are ignored. Both bounds
-    are NaN if tau is NaN, or if all draws of fewer than MIN_CHECKPOINTS checkpoints agree, which is luck rather than
-    certainty.
+    The interval shows how much tau would vary with other checkpoints of the same kind. A checkpoint drawn twice is tied
+    with itself; tau-b corrects for this as for any other tie. Draws in which all checkpoints are tied are ignored. Both
+    bounds are NaN if tau is NaN, or if there are fewer than MIN_CHECKPOINTS checkpoints and every draw gives the same
+    tau, since an interval of width 0 would overstate the certainty.
 
     Args:
       scores, accuracies: [k], one entry per checkpoint.
-      confidence: share of the draws inside the interval, in (0, 1).
+      confidence: fraction of the draws inside the interval, in (0, 1).
       resamples: number of draws.
       seed: seed of the draws.
 
@@ -180,7 +181,8 @@ def kendall_interval(
       (low, high).
 
     Raises:
-      InputError: if the lists are not numbers of the same length, or another argument is out of range.
+      InputError: if the first two arguments are not lists of numbers of the same length, or another argument is out of
+        range.
 
     Example:
       >>> scores = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
@@ -188,11 +190,14 @@ def kendall_interval(
       >>> low < kendall(scores, [1, 3, 2, 4, 5, 7, 6, 8, 10, 9]) < high
       True
     """
-    as_number(confidence, "confidence", lambda share: 0 < share < 1, "a share in (0, 1), such as 0.95")
+    as_number(confidence, "confidence", lambda share: 0 < share < 1, "a fraction in (0, 1), such as 0.95")
     as_number(
-        resamples, "resamples", lambda number: number >= 1 and float(number).is_integer(), "a whole number, 1 or more"
+        resamples,
+        "resamples",
+        lambda number: number >= 1 and float(number).is_integer(),
+        "a whole number of at least 1",
     )
-    as_number(seed, "seed", lambda seed: seed >= 0 and float(seed).is_integer(), "a whole number, 0 or more")
+    as_number(seed, "seed", lambda seed: seed >= 0 and float(seed).is_integer(), "a whole number of at least 0")
     scores, accuracies = paired(scores, accuracies)
     if not _correlation_is_defined(scores, accuracies):
         return math.nan, math.nan
@@ -201,7 +206,7 @@ def kendall_interval(
     draws = np.random.default_rng(int(seed)).multinomial(k, np.full(k, 1 / k), size=int(resamples)).astype(float)
 
     def sum_over_pairs(values: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "b"]:
-        """Sums over the pairs of each draw: a quadratic form in the number of times that a checkpoint was drawn."""
+        """Sums over the pairs in each draw, a quadratic form in how often each checkpoint was drawn."""
         return np.einsum("bi,bi->b", draws @ values, draws)
 
     concordant = sum_over_pairs(order * truth)
@@ -227,7 +232,7 @@ def paired(scores: ArrayLike, accuracies: ArrayLike) -> tuple[Float[np.ndarray, 
     if scores.ndim != 1 or scores.shape != accuracies.shape:
         raise InputError(
             f"scores {list(scores.shape)} and accuracies {list(accuracies.shape)} do not match: expected two lists of "
-            "the same length, one entry per checkpoint. Pass the checkpoints that have both."
+            "the same length, one entry per checkpoint. Pass only checkpoints that have both."
         )
     return scores, accuracies
 
@@ -248,7 +253,7 @@ def _correlation_is_defined(scores: Float[np.ndarray, "k"], accuracies: Float[np
 
 
 def _ranking_is_defined(scores: Float[np.ndarray, "n"], accuracies: Float[np.ndarray, "n"], k: int) -> bool:
-    as_number(k, "k", lambda k: k >= 1 and float(k).is_integer(), "a number of checkpoints, 1 or more")
+    as_number(k, "k", lambda k: k >= 1 and float(k).is_integer(), "a whole number of checkpoints, at least 1")
     return len(scores) >= 2 and bool(np.all(np.isfinite(scores)) and np.all(np.isfinite(accuracies)))
 
 
@@ -260,12 +265,12 @@ def _standardised(values: Float[np.ndarray, "k"]) -> Float[np.ndarray, "k"]:
 
 
 def _expected_best(scores: Float[np.ndarray, "n"], gains: Float[np.ndarray, "n"], k: int) -> float:
-    """Returns the expected largest gain among the k highest scores, over a uniformly random order of tied scores."""
+    """Returns the expected largest gain among the k highest scores if ties are ordered uniformly at random."""
     k = min(int(k), len(scores))
     threshold = np.sort(scores)[-k]  # the score at rank k
     certain, tied = gains[scores > threshold], np.sort(gains[scores == threshold])
     drawn = k - len(certain)  # number of tied entries among the k
     floor = certain.max() if len(certain) else -np.inf
     total = math.comb(len(tied), drawn)
-    # tied[i] is the largest one drawn in comb(i, drawn - 1) of all `total` draws.
+    # tied[i] is the largest entry drawn in comb(i, drawn - 1) of the `total` possible draws.
     return float(sum(math.comb(i, drawn - 1) / total * max(floor, gain) for i, gain in enumerate(tied)))

@@ -1,9 +1,10 @@
 """Validates the arguments of the scores: features, labels, numbers of classes and held-out indices.
 
 JAX clamps, wraps or drops indices out of range instead of raising, so a wrong label would give a plausible number.
-Concrete labels are few, so they are copied to the host, and wrong values raise an error. Features stay on their device:
-only their dtype and shape are checked, and values that are not finite make the score NaN. Of a traced array only the
-dtype and shape are known; the compiled program checks the labels with `in_range` and returns NaN if they are wrong.
+Concrete labels take little memory, so they are copied to the host, and invalid values raise an error. Features stay on
+their device: only their dtype and shape are checked, and values that are not finite make the score NaN. For a traced
+array, only the dtype and shape are known; the compiled program checks traced labels with `in_range` and returns NaN if
+they are invalid.
 """
 
 import numbers
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_transfer.records import InputError, printable
 
-SUM_TOLERANCE = 0.01  # allowed error of a row sum of probabilities: bfloat16 has a relative precision of 0.004
+SUM_TOLERANCE = 0.01  # allowed error when a row of probabilities is summed; bfloat16 has a relative precision of 0.004
 
 
 def is_traced(*values) -> bool:
@@ -37,7 +38,7 @@ def as_features(x, name: str = "x", axes: str = "n d") -> Float[Array, "..."]:
 
     Args:
       x: an array or nested lists of numbers.
-      name: name of the argument, for messages.
+      name: name of the argument, used in messages.
       axes: names of the expected axes.
 
     Raises:
@@ -54,7 +55,7 @@ def as_features(x, name: str = "x", axes: str = "n d") -> Float[Array, "..."]:
     if x.ndim != len(expected) or 0 in x.shape:
         hint = ""
         if x.ndim > len(expected) and 0 not in x.shape:
-            hint = " Reshape it or average over the other axes."
+            hint = " Reshape it or average over the extra axes."
         raise InputError(
             f"{name} has the shape {list(x.shape)}: expected [{', '.join(expected)}] without an empty axis.{hint}"
         )
@@ -73,8 +74,8 @@ def as_labels(
       y: whole numbers in [0, num_classes), [n].
       num_classes: the result of `as_count`; None allows any number of classes.
       n: expected number of labels; None allows any number except 0.
-      name: name of the argument y, for messages.
-      count: name of the argument num_classes, for messages.
+      name: name of the argument y, used in messages.
+      count: name of the argument num_classes, used in messages.
 
     Raises:
       InputError: if the type, shape or length is wrong, or concrete labels are out of range.
@@ -86,7 +87,7 @@ def as_labels(
       Traceback (most recent call last):
       jax_transfer.records.InputError: y holds the label 3 (1 of 3 are out of range): expected 0 to 2 ...
     """
-    y, expected = _as_array(y, name), "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
+    y, expected = _as_array(y, name), "at least 0" if num_classes is None else f"0 to {num_classes - 1}"
     if y.ndim != 1:
         hint = ""
         if y.ndim == 2 and y.shape[1] == 1:
@@ -137,7 +138,7 @@ def as_count(value, name: str = "num_classes", least: int = 2) -> int:
         number = None
     if number is None or isinstance(value, bool | np.bool_) or number < least:
         shown = f"an array of shape {list(np.shape(value))}" if getattr(value, "ndim", 0) else repr(value)
-        raise InputError(f"{name} is {printable(shown)}: expected a whole number, {least} or more.")
+        raise InputError(f"{name} is {printable(shown)}: expected a whole number of at least {least}.")
     return number
 
 
@@ -146,15 +147,15 @@ def as_number(value, name: str, fits: Callable[[float], bool], expected: str):
 
     Args:
       value: the argument.
-      name: name of the argument, for messages.
-      fits: whether a number is in range.
-      expected: description of the valid values, for messages.
+      name: name of the argument, used in messages.
+      fits: function that returns whether a number is in range.
+      expected: description of the valid values, used in messages.
 
     Raises:
       InputError: if `value` is not a real number or does not fit; the message contains `expected`.
 
     Example:
-      >>> as_number(0.8, "energy", lambda energy: 0 < energy <= 1, "a share in (0, 1]")
+      >>> as_number(0.8, "energy", lambda energy: 0 < energy <= 1, "a fraction in (0, 1]")
       0.8
     """
     if not is_traced(value) and not (_is_real(value) and fits(value)):
@@ -192,8 +193,8 @@ def as_held_out(held_out, n: int, least: int = 1, name: str = "held_out") -> Int
     Args:
       held_out: distinct whole numbers in [0, n), [m].
       n: number of samples. At least one must remain to fit on.
-      least: smallest valid m.
-      name: name of the argument, for messages.
+      least: minimum number of indices, m.
+      name: name of the argument, used in messages.
 
     Raises:
       InputError: if the type or shape is wrong, there are too few or too many indices, or concrete indices are out of
@@ -207,14 +208,14 @@ def as_held_out(held_out, n: int, least: int = 1, name: str = "held_out") -> Int
     if held_out.ndim != 1 or np.dtype(held_out.dtype).kind not in "iu":
         hint = f" Pass np.flatnonzero({name}) if it is a mask." if held_out.dtype == bool else ""
         raise InputError(
-            f"{name} holds {_kind(held_out.dtype)} of shape {list(held_out.shape)}: expected indices of samples, "
-            f"whole numbers [m].{hint}"
+            f"{name} holds {_kind(held_out.dtype)} of shape {list(held_out.shape)}: expected sample indices "
+            f"(whole numbers) of shape [m].{hint}"
         )
     m = len(held_out)
     if not least <= m < n:
         raise InputError(
             f"{name} holds {m:,} of {n:,} samples: expected at least {least} and at most {n - 1:,}, since at least one "
-            "must remain to fit on."
+            "sample must remain to fit on."
         )
     if not is_traced(held_out):
         values = np.asarray(held_out)
@@ -231,7 +232,7 @@ def as_probabilities(p, name: str = "source_probs") -> Float[Array, "n s"]:
 
     Raises:
       InputError: if the type or shape is wrong, or a concrete row has an entry below 0 or does not sum to 1. Rows that
-        are not finite are accepted.
+        contain values that are not finite are accepted.
 
     Example:
       >>> as_probabilities([[0.25, 0.75]]).tolist()
@@ -243,7 +244,7 @@ def as_probabilities(p, name: str = "source_probs") -> Float[Array, "n s"]:
         if len(wrong):
             row = np.asarray(p[int(wrong[0])])
             raise InputError(
-                f"{name} holds {len(wrong):,} rows that are not probabilities (row {wrong[0]} lies in "
+                f"{name} holds {len(wrong):,} rows that are not probabilities (row {wrong[0]} has values in "
                 f"[{row.min():.3g}, {row.max():.3g}] and sums to {row.sum():.3g}): expected non-negative rows that sum "
                 "to 1. Pass jax.nn.softmax(logits) if they are logits."
             )
@@ -251,7 +252,7 @@ def as_probabilities(p, name: str = "source_probs") -> Float[Array, "n s"]:
 
 
 def are_probabilities(p: Float[Array, "n s"]) -> Bool[Array, "n"]:
-    """Returns which rows are probabilities up to rounding, or not finite.
+    """Returns a mask of the rows that are probabilities up to rounding, or whose sum is not finite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -319,12 +320,12 @@ def _as_array(value, name):
 
 
 def _kind(dtype) -> str:
-    """Describes the contents of an array of this dtype, for messages."""
+    """Describes the contents of an array of this dtype in messages."""
     return {"O": "objects", "U": "text", "S": "text"}.get(np.dtype(dtype).kind, np.dtype(dtype).name)
 
 
 def _fraction(y) -> str:
-    """Names a float label that is not a whole number, for messages; empty if there is none."""
+    """Returns a message part that names a float label that is not a whole number, or "" if there is none."""
     if is_traced(y) or not jnp.issubdtype(y.dtype, jnp.floating):
         return ""
     values = np.asarray(y, np.float64)
@@ -333,20 +334,20 @@ def _fraction(y) -> str:
 
 
 def _conversion(y, name: str) -> str:
-    """Says how to convert labels to integers, for messages."""
+    """Returns the part of a message that says how to convert labels to integers."""
     if np.dtype(y.dtype).kind in "OUS":
         return f" Number the classes with np.unique({name}, return_inverse=True)[1]."
     return "" if _fraction(y) else f" Pass {name}.astype(int)."
 
 
 def _renumbering(values: np.ndarray, num_classes: int, name: str, count: str) -> str:
-    """Says how to correct labels out of range, for messages."""
+    """Returns the part of a message that says how to correct labels that are out of range."""
     low, high = int(values.min()), int(values.max())
     different = len(np.unique(values))
     if low < 0:
-        return "Leave out the samples without a label"
+        return "Remove the samples without a label"
     if low == 1 and high == num_classes:
         return "Subtract 1 if they count from 1"
     if different <= num_classes:
         return f"Number the classes without gaps: np.unique({name}, return_inverse=True)[1]"
-    return f"{different} classes occur, so pass a larger {count}"
+    return f"{different} different classes occur, so pass a larger {count}"

@@ -1,4 +1,4 @@
-"""A canonical order of samples and numbering of classes, so that randomised scores do not depend on the given ones."""
+"""Canonical order of samples and classes, which makes randomised scores independent of the given order."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, Int, UInt32
 def canonical(
     x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int, held_out: Int[Array, "m"] | None = None
 ) -> tuple[Float[Array, "n d"], Int[Array, "n"], Int[Array, ""], Int[Array, "n"]]:
-    """Sorts samples by their values and numbers the classes in the order in which they then appear.
+    """Sorts samples by their values and numbers the classes in order of first appearance in the sorted samples.
 
-    Equal samples are sorted by the samples of their classes, then with those in `held_out` last. Samples that are still
-    equal can be exchanged without effect.
+    Samples with equal values are sorted by a hash of all samples of their class, and then with those in `held_out`
+    last. Exchanging samples that are still tied has no effect.
 
     Args:
       x: features.
@@ -21,7 +21,7 @@ def canonical(
       held_out: indices of the samples to test on, or None.
 
     Returns:
-      (features, labels, number of classes that occur, order): order holds the indices of the sorted samples in x.
+      (features, labels, number of classes that occur, order). `order` holds the index in x of each sorted sample.
 
     Example:
       >>> import jax.numpy as jnp
@@ -42,7 +42,7 @@ def canonical(
 
 
 def order_of_values(x: Float[Array, "n d"]) -> Int[Array, "n"]:
-    """Returns indices that sort the rows in an order that depends on their values alone.
+    """Returns the indices that sort the rows into an order that depends only on their values.
 
     Example:
       >>> import jax.numpy as jnp

@@ -10,15 +10,15 @@ MOST_POINTS = 5000
 
 
 def tsne(x: Float[Array | np.ndarray, "n d"], seed: int = 0, perplexity: float = 30.0) -> Float[np.ndarray, "n 2"]:
-    """Embeds features in the plane by t-SNE, with scikit-learn, starting from the first two principal components.
+    """Embeds features in the plane with scikit-learn's t-SNE, starting from the first two principal components.
 
     Distances within a cluster are more meaningful than distances between clusters; the sizes of clusters mean nothing.
     Van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 2008.
 
     Args:
-      x: features of 4 to 5,000 samples. On a CPU, 2,000 samples take about 10 s.
+      x: features of 4 to 5,000 samples; 2,000 samples take about 10 s on a CPU.
       seed: seed of the optimisation, a whole number of at most 32 bits.
-      perplexity: roughly the number of neighbours that each sample considers; lowered to (n - 1) / 3 for small sets.
+      perplexity: roughly the number of neighbours considered for each sample; at most (n - 1) / 3 is used.
 
     Returns:
       Coordinates [n, 2], float32, in arbitrary units.
@@ -32,7 +32,7 @@ def tsne(x: Float[Array | np.ndarray, "n d"], seed: int = 0, perplexity: float =
       >>> tsne(np.eye(6), perplexity=2.0).shape
       (6, 2)
     """
-    import sklearn.manifold  # imported here because it takes a second
+    import sklearn.manifold  # imported here because the import takes a second
 
     x = np.asarray(as_features(x), np.float32)
     n = len(x)
@@ -42,7 +42,7 @@ def tsne(x: Float[Array | np.ndarray, "n d"], seed: int = 0, perplexity: float =
         raise InputError("x holds NaN or infinite values: expected finite features.")
     as_number(perplexity, "perplexity", lambda perplexity: perplexity > 0, "a positive number, such as 30")
     is_seed = lambda seed: float(seed).is_integer() and 0 <= seed < 2**32  # noqa: E731
-    as_number(seed, "seed", is_seed, "a whole number, 0 or more, of at most 32 bits")
+    as_number(seed, "seed", is_seed, "a whole number of at least 0 and less than 2**32")
     x = x - x.mean(0)
     x = x / (np.abs(x).max() or 1)
     method = sklearn.manifold.TSNE(perplexity=min(perplexity, (n - 1) / 3), init="pca", random_state=int(seed))

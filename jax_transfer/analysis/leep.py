@@ -1,9 +1,10 @@
 """LEEP and NCE: how well the predictions of a source classifier determine the target labels, without training.
 
 Both scores count how often target class c occurs with source class z, form the conditional distribution P(c | z), and
-return the mean log-likelihood of the target labels per sample. LEEP mixes P(c | z) by the source probabilities (Nguyen
-et al., ICML 2020). NCE uses P(c | z) at one source label per sample, which gives minus the conditional entropy H(Y | Z)
-(Tran et al., ICCV 2019). No epsilon is added: divisors and arguments of logarithms are positive, or the term is 0.
+return the mean log-likelihood of the target labels. LEEP averages P(c | z) over the source classes z, weighted by the
+source probabilities (Nguyen et al., ICML 2020). NCE uses P(c | z) for a single source label z per sample, which gives
+the negative conditional entropy -H(Y | Z) (Tran et al., ICCV 2019). No epsilon is needed: divisors and arguments of
+logarithms are positive, or the term is 0.
 """
 
 import functools
@@ -33,7 +34,7 @@ def leep(source_probs: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int
     and 5 of "Ranking Neural Checkpoints". Higher is better.
 
     Args:
-      source_probs: p, probabilities of the source classes, not logits; each row sums to 1.
+      source_probs: p, the probabilities (not logits) of the source classes; each row sums to 1.
       y: labels in [0, num_classes); a class without samples is ignored.
       num_classes: C, static.
 
@@ -117,6 +118,6 @@ def _nce(
     counts = jnp.zeros((num_classes, num_source_classes), int).at[y, source_labels].add(1).astype(float)
     others = jnp.sum(counts, axis=0) - counts
     total = jnp.where(counts > 0, counts + others, 1)
-    # n_cz / n_z may round to 1, so its logarithm is taken in the form that does not cancel.
+    # n_cz / n_z may round to 1, so log1p is used where it avoids cancellation.
     log_conditional = jnp.where(others < counts, jnp.log1p(-others / total), jnp.log(jnp.fmax(counts, 1) / total))
     return jnp.sum(jnp.where(counts > 0, counts * log_conditional, 0)) / len(y)

@@ -38,26 +38,26 @@ def linear_accuracy(
     """Computes the accuracy of a softmax regression on held-out samples, fitted to the remaining ones.
 
     "Ranking Neural Checkpoints" fits classifiers to the training samples and tests them on the test samples ("Linear
-    (1 epoch)", "(5 epochs)", "(converged)"). A score that predicts the test accuracy must not see the test samples, so
-    here part of the given samples, which should be training samples, is held out instead. The choice of the held-out
-    samples depends on the labels alone, so that all checkpoints are compared on the same images. Higher is better.
+    (1 epoch)", "(5 epochs)", "(converged)"). A score that predicts the test accuracy must not see the test samples.
+    Pass training samples: this function holds out some of them for testing. By default, the choice of the held-out
+    samples depends only on the labels, so that all checkpoints are compared on the same images. Higher is better.
 
     Args:
       x: features. They are centred and divided by one common scale before fitting.
       y: labels in [0, num_classes).
       num_classes: C, static; a class without samples is ignored.
-      epochs: epochs of Adam, starting from zero weights, static. None: L-BFGS finds the minimum of the mean
+      epochs: number of epochs of Adam, starting from zero weights, static. None: L-BFGS minimises the mean
         cross-entropy plus l2/2 ||w||^2.
-      seed: seed of the batches.
+      seed: seed of the order of the batches.
       learning_rate: learning rate of Adam.
-      batch_size: batch size of Adam, static. A smaller data set is one batch; an incomplete last batch is dropped.
-      l2: strength of the penalty for `epochs=None`.
-      held_out: indices of the samples to test on; the others are used to fit. None: `split.stratified_fifth` of the
-        labels. Permuting the samples, and held_out with them, does not change the score.
+      batch_size: batch size of Adam, static. A smaller data set forms one batch; an incomplete last batch is dropped.
+      l2: strength of the penalty if `epochs` is None.
+      held_out: indices of the samples to test on; the others are used to fit. None: the result of
+        `split.stratified_fifth`. Permuting the samples, and held_out with them, does not change the score.
 
     Returns:
-      A float32 scalar in [0, 1]; NaN if a feature is not finite. It is a multiple of 1 / m, so checkpoints can be tied.
-      A vmapped call processes the checkpoints one by one.
+      A float32 scalar in [0, 1]; NaN if a feature is not finite. The accuracy is a multiple of 1 / m, so checkpoints
+      can be tied. A vmapped call processes the checkpoints one by one.
 
     Raises:
       InputError: if an argument has the wrong type, shape or range. Traced labels or indices out of range give NaN
@@ -72,7 +72,7 @@ def linear_accuracy(
     num_classes, x = as_count(num_classes), as_features(x)
     y = as_labels(y, num_classes, len(x))
     if len(x) < 2:
-        raise InputError("x has 1 sample: expected at least 2, one to fit on and one to test on.")
+        raise InputError("x has 1 sample: expected at least 2, one to train on and one to test on.")
     for name, value in (("epochs", 1 if epochs is None else epochs), ("batch_size", batch_size)):
         as_count(value, name, least=1)
     as_number(learning_rate, "learning_rate", lambda rate: 0 < rate < np.inf, "a positive number, such as 0.01")
@@ -102,7 +102,7 @@ def _accuracy(
 ) -> Float[Array, ""]:
     @jax.custom_batching.sequential_vmap  # so that a checkpoint's result does not depend on the others in the batch
     def accuracy(x, y, held_out, seed, learning_rate, l2):
-        # Canonical, so that the batches depend on the set of samples but not on their order.
+        # Sorted canonically, so that the batches depend on the set of samples but not on their order.
         x, y, _, order = canonical(x, y, num_classes, held_out)
         rows, tested = held_out_last(held_out, order)
         _, mean, scale = standardised(x[rows])

@@ -6,14 +6,14 @@ The log evidence (equation 2 of the paper) depends on x only through s and z = U
     a <- gamma / m'm,   b <- (n - gamma) / |y - x m|^2,   from a = b = 1,
 
 where m is the posterior mean, gamma = sum_i s_i^2 / (s_i^2 + t) and t = a / b. The iterates depend on t alone. At a
-fixed point b is optimal for t, and the evidence is
+fixed point, b is optimal for t, and the evidence is
 
     L(t) = -1/2 sum_i log(1 + s_i^2 / t) - n/2 log(Q(t) / n) - n/2 (1 + log 2 pi),
     Q(t) = r0 + sum_i z_i^2 t / (t + s_i^2),      r0 = |y - U z|^2.
 
 Each step changes log t in the direction in which L increases, so the iteration climbs from t = 1 to the nearest
 stationary point of L. Where L is flat, this takes thousands of steps. This implementation moves in the same direction
-by at least MIN_STEP at a time and bisects the step that passes the stationary point.
+by at least MIN_STEP at a time and, once it has passed the stationary point, bisects the last step.
 """
 
 import functools
@@ -28,16 +28,16 @@ from jax_transfer.analysis.hscore import ROUNDING
 from jax_transfer.numerics import positive
 
 MIN_LOG_T, MAX_LOG_T = -70.0, 36.0  # bounds of log(t / s_1^2), beyond which L equals its limit up to rounding
-MIN_STEP = 1 / 16  # smallest step of log t; a pair of stationary points closer than this may be skipped
-BISECTIONS = 24  # halvings of the last step (up to 80 long): log t to 1e-5, which changes L by about 1e-10
+MIN_STEP = 1 / 16  # minimum step of log t; two stationary points that are closer together may be skipped
+BISECTIONS = 24  # halvings of the last step (at most 80): log t is accurate to 1e-5, which changes L by about 1e-10
 SMALL = 1000  # a divide-and-conquer SVD loses relative accuracy in singular values below SMALL * eps * s_1
 
 
 def logme(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
     """Computes LogME: the maximised log evidence per sample, in nats, averaged over the classes that occur.
 
-    The module docstring has the formula (You et al., "LogME: Practical Assessment of Pre-trained Models for Transfer
-    Learning", ICML 2021, equation 2 and algorithm 1). Higher is better.
+    See the module docstring for the formula (You et al., "LogME: Practical Assessment of Pre-trained Models for
+    Transfer Learning", ICML 2021, equation 2 and algorithm 1). Higher is better.
 
     Args:
       x: features. They are neither centred nor rescaled, and the linear model has no bias.
@@ -46,12 +46,12 @@ def logme(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float
 
     Returns:
       A scalar of x's dtype; NaN if a feature is not finite. Each class contributes the evidence at the limit of the
-      paper's iteration from a = b = 1. For t -> inf (no feature helps) this is the evidence of pure noise of power
-      n_c / n; for t -> 0 (n directions interpolate the targets) it is the evidence without noise. The unit of x decides
-      where the iteration starts, but it changes the score only if the evidence has several maxima, which can happen for
-      d >= n and features of several scales. If fewer than n directions fit a class exactly, the evidence is unbounded:
-      the residual is then taken to be rounding error (ROUNDING * eps relative to the labels), and the score is a large
-      finite number that depends on the dtype.
+      paper's iteration from a = b = 1. For t -> inf (no feature helps), this is the evidence of pure noise with the
+      power n_c / n; for t -> 0 (n directions interpolate the targets), it is the evidence without noise. The scale of x
+      determines where the iteration starts, but it changes the score only if the evidence has several maxima, which can
+      happen if d >= n and the features have different scales. If fewer than n directions fit a class exactly, the
+      evidence is unbounded: the residual is then taken to be rounding error (ROUNDING * eps relative to the labels),
+      and the score is a large finite number that depends on the dtype.
 
     Raises:
       InputError: if an argument has the wrong type, shape or range. Traced labels out of range give NaN instead.
@@ -77,7 +77,7 @@ def _logme(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Floa
     return jnp.sum(jnp.where(occurs, evidence, 0)) / jnp.sum(occurs) / x.shape[0]
 
 
-# Sequential: QR and SVD process a batch one matrix at a time anyway, and lax.cond then runs only one of its branches.
+# Sequential: QR and SVD process a batch one matrix at a time anyway, and lax.cond then runs only one of the branches.
 @jax.custom_batching.sequential_vmap
 def _evidence(x: Float[Array, "n d"], one_hot: Float[Array, "n c"]) -> Float[Array, "c"]:
     """Returns L at the fixed point of each class; the value of a class without samples is arbitrary."""
@@ -90,7 +90,7 @@ def _evidence(x: Float[Array, "n d"], one_hot: Float[Array, "n c"]) -> Float[Arr
     def evidence_and_lowest_log_t(
         u: Float[Array, "k k"], s: Float[Array, "k"], threshold: float | np.floating
     ) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
-        """Returns L and the least log(t / s_1^2) visited, from an SVD of R11; s at most `threshold` counts as 0."""
+        """Returns L and the lowest log(t / s_1^2) visited, given an SVD of R11; s_i <= `threshold` s_1 counts as 0."""
         start = jnp.clip(-2 * (jnp.log(positive(s[0])) + jnp.log(scale)), MIN_LOG_T, MAX_LOG_T)
         s = s / positive(s[0])
         s = jnp.where(s > threshold, s, 0)
@@ -99,12 +99,12 @@ def _evidence(x: Float[Array, "n d"], one_hot: Float[Array, "n c"]) -> Float[Arr
 
     u, s, _ = jnp.linalg.svd(r11, full_matrices=False)
     evidence, lowest_log_t = evidence_and_lowest_log_t(u, s, ROUNDING * eps)
-    # Inaccurate small singular values matter only if t became as small as their squares.
+    # Inaccurate small singular values matter only if t has become as small as the squares of these values.
     has_small = jnp.any((s < SMALL * eps * s[0]) & (jnp.arange(s.shape[0]) < rank))
     needs_accurate_svd = has_small & jnp.any((lowest_log_t < 2 * jnp.log(SMALL * eps)) & (counts > 0))
     return jax.lax.cond(
         needs_accurate_svd,
-        lambda: evidence_and_lowest_log_t(*_accurate_svd(r11), 1e-15)[0],  # 1e-15 squared does not underflow
+        lambda: evidence_and_lowest_log_t(*_accurate_svd(r11), 1e-15)[0],  # the square of 1e-15 does not underflow
         lambda: evidence,
     )
 
@@ -114,8 +114,9 @@ def _triangle(
 ) -> tuple[Float[Array, "k d"], Float[Array, "k c"], Float[Array, "c"], Int[Array, ""]]:
     """Returns R11, R12, the column sums of R22^2 and the rank of x, from a QR of [x, one_hot]; k = min(n, d).
 
-    Since x = Q R11 and U'y follows from R12, no factor with n rows is needed, and the residual R22 does not suffer from
-    cancellation. The columns of x are sorted by norm, which keeps rounding errors relative to each column.
+    Since x = Q R11 and U'y follows from R12, no factor with n rows is needed, and the residual, obtained from R22, does
+    not suffer from cancellation. The columns of x are sorted by norm, which keeps rounding errors relative to each
+    column.
     """
     d, k = x.shape[1], min(x.shape)
     norms = jnp.linalg.norm(x, axis=0)
@@ -127,10 +128,10 @@ def _triangle(
 
 
 def _accurate_svd(r11: Float[Array, "k d"]) -> tuple[Float[Array, "k k"], Float[Array, "k"]]:
-    """Returns U and s of a matrix with rows and columns of decreasing size, with small relative errors in every s_i.
+    """Returns U and s with a small relative error in every s_i; the rows and columns of r11 have decreasing norms.
 
-    On a CPU this takes QR iteration, which is many times slower than divide and conquer; on other devices the default
-    algorithm (Jacobi or QR) is accurate enough.
+    On a CPU this requires QR iteration, which is many times slower than divide and conquer. On other devices, the
+    default algorithm (Jacobi or QR) is accurate enough.
     """
 
     def qr_iteration(r: Float[Array, "k d"]) -> tuple[Float[Array, "k k"], Float[Array, "k"]]:
@@ -151,12 +152,12 @@ def _fixed_point(
 
     Args:
       s: singular values divided by the largest one, s_1; t is in units of s_1^2.
-      z2: squares of z = U'y, for each class.
+      z2: squared entries of z = U'y, for each class.
       r0: squared norm of the residual y - U z.
     """
 
     def paper_step(log_t: Float[Array, "c"]) -> tuple[Float[Array, "c"], Bool[Array, "c"]]:
-        """Returns the step of log t that the paper's iteration takes, and whether L increases with t."""
+        """Returns the step in log t of the paper's iteration, and whether L increases with t."""
         t = jnp.exp(log_t)[:, None]
         shrink, keep = s**2 / (t + s**2), t / (t + s**2)  # [C, k]
         gamma = jnp.sum(shrink, axis=1)
@@ -176,7 +177,7 @@ def _fixed_point(
         """Moves the classes that have not converged; state: previous log t, log t, next step, whether L increases."""
         previous, log_t, length, increases = state
         active = not_converged(log_t, increases)
-        length = jnp.fmax(jnp.abs(length), MIN_STEP)  # fmax ignores the NaN of 0 / 0, where all features are zero
+        length = jnp.fmax(jnp.abs(length), MIN_STEP)  # fmax ignores the NaN of 0 / 0, the step if all features are 0
         updated = jnp.clip(log_t + jnp.where(upwards, length, -length), MIN_LOG_T, MAX_LOG_T)
         previous, log_t = jnp.where(active, log_t, previous), jnp.where(active, updated, log_t)
         return previous, log_t, *paper_step(log_t)

@@ -1,10 +1,10 @@
 """Fits Gaussian mixtures with full covariances by EM from a k-means start, like scikit-learn's GaussianMixture.
 
 If a component has fewer samples than dimensions, only the regularisation (1e-6) keeps its covariance positive definite.
-In float32 this requires factoring the covariance C twice (shifted CholeskyQR: Fukaya et al., SIAM J. Sci. Comput.
-2020). Let D be the centred and weighted samples of a component. L1 is the Cholesky factor of D D' plus a shift larger
-than the rounding error. L2 is the factor of the covariance of L1^-1 D, where directions of small variance have become
-large. Then C = L1 L2 L2' L1' is accurate up to rounding in every direction.
+In float32 this requires factorising the covariance C twice (shifted CholeskyQR: Fukaya et al., SIAM J. Sci. Comput.
+2020). Let D be the centred and weighted samples of a component. L1 is the Cholesky factor of D D' plus a shift that is
+larger than the rounding error. L2 is the Cholesky factor of the covariance of L1^-1 D, in which directions of small
+variance have been scaled up. Then C = L1 L2 L2' L1' is accurate up to rounding in every direction.
 """
 
 import dataclasses
@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_transfer.numerics import positive
 
-REG = 1e-6  # added to the variances, in squared units of the features: scikit-learn's reg_covar
-BLOCK = {"cpu": 2**20, "default": 2**26}  # floats of [components, p, n] in memory at once; 2**20 fit in a CPU's cache
+REG = 1e-6  # added to the variances, in squared units of the features, like scikit-learn's reg_covar
+# Maximum number of floats [components, p, n] in memory at once; 2**20 fit in a CPU's cache.
+BLOCK = {"cpu": 2**20, "default": 2**26}
 
 # weights, means and precision Cholesky factors, as in Mixture
 Parameters = tuple[Float[Array, "k"], Float[Array, "k p"], Float[Array, "k p p"]]
@@ -31,11 +32,11 @@ class Mixture:
     """A fitted Gaussian mixture of k components in p dimensions.
 
     Attributes:
-      weights: shares of the components; 0 for a component without samples.
+      weights: weights of the components, which sum to 1; 0 for a component without samples.
       means: means of the components.
-      precision_cholesky: factors for which (x - means[k]) @ precision_cholesky[k] is white.
+      precision_cholesky: factors of the precision matrices: (x - means[k]) @ precision_cholesky[k] is white.
       log_likelihood: mean log-likelihood of the samples, in nats.
-      iterations: EM iterations used.
+      iterations: number of EM iterations performed.
       converged: whether the last iteration changed the log-likelihood by less than the tolerance.
     """
 
@@ -62,14 +63,14 @@ def fit_mixture(
     """Fits a Gaussian mixture with k full covariances by EM, starting from k-means or from `start`.
 
     Args:
-      x: samples, in any unit.
+      x: samples, on any scale.
       k: number of components, static.
       key: random key of the k-means++ start; ignored if `start` is given.
       start: a mixture to start from; only its weights, means and precision_cholesky are used.
-      dimension: number of real columns. The remaining columns are padding and must be 0: they change neither the
+      dimension: number of real columns. The remaining columns are padding and must be 0; they affect neither the
         posteriors nor the likelihood, and have unit variance in the result. None: no padding.
       active: number of components to use; the remaining ones get no samples. None: all k.
-      max_iterations: largest number of EM iterations.
+      max_iterations: maximum number of EM iterations.
       tolerance: EM stops when the mean log-likelihood changes by less than this, in nats.
 
     Example:
@@ -83,7 +84,7 @@ def fit_mixture(
     dimension = x.shape[1] if dimension is None else dimension
     real = jnp.arange(x.shape[1]) < dimension
     mean = jnp.mean(x, axis=0)
-    largest = positive(jnp.max(jnp.abs(x - mean)))  # scaled first, since the squares of large deviations overflow
+    largest = positive(jnp.max(jnp.abs(x - mean)))  # scaled first, since the squares of large deviations would overflow
     unit = largest * positive(jnp.max(jnp.std((x - mean) / largest, axis=0)))
     xt = ((x - mean) / unit).T  # [p, n], so that sums over p vectorise along n
     reg = jnp.where(real, jnp.minimum(REG / unit / unit, 1e30), 1)
@@ -154,15 +155,15 @@ def k_means(
     """Clusters samples by Lloyd's iterations from a greedy k-means++ start (Arthur and Vassilvitskii, SODA 2007).
 
     As in scikit-learn, 2 + floor(log k) candidates are drawn for each centre, and the iterations stop when the squared
-    distance moved by the centres is at most 1e-4 of the mean variance. A centre that loses its samples does not move.
+    distance that the centres move is at most 1e-4 of the mean variance. A centre without samples does not move.
 
     Args:
       x: samples.
       k: number of clusters, static.
       key: random key of the start.
-      dimension: number of real columns, as for `fit_mixture`.
-      active: number of clusters to use, as for `fit_mixture`.
-      max_iterations: largest number of Lloyd's iterations.
+      dimension: number of real columns, as in `fit_mixture`.
+      active: number of clusters to use, as in `fit_mixture`.
+      max_iterations: maximum number of Lloyd's iterations.
 
     Returns:
       (centres [k, p], index of the nearest centre of each sample [n]).
@@ -185,7 +186,7 @@ def k_means(
     is_trial = jnp.arange(trials) < 2 + jnp.floor(jnp.log(active)).astype(int)
 
     def add_centre(nearest: Float[Array, "n"], index: Int[Array, ""]) -> tuple[Float[Array, "n"], Int[Array, ""]]:
-        """Draws the next centre; `nearest` are the squared distances to the nearest of the centres so far."""
+        """Draws the next centre; `nearest` holds each sample's squared distance to the nearest centre so far."""
         cumulative = jnp.cumsum(nearest)
         draws = jax.random.uniform(jax.random.fold_in(key, index), (trials,), x.dtype) * cumulative[-1]
         candidates = jnp.minimum(jnp.searchsorted(cumulative, draws), n - 1)
@@ -253,7 +254,7 @@ def _update(
     reg: Float[Array, "p"],
     real: Bool[Array, "p"],
 ) -> tuple[Parameters, Float[Array, "k n"]]:
-    """Performs the M-step: returns the new parameters and log weight + log density under them.
+    """Performs the M-step: returns the new parameters and the log weight + log density computed with them.
 
     A component without samples gets weight 0 and keeps its mean and covariance.
 
@@ -262,7 +263,7 @@ def _update(
       xt: samples, transposed.
       parameters: parameters of the previous step.
       reg: regularisation added to the variance of each column.
-      real: which columns are not padding.
+      real: True for columns that are not padding.
     """
     p, n = xt.shape
     eps, dimension = jnp.finfo(xt.dtype).eps, jnp.sum(real)
@@ -275,20 +276,19 @@ def _update(
         weights = jnp.where(alive, counts / n, 0)
         share = posteriors / jnp.where(alive, counts, 1)[:, None]
         means = jnp.where(alive[:, None], share @ xt.T, means)
-        moments = ((share[:, None] * xt).reshape(-1, n) @ xt.T).reshape(
-            -1, p, p
-        )  # one large product; the difference below cancels
+        # One large product; the shift allows for cancellation in the subtraction below.
+        moments = ((share[:, None] * xt).reshape(-1, n) @ xt.T).reshape(-1, p, p)
         covariance = moments - jnp.where(alive[:, None, None], means[:, :, None] * means[:, None, :], 0)
         shift = 10 * eps * jnp.trace(moments, axis1=1, axis2=2)[:, None] * real
         inverse = _inverse_factor(covariance + (reg + shift)[:, :, None] * identity)
-        # If the samples are nearly equal, the error of the difference can exceed the shift, at worst n times.
+        # If the samples are nearly equal, the error of the subtraction can exceed the shift, by at most a factor of n.
         inverse = jax.lax.cond(
             jnp.any(jnp.isnan(inverse)),
             lambda: _where_finite(inverse, _inverse_factor(covariance + (reg + n * shift)[:, :, None] * identity)),
             lambda: inverse,
         )
         white = inverse @ (xt - means[:, :, None])
-        # The second factor undoes the shift. The whitened covariance is at most 1, with an error below 4 sqrt(p) eps.
+        # The second factor undoes the shift. The whitened covariance is at most 1; its error is below 4 sqrt(p) eps.
         remainder = (white * share[:, None]) @ white.mT + (inverse * reg) @ inverse.mT
         correction = _inverse_factor(remainder + (4 * jnp.sqrt(dimension) * eps * real)[:, None] * identity)
         factors = jnp.where(alive[:, None, None], (correction @ inverse).mT, factors)
@@ -298,7 +298,7 @@ def _update(
 
 
 def _where_finite(matrices: Float[Array, "b p p"], others: Float[Array, "b p p"]) -> Float[Array, "b p p"]:
-    """Replaces every matrix that contains NaN by the one in `others`."""
+    """Replaces every matrix that contains NaN with the corresponding matrix in `others`."""
     return jnp.where(jnp.any(jnp.isnan(matrices), axis=(1, 2), keepdims=True), others, matrices)
 
 
@@ -310,7 +310,7 @@ def _inverse_factor(matrices: Float[Array, "b p p"]) -> Float[Array, "b p p"]:
 
 
 def _over_components(function: Callable, inputs, size: int):
-    """Applies `function` to blocks of components sequentially, to limit memory; a component takes `size` floats."""
+    """Applies `function` to one block of components at a time, to limit memory; a component takes `size` floats."""
 
     def in_blocks(inputs, limit: int):
         k = len(jax.tree.leaves(inputs)[0])

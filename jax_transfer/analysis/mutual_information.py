@@ -1,4 +1,4 @@
-"""Mutual information of features and labels: the lower bound I_alpha with a trained critic.
+"""Mutual information of features and labels, estimated by the lower bound I_alpha with a trained critic.
 
 "Ranking Neural Checkpoints", section 3.3.
 """
@@ -21,7 +21,7 @@ FOLDS = 3
 WIDTH = 256  # hidden units of the critic
 LEARNING_RATE = 1e-3
 STEPS_PER_SNAPSHOT = 32
-BLOCKS = 64  # overlapping blocks of K held-out samples; more would hardly lower the variance
+BLOCKS = 64  # number of overlapping blocks of K held-out samples; more would hardly reduce the variance
 
 Params = dict[str, Array]
 
@@ -38,26 +38,27 @@ def mutual_information(
 ) -> Float[Array, ""]:
     """Estimates the lower bound I_alpha of the mutual information of features and labels, in nats.
 
-    Poole et al., "On Variational Bounds of Mutual Information", ICML 2019, equation 3; `interpolated_bound` has the
-    formula. The critic f and the baseline q are trained on the data. A small alpha gives less bias and more variance.
-    Higher is better.
+    Poole et al., "On Variational Bounds of Mutual Information", ICML 2019, equation 3; see `interpolated_bound` for
+    the formula. The critic f and the baseline q are trained on the data. A small alpha gives low bias and high
+    variance. Higher is better.
 
     A critic is never evaluated on its training samples. The samples are split into thirds. For each third, a critic is
-    trained on the other two, and the bound is evaluated on that third. Since critics overfit, snapshots are taken
-    during training, including the initial critic, whose bound is 0. One half of the third selects the snapshot and the
-    other half evaluates it, and vice versa. The result is the mean of these six values. Its expectation is at most the
-    mutual information, and far less if there are few samples per class.
+    trained on the other two thirds, and the bound is evaluated on the held-out third. Since critics overfit, snapshots
+    are taken during training, starting with the initial critic, whose bound is 0. One half of the held-out third
+    selects the best snapshot and the other half evaluates it, and vice versa. The result is the mean of these six
+    values. Its expectation is at most the mutual information, and far lower if there are few samples per class.
 
     Args:
-      x: features. Their unit and offset do not matter.
+      x: features. Shifting or uniformly scaling them does not change the score.
       y: labels in [0, num_classes); a class without samples is ignored.
       num_classes: C, static.
       alpha: a number in (0, 1], static; the paper uses 0.01 and 0.5. alpha = 1 is InfoNCE, which does not depend on q.
-      energy: share of the variance, in (0, 1), kept by the principal components that replace x, static. None: no PCA.
-      seed: seed of the thirds, of the critics' initial weights and of their batches. The order of the samples does not
-        matter.
-      batch_size: K, static; lowered if a sixth of the samples is not more than K.
-      steps: steps of Adam for each critic, static; rounded up to a multiple of 32.
+      energy: fraction of the variance, in (0, 1), kept by the principal components that replace x, static; None: no
+        PCA.
+      seed: seed of the split into thirds, the critics' initial weights and the batches. The order of the samples does
+        not matter.
+      batch_size: K, static; reduced if it is not less than a sixth of the number of samples.
+      steps: number of steps of Adam for each critic, static; rounded up to a multiple of 32.
 
     Returns:
       A scalar of x's dtype; NaN if a feature is not finite. A vmapped call processes the checkpoints one by one.
@@ -79,7 +80,7 @@ def mutual_information(
     batch_size, steps = as_count(batch_size, "batch_size", least=1), as_count(steps, "steps", least=1)
     seed = as_seed(seed)
     static = {"num_classes": num_classes, "alpha": alpha, "energy": energy, "batch_size": batch_size, "steps": steps}
-    # Sequential, so that rounding, which training would amplify, is the same for a checkpoint alone and in a batch.
+    # Sequential, so that a checkpoint alone has the same rounding as in a batch; training would amplify differences.
     score = jax.custom_batching.sequential_vmap(functools.partial(_estimate, **static))
     return scored(lambda x, y: score(x, y, seed), x, y, num_classes)
 
@@ -91,28 +92,28 @@ def interpolated_bound(
     label_shares: Float[Array, "c"],
     alpha: float,
 ) -> Float[Array, ""]:
-    """Computes I_alpha on one block of K samples, in nats, averaged over the choice of the sample x_1 of the formula.
+    """Computes I_alpha in nats on a block of K samples, averaged over which sample serves as x_1.
 
         1 + mean_i [f(x_i, y_i) - log a(y_i)] - sum_c p(c) mean_i e^f(x_i, c) / a(c)
         a(c) = alpha m(c) + (1 - alpha) q(c),   m(c) = mean_i e^f(x_i, c)
 
-    Poole et al., "On Variational Bounds of Mutual Information", ICML 2019, equation 3. It is the NWJ bound
-    1 + E_p(X,y)[F] - E_p(X)p(y)[e^F] for F(X, y) = f(x_1, y) - log a(y; X), where X are K samples and y depends on x_1
-    alone. Two conditions follow. First, m must be the same function of X in both terms; here it includes x_1. Second,
-    the labels of the second term must be independent of X, so m must not contain a sample whose label is counted in
-    p(c). If x_i is left out of m in the first term only, or p counts the labels of the block itself, the result is not
-    a bound: for 16 classes, K = 4 and alpha = 0.5, the former gives 3.6 nats where the mutual information is 2.7. (The
-    authors' code leaves the sample of the second term's label out of m.)
+    Poole et al., "On Variational Bounds of Mutual Information", ICML 2019, equation 3. I_alpha is the NWJ bound
+    1 + E_p(X,y)[F] - E_p(X)p(y)[e^F] for F(X, y) = f(x_1, y) - log a(y; X), where X are K samples and y depends
+    on x_1 alone. Two conditions follow. First, m must be the same function of X in both terms; here it includes x_1.
+    Second, the labels of the second term must be independent of X, so m must not contain a sample whose label is
+    counted in p(c). If x_i is left out of m in the first term only, or p counts the labels of the block itself, the
+    result is not a bound: for 16 classes, K = 4 and alpha = 0.5, the former gives 3.6 nats where the mutual information
+    is 2.7. (In the authors' code, m leaves out the sample whose label the second term uses.)
 
     The first term of a block is at most log(K / alpha), so the total is less than 1 + log(K / alpha). For alpha = 1 the
-    second term is 1 and the bound is at most log K. The paper states the limit log(K / alpha) for every alpha; it is
-    exceeded if the K samples contain few of the classes.
+    second term is 1 and the bound is at most log K. The paper states the limit log(K / alpha) for every alpha, but the
+    bound exceeds this limit if the K samples contain few of the classes.
 
     Args:
       scores: f(x_i, c), the critic's value for each sample and class.
       y: labels of the samples.
-      log_q: log of the baseline q. Adding the same function of the class to log_q and to the scores changes nothing.
-      label_shares: p, the shares of the classes among labels that are independent of the block.
+      log_q: log of the baseline q. Adding the same function of the class to log_q and the scores does not matter.
+      label_shares: p, the relative frequencies of the classes among labels that are independent of the block.
       alpha: a number in (0, 1].
 
     Example:
@@ -130,9 +131,9 @@ def interpolated_bound(
 
 
 def _check(n, alpha, energy):
-    as_number(alpha, "alpha", lambda alpha: 0 < alpha <= 1, "a number in (0, 1]; the paper's are 0.01 and 0.5")
+    as_number(alpha, "alpha", lambda alpha: 0 < alpha <= 1, "a number in (0, 1]; the paper uses 0.01 and 0.5")
     if energy is not None:
-        expected = "None (no PCA) or a share in (0, 1), such as 0.8"
+        expected = "None (no PCA) or a fraction in (0, 1), such as 0.8"
         as_number(energy, "energy", lambda energy: 0 < energy < 1, expected)
     if n < 4 * FOLDS:
         raise InputError(
@@ -152,7 +153,7 @@ def _estimate(
     batch_size: int,
     steps: int,
 ) -> Float[Array, ""]:
-    """Returns the mean bound over the thirds, each evaluated with a critic trained on the other two."""
+    """Returns the mean bound over the thirds, each evaluated with a critic trained on the other two thirds."""
     finite = jnp.all(jnp.isfinite(x))
     with jax.default_matmul_precision("float32"):
         x, y, _, _ = canonical(x, y, num_classes)
@@ -170,13 +171,13 @@ def _estimate(
 
 
 def _cross_selected(bounds: Float[Array, "snapshots 2"]) -> Float[Array, ""]:
-    """Returns the mean bound of the two halves, each at the snapshot that is best on the other half."""
+    """Returns the mean bound of the two halves, each evaluated at the best snapshot of the other half."""
     best = jnp.argmax(bounds, axis=0)
     return (bounds[best[0], 1] + bounds[best[1], 0]) / 2
 
 
 def _scaled(x: Float[Array, "n d"], energy: float | None) -> Float[Array, "n m"]:
-    """Centres x, or its principal components, and divides by one common scale, so that the mean square is 1."""
+    """Centres x or its principal components and divides them by one common scale, so that the mean square is 1."""
     x = x / positive(jnp.max(jnp.abs(x)))  # the squares of 1e-30 and 1e30 are not representable in float32
     if energy is None:
         x = x - jnp.mean(x, axis=0)
@@ -227,7 +228,7 @@ def _train(
 
 
 def _initial_critic(key: Key[Array, ""], d: int, num_classes: int, dtype) -> Params:
-    """Returns a critic that is 0 everywhere, so that it stays 0 for unseen classes; log_q serves as the output bias."""
+    """Returns a critic that is 0 everywhere and stays 0 for unseen classes; log_q serves as the output bias."""
     return {
         "hidden": jax.random.normal(key, (d, WIDTH), dtype) * (2 / d) ** 0.5,
         "bias": jnp.zeros(WIDTH, dtype),
@@ -238,7 +239,7 @@ def _initial_critic(key: Key[Array, ""], d: int, num_classes: int, dtype) -> Par
 
 
 def _critic(params: Params, x: Float[Array, "k m"]) -> Float[Array, "k c"]:
-    """Computes f(x, .): a hidden layer of ReLU units plus a linear map, which learns from fewer samples."""
+    """Computes f(x, .): a hidden layer of ReLU units, plus a linear map because it needs fewer samples to learn."""
     hidden = jax.nn.relu(x @ params["hidden"] + params["bias"])
     return hidden @ params["out"] + x @ params["linear"]
 
@@ -246,7 +247,7 @@ def _critic(params: Params, x: Float[Array, "k m"]) -> Float[Array, "k c"]:
 def _held_out_bound(
     scores: Float[Array, "h c"], y: Int[Array, "h"], log_q: Float[Array, "c"], alpha: float, batch_size: int
 ) -> Float[Array, ""]:
-    """Returns the mean bound over blocks of K rows, with the labels of the other h - K rows in the second term."""
+    """Returns the mean bound over blocks of K rows; the second term uses the labels of the other h - K rows."""
     h, num_classes = scores.shape
     k, blocks = min(batch_size, h - 1), min(h, BLOCKS)
     counts = _counts(y, num_classes, scores.dtype)

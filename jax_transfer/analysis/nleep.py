@@ -20,8 +20,8 @@ from jax_transfer.analysis.mixture import fit_mixture, responsibilities
 from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
 
-# Features below this count as 0: they are negligible compared with the variance of a Gaussian, which is at least 1e-6,
-# and the inverse of their scale overflows in float32.
+# If all features are below this value, they count as 0: they are negligible compared with the variance of a Gaussian,
+# which is at least 1e-6, and the inverse of their scale overflows in float32.
 NEGLIGIBLE = 1e-30
 
 
@@ -54,22 +54,22 @@ def nleep(
 ) -> Float[Array, ""]:
     """Computes N-LEEP: the mean log-likelihood of the labels given the posteriors of a Gaussian mixture, in nats.
 
-    Li et al., "Ranking Neural Checkpoints", CVPR 2021, section 3; the formula is that of `leep`. Higher is better.
+    Li et al., "Ranking Neural Checkpoints", CVPR 2021, section 3; see `leep` for the formula. Higher is better.
 
-    The number of principal components depends on the data, but array shapes must not. The components are therefore
-    padded to a multiple of 8, which does not change the value. Under jit and vmap, one branch is compiled for each
-    width 8, 16, 32, ... up to min(n, d) or `max_dimension`, and the data select the branch. A smaller `max_dimension`
-    limits the memory (components x width^2) and the compile time. A vmapped call processes the checkpoints one by one,
-    since a single one keeps the device busy and each stops when it has converged.
+    The number of principal components depends on the data, but array shapes must not. The principal components are
+    therefore padded to a multiple of 8, which does not change the score. Under jit and vmap, one branch is compiled for
+    each width 8, 16, 32, ... up to min(n, d) or `max_dimension`, and the data determine which branch runs. A smaller
+    `max_dimension` reduces the memory (Gaussians x width^2) and the compile time. A vmapped call processes the
+    checkpoints one by one, since a single checkpoint keeps the device busy and each one stops when it has converged.
 
     Args:
       x: features.
       y: labels in [0, num_classes).
       num_classes: C, static.
-      energy: share of the variance, in (0, 1), that PCA exceeds with as few components as possible, static.
+      energy: fraction of the variance, in (0, 1), static; PCA keeps as few components as possible that exceed it.
       components_per_class: number of Gaussians for each class that occurs, static; the paper uses 5.
       seed: seed of the k-means++ start. The order of the samples does not matter.
-      max_dimension: largest number of principal components, static; None: no limit.
+      max_dimension: maximum number of principal components, static; None: no limit.
 
     Returns:
       A scalar of x's dtype, at most 0. NaN if a feature is not finite, or if y is traced and n is less than the number
@@ -141,10 +141,10 @@ def _check(x: Float[Array, "n d"], y: Int[Array, "n"], components_per_class: int
 def _nleep_of_any_width(
     x: Float[Array, "n d"], y: Int[Array, "n"], seed: Int[Array, ""], largest: int, static: tuple[int, float, int]
 ) -> Float[Array, ""]:
-    """Computes the score of traced arguments: compiles a branch for each width, and the data select one."""
+    """Computes the score of traced arguments: compiles one branch per width, and the data determine which one runs."""
     widths = (*(2**i for i in range(3, 30) if 2**i < largest), largest)
 
-    # Sequential, so that only one branch runs and each checkpoint stops when it has converged.
+    # Sequential, so that only one branch runs per checkpoint and each checkpoint stops when it has converged.
     @jax.custom_batching.sequential_vmap
     def score(x: Float[Array, "n d"], y: Int[Array, "n"], seed: Int[Array, ""]) -> Float[Array, ""]:
         x, y, reduced = _prepare(x, y, static[1], largest)
@@ -158,7 +158,7 @@ def _nleep_of_any_width(
 def _prepare(
     x: Float[Array, "n d"], y: Int[Array, "n"], energy: float, max_dimension: int
 ) -> tuple[Float[Array, "n d"], Int[Array, "n"], Pca]:
-    """Sorts the samples by their values and computes their PCA; features below NEGLIGIBLE become 0."""
+    """Sorts the samples by their values and computes their PCA; if all features are below NEGLIGIBLE, they become 0."""
     order = order_of_values(x)
     x, y = x[order], y[order]
     unit = positive(jnp.max(jnp.abs(x)))
@@ -191,21 +191,21 @@ def _nleep_of_width(
 
 
 def _check_energy(energy):
-    expected = "a share of the variance in (0, 1), such as 0.8, that is static"
+    expected = "a static fraction of the variance in (0, 1), such as 0.8"
     if is_traced(energy):
         raise InputError(f"energy is traced: expected {expected}.")
     as_number(energy, "energy", lambda energy: 0 < energy < 1, expected)
 
 
 def pca(x: Float[Array, "n d"], energy: float = 0.8) -> Pca:
-    """Computes the principal components of x and how many of them exceed the share `energy` of the variance.
+    """Computes the principal components of x and the number needed to exceed the fraction `energy` of the variance.
 
-    They are the singular vectors of the centred x, computed from the R factor of its QR if n > d, which needs neither a
-    Gram matrix nor a factor with n rows. The number to keep is as small as possible, but at least 1.
+    The components are the singular vectors of the centred x. If n > d, they are computed from the R factor of its QR
+    factorisation, which needs neither a Gram matrix nor a factor with n rows. At least one component is kept.
 
     Args:
       x: features.
-      energy: share of the variance, in (0, 1).
+      energy: fraction of the variance, in (0, 1).
 
     Returns:
       `Pca`; x is reduced by (x - pca.mean) @ pca.directions[:, :pca.dimension].

@@ -1,6 +1,6 @@
-"""Spectral components of features, and quantities that explain them.
+"""Spectral components of features, and quantities that describe them.
 
-"Towards Inadequately Pre-trained Models in Transfer Learning", section 4.4. Comparisons of two feature matrices use the
+"Towards Inadequately Pre-trained Models in Transfer Learning", section 4.4. Feature matrices are compared through the
 relations between the same samples, so the checkpoints may differ in width, architecture and source.
 """
 
@@ -16,7 +16,8 @@ from jax_transfer.analysis.arguments import as_count, as_features, as_number, is
 from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
 
-# Relative tolerance of a sum of singular values: eight of ten equal ones reach 80 % of the sum despite rounding.
+# Relative tolerance of a sum of singular values, so that eight of ten equal values reach 80 % of the sum despite
+# rounding.
 ROUNDING = 1e-6
 
 
@@ -25,13 +26,13 @@ ROUNDING = 1e-6
 class SpectralComponents:
     """Decomposition of features into a main and a residual component, with main + residual = features.
 
-    For batches, rank and singular_values have a leading axis.
+    For several batches, rank and singular_values have a leading batch axis.
 
     Attributes:
-      main: the projection on the leading singular vectors.
-      residual: the rest.
+      main: projection of the features on the leading singular vectors.
+      residual: the features minus main.
       rank: number of singular values that main keeps.
-      singular_values: all of them, in descending order.
+      singular_values: all singular values of the features, in descending order.
     """
 
     main: Float[Array, "n d"]
@@ -41,18 +42,18 @@ class SpectralComponents:
 
 
 def spectral_components(x: Float[Array, "n d"], energy: float = 0.8) -> SpectralComponents:
-    """Splits a feature matrix into its main and residual spectral component.
+    """Splits a feature matrix into its main and residual spectral components.
 
         F = U S V',   F_m = U S_m V',   F_r = F - F_m
 
     "Towards Inadequately Pre-trained Models in Transfer Learning", equations 1 to 3. S_m keeps the first k singular
     values, where k is the smallest number with s_1 + ... + s_k >= energy (s_1 + s_2 + ...). As in the paper, the
-    features are not centred. F_m is computed by projecting F on the first k singular vectors of its shorter side, which
-    are obtained from the R factor of a QR, so no factor with n rows is formed.
+    features are not centred. F_m is computed by projecting F on the first k singular vectors of its shorter side.
+    They are computed from the R factor of a QR factorisation, so no factor with n rows is formed.
 
     Args:
       x: features, of any scale.
-      energy: share of the sum of the singular values (not of their squares) that main keeps, in (0, 1].
+      energy: fraction of the sum of the singular values (not of their squares) that main keeps, in (0, 1].
 
     Returns:
       `SpectralComponents` with a scalar rank and singular_values [min(n, d)]. The rank is 1 if all features are 0; the
@@ -74,12 +75,12 @@ def spectral_components(x: Float[Array, "n d"], energy: float = 0.8) -> Spectral
 def batched_spectral_components(
     x: Float[Array, "n d"], batch_size: int = 128, energy: float = 0.8
 ) -> SpectralComponents:
-    """Computes `spectral_components` of each batch of rows separately: in the paper, F is a batch of features, b x d.
+    """Computes `spectral_components` of each batch of rows separately, as in the paper, where F [b, d] is a batch.
 
     Args:
       x: features, in the order of the batches. The last batch may be smaller.
-      batch_size: b, static. For n or more, the whole matrix is one batch.
-      energy: as for `spectral_components`.
+      batch_size: b, static. If it is n or more, the whole matrix is one batch.
+      energy: as in `spectral_components`.
 
     Returns:
       `SpectralComponents` with main and residual [n, d], and rank [m] and singular_values [m, min(b, d)] of the m
@@ -99,7 +100,7 @@ def batched_spectral_components(
 
 
 def _check_energy(energy) -> None:
-    as_number(energy, "energy", lambda energy: 0 < energy <= 1, "a share in (0, 1]; the paper's is 0.8")
+    as_number(energy, "energy", lambda energy: 0 < energy <= 1, "a fraction in (0, 1]; the paper uses 0.8")
 
 
 @jax.jit
@@ -157,7 +158,7 @@ def main_rank(singular_values: Float[Array, "s"], energy: float = 0.8) -> Int[Ar
 
     Args:
       singular_values: in descending order, as returned by `singular_values`.
-      energy: share of their sum, in (0, 1].
+      energy: fraction of their sum, in (0, 1].
 
     Raises:
       InputError: if an argument has the wrong type, shape or range.
@@ -178,14 +179,14 @@ def _main_rank(s: Float[Array, "s"], energy: float) -> Int[Array, ""]:
 def effective_rank(singular_values: Float[Array, "s"]) -> Float[Array, ""]:
     """Computes the effective rank, exp(-sum_i p_i log p_i) with p = s / sum(s).
 
-    Roy and Vetterli, "The Effective Rank", EUSIPCO 2007, equation 4. It is 1 if a single singular value differs from 0,
-    and the number of singular values if they are all equal. It is 1 if all are 0.
+    Roy and Vetterli, "The Effective Rank", EUSIPCO 2007, equation 4. The result is 1 if at most one singular value
+    differs from 0, and the number of singular values if they are all equal and positive.
 
     Args:
       singular_values: in descending order, as returned by `singular_values`; not the features themselves.
 
     Raises:
-      InputError: if they have the wrong type or shape, are negative or not in descending order.
+      InputError: if the singular values have the wrong type or shape, are negative or are not in descending order.
 
     Example:
       >>> round(float(effective_rank([2.0, 2.0, 0.0])), 2)
@@ -200,14 +201,14 @@ def spectral_decay(singular_values: Float[Array, "s"]) -> Float[Array, ""]:
     """Fits the exponent a of the power law s_i ~ i^-a by least squares on the logarithms.
 
     A larger exponent means that fewer directions matter. Only singular values above 1e-6 of the first one are used,
-    since the others are rounding errors in float32. The exponent is 0 if fewer than two are left, and NaN if a singular
-    value is not finite.
+    since the others are rounding errors in float32. The exponent is 0 if fewer than two of these remain, and NaN if a
+    singular value is not finite.
 
     Args:
       singular_values: in descending order, as returned by `singular_values`; not the features themselves.
 
     Raises:
-      InputError: if they have the wrong type or shape, are negative or not in descending order.
+      InputError: if the singular values have the wrong type or shape, are negative or are not in descending order.
 
     Example:
       >>> round(float(spectral_decay([1.0, 1 / 2, 1 / 3, 1 / 4])), 2)
@@ -224,7 +225,7 @@ def spectral_decay(singular_values: Float[Array, "s"]) -> Float[Array, ""]:
 
 
 def _as_singular_values(s) -> Float[Array, "s"]:
-    """Converts s as `as_features` does; raises if concrete values are negative or not in descending order."""
+    """Converts s as `as_features` does; raises an error if concrete values are negative or not in descending order."""
     s = as_features(s, "singular_values", "s")
     if not is_traced(s):
         values = np.asarray(s)
@@ -239,7 +240,7 @@ def _as_singular_values(s) -> Float[Array, "s"]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Similarities:
-    """Similarities of k and l feature matrices of the same samples, in [0, 1]; 1 for equal matrices.
+    """Pairwise similarities of k and l feature matrices of the same samples, in [0, 1]; 1 for equal matrices.
 
     Attributes:
       cka: linear centred kernel alignment.
@@ -255,16 +256,17 @@ def similarities(x: Float[Array, "k n d"], y: Float[Array, "l n e"] | None = Non
 
     Rotating or scaling the features of a checkpoint does not change the similarities.
 
-    cka: linear centred kernel alignment, <K_a, K_b> / (|K_a| |K_b|), where K are the Gram matrices of the centred
+    cka: linear centred kernel alignment, <K_a, K_b> / (|K_a| |K_b|), where K is the Gram matrix of the centred
       features (Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, equation 5).
-    overlap: |U_a' U_b|^2 / min(rank_a, rank_b), where U are the left singular vectors that span the main component of
-      `spectral_components`: the mean squared cosine of the principal angles. Random subspaces have max(rank) / n.
+    overlap: |U_a' U_b|^2 / min(rank_a, rank_b), where U holds the left singular vectors that span the main component of
+      `spectral_components`. This is the mean squared cosine of the principal angles; random subspaces have an expected
+      overlap of max(rank_a, rank_b) / n.
 
     Args:
-      x: stacked features; pad narrower ones with columns of zeros. Memory grows with (k + l) n^2, so use a sample of
-        the images and compare few checkpoints at a time.
+      x: stacked features; pad narrower ones with columns of zeros. The memory grows as (k + l) n^2, so use a sample
+        of the images and compare few checkpoints at a time.
       y: features of the other checkpoints; None: x is compared with itself.
-      energy: as for `spectral_components`.
+      energy: as in `spectral_components`.
 
     Returns:
       `Similarities` with cka [k, l] and overlap [k, l].
@@ -290,7 +292,7 @@ def similarities(x: Float[Array, "k n d"], y: Float[Array, "l n e"] | None = Non
 @jax.jit
 def _similarities(x: Float[Array, "k n d"], y: Float[Array, "l n e"] | None, energy: float) -> Similarities:
     def kernel_and_projection(x: Float[Array, "n d"]) -> tuple[Float[Array, "nn"], Float[Array, "nn"], Int[Array, ""]]:
-        """Returns the normalised Gram matrix, the projection on the main subspace (both flattened) and its rank."""
+        """Returns the normalised Gram matrix and the projection on the main subspace, both flattened, and its rank."""
         x, _ = _scaled(x)
         vectors, s = _shorter_side(x)
         rank = _main_rank(s, energy)
@@ -315,6 +317,6 @@ def _shorter_side(x: Float[Array, "n d"]) -> tuple[Float[Array, "s s"], Float[Ar
 
 
 def _scaled(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, ""]]:
-    """Returns (x / scale, scale) with entries of at most 1, since the squares of 1e30 overflow in float32."""
+    """Returns (x / scale, scale), where |x / scale| <= 1, since the squares of large values overflow in float32."""
     scale = positive(jnp.max(jnp.abs(x)))
     return x / scale, scale

@@ -1,4 +1,4 @@
-"""The held-out samples of scores that train a classifier: chosen by the labels alone, the same for all checkpoints."""
+"""Held-out samples for scores that train a classifier, chosen from the labels alone: the same for all checkpoints."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +10,10 @@ from jax_transfer.analysis.arguments import as_labels
 def stratified_fifth(y: Int[Array, "n"]) -> Int[Array, "m"]:
     """Selects about a fifth of the samples of each class, m = max(1, round(n / 5)) in total.
 
-    The result depends on y alone and not on the numbering of the classes. It is the same for numpy, JAX and traced
-    labels. A class with a single sample is not held out, as long as the other classes have enough samples.
-    `jax_transfer.data.subsets.stratified_split` rounds for each class, so the size of its result depends on the labels,
-    which a compiled program does not allow.
+    The result depends only on y, and not on how the classes are numbered. It is the same for numpy, JAX and traced
+    labels. The sample of a class that has only one is not held out, as long as the other classes have enough samples.
+    (`jax_transfer.data.subsets.stratified_split` rounds the number for each class, so the size of its result depends on
+    the labels, which a compiled program does not allow.)
 
     Args:
       y: labels, whole numbers from 0.
@@ -36,13 +36,14 @@ def stratified_fifth(y: Int[Array, "n"]) -> Int[Array, "m"]:
     order = jnp.lexsort((drawn, y))
     grouped = y[order]
     first, last = (jnp.searchsorted(grouped, grouped, side=side) for side in ("left", "right"))
-    # Sample r of a class of size n_c is held out if (r + 1/2) / n_c is below a common threshold: about n_c / 5 samples.
+    # Sample r of a class with n_c samples is held out if (r + 1/2) / n_c is below a threshold common to all classes.
+    # This holds out about n_c / 5 samples.
     share = jnp.zeros(n).at[order].set((jnp.arange(n) - first + 0.5) / (last - first))
     return jnp.sort(jnp.lexsort((drawn, share))[: max(1, round(n / 5))])
 
 
 def held_out_last(held_out: Int[Array, "m"], order: Int[Array, "n"]) -> tuple[Int[Array, "n-m"], Int[Array, "m"]]:
-    """Returns (rows to fit on, rows to test on): ascending positions of the samples in x[order].
+    """Returns (rows to fit on, rows to test on), as ascending row indices into x[order].
 
     Args:
       held_out: indices of the samples to test on.

@@ -2,9 +2,9 @@
 
     TransRate = R(Z) - sum_c n_c / n R(Z_c),   R(Z) = 1/2 logdet(I + Z'Z / (n eps)),
 
-where Z are the centred features and Z_c the rows of class c, which are not centred again. A rate is a sum over the
-singular values of Z. They are computed from the R factor of a QR, since in float32 a Gram matrix would lose those near
-sqrt(n eps).
+where Z holds the centred features and Z_c the rows of class c, which are not centred again. A coding rate is a sum over
+the singular values of Z. These are computed from the R factor of a QR factorisation, since a Gram matrix in float32
+would lose the singular values near sqrt(n eps).
 """
 
 import functools
@@ -26,15 +26,15 @@ def transrate(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int, eps:
     Huang et al., "Frustratingly Easy Transferability Estimation", ICML 2022, equations 4 and 5. Higher is better.
 
     Args:
-      x: features. Shifts and rotations do not change the score, but their scale does.
+      x: features. Shifting or rotating them does not change the score, but scaling them does.
       y: labels in [0, num_classes); a class without samples is ignored.
       num_classes: C, static.
       eps: the distortion, > 0, in squared units of the features.
 
     Returns:
-      A scalar of x's dtype: 0 for constant features, NaN if a feature is not finite. If rounding x to its dtype moves a
-      feature by more than sqrt(eps) (for the default eps, float32 features above 80,000), its distortion is the square
-      of the rounding error instead, so that rounding errors do not count as features.
+      A scalar of x's dtype: 0 for constant features, NaN if a feature is not finite. If rounding x to its dtype changes
+      a feature by more than sqrt(eps) (with the default eps: float32 features above 80,000), the square of the rounding
+      error replaces eps for that feature, so that rounding errors do not count as features.
 
     Raises:
       InputError: if an argument has the wrong type, shape or range. Traced labels out of range give NaN instead.
@@ -47,7 +47,7 @@ def transrate(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int, eps:
       (0.15, 0.08)
     """
     num_classes, x = as_count(num_classes), as_features(x)
-    as_number(eps, "eps", lambda eps: 0 < eps < float("inf"), "a positive number; the paper's is 1e-4")
+    as_number(eps, "eps", lambda eps: 0 < eps < float("inf"), "a positive number; the paper uses 1e-4")
     y = as_labels(y, num_classes, len(x))
     return scored(lambda x, y: _transrate(x, y, eps, num_classes), x, y, num_classes)
 
@@ -63,7 +63,7 @@ def _transrate(
         return _difference(z, y, jnp.arange(num_classes), eps)
 
 
-# Sequential: QR and SVD process a batch one matrix at a time anyway, and lax.switch then runs only one of its branches.
+# Sequential: QR and SVD process a batch one matrix at a time anyway, and lax.switch then runs only one of the branches.
 @jax.custom_batching.sequential_vmap
 def _difference(
     z: Float[Array, "n d"], y: Int[Array, "n"], classes: Int[Array, "c"], eps: Float[Array, ""]
@@ -72,18 +72,17 @@ def _difference(
     n, d = z.shape
     scale = positive(jnp.max(jnp.abs(z)))
     z = z / scale
-    z = z[
-        :, jnp.argsort(-jnp.linalg.norm(z, axis=0))
-    ]  # in descending order of size, small columns keep their accuracy in the QR
+    # Sorted by descending norm, so that small columns keep their accuracy in the QR.
+    z = z[:, jnp.argsort(-jnp.linalg.norm(z, axis=0))]
 
     def rate(z: Float[Array, "m d"], count: Int[Array, ""] | int) -> Float[Array, ""]:
-        """Returns R of a matrix whose rows are zero except for `count` of them."""
+        """Returns the coding rate R of `count` samples; any further rows of z are 0."""
         z = z if z.shape[0] >= d else z.T
         s = jnp.linalg.svd(jnp.linalg.qr(z, mode="r"), compute_uv=False)
         log_ratio = 2 * (jnp.log(s) + jnp.log(scale)) - jnp.log(jnp.fmax(count, 1) * eps)
         return jnp.sum(jnp.logaddexp(0, log_ratio)) / 2  # log(1 + s^2 / (n eps)) without overflow
 
-    # Sorted by class, the rows of a class form a block. It is read in the smallest of a few static sizes that fits.
+    # After sorting by class, the rows of a class form a block. It is read with the smallest static size that fits it.
     z, y = z[jnp.argsort(y)], jnp.sort(y)
     starts, ends = jnp.searchsorted(y, classes, side="left"), jnp.searchsorted(y, classes, side="right")
     sizes = [SMALLEST_BLOCK]

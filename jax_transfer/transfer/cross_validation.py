@@ -1,4 +1,4 @@
-"""Cross-validated accuracy of a converged linear probe: each image is tested by a classifier not trained on it."""
+"""Cross-validated accuracy of a converged linear probe: the probe that classifies an image was not trained on it."""
 
 import functools
 import math
@@ -13,16 +13,16 @@ from jax_transfer.transfer.softmax_regression import ProbeSettings, converged
 
 FOLDS = 5
 L2 = (1e-1, 1e-2, 1e-3, 1e-4)
-NORMAL_95 = 1.96  # half-width of a 95 % normal interval, in standard deviations
+NORMAL_95 = 1.96  # half the width of a 95 % normal interval, in standard deviations
 
 
 def image_weights(y: Int[Array | np.ndarray, " n"], metric: str) -> Float[np.ndarray, " n"]:
-    """Returns the weight of each image in a metric; the metric is the weighted share of correctly classified images.
+    """Returns the weight of each image in a metric; the metric is the weighted fraction of correctly classified images.
 
     Args:
       y: labels, whole numbers from 0.
-      metric: "accuracy" gives every image the weight 1; "mean_class_accuracy" gives every class that occurs the total
-        weight 1.
+      metric: "accuracy" gives every image the weight 1; "mean_class_accuracy" gives every class that occurs a total
+        weight of 1.
 
     Raises:
       KeyError: if the metric is unknown.
@@ -45,21 +45,21 @@ def cross_validated(
 ) -> Bool[np.ndarray, " n"]:
     """Cross-validates a softmax regression in five stratified folds and returns which images it classifies correctly.
 
-    Every image is tested once, by a classifier fitted to the other folds. The images of a class are spread evenly over
-    the folds, whose sizes differ by at most one. The only image of a class is tested by a classifier that has not seen
-    the class. Among the four regularisations in L2, the one with the highest value of `metric` is used, which is hardly
-    optimistic for so few. The folds depend on the labels and the seed alone, so that checkpoints can be compared image
-    by image.
+    Every image is tested once, by a classifier fitted to the other four folds. The images of each class are spread
+    evenly over the folds, whose sizes differ by at most one. If a class has a single image, that image is tested by a
+    classifier that has not seen the class. The result uses the value of L2 with the highest `metric`; choosing among
+    only four values makes it hardly optimistic. The folds depend only on the labels and the seed, so that checkpoints
+    can be compared image by image.
 
     Args:
       x: features.
       y: labels in [0, num_classes).
       num_classes: C, static.
       seed: seed of the folds.
-      metric: "accuracy" or "mean_class_accuracy", see `image_weights`.
+      metric: "accuracy" or "mean_class_accuracy"; see `image_weights`.
 
     Returns:
-      Whether each image is classified correctly, in the given order.
+      Whether each image is classified correctly, in the order of x.
 
     Raises:
       InputError: if there are fewer than five images.
@@ -75,7 +75,7 @@ def cross_validated(
         raise InputError(f"The target has {n} images: expected at least {FOLDS}, one for each fold.")
     order = np.lexsort((np.random.default_rng(seed).permutation(n), y))
     fold = np.empty(n, int)
-    fold[order] = np.arange(n) % FOLDS  # neighbours in this order, mostly of the same class, are put in different folds
+    fold[order] = np.arange(n) % FOLDS  # neighbours in this order are mostly of the same class
     train, in_train = _padded([np.flatnonzero(fold != i) for i in range(FOLDS)])
     test, in_test = _padded([np.flatnonzero(fold == i) for i in range(FOLDS)])
     with jax.default_matmul_precision("float32"):
@@ -87,7 +87,7 @@ def cross_validated(
 
 
 def _padded(rows: list[Int[np.ndarray, " _"]]) -> tuple[Int[np.ndarray, "f m"], Bool[np.ndarray, "f m"]]:
-    """Pads lists of indices to one length with their first index; returns them and a mask that is False for padding."""
+    """Pads index lists to equal length with their first index; returns them and a mask that is False for padding."""
     size = max(map(len, rows))
     mask = np.arange(size) < np.array([[len(row)] for row in rows])
     return np.stack([np.pad(row, (0, size - len(row)), constant_values=row[0]) for row in rows]), mask
@@ -118,13 +118,14 @@ def _correct(
 def gigaflops(n: int, d: int, num_classes: int, steps: int = 40) -> float:
     """Estimates the floating point operations / 1e9 of `cross_validated`.
 
-    In each fold and for each value of L2, a step of L-BFGS takes two products of the images with the classes.
+    In each fold and for each value of L2, a step of L-BFGS takes two matrix products of size n x d x num_classes, where
+    n counts the training images of the fold.
 
     Args:
       n: number of images.
       d: number of features.
       num_classes: number of classes.
-      steps: steps of L-BFGS in each fit.
+      steps: number of steps of L-BFGS in each fit.
 
     Example:
       >>> round(gigaflops(1000, 512, 10), 2)
@@ -134,18 +135,18 @@ def gigaflops(n: int, d: int, num_classes: int, steps: int = 40) -> float:
 
 
 def share_with_interval(right: Bool[np.ndarray, " n"], weights: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
-    """Computes the weighted share of correct images and its 95 % Wilson score interval.
+    """Computes the weighted fraction of correctly classified images and its 95 % Wilson score interval.
 
     The interval uses Kish's effective sample size, sum(weights)^2 / sum(weights^2), which is n for equal weights. In
-    general it is not a whole number, so `scipy.stats.binomtest` cannot compute the interval. Wilson, "Probable
+    general, this size is not a whole number, so `scipy.stats.binomtest` cannot compute the interval. Wilson, "Probable
     Inference, the Law of Succession, and Statistical Inference", JASA 1927; Kish, "Survey Sampling", 1965.
 
     Args:
       right: whether each image is classified correctly.
-      weights: weight of each image, see `image_weights`.
+      weights: weight of each image; see `image_weights`.
 
     Returns:
-      (share, low, high), in [0, 1].
+      (fraction, low, high), each in [0, 1].
 
     Example:
       >>> import numpy as np
@@ -162,17 +163,17 @@ def share_with_interval(right: Bool[np.ndarray, " n"], weights: Float[np.ndarray
 def paired_difference(
     a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " n"], weights: Float[np.ndarray, " n"]
 ) -> tuple[float, float, float]:
-    """Computes the difference of the weighted shares of two classifiers on the same images, and its 95 % interval.
+    """Computes the difference of two classifiers' weighted fractions of correct images, and its 95 % interval.
 
-    The interval is that of a normal approximation to the mean of the paired differences. It is narrower than the
-    intervals of the two shares, since images that both classify correctly, or both incorrectly, cancel.
+    The interval uses a normal approximation to the mean of the paired differences. It is usually narrower than the
+    intervals of the two fractions, since images that both classify correctly, or both incorrectly, cancel.
 
     Args:
       a, b: whether each classifier is correct on each image.
-      weights: weight of each image, see `image_weights`.
+      weights: weight of each image; see `image_weights`.
 
     Returns:
-      (share of a - share of b, low, high).
+      (weighted fraction correct of a minus that of b, low, high).
 
     Example:
       >>> import numpy as np

@@ -1,8 +1,8 @@
-"""Fine-tuning (FT): each checkpoint gets a new head and is trained by the same loop as in pre-training.
+"""Fine-tuning (FT): each checkpoint gets a new head and is trained with the same loop as in pre-training.
 
-The candidates (checkpoints, seeds, learning rates) are trained in groups, one candidate per device of the `sweep` axis,
-by one compiled program that is reused for every group. The models can also be tested during the schedule, which is how
-early stopping ranks them.
+The candidates (combinations of checkpoint, seed and learning rate) are trained in groups, with one candidate per device
+of the `sweep` axis. One compiled program is reused for all groups. The models can also be tested before the end of the
+schedule, as the scores that stop early require.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from jax_transfer.training.state import evaluated, init_state
 from jax_transfer.training.steps import make_train_step, many_steps_of_many, train_step_gigaflops
 
 # Ranking by early stopping ("Ranking Neural Checkpoints", section 3.1): fine-tuning on part of the training images
-# stops after this many epochs, in the middle of its schedule; the score is the accuracy on the remaining training
+# stops after this many epochs, before the end of the schedule. The score is the accuracy on the remaining training
 # images.
 FINETUNE_SCORES = {"finetune_1": 1, "finetune_5": 5}
 
@@ -49,13 +49,14 @@ class FinetuneSettings:
     """The fields of `config.finetune`."""
 
     epochs: Count = 100
-    # If set, replaces `epochs`.
+    # Number of training steps; if set, it is used instead of `epochs`.
     steps: Steps | None = None
     batch_size: Count = 128
     # As in config.pretrain.augment.
     augment: tuple[Augmentation, ...] = ()
     num_seeds: Few = 1
-    # Which of the evaluated epochs are fine-tuned, in the format of config.trajectory.epochs; unset: all.
+    # Epochs whose checkpoints are fine-tuned, out of the evaluated ones, in the format of config.trajectory.epochs;
+    # unset: all evaluated epochs.
     checkpoints: str | None = None
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=0.01)  # noqa: RUF009  frozen
 
@@ -69,7 +70,7 @@ class Candidate(NamedTuple):
     Attributes:
       checkpoint: name of the checkpoint to start from.
       seed: seed of the head, the batches and the augmentation.
-      changes: settings that replace those of the config: "learning_rate", "weight_decay" or a setting of the objective.
+      changes: settings that override the config: "learning_rate", "weight_decay" or a setting of the objective.
         All candidates must change the same settings. The values are inputs of the compiled program.
     """
 
@@ -80,16 +81,16 @@ class Candidate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Finetuned:
-    """A candidate, fine-tuned for some epochs.
+    """A candidate after fine-tuning for some epochs.
 
     Attributes:
-      index: position of the candidate in the given list.
+      index: index of the candidate in the list passed to `finetune`.
       epoch: number of epochs trained.
-      metrics: what `evaluate` measures on the test images; NaN if the training diverged.
-      seconds: time spent so far, including tests.
-      gflops: floating point operations / 1e9 of the training so far, without tests.
+      metrics: metrics measured by `evaluate` on the test images; all NaN if the training diverged.
+      seconds: time spent so far, including the tests, divided by the number of candidates in the group.
+      gflops: floating point operations / 1e9 of the training so far, excluding the tests.
       model: {"params", "stats"}.
-      diverged_at: the first step whose loss was not finite, or None.
+      diverged_at: the first step with a loss that is not finite, or None.
     """
 
     index: int
@@ -105,12 +106,12 @@ def total_steps(settings: FinetuneSettings, num_train: int, what: str) -> int:
     """Returns the number of training steps for `num_train` images.
 
     Args:
-      settings: `steps` if set, otherwise `epochs` and `batch_size` are used.
+      settings: `steps` is used if set, otherwise `epochs` and `batch_size`.
       num_train: number of training images.
-      what: name of the data set, for messages.
+      what: name of the data set, used in messages.
 
     Raises:
-      InputError: if there are fewer images than one batch.
+      InputError: if there are not enough images for one batch.
 
     Example:
       >>> total_steps(FinetuneSettings(epochs=10, batch_size=32), num_train=100, what="pets")
@@ -120,7 +121,7 @@ def total_steps(settings: FinetuneSettings, num_train: int, what: str) -> int:
 
 
 def early_epochs(scores: Sequence[str]) -> list[int]:
-    """Returns the epochs after which the scores in FINETUNE_SCORES stop, in ascending order; other scores are ignored.
+    """Returns the epochs at which the early-stopping scores stop, in ascending order; ignores other scores.
 
     Example:
       >>> early_epochs(["finetune_5", "logme", "finetune_1"])
@@ -130,7 +131,7 @@ def early_epochs(scores: Sequence[str]) -> list[int]:
 
 
 def random_head(key: Key[Array, ""], params: dict, net: Net) -> dict:
-    """Replaces the classification head by a randomly initialised one for the classes of `net`, see `net.with_new_head`.
+    """Replaces the classification head with a random one for the classes of `net`; see `net.with_new_head`.
 
     Example:
       >>> import types
@@ -142,7 +143,7 @@ def random_head(key: Key[Array, ""], params: dict, net: Net) -> dict:
 
 
 def kept_head(key: Key[Array, ""], params: dict, net: Net) -> dict:
-    """Keeps the head of the checkpoint: for LP-FT, whose checkpoints contain the weights of a probe.
+    """Keeps the head of the checkpoint. Used for LP-FT, where the head holds the weights of a linear probe.
 
     Example:
       >>> kept_head(None, {"fc": {}}, None)
@@ -167,30 +168,31 @@ def finetune(
     epochs: Sequence[int] = (),
     eval_batch_size: int = 512,
 ) -> Iterator[Finetuned]:
-    """Fine-tunes checkpoints on a target, tests the models and yields the results by group and epoch.
+    """Fine-tunes checkpoints on a target, tests the models and yields the results, ordered by group and epoch.
 
     One program is compiled for all checkpoints, seeds and learning rates. Candidates with the same seed see the same
     batches and are trained in parallel.
 
     Args:
-      checkpoints: name -> the checkpoint to start from, with any classification head or none; only its weights are
-        used.
-      candidates: the runs to make.
-      net: the common architecture, with the number of classes of the target.
-      make_objective: called with those changes of a candidate that are not in RATES, as keyword arguments.
+      checkpoints: name -> the checkpoint to start from, with or without a classification head. Only the weights of
+        the checkpoint are used.
+      candidates: the fine-tuning runs to perform.
+      net: the architecture of all checkpoints, with as many classes as the target has.
+      make_objective: returns the objective. It is called with the candidate's changes that are not in RATES, as
+        keyword arguments.
       feed: training images.
       test: test images.
       preprocessing: preprocessing of all images.
       settings: schedule, batch size and optimizer.
       mesh: the size of its `sweep` axis is the number of candidates trained in parallel.
       head: head(key, params, net) -> params with the initial head, such as `random_head` or `kept_head`.
-      evaluate: compiles the measurement, see `evaluation.classification`.
-      epochs: the models are tested after each of these epochs, in ascending order, and training stops after the last
-        one. The learning rate still follows the whole schedule. Empty: one test at the end of the schedule.
+      evaluate: compiles the function that measures the metrics; see `evaluation.classification`.
+      epochs: epochs after which the models are tested, in ascending order; training stops after the last of them. The
+        learning rate still follows the whole schedule. Empty: the models are tested once, at the end of the schedule.
       eval_batch_size: batch size of the tests.
 
     Raises:
-      InputError: if the schedule is shorter than the last of `epochs`.
+      InputError: if the schedule ends before the last of `epochs`.
       ValueError: if the candidates do not all change the same settings.
 
     Example:
@@ -232,7 +234,7 @@ def finetune(
     if not candidates:
         return
     if different := [c for c in candidates if set(c.changes) != set(candidates[0].changes)]:
-        raise ValueError(f"candidates must change the same settings: {candidates[0]} and {different[0]} do not.")
+        raise ValueError(f"candidates must change the same settings: {candidates[0]} and {different[0]} differ.")
 
     def make_objective_and_optimizer(changes):
         rates = {name: value for name, value in changes.items() if name in RATES}
@@ -258,12 +260,12 @@ def finetune(
 
     for group in _groups(candidates, mesh.shape["sweep"]):
         start_time, own = time.perf_counter(), [candidates[index] for index in group]
-        filled = own + own[-1:] * (mesh.shape["sweep"] - len(own))  # repeats the last candidate to use every device
+        filled = own + own[-1:] * (mesh.shape["sweep"] - len(own))  # repeats the last candidate to fill all devices
         states = [jax.device_get(start(checkpoints[c.checkpoint].model, c.seed, _arrays(c.changes))) for c in filled]
         state = devices.split(trees.stack(states), mesh, "sweep")
         label, seed = f"finetune {_names(own)} on {what}", own[0].seed
         diverged_at: list[int | None] = [None] * len(own)
-        seconds = time.perf_counter() - start_time  # excludes the time that the caller spends on yielded results
+        seconds = time.perf_counter() - start_time  # excludes the time that the caller spends on each result
         for epoch, stop in stops.items():
             start_time, previous = time.perf_counter(), list(diverged_at)
             for trained in train(state, run, feed, seed=seed, total_steps=stop, what=label, max_steps=max_steps):
@@ -271,7 +273,7 @@ def finetune(
                 diverged_at = [_first(*steps) for steps in zip(diverged_at, trained.diverged_at, strict=False)]
             model = evaluated(objective, state)
             measured = measure(model, test, eval_batch_size)
-            assert measured is not None  # the measurement cannot be stopped here
+            assert measured is not None  # it is None only for a measurement that was stopped, and this one cannot be
             metrics = measured[: len(own)]
             # If the metrics are NaN although the last loss was finite, the last step diverged.
             diverged_at = [_first(d, stop if _any_nan(m) else None) for d, m in zip(diverged_at, metrics, strict=True)]
@@ -280,7 +282,7 @@ def finetune(
                 diverged = diverged_at[row]
                 if diverged is not None and previous[row] is None:
                     logs.log.warning(
-                        "Fine-tuning %s on %s diverged at step %d and counts as failed: try a lower "
+                        "Fine-tuning %s on %s diverged at step %d and is recorded as failed: try a lower "
                         "config.finetune.optimizer.learning_rate.",
                         own[row].checkpoint,
                         what,
@@ -302,7 +304,7 @@ def _arrays(changes: Mapping[str, float]) -> dict[str, jax.Array]:
 
 
 def _names(candidates: Sequence[Candidate]) -> str:
-    """Names the first and the last checkpoint of a group, for the progress bar."""
+    """Returns the names of a group's first and last checkpoint, for the progress bar."""
     first, last = candidates[0].checkpoint, candidates[-1].checkpoint
     return first if first == last else f"{first} to {last}"
 
@@ -317,7 +319,7 @@ def _any_nan(metrics: Mapping[str, float]) -> bool:
 
 
 def _groups(candidates: Sequence[Candidate], size: int) -> Iterator[list[int]]:
-    """Yields the indices of at most `size` candidates with the same seed."""
+    """Yields groups of candidate indices: at most `size` candidates, all with the same seed."""
     order = sorted(range(len(candidates)), key=lambda index: candidates[index].seed)
     for _, same_seed in itertools.groupby(order, key=lambda index: candidates[index].seed):
         indices = list(same_seed)

@@ -1,10 +1,9 @@
 """Linear probes (FE): softmax regression on frozen features, for all checkpoints and seeds at once.
 
-There are two protocols: `minibatch` is that of the papers (Adam with given epochs and batch size), and `converged`
-  finds
-the minimum of the regularised loss by L-BFGS. Each is one compiled program for all combinations of checkpoint, seed and
-candidate value (learning rate or regularisation). `minibatch` trains all of them in parallel. `converged` has the same
-result for all seeds and processes the checkpoints and candidates one by one.
+There are two protocols: `minibatch` follows the papers (Adam with a given number of epochs and batch size), and
+`converged` minimises the regularised loss with L-BFGS. Each compiles one program for all combinations of checkpoint,
+seed and candidate value (learning rate or regularisation). `minibatch` trains all combinations in parallel. `converged`
+has the same result for all seeds and processes the checkpoints and candidate values one by one.
 """
 
 import dataclasses
@@ -34,10 +33,10 @@ class ProbeResult:
 
     Attributes:
       accuracy: test accuracies [k, seeds], in [0, 1].
-      mean_class_accuracy: means of the accuracies of the classes that occur [k, seeds], in [0, 1].
-      chosen: the candidate value used [k, seeds].
-      gflops: floating point operations / 1e9 of fitting one checkpoint (the first) with one seed, including the choice
-        among candidates.
+      mean_class_accuracy: test accuracies averaged over the classes that occur [k, seeds], in [0, 1].
+      chosen: the candidate values used [k, seeds].
+      gflops: floating point operations / 1e9 of fitting the first checkpoint with one seed, including the choice among
+        candidate values.
       weights: the tested classifiers {"w": [k, seeds, d, c], "b": [k, seeds, c]}, or None if `keep_weights` was False.
     """
 
@@ -50,13 +49,13 @@ class ProbeResult:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How a linear classifier is fitted.
+    """A way to fit a linear classifier.
 
     Attributes:
-      fit: `minibatch`, `converged` or a function with their signature.
-      candidates: name of the setting with the candidate values among which validation chooses.
-      exact: whether the fit is the minimum of the loss. It is then the same for all seeds, and one call fits all
-        candidates.
+      fit: `minibatch`, `converged` or a function with the same signature.
+      candidates: name of the setting that lists the candidate values; one of them is chosen on a validation split.
+      exact: whether `fit` finds the minimum of the loss. The result is then the same for all seeds, and one call fits
+        all candidate values.
     """
 
     fit: Callable
@@ -76,17 +75,17 @@ def probe(
     """Fits and tests a linear classifier for each checkpoint and seed.
 
     If there are several candidate values, they are compared on a validation split of the training rows, separately for
-    each checkpoint and seed. The best one (the first one in case of a tie) is then fitted to all training rows. The
-    test rows are not used for this choice.
+    each checkpoint and seed. A classifier with the best value (the first one in case of a tie) is then fitted to all
+    training rows. The test rows are not used for this choice.
 
     Args:
       protocol: a value of PROTOCOLS.
       train: features [k, n, d] of the k checkpoints and labels [n].
       test: features [k, m, d] and labels [m].
       num_classes: C, the number of classes.
-      settings: epochs, batch size, candidates and the number of seeds.
+      settings: epochs, batch size, candidate values and number of seeds.
       seed: seed of the validation split, the initial weights and the batches.
-      keep_weights: whether to return the classifiers as well, as the start of fine-tuning.
+      keep_weights: whether to return the classifiers as well, for example as a start for fine-tuning.
 
     Example:
       >>> import jax.numpy as jnp
@@ -127,7 +126,7 @@ def probe(
 def mean_class_accuracy(
     correct: Float[np.ndarray, "k s c"], count: Float[np.ndarray, "k s c"]
 ) -> Float[np.ndarray, "k s"]:
-    """Computes the mean of the accuracies of the classes that occur; the result is bitwise the same for any k.
+    """Computes the mean accuracy over the classes that occur; the result is bitwise the same for any k.
 
     Args:
       correct: number of correctly classified images of each class.
@@ -139,7 +138,7 @@ def mean_class_accuracy(
       [[0.75]]
     """
     occurs = count[0, 0] > 0
-    # Contiguous, since otherwise the order of the sum, and with it the last bit, would depend on k.
+    # Contiguous, since otherwise the order of summation, and so the last bit of the result, would depend on k.
     return np.ascontiguousarray(correct[..., occurs] / count[..., occurs]).mean(-1)
 
 
@@ -172,7 +171,7 @@ def _fit_and_count_jit(
 
 
 def _fit_and_count(*args):
-    """Fits classifiers and counts the correct and all test rows of each class.
+    """Fits classifiers and counts, for each class, the correctly classified test rows and all test rows.
 
     Returns:
       ({"correct", "count"} [k, seeds, values, c], classifiers [k, seeds, values, ...]); the classifiers stay on the
@@ -200,7 +199,7 @@ def _gigaflops(
     candidates: Float[np.ndarray, " v"],
     chosen: Float[np.ndarray, " 1"],
 ) -> float:
-    """Counts the operations of choosing a candidate on `rows` and fitting all rows, for one checkpoint and seed."""
+    """Counts the operations for one checkpoint and seed: choosing a candidate value on `rows` and fitting all rows."""
     all_rows, key = np.arange(len(y)), jax.random.key(0)
     total = _fit_gigaflops(protocol, num_classes, settings, x, y, all_rows, key, chosen)
     if len(candidates) > 1:
@@ -218,7 +217,7 @@ def _fit_gigaflops(
     key: Key[Array, ""],
     values: Float[np.ndarray, " v"],
 ) -> float:
-    """Counts the operations of fitting each of the values to the rows `indices`."""
+    """Counts the operations of fitting classifiers with each of the candidate `values` to the rows `indices`."""
     fit = functools.partial(protocol.fit, num_classes=num_classes, settings=settings)
     if protocol.exact:  # the number of steps depends on the data
         with jax.default_matmul_precision("float32"):

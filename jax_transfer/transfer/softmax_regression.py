@@ -1,4 +1,4 @@
-"""Softmax regression on fixed features, by Adam on batches or by L-BFGS to the minimum of the regularised loss."""
+"""Softmax regression on fixed features, fitted with Adam on batches or with L-BFGS to the minimum of the loss."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,14 +19,14 @@ Weights = dict[str, Array]  # a linear classifier: {"w": [d, c], "b": [c]}
 class ProbeSettings:
     """The fields of `config.probe`."""
 
-    # Keys of jax_transfer.transfer.probe.PROTOCOLS: "probe" is FE of the papers, "probe_converged" uses L-BFGS.
+    # Keys of jax_transfer.transfer.probe.PROTOCOLS: "probe" is FE as in the papers; "probe_converged" uses L-BFGS.
     methods: Annotated[tuple[str, ...], Listed(filled=True, unique=True)] = ("probe",)
     epochs: Count = 100
-    # If set, replaces `epochs` by the whole number of epochs nearest to this number of steps, since the papers state
-    # iterations for some data sets.
+    # Number of training steps, since the papers state iterations for some data sets. If set, it is used instead of
+    # `epochs`, rounded to the nearest whole number of epochs.
     steps: Steps | None = None
     batch_size: Count = 128
-    # Of Adam. If there are several, the best one on a validation split is used.
+    # Learning rates of Adam. If there are several, the best one on a validation split is used.
     learning_rates: Annotated[tuple[Positive, ...], Listed(filled=True)] = (0.01,)
     # Penalty of "probe_converged": l2/2 |w|^2 is added to the mean cross-entropy. If there are several, the best one on
     # a validation split is used.
@@ -63,7 +63,7 @@ def gaussian_start(key: Key[Array, ""], d: int, num_classes: int) -> Weights:
 
 
 def epochs_and_steps(settings: ProbeSettings, n: int) -> tuple[int, int, int]:
-    """Returns (epochs, steps per epoch, batch size) for n examples; a set smaller than a batch is one batch.
+    """Returns (epochs, steps per epoch, batch size) for n examples; fewer examples than a batch form one batch.
 
     Example:
       >>> epochs_and_steps(ProbeSettings(epochs=100, batch_size=128), n=1000)
@@ -84,7 +84,7 @@ def minibatch(
     settings: ProbeSettings,
     start: Weights | None = None,
 ) -> Weights:
-    """Fits a softmax regression by Adam on batches, drawn without replacement in each epoch.
+    """Fits a softmax regression with Adam on batches that are drawn without replacement in each epoch.
 
     Args:
       x: features.
@@ -138,7 +138,7 @@ def zero_start(d: int, occurs: Bool[Array, " c"]) -> Weights:
 def standardised(
     x: Float[Array, "n d"], share: Float[Array, " n"] | None = None
 ) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, ""]]:
-    """Centres features and divides them by one common scale, the largest standard deviation of a feature (or 1).
+    """Centres features and divides them by one common scale: the largest standard deviation (1 if that is 0).
 
     Args:
       x: features.
@@ -173,12 +173,12 @@ def converged(
     max_steps: int = 1000,
     mask: Bool[Array, " m"] | None = None,
 ) -> Weights:
-    """Minimises mean cross-entropy + l2/2 ||w||^2 by L-BFGS, for one l2 or several; the bias is not penalised.
+    """Minimises mean cross-entropy + l2/2 ||w||^2 with L-BFGS for one or several l2; the bias is not penalised.
 
     The features are first centred and divided by one common scale, which improves the conditioning and gives `l2` the
-    same meaning for features of any size. The largest l2 is solved first, and each further one starts from the previous
-    solution. Under vmap the checkpoints are processed one by one, so that each stops when it has converged. The result
-    is deterministic: `key` and `settings` are ignored, and are there to match the signature of `minibatch`.
+    same meaning for features of any size. The values of l2 are solved in descending order, and each solution is the
+    start for the next. Under vmap, the checkpoints are processed one by one, so that each stops when it has converged.
+    The result is deterministic: `key` and `settings` exist only to match the signature of `minibatch`, and are ignored.
 
     Args:
       x: features.
@@ -188,12 +188,13 @@ def converged(
       key: ignored.
       num_classes: C, static.
       settings: ignored.
-      tolerance: relative distance of the objective to its minimum at which to stop; float32 may stop earlier.
-      max_steps: largest number of steps for each l2.
+      tolerance: stops when the objective is within this relative distance of its minimum. Rounding in float32 may stop
+        the iteration earlier.
+      max_steps: maximum number of steps for each l2.
       mask: False for entries of `indices` that are padding and have no influence. None: no padding.
 
     Returns:
-      {"w": [d, c], "b": [c]}, with a leading axis [v] if there are several l2.
+      {"w": [d, c], "b": [c]}, with a leading axis [v] if l2 has several values.
 
     Example:
       >>> import jax
@@ -236,11 +237,12 @@ def _minimum(
     tolerance: float,
     max_steps: int,
 ) -> Weights:
-    """Runs L-BFGS (optax's directions) with a line search on the logits; row i has the weight share[i], with sum 1.
+    """Runs L-BFGS (optax's directions) with a line search on the logits; row i has the weight share[i].
 
-    The logits are affine in the step size, so a step costs two products with x, one for the direction of the logits and
-    one for the gradient, regardless of how many step sizes the search tries. Classes are the leading axis of the
-    weights [c, d + 1] (the bias is the last column) and of the logits [c, n], since these products are faster.
+    The entries of share sum to 1. The logits are affine in the step size, so a step costs two products with x (one for
+    the direction of the logits and one for the gradient), however many step sizes the search tries. Classes are the
+    leading axis of the weights [c, d + 1] (the bias is the last column) and of the logits [c, n], since products in
+    this layout are faster.
     """
     x = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
     transposed = x.T
@@ -257,7 +259,7 @@ def _minimum(
 
     def step(state):
         weights, logits, gradient = state["weights"], state["logits"], state["gradient"]
-        # optax declares the type of any tree: the update has the shape of the gradient.
+        # optax declares the update as an arbitrary tree; here it is an array with the shape of the gradient.
         direction: Float[Array, "c m"]
         direction, memory = lbfgs.update(  # pyright: ignore[reportAssignmentType]
             gradient, state["memory"], weights
@@ -267,7 +269,7 @@ def _minimum(
         def evaluate(
             t: Float[Array, ""],
         ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, "c n"]]:
-            """Returns the objective, its slope along the direction, and the gradient in the logits, at step size t."""
+            """Returns the objective at step size t, its slope in t, and the gradient with respect to the logits."""
             loss, residual = _cross_entropy_of_logits(logits + t * logits_direction, is_label, share)
             trial = weights - t * direction
             slope = jnp.vdot(residual, logits_direction) - jnp.vdot(decay * trial, direction)
@@ -297,7 +299,7 @@ def _minimum(
     return {"w": minimum[:, :-1].T, "b": minimum[:, -1]}
 
 
-PATIENCE = 20  # steps of L-BFGS without a smaller objective after which float32 will come no closer to the minimum
+PATIENCE = 20  # L-BFGS stops after this many steps without a lower objective: float32 will come no closer
 
 
 def _cross_entropy_of_logits(
@@ -305,8 +307,8 @@ def _cross_entropy_of_logits(
 ) -> tuple[Float[Array, ""], Float[Array, "c n"]]:
     """Returns the mean cross-entropy, with sample i weighted by share[i], and its gradient.
 
-    It is computed as softplus(logsumexp of the other logits - logit of the label), since 1 - p of the label would lose
-    all accuracy for p near 1.
+    It is computed as softplus(logsumexp(other logits) - logit of the label). With p the probability of the label, 1 - p
+    would lose all accuracy for p near 1.
     """
     others = jnp.where(is_label, -1e30, logits)
     largest = others.max(0)
@@ -323,13 +325,14 @@ def _wolfe_step(
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, "c n"]]:
     """Finds a step size t that satisfies Wolfe's condition on a convex function: |slope(t)| <= flatter |slope(0)|.
 
-    It tries t = 1 first, then the zero of the secant through the slopes, kept inside the bracket.
+    It first tries t = 1 and then repeatedly the zero of the secant through the slopes, clipped to the inside of the
+    bracket.
 
     Args:
       evaluate: evaluate(t) -> (value, slope, residual).
       slope_0: slope at t = 0, negative.
-      flatter: largest ratio of the slopes.
-      max_trials: largest number of further step sizes.
+      flatter: maximum ratio of |slope(t)| to |slope(0)|.
+      max_trials: maximum number of step sizes to try after t = 1.
 
     Returns:
       (t, value, residual).

@@ -49,7 +49,7 @@ each_score = pytest.mark.parametrize("name", LABELLED)
 # kind -> (labels, pattern of the message after the argument's name)
 INVALID_LABELS = {
     "1..C": (Y + 1, "the label 3.*expected 0 to 2.*Subtract 1"),
-    "-1 for unlabelled": (np.where(Y == 2, -1, Y), "the label -1.*Leave out"),
+    "-1 for unlabelled": (np.where(Y == 2, -1, Y), "the label -1.*Remove"),
     "gaps": (10 * Y, r"the label 20.*np\.unique"),
     "one invalid label": (np.where(np.arange(N) == 17, 7, Y), r"the label 7 \(1 of 40"),
     "more classes": (np.arange(N) % 5, "larger num_classes"),
@@ -85,7 +85,7 @@ def test_error_names_invalid_labels(name, kind):
 @pytest.mark.parametrize("kind", ("0", "1", "negative", "float", "bool", "None", "text", "array"))
 def test_error_names_invalid_num_classes(name, kind):
     invalid = {"0": 0, "1": 1, "negative": -3, "float": 3.0, "bool": True, "None": None, "text": "3", "array": Y}[kind]
-    with pytest.raises(InputError, match=r"^num_classes is .*expected a whole number, 2 or more"):
+    with pytest.raises(InputError, match=r"^num_classes is .*expected a whole number of at least 2"):
         LABELLED[name][0](LABELLED[name][1], Y, invalid)
 
 
