@@ -56,7 +56,7 @@ def run_study(workdir, closed):
     return references
 
 
-@pytest.mark.parametrize("closed", (True, False))
+@pytest.mark.parametrize("closed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_finished_study_leaves_nothing_in_memory(tmp_path, closed):
     references = run_study(tmp_path, closed)
     assert len(references) == 17

@@ -211,6 +211,7 @@ def test_divergence_names_the_step_and_keeps_the_last_good_epoch(tmp_path):
 PRETRAIN = "--config.stages=('pretrain',)"
 
 
+@slow
 def test_full_disk_is_reported_and_the_study_resumes(clean, tmp_path):
     expected, _ = clean
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "

@@ -139,6 +139,7 @@ def test_report_omits_older_rows_with_one_warning(file, tmp_path, caplog):
 FILES = ("transfer", "scores", "spectral", "spectrum", "similarity", "ranking")
 
 
+@pytest.mark.slow
 def test_old_workdir_is_recomputed_once(tmp_path, caplog):
     stages = ("pretrain", "probe", "finetune", "scores", "spectral", "report")
     config = one_epoch_config(stages=stages, scores=("logme", "finetune_1", "finetune_5"), trajectory__epochs="1")
