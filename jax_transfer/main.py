@@ -1,4 +1,4 @@
-"""The command line: runs a study, or a ranking of given checkpoints.
+"""The command line: runs a study, or ranks given checkpoints.
 
 python -m jax_transfer.main --config=configs/quickstart.py --workdir=DIR [--config.pretrain.epochs=5 ...]
 """
@@ -24,16 +24,16 @@ from jax_transfer.study.config import BY_TARGET, default_config, follow_targets
 
 FLAGS = flags.FLAGS
 USER_ERROR = 2
-TIMED_OUT = 1  # like a crash: the scripts in launch/ run the command again, a limited number of times
+TIMED_OUT = 1  # the exit code of a crash, after which the scripts in launch/ retry a limited number of times
 
 
 def _define_flags() -> None:
     """Defines the options of the command.
 
     Raises:
-      InputError: if the file named by --flagfile cannot be read, which `config_flags` does as it defines its flag.
+      InputError: if the file named by --flagfile cannot be read. `config_flags` reads it while it defines its flag.
     """
-    if "config" in FLAGS:  # the command has run in this process before
+    if "config" in FLAGS:  # the command has already run in this process
         return
     try:
         config_flags.DEFINE_config_file("config", None, "The study: a file in configs/, FILE or FILE:VARIANT.")
@@ -81,10 +81,10 @@ def _print_summary(results: pathlib.Path) -> None:
 
 
 def run() -> None:
-    """Runs the command and exits with its code.
+    """Runs the command and exits with an exit code.
 
-    A user error or a full disk prints one line and exits with USER_ERROR, a timeout with TIMED_OUT, and a stop on
-    request with `preemption.EXIT_CODE`.
+    After a user error or a full disk, it prints one line and exits with USER_ERROR. The exit code is TIMED_OUT after a
+    timeout, and `preemption.EXIT_CODE` after a stop on request.
     """
     logs.setup()
     try:
