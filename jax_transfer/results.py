@@ -188,8 +188,9 @@ class EmbeddingRow:
 class RankingRow:
     """A row that records how well a score predicts the `metric` of a method on a target.
 
-    The study has `num_checkpoints` checkpoints, and `num_scored` of them have both the score and the metric. If some lack one of them, all other numbers are
-    NaN, because a ranking of the other checkpoints says nothing about the missing ones.
+    The study has `num_checkpoints` checkpoints, and `num_scored` of them have both the score and the metric. If any
+    checkpoint lacks one of them, all other numbers are NaN, because a ranking of the other checkpoints says nothing
+    about the missing ones.
     """
 
     target: str
