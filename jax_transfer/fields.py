@@ -227,7 +227,7 @@ def check(values: Mapping, fields: Schema, where: str, partial: bool = False) ->
     for name in values:
         choose(fields, name, f"field of {where}")
     if not partial and (missing := [name for name in fields if name not in values]):
-        raise InputError(f"{where} lacks {', '.join(missing)}: add it.")
+        raise InputError(f"{where} lacks {', '.join(missing)}: add what is missing.")
     for name, value in values.items():
         field, full_name = fields[name], f"{where}.{name}"
         if isinstance(field, dict):
@@ -269,7 +269,7 @@ def _check_value(value, annotation, where: str, field: str, default) -> None:
             _check_listed(value, rule, where)
     elif origin is dict and arguments:
         if not isinstance(value, Mapping | ConfigDict):
-            raise InputError(f"{where} = {_short_repr(value)}: must be a dictionary of names and their values.")
+            raise InputError(f"{where} = {_short_repr(value)}: must be a dictionary from names to values.")
         for key, element in dict(value).items():
             _check_type(key, str, f"a name in {where}")
             _check_value(element, arguments[1], f"{where}[{key!r}]", f"{where}[{key!r}]", inspect.Parameter.empty)
@@ -317,7 +317,7 @@ def check_unique(names, where: str) -> None:
       InputError: if a name occurs twice.
     """
     if duplicates := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
-        raise InputError(f"{where} names {duplicates[0]!r} twice.")
+        raise InputError(f"{where} lists {duplicates[0]!r} twice.")
 
 
 def _short_repr(value) -> str:

@@ -36,7 +36,7 @@ def _define_flags() -> None:
     if "config" in FLAGS:  # the command has already run in this process
         return
     try:
-        config_flags.DEFINE_config_file("config", None, "The study: a file in configs/, FILE or FILE:VARIANT.")
+        config_flags.DEFINE_config_file("config", None, "The config of the study: FILE or FILE:VARIANT, see configs/.")
     except (flags.Error, UnicodeDecodeError) as error:
         raise InputError(
             f"--flagfile cannot be used ({_last_line(error)}): expected a text file with one flag on each line."
@@ -96,7 +96,7 @@ def run() -> None:
         _fail(preemption.MESSAGE, preemption.EXIT_CODE)
     except TimeoutError as error:
         _fail(
-            f"A wait timed out ({error}): is the disk or another process hanging, or was the clock set? "
+            f"A wait timed out ({error}): is the disk or another process hanging, or was the system clock changed? "
             "Run the same command again to resume.",
             TIMED_OUT,
         )
@@ -121,7 +121,7 @@ def _parse_flags(argv):
             fields.check_path(name, known)
     try:
         rest = FLAGS(argv)
-    # A value of the wrong type, or any error inside a config file.
+    # Raised for a value of the wrong type, or by any error inside a config file.
     except (ArithmeticError, AttributeError, ImportError, LookupError, NameError, SyntaxError, TypeError, ValueError,
             RuntimeError, OSError, flags.Error) as error:  # fmt: skip
         message = re.sub(r"^[\w.]+Error: ", "", _last_line(error))

@@ -343,11 +343,13 @@ def _is_current(file: str, line: Row, where: str) -> bool:
     """
     version = line.get("version", 1)
     if type(version) is not int or version < 1:
-        raise InputError(f"{where} has version {version!r}, expected a whole number from 1: use another --workdir.")
+        raise InputError(
+            f"{where} has version {version!r}, expected a whole number of at least 1: use another --workdir."
+        )
     if version > VERSIONS[file]:
         raise InputError(
             f"{where} was computed by a newer version of jax_transfer ({version}; this one computes {VERSIONS[file]}): "
-            "use that one, or another --workdir."
+            "use that version, or another --workdir."
         )
     if missing := [name for name in ROWS[file][1] if name not in line]:
         raise InputError(f"{where} lacks {', '.join(missing)}; remove the line and rerun its stage.")
