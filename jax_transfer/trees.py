@@ -25,7 +25,7 @@ def stack(trees):
     """
     trees = list(trees)
     if not trees:
-        raise ValueError("stack needs at least one tree")
+        raise ValueError("trees is empty: expected at least one tree to stack")
     for i, tree in enumerate(trees[1:], start=1):
         if message := difference(trees[0], tree):
             raise ValueError(f"tree {i} cannot be stacked with tree 0:\n{message}")

@@ -296,8 +296,8 @@ def _raise_divergence(training: _Training, step: int) -> None:
 def _saved(work: Workspace, pretraining: Pretraining, rows: Rows) -> list[int]:
     """Lists the epochs on disk, and makes sure that each of them has a row.
 
-    If the run was killed between writing a checkpoint and its row, or if checkpoints were copied from another study, the
-    missing rows are rebuilt from the checkpoints.
+    If the run was killed between writing a checkpoint and its row, or if checkpoints were copied from another study,
+    the missing rows are rebuilt from the checkpoints.
     """
     with contextlib.closing(Trajectory(work.folder(pretraining) / "checkpoints", alone=True)) as trajectory:
         saved = trajectory.epochs()

@@ -13,7 +13,7 @@ from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
 
 
 def run(work: Workspace) -> None:
-    """Fits linear probes on frozen features. The probes of all checkpoints on a target train in one compiled program."""
+    """Fits linear probes on frozen features. For each target, all probes train in one compiled program."""
     rows = Rows(work.results, "transfer")
     rows.forget_failures()
     for target in work.config.targets:

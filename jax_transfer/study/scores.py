@@ -19,7 +19,7 @@ from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 
 
 def run(work: Workspace) -> None:
-    """Computes transferability scores on the training images of each target. A failed score gets a row with the reason."""
+    """Computes transferability scores on the training images of each target. A failure gets a row with the reason."""
     rows = Rows(work.results, "scores")
     rows.forget_failures()
     for target in work.config.targets:

@@ -220,7 +220,7 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
 
 
 def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
-    """Writes t-SNE embeddings for the epochs in Table 1: the best epoch for FE and the last one of each pre-training."""
+    """Writes t-SNE embeddings for the epochs in Table 1: each pre-training's best epoch for FE and its last epoch."""
     rows = Rows(work.results, "embedding")
     results = {
         name: with_metrics(map(to_json_dict, Rows(work.results, name).rows), work.metrics)
