@@ -1,6 +1,6 @@
 """Fields of a config, declared where they are read: in a settings dataclass or as keyword arguments of a function.
 
-The annotation of a field describes its valid values. It begins with a type: `int | None` may be unset, and a tuple
+The annotation of a field describes its valid values. It contains a type: `int | None` may be unset, and a tuple
 holds any number of values. `Annotated` adds conditions: Rule for numbers, OneOf for names, UpTo for numbers limited by
 another field, and Listed for tuples. The same declaration serves to build a section of a config with its defaults
 (`section`), to check a config (`check`), and to check settings that are constructed directly (`check_itself`).
@@ -33,7 +33,7 @@ class Rule(NamedTuple):
     words: str
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # by identity, so that `Annotated[...] | None` can hash it
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: `Annotated[...] | None` needs a hash
 class OneOf:
     """Condition on a string: it is a key of `options`. Messages describe the string with the words in `label`."""
 

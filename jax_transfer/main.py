@@ -81,7 +81,7 @@ def _print_summary(results: pathlib.Path) -> None:
 
 
 def run() -> None:
-    """Runs the command and exits with an exit code.
+    """Runs the command, then exits.
 
     After a user error or a full disk, it prints one line and exits with USER_ERROR. The exit code is TIMED_OUT after a
     timeout, and `preemption.EXIT_CODE` after a stop on request.

@@ -1,9 +1,9 @@
 """Stopping on request: SIGTERM, which clusters send before they take a machine away.
 
-Only pre-training holds state that is not on disk yet. It polls `requested` between steps, and saves its state
-before it stops. At any other time, a single process exits immediately, while several processes stop together, before
-the next stage or before they fine-tune the next checkpoint. The exit code is always EXIT_CODE, and running the same
-command again resumes.
+Only pre-training holds state that is not on disk yet. It polls `requested` between steps, and saves its state before it
+stops. At any other time, a single process exits immediately, while several processes stop together, before the next
+stage or before they fine-tune the next checkpoint. The exit code is always EXIT_CODE, and running the same command
+again resumes.
 """
 
 import contextlib

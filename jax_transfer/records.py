@@ -54,7 +54,7 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """A batch as an objective sees it. Each view is augmented, cropped to the model's input size and normalised.
+    """A batch as an objective sees it. Each view is separately augmented, cropped to the model's size and normalised.
 
     Attributes:
       images: one float32 array [b, h, w, 3] for each view.

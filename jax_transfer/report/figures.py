@@ -213,8 +213,8 @@ def score_against_accuracy(
     """Draws each checkpoint's transferability score against its accuracy (%) by one method, coloured by epoch.
 
     Follows Figure 6 of "Towards Inadequately Pre-trained Models". With fewer than `MIN_CHECKPOINTS` checkpoints, the
-    title warns that these are too few. Checkpoints of one trajectory resemble each other, so even a larger
-    number of them is weaker evidence than it suggests.
+    title warns that these are too few. Checkpoints of one trajectory resemble each other, so even many of
+    them are weaker evidence than their number suggests.
 
     Args:
       score_rows: rows of results/scores.jsonl.

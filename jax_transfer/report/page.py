@@ -229,9 +229,9 @@ def _why(page: Page) -> Iterator[str]:
         return
     yield tables.to_html(rows)
     yield (
-        '<p class="quiet">The table shows the checkpoint with the highest FE accuracy and the last one. Accuracy: of'
-        " the FE probe or the fine-tuned model, by the metric of the target. Probe: a softmax classifier on all"
-        " features of a model (FE: pre-trained, FT: fine-tuned), on their main component (the fewest singular"
+        '<p class="quiet">The table shows the checkpoint with the highest FE accuracy and the last checkpoint. The'
+        " accuracy belongs to the FE probe or the fine-tuned model, by the metric of the target. Probe: a softmax"
+        " classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on their main component (the fewest singular"
         " directions of each batch that hold 80 % of the sum of its singular values) and on the residual component.</p>"
     )
 

@@ -83,7 +83,7 @@ def component_curves(spectral_rows: Sequence[Row], target: str, source: str = ""
 def embeddings(embedding_rows: Sequence[Row], target: str, source: str = "") -> Figure:
     """Draws t-SNE of test images, coloured by class (Figure 4).
 
-    The rows of panels show features before and after fine-tuning; each column of panels is a checkpoint.
+    The panels in the rows show the features before and after fine-tuning; each column shows one checkpoint.
 
     Args:
       embedding_rows: rows of results/embedding.jsonl.
@@ -223,7 +223,7 @@ def _draw(results: Results) -> Iterator[Drawing]:
         for stage, (_, words) in STAGES.items():
             if len(_select(own["similarity"], target, stage)) > 1:
                 caption = (
-                    f"Similarity of features on test images between checkpoints, {words}. 1 means equal up to rotation and "
+                    f"Similarity between the checkpoints' features of test images, {words}. 1 means equal up to rotation and "
                     "scale."
                 )
                 figure = similarity_maps(own["similarity"], target, stage)
@@ -308,7 +308,7 @@ def table_1(results: Results) -> list[Row]:
 
 
 def story(results: Results) -> Iterator[tuple[str, str]]:
-    """Yields (name, sentences) for each target: how its accuracies relate to the accuracies of spectral components.
+    """Yields (name, sentences) for each target: how its accuracies relate to those of probes on spectral components.
 
     >>> epochs = (1, 5, 9)
     >>> accuracy = {"main": (0.5, 0.8, 0.6), "residual": (0.3, 0.4, 0.5)}
@@ -338,7 +338,7 @@ def story(results: Results) -> Iterator[tuple[str, str]]:
 
 
 def _compare_with_components(accuracy_name: str, epochs: list[int], points: dict[int, Point], parts: dict) -> str:
-    """Describes which component a protocol's accuracies follow over `epochs`, at which both were measured."""
+    """Describes which component a protocol's accuracies follow over `epochs`, at which all were measured."""
     highest, last, accuracy = best.best_point(points.values()).epoch, max(points), _means(points)
     taus = {c: kendall([part[e] for e in epochs], [accuracy[e] for e in epochs]) for c, part in parts.items()}
     text = f"{accuracy_name} is highest at epoch {highest} ({percent(accuracy[highest])})"

@@ -19,8 +19,8 @@ from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
 from jax_transfer.transfer.probe import ProbeSettings
 
-# Fields that may change between two runs in the same working directory. A change adds or
-# leaves out work, but existing results stay valid. The same holds for `finetune.checkpoints` and its overrides.
+# Fields that may change between two runs in the same working directory. A change adds or leaves out
+# work, but existing results stay valid. The same holds for `finetune.checkpoints` and its overrides.
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "paper")
 
 # Fields whose keys are targets.
@@ -120,8 +120,8 @@ class Study:
     # Target -> fields of probe and finetune whose values differ for this target:
     # {"tfds:cifar10": {"probe": {"epochs": 150}}}.
     overrides: dict[str, dict] = dataclasses.field(default_factory=dict)
-    # Keys of jax_transfer.analysis.SCORES and jax_transfer.transfer.finetune.FINETUNE_SCORES. finetune_5 follows
-    # the schedule of config.finetune but stops after 5 epochs. The schedule must have at least that many.
+    # Keys of jax_transfer.analysis.SCORES and jax_transfer.transfer.finetune.FINETUNE_SCORES. finetune_5 follows the
+    # schedule of config.finetune but stops after 5 epochs, so the schedule must have at least 5 epochs.
     scores: Annotated[
         tuple[Annotated[str, OneOf(ChainMap(SCORES, FINETUNE_SCORES), "score")], ...], Listed(unique=True)
     ] = ("logme", "leep", "nce")
@@ -153,7 +153,7 @@ def default_config() -> StudyConfig:
 
 
 def follow_targets(config: StudyConfig, names: Sequence[str]) -> None:
-    """Drops the entries for targets that are not in `config.targets` after the command line has replaced that field.
+    """Drops the entries for targets that are no longer in `config.targets`, which the command line has replaced.
 
     >>> config = default_config()
     >>> config.metrics = {"tfds:pets": "mean_class_accuracy"}

@@ -96,7 +96,7 @@ def tuned_checkpoint(work: Workspace, snapshot: Snapshot, target: str, model: Mo
     def read_model() -> Model:
         if model is not None:
             return model
-        log.info("Fine-tuning checkpoint %s on %s again, for its features.", snapshot.name, target)
+        log.info("Fine-tuning checkpoint %s on %s again: its features are missing.", snapshot.name, target)
         models: list[Model] = []
         todo = [(snapshot, work.config.seed)]
         splits = ("train", "test")
