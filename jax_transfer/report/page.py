@@ -231,8 +231,9 @@ def _why(page: Page) -> Iterator[str]:
     yield (
         '<p class="quiet">The table shows the checkpoint with the highest FE accuracy and the last checkpoint. The'
         " accuracy belongs to the FE probe or the fine-tuned model, by the metric of the target. Probe: a softmax"
-        " classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on their main component (the fewest singular"
-        " directions of each batch that hold 80 % of the sum of its singular values) and on the residual component.</p>"
+        " classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on their main component (the"
+        " smallest number of singular directions of each batch that hold 80 % of the sum of its singular values) and on"
+        " the residual component.</p>"
     )
 
 

@@ -50,7 +50,8 @@ def within_budget(
     count = math.ceil(len(snapshots) / largest)
     if count > 1:
         log.info(
-            "The %s of %d checkpoints on %s exceed config.data.features_gigabytes = %g: they are processed in %d groups.",
+            "The %s of %d checkpoints on %s exceed config.data.features_gigabytes = %g: "
+            "they are processed in %d groups.",
             content,
             len(snapshots),
             dataset,
