@@ -223,8 +223,8 @@ def _draw(results: Results) -> Iterator[Drawing]:
         for stage, (_, words) in STAGES.items():
             if len(_select(own["similarity"], target, stage)) > 1:
                 caption = (
-                    f"Similarity between the checkpoints' features of test images, {words}. 1 means equal up to rotation "
-                    "and scale."
+                    f"Similarity between the checkpoints' features of test images, {words}. 1 means equal up to "
+                    "rotation and scale."
                 )
                 figure = similarity_maps(own["similarity"], target, stage)
                 yield Drawing(name, f"similarity-{name}-{stage}", caption, figure)

@@ -86,8 +86,8 @@ def paper_gigaflops(row: Row) -> float:
 
     The rule counts a multiply-add as one operation, whereas the rows count it as two. All scores share one forward
     pass over the training images, F, which is excluded. Fine-tuning for k epochs costs 3 F per epoch, minus the shared
-    pass, plus one forward pass over the test images, T: (3k - 1) F + T. A linear classifier costs T plus its training. Any
-    other score costs only the computation of the score.
+    pass, plus one forward pass over the test images, T: (3k - 1) F + T. A linear classifier costs T plus its training.
+    Any other score costs only the computation of the score.
 
     Args:
       row: a row of results/scores.jsonl.

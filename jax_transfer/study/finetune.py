@@ -84,7 +84,7 @@ def tuned_checkpoint(work: Workspace, snapshot: Snapshot, target: str, model: Mo
     """Returns a checkpoint after fine-tuning on a target with the first seed.
 
     Only the features of a fine-tuned model are kept on disk, not its weights. The cache key of the features
-    contains everything that determines the weights.
+    includes everything that determines the weights.
 
     Args:
       model: the fine-tuned weights. If this is None and a feature file is missing, the checkpoint is fine-tuned again.

@@ -107,7 +107,8 @@ def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: 
 def _by_finetuning(work: Workspace, missing: dict[str, list[Snapshot]], target: str):
     """Yields (snapshot, score, {value, seconds, gflops, error}) from early-stopped fine-tuning on some of the images.
 
-    One training run of a checkpoint gives all its missing scores. Checkpoints that need the same epochs train together.
+    One training run of a checkpoint gives all its missing scores. Checkpoints that need the same number of epochs
+    train together.
     """
     tuning = settings.finetune_settings(work.config, target)
     missing_of = {s: [name for name in missing if s in missing[name]] for s in work.snapshots}
