@@ -1,10 +1,10 @@
 """Finds the checkpoint that transfers best to your data, and explains why. See README.md."""
 
-__version__ = "0.1.0"  # pyproject.toml reads it here, so that a checkout that is not installed has a version too
+__version__ = "0.1.0"  # read by pyproject.toml; kept here so that an uninstalled checkout has a version too
 
 
 def __getattr__(name: str):
-    """Imports `rank`, `load_checkpoint` or `export` on first use, because importing JAX takes seconds."""
+    """Imports `rank`, `load_checkpoint` or `export` on first use, because importing JAX takes several seconds."""
     if name == "rank":
         from jax_transfer.ranking.rank import rank
 

@@ -1,4 +1,4 @@
-"""Runs the command of `jax_transfer.main` as `python -m jax_transfer`."""
+"""Runs the command line of `jax_transfer.main`, so that `python -m jax_transfer` works."""
 
 from jax_transfer.main import run
 

@@ -21,7 +21,7 @@ def choose(options: Mapping[str, T], name: str, description: str) -> T:
     Valid: resnet18, vit.
 
     Args:
-      description: what is looked up and where the name comes from; part of the error message.
+      description: what is looked up and where the name comes from, for the error message.
 
     Raises:
       InputError: if the name is unknown. The message lists the valid names and suggests the closest one.

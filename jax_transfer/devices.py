@@ -1,10 +1,11 @@
-"""Meshes, shardings, processes, and everything that depends on the kind of device. Only this file names devices.
+"""Meshes, shardings, processes, and all code that depends on the kind of device (CPU, GPU or TPU).
 
-Meshes have two axes: `data` splits a batch, `sweep` spreads independent work such as checkpoints to fine-tune.
+Meshes have two axes: `data` splits a batch, and `sweep` spreads independent work, such as the fine-tuning of several
+checkpoints.
 
-Several processes (one for each host of a TPU pod or a GPU cluster) share pre-training, over a mesh of all their
-devices. Everything else is independent work: each process does its share, or the same as the others, on a mesh of its
-own devices.
+With several processes (one for each host of a TPU pod or a GPU cluster), all of them pre-train together, on a mesh of
+all their devices. All other work is independent: each process uses a mesh of only its local devices, and does either a
+share of the work or the same work as the others.
 """
 
 import functools
@@ -23,10 +24,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_transfer.records import InputError
 
-# Limits on one compiled call of training steps on an accelerator. SIGTERM is checked and progress shown between calls.
+# Limits on one compiled call of training steps on an accelerator. SIGTERM is checked, and progress is shown, only
+# between calls.
 MAX_STEPS_PER_CALL = 512
 _SECONDS_PER_CALL = (
-    0.5  # at the rate of a timed convolution, which training nearly reaches; three calls may be in flight
+    0.5  # at the measured rate of a convolution, which training nearly reaches; up to three calls may be in flight
 )
 
 
@@ -38,14 +40,15 @@ def join_processes(
 ) -> None:
     """Joins this process to the others that run the same command. Call it before any computation.
 
-    Without arguments the environment decides: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, a Slurm
-    step with more than one task, or the hosts of a TPU pod on GKE. If none of these is set, the process runs alone.
+    Without arguments, the environment decides: the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, a Slurm step with more than one task, or a TPU pod with several hosts on GKE. If it has none of
+    these, the process runs alone.
 
     Args:
       coordinator_address: "host:port" of process 0.
       num_processes: the number of processes.
       process_id: the index of this process, from 0.
-      distributed: let JAX find the other processes through the metadata of Cloud TPU, Slurm or GKE.
+      distributed: whether JAX finds the other processes through the metadata of Cloud TPU, Slurm or GKE.
 
     Raises:
       InputError: if only some of the first three are given, or the other processes do not answer.
@@ -85,16 +88,16 @@ def is_first_process() -> bool:
 
 
 def wait_for_all(barrier: str) -> None:
-    """Waits until every process has called this with the same `barrier`, a name for messages."""
+    """Waits until every process has called this function with the same `barrier`, a name for error messages."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(barrier)
 
 
-GATHERED_BYTES = 4096  # the longest JSON that a process may pass to `gather`
+GATHERED_BYTES = 4096  # the maximum size of the JSON that a process may pass to `gather`
 
 
 def gather(value) -> list:
-    """Returns, on every process, the list of the values that the processes pass, in the order of the processes.
+    """Returns the list of the values that all processes pass, in process order. Every process gets the same list.
 
     A value must be small and serialisable as JSON.
 
@@ -135,7 +138,7 @@ def _mesh(shape, devices) -> Mesh:
 
 
 def spans_processes(mesh: Mesh) -> bool:
-    """Returns whether a mesh holds devices of several processes.
+    """Returns whether a mesh contains devices of more than one process.
 
     >>> spans_processes(make_mesh())
     False
@@ -144,7 +147,7 @@ def spans_processes(mesh: Mesh) -> bool:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of arrays that every device holds a full copy of."""
+    """Returns the sharding for arrays of which every device holds a full copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -163,7 +166,7 @@ def replicate(tree, mesh: Mesh):
 def split(tree, mesh: Mesh, axis_name: str, dimension: int = 0):
     """Puts arrays on the mesh, with their axis `dimension` split over the mesh axis `axis_name`.
 
-    On a mesh of several processes, each process passes its own part of the global array.
+    On a mesh that spans several processes, each process passes its part of the global array.
 
     >>> mesh = make_mesh()
     >>> images = np.zeros((2 * mesh.shape["data"], 3))
@@ -180,7 +183,7 @@ def constrain(tree, mesh: Mesh, axis_name: str):
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> int:
-    """Returns the batch size on each device.
+    """Checks a global batch size and returns the batch size on each device.
 
     >>> mesh = make_mesh()
     >>> check_batch_size(32 * mesh.shape["data"], mesh, "config.pretrain.batch_size")
@@ -191,11 +194,12 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> int:
     jax_transfer.records.InputError: config.pretrain.batch_size = 0 ...
 
     Args:
-      batch_size: images of a global batch, over all devices.
+      batch_size: number of images in a global batch, over all devices.
       field: the config field that holds it, for the error message.
 
     Raises:
-      InputError: if the global batch does not divide over the `data` axis. The message names the nearest sizes that do.
+      InputError: if the global batch does not divide evenly over the `data` axis. The message gives the nearest valid
+        sizes.
     """
     count = mesh.shape["data"]
     if batch_size < 1 or batch_size % count:
@@ -214,7 +218,7 @@ def compute_dtype():
 
 
 def steps_per_call(steps: int, limit: int = MAX_STEPS_PER_CALL) -> int:
-    """Returns how many training steps one compiled call makes: a divisor of `steps`, so that one program is enough.
+    """Returns how many training steps one compiled call makes: a divisor of `steps`, so only one program is compiled.
 
     On accelerators this is a whole epoch if `limit` allows it. On CPU it is 1, because XLA's CPU backend computes the
     gradient of a convolution about thirty times slower inside a loop than outside.
@@ -231,7 +235,7 @@ def max_steps_per_call(step_gigaflops: Callable[[], float]) -> int:
     """Returns how many training steps one compiled call may make.
 
     Args:
-      step_gigaflops: returns the work of one step on one device; not called on CPU.
+      step_gigaflops: function that returns the GFLOP of one step on one device; not called on CPU.
 
     >>> 1 <= max_steps_per_call(lambda: 10.0) <= MAX_STEPS_PER_CALL
     True
@@ -245,9 +249,10 @@ def max_steps_per_call(step_gigaflops: Callable[[], float]) -> int:
 
 
 def gigaflops(function, *args) -> float:
-    """Returns floating point operations / 1e9 of one call, from the compiler's cost analysis; nothing runs.
+    """Returns the floating-point operations / 1e9 of one call, from the compiler's cost analysis. Nothing is run.
 
-    The body of a loop counts once, whatever its length: pass the body alone and multiply, or use `flops.gigaflops`.
+    The body of a loop counts only once, however many iterations it has: pass the body alone and multiply the result, or
+    use `flops.gigaflops`.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((100, 100))
@@ -263,7 +268,7 @@ def gigaflops(function, *args) -> float:
 
 @functools.cache
 def sustained_gigaflops_per_second() -> float:
-    """Measures a rough rate for time estimates: a small convolution and its gradient, timed once."""
+    """Returns a rough GFLOP/s rate for time estimates, measured once on the gradient of a small convolution."""
 
     def loss(w, x):
         y = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -282,7 +287,7 @@ def sustained_gigaflops_per_second() -> float:
 
 
 def use_compilation_cache(folder) -> None:
-    """Keeps compiled programs on disk, so that a resumed run does not compile again.
+    """Keeps compiled programs on disk, so that a resumed run does not compile them again.
 
     Args:
       folder: where to keep them; JAX_COMPILATION_CACHE_DIR takes precedence.
@@ -294,7 +299,7 @@ def use_compilation_cache(folder) -> None:
 
 
 def description() -> str:
-    """Describes the devices for the head of the log, such as "2 x NVIDIA H200 (gpu), bfloat16"."""
+    """Describes the devices for the start of the log, such as "2 x NVIDIA H200 (gpu), bfloat16"."""
     devices = jax.devices()
     hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     kind = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}){hosts}"

@@ -1,9 +1,9 @@
-"""Fields of a config, declared where they are read: in a settings dataclass or as a function's keyword arguments.
+"""Fields of a config, declared where they are read: in a settings dataclass or as keyword arguments of a function.
 
-The annotation of a field describes its valid values. The type comes first: `int | None` may be unset, a tuple holds
-any number of values. `Annotated` adds conditions: a Rule for numbers, OneOf for names, UpTo for a number that another
-field limits, Listed for tuples. The same declaration gives the section of a config with its defaults (`section`), the
-checks of a config (`check`), and the checks of settings that are constructed directly (`check_itself`).
+The annotation of a field describes its valid values. It contains a type: `int | None` may be unset, and a tuple
+holds any number of values. `Annotated` adds conditions: Rule for numbers, OneOf for names, UpTo for numbers limited by
+another field, and Listed for tuples. The same declaration serves to build a section of a config with its defaults
+(`section`), to check a config (`check`), and to check settings that are constructed directly (`check_itself`).
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ from jax_transfer.records import UNPRINTABLE, InputError
 
 LARGEST_FLOAT32 = 3.4028e38
 
-# Fields whose keys are names that the user chooses: targets, or the further data sets of an objective.
+# Fields whose keys are names that the user chooses: targets, or the additional data sets of an objective.
 NAMED_BY_USER = ("overrides", "metrics", "feeds")
 
 
 class Rule(NamedTuple):
-    """Condition on a number: a predicate, and its description as it follows the word "must"."""
+    """Condition on a number: a predicate, and words that describe it after "must", such as "be positive"."""
 
     fits: Callable[[float], bool]
     words: str
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # equal only to itself: `Annotated[...] | None` needs a hash
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: `Annotated[...] | None` needs a hash
 class OneOf:
-    """Condition on a string: it is a key of `options`. Messages call it `label`."""
+    """Condition on a string: it is a key of `options`. Messages describe the string with the words in `label`."""
 
     options: Mapping[str, Any]
     label: str
@@ -48,7 +48,7 @@ class UpTo(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """Conditions on a tuple: `filled`, it is not empty; `unique`, it has no duplicates."""
+    """Conditions on a tuple: if `filled`, it is not empty; if `unique`, it has no duplicates."""
 
     filled: bool = False
     unique: bool = False
@@ -65,7 +65,7 @@ Schema = dict[str, "Field | Schema"]  # name -> field, or a nested schema for a 
 
 
 def between(least: int, most: int) -> Rule:
-    """Returns the rule that a number lies between two others, both included.
+    """Returns the rule that a number lies in the closed interval [least, most].
 
     >>> between(1, 1000).words
     'lie in [1, 1000]'
@@ -83,7 +83,7 @@ Steps = Annotated[int, between(1, 10**9)]
 
 
 class StudyConfig(ConfigDict):
-    """A ConfigDict whose keys may contain dots, as the names of targets do (`folder:/data/v1.2/x`)."""
+    """A ConfigDict whose keys may contain dots, because the names of targets can (`folder:/data/v1.2/x`)."""
 
     def __init__(self, *args, allow_dotted_keys: bool = True, **kwargs):
         super().__init__(*args, allow_dotted_keys=allow_dotted_keys, **kwargs)
@@ -96,20 +96,20 @@ class StudyConfig(ConfigDict):
     def get_type(self, key: str) -> type:
         """Returns the type of a field, which decides how the command line parses it.
 
-        For fields in NAMED_BY_USER it is `object`, a Python literal on the command line, because ml_collections' parser
-        for a ConfigDict rejects keys with dots.
+        For fields in NAMED_BY_USER the type is `object`, which is parsed as a Python literal, because ml_collections'
+        parser for a ConfigDict rejects keys with dots.
         """
         return object if key in NAMED_BY_USER else super().get_type(key)
 
 
 def schema(of) -> Schema:
-    """Returns the fields that something declares.
+    """Returns the fields that a settings dataclass or a function declares.
 
     >>> schema(lambda epochs=5, rate=0.1: None)["epochs"].default
     5
 
     Args:
-      of: a settings dataclass, an instance of one (its values are then the defaults), or a function with parameters.
+      of: a settings dataclass, an instance of one (whose values are then the defaults), or a function.
     """
     fields: Schema = {}
     for name, parameter in inspect.signature(of if callable(of) else type(of)).parameters.items():
@@ -120,7 +120,7 @@ def schema(of) -> Schema:
 
 
 def keywords(function: Callable) -> Schema:
-    """Returns the fields of a function's parameters that have a default.
+    """Returns the fields for those parameters of a function that have a default.
 
     >>> keywords(lambda net, temperature=0.2: None)
     {'temperature': Field(annotation=<class 'float'>, default=0.2)}
@@ -133,7 +133,7 @@ def keywords(function: Callable) -> Schema:
 
 
 def section(fields: Schema) -> StudyConfig:
-    """Returns the section of a config that holds these fields, set to their defaults.
+    """Returns a section of a config that holds these fields, set to their defaults.
 
     >>> section(keywords(lambda epochs=5, rate=0.1: None)).to_dict()
     {'epochs': 5, 'rate': 0.1}
@@ -160,7 +160,7 @@ def _kind(annotation) -> tuple[type, bool]:
 
 
 def _split(annotation) -> tuple[Any, tuple]:
-    """Returns the type in an `Annotated`, and the conditions attached to it."""
+    """Returns the type inside an `Annotated` and the conditions attached to it; () for any other annotation."""
     if typing.get_origin(annotation) is Annotated:
         return annotation.__origin__, annotation.__metadata__
     return annotation, ()
@@ -176,7 +176,7 @@ def check_itself(settings) -> None:
 
 
 def make(kind: type, values: Mapping, where: str):
-    """Builds a settings dataclass from the values of a config's section, after checking them.
+    """Builds a settings dataclass from the values of a section of a config, after checking them.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Settings:
@@ -227,7 +227,7 @@ def check(values: Mapping, fields: Schema, where: str, partial: bool = False) ->
     for name in values:
         choose(fields, name, f"field of {where}")
     if not partial and (missing := [name for name in fields if name not in values]):
-        raise InputError(f"{where} lacks {', '.join(missing)}: add it.")
+        raise InputError(f"{where} lacks {', '.join(missing)}: add what is missing.")
     for name, value in values.items():
         field, full_name = fields[name], f"{where}.{name}"
         if isinstance(field, dict):
@@ -269,7 +269,7 @@ def _check_value(value, annotation, where: str, field: str, default) -> None:
             _check_listed(value, rule, where)
     elif origin is dict and arguments:
         if not isinstance(value, Mapping | ConfigDict):
-            raise InputError(f"{where} = {_short_repr(value)}: must be a dictionary of names and their values.")
+            raise InputError(f"{where} = {_short_repr(value)}: must be a dictionary from names to values.")
         for key, element in dict(value).items():
             _check_type(key, str, f"a name in {where}")
             _check_value(element, arguments[1], f"{where}[{key!r}]", f"{where}[{key!r}]", inspect.Parameter.empty)
@@ -317,11 +317,11 @@ def check_unique(names, where: str) -> None:
       InputError: if a name occurs twice.
     """
     if duplicates := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
-        raise InputError(f"{where} names {duplicates[0]!r} twice.")
+        raise InputError(f"{where} lists {duplicates[0]!r} twice.")
 
 
 def _short_repr(value) -> str:
-    """Returns the representation of any value, cut to a length that suits a message."""
+    """Returns the repr of any value, shortened to fit in a message."""
     try:
         return reprlib.repr(value.to_dict() if isinstance(value, ConfigDict) else value)
     except ValueError:  # an integer with more digits than Python prints

@@ -1,8 +1,8 @@
-"""Operation counts of computations with loops and factorisations, taken while they run.
+"""Operation counts of computations with loops and factorisations, counted while they run.
 
 The compiler's cost analysis (`devices.gigaflops`) is accurate for straight-line programs such as a forward pass. But it
-counts the body of a loop once and a library call (QR, SVD, Cholesky) as nothing, which misses nearly all of EM or
-L-BFGS. Here the traced program runs with an additional counter, so that each iteration of a loop counts.
+counts the body of a loop only once and a library call (QR, SVD, Cholesky) as zero, and so misses nearly all the work of
+EM or L-BFGS. Here the traced program runs with an additional counter, so that every iteration of a loop is counted.
 """
 
 import math
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-# Primitives without arithmetic: they only move or name values.
+# Primitives without arithmetic: they only move or rename values.
 _FREE = {
     *(
         "reshape",
@@ -31,10 +31,10 @@ _FREE = {
 
 
 def gigaflops(function, *args) -> float:
-    """Returns floating point operations / 1e9 of `function(*args)`, which is compiled and run once.
+    """Returns the floating-point operations / 1e9 of `function(*args)`, which is compiled and run once.
 
-    Matrix products and convolutions count 2 for each multiply-add. Other operations count 1 for each element of the
-    result, reductions 1 for each element of the operand. Factorisations count as in Golub and Van Loan, "Matrix
+    Matrix products and convolutions count 2 for each multiply-add. Reductions count 1 for each element of the operand,
+    and other operations 1 for each element of the result. Factorisations count as in Golub and Van Loan, "Matrix
     Computations" (4th edition, sections 4.2, 5.2 and 8.6), for the factors that are computed.
 
     >>> import jax, jax.numpy as jnp
@@ -71,7 +71,7 @@ def _apply(eqn, args):
         return jax.lax.switch(args[0], branches, *args[1:])
     inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if key in params), None)
     if inner is not None:
-        return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), args)  # closed or not
+        return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), args)  # a ClosedJaxpr or a Jaxpr
     outputs = eqn.primitive.bind(*args, **params)
     return outputs if eqn.primitive.multiple_results else [outputs], float(_operations(eqn))
 
@@ -96,8 +96,8 @@ def _while(params, args):
 
 def _scan(eqn, args):
     body, params = eqn.params["jaxpr"], eqn.params
-    # Counted by rank, because the parameters that hold these numbers have other names in other versions of JAX: an
-    # array that is scanned over has one more axis outside the body than inside.
+    # These numbers are derived from ranks, because the parameters that hold them have other names in other versions of
+    # JAX: an array that is scanned over has one more axis outside the body than inside.
     carry_n = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, body.jaxpr.outvars, strict=True))
     xs_n = sum(a.aval.ndim != b.aval.ndim for a, b in zip(eqn.invars, body.jaxpr.invars, strict=True))
     consts_n = len(args) - carry_n - xs_n
@@ -114,7 +114,7 @@ def _scan(eqn, args):
 
 
 def _operations(eqn) -> float:
-    """Returns the number of operations of one call of a primitive, from the shapes."""
+    """Returns the number of operations in one call of a primitive, computed from the shapes."""
     name, params = eqn.primitive.name, eqn.params
     result = eqn.outvars[0].aval
     operand: Any = eqn.invars[0].aval if eqn.invars else None

@@ -1,4 +1,4 @@
-"""Output of a run: log messages, progress bars with the time left, durations in words, and TensorBoard scalars."""
+"""Output of a run: log messages, progress bars with the remaining time, readable durations, and TensorBoard scalars."""
 
 import logging
 import pathlib
@@ -14,7 +14,7 @@ log = logging.getLogger("jax_transfer")
 
 
 def setup(level: int = logging.INFO) -> None:
-    """Logs the project's messages to stderr, each with its time. Other libraries log only warnings and errors."""
+    """Logs the project's messages to stderr with the time of day. Other libraries log only warnings and errors."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     log.handlers[:] = [handler]
@@ -23,33 +23,33 @@ def setup(level: int = logging.INFO) -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)
     absl.logging.get_absl_handler().addFilter(_not_raised_again)
     sys.unraisablehook = _unraisable
-    # A save that failed leaves tasks that never started; the failure itself is reported.
+    # A failed save leaves behind tasks that never started. The failure itself is reported elsewhere.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def speak_for_all(first: bool) -> None:
-    """Logs progress on the first process, and only warnings on the others."""
+    """Lets only the first process log progress; the others log only warnings and errors."""
     log.setLevel(logging.INFO if first else logging.WARNING)
 
 
 def _not_raised_again(record: logging.LogRecord) -> bool:
-    """Drops the tracebacks that Orbax's threads and tasks log: they also raise the error, which `main` shows."""
+    """Drops tracebacks that Orbax's threads and tasks log, because they also raise the error and `main` shows it."""
     return not (record.exc_info and ("orbax" in record.pathname or record.name == "asyncio"))
 
 
 def _unraisable(unraisable) -> None:
-    """Silences Orbax tasks that end with its event loop after a failure; each would print a traceback."""
+    """Silences Orbax tasks whose event loop closes after a failure; otherwise each would print a traceback."""
     error = unraisable.exc_value
     loop_closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-    code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+    code = getattr(unraisable.object, "cr_code", None)  # set if the object is a coroutine
     if not (loop_closed or (code is not None and "orbax" in code.co_filename)):
         sys.__unraisablehook__(unraisable)
 
 
 def progress(total: int, label: str, unit: str) -> tqdm.tqdm:
-    """Makes a progress bar with rate and time left, a context manager with `.update(n)`.
+    """Makes a progress bar that shows the rate and the remaining time: a context manager with `.update(n)`.
 
-    It moves on a terminal; a log file gets a line every 20 seconds.
+    On a terminal the bar is updated in place; a log file gets a new line every 20 seconds.
 
     >>> with progress(10, "read mnist", "images") as bar:
     ...     _ = bar.update(10)
@@ -78,7 +78,7 @@ def tensorboard(workdir: pathlib.Path):
 
 
 def duration(seconds: float) -> str:
-    """Formats a time in words.
+    """Formats a duration with a suitable unit.
 
     >>> duration(35), duration(720), duration(12_000)
     ('35 s', '12 min', '3.3 h')

@@ -1,4 +1,4 @@
-"""The command line: runs a study, or a ranking of given checkpoints.
+"""The command line: runs a study, or ranks given checkpoints.
 
 python -m jax_transfer.main --config=configs/quickstart.py --workdir=DIR [--config.pretrain.epochs=5 ...]
 """
@@ -24,19 +24,19 @@ from jax_transfer.study.config import BY_TARGET, default_config, follow_targets
 
 FLAGS = flags.FLAGS
 USER_ERROR = 2
-TIMED_OUT = 1  # like a crash: the scripts in launch/ run the command again, a limited number of times
+TIMED_OUT = 1  # the exit code of a crash, after which the scripts in launch/ retry a limited number of times
 
 
 def _define_flags() -> None:
     """Defines the options of the command.
 
     Raises:
-      InputError: if the file named by --flagfile cannot be read, which `config_flags` does as it defines its flag.
+      InputError: if the file named by --flagfile cannot be read. `config_flags` reads it while it defines its flag.
     """
-    if "config" in FLAGS:  # the command has run in this process before
+    if "config" in FLAGS:  # the command has already run in this process
         return
     try:
-        config_flags.DEFINE_config_file("config", None, "The study: a file in configs/, FILE or FILE:VARIANT.")
+        config_flags.DEFINE_config_file("config", None, "The config of the study: FILE or FILE:VARIANT, see configs/.")
     except (flags.Error, UnicodeDecodeError) as error:
         raise InputError(
             f"--flagfile cannot be used ({_last_line(error)}): expected a text file with one flag on each line."
@@ -81,10 +81,10 @@ def _print_summary(results: pathlib.Path) -> None:
 
 
 def run() -> None:
-    """Runs the command and exits with its code.
+    """Runs the command, then exits.
 
-    A user error or a full disk prints one line and exits with USER_ERROR, a timeout with TIMED_OUT, and a stop on
-    request with `preemption.EXIT_CODE`.
+    After a user error or a full disk, it prints one line and exits with USER_ERROR. The exit code is TIMED_OUT after a
+    timeout, and `preemption.EXIT_CODE` after a stop on request.
     """
     logs.setup()
     try:
@@ -96,7 +96,7 @@ def run() -> None:
         _fail(preemption.MESSAGE, preemption.EXIT_CODE)
     except TimeoutError as error:
         _fail(
-            f"A wait timed out ({error}): is the disk or another process hanging, or was the clock set? "
+            f"A wait timed out ({error}): is the disk or another process hanging, or was the system clock changed? "
             "Run the same command again to resume.",
             TIMED_OUT,
         )
@@ -121,7 +121,7 @@ def _parse_flags(argv):
             fields.check_path(name, known)
     try:
         rest = FLAGS(argv)
-    # A value of the wrong type, or any error inside a config file.
+    # Raised for a value of the wrong type, or by any error inside a config file.
     except (ArithmeticError, AttributeError, ImportError, LookupError, NameError, SyntaxError, TypeError, ValueError,
             RuntimeError, OSError, flags.Error) as error:  # fmt: skip
         message = re.sub(r"^[\w.]+Error: ", "", _last_line(error))

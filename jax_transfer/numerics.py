@@ -5,7 +5,7 @@ from jaxtyping import Array, Shaped
 
 
 def positive(value: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """Replaces 0 by 1, which makes a safe divisor. NaN stays NaN.
+    """Replaces 0 with 1, so that the result is a safe divisor. NaN stays NaN.
 
     >>> import jax.numpy as jnp
     >>> positive(jnp.array([0.0, 2.0, jnp.nan])).tolist()

@@ -1,8 +1,9 @@
 """Stopping on request: SIGTERM, which clusters send before they take a machine away.
 
-Only pre-training holds state that is not on disk yet. It polls `requested` between steps, saves its state and ends.
-Anywhere else a single process exits at once, while several processes stop together, before the next stage or the next
-checkpoint to fine-tune. In each case the exit code is EXIT_CODE, and the same command resumes.
+Only pre-training holds state that is not on disk yet. It polls `requested` between steps, and saves its state before it
+stops. At any other time, a single process exits immediately, while several processes stop together, before the next
+stage or before they fine-tune the next checkpoint. The exit code is always EXIT_CODE, and running the same command
+again resumes.
 """
 
 import contextlib
@@ -31,12 +32,12 @@ _sync_points = itertools.count()
 def listen() -> None:
     """Starts to listen for SIGTERM. Call it once, after `devices.join_processes`.
 
-    With several processes JAX listens itself and makes all of them stop at the same step.
+    With several processes, JAX listens instead and makes all of them stop at the same step.
     """
     if jax.process_count() > 1:
         return
     # Python calls signal handlers between two bytecode instructions, which can be minutes apart while a compiled
-    # program runs. The wakeup file descriptor is written at once, and a separate thread reads it.
+    # program runs. The wakeup file descriptor is written immediately, and a separate thread reads it.
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end)
@@ -79,9 +80,9 @@ def training() -> Iterator[None]:
 
 
 def stop_if_requested() -> None:
-    """Ends the run here, where everything is on disk, if a stop was requested.
+    """Ends the run if a stop was requested. Call it only when everything is on disk.
 
-    With several processes all of them must call this equally often.
+    With several processes, all of them must call this the same number of times.
 
     Raises:
       Preempted: if a stop was requested.
@@ -93,7 +94,7 @@ def stop_if_requested() -> None:
 def requested() -> bool:
     """Returns whether a stop was requested.
 
-    With several processes all of them must call this equally often, and all get the same answer.
+    With several processes, all of them must call this the same number of times, and all get the same answer.
 
     >>> requested()
     False

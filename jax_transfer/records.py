@@ -1,4 +1,4 @@
-"""Data types that the parts of the package exchange, the names of the metrics, and the error that users see."""
+"""Data types that several parts of the package use, the names of the metrics, and the error for invalid user input."""
 
 import dataclasses
 import re
@@ -9,19 +9,19 @@ import numpy as np
 
 
 class InputError(ValueError):
-    """An error in what the user gave. The message is one line: what is wrong, what was expected and what to do.
+    """An error in the user's input. The message is one line that says what is wrong, what was expected and what to do.
 
     `main` prints it without a traceback and exits with code 2.
     """
 
 
-# Characters that break a line or cannot be written: control characters, line separators and lone surrogates, which
-# Python makes of bytes that are not UTF-8.
+# Characters that break a line or cannot be written: control characters, line separators and lone surrogates (which
+# Python uses for bytes that are not UTF-8).
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def printable(text) -> str:
-    r"""Escapes the characters that a one-line message cannot show, such as those that file names may contain.
+    r"""Escapes the characters that a one-line message cannot show, such as a line break in a file name.
 
     >>> print(printable("cat\n1.png"))
     cat\n1.png
@@ -29,20 +29,20 @@ def printable(text) -> str:
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], str(text))
 
 
-# Column of results/transfer.jsonl that can be the metric of a target -> its name in a sentence.
+# Metrics of a target: column of results/transfer.jsonl -> name of the metric in a sentence.
 METRICS = {"accuracy": "accuracy", "mean_class_accuracy": "mean class accuracy"}
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A batch of images as a feed yields it.
+    """A batch of images, as yielded by a feed.
 
     Attributes:
       images: uint8 [b, h, w, 3].
       labels: int32 [b].
       mask: bool [b], False where a row is padding.
-      extra: further arrays [b, ...] by name, such as the tokens of captions (`Source.extra`).
+      extra: name -> additional array [b, ...], such as the tokens of captions (`Source.extra`).
     """
 
     images: jax.Array | np.ndarray
@@ -54,13 +54,13 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """A batch as an objective sees it: augmented, cropped to the model's size and normalised, once for each view.
+    """A batch as an objective sees it. Each view is separately augmented, cropped to the model's size and normalised.
 
     Attributes:
-      images: one float32 array [b, h, w, 3] a view.
-      labels: int32 [b], or float32 [b, c] with the weight of each class if the first view mixes images.
+      images: one float32 array [b, h, w, 3] for each view.
+      labels: int32 [b]; or, if the first view mixes images, float32 [b, c] with the weight of each class.
       mask: bool [b], as in `Batch`.
-      extra: further arrays, as in `Batch`.
+      extra: additional arrays, as in `Batch`.
     """
 
     images: tuple[jax.Array, ...]
@@ -76,8 +76,8 @@ class Features:
 
     Attributes:
       features: float32 [n, d].
-      logits: float32 [n, s] over the source classes; s = 0 without a head.
-      labels: int32 [n] of the data set.
+      logits: float32 [n, s] over the s source classes; s = 0 if the checkpoint has no head.
+      labels: int32 [n], the labels of the data set.
     """
 
     features: jax.Array | np.ndarray

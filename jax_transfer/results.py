@@ -1,12 +1,12 @@
-"""Result files of a study: a frozen dataclass for each kind of row, how rows are read and written, and file locking.
+"""Result files of a study: a frozen dataclass for each kind of row, functions to read and write rows, and a lock.
 
-`results/<name>.jsonl` holds one JSON object on each line. The fields of the row's dataclass, in order, are its columns
-and those of the CSV file that the report writes. Accuracies are in [0, 1], times in seconds; `gflops` counts
-floating-point operations / 1e9 (not a rate). `checkpoint` is the name of a `Snapshot`. A checkpoint that could not be
-evaluated has a row too, without a value and with the reason in `error`.
+`results/<name>.jsonl` holds one JSON object on each line. The fields of the row's dataclass, in order, are the
+columns of this file and of the CSV file that the report writes. Accuracies are in [0, 1], times in seconds; `gflops`
+counts floating-point operations / 1e9 (not a rate). `checkpoint` is the name of a `Snapshot`. A checkpoint that could
+not be evaluated also has a row, with the reason in `error` instead of a value.
 
-Null means "does not apply" in a column that may be None (`epoch` is null for given checkpoints), and NaN in any other.
-`version` tells how a row was computed, see VERSIONS.
+In a column that may be None, null means "does not apply" (`epoch` is null for checkpoints that the user provides). In
+any other column it means NaN. `version` records which version of the computation wrote the row, see VERSIONS.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from jax_transfer import devices
 from jax_transfer.logs import log
 from jax_transfer.records import InputError
 
-# Result file -> version of its numbers. Raise it when a change makes the same study write different numbers: rows of an
-# older version are then computed again. Lines without a version count as version 1.
+# Result file -> version of its numbers. Increase it when a change makes the same study write different numbers: rows of
+# an older version are then computed again. Lines without a version count as version 1.
 VERSIONS = {
     "pretrain": 1,
     "transfer": 2,
@@ -44,7 +44,7 @@ VERSIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class PretrainRow:
-    """Row of an epoch of pre-training. step: the number of optimizer steps so far."""
+    """A row that records one epoch of pre-training. step: the number of optimizer steps so far."""
 
     epoch: int | None
     train_loss: float
@@ -65,13 +65,13 @@ class PretrainRow:
 
 @dataclasses.dataclass(frozen=True)
 class TransferRow:
-    """Row of a checkpoint that was transferred to a target by a method.
+    """A row that records the accuracy of a checkpoint transferred to a target by one method.
 
     Attributes:
-      objective: the loss that was minimised.
-      selection: how the source images to train on were chosen; None if none were.
-      shots, draw: number of training images of each class, and the index of the random choice of them.
-      split: the images that were tested on.
+      objective: name of the loss that was minimised.
+      selection: how source images for training were chosen; None if no source images were used.
+      shots, draw: number of training images in each class, and the index of the random draw that chose them.
+      split: the split on which the model was tested.
       source_weight: weight of the loss on source images relative to that on target images.
     """
 
@@ -100,11 +100,11 @@ class TransferRow:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRow:
-    """Row of a score of a checkpoint on a target.
+    """A row that records one score of a checkpoint on a target.
 
     Attributes:
-      forward_gflops, test_forward_gflops: work of a forward pass over all training and all test images; not part of
-        `gflops`.
+      forward_gflops, test_forward_gflops: work of one forward pass over all training images and over all test images;
+        not part of `gflops`.
     """
 
     checkpoint: str
@@ -122,7 +122,7 @@ class ScoreRow:
 
 @dataclasses.dataclass(frozen=True)
 class SpectralRow:
-    """Row of a probe on one spectral component. stage: pretrained or finetuned; rank: mean over batches."""
+    """A row that records a probe on one spectral component. stage: pretrained or finetuned; rank: mean over batches."""
 
     checkpoint: str
     epoch: int | None
@@ -138,10 +138,10 @@ class SpectralRow:
 
 @dataclasses.dataclass(frozen=True)
 class SpectrumRow:
-    """Row of the spectrum of the features of all training images.
+    """A row that records the spectrum of a checkpoint's features on all training images.
 
     Attributes:
-      places: positions of some singular values in descending order, from 1.
+      places: positions of selected singular values in descending order, counted from 1.
       shares: those singular values divided by the sum of all.
     """
 
@@ -159,7 +159,7 @@ class SpectrumRow:
 
 @dataclasses.dataclass(frozen=True)
 class SimilarityRow:
-    """Row of the similarity of two checkpoints' features of the same test images. cka, overlap: in [0, 1]."""
+    """A row that records how similar two checkpoints' features of the same test images are. cka, overlap: in [0, 1]."""
 
     checkpoint: str
     other: str
@@ -172,7 +172,7 @@ class SimilarityRow:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingRow:
-    """Row of a t-SNE embedding of the features of some test images. x, y, labels: one entry for each image."""
+    """A row that holds a t-SNE embedding of the features of some test images. x, y, labels: one entry per image."""
 
     checkpoint: str
     epoch: int | None
@@ -186,10 +186,11 @@ class EmbeddingRow:
 
 @dataclasses.dataclass(frozen=True)
 class RankingRow:
-    """Row of how well a score predicts the `metric` of a method on a target, over all `num_checkpoints` of the study.
+    """A row that records how well a score predicts the `metric` of a method on a target.
 
-    `num_scored` of the checkpoints have both the score and the metric. If some lack one of them, all other numbers are
-    NaN, because a ranking of the rest tells nothing about the missing ones.
+    The study has `num_checkpoints` checkpoints, and `num_scored` of them have both the score and the metric. If any
+    checkpoint lacks one of them, all other numbers are NaN, because a ranking of the other checkpoints says nothing
+    about the missing ones.
     """
 
     target: str
@@ -213,12 +214,12 @@ class RankingRow:
 
 @dataclasses.dataclass(frozen=True)
 class TargetRow:
-    """Row of a target as the report shows it.
+    """A row that describes a target for the report.
 
     Attributes:
       metric: a key of METRICS.
       class_names: names of the first few classes.
-      notes: sentences on its data.
+      notes: sentences about the data of the target.
     """
 
     target: str
@@ -231,7 +232,7 @@ class TargetRow:
     version: int = VERSIONS["targets"]
 
 
-# Field -> column, where the column is not a Python identifier.
+# Field -> column, for columns that are not Python identifiers.
 COLUMNS = {"recall_at_1": "recall@1", "recall_at_3": "recall@3", "rel_at_1": "rel@1", "rel_at_3": "rel@3"}
 
 _FIELD_OF_COLUMN = {column: field for field, column in COLUMNS.items()}
@@ -249,11 +250,11 @@ ROWS = {
     "targets": (TargetRow, ("target",)),
 }
 
-Row = dict  # a row as read from its JSON line: column -> value
+Row = dict  # a row as read from a JSON line: column -> value
 
 
 def to_json_dict(row) -> Row:
-    """Converts a row dataclass to the dictionary that its JSON line holds.
+    """Converts a row dataclass to the dictionary that is written as a JSON line.
 
     >>> to_json_dict(SimilarityRow("0", "1", "tfds:mnist", "pretrained", cka=0.9, overlap=0.5))["cka"]
     0.9
@@ -262,7 +263,7 @@ def to_json_dict(row) -> Row:
 
 
 def from_json_dict(row_type: type, values: Row):
-    """Builds a row dataclass from its JSON line. A null becomes None in a field that may be None, and NaN in any other.
+    """Builds a row dataclass from a parsed JSON line. Null becomes None if the field may be None, else NaN.
 
     >>> from_json_dict(SimilarityRow, {"checkpoint": "0", "other": "1", "target": "t", "stage": "pretrained",
     ...                                "cka": None, "overlap": 0.5}).cka
@@ -282,7 +283,7 @@ def from_json_dict(row_type: type, values: Row):
 
 
 def column_names(name: str, rows: Iterable[Row]) -> list[str]:
-    """Lists the columns of the result file `name` in the order of its dataclass, then any others that the rows hold.
+    """Lists the columns of the result file `name` in the order of its dataclass, followed by any others in the rows.
 
     >>> column_names("similarity", [{"note": "x"}])
     ['checkpoint', 'other', 'target', 'stage', 'cka', 'overlap', 'version', 'note']
@@ -301,7 +302,7 @@ class _Lines(typing.NamedTuple):
 
 
 def _read_lines(path: pathlib.Path) -> _Lines:
-    """Reads a result file. If a killed run left the last line unfinished, it is dropped with a warning.
+    """Reads a result file. An unfinished last line, left by a killed run, is dropped with a warning.
 
     Raises:
       InputError: if the file cannot be read, another line is not a JSON object, or a newer version wrote it.
@@ -316,7 +317,7 @@ def _read_lines(path: pathlib.Path) -> _Lines:
     rows, num_older = [], 0
     for number, line in enumerate(
         data[:end].split(b"\n")[:-1], start=1
-    ):  # not splitlines: names may hold other separators
+    ):  # not splitlines, because names may contain other line separators
         if not line.strip():
             continue
         where = f"{path}: line {number}"
@@ -342,11 +343,13 @@ def _is_current(file: str, line: Row, where: str) -> bool:
     """
     version = line.get("version", 1)
     if type(version) is not int or version < 1:
-        raise InputError(f"{where} has version {version!r}, expected a whole number from 1: use another --workdir.")
+        raise InputError(
+            f"{where} has version {version!r}, expected a whole number of at least 1: use another --workdir."
+        )
     if version > VERSIONS[file]:
         raise InputError(
             f"{where} was computed by a newer version of jax_transfer ({version}; this one computes {VERSIONS[file]}): "
-            "use that one, or another --workdir."
+            "use that version, or another --workdir."
         )
     if missing := [name for name in ROWS[file][1] if name not in line]:
         raise InputError(f"{where} lacks {', '.join(missing)}; remove the line and rerun its stage.")
@@ -380,13 +383,13 @@ def read_rows(path: pathlib.Path) -> list[Row]:
     return rows
 
 
-@functools.cache  # once for each file, which the page and the terminal both read
+@functools.cache  # warns only once, although both the page and the terminal read the file
 def _warn_of_older(path: pathlib.Path, count: int) -> None:
     log.warning("%s: %s: run its stage again.", path, _older(count, "left out"))
 
 
 def _older(count: int, outcome: str) -> str:
-    """Describes how many rows an older version computed, and what happens to them."""
+    """Says how many rows an older version computed, and what happens to them."""
     rows, were, are = ("1 row", "was", "is") if count == 1 else (f"{count:,} rows", "were", "are")
     return f"{rows} {were} computed by an older version of jax_transfer and {are} {outcome}"
 
@@ -394,8 +397,8 @@ def _older(count: int, outcome: str) -> str:
 class Rows:
     """A result file that a stage writes: each row is appended and flushed immediately.
 
-    A row with the key fields of an earlier row is not written again, so a stage that is repeated after a kill adds only
-    what is missing. Rows that an older version of jax_transfer computed are ignored; the first write removes them from
+    A row with the same key fields as an earlier row is not written, so a stage that runs again after a kill adds only
+    the missing rows. Rows that an older version of jax_transfer computed are ignored; the first write removes them from
     the file. Only the first process writes.
 
     >>> import pathlib, tempfile
@@ -405,7 +408,7 @@ class Rows:
     True
 
     Raises:
-      InputError: if a newer version wrote the file, or the fields of a line are not those that this version writes.
+      InputError: if a newer version wrote the file, or a line has other fields than those that this version writes.
     """
 
     def __init__(self, results: pathlib.Path, name: str):
@@ -414,7 +417,7 @@ class Rows:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = _read_lines(self.path) if self.path.exists() else _Lines([], 0, 0)
         if devices.is_first_process() and self.path.exists() and lines.num_bytes < self.path.stat().st_size:
-            os.truncate(self.path, lines.num_bytes)  # else the next row would be appended to the unfinished line
+            os.truncate(self.path, lines.num_bytes)  # otherwise the next row would be appended to the unfinished line
         self.rows = list(map(self._row, lines.rows))
         self._num_older = lines.num_older
         self._keys = set(map(self.key, self.rows))
@@ -451,7 +454,7 @@ class Rows:
         self._keys.add(self.key(row))
 
     def forget_failures(self) -> None:
-        """Drops failed rows and those of older versions, so that they are computed again."""
+        """Drops failed rows and rows of older versions, so that they are computed again."""
         if self._num_older or any(row.error for row in self.rows):
             self.replace([row for row in self.rows if not row.error])
 
@@ -467,13 +470,13 @@ class Rows:
 
 
 def _line(row) -> str:
-    # JSON has no NaN: it is written as null.
+    # JSON has no NaN, so NaN is written as null.
     values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in to_json_dict(row).items()}
     return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file so that a kill at any moment leaves either the old or the new content, never a part of it.
+    """Writes a file so that a kill at any moment leaves either the old or the new content, never a partial file.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "config.json"
@@ -503,10 +506,10 @@ def lock_workdir(workdir: pathlib.Path) -> typing.IO | contextlib.ExitStack:
       InputError: if the directory cannot be written, or another run uses it.
     """
     if not devices.is_first_process():
-        return contextlib.ExitStack()  # the first process holds the lock for all
+        return contextlib.ExitStack()  # the first process holds the lock for all processes
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "w")  # noqa: SIM115  open until the run ends
+        lock = open(workdir / ".lock", "w")  # noqa: SIM115  stays open until the run ends
     except OSError as error:
         raise InputError(f"--workdir={workdir} cannot be written: {error.strerror}.") from error
     try:

@@ -1,7 +1,7 @@
 """Operations on trees of arrays, mostly nested dictionaries: stack, flatten, compare and fingerprint.
 
-The flat name of a leaf is its path joined by "/", such as "layer1/0/conv1/kernel". Leaves are addressed by name and
-never by position, because list indices sort as strings: 0, 1, 10, 11, 2.
+The flat name of a leaf is its path joined by "/", such as "layer1/0/conv1/kernel". Refer to leaves by
+name and never by position, because list indices sort as strings: 0, 1, 10, 11, 2.
 """
 
 import concurrent.futures
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def stack(trees):
-    """Stacks k trees of equal shapes into one tree whose leaves have a leading axis of size k.
+    """Stacks k trees with equal leaf shapes into one tree whose leaves have a leading axis of size k.
 
     >>> import jax.numpy as jnp
     >>> stack([{"w": jnp.zeros(3)}, {"w": jnp.ones(3)}])["w"].shape
@@ -25,7 +25,7 @@ def stack(trees):
     """
     trees = list(trees)
     if not trees:
-        raise ValueError("stack needs at least one tree")
+        raise ValueError("trees is empty: expected at least one tree to stack")
     for i, tree in enumerate(trees[1:], start=1):
         if message := difference(trees[0], tree):
             raise ValueError(f"tree {i} cannot be stacked with tree 0:\n{message}")
@@ -33,7 +33,7 @@ def stack(trees):
 
 
 def flatten(tree) -> dict:
-    """Returns flat name -> leaf, sorted by name. Empty dictionaries are dropped.
+    """Returns a dictionary flat name -> leaf, sorted by name. Empty dictionaries are dropped.
 
     >>> flatten({"conv": {"kernel": 1, "bias": 2}, "empty": {}})
     {'conv/bias': 2, 'conv/kernel': 1}
@@ -76,10 +76,10 @@ def difference(expected, found, limit: int = 20) -> str:
 
     Args:
       expected, found: trees of arrays or `jax.ShapeDtypeStruct`s.
-      limit: how many lines to write before "... and 7 more".
+      limit: maximum number of lines before a last line such as "... and 7 more".
 
     Returns:
-      One line for each leaf that is missing, unexpected or of another shape or dtype; "" if the trees agree.
+      One line for each leaf that is missing, unexpected, or has another shape or dtype; "" if the trees agree.
     """
     expected, found = ({name: _describe(leaf) for name, leaf in flatten(tree).items()} for tree in (expected, found))
     lines = [f"missing: {name} {expected[name]}" for name in expected if name not in found]
@@ -107,8 +107,8 @@ def size_bytes(tree) -> int:
 def fingerprint(tree) -> str:
     """Hashes the names, dtypes, shapes and values of a tree (BLAKE2b, 32 hexadecimal digits).
 
-    The result depends neither on the insertion order of dictionaries nor on the devices that hold the arrays. This
-    process must be able to address all arrays.
+    The result depends neither on the insertion order of dictionaries nor on the devices that hold the arrays. All
+    arrays must be fully addressable from this process.
 
     >>> import jax.numpy as jnp
     >>> a, b = jnp.zeros(2), jnp.ones(3)
@@ -117,7 +117,7 @@ def fingerprint(tree) -> str:
     """
     flat = jax.device_get(flatten(tree))
     digest = hashlib.blake2b(digest_size=16)
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the GIL
         for name, values in zip(flat, pool.map(_hash, flat.values()), strict=True):
             digest.update(f"{name}\0{_describe(flat[name])}\0".encode() + values)
     return digest.hexdigest()

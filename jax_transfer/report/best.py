@@ -1,7 +1,8 @@
 """Selects the best checkpoint from the rows of `results/transfer.jsonl`, for all tables, figures, sentences and stages.
 
-Each target has a metric, a key of `records.METRICS`. Every row holds both accuracies, so a change of metric needs no
-new computation: `with_metrics` stores in each row which accuracy counts. A row without this entry uses its accuracy.
+Each target has a metric, a key of `records.METRICS`. Every row holds the values of all metrics, so a change of metric
+needs no new computation: `with_metrics` stores the metric's name in each row. The metric of a row without this entry is
+"accuracy".
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ DEFAULT = "accuracy"
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Accuracy of one checkpoint in [0, 1], by its target's metric: mean, lowest and highest over seeds."""
+    """Accuracy of one checkpoint in [0, 1] by the target's metric: mean, minimum and maximum over seeds."""
 
     epoch: int
     mean: float
@@ -33,7 +34,7 @@ class Point:
 
 
 def with_metrics(rows: Iterable[Row], metrics: Mapping[str, str]) -> list[Row]:
-    """Adds to rows of results/transfer.jsonl or spectral.jsonl the metric of their target.
+    """Adds the metric of the target to each row of results/transfer.jsonl or results/spectral.jsonl.
 
     Args:
       rows: the rows, which are left unchanged.
@@ -46,7 +47,7 @@ def with_metrics(rows: Iterable[Row], metrics: Mapping[str, str]) -> list[Row]:
 
 
 def by_metric(results: Mapping[str, Sequence[Row]]) -> dict[str, Sequence[Row]]:
-    """Adds to a study's transfer and spectral rows the metric that results/targets.jsonl gives for each target.
+    """Adds the metric of the target, from results/targets.jsonl, to the transfer and spectral rows of a study.
 
     >>> results = {"targets": [{"target": "a", "metric": "accuracy"}], "transfer": [{"target": "a"}]}
     >>> by_metric(results)["transfer"]
@@ -76,7 +77,7 @@ def metric_of(rows: Iterable[Row], target: str) -> str:
 
 
 def axis_label(metric: str, before: str = "") -> str:
-    """Returns the axis label of a metric, optionally after other words.
+    """Returns the axis label of a metric, with optional words before it.
 
     >>> axis_label("mean_class_accuracy"), axis_label("accuracy", "FE")
     ('Mean class accuracy (%)', 'FE accuracy (%)')
@@ -86,7 +87,7 @@ def axis_label(metric: str, before: str = "") -> str:
 
 
 def heading(metrics: Iterable[str]) -> str:
-    """Returns the heading of an accuracy column: the name of the metric, or "Accuracy" for several metrics.
+    """Returns the heading of an accuracy column: the name of the metric, or "Accuracy" if there are several metrics.
 
     >>> heading(["mean_class_accuracy"]), heading(["accuracy", "mean_class_accuracy"])
     ('Mean class accuracy', 'Accuracy')
@@ -96,7 +97,7 @@ def heading(metrics: Iterable[str]) -> str:
 
 
 def metric_cell(metrics: Iterable[str], metric: str) -> Row:
-    """Returns a table cell with a row's metric if the rows of the table have different metrics, else no cell.
+    """Returns a table cell with the metric of a row, or no cell if all rows of the table have the same metric.
 
     >>> metric_cell(["accuracy", "mean_class_accuracy"], "accuracy"), metric_cell(["accuracy"], "accuracy")
     ({'Metric': 'accuracy'}, {})
@@ -123,7 +124,7 @@ def sources_of(rows: Iterable[Row]) -> list[str]:
 
 
 def methods_of(transfer_rows: Iterable[Row], target: str) -> list[str]:
-    """Returns the methods that evaluated a target: first those in `METHODS`, in its order, then others by name.
+    """Returns the methods that evaluated a target: first those in `METHODS`, in that order, then all others by name.
 
     >>> methods_of([{"target": "a", "method": "finetune"}, {"target": "a", "method": "probe"}], "a")
     ['probe', 'finetune']
@@ -146,7 +147,7 @@ def accuracy_by(key, transfer_rows, target, method):
     """Averages the accuracies of one target and method over seeds.
 
     Args:
-      key: column to group by, "epoch" or "checkpoint".
+      key: the column by which to group, "epoch" or "checkpoint".
       transfer_rows: rows of results/transfer.jsonl.
       target: name of the target.
       method: name of the method, such as "probe".
@@ -167,7 +168,7 @@ def accuracy_by(key, transfer_rows, target, method):
                 log.warning(
                     "results/transfer.jsonl: skipped a row of %s, %s without epoch or accuracy.", target, method
                 )
-    # Rounded, so that two means that differ in the last bit are a tie.
+    # Rounded, so that two means that differ only in the last bit count as a tie.
     return {
         name: Point(epoch, round(statistics.fmean(values), 12), min(values), max(values), len(values))
         for (epoch, name), values in sorted(groups.items())
@@ -188,13 +189,13 @@ def best_point(points: Iterable[Point]) -> Point:
 def best_checkpoints(transfer_rows: Sequence[Row]) -> list[Row]:
     """Selects the best epoch of each target, method and source; see `best_point`.
 
-    The best epoch is selected by the same accuracies that are reported, so the gain is an optimistic estimate.
+    The reported accuracies also select the best epoch, so the gain is an optimistic estimate.
 
     Returns:
       One row per target, method and source with these columns: target, method, metric, source ("" if there is only
       one), best_epoch, best_accuracy, last_epoch (the last one evaluated), last_accuracy, gain (best minus last
       accuracy, in [0, 1]), seed_spread (highest minus lowest accuracy over seeds, the larger value of the best and the
-      last epoch; None with one seed), num_seeds (the most seeds of any epoch), num_checkpoints, incomplete_epochs
+      last epoch; None with one seed), num_seeds (the maximum number over epochs), num_checkpoints, incomplete_epochs
       (epochs with fewer seeds), is_best_source (whether no other source has a higher best_accuracy).
 
     >>> rows = [{"target": "tfds:mnist", "method": "probe", "checkpoint": str(epoch), "epoch": epoch, "accuracy": a}
@@ -270,12 +271,12 @@ def summary_rows(transfer_rows: Sequence[Row]) -> list[Row]:
 
 
 def _marked_source(row: Row) -> str:
-    """Returns the source's name, with a star if it is the best one."""
+    """Returns the name of the source, with a star if this source is the best one."""
     return showable(row["source"]) + (" \N{BLACK STAR}" if row["is_best_source"] else "")
 
 
 def summary_table(transfer_rows: Sequence[Row]) -> Table:
-    """Builds the terminal table of `best_checkpoints`, 80 columns wide.
+    """Builds a terminal table of `best_checkpoints` that fits into 80 columns.
 
     >>> rows = [{"target": "tfds:mnist", "method": "probe", "checkpoint": str(epoch), "epoch": epoch, "accuracy": a}
     ...         for epoch, a in ((1, 0.8), (5, 0.9), (9, 0.85))]

@@ -36,13 +36,13 @@ from jax_transfer.report.style import (
 from jax_transfer.report.tables import is_number
 from jax_transfer.results import Row
 
-MANY_POINTS = 30  # longer curves have no markers, which would hide the line and its band
+MANY_POINTS = 30  # curves with more points have no markers, which would hide the line and its band
 SOURCE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """Figure of the page, with its heading `group` ("" for none) and its file name without .svg."""
+    """A figure on the page, with the heading `group` ("" for none) and its file name without .svg."""
 
     group: str
     name: str
@@ -55,7 +55,7 @@ def _style_of(method: str, others: Sequence[str]) -> tuple[str, str]:
 
 
 def _plot_points(axes: matplotlib.axes.Axes, points: Sequence[Point], style: tuple[str, str], label: str) -> None:
-    """Draws a line through the means, a band from the lowest to the highest seed, and a star at the best point."""
+    """Draws a line through the means, a band from minimum to maximum over seeds, and a star at the best point."""
     color, marker = style
     epochs, means = [p.epoch for p in points], [100 * p.mean for p in points]
     highest = best.best_point(points)
@@ -71,11 +71,11 @@ def _plot_points(axes: matplotlib.axes.Axes, points: Sequence[Point], style: tup
 
 
 def _panels(series: Mapping[str, Sequence[Point]]) -> list[list[str]]:
-    """Groups the methods that share axes: all of them, unless one would span less than a quarter of the common axes.
+    """Groups the methods that share axes: all methods, unless one would span less than a quarter of the common axes.
 
-    Accuracies of frozen features often span tens of points and those of fine-tuning one point (the paper's Figure 2).
-    On common axes the latter would be a flat line, and on twin axes readers may take the crossing for a result. In that
-    case the FE methods share axes and each other method has its own.
+    Accuracies of frozen features often span tens of points, but accuracies of fine-tuning only one point (Figure 2 of
+    the paper). On common axes, the fine-tuning curve would look flat; on twin axes, readers may mistake the point where
+    the curves cross for a result. In that case the FE methods share axes, and every other method has separate axes.
     """
     frozen = [method for method in series if method.startswith("probe")]
     groups = [group for group in [frozen, *[[method] for method in series if method not in frozen]] if group]
@@ -119,7 +119,7 @@ def transfer_curves(
     ]
     panels, others = _panels(series), [method for method in series if method not in METHOD_STYLES]
     label = best.axis_label(best.metric_of(transfer_rows, target))
-    # In inches; tall enough for the label.
+    # In inches, and tall enough for the label.
     heights = [max(1.25, 0.075 * len(label)) + 0.14 * len(panel) for panel in panels] + ([0.9] if accuracies else [])
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.6), layout="constrained")
     all_axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -142,7 +142,7 @@ def transfer_curves(
 
 
 def from_source(source: str) -> str:
-    """Returns the words that a title adds if a study has several sources.
+    """Returns the words that name the source in a title; "" if the study has only one source.
 
     >>> from_source("cifar10"), from_source("")
     (' from cifar10', '')
@@ -152,7 +152,7 @@ def from_source(source: str) -> str:
 
 @matplotlib.rc_context(STYLE)
 def source_accuracy(pretrain_rows: Sequence[Row], source: str = "") -> Figure:
-    """Draws the train loss and the train and test accuracy (%) of pre-training against epoch.
+    """Draws the training loss and the training and test accuracy (%) of pre-training against epoch.
 
     Args:
       pretrain_rows: rows of results/pretrain.jsonl.
@@ -213,8 +213,8 @@ def score_against_accuracy(
     """Draws each checkpoint's transferability score against its accuracy (%) by one method, coloured by epoch.
 
     Follows Figure 6 of "Towards Inadequately Pre-trained Models". With fewer than `MIN_CHECKPOINTS` checkpoints, the
-    title warns that these are too few. Checkpoints of one trajectory resemble each other, so even more of them are
-    weaker evidence than their number suggests.
+    title warns that these are too few. Checkpoints of one trajectory resemble each other, so even many of
+    them are weaker evidence than their number suggests.
 
     Args:
       score_rows: rows of results/scores.jsonl.
@@ -267,7 +267,7 @@ def score_against_accuracy(
     bar.set_ticks(ticks, labels=[str(tick) for tick in ticks])
     bar.minorticks_off()
     assert bar.solids is not None  # the colour bar of a scatter plot is filled
-    bar.solids.set(rasterized=False, edgecolor="face")  # steps of colour, not an embedded bitmap
+    bar.solids.set(rasterized=False, edgecolor="face")  # drawn as vector shapes instead of an embedded bitmap
     bar.outline.set_linewidth(0.5)
     name, label = tables.score_name(score), tables.method_name(method)
     axes.set_xlabel(cut(name, 30))
@@ -279,7 +279,7 @@ def score_against_accuracy(
 
 
 def _correlations(ranking_rows: Sequence[Row], target: str, score: str, method: str, num_points: int) -> str:
-    """Returns the title: target, tau and r of the ranking row, and a note if there are too few checkpoints."""
+    """Returns the title: the target, tau and r from the ranking row, and a note if there are too few checkpoints."""
     key = (target, score, method)
     row = next((row for row in ranking_rows if (row["target"], row["score"], row["method"]) == key), {})
     tau, r = (f"{row[k]:.2f}" if is_number(row.get(k)) else tables.EN_DASH for k in ("kendall", "pearson"))
@@ -328,7 +328,7 @@ def _draw_scores(results: Results) -> Iterator[Drawing]:
         metric = METRICS[best.metric_of(rows, target)]
         for method in best.methods_of(rows, target):
             if not _score_points(scores, rows, target, score, method):
-                continue  # no checkpoint has both a score and an accuracy yet
+                continue  # so far no checkpoint has both a score and an accuracy
             figure = score_against_accuracy(scores, rows, target, score, method, results.get("ranking", []))
             caption = f"{tables.score_name(score)} against {tables.method_name(method)} {metric}, {names[target]}."
             yield Drawing(names[target], f"score-{names[target]}-{score}-{method}", caption, figure)

@@ -76,7 +76,7 @@ def to_page(title: str, body: list[str]) -> str:
 
 
 def escape(text: str, keep_lines: bool = False) -> str:
-    """Escapes text for HTML and replaces the characters that HTML cannot hold.
+    """Escapes text for HTML and replaces the characters that HTML cannot contain.
 
     Args:
       text: plain text.
@@ -102,7 +102,7 @@ def inline_svg(svg: str, prefix: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(
         r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL
-    )  # it would style the whole page
+    )  # an inline <style> would apply to the whole page
     svg = re.sub(r'(<[^<>]*\sid=")', rf"\g<1>{prefix}", svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

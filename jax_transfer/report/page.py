@@ -1,4 +1,4 @@
-"""Writes the report: an HTML page that opens with the answer, and its figures and tables as separate files."""
+"""Writes the report: an HTML page that begins with the answer, and separate files for the figures and tables."""
 
 import dataclasses
 import functools
@@ -16,8 +16,8 @@ from jax_transfer.report.tables import METHODS, percent
 from jax_transfer.report.trust import trust_note, trust_rows
 from jax_transfer.results import Row, column_names, read_rows
 
-LONG_TABLE = 15  # rows; longer tables are collapsed
-MANY_FIGURES = 12  # per section; with more, all groups but the first are collapsed
+LONG_TABLE = 15  # number of rows; longer tables are collapsed
+MANY_FIGURES = 12  # number per section; with more, all groups but the first are collapsed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Page:
     """Data for the sections of the page.
 
     Attributes:
-      config: the study's config.json.
+      config: the content of the study's config.json.
       results: result file -> its rows as on disk.
-      read: the same, with the metric in each row of transfer and spectral (`best.by_metric`).
+      read: like `results`, with the metric added to each row of transfer and spectral (`best.by_metric`).
       written_by: result file -> the stages that write it.
       figures: folder for the SVG files.
-      taken: names of SVG files that are already used.
+      taken: names already used for SVG files.
     """
 
     config: dict
@@ -41,7 +41,7 @@ class Page:
     taken: set[str] = dataclasses.field(default_factory=set)
 
     def not_run(self, name: str) -> str:
-        """Returns a paragraph saying that a result file has no rows and which stages write it."""
+        """Returns a paragraph that says that a result file has no rows, and which stages write it."""
         stages = " or ".join(self.written_by.get(name, ()))
         why = f": stage {stages} has not run" if stages else ""
         return f"<p>No results in <code>results/{escape(name)}.jsonl</code>{why}.</p>"
@@ -50,13 +50,13 @@ class Page:
 def write_report(workdir: pathlib.Path, written_by: Mapping[str, Sequence[str]] | None = None) -> pathlib.Path:
     """Writes `report/index.html`, `report/figures/*.svg` and `report/<name>.csv` for each `results/<name>.jsonl`.
 
-    The page is a single file without scripts or network requests. It lists missing results with the stages that compute
+    The page is a single file without scripts or network requests. It lists missing results and the stages that compute
     them, so the report can be written at any time during a study.
 
     Args:
       workdir: working directory of the study.
       written_by: result file -> the stages that write it, in the order of the page (`stages.written_by()`). A missing
-        file without an entry is listed without a stage.
+        file that is not a key is listed without a stage.
 
     Returns:
       Path of index.html.
@@ -134,7 +134,7 @@ def _sentence(row: Row) -> str:
 
 
 def _overall(best: Sequence[Row]) -> str:
-    """Summarises all targets in a sentence, for FE and for FT; empty if no trajectory was evaluated."""
+    """Summarises all targets in one sentence, for FE and for FT; "" if no trajectory was evaluated."""
     clauses = []
     for method in ("probe" if any(r["method"] == "probe" for r in best) else "probe_converged", "finetune"):
         rows = [row for row in best if row["method"] == method and row["num_checkpoints"] > 1]
@@ -154,7 +154,7 @@ def _overall(best: Sequence[Row]) -> str:
 
 
 def _answer(page: Page) -> Iterator[str]:
-    """Yields which checkpoint is best: over all targets, per target, and as a table."""
+    """Yields statements about which checkpoint is best: over all targets, per target, and as a table."""
     transfer_rows = page.read.get("transfer", [])
     best = best_checkpoints(transfer_rows)
     if not best:
@@ -186,7 +186,7 @@ def _answer(page: Page) -> Iterator[str]:
 
 
 def _targets(page: Page) -> Iterator[str]:
-    """Yields a table of the targets with sizes, classes and metrics, and notes on the data."""
+    """Yields a table of the targets with their sizes, classes and metrics, and notes about the data."""
     rows = page.results.get("targets")
     if not rows:
         return
@@ -210,13 +210,13 @@ def _targets(page: Page) -> Iterator[str]:
 
 
 def _paper(page: Page) -> Iterator[str]:
-    """Yields the paper's numbers beside ours."""
+    """Yields a table of the paper's numbers beside ours."""
     if paper := page.config.get("paper"):
         yield tables.to_html(spectral.paper_rows(page.read, paper))
 
 
 def _why(page: Page) -> Iterator[str]:
-    """Yields what the spectral components show, in words and as Table 1. Their figures come later on the page."""
+    """Yields what the spectral components show, in words and as Table 1. The figures come later on the page."""
     if not page.read.get("spectral"):
         return
     yield "<ul>"
@@ -229,10 +229,11 @@ def _why(page: Page) -> Iterator[str]:
         return
     yield tables.to_html(rows)
     yield (
-        '<p class="quiet">The table shows the checkpoint with the highest FE accuracy and the last one. Accuracy: of'
-        " the FE probe or the fine-tuned model, by the metric of the target. Probe: a softmax classifier on all"
-        " features of a model (FE: pre-trained, FT: fine-tuned), on their main component (the fewest singular"
-        " directions of each batch that hold 80 % of the sum of its singular values) and on the residual component.</p>"
+        '<p class="quiet">The table shows the checkpoint with the highest FE accuracy and the last checkpoint. The'
+        " accuracy belongs to the FE probe or the fine-tuned model, by the metric of the target. Probe: a softmax"
+        " classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on their main component (the"
+        " smallest number of singular directions of each batch that hold 80 % of the sum of its singular values) and on"
+        " the residual component.</p>"
     )
 
 
@@ -249,7 +250,11 @@ def _trust(page: Page) -> Iterator[str]:
 
 def _failures(page: Page) -> Iterator[str]:
     """Yields a table of the values that could not be computed, with the reasons."""
-    columns = {"transfer": "method", "scores": "score", "spectral": "component"}  # file -> column with what was tried
+    columns = {
+        "transfer": "method",
+        "scores": "score",
+        "spectral": "component",
+    }  # file -> column that names what was computed
     failed = [
         {"Checkpoint": row["checkpoint"], "Target": row["target"], "What": row[column], "Why": row["error"]}
         for name, column in columns.items()
@@ -257,13 +262,14 @@ def _failures(page: Page) -> Iterator[str]:
         if row.get("error")
     ]
     if failed:
-        yield "<p>These are excluded from all rankings. The next run tries them again.</p>"
+        yield "<p>These values are excluded from all rankings. The next run tries to compute them again.</p>"
         yield tables.to_html(failed)
 
 
 def _file_stem(name: str, taken: set[str]) -> str:
-    """Returns a file name for words in any script, with only portable characters, and adds it to `taken`."""
-    # 40 characters are up to 160 bytes in UTF-8; file systems allow 255. Lower case because some ignore case.
+    """Returns a portable file name for a text in any script, and adds the name to `taken`."""
+    # 40 characters are up to 160 bytes in UTF-8; file systems allow 255. The name is lower case because some file
+    # systems ignore case.
     stem = base = re.sub(r"\W+", "_", name.lower())[: 60 if name.isascii() else 40].strip("_")
     number = 1
     while stem in taken:
@@ -274,7 +280,7 @@ def _file_stem(name: str, taken: set[str]) -> str:
 
 
 def _figures(needs: Sequence[str], draw: Callable, page: Page) -> Iterator[str]:
-    """Yields the figures of a section by group, and writes each to a file."""
+    """Yields the figures of a section by group, and writes each figure to a file."""
     missing = [name for name in needs if not page.read.get(name)]
     if missing:
         yield from map(page.not_run, missing)
@@ -299,7 +305,7 @@ def _figures(needs: Sequence[str], draw: Callable, page: Page) -> Iterator[str]:
 
 
 def _tables(page: Page) -> Iterator[str]:
-    """Yields all result rows as tables."""
+    """Yields all rows of the result files as tables."""
     yield (
         '<p class="quiet">Accuracies are in [0, 1] and times in seconds. Each table is also a CSV file in the folder of'
         " this page.</p>"

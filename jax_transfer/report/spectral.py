@@ -1,4 +1,4 @@
-"""Explains why a checkpoint transfers, by spectral components, spectra, similarity and t-SNE.
+"""Explains why a checkpoint transfers, with spectral components, spectra, similarities and t-SNE.
 
 Reproduces Figures 4 and 5 and Table 1 of "Towards Inadequately Pre-trained Models" for any study.
 """
@@ -19,7 +19,7 @@ from jax_transfer.report.style import BLUE, GREY, ORANGE, STYLE, WIDTH, cut, epo
 from jax_transfer.report.tables import is_number, percent
 from jax_transfer.results import Row
 
-# State of the model that computes the features -> its name in the papers, and its name in a title.
+# State of the model that computes the features -> its abbreviation in the papers, and its description in a title.
 STAGES = {"pretrained": ("FE", "before fine-tuning"), "finetuned": ("FT", "after fine-tuning")}
 COMPONENTS = {"full": (GREY, "s", "all"), "main": (ORANGE, "o", "main"), "residual": (BLUE, "D", "residual")}
 # State of the model -> method whose accuracy its components should explain.
@@ -27,7 +27,7 @@ METHOD_OF = {"pretrained": "probe", "finetuned": "finetune"}
 
 
 def _select(rows: Sequence[Row], target: str, stage: str, source: str | None = None) -> list[Row]:
-    """Selects the rows of a target and stage, and of a source if given, by ascending epoch and without failures."""
+    """Selects the rows without errors for a target, a stage and, if given, a source, by ascending epoch."""
     selected = [row for row in rows if (row["target"], row["stage"]) == (target, stage) and not row.get("error")]
     selected = [row for row in selected if source is None or source_of(row) == source]
     return sorted(selected, key=lambda row: row.get("epoch", 0))
@@ -61,7 +61,7 @@ def component_curves(spectral_rows: Sequence[Row], target: str, source: str = ""
     if not stages:
         raise InputError(f"results/spectral.jsonl has no accuracy for target {target!r}; run stage spectral.")
     labels = [best.axis_label(best.metric_of(spectral_rows, target), STAGES[stage][0]) for stage in stages]
-    height = max(1.6, 0.075 * len(labels[0]))  # in inches; tall enough for the label
+    height = max(1.6, 0.075 * len(labels[0]))  # in inches, and tall enough for the label
     figure = Figure(figsize=(WIDTH, 0.7 + height * len(stages)), layout="constrained")
     all_axes = figure.subplots(len(stages), 1, sharex=True, squeeze=False)[:, 0]
     epochs = set()
@@ -83,7 +83,7 @@ def component_curves(spectral_rows: Sequence[Row], target: str, source: str = ""
 def embeddings(embedding_rows: Sequence[Row], target: str, source: str = "") -> Figure:
     """Draws t-SNE of test images, coloured by class (Figure 4).
 
-    The rows show features before and after fine-tuning, the columns checkpoints.
+    The panels in the rows show the features before and after fine-tuning; each column shows one checkpoint.
 
     Args:
       embedding_rows: rows of results/embedding.jsonl.
@@ -120,7 +120,7 @@ def embeddings(embedding_rows: Sequence[Row], target: str, source: str = "") -> 
 
 @matplotlib.rc_context(STYLE)
 def spectra(spectrum_rows: Sequence[Row], target: str, stage: str, source: str = "") -> Figure:
-    """Draws singular values as shares of their sum, one line per checkpoint, and the number of main directions below.
+    """Draws singular values as shares of their sum, one line per checkpoint. Below: the number of main directions.
 
     Args:
       spectrum_rows: rows of results/spectrum.jsonl.
@@ -141,7 +141,7 @@ def spectra(spectrum_rows: Sequence[Row], target: str, stage: str, source: str =
         shares = [100 * share for share in row["shares"]]
         curves.plot(row["places"], shares, color=colors(0.9 * i / max(len(rows) - 1, 1)), label=first_or_last)
     curves.set(xscale="log", yscale="log", xlabel="Singular value", ylabel="Share of the sum (%)")
-    curves.set_ylim(bottom=max(curves.get_ylim()[0], 1e-4))  # smaller shares are rounding errors
+    curves.set_ylim(bottom=max(curves.get_ylim()[0], 1e-4))  # smaller shares are only rounding errors
     for axis in (curves.xaxis, curves.yaxis):
         axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
@@ -210,7 +210,7 @@ def _draw(results: Results) -> Iterator[Drawing]:
                 yield Drawing(name, f"components-{name}-{source}", caption, figure)
             if any(source_of(row) == source for row in own["embedding"]):
                 caption = (
-                    "t-SNE of test images, one colour per class. Neighbourhoods are meaningful, distances are not."
+                    "t-SNE of test images, one colour per class. Neighbourhoods are meaningful, but distances are not."
                 )
                 yield Drawing(name, f"tsne-{name}-{source}", caption, embeddings(own["embedding"], target, source))
             for stage, (_, words) in STAGES.items():
@@ -223,8 +223,8 @@ def _draw(results: Results) -> Iterator[Drawing]:
         for stage, (_, words) in STAGES.items():
             if len(_select(own["similarity"], target, stage)) > 1:
                 caption = (
-                    f"Similarity of the checkpoints' features of test images {words}. 1 means equal up to rotation and "
-                    "scale."
+                    f"Similarity between the checkpoints' features of test images, {words}. 1 means equal up to "
+                    "rotation and scale."
                 )
                 figure = similarity_maps(own["similarity"], target, stage)
                 yield Drawing(name, f"similarity-{name}-{stage}", caption, figure)
@@ -234,7 +234,7 @@ FIGURES = {"Why it transfers: components, spectra, neighbourhoods": (("spectral"
 
 
 def _method_points(results: Results, target: str, method: str, source: str) -> dict[int, Point]:
-    """Returns epoch -> accuracy of an evaluation protocol, with its range over seeds."""
+    """Returns epoch -> mean accuracy of an evaluation protocol, with the range over seeds."""
     own = [row for row in results.get("transfer", []) if source_of(row) == source]
     return best.accuracy_by("epoch", own, target, method)
 
@@ -251,7 +251,8 @@ def _means(points: dict[int, Point]) -> dict[int, float]:
 def shown_epochs(results: Results, target: str, source: str) -> list[int]:
     """Returns the epochs in Table 1 and Figure 4: the best frozen feature extractor and the last epoch.
 
-    If the stage probe has not run, the best epoch is that of the spectral stage's probe on all features.
+    If the probe stage has not run, the best epoch is the one with the highest accuracy of the spectral stage's probe on
+    all features.
 
     >>> rows = [{"target": "a", "method": "probe", "checkpoint": str(epoch), "epoch": epoch, "accuracy": accuracy}
     ...         for epoch, accuracy in ((1, 0.8), (5, 0.9), (9, 0.85))]
@@ -266,12 +267,14 @@ def shown_epochs(results: Results, target: str, source: str) -> list[int]:
 
 
 def _groups(results: Results) -> Iterator[tuple[str, str]]:
-    """Yields each target and source with spectral rows."""
+    """Yields each (target, source) that has spectral rows."""
     yield from dict.fromkeys((row["target"], source_of(row)) for row in results.get("spectral", []))
 
 
 def table_1(results: Results) -> list[Row]:
-    """Formats Table 1 for each target and source, with the best FE checkpoint and the last one: column title -> text.
+    """Formats the rows of Table 1: column title -> text.
+
+    For each target and source, there is a row for the best FE checkpoint and a row for the last checkpoint.
 
     >>> row = {"target": "a", "stage": "pretrained", "checkpoint": "5", "epoch": 5, "rank": 3.0, "accuracy": 0.9}
     >>> (cells,) = table_1({"spectral": [{**row, "component": component} for component in COMPONENTS]})
@@ -305,7 +308,7 @@ def table_1(results: Results) -> list[Row]:
 
 
 def story(results: Results) -> Iterator[tuple[str, str]]:
-    """Yields the name of each target, and sentences on how its accuracies relate to its spectral components.
+    """Yields (name, sentences) for each target: how its accuracies relate to those of probes on spectral components.
 
     >>> epochs = (1, 5, 9)
     >>> accuracy = {"main": (0.5, 0.8, 0.6), "residual": (0.3, 0.4, 0.5)}
@@ -324,7 +327,7 @@ def story(results: Results) -> Iterator[tuple[str, str]]:
         sentences, metric = [], METRICS[best.metric_of(rows, target)]
         for stage, (task, _) in STAGES.items():
             points = _method_points(results, target, METHOD_OF[stage], source)
-            # Also for FT: the features before fine-tuning show what pre-training contributes.
+            # Also used for FT, because the features before fine-tuning show what pre-training contributes.
             parts = {c: _accuracies(rows, target, "pretrained", source, c) for c in ("main", "residual")}
             epochs = sorted(set(points) & set(parts["main"]) & set(parts["residual"]))
             if len(epochs) < 3:
@@ -335,7 +338,7 @@ def story(results: Results) -> Iterator[tuple[str, str]]:
 
 
 def _compare_with_components(accuracy_name: str, epochs: list[int], points: dict[int, Point], parts: dict) -> str:
-    """Says which component the accuracies of a protocol follow over `epochs`, at which both were measured."""
+    """Describes which component a protocol's accuracies follow over `epochs`, at which all were measured."""
     highest, last, accuracy = best.best_point(points.values()).epoch, max(points), _means(points)
     taus = {c: kendall([part[e] for e in epochs], [accuracy[e] for e in epochs]) for c, part in parts.items()}
     text = f"{accuracy_name} is highest at epoch {highest} ({percent(accuracy[highest])})"
@@ -365,12 +368,12 @@ def _compare_with_components(accuracy_name: str, epochs: list[int], points: dict
 
 
 def paper_rows(results: Results, paper: Sequence[Row]) -> list[Row]:
-    """Formats the paper's numbers from a config beside ours: column title -> text.
+    """Formats the paper's numbers, which the config lists, beside ours: column title -> text.
 
     Args:
       results: result file -> its rows.
       paper: `config.paper`. Each entry holds "target", "epoch" (ours), "what" ("source", "FE", "FT", "FE main",
-        "FE residual", "FT main" or "FT residual"), "accuracy" (theirs) and "where" (the place in the paper).
+        "FE residual", "FT main" or "FT residual"), "accuracy" (theirs) and "where" (where the paper reports it).
 
     >>> entry = {"target": "", "epoch": 5, "what": "source", "accuracy": 0.7024, "where": "Table 1"}
     >>> (row,) = paper_rows({"pretrain": [{"epoch": 5, "test_accuracy": 0.5}]}, [entry])

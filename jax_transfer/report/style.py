@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 WIDTH = 3.4  # inches: one column of a paper, or a phone in portrait mode
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart. Markers differ too, for printing in grey.
+# Okabe and Ito's palette, which colour-blind readers can tell apart. The markers also differ, for printing in grey.
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
 VERMILION, PURPLE, GREY = "#D55E00", "#CC79A7", "#555555"
 METHOD_STYLES = {"probe": (BLUE, "o"), "probe_converged": (SKY, "s"), "finetune": (VERMILION, "D")}
@@ -35,30 +35,30 @@ STYLE: dict[Any, Any] = {  # Any, since only some versions of matplotlib have a 
     "legend.borderaxespad": 0.1,
     "legend.handlelength": 1.6,
     "legend.labelspacing": 0.25,
-    # Keep text as text: readers can search it, their fonts draw names in any script, and the page holds no glyph
-    # outlines whose ids would collide.
+    # Keep text as text, so that readers can search it, their fonts can draw names in any script, and the page contains
+    # no glyph outlines whose ids would collide.
     "svg.fonttype": "none",
     "svg.hashsalt": "jax_transfer",
-    "text.parse_math": False,  # a dollar sign in a folder's name does not start a formula
+    "text.parse_math": False,  # so that a dollar sign in a folder's name does not start a formula
 }
 
 
 def to_svg(figure: Figure) -> str:
-    """Returns the figure as an SVG document. The same rows give the same bytes.
+    """Returns the figure as an SVG document. The same result rows always give the same bytes.
 
     >>> to_svg(Figure(figsize=(1, 1))).startswith("<?xml")
     True
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # The layout is computed with matplotlib's font; the reader's fonts draw the glyphs that it lacks.
+        # The layout is computed with matplotlib's font; the reader's fonts draw any glyphs that it lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue()
 
 
 def cut(text: str, width: int) -> str:
-    """Cuts the end of a text so that it fits into `width` columns. Wide (East Asian) characters count twice.
+    """Shortens a text so that it fits into `width` columns. Wide (East Asian) characters count twice.
 
     >>> cut("embedded:digits", 9)
     'embedded…'
@@ -80,7 +80,7 @@ def is_geometric(epochs: Sequence[int]) -> bool:
 
 
 def epoch_axis(axes: matplotlib.axes.Axes, epochs: Sequence[int]) -> None:
-    """Labels and scales the x-axis for pre-training epochs; geometric epochs get a logarithmic scale.
+    """Labels and scales the x-axis for pre-training epochs, with a logarithmic scale for geometric epochs.
 
     >>> axes = Figure().subplots()
     >>> epoch_axis(axes, [0, 1, 2, 5, 10, 20, 50])
@@ -127,9 +127,9 @@ def legend_above(axes: matplotlib.axes.Axes, columns: int = 1) -> None:
 
 
 def place_labels(axes: matplotlib.axes.Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
-    """Labels each point on the first free side. A point without a free side gets no label.
+    """Labels each point on the first side that is free. A point with no free side gets no label.
 
-    Distances are measured in points (1/72 inch), on axes of about 150 by 130 points, which figures of WIDTH have.
+    Distances are measured in points (1/72 inch), on axes of about 150 by 130 points, as in figures of width WIDTH.
 
     >>> axes = Figure().subplots()
     >>> place_labels(axes, [(0.5, 0.5), (0.5, 0.5)], ["first", "second"])

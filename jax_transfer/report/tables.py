@@ -1,7 +1,7 @@
 """Turns result rows into text: display names, CSV files and HTML tables.
 
-Rows are the dictionaries in `results/*.jsonl` (`results.to_json_dict`). Accuracies are fractions in [0, 1] there and
-percentages wherever a reader sees them. A missing value (None or NaN) is shown as an en dash.
+Rows are the dictionaries in `results/*.jsonl` (`results.to_json_dict`). Accuracies are fractions in [0, 1] in these
+rows, and percentages wherever a reader sees them. A missing value (None or NaN) is shown as an en dash.
 """
 
 import csv
@@ -58,7 +58,7 @@ def is_number(value) -> TypeGuard[float]:
 
 
 def showable(text) -> str:
-    """Returns the text with the characters that XML cannot hold (control characters, lone surrogates) replaced.
+    """Replaces the characters that XML cannot contain (control characters and lone surrogates) in a text.
 
     >>> showable("birds\\x07")
     'birds�'
@@ -77,7 +77,7 @@ def short_target(target: str) -> str:
     name, mark, query = showable(target).partition("?")
     pairs = [pair.partition("=") for pair in re.split("[&,]", query)]
     if mark and not all(key.isidentifier() and equals for key, equals, _ in pairs):
-        name, pairs = showable(target), []  # the question mark is part of a folder's name
+        name, pairs = showable(target), []  # here the question mark is part of a folder's name
     source, colon, rest = name.partition(":")
     name = (rest.rstrip("/").rpartition("/")[2] or rest) if colon and source in ("tfds", "folder", "embedded") else name
     options = [TARGET_OPTIONS.get(key, key + " {}").replace("{}", value) for key, _, value in pairs if key]
@@ -108,9 +108,9 @@ def class_list(names: Sequence[str], num_classes: int, most: int = 5) -> str:
     """Returns the number of classes and the first few names.
 
     Args:
-      names: class names; at least the first `most` of them.
+      names: names of at least the first `most` classes.
       num_classes: number of classes.
-      most: number of names to show.
+      most: maximum number of names to show.
 
     >>> class_list(["cat", "dog", "emu"], 10, most=2)
     '10: cat, dog, ...'

@@ -15,8 +15,9 @@ from jax_transfer.report.tables import is_number
 from jax_transfer.results import Row
 from jax_transfer.transfer.finetune import FINETUNE_SCORES
 
-# Column title -> column of results/ranking.jsonl, and its decimals on the page and in the narrower terminal. Values are
-# percentages, averaged over the targets on which any score has a value, so that all scores use the same targets.
+# Column title -> column of results/ranking.jsonl, and the number of decimals on the page and in the narrower terminal
+# table. Values are percentages, averaged over the targets on which at least one score has a value, so that all scores
+# use the same targets.
 METRICS = {
     "Recall@1": ("recall@1", (2, 0)),
     "Rel@1": ("rel@1", (2, 1)),
@@ -37,15 +38,15 @@ def trust_rows(
 ) -> list[Row]:
     """Formats how well each score predicts the accuracies of `method`: one dict per score, highest Kendall's tau first.
 
-    A score that is missing for some checkpoints cannot be compared over all of them: its values are en dashes, and the
-    column "Scored" shows for how many checkpoints it exists. The GFLOPS columns hold the mean work per checkpoint, as
-    counted here and by the rule of `paper_gigaflops`.
+    A score that is missing for some checkpoints cannot be compared over all of them. Its values are then en dashes, and
+    the column "Scored" shows how many checkpoints have the score. The GFLOPS columns hold the mean work per
+    checkpoint, both as counted in the rows and by the rule in `paper_gigaflops`.
 
     Args:
       ranking_rows: rows of results/ranking.jsonl.
       score_rows: rows of results/scores.jsonl.
-      method: method whose accuracies the scores predict, such as "finetune".
-      terminal: whether to use the fewer decimals of the terminal table.
+      method: the method whose accuracies the scores predict, such as "finetune".
+      terminal: whether to use fewer decimals, as in the terminal table.
 
     Returns:
       Column title -> text, for each score.
@@ -83,10 +84,10 @@ def trust_rows(
 def paper_gigaflops(row: Row) -> float:
     """Computes the work of a score by the rule of "Ranking Neural Checkpoints".
 
-    The rule counts a multiply-add as one operation, the rows count it as two. All scores share one forward pass over
-    the training images, F, which is excluded. Fine-tuning for k epochs costs 3 F per epoch minus the shared pass, plus
-    one forward pass over the test images, T: (3k - 1) F + T. A linear classifier costs T plus its training. Any other
-    score costs its own computation.
+    The rule counts a multiply-add as one operation, whereas the rows count it as two. All scores share one forward
+    pass over the training images, F, which is excluded. Fine-tuning for k epochs costs 3 F per epoch, minus the shared
+    pass, plus one forward pass over the test images, T: (3k - 1) F + T. A linear classifier costs T plus its training.
+    Any other score costs only the computation of the score.
 
     Args:
       row: a row of results/scores.jsonl.
@@ -117,7 +118,7 @@ def _format_gigaflops(gflops: float | None, decimals: int) -> str:
 
 
 def trust_note(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str) -> str:
-    """Describes the data behind `trust_rows`, and says whether they suffice. See `trust_rows` for the arguments.
+    """Describes the data behind `trust_rows`, which has the same arguments, and says if there are too few checkpoints.
 
     >>> from jax_transfer.results import RankingRow, to_json_dict
     >>> row = RankingRow("tfds:mnist", "finetune", "logme", *[0.5] * 7, 4, 0.1, 0.8, regret=0.02)
@@ -164,19 +165,19 @@ def _count_scored(own: Sequence[Row]) -> dict[str, tuple[int, int]]:
 
 
 def _targets_with(own: Sequence[Row], column: str) -> list[str]:
-    """Returns the targets on which any score has a value in a column."""
+    """Returns the targets on which at least one score has a value in a column."""
     return list(dict.fromkeys(row["target"] for row in own if is_number(row.get(column))))
 
 
 def _mean_over_targets(own: Sequence[Row], score: str, column: str) -> float | None:
-    """Averages a column over the targets on which any score has it; None if this score lacks it on one of them."""
+    """Averages a column over the targets on which any score has a value; None if this score lacks any of them."""
     values = {row["target"]: row.get(column) for row in own if row["score"] == score}
     values = [values.get(target) for target in _targets_with(own, column)]
     return _mean(values) if all(map(is_number, values)) else None
 
 
 def _describe_gaps(own: Sequence[Row], names: dict[str, str]) -> Iterator[str]:
-    """Yields sentences on missing values: scores of some checkpoints, and columns of some targets."""
+    """Yields sentences about missing values: checkpoints without a score, and targets without values in a column."""
     missing = [
         f"{tables.score_name(score)} {num_scored} of {num_checkpoints} scored"
         for score, (num_scored, num_checkpoints) in _count_scored(own).items()
@@ -200,7 +201,7 @@ def _describe_gaps(own: Sequence[Row], names: dict[str, str]) -> Iterator[str]:
 
 
 def ground_truth(ranking_rows: Sequence[Row]) -> str | None:
-    """Returns the method whose accuracies the scores should predict: fine-tuning if it has run.
+    """Returns the method whose accuracies the scores should predict: fine-tuning if it has run, else a probe.
 
     >>> ground_truth([{"method": "probe"}, {"method": "finetune"}])
     'finetune'
@@ -210,7 +211,7 @@ def ground_truth(ranking_rows: Sequence[Row]) -> str | None:
 
 
 def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str) -> Table:
-    """Builds the terminal table of `trust_rows`, 80 columns wide. See `trust_rows` for the arguments.
+    """Builds a terminal table of `trust_rows` that fits into 80 columns. See `trust_rows` for the arguments.
 
     >>> from jax_transfer.results import RankingRow, to_json_dict
     >>> row = RankingRow("tfds:mnist", "finetune", "logme", *[0.5] * 7, 4, 0.1, 0.8, regret=0.02)
@@ -242,7 +243,7 @@ def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: 
     }
     titles: list[str] = list(rows[0]) if rows else []
     for title in titles:
-        is_name = title == "Score"  # only names may wrap: a number cut short would be wrong
+        is_name = title == "Score"  # only names may wrap, because a truncated number would be wrong
         table.add_column(short.get(title, title), justify="left" if is_name else "right", no_wrap=not is_name)
     for row in rows:
         table.add_row(*map(Text, row.values()))

@@ -1,4 +1,4 @@
-"""Studies: `run(config, workdir)` does everything from the config to the report."""
+"""Studies: `run(config, workdir)` runs a study from its config to its report."""
 
 from jax_transfer.study.runner import run
 

@@ -1,4 +1,4 @@
-"""Checks of a study before anything is compiled: first the config alone, then the config with its data."""
+"""Checks of a study before anything is compiled: first of the config alone, then of the config with its data."""
 
 from jax_transfer import devices, fields
 from jax_transfer.choose import choose
@@ -64,8 +64,8 @@ def check_data(work: Workspace) -> None:
     """Opens all data sets of a study and checks that the config fits them.
 
     Raises:
-      InputError: if a data set is missing or cannot be used, or a batch does not divide over the devices or is too
-        large.
+      InputError: if a data set is missing or cannot be used, or if a batch is too large or does not divide evenly over
+        the devices.
     """
     config = work.config
     device_batch = devices.check_batch_size(config.pretrain.batch_size, work.mesh, "config.pretrain.batch_size")
@@ -96,7 +96,7 @@ def _check_datasets(work: Workspace) -> None:
             if source.labels.min() < 0 or source.labels.max() >= source.num_classes:
                 raise InputError(
                     f"{dataset} {source.split}: labels lie in [{source.labels.min()}, {source.labels.max()}], "
-                    f"outside its {source.num_classes} classes (0 to {source.num_classes - 1})."
+                    f"but its {source.num_classes} classes are numbered 0 to {source.num_classes - 1}."
                 )
         if train.class_names != test.class_names:
             raise InputError(f"{dataset}: the train and test splits have different classes.")
@@ -105,7 +105,7 @@ def _check_datasets(work: Workspace) -> None:
 
 
 def _check_pretraining_batches(work: Workspace) -> None:
-    """Checks the batch size of every feed of every pre-training."""
+    """Checks the batch sizes of all feeds, for every pre-training."""
     for pretraining in work.pretrainings:
         for index, (feed, (dataset, size)) in enumerate(feed_sizes(work, pretraining).items()):
             section = f"config.pretrain.feeds.{feed}" if index else "config.pretrain"
@@ -114,11 +114,11 @@ def _check_pretraining_batches(work: Workspace) -> None:
 
 
 def check_early_stops(config: StudyConfig, target: str, steps_an_epoch: int | None = None) -> None:
-    """Checks that the fine-tuning schedule of a target is long enough for the scores by early stopping.
+    """Checks that the fine-tuning schedule of a target is long enough for the scores that stop it early.
 
     Args:
-      steps_an_epoch: number of steps in an epoch of the images that those scores train on. If it is None, a schedule
-        that is given in steps is not checked.
+      steps_an_epoch: number of steps in an epoch over the images that those scores train on. If it is None, a schedule
+        given in steps is not checked.
 
     Raises:
       InputError: if the schedule is too short. The message names its field.
@@ -134,9 +134,7 @@ def check_early_stops(config: StudyConfig, target: str, steps_an_epoch: int | No
             continue
         least = FINETUNE_SCORES[score] * ((steps_an_epoch or 1) if tuning.steps else 1)
         if length < least:
-            steps = (
-                f" of {steps_an_epoch} steps (on the part of the images that scores train on)" if tuning.steps else ""
-            )
+            steps = f" of {steps_an_epoch} steps (over the images that scores train on)" if tuning.steps else ""
             raise InputError(
                 f"{where}.{field} = {length}: {score} (config.scores) stops this schedule after "
                 f"{FINETUNE_SCORES[score]} epochs{steps} on {target}: give it at least {least} {field}, "
@@ -145,7 +143,7 @@ def check_early_stops(config: StudyConfig, target: str, steps_an_epoch: int | No
 
 
 def _check_by_target(config: StudyConfig, schema: fields.Schema) -> None:
-    """Checks that the keys of the fields in BY_TARGET are targets of the study, and the fields of overrides."""
+    """Checks that the keys of the fields in BY_TARGET are targets of the study, and checks the fields in overrides."""
     for field in study_config.BY_TARGET:
         for target in config[field]:
             choose(dict.fromkeys(config.targets), target, f"target (config.{field}; it must be one of config.targets)")

@@ -1,4 +1,4 @@
-"""All fields of a study's config, with their defaults. `configs/*.py` start from `default_config()` and change some."""
+"""All fields of a study's config, with their defaults. The files in configs/ start from `default_config()`."""
 
 # ruff: noqa: RUF009  the defaults are frozen
 
@@ -19,8 +19,8 @@ from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
 from jax_transfer.transfer.probe import ProbeSettings
 
-# Fields that may change between two runs in the same working directory. They add or leave out work, but existing
-# results stay valid. The same holds for `checkpoints` of finetune and of its overrides.
+# Fields that may change between two runs in the same working directory. A change adds or leaves out
+# work, but existing results stay valid. The same holds for `finetune.checkpoints` and its overrides.
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "paper")
 
 # Fields whose keys are targets.
@@ -29,14 +29,14 @@ BY_TARGET = ("overrides", "metrics")
 
 @dataclasses.dataclass(frozen=True)
 class OtherModel:
-    """A model of `config.model.others`. Unset fields give the published model; a model need not have all of them."""
+    """An entry of `config.model.others`. Unset fields give the published model. Not every model has all fields."""
 
     # A key of jax_transfer.models.MODELS.
     name: str = "resnet18"
     # ResNets only. imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1.
     stem: str | None = None
-    # ResNets: number of channels after the stem, 64 if unset. MobileNets and Inceptions: multiplier of all channel
-    # counts.
+    # ResNets: number of channels after the stem, 64 if unset. MobileNets and Inceptions: factor by which all channel
+    # counts are multiplied.
     width: Annotated[float, Rule(lambda x: 0 < x <= 10_000, "lie in (0, 10000]")] | None = None
     # Transformers only: probability that training skips the last block for an image (stochastic depth).
     stochastic_depth: Probability | None = None
@@ -46,8 +46,8 @@ class OtherModel:
 class Model(OtherModel):
     """The fields of `config.model`."""
 
-    # Further models, each pre-trained separately: ({"name": "mobilenet_v1", "width": 0.5}, ...). The checkpoints of all
-    # models are ranked together.
+    # Additional models, each pre-trained separately: ({"name": "mobilenet_v1", "width": 0.5}, ...). The checkpoints of
+    # all models are ranked together.
     others: tuple[dict, ...] = ()
 
 
@@ -57,7 +57,7 @@ class SourceData:
 
     # The data set for pre-training: "kind:name?option=value", see jax_transfer.data.sources.
     dataset: str = "tfds:cifar10"
-    # Further data sets, each with a separate trajectory; the checkpoints of all are ranked together.
+    # Additional data sets, each with a separate trajectory. The checkpoints of all trajectories are ranked together.
     others: tuple[str, ...] = ()
 
 
@@ -77,11 +77,11 @@ class PaperAccuracy:
     """An accuracy that a paper reports.
 
     Attributes:
-      target: the target; "" for the source.
-      epoch: our epoch to show it beside.
-      what: "source", "FE", "FT", "FE main", "FE residual", "FT main" or "FT residual".
+      target: name of the target; "" for an accuracy on the source.
+      epoch: the epoch of the study whose accuracy is shown beside it.
+      what: which accuracy it is: "source", "FE", "FT", "FE main", "FE residual", "FT main" or "FT residual".
       accuracy: in [0, 1].
-      where: its place in the paper, such as "Table 1".
+      where: where the paper reports it, such as "Table 1".
     """
 
     target: str
@@ -93,33 +93,35 @@ class PaperAccuracy:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """The fields of a config: a ResNet-18 on CIFAR-10 and its transfer to MNIST."""
+    """The fields of a config. The defaults pre-train a ResNet-18 on CIFAR-10 and transfer it to MNIST."""
 
     # The title of the report.
     name: str = "study"
-    # Seeds initialisation, data order, augmentation, subsets and splits.
+    # Random seed for initialisation, data order, augmentation, subsets and splits.
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
     # The stages to run, in the order of jax_transfer.study.stages.STAGES.
     stages: Annotated[tuple[Annotated[str, OneOf(STAGES, "stage")], ...], Listed(True, True)] = tuple(STAGES)
     model: Model = Model()
     source: SourceData = SourceData()
     preprocessing: Preprocessing = Preprocessing(image_size=32)
-    # The config also has a section here for the settings of each objective, see `schema`.
+    # In the config, this section also has a subsection with the settings of each objective, see `schema`.
     pretrain: PretrainSettings = PretrainSettings()
     trajectory: TrajectorySettings = TrajectorySettings()
     # The data sets to transfer to.
     targets: Annotated[tuple[str, ...], Listed(True, True)] = ("tfds:mnist",)
-    # The metric of single targets, a key of jax_transfer.records.METRICS: {"folder:/my/birds": "mean_class_accuracy"}.
-    # Other targets have the metric that papers report for them (jax_transfer.data.catalog), or else accuracy. The
-    # metric decides which checkpoint is best and what tables and figures show; it changes no result. Learning rates and
-    # l2 of probes are always chosen by accuracy on a validation split, and scores that are accuracies stay accuracies.
+    # Target -> metric, a key of jax_transfer.records.METRICS: {"folder:/my/birds": "mean_class_accuracy"}. Any other
+    # target has the metric that papers report for it (jax_transfer.data.catalog), or accuracy if there is none. The
+    # metric decides which checkpoint is best and what tables and figures show, but changes no computed result. The
+    # learning rate and l2 of a probe are always chosen by accuracy on a validation split, and scores that are
+    # accuracies do not depend on the metric.
     metrics: dict[str, Annotated[str, OneOf(METRICS, "metric")]] = dataclasses.field(default_factory=dict)
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings = FinetuneSettings()
-    # Different values of fields of probe and finetune for single targets: {"tfds:cifar10": {"probe": {"epochs": 150}}}.
+    # Target -> fields of probe and finetune whose values differ for this target:
+    # {"tfds:cifar10": {"probe": {"epochs": 150}}}.
     overrides: dict[str, dict] = dataclasses.field(default_factory=dict)
-    # Keys of jax_transfer.analysis.SCORES and jax_transfer.transfer.finetune.FINETUNE_SCORES. finetune_5 is the
-    # schedule of config.finetune, stopped after 5 epochs; the schedule must have at least that many.
+    # Keys of jax_transfer.analysis.SCORES and jax_transfer.transfer.finetune.FINETUNE_SCORES. finetune_5 follows the
+    # schedule of config.finetune but stops after 5 epochs, so the schedule must have at least 5 epochs.
     scores: Annotated[
         tuple[Annotated[str, OneOf(ChainMap(SCORES, FINETUNE_SCORES), "score")], ...], Listed(unique=True)
     ] = ("logme", "leep", "nce")
@@ -131,7 +133,7 @@ class Study:
 
 
 def schema() -> Schema:
-    """Returns the fields of a config. Those of `pretrain` include a section for each objective, with its arguments.
+    """Returns the fields of a config. `pretrain` includes a section for each objective, with the objective's arguments.
 
     >>> schema()["seed"].default, schema()["pretrain"]["supervised"]["label_smoothing"].default
     (0, 0.0)
@@ -141,7 +143,7 @@ def schema() -> Schema:
 
 
 def default_config() -> StudyConfig:
-    """Returns a complete config: a ResNet-18 on CIFAR-10 and its transfer to MNIST.
+    """Returns a complete config, which pre-trains a ResNet-18 on CIFAR-10 and transfers it to MNIST.
 
     >>> config = default_config()
     >>> config.model.name, config.source.dataset, config.targets
@@ -151,7 +153,7 @@ def default_config() -> StudyConfig:
 
 
 def follow_targets(config: StudyConfig, names: Sequence[str]) -> None:
-    """Drops the entries of targets that are no longer in `config.targets`, because the command line has replaced them.
+    """Drops the entries for targets that are no longer in `config.targets`, which the command line has replaced.
 
     >>> config = default_config()
     >>> config.metrics = {"tfds:pets": "mean_class_accuracy"}
@@ -161,7 +163,7 @@ def follow_targets(config: StudyConfig, names: Sequence[str]) -> None:
 
     Args:
       config: changed in place.
-      names: the fields to look at, from BY_TARGET.
+      names: the fields whose entries are dropped, a subset of BY_TARGET.
     """
     for name in names:
         entries = config.get(name)
@@ -184,7 +186,7 @@ def differences(old: dict, new: dict) -> list[str]:
     ['config.pretrain.epochs was 200, is 5']
 
     Args:
-      old: a config as `to_json` returns it, possibly of an earlier version; missing fields have their defaults.
+      old: a config as `to_json` returns it, possibly from an earlier version. Missing fields get their default values.
       new: the config to compare with.
     """
     defaults = to_json(default_config())
@@ -193,7 +195,7 @@ def differences(old: dict, new: dict) -> list[str]:
 
 
 def _renamed(config: dict) -> dict:
-    """Moves fields that had other names in an earlier version."""
+    """Renames fields that had another name in an earlier version."""
     pretrain = dict(config.get("pretrain") or {})
     if "label_smoothing" in pretrain:
         pretrain["supervised"] = {"label_smoothing": pretrain.pop("label_smoothing")}

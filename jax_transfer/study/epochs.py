@@ -1,4 +1,4 @@
-"""The pre-trainings of a study, and which epochs of them are evaluated and fine-tuned."""
+"""The pre-training runs of a study, and which of their epochs are evaluated and fine-tuned."""
 
 import dataclasses
 import re
@@ -15,9 +15,9 @@ class Pretraining:
     """One model trained on one source, which gives one trajectory.
 
     Attributes:
-      model: what the study calls the model, see `settings.models`.
-      source: the data set.
-      name: distinguishes it in a study of several pre-trainings; "" if it is the only one.
+      model: label of the model in the study, see `settings.models`.
+      source: name of the data set.
+      name: identifies this pre-training in a study with several; "" if it is the only one.
     """
 
     model: str
@@ -35,7 +35,7 @@ class Snapshot:
 
 
 def pretrainings(config: StudyConfig) -> list[Pretraining]:
-    """Lists the pre-trainings of a study: every model on every source.
+    """Lists the pre-training runs of a study: one for every model on every source.
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
@@ -54,7 +54,7 @@ def pretrainings(config: StudyConfig) -> list[Pretraining]:
 
 
 def snapshot(pretraining: Pretraining, epoch: int) -> Snapshot:
-    """Returns an epoch with its name: "5", or "resnet18/cifar10/5" if there are several models and sources.
+    """Returns the checkpoint of an epoch, named "5", or "resnet18/cifar10/5" with several models and sources.
 
     >>> snapshot(Pretraining("resnet18", "tfds:cifar10", "resnet18/cifar10"), 5).name
     'resnet18/cifar10/5'
@@ -63,7 +63,7 @@ def snapshot(pretraining: Pretraining, epoch: int) -> Snapshot:
 
 
 def evaluated_snapshots(config: StudyConfig) -> list[Snapshot]:
-    """Lists the checkpoints to evaluate, by pre-training and epoch.
+    """Lists the checkpoints to evaluate, ordered by pre-training and epoch.
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
@@ -76,7 +76,7 @@ def evaluated_snapshots(config: StudyConfig) -> list[Snapshot]:
 
 
 def finetuned_snapshots(config: StudyConfig, target: str) -> list[Snapshot]:
-    """Lists the checkpoints to fine-tune on a target: all evaluated ones, or those that the config chooses among them.
+    """Lists the checkpoints to fine-tune on a target: all evaluated ones, or those that the config selects from them.
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
@@ -99,11 +99,11 @@ def evaluated_epochs(rule: str | Sequence[int], last: int, field: str = "config.
     Args:
       rule: "all"; "every:K"; "log" (0, 1, 2, 4, 8, ...); or a list such as "0,1,5" or (0, 1, 5).
         "every:K" and "log" always include epoch 0 and the last one.
-      last: the last epoch of pre-training.
-      field: the field that holds the rule, for error messages.
+      last: number of the last epoch of pre-training.
+      field: the config field that holds the rule, for error messages.
 
     Raises:
-      InputError: if the rule is not valid, or names an epoch after the last.
+      InputError: if the rule is not valid, or lists an epoch after the last one.
     """
     try:
         if not isinstance(rule, str):

@@ -1,7 +1,7 @@
-"""Estimates for the plan of a study, before its stages run: checkpoints in words, and work in GFLOP.
+"""Estimates for the plan of a study, before its stages run: a description of the checkpoints, and work in GFLOP.
 
-The work is that of the forward passes and training steps, by the compiler's cost analysis. All sources of a model count
-as if they had the same number of classes as the first one.
+The estimates cover forward passes and training steps, and come from the compiler's cost analysis. All sources are
+treated as if they had the same number of classes as the first one.
 """
 
 import functools
@@ -33,7 +33,7 @@ def checkpoints(work: Workspace) -> str:
 
 
 def gigaflops_per_image(work: Workspace, model: str) -> float:
-    """Computes the work of a forward pass of one image, in GFLOP."""
+    """Computes the work of a forward pass on one image, in GFLOP."""
     return work.gigaflops_per_image(next(p for p in work.pretrainings if p.model == model))
 
 
@@ -54,9 +54,9 @@ def step_gigaflops(
 
 
 def finetune_step_gigaflops(work: Workspace) -> dict[tuple[str, str], float]:
-    """Computes (model, target) -> the work of one step of fine-tuning, in GFLOP.
+    """Returns (model, target) -> work of one fine-tuning step, in GFLOP.
 
-    A target with fewer images than a batch is left out, because the stage itself rejects it.
+    Targets with fewer images than one batch are left out; the finetune stage raises an error for them.
     """
     result = {}
     for model in work.models:

@@ -21,7 +21,7 @@ from jax_transfer.transfer.finetune import Candidate, Finetuned, FinetuneSetting
 
 
 def run(work: Workspace) -> None:
-    """Fine-tunes the checkpoints on every target with every seed, and writes each row as soon as it is known."""
+    """Fine-tunes the checkpoints on every target with every seed, and writes each row as soon as it is available."""
     rows = Rows(work.results, "transfer")
     rows.forget_failures()
     for target in work.config.targets:
@@ -59,7 +59,7 @@ def run(work: Workspace) -> None:
 
 
 def divergence(result: Finetuned) -> str:
-    """Describes where the training diverged; returns "" if it did not."""
+    """Returns a message that says at which step training diverged; "" if it did not."""
     return "" if result.diverged_at is None else f"the loss is not finite at step {result.diverged_at}"
 
 
@@ -83,12 +83,11 @@ def gigaflops(work: Workspace) -> float:
 def tuned_checkpoint(work: Workspace, snapshot: Snapshot, target: str, model: Model | None = None) -> Checkpoint:
     """Returns a checkpoint after fine-tuning on a target with the first seed.
 
-    Only the features of a fine-tuned model are kept on disk, not its weights. The key of their files is made of
-    everything that determines the weights.
+    Only the features of a fine-tuned model are kept on disk, not its weights. The cache key of the features
+    includes everything that determines the weights.
 
     Args:
-      model: the fine-tuned weights. If they are not given, and a feature file is missing, the checkpoint is fine-tuned
-        again.
+      model: the fine-tuned weights. If this is None and a feature file is missing, the checkpoint is fine-tuned again.
     """
     tuning = settings.finetune_settings(work.config, target)
     source, train = work.checkpoint(snapshot), work.source(target, "train")
@@ -97,7 +96,7 @@ def tuned_checkpoint(work: Workspace, snapshot: Snapshot, target: str, model: Mo
     def read_model() -> Model:
         if model is not None:
             return model
-        log.info("Fine-tuning checkpoint %s on %s again, for its features.", snapshot.name, target)
+        log.info("Fine-tuning checkpoint %s on %s again: its features are missing.", snapshot.name, target)
         models: list[Model] = []
         todo = [(snapshot, work.config.seed)]
         splits = ("train", "test")
@@ -116,11 +115,11 @@ def tuned_checkpoint(work: Workspace, snapshot: Snapshot, target: str, model: Mo
 
 
 def _tuning_key(tuning: FinetuneSettings) -> str:
-    """Returns the settings that determine a fine-tuned model, as text."""
+    """Returns a text that contains all settings that determine a fine-tuned model."""
     values = dataclasses.asdict(tuning)
-    # The choice of checkpoints and the number of seeds change no model.
+    # The choice of checkpoints and the number of seeds do not change any fine-tuned model.
     values |= {"checkpoints": None, "num_seeds": None}
-    if values["optimizer"]["head_learning_rate_factor"] == 1:  # files from before this setting existed stay valid
+    if values["optimizer"]["head_learning_rate_factor"] == 1:  # files older than this setting stay valid
         del values["optimizer"]["head_learning_rate_factor"]
     return json.dumps(values, sort_keys=True)
 
@@ -128,7 +127,7 @@ def _tuning_key(tuning: FinetuneSettings) -> str:
 def tune_again(work: Workspace, snapshots: list[Snapshot], target: str) -> None:
     """Fine-tunes the checkpoints whose fine-tuned features are not on disk, with the first seed.
 
-    They are trained side by side. With several processes, each trains its share.
+    They are trained together. With several processes, each trains its share.
     """
     splits = [work.source(target, split) for split in ("train", "test")]
 
@@ -139,8 +138,8 @@ def tune_again(work: Workspace, snapshots: list[Snapshot], target: str) -> None:
     missing = [snapshot for snapshot in snapshots if is_missing(snapshot)]
     if missing:
         log.info("Fine-tuning %d checkpoints on %s again: their features are missing.", len(missing), target)
-    # The processes may see different features missing, because the others write meanwhile. So none waits for the
-    # results of the others.
+    # The processes may disagree on which features are missing, because others write files in the meantime.
+    # Therefore no process waits for the results of another one.
     share = [(snapshot, work.config.seed) for snapshot in missing[jax.process_index() :: jax.process_count()]]
     for _ in _finetune(work, share, target, keep_features=True, alone=True):
         pass
@@ -173,17 +172,17 @@ def finetuned(
     alone: bool = False,
     epochs: Sequence[int] = (),
 ) -> Iterator[tuple[Snapshot, int, Finetuned]]:
-    """Fine-tunes checkpoints on the first split and tests them on the second.
+    """Fine-tunes checkpoints on the first split and tests them on the second split.
 
-    All checkpoints of a model train at once, spread over the devices. With several processes, each trains its share and
-    all of them yield all results.
+    All checkpoints of a model train together, spread over the devices. With several processes, each trains its share,
+    and all of them yield all results.
 
     Args:
-      todo: (checkpoint, seed) of each training.
-      on_tuned: called with (checkpoint, seed, fine-tuned weights) in the process that trained them, before the result
-        is yielded, so that a kill in between loses nothing.
-      alone: whether this process trains all of `todo`, independently of the others.
-      epochs: yield a result after each of these, see `finetune`; empty for one result at the end.
+      todo: (checkpoint, seed) of each training run.
+      on_tuned: called with (checkpoint, seed, fine-tuned weights) in the process that trained them. The call comes
+        before the result is yielded, so that a kill between the two loses nothing.
+      alone: whether this process trains all of `todo`, independently of the other processes.
+      epochs: the epochs after which a result is yielded, see `finetune`; empty for one result at the end.
     """
     process, num_processes = (0, 1) if alone else (jax.process_index(), jax.process_count())
     mesh = devices.make_mesh(sweep=jax.local_device_count())
@@ -209,7 +208,7 @@ def finetuned(
         for _ in range(-(-len(trainings) // num_processes) * max(1, len(epochs))):
             if not alone:
                 preemption.stop_if_requested()
-            result = next(results, None)  # None if the other processes have one more
+            result = next(results, None)  # None if other processes have one more result
             if result and result.model and on_tuned:
                 on_tuned(*share[result.index], result.model)
             values = result and {**vars(result), "model": None}

@@ -1,4 +1,4 @@
-"""Groups of checkpoints to process together: of the same feature dimension, as many as fit into the memory budget."""
+"""Groups of checkpoints to process together: they have equal feature dimensions and fit into the memory budget."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,10 +14,11 @@ from jax_transfer.study.workspace import Workspace
 
 
 def by_feature_dim(work: Workspace, snapshots: list[Snapshot], dataset: str, copies: int = 1) -> list[list[Snapshot]]:
-    """Groups checkpoints by feature dimension, in groups whose stacked features fit into the memory budget.
+    """Splits checkpoints into groups of equal feature dimension whose stacked features fit into the memory budget.
 
     Args:
-      dataset: the data set that the features are of; its training and test images count.
+      dataset: the data set from which the features are extracted. Both its training and its test images count towards
+        the memory.
       copies: how many copies of a group's features are in memory at once.
     """
     by_dim: dict[int, list[Snapshot]] = {}
@@ -40,7 +41,7 @@ def within_budget(
     If one group is not enough, the number of groups is logged.
 
     Args:
-      bytes_each: memory that one checkpoint takes.
+      bytes_each: number of bytes that one checkpoint takes.
       content: what takes the memory, for the log message.
       dataset: the data set in use, for the log message.
     """
@@ -49,7 +50,8 @@ def within_budget(
     count = math.ceil(len(snapshots) / largest)
     if count > 1:
         log.info(
-            "The %s of %d checkpoints on %s exceed config.data.features_gigabytes = %g: processed in %d groups.",
+            "The %s of %d checkpoints on %s exceed config.data.features_gigabytes = %g: "
+            "they are processed in %d groups.",
             content,
             len(snapshots),
             dataset,
@@ -61,10 +63,10 @@ def within_budget(
 
 
 def problem(work: Workspace, dataset: str, load: Callable[[str], Features]) -> str:
-    """Explains what is wrong with a checkpoint's features of a data set; returns "" if they are valid.
+    """Returns a message that says why a checkpoint's features on a data set are invalid; "" if they are valid.
 
     Args:
-      load: split -> features of the checkpoint.
+      load: function from the name of a split to the features of the checkpoint.
     """
     num_classes = work.source(dataset, "train").num_classes
     for split in ("train", "test"):
@@ -74,11 +76,11 @@ def problem(work: Workspace, dataset: str, load: Callable[[str], Features]) -> s
 
 
 def known_gflops(work: Workspace, rows: Iterable[TransferRow | ScoreRow]) -> dict[int, float]:
-    """Returns feature dimension -> `gflops` of the first of the rows with that dimension.
+    """Returns feature dimension -> `gflops` of the first row with that dimension.
 
     An iterative method that runs until it converges takes a different amount of work for each checkpoint. All rows
-    record that of the first one, so a resumed run must take it from the rows and not from the first checkpoint that it
-    still lacks.
+    record the work for the first checkpoint. A resumed run must therefore read it from the rows instead of measuring it
+    on the first of the remaining checkpoints.
     """
     dims = {s.name: work.source_net(s.pretraining).feature_dim for s in work.snapshots}
     result: dict[int, float] = {}

@@ -1,4 +1,4 @@
-"""The plan of a study, shown before anything is compiled: what will run, and roughly how long it takes."""
+"""The plan of a study, shown before anything is compiled: what will run, and roughly how long it will take."""
 
 import math
 
@@ -17,7 +17,7 @@ from jax_transfer.study.workspace import Workspace
 
 
 def show(work: Workspace) -> None:
-    """Prints the parameters of the first model, and each stage with its description and roughly how long it takes."""
+    """Prints the parameters of the first model, and each stage with a description and an estimate of its time."""
     console = Console(stderr=True, quiet=not devices.is_first_process())
     params, _ = jax.eval_shape(work.source_net(work.pretrainings[0]).init, jax.random.key(0))
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
@@ -39,14 +39,14 @@ def show(work: Workspace) -> None:
     for target in config.targets:
         table.add_row("target", Text(_describe_target(work, target)), "")
     table.caption = (
-        f"About {duration(sum(seconds.values()))} in total, plus compilation; estimated from a timed convolution "
-        f"({rate:,.0f} GFLOP/s). What is already done is skipped."
+        f"About {duration(sum(seconds.values()))} of computation, not including compilation; estimated from a timed "
+        f"convolution ({rate:,.0f} GFLOP/s). Work that is already done is skipped."
     )
     console.print(table)
 
 
 def _describe_target(work: Workspace, target: str) -> str:
-    """Describes a target's images, metric and classes, in which a misread folder shows."""
+    """Describes a target's images, metric and classes, so that a misread folder is noticed."""
     train, test = (work.source(target, split) for split in ("train", "test"))
     images = f"{len(train):,} train, {len(test):,} test images"
     classes = tables.class_list(train.class_names, train.num_classes)

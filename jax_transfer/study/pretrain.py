@@ -1,4 +1,4 @@
-"""The "pretrain" stage: trains each model on each source and keeps every epoch."""
+"""The "pretrain" stage: trains each model on each source and keeps a checkpoint of every epoch."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ from jax_transfer.training.optimizers import make_optimizer
 from jax_transfer.training.state import divide, evaluated, init_state, join
 from jax_transfer.training.steps import make_train_step, many_steps, train_step_gigaflops
 
-STOPPED = "stopped"  # the folder, next to `checkpoints`, for the state at which SIGTERM stopped training
+STOPPED = "stopped"  # folder beside `checkpoints` for the training state when SIGTERM stopped the run
 
 
 def run(work: Workspace) -> None:
@@ -44,7 +44,7 @@ def describe(work: Workspace) -> str:
 
 
 def gigaflops(work: Workspace) -> float:
-    """Computes the work of all pre-trainings and of testing each epoch, in GFLOP."""
+    """Computes the work of all pre-training and of the test after each epoch, in GFLOP."""
     config = work.config.pretrain
     total = 0.0
     for model in work.models:
@@ -62,7 +62,7 @@ def feed_sizes(work: Workspace, pretraining: Pretraining) -> dict[str, tuple[str
     """Returns feed -> (data set, number of images in a step): first the source, then `config.pretrain.feeds`.
 
     Raises:
-      InputError: if the feeds are not those that the objective reads.
+      InputError: if the feeds are not exactly those that the objective reads.
     """
     config = work.config.pretrain
     main, *others = work.objective(pretraining).views
@@ -93,13 +93,13 @@ def _pretrain(work: Workspace, pretraining: Pretraining) -> None:
 
 
 def _label(pretraining: Pretraining) -> str:
-    """Returns what log messages call a pre-training."""
+    """Returns the name of a pre-training for log messages."""
     return pretraining.name or pretraining.source
 
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    """Parts of a pre-training (built on first use), and the files that its results go to."""
+    """Parts of a pre-training (built on first use), and the files to which its results are written."""
 
     work: Workspace
     pretraining: Pretraining
@@ -122,7 +122,7 @@ class _Training:
 
     @functools.cached_property
     def feed(self) -> Joined:
-        """Feeds of the objective, joined into one."""
+        """All feeds of the objective, joined into one."""
         sizes = feed_sizes(self.work, self.pretraining)
         return joined({n: (self.work.feed(d, "train", everywhere=True), size) for n, (d, size) in sizes.items()})
 
@@ -156,7 +156,7 @@ class _Training:
 
     @functools.cached_property
     def measure(self):
-        """Function that tests a model."""
+        """Function that computes the test accuracy of a model."""
         return classification(self.net, self.work.preprocessing, self.mesh, stacked=False)
 
     def step_gigaflops(self) -> float:
@@ -174,7 +174,7 @@ class _Training:
         return metrics[0]["accuracy"] if metrics else None
 
     def record(self, epoch: int, state: dict, test_accuracy: float, **measured: float) -> PretrainRow:
-        """Saves the checkpoint of an epoch, then writes its row. Numbers in `measured` that are not given are NaN."""
+        """Saves the checkpoint of an epoch, then writes its row. Numbers that are not in `measured` are NaN."""
         row = PretrainRow(
             epoch=epoch,
             source=self.pretraining.source,
@@ -192,12 +192,12 @@ class _Training:
         self.rows.append(row)
         where = f"/{self.pretraining.name}" if self.pretraining.name else ""
         for name, value in dataclasses.asdict(row).items():
-            if isinstance(value, float) and math.isfinite(value):  # there is no training loss yet at epoch 0
+            if isinstance(value, float) and math.isfinite(value):  # at epoch 0 there is no training loss yet
                 self.board.add_scalar(f"pretrain{where}/{name}", value, epoch)
         return row
 
     def restore(self, trajectory: Trajectory, number: int) -> dict:
-        """Reads the state that a trajectory holds under a number, its epoch or its step."""
+        """Reads the state that a trajectory stores under a number, which is an epoch or a step."""
         trees = trajectory.restore(number, *divide(self.objective, self.abstract))
         return join(self.objective, self.abstract, *trees)
 
@@ -215,7 +215,7 @@ def _train(training: _Training, saved: list[int]) -> None:
             seed=config.seed,
             total_steps=training.total_steps,
             what=label,
-            # The minimum, because all processes must use the same number and each has timed its own devices.
+            # The minimum, because all processes must use the same number, but each has timed only its local devices.
             max_steps=min(devices.gather(devices.max_steps_per_call(training.step_gigaflops))),
             stop=preemption.requested,
             begun=begun,
@@ -254,7 +254,7 @@ def _log_epoch(row: PretrainRow, num_epochs: int, pretraining: Pretraining) -> N
 
 
 def _initial_state(training: _Training, saved: list[int]) -> tuple[dict, dict | None]:
-    """Returns the state to train from and, in the middle of an epoch, its metrics so far (`Epoch.begun`)."""
+    """Returns the state from which to train and, within an epoch, the metrics of that epoch so far (`Epoch.begun`)."""
     label, folder = _label(training.pretraining), training.work.folder(training.pretraining)
     step = _stopped_at(folder)
     if step > (saved[-1] if saved else 0) * training.feed.steps_per_epoch:
@@ -267,13 +267,13 @@ def _initial_state(training: _Training, saved: list[int]) -> tuple[dict, dict | 
     state = training.start()
     accuracy = training.test_accuracy(state)
     if accuracy is None:
-        raise Preempted  # nothing is lost: the same command makes the same initialisation
+        raise Preempted  # nothing is lost, because the same command repeats the same initialisation
     training.record(0, state, accuracy)
     return state, None
 
 
 def _save_stopped(training: _Training, epoch: Epoch) -> None:
-    """Saves the state in a separate folder, because it is not one of the checkpoints to compare."""
+    """Saves the state in a separate folder, because it is not one of the checkpoints that are compared."""
     step = int(jax.device_get(epoch.state["step"]))
     with contextlib.closing(Trajectory(training.work.folder(training.pretraining) / STOPPED)) as stopped:
         stopped.save(step, *divide(training.objective, epoch.state), {"so_far": epoch.begun()})
@@ -294,10 +294,10 @@ def _raise_divergence(training: _Training, step: int) -> None:
 
 
 def _saved(work: Workspace, pretraining: Pretraining, rows: Rows) -> list[int]:
-    """Lists the epochs on disk, and makes sure that each has a row.
+    """Lists the epochs on disk, and makes sure that each of them has a row.
 
-    If a kill came between writing a checkpoint and its row, or checkpoints were copied from another study, the rows are
-    rebuilt from the checkpoints.
+    If the run was killed between writing a checkpoint and its row, or if checkpoints were copied from another study,
+    the missing rows are rebuilt from the checkpoints.
     """
     with contextlib.closing(Trajectory(work.folder(pretraining) / "checkpoints", alone=True)) as trajectory:
         saved = trajectory.epochs()
@@ -320,7 +320,7 @@ def _stopped_at(folder: pathlib.Path) -> int:
 
 
 def _metadata(work: Workspace, pretraining: Pretraining, row: PretrainRow) -> dict:
-    """Returns what is needed to use a checkpoint without the study's config."""
+    """Returns the metadata needed to use a checkpoint without the study's config."""
     values = {
         name: None if isinstance(v, float) and math.isnan(v) else v for name, v in dataclasses.asdict(row).items()
     }

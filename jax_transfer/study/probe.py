@@ -13,7 +13,7 @@ from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
 
 
 def run(work: Workspace) -> None:
-    """Fits linear probes on the frozen features. All checkpoints of a target train in one compiled program."""
+    """Fits linear probes on frozen features. For each target, all probes train in one compiled program."""
     rows = Rows(work.results, "transfer")
     rows.forget_failures()
     for target in work.config.targets:
@@ -50,10 +50,10 @@ def _probe_group(
     gflops: dict[int, float],
     rows: Rows,
 ) -> None:
-    """Probes checkpoints of one feature dimension together and writes their rows.
+    """Probes checkpoints with equal feature dimensions together and writes their rows.
 
     Args:
-      gflops: feature dimension -> work of a probe, see `groups.known_gflops`; an unknown one is added.
+      gflops: feature dimension -> work of a probe, see `groups.known_gflops`; a missing dimension is added.
     """
     start = time.perf_counter()
     train, test = (stack([work.features(s, target, split) for s in group]) for split in ("train", "test"))

@@ -26,7 +26,7 @@ from jax_transfer.results import RankingRow, Rows, TargetRow, to_json_dict
 from jax_transfer.study.epochs import finetuned_snapshots
 from jax_transfer.study.workspace import Workspace
 
-NUM_NAMES = 10  # the number of class names in a row
+NUM_NAMES = 10  # the number of class names that a row holds
 
 
 def run(work: Workspace, written_by: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -47,7 +47,7 @@ def describe(work: Workspace) -> str:
 
 
 def _ranking(work: Workspace) -> list[RankingRow]:
-    """Computes a row for each target, method and score, over all checkpoints of the method, scored or not."""
+    """Computes a row for each target, method and score, over all checkpoints of the method, whether scored or not."""
     transfer, scored = (Rows(work.results, name).rows for name in ("transfer", "scores"))
     measured = with_metrics(map(to_json_dict, transfer), work.metrics)
     ranking = []
@@ -58,7 +58,7 @@ def _ranking(work: Workspace) -> list[RankingRow]:
                 values.setdefault(row.score, {})[row.checkpoint] = row.value
         if (
             values
-        ):  # a score that no checkpoint has, such as LEEP without a head over classes, gets a row without values
+        ):  # a score without any value, such as LEEP for models that have no classification head, also gets a row
             values = {**{score: {} for score in work.config.scores}, **values}
         for method in dict.fromkeys(row.method for row in transfer if row.target == target):
             expected = finetuned_snapshots(work.config, target) if method == "finetune" else work.snapshots
@@ -73,9 +73,9 @@ def _ranking(work: Workspace) -> list[RankingRow]:
 
 
 def record_targets(work: Workspace) -> None:
-    """Writes results/targets.jsonl, with what the report shows about the targets: it does not open their data.
+    """Writes results/targets.jsonl, so that the report can describe the targets without opening their data.
 
-    Rows of targets that only an earlier run evaluated are kept.
+    Rows for targets that only an earlier run evaluated are kept.
     """
     new = []
     for target in work.config.targets:
@@ -104,9 +104,9 @@ def ranking_row(
     (1.0, 1.0, 3)
 
     Args:
-      scores, accuracies: [k], of all checkpoints of the study; NaN (or None) where a checkpoint has none. If there is a
-        gap, the correlations, Recall@k, Rel@k and regret, which need all checkpoints, are NaN.
-      metric: what the accuracies are, a key of `records.METRICS`.
+      scores, accuracies: [k], one for each checkpoint of the study; NaN (or None) if a checkpoint has none. If any is
+        missing, the correlations, Recall@k, Rel@k and regret, which need all checkpoints, are NaN.
+      metric: the metric of the accuracies, a key of `records.METRICS`.
     """
     choose(METRICS, metric, "metric")
     scores, accuracies = paired(scores, accuracies)

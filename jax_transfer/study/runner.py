@@ -42,7 +42,7 @@ def run(config: StudyConfig, workdir: str | pathlib.Path) -> pathlib.Path:
         plan.show(work)
         for name, stage in STAGES.items():
             if name in config.stages:
-                devices.wait_for_all(name)  # all processes have written the results of the stage before
+                devices.wait_for_all(name)  # all processes have written the results of the previous stage
                 preemption.stop_if_requested()
                 log.info("Stage %s", name)
                 stage.run(work)
@@ -60,7 +60,7 @@ def open_workdir(config: StudyConfig, workdir: pathlib.Path):
       The lock, see `results.lock_workdir`.
 
     Raises:
-      InputError: if the directory cannot be locked, or if it was made with a config whose results would differ.
+      InputError: if the directory cannot be locked, or if it was made with a config that gives different results.
     """
     lock = lock_workdir(workdir)
     path, new = workdir / "config.json", to_json(config)

@@ -1,4 +1,4 @@
-"""The "scores" stage: scores all checkpoints of a target together, from features or by early-stopped fine-tuning."""
+"""The "scores" stage: scores all checkpoints on a target together, from features or by early-stopped fine-tuning."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 
 
 def run(work: Workspace) -> None:
-    """Computes transferability scores on the training images of each target. Failures get a row with the reason."""
+    """Computes transferability scores on the training images of each target. A failure gets a row with the reason."""
     rows = Rows(work.results, "scores")
     rows.forget_failures()
     for target in work.config.targets:
@@ -40,7 +40,7 @@ def describe(work: Workspace) -> str:
 
 
 def gigaflops(work: Workspace) -> float:
-    """Computes the work of early-stopped fine-tuning, in GFLOP. Scores from features take little in comparison."""
+    """Computes the work of early-stopped fine-tuning, in GFLOP. Scores from features take little work in comparison."""
     early = max(early_epochs(work.config.scores), default=0)
     total = 0.0
     for (model, target), step in estimates.finetune_step_gigaflops(work).items() if early else ():
@@ -50,7 +50,7 @@ def gigaflops(work: Workspace) -> float:
 
 
 def _missing_scores(work: Workspace, target: str, rows: Rows):
-    """Yields (snapshot, score, {value, seconds, gflops, error}) for those without a row yet; early stopping is last."""
+    """Yields (snapshot, score, {value, seconds, gflops, error}) for each missing row; early stopping comes last."""
     need_head = [name for name, score in SCORES.items() if score.needs == "logits"]
     missing = {
         name: [
@@ -78,7 +78,7 @@ def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: 
     Scores that need training are tested on the same held-out images as early-stopped fine-tuning.
 
     Args:
-      gflops: feature dimension -> work of a checkpoint that already has the score, see `groups.known_gflops`.
+      gflops: feature dimension -> work of a checkpoint that already has a row, see `groups.known_gflops`.
     """
     train = work.source(target, "train")
     num_classes, held_out = train.num_classes, stratified_split(train.labels)[1]
@@ -105,9 +105,10 @@ def _by_features(work: Workspace, snapshots: list[Snapshot], target: str, name: 
 
 
 def _by_finetuning(work: Workspace, missing: dict[str, list[Snapshot]], target: str):
-    """Yields (snapshot, score, {value, seconds, gflops, error}) of early-stopped fine-tuning on a part of the images.
+    """Yields (snapshot, score, {value, seconds, gflops, error}) from early-stopped fine-tuning on some of the images.
 
-    One training of a checkpoint gives all its missing scores. Checkpoints that need equally many epochs train together.
+    One training run of a checkpoint gives all its missing scores. Checkpoints that need the same number of epochs
+    train together.
     """
     tuning = settings.finetune_settings(work.config, target)
     missing_of = {s: [name for name in missing if s in missing[name]] for s in work.snapshots}

@@ -21,7 +21,7 @@ from jax_transfer.transfer.probe import ProbeSettings
 
 @dataclasses.dataclass(frozen=True)
 class FeedSettings:
-    """An entry of `config.pretrain.feeds`: a further data set that an objective trains on."""
+    """An entry of `config.pretrain.feeds`: an additional data set on which an objective trains."""
 
     dataset: str
     # Global: over all devices.
@@ -39,10 +39,10 @@ class PretrainSettings:
     # Keys of jax_transfer.data.augment.AUGMENTATIONS and jax_transfer.data.mixing.MIXINGS, applied in this order on the
     # device.
     augment: tuple[Augmentation, ...] = ("pad_crop", "flip")
-    # Decay per step of a moving average of the weights, which is then evaluated and transferred. 0: no average.
+    # Decay per step of a moving average of the weights. If not 0, the averaged weights are evaluated and transferred.
     ema_decay: Probability = 0.0
     optimizer: OptimizerSettings = OptimizerSettings(weight_decay=5e-4, schedule="cosine")  # noqa: RUF009  frozen
-    # Data sets that the objective trains on in addition to config.source.dataset, by the objective's names for them:
+    # Data sets on which the objective trains in addition to config.source.dataset, keyed by the objective's names:
     # {"unlabelled": {"dataset": "tfds:cifar10", "batch_size": 64}}.
     feeds: dict[str, FeedSettings] = dataclasses.field(default_factory=dict)
 
@@ -58,11 +58,11 @@ class SpectralSettings:
     checkpoint.
     """
 
-    # Number of images whose features are decomposed together, as in the paper; unset: the whole data set.
+    # Number of images whose features are decomposed together, as in the paper. If unset, the whole data set.
     batch_size: Count | None = 128
     # Training epochs of the probes on the components.
     epochs: Count = 50
-    # Number of test images that t-SNE shows; 0 to leave t-SNE out.
+    # Number of test images in the t-SNE embeddings; 0 leaves t-SNE out.
     embedded_images: Annotated[
         int, Rule(lambda x: x == 0 or 4 <= x <= MOST_POINTS, f"be 4 to {MOST_POINTS:,}, or 0 to leave t-SNE out")
     ] = 2000
@@ -82,7 +82,7 @@ class DataSettings:
     # Number of threads that read and decode images while streaming.
     num_threads: Few = NUM_THREADS
     eval_batch_size: Count = 512
-    # error: stop at a corrupt image; skip: leave corrupt images out, and log their names and number.
+    # error: stop at the first corrupt image. skip: leave out corrupt images, and log their names and number.
     on_corrupt: Annotated[str, OneOf(dict.fromkeys(ON_CORRUPT), "treatment of corrupt images")] = "error"
 
     def __post_init__(self):
@@ -90,7 +90,7 @@ class DataSettings:
 
 
 def models(config: StudyConfig) -> dict[str, dict]:
-    """Returns the models to pre-train: label -> the name in MODELS and the settings that are not unset.
+    """Returns the models to pre-train: label -> its name in MODELS and all settings that are set.
 
     The label is the name in MODELS, followed by the settings if several models have the same name.
 
@@ -111,7 +111,7 @@ def models(config: StudyConfig) -> dict[str, dict]:
         _check_model(settings, where, list(first))
         label = "_".join([settings["name"], *(_format(v) for n, v in sorted(settings.items()) if n != "name")])
         if label in by_label:
-            raise InputError(f"config.model names {label} twice.")
+            raise InputError(f"config.model lists {label} twice.")
         by_label[label] = settings
     names = [settings["name"] for settings in by_label.values()]
     return {s["name"] if names.count(s["name"]) == 1 else label: s for label, s in by_label.items()}
@@ -133,8 +133,8 @@ def _check_model(settings: dict, where: str, fields: list[str]) -> None:
         if name not in parameters:
             valid = [field for field in fields if field in parameters]
             raise InputError(
-                f"{where}.{name} = {settings[name]!r}: {settings['name']} has no {name}; leave it unset, "
-                f'--{where}.{name}="". It has {", ".join(valid) or "no settings"}.'
+                f"{where}.{name} = {settings[name]!r}: {settings['name']} has no {name}; leave it unset with "
+                f'--{where}.{name}="". The settings of {settings["name"]} are: {", ".join(valid) or "none"}.'
             )
 
 
@@ -143,7 +143,7 @@ def _format(value) -> str:
 
 
 def sources(config: StudyConfig) -> list[str]:
-    """Lists the data sets to pre-train on, each with its own trajectory.
+    """Lists the data sets for pre-training, each of which gives a separate trajectory.
 
     >>> from jax_transfer.study.config import default_config
     >>> sources(default_config())
@@ -230,7 +230,7 @@ def objective_settings(config: StudyConfig) -> dict:
 
 
 def _of_target(kind: type, config: StudyConfig, part: Literal["probe", "finetune"], target: str):
-    """Returns the settings of a section of the config, with the values that `config.overrides` has for a target."""
+    """Returns the settings of a section of the config, with the values from `config.overrides` for a target."""
     values = config[part].to_dict()
     override = config.overrides.to_dict().get(target, {}).get(part, {})
     where = f"config.overrides[{target!r}].{part}" if override else f"config.{part}"

@@ -1,4 +1,4 @@
-"""The tiny study that the smoke variants of the configs start from, so that all of them share one pre-training."""
+"""The tiny study from which the smoke variants of the configs start, so that all of them share one pre-training."""
 
 from jax_transfer.fields import StudyConfig
 from jax_transfer.study.config import default_config
@@ -7,9 +7,9 @@ from jax_transfer.study.config import default_config
 def tiny(config: StudyConfig) -> StudyConfig:
     """Shrinks a study to two epochs of a narrow ResNet-10 on CIFAR-10, transferred to MNIST.
 
-    Stages, scores and probing methods stay those of the study, as do optimizer, schedule and augmentation of
-    fine-tuning. Two studies shrunk this way train the same models on the same images: a working directory of one serves
-    the pre-training of the other.
+    The stages, scores and probing methods of the study are kept, as are the optimizer, schedule and augmentation of its
+    fine-tuning. Any two studies that are shrunk in this way pre-train the same models on the same images, so one can
+    reuse the pre-training in the working directory of the other.
 
     Returns:
       The same config, changed in place.

@@ -1,7 +1,7 @@
 """The "spectral" stage: spectral components, similarities and t-SNE embeddings of the features of each checkpoint.
 
-It runs on the features before fine-tuning (`pretrained`) and, if the checkpoints were fine-tuned, after it
-(`finetuned`), as Table 1 and Figures 4 and 5 of "Towards Inadequately Pre-trained Models" require.
+It analyses the features before fine-tuning (`pretrained`) and, if the checkpoints were fine-tuned, also those after
+fine-tuning (`finetuned`), as Table 1 and Figures 4 and 5 of "Towards Inadequately Pre-trained Models" require.
 """
 
 import functools
@@ -33,7 +33,7 @@ from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
 
 COMPONENTS = ("full", "main", "residual")
-SIMILARITY_IMAGES = 1000  # number of test images that checkpoints are compared on
+SIMILARITY_IMAGES = 1000  # number of test images on which checkpoints are compared
 SPECTRUM_POINTS = 60  # number of singular values in a row, evenly spaced on a logarithmic axis
 COMPONENT_BATCH_SIZE = 128  # batch size of the probes on the components
 
@@ -92,7 +92,7 @@ def _explain(work: Workspace, target: str, stage: str, snapshots: list[Snapshot]
     rows = Rows(work.results, "spectral")
     missing = _missing(work, target, stage, snapshots)
     for group in groups.by_feature_dim(work, missing, target, copies=len(COMPONENTS) + 1):
-        load_once = functools.cache(load)  # the features of a group are read once for components and spectra
+        load_once = functools.cache(load)  # reads the features of a group once for both components and spectra
         valid = [snapshot for snapshot in group if _is_valid(work, target, stage, snapshot, load_once, rows)]
         _components(work, target, stage, valid, load_once, rows)
         _spectra(work, target, stage, valid, load_once)
@@ -113,7 +113,7 @@ def _is_valid(work: Workspace, target: str, stage: str, snapshot: Snapshot, load
 
 
 def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load, rows: Rows) -> None:
-    """Probes the full features and the main and residual components of each batch of images, as in Table 1."""
+    """Probes the full features and their main and residual components, computed batch by batch, as in Table 1."""
     missing = [s for s in snapshots if not all((s.name, target, stage, c) in rows for c in COMPONENTS)]
     if not missing:
         return
@@ -145,11 +145,11 @@ def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
 def _stacked_components(
     work: Workspace, target: str, split: str, snapshots: list[Snapshot], load: Load
 ) -> tuple[tuple[jax.Array, jax.Array | np.ndarray], list[dict[str, float]]]:
-    """Returns the components of the features of k checkpoints, in a random order of the images.
+    """Returns the components of k checkpoints' features, with the images in random order.
 
     Returns:
-      (components [3 k, n, d], in the order of COMPONENTS for each checkpoint; labels [n]), and for each checkpoint
-      component -> rank, the mean over batches.
+      ((components, labels), ranks). components: [3 k, n, d], in the order of COMPONENTS for each checkpoint;
+      labels: [n]; ranks: for each checkpoint, component -> rank averaged over batches.
     """
     batch_size = work.config.spectral.batch_size
     order = np.random.default_rng(work.config.seed).permutation(len(work.source(target, split)))
@@ -200,7 +200,7 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
 
     def stack_features(part: list[Snapshot]) -> jax.Array:
         features = [load(snapshot, "test").features[images] for snapshot in part]
-        # Padding with columns of zeros changes neither similarity.
+        # Padding with columns of zeros changes neither of the two similarities.
         return jnp.stack([np.pad(x, ((0, 0), (0, widest - x.shape[1]))) for x in features])
 
     n = len(images)
@@ -220,7 +220,7 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
 
 
 def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
-    """Writes t-SNE embeddings of the epochs in Table 1: for each pre-training the best one for FE and the last."""
+    """Writes t-SNE embeddings for the epochs in Table 1: each pre-training's best epoch for FE and its last epoch."""
     rows = Rows(work.results, "embedding")
     results = {
         name: with_metrics(map(to_json_dict, Rows(work.results, name).rows), work.metrics)
@@ -231,7 +231,7 @@ def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
     chosen = [snapshot for snapshot in snapshots if snapshot.epoch in shown[snapshot.pretraining.name]]
     names = [snapshot.name for snapshot in chosen]
     kept = [row for row in rows.rows if (row.target, row.stage) != (target, stage) or row.checkpoint in names]
-    if len(kept) < len(rows.rows):  # another epoch was the best one before
+    if len(kept) < len(rows.rows):  # a different epoch was the best one in an earlier run
         rows.replace(kept)
     for snapshot in chosen:
         if (snapshot.name, target, stage) in rows:
@@ -252,6 +252,6 @@ def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
 
 
 def _some_images(work: Workspace, target: str, count: int) -> np.ndarray:
-    """Returns the indices of random test images, the same for all checkpoints."""
+    """Returns indices of random test images, which are the same for all checkpoints."""
     n = len(work.source(target, "test"))
     return np.sort(np.random.default_rng(work.config.seed).permutation(n)[:count])

@@ -9,13 +9,13 @@ from jax_transfer.study.workspace import Workspace
 
 
 class Stage(NamedTuple):
-    """Functions and outputs of a stage.
+    """The functions of a stage, and the files that it writes.
 
     Attributes:
       run: computes what is missing in the working directory.
-      writes: the files in `results/` that it adds rows to, keys of `results.ROWS`.
+      writes: the files in `results/` to which it adds rows, as keys of `results.ROWS`.
       describe: returns the description of the stage for the plan.
-      gigaflops: returns the work of its forward passes and training steps, for the time in the plan; NaN if unknown.
+      gigaflops: returns the GFLOP of its forward passes and training steps, for the times in the plan; NaN if unknown.
     """
 
     run: Callable[[Workspace], None]

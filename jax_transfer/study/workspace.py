@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def kept(most: int | None = None):
-    """Caches the results of a method of `Workspace`, at most `most` of them, until the workspace is closed."""
+    """Caches up to `most` results of a method of `Workspace`, until the workspace is closed."""
 
     def decorate(method: Callable[Concatenate["Workspace", P], T]) -> Callable[Concatenate["Workspace", P], T]:
         name = method.__name__
@@ -57,7 +57,7 @@ class Workspace:
       sources: the data sets to pre-train on.
       snapshots: the checkpoints to evaluate.
       features_of: the cache of features, called with a checkpoint and a source.
-      caches: the cached results of methods that are decorated with `kept`.
+      caches: the cached results of the methods decorated with `kept`.
     """
 
     def __init__(self, config: StudyConfig, workdir: pathlib.Path):
@@ -80,7 +80,7 @@ class Workspace:
     def source(self, dataset: str, split: str) -> Source:
         """Returns a split of a data set: "train" or "test", or a part of "train" ("fit" or "held_out").
 
-        Scores that need training are trained on "fit" and tested on "held_out".
+        Scores that need training train on "fit" and test on "held_out".
         """
         if split in ("fit", "held_out"):
             train = self.source(dataset, "train")
@@ -89,7 +89,7 @@ class Workspace:
         return load_source(dataset, split, seed=self.config.seed, on_corrupt=self.config.data.on_corrupt)
 
     def metric(self, target: str) -> str:
-        """Returns the metric of a target, a key of `records.METRICS`: from the config, or else what papers report."""
+        """Returns the metric of a target, a key of `records.METRICS`: the one in the config, or else the usual one."""
         return self.config.metrics.get(target) or self.source(target, "train").metric
 
     @property
@@ -101,7 +101,7 @@ class Workspace:
         """Returns the feed of a split, with images of the size that `config.preprocessing` needs.
 
         Args:
-          everywhere: put it on the devices of all processes, which must then all call this.
+          everywhere: whether to place it on the devices of all processes, all of which must then call this method.
         """
         everywhere = everywhere and jax.process_count() > 1
         return self._feed(self.source(dataset, split), self.preprocessing, everywhere)
@@ -147,7 +147,7 @@ class Workspace:
         return OBJECTIVES[config.objective](net, tuple(config.augment), **settings.objective_settings(self.config))
 
     def folder(self, pretraining: Pretraining) -> pathlib.Path:
-        """Returns the folder with the `checkpoints/` of a pre-training; that of the first is the working directory."""
+        """Returns the folder of a pre-training's `checkpoints/`, which for the first one is the working directory."""
         first = pretraining == self.pretrainings[0]
         return self.workdir if first else self.workdir / "others" / pretraining.name
 
@@ -157,10 +157,10 @@ class Workspace:
 
     @kept()
     def checkpoint(self, snapshot: Snapshot) -> Checkpoint:
-        """Returns a checkpoint of the study after its pre-training. The weights are read when they are needed.
+        """Returns a pre-trained checkpoint of the study. Its weights are read only when they are needed.
 
         Raises:
-          InputError: if there is no checkpoint of the epoch.
+          InputError: if there is no checkpoint for the epoch.
         """
         pretraining, trajectory = snapshot.pretraining, self._trajectory(snapshot.pretraining)
         epochs = trajectory.epochs()
@@ -187,15 +187,15 @@ class Workspace:
         return trajectory.restore_model(snapshot.epoch, net, devices.replicated(self.mesh))
 
     def features(self, snapshot: Snapshot, dataset: str, split: str) -> Features:
-        """Returns the features of a split of a data set, from the cache if it has them."""
+        """Returns a checkpoint's features of a split of a data set, from the cache if it contains them."""
         return self.features_of(self.checkpoint(snapshot), self.source(dataset, split))
 
     def gigaflops_per_image(self, pretraining: Pretraining) -> float:
-        """Computes the work of a forward pass of one image, in GFLOP."""
+        """Computes the work of a forward pass on one image, in GFLOP."""
         return self.features_of.gigaflops_per_image(self.source_net(pretraining), self.preprocessing)
 
     def transfer_row(self, snapshot: Snapshot, target: str, method: str, seed: int, **measured) -> TransferRow:
-        """Makes a row of results/transfer.jsonl. Numbers that are not given are NaN."""
+        """Makes a row of results/transfer.jsonl. Numbers that are not in `measured` are NaN."""
         numbers = ("learning_rate", "accuracy", "mean_class_accuracy", "seconds", "gflops")
         return TransferRow(
             checkpoint=snapshot.name,

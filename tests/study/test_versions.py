@@ -118,7 +118,7 @@ def test_rows_of_a_newer_version_are_refused(file, read, tmp_path):
     assert path.read_bytes() == before
     for wrong in ("2", 1.0, True, 0, -1, [2]):
         path.write_text(line(make_row(file, 0), wrong))
-        with pytest.raises(InputError, match=r"version .*expected a whole number from 1"):
+        with pytest.raises(InputError, match=r"version .*expected a whole number of at least 1"):
             read(path)
 
 
