@@ -1,7 +1,7 @@
 """Inception v3 (Szegedy et al., 2016, arXiv:1512.00567) without its auxiliary head, as in torchvision.
 
-Average pools divide by 9 at the edges too, as in torchvision (TF-slim does not count the padding). `width` multiplies all
-channels, with a minimum of 16.
+Average pools divide by 9 at the edges too, as in torchvision (TF-slim does not count the padding). `width` multiplies
+all channels, with a minimum of 16.
 """
 
 import functools

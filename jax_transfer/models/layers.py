@@ -95,7 +95,7 @@ def conv(features_in, features_out, size, stride, dtype, rngs, *, padding=None, 
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, BatchNorm (eps 1e-3) and ReLU: the unit of the Inception nets, with torchvision's parameter names."""
+    """Convolution, BatchNorm (eps 1e-3) and ReLU: the unit of the Inception nets, with torchvision's names."""
 
     def __init__(self, features_in, features_out, size, stride=1, padding=None, *, dtype, rngs: nnx.Rngs):
         self.conv = conv(features_in, features_out, size, stride, dtype, rngs, padding=padding)

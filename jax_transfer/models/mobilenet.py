@@ -81,7 +81,7 @@ class MobileNetV1(nnx.Module):
 
 
 def _conv_norm(features_in, features_out, size, stride, dtype, rngs, groups=1) -> nnx.List:
-    """Returns the list of a convolution and a BatchNorm, whose names in a checkpoint are 0 and 1; `_relu6` applies it."""
+    """Returns [convolution, BatchNorm], whose names in a checkpoint are 0 and 1; `_relu6` applies them."""
     layer = conv(features_in, features_out, size, stride, dtype, rngs, groups=groups)
     return nnx.List([layer, BatchNorm(features_out, dtype=dtype)])
 

@@ -30,12 +30,12 @@ class Stem(NamedTuple):
 
     @property
     def min_image_size(self) -> int:
-        """Side in pixels of the smallest image that fills one pixel of the last stage; the stages have a total stride of 8."""
+        """Side in pixels of the smallest image that fills a pixel of the last stage; the stages' total stride is 8."""
         return 8 * self.stride * (2 if self.pool else 1)
 
 
-# The shapes of weights show only the kernel size of the first convolution. "imagenet" is assumed for 7x7 and "cifar" for
-# 3x3, since these are the most common stems.
+# The shapes of weights show only the kernel size of the first convolution. "imagenet" is assumed for 7x7 and "cifar"
+# for 3x3, since these are the most common stems.
 STEMS = {
     "imagenet": Stem(7, 2, True),
     "cifar": Stem(3, 1, False),
@@ -186,7 +186,7 @@ def _build(name, stage_sizes, block, num_classes, dtype, stem, width, zero_init_
 
 
 def width_and_stem_from_shapes(first: str, state: Mapping) -> dict:
-    """Infers {"width": ..., "stem": ...} from the kernel [o, 3, h, w] of the first convolution, named `first` in `state`."""
+    """Infers the width and the stem from the kernel [o, 3, h, w] of the first convolution, named `first` in `state`."""
     kernel = state.get(first)
     if kernel is None or kernel.ndim != 4:
         return {}

@@ -27,7 +27,8 @@ class Spec:
 
     Attributes:
       make: takes num_classes (0: a net without a head), dtype ("float32" or "bfloat16") and the settings of its family
-        (`stem`, `width`, `image_size`, ...), of which only num_classes is required; calls with equal arguments return the same Net object.
+        (`stem`, `width`, `image_size`, ...). Only num_classes is required. Calls with equal arguments return the same
+        Net object.
       min_image_size: smallest height and width, in pixels, with the default settings.
       patch: side of a patch, in pixels; None for a convolutional net.
       released: maps the beginning of the name of a released file, in lower case and with all other characters replaced

@@ -1,11 +1,10 @@
-"""Tokens-to-Token Vision Transformer (Yuan et al., 2021, arXiv:2101.11986), with the layout and parameter names
-of the released weights.
+"""Tokens-to-Token Vision Transformer (Yuan et al., 2021, arXiv:2101.11986), with the released layout and parameter names.
 
-Three soft splits (overlapping patches), with a small token layer after each of the first two, reduce the image to a grid
-with 1/16 of its side; a narrow and deep Vision Transformer follows. The token layers use self-attention in
-`t2t_vit_t_14`, and the kernel attention of the Performer in `t2t_vit_14`. As in the released code (github.com/yitu-opensource/T2T-ViT), every
-LayerNorm has eps 1e-5, the qkv layers of the backbone have no bias, and the shortcut around the attention
-of a token layer adds the values v instead of the input, which is wider than the output.
+Three soft splits (overlapping patches), with a small token layer after each of the first two, reduce the image to a
+grid with 1/16 of its side; a narrow and deep Vision Transformer follows. The token layers use self-attention in
+`t2t_vit_t_14` and the kernel attention of the Performer in `t2t_vit_14`. As in the released code
+(github.com/yitu-opensource/T2T-ViT), every LayerNorm has eps 1e-5, the qkv layers of the backbone have no bias, and the
+shortcut around the attention of a token layer adds the values v instead of the input, which is wider than the output.
 
 Some arrays of a released file are not trained: the position embedding `pos_embed` (sinusoids) and the random directions
 of the Performer, `tokens_to_token/attention{1,2}/w`. They are kept in `stats`, so that no weight decay applies to them.
@@ -57,10 +56,10 @@ def sinusoids(n: int, d: int) -> Float[np.ndarray, "1 n d"]:
 
 
 def soft_split(x: Float[Array, "b h w c"], size: int, stride: int, padding: int) -> Float[Array, "b m p"]:
-    """Returns all patches, row by row; the values of a patch are ordered by channel, row, column, as in `torch.nn.Unfold`.
+    """Returns all patches, row by row; each is ordered by channel, row, column, as in `torch.nn.Unfold`.
 
-    Patches are built by slicing rows and then columns, because the gradient of `conv_general_dilated_patches` is ten times
-    slower on a CPU, and taking one slice per pixel of a patch takes five times longer to compile.
+    Patches are built by slicing rows and then columns, because the gradient of `conv_general_dilated_patches` is ten
+    times slower on a CPU, and taking one slice per pixel of a patch takes five times longer to compile.
 
     >>> soft_split(jnp.zeros((1, 8, 8, 3)), size=3, stride=2, padding=1).shape
     (1, 16, 27)
@@ -150,7 +149,7 @@ TOKEN_LAYERS = {"transformer": TokenTransformer, "performer": TokenPerformer}
 
 
 class TokensToToken(nnx.Module):
-    """Turns images into tokens: soft splits of 7/4/2, 3/2/1 and 3/2/1 (size/stride/padding), token layers in between."""
+    """Turns images into tokens: soft splits of 7/4/2, 3/2/1, 3/2/1 (size/stride/padding), token layers in between."""
 
     def __init__(self, token_layer: str, token_dim: int, dim: int, *, dropout: float, dtype, rngs: nnx.Rngs):
         options = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
@@ -209,10 +208,10 @@ def _t2t_vit(
         kernel of the Performer, features and logits are always float32.
       image_size: height and width of the images in pixels, a multiple of 16.
       dropout: dropout rate of the embedded tokens and in the blocks of the backbone, in training.
-      stochastic_depth: probability of skipping each half of the last block, in training. The released weights were trained
-        with 0.1.
-      token_dropout: dropout rate in the token layers, in training. By default 0.1 for t2t_vit_14, since the Performer of
-        the released code always uses it, and 0 for t2t_vit_t_14.
+      stochastic_depth: probability of skipping each half of the last block, in training. The released weights were
+        trained with 0.1.
+      token_dropout: dropout rate in the token layers, in training. By default 0.1 for t2t_vit_14, since the Performer
+        of the released code always uses it, and 0 for t2t_vit_t_14.
 
     Raises:
       InputError: if an argument is invalid.
