@@ -1,4 +1,4 @@
-"""Tokens-to-Token Vision Transformer (Yuan et al., 2021, arXiv:2101.11986), with the released layout and parameter names.
+"""Tokens-to-Token Vision Transformer (Yuan et al., 2021, arXiv:2101.11986), with the layout and names of the release.
 
 Three soft splits (overlapping patches), with a small token layer after each of the first two, reduce the image to a
 grid with 1/16 of its side; a narrow and deep Vision Transformer follows. The token layers use self-attention in
