@@ -66,8 +66,9 @@ def _random_window(key, images, size):
 def resized_crop(key, images, preprocessing, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
     """Crops a random rectangle and resizes it to `preprocessing.image_size`.
 
-    This is the usual recipe for ImageNet (Szegedy et al., 2015). The area is a uniform fraction of the image and the aspect ratio (width / height) is log-uniform. A rectangle that
-    is higher or wider than the image is clipped to it.
+    This is the usual recipe for ImageNet (Szegedy et al., 2015). The area is a uniform fraction of the
+    image and the aspect ratio (width / height) is log-uniform. A rectangle that is higher or wider than the image is
+    clipped to it.
 
     Args:
       area: smallest and largest fraction of the image's area.

@@ -33,8 +33,8 @@ UPRIGHT = {
 def pixels_only(data: bytes) -> tuple[bytes, int]:
     """Removes the metadata of a PNG, JPEG, WebP or TIFF file; other files are returned unchanged.
 
-    Only the first image of an animated PNG or multi-page TIFF is kept. If a file is truncated or malformed, everything from
-    that point on is kept unchanged and left to the decoder.
+    Only the first image of an animated PNG or multi-page TIFF is kept. If a file is truncated or malformed, everything
+    from that point on is kept unchanged and left to the decoder.
 
     Args:
       data: the bytes of the file.

@@ -229,7 +229,8 @@ def test_skip_names_a_class_without_readable_images(split_animals):
     for path in (split_animals / "train" / "dog").iterdir():
         path.write_bytes(b"")
     with pytest.raises(
-        InputError, match=r"no image of class 'dog' in the train split can be read; the first one: .*the file is empty"
+        InputError,
+        match=r"no image of class 'dog' in the train split can be read; the first error: .*the file is empty",
     ):
         load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
 
