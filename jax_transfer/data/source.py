@@ -149,7 +149,7 @@ def from_arrays(images, labels, name="arrays", split="train", class_names=None) 
     labels = np.asarray(labels)
     if len(images) == 0 or labels.shape != (len(images),):
         raise InputError(
-            f"{name}: expected at least one image, and one label per image, got {len(images)} images and "
+            f"{name}: expected at least one image, and one label for each image, got {len(images)} images and "
             f"labels of shape {list(labels.shape)}."
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:

@@ -107,9 +107,7 @@ def _parse_name(name: str):
     pairs = [pair.split("=") for pair in tail.split("&")]
     if len({key for key, _ in pairs}) < len(pairs):
         raise InputError(f"{name!r}: an option is given twice; give each option once.")
-    pairs.sort(
-        key=lambda pair: pair[0] != "classes"
-    )  # classes come first: the other options apply to the images that are left
+    pairs.sort(key=lambda pair: pair[0] != "classes")  # classes come first, since the others apply to what is left
     for key, text in pairs:
         option = choose(OPTIONS, key, f"option (in {name!r})")
         try:
@@ -178,9 +176,7 @@ def _load_folder(rest: str, split: str, on_corrupt: str) -> Source:
         raise InputError(f"folder:{rest}: {error}") from error
     paths, labels = folder.splits[split]
     if not paths:
-        raise InputError(
-            f"{root}: no class has 2 images, so none can be used for testing; add images or a test folder."
-        )
+        raise InputError(f"{root}: no class has 2 images, so none is left for testing; add images or a test folder.")
     paths, labels, notes = _without_damaged(findings, split)
     fingerprint = content_hash(
         split, *folder.class_names, *(content[path] for path in paths), str(DECODING_VERSION), str(findings.depth)

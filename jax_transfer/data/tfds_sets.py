@@ -25,7 +25,7 @@ def unknown_tfds_name(name: str) -> InputError:
     entry = catalog.find(name)
     if entry and entry.layout:
         return InputError(
-            f"TFDS cannot build {name!r}. Set TFDS_DATA_DIR to the folder that contains the prepared data set, or load it as "
+            f"TFDS cannot build {name!r}. Set TFDS_DATA_DIR to the folder with the prepared data set, or load it as "
             f"folder:DIR with the layout {entry.layout}."
         )
     names = {*tfds.list_builders(with_community_datasets=False), *catalog.CATALOG}
@@ -82,7 +82,7 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
     except (
         NotImplementedError,
         FileNotFoundError,
-    ) as error:  # the data set is prepared as TFRecord, or files are missing
+    ) as error:  # prepared as TFRecord, or files are missing
         raise absent from error
     source = Source(
         f"tfds:{rest}",
@@ -98,7 +98,7 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         source = subset(source, stratified_split(source.labels)[SPLITS.index(split)])
         notes.append(f"It has only one split ({only}): a fifth of each class is used for testing.")
     if not len(source):
-        raise InputError(f"tfds:{rest}: no class has 2 images, so none can be used for testing.")
+        raise InputError(f"tfds:{rest}: no class has 2 images, so none is left for testing.")
     return dataclasses.replace(source, notes=(*notes, *_notes_on_sample(source)))
 
 
@@ -129,5 +129,5 @@ def _read_tfds(data_source, indices):
 
 
 def _not_noise(record: logging.LogRecord) -> bool:
-    """Returns False for two messages of TFDS: on the speed of reading, and on missing files, which we report ourselves."""
+    """Returns False for two messages of TFDS: on reading speed, and on missing files, which we report ourselves."""
     return "created with group size" not in str(record.msg) and "Variant folder" not in str(record.msg)

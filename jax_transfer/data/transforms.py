@@ -1,4 +1,4 @@
-"""Decodes and resizes images on the host: any image file or array becomes a uint8 RGB square of one size for the device.
+"""Decodes and resizes images on the host: every image file or array becomes a uint8 RGB square of the same size.
 
 The model sees the same pixels as after torchvision's Resize and CenterCrop. `crop_start` computes where a centre crop
 begins, both for the square that the host keeps and for the part of this square that the device crops.
@@ -41,14 +41,14 @@ DECODE_ERRORS = (
 # Ghostscript for one of them.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
 
-# Part of the fingerprint of data sets, since two versions may decode the same file to different pixels. Version 2 ignores
-# the metadata of files, places transparent images on white, and keeps weak 16-bit values visible.
+# Part of the fingerprint of data sets, since two versions may decode the same file to different pixels. Version 2
+# ignores the metadata of files, places transparent images on white, and keeps weak 16-bit values visible.
 DECODING_VERSION = 2
 
 MOST_BYTES = 2**31  # size of the largest file that is read
 
-# An image whose 16-bit values are all below this uses less than 1/16 of their range: its values have 8 to 12 bits and are
-# stored with 16.
+# An image whose 16-bit values are all below this uses less than 1/16 of their range: its values have 8 to 12 bits and
+# are stored with 16.
 WEAK_PEAK = 2**12
 
 # The largest side of the square to which images are resized.
@@ -94,7 +94,8 @@ class Preprocessing:
             )
         if not (_numbers(self.mean, 3) and _numbers(self.std, 3) and min(self.std) > 0):
             raise InputError(
-                f"preprocessing.mean and .std must each be three numbers, with std > 0, got {self.mean!r} and {self.std!r}."
+                f"preprocessing.mean and .std must each be three numbers, with std > 0, got {self.mean!r} and "
+                f"{self.std!r}."
             )
         if not isinstance(self.interpolation, str):
             raise InputError(f"preprocessing.interpolation must be a string, got {self.interpolation!r}.")
@@ -114,7 +115,7 @@ class Preprocessing:
         return Preprocessing(self.image_size, self.crop_fraction, interpolation=self.interpolation)
 
     def square(self, image: np.ndarray) -> np.ndarray:
-        """Resizes an image [h, w, c] to uint8 [host_size, host_size, 3], see `resize_square`; this is the host's work."""
+        """Does the host's work: resizes an image [h, w, c] to uint8 [host_size, host_size, 3], see `resize_square`."""
         return resize_square(image, self.host_size, self.interpolation, self.image_size)
 
     def to_json(self) -> dict:
@@ -174,9 +175,9 @@ def sixteen_bit_depth(peak: int) -> int:
 def to_uint8_rgb(image: np.ndarray, depth: int = 16) -> np.ndarray:
     """Converts gray [h, w] or [h, w, 1], RGB [h, w, 3] or RGBA [h, w, 4] pixels to uint8 [h, w, 3].
 
-    Transparent images are placed on white, or on black if only the transparency varies and a white background would give
-    a single colour (a white drawing). Transparency that hides the whole image is ignored. bool becomes 0 and 255. If
-    values have 16 bits, of which `depth` are used, the highest 8 of these are kept.
+    Transparent images are placed on white, or on black if only the transparency varies and a white background would
+    give a single colour (a white drawing). Transparency that hides the whole image is ignored. bool becomes 0 and 255.
+    If values have 16 bits, of which `depth` are used, the highest 8 of these are kept.
 
     Raises:
       InputError: if the image has another shape, or a dtype whose range of values is unknown (floats, 32-bit integers).
@@ -237,8 +238,8 @@ def resize_square(
 ) -> np.ndarray:
     """Resizes the short side of an image [h, w, c] to `size` and crops a square around the centre.
 
-    The device may crop the `image_size` pixels that begin at `crop_start(size, image_size)`. This crop equals the result of
-    torchvision's Resize(size) and CenterCrop(image_size) on PIL images, including antialiasing, for every size and
+    The device may crop the `image_size` pixels that begin at `crop_start(size, image_size)`. This crop equals the result
+    of torchvision's Resize(size) and CenterCrop(image_size) on PIL images, including antialiasing, for every size and
     shape. For a strip (see MOST_RESIZED_PIXELS), only the square is computed, which can change values by 1. An image
     whose short side is `size` is not resampled.
 
@@ -293,8 +294,8 @@ def decode_file(path: str | pathlib.Path, depth: int = 16) -> np.ndarray:
       depth: number of bits that the values of 16-bit files use.
 
     Raises:
-      InputError: if the file is empty, damaged, not an image, too large (more than twice PIL's MAX_IMAGE_PIXELS), or has pixels
-        without a known range (floating point); the message names the file.
+      InputError: if the file is empty, damaged, not an image, too large (more than twice PIL's MAX_IMAGE_PIXELS), or has
+        pixels without a known range (floating point); the message names the file.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -346,7 +347,7 @@ def _pixels(data: bytes) -> np.ndarray:
 
 
 def _with_key(pixels: np.ndarray, transparent) -> np.ndarray:
-    """Converts uint16 pixels to RGBA [h, w, 4] if the file declares a colour as transparent; else returns them unchanged."""
+    """Adds an alpha channel [h, w, 4] to uint16 pixels if the file declares a colour as transparent."""
     if transparent is None:
         return pixels
     alpha = np.where((pixels == np.asarray(transparent, np.uint16)).all(2, keepdims=True), 0, 65535)

@@ -239,7 +239,7 @@ def test_skip_gives_the_reason_for_an_unreadable_class(split_animals):
     for path in (split_animals / "train" / "dog").iterdir():
         Image.fromarray(np.zeros((4, 4), np.float32)).save(path, format="TIFF")
     with pytest.raises(
-        InputError, match=r"no image of class 'dog' in the train .* first one: .*00\.png.*floating point"
+        InputError, match=r"no image of class 'dog' in the train .* first error: .*00\.png.*floating point"
     ):
         load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
 
