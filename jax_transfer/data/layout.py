@@ -137,8 +137,8 @@ class Splits:
 def find_splits(root: pathlib.Path) -> Splits:
     """Finds the training and test folders below `root`.
 
-    A folder is a split if it holds class folders and its name contains a word such as "train" or "Test". If the name also
-    contains other words, it counts as a split only if another split with the same classes has the same other words
+    A folder is a split if it holds class folders and its name contains a word such as "train" or "Test". If the name
+    also contains other words, it counts as a split only if another split with the same classes has the same other words
     (seg_train, seg_test) or none; thus test_tube and train_station are classes. A `val` folder is used for testing if
     no test folder has class folders.
 

@@ -156,7 +156,6 @@ def crop_start(length: int, size: int) -> int:
 
     Ties are rounded to even, as in the CenterCrop of torchvision and timm.
 
-
     >>> crop_start(256, 224), crop_start(5, 2)
     (16, 2)
     """
@@ -238,9 +237,9 @@ def resize_square(
 ) -> np.ndarray:
     """Resizes the short side of an image [h, w, c] to `size` and crops a square around the centre.
 
-    The device may crop the `image_size` pixels that begin at `crop_start(size, image_size)`. This crop equals the result
-    of torchvision's Resize(size) and CenterCrop(image_size) on PIL images, including antialiasing, for every size and
-    shape. For a strip (see MOST_RESIZED_PIXELS), only the square is computed, which can change values by 1. An image
+    The device may crop the `image_size` pixels that begin at `crop_start(size, image_size)`. This crop equals the
+    result of torchvision's Resize(size) and CenterCrop(image_size) on PIL images, including antialiasing, for every size
+    and shape. For a strip (see MOST_RESIZED_PIXELS), only the square is computed, which can change values by 1. An image
     whose short side is `size` is not resampled.
 
     Args:
@@ -294,8 +293,8 @@ def decode_file(path: str | pathlib.Path, depth: int = 16) -> np.ndarray:
       depth: number of bits that the values of 16-bit files use.
 
     Raises:
-      InputError: if the file is empty, damaged, not an image, too large (more than twice PIL's MAX_IMAGE_PIXELS), or has
-        pixels without a known range (floating point); the message names the file.
+      InputError: if the file is empty, damaged, not an image, too large (more than twice PIL's MAX_IMAGE_PIXELS), or
+        has pixels without a known range (floating point); the message names the file.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
