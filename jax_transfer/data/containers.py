@@ -108,7 +108,8 @@ def _png_text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 def _from_hex(text: bytes) -> bytes:
     """Returns the bytes of a "raw profile", which consists of a line with a name, a line with a length, and lines of
-    hexadecimal digits."""
+    hexadecimal digits.
+    """
     digits = re.sub(rb"\s", b"", b"".join(text.split(b"\n")[3:]))
     return bytes.fromhex(digits.decode()) if re.fullmatch(rb"([0-9a-fA-F]{2})*", digits) else b""
 

@@ -238,9 +238,9 @@ def resize_square(
     """Resizes the short side of an image [h, w, c] to `size` and crops a square around the centre.
 
     The device may crop the `image_size` pixels that begin at `crop_start(size, image_size)`. This crop equals the
-    result of torchvision's Resize(size) and CenterCrop(image_size) on PIL images, including antialiasing, for every size
-    and shape. For a strip (see MOST_RESIZED_PIXELS), only the square is computed, which can change values by 1. An image
-    whose short side is `size` is not resampled.
+    result of torchvision's Resize(size) and CenterCrop(image_size) on PIL images, including antialiasing, for every
+    size and shape. For a strip (see MOST_RESIZED_PIXELS), only the square is computed, which can change values by 1. If
+    the short side of an image is `size`, the image is not resampled.
 
     Args:
       size: side of the result in pixels.

@@ -68,7 +68,7 @@ V2_BLOCKS = {
     "inception_5a": (352, 192, 320, 160, 224, 128),
     "inception_5b": (352, 192, 320, 192, 224, 128),
 }
-# Side of the smallest image that leaves at least one pixel in the last stage, at width 1.
+# Side in pixels of the smallest image that leaves one pixel in the last stage of the published network.
 MIN_IMAGE_SIZES = {"inception_v1": 15, "inception_v2": 31}
 
 
@@ -119,7 +119,8 @@ class InceptionV1(nnx.Module):
 class InceptionV2(nnx.Module):
     """Stem, ten blocks, global average pool (the features), linear head.
 
-    All layers are attributes of this module, since the parameter names in the checkpoint are flat."""
+    All layers are attributes of this module, since the parameter names in the checkpoint are flat.
+    """
 
     def __init__(self, num_classes: int, *, width: float, dtype, rngs: nnx.Rngs):
         def add(name, features_in, features_out, size, stride=1):

@@ -35,7 +35,8 @@ def _concatenate(*branches):
 class BlockA(nnx.Module):
     """Block with a 5x5 convolution factorised into two 3x3 ones (figure 5).
 
-    As in torchvision, another branch keeps a 5x5 convolution."""
+    As in torchvision, another branch keeps a 5x5 convolution.
+    """
 
     def __init__(self, features_in, pool, c, unit):
         self.branch1x1 = unit(features_in, c(64), 1)
