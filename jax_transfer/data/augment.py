@@ -1,9 +1,9 @@
 """Random augmentations of a batch of images, computed on the device inside the jitted step.
 
 Each augmentation is a function `(key, images, preprocessing) -> images` with images float [b, h, w, 3] in [0, 1]; the
-result is [b, image_size, image_size, 3] or keeps the shape. `view` applies a list of them (and of `data.mixing`) in
-order, crops the centre to `preprocessing.image_size` if the images are still larger, and normalises. `views` computes
-all the views that an objective asks for.
+result is [b, image_size, image_size, 3] or has the same shape as the images. `view` applies a list of augmentations
+(and of the functions in `data.mixing`) in order, crops the centre to `preprocessing.image_size` if the images are still
+larger, and normalises. `views` computes all the views that an objective asks for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def flip(key, images, preprocessing):
 
 
 def pad_crop(key, images, preprocessing):
-    """Pads each side with image_size // 8 zeros and cuts a random square: the CIFAR recipe (4 pixels at size 32).
+    """Pads each side with image_size // 8 zeros and crops a random square: the CIFAR recipe (4 pixels at size 32).
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -45,7 +45,7 @@ def pad_crop(key, images, preprocessing):
 
 
 def random_crop(key, images, preprocessing):
-    """Cuts a random square of side `preprocessing.image_size` from each image.
+    """Crops a random square with side `preprocessing.image_size` from each image.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -56,7 +56,7 @@ def random_crop(key, images, preprocessing):
 
 
 def _random_window(key, images, size):
-    """Cuts a square of side `size` from each image, at a uniformly random position."""
+    """Crops a square with side `size` from each image, at a uniformly random position."""
     b, h, w, c = images.shape
     corners = jax.random.randint(key, (b, 2), 0, jnp.array([h - size + 1, w - size + 1]))
     crop = lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (size, size, c))  # noqa: E731
@@ -64,10 +64,11 @@ def _random_window(key, images, size):
 
 
 def resized_crop(key, images, preprocessing, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-    """Cuts a random rectangle and resizes it to `preprocessing.image_size`: the ImageNet recipe (Szegedy et al., 2015).
+    """Crops a random rectangle and resizes it to `preprocessing.image_size`.
 
-    The area is a uniform fraction of the image and the aspect ratio (width / height) is log-uniform. A rectangle that
-    does not fit is clipped to the image's side.
+    This is the usual recipe for ImageNet (Szegedy et al., 2015). The area is a uniform fraction of the
+    image and the aspect ratio (width / height) is log-uniform. A rectangle that is higher or wider than the image is
+    clipped to it.
 
     Args:
       area: smallest and largest fraction of the image's area.
@@ -102,7 +103,7 @@ def color_jitter(key, images, preprocessing, strength=0.4):
     >>> import jax.numpy as jnp
     >>> gray = jnp.full((1, 2, 2, 3), 0.5)
     >>> jittered = color_jitter(jax.random.key(0), gray, None)
-    >>> bool(((0.3 <= jittered) & (jittered <= 0.7)).all())  # a gray image changes its brightness alone
+    >>> bool(((0.3 <= jittered) & (jittered <= 0.7)).all())  # only the brightness of a gray image changes
     True
     """
     factors = jax.random.uniform(
@@ -125,8 +126,9 @@ def random_erase(key, images, preprocessing, probability=0.25, area=(0.02, 1 / 3
     """Fills a random rectangle of some images with noise (Zhong et al., 2017, arXiv:1708.04896; timm's mode "pixel").
 
     The area is a uniform fraction of the image and height / width is log-uniform. Ten rectangles are drawn, and the
-    first one that fits is used. timm erases after normalisation, with N(0, 1) noise; here the noise is N(mean, std^2)
-    of the preprocessing, which normalisation turns into the same. Values may therefore leave [0, 1]: use it last.
+    first one that fits is used. timm erases after normalisation, with N(0, 1) noise. Here the noise is N(mean, std^2)
+    with the mean and std of the preprocessing, which normalisation turns into N(0, 1). Values may therefore lie outside
+    [0, 1]: make this the last augmentation.
 
     Args:
       probability: share of the images in which a rectangle is erased.
@@ -179,11 +181,11 @@ def view(key, batch: Batch, names: tuple[str, ...], preprocessing: Preprocessing
     Args:
       batch: images uint8 [b, host_size, host_size, 3], labels int [b].
       names: keys of AUGMENTATIONS and MIXINGS, applied in this order.
-      num_classes: number of classes of the labels; needed by a mixing.
+      num_classes: number of classes of the labels; only a mixing uses it.
 
     Returns:
-      (images float32 [b, image_size, image_size, 3], labels). The labels are those of the batch, or, after a mixing,
-      float32 [b, num_classes]: a distribution over the classes for each image.
+      (images float32 [b, image_size, image_size, 3], labels). After a mixing, the labels are
+      float32 [b, num_classes], a distribution over the classes for each image; otherwise they are those of the batch.
 
     Raises:
       InputError: if a name is unknown.
@@ -206,7 +208,7 @@ def view(key, batch: Batch, names: tuple[str, ...], preprocessing: Preprocessing
     return _normalise(_centre(images, preprocessing.image_size), preprocessing), labels
 
 
-# Offset of the numbers that give the views their keys; augmentations use the numbers from 0 up within a view.
+# Views fold numbers above this offset into the key. The augmentations of a view fold in 0, 1, 2, ...
 _VIEW_OFFSET = 1000
 
 
@@ -225,8 +227,8 @@ def views(
       num_classes: feed -> number of classes of its labels.
 
     Returns:
-      feed -> Views, with the labels of the feed's first view. The first view of all uses `key` itself, each later one a
-      key folded from it.
+      feed -> Views, with the labels of the feed's first view. The very first view uses `key` itself; each
+      later one uses a key folded from it.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -239,7 +241,7 @@ def views(
     number, result = 0, {}
     for feed, augmentations_of_views in names.items():
         batch, images = batches[feed], []
-        labels = jnp.asarray(batch.labels)  # replaced by those of the first view
+        labels = jnp.asarray(batch.labels)  # replaced by the labels of the first view
         for augmentations in augmentations_of_views:
             view_key = jax.random.fold_in(key, _VIEW_OFFSET + number) if number else key
             view_images, view_labels = view(view_key, batch, tuple(augmentations), preprocessing, num_classes[feed])

@@ -1,8 +1,8 @@
 """Batches on the device from a source: resident in device memory, or streamed through Grain.
 
 A `Feed` serves training and evaluation. For training it yields the items of each compiled call (indices if the data is
-resident, batches if it is streamed), and `fetch` turns the item of a step into its batch inside the call. For
-evaluation it yields padded and masked batches. Both kinds of feed give the same batches for the same seed:
+resident, batches if it is streamed), and inside the call `fetch` turns the item of a step into the batch of the step.
+For evaluation it yields padded and masked batches. Both kinds of feed give the same batches for the same seed:
 `epoch_order` alone determines the order, and augmentation runs later, on the device. Training reads from a `Joined`:
 one or several feeds.
 """
@@ -30,7 +30,7 @@ from jax_transfer.records import Batch, InputError
 def epoch_order(seed, epoch, num_examples: int, batch_size: int):
     """Returns the order in which an epoch visits the examples: int32 [num_examples // batch_size, batch_size].
 
-    The last, incomplete batch of an epoch is dropped; each epoch has its own permutation and so drops other examples.
+    The last, incomplete batch of an epoch is dropped; each epoch has its own permutation and drops different examples.
 
     >>> order = epoch_order(0, 0, 10, 4)
     >>> order.shape, len(set(order.ravel().tolist()))  # no example twice
@@ -42,10 +42,11 @@ def epoch_order(seed, epoch, num_examples: int, batch_size: int):
 
 
 class Feed(Protocol):
-    """A data set as training and evaluation use it.
+    """A data set that yields batches for training and evaluation.
 
-    source: the data set. held: its data on the device, an argument of every compiled call (None if there is none).
-    max_steps: the largest number of training steps in one compiled call.
+    source: the data set.
+    held: the part of the data that stays on the device, an argument of every compiled call; None if there is none.
+    max_steps: the maximum number of training steps in one compiled call.
     """
 
     @property
@@ -56,19 +57,19 @@ class Feed(Protocol):
     def max_steps(self) -> int: ...
 
     def items(self, steps: range, count: int, seed: int, batch_size: int) -> Iterator[Any]:
-        """Yields the items of training steps, `count` steps at a time: a pytree with leaves [count, ...].
+        """Yields the items of training steps, `count` steps at a time, as a pytree with leaves [count, ...].
 
         Args:
-          steps: consecutive step numbers, counted from the start of the training; they may span several epochs.
+          steps: consecutive step numbers, counted from the start of training; they may span several epochs.
           count: steps in one compiled call; divides len(steps).
           seed: determines the order of each epoch.
-          batch_size: images a step.
+          batch_size: images per step.
         """
         ...
 
     @staticmethod
     def fetch(held, item) -> Batch:
-        """Returns the batch of one step from its item (leaves [...]); runs inside jit."""
+        """Returns the batch of one step, given the item of the step (leaves [...]); runs inside jit."""
         ...
 
     def on(self, mesh: Mesh) -> "Feed":
@@ -86,13 +87,13 @@ def abstract_batch(
     """Returns the shapes and dtypes of the batches of a feed.
 
     Args:
-      extra: `extra` of the feed's source; each array adds one of shape [batch_size, ...].
+      extra: `extra` of the feed's source; each array [n, ...] adds an array [batch_size, ...] to the batches.
 
     >>> abstract_batch(Preprocessing(image_size=32), batch_size=8).images
     ShapeDtypeStruct(shape=(8, 32, 32, 3), dtype=uint8)
     """
     size = preprocessing.host_size
-    shape: Any = jax.ShapeDtypeStruct  # traced functions take it for an array
+    shape: Any = jax.ShapeDtypeStruct  # traced functions accept it in place of an array
     return Batch(
         images=shape((batch_size, size, size, 3), np.uint8),
         labels=shape((batch_size,), np.int32),
@@ -102,7 +103,7 @@ def abstract_batch(
 
 
 def epochs_order(num_examples: int, steps: range, seed: int, batch_size: int) -> np.ndarray:
-    """Returns the indices of the examples of training steps: int32 [len(steps), batch_size].
+    """Returns the indices of the examples that training steps use: int32 [len(steps), batch_size].
 
     The steps may span several epochs.
 
@@ -125,7 +126,7 @@ def steps_per_epoch(num_examples: int, batch_size: int, what: str) -> int:
       what: the name of the data set, for the error message.
 
     Raises:
-      InputError: if there are fewer examples than one batch.
+      InputError: if there are fewer examples than in one batch.
 
     >>> steps_per_epoch(1000, 128, "tfds:mnist")
     7
@@ -142,7 +143,7 @@ def steps_per_epoch(num_examples: int, batch_size: int, what: str) -> int:
 class Resident:
     """A data set kept as uint8 in device memory, replicated on every device; the host does no work during training.
 
-    Its items are the indices of the examples.
+    The item of a step is the array of the indices of its examples.
     """
 
     source: Source
@@ -179,14 +180,14 @@ def _slice(held: Batch, start, size: int) -> Batch:
 class Streamed:
     """A data set read, decoded and resized in Grain's threads while the device computes.
 
-    Its items are the batches themselves.
+    The item of a step is its batch.
     """
 
     source: Source
     preprocessing: Preprocessing
     mesh: Mesh
     num_threads: int
-    ahead: int = 2  # number of calls whose batches are put on the device in advance
+    ahead: int = 2  # number of compiled calls whose batches are put on the device in advance
     max_steps: int = 16
     held: None = None
 
@@ -203,7 +204,7 @@ class Streamed:
         return {"images": images, "labels": labels, "mask": indices >= 0, "extra": extra}
 
     def _load(self, order: np.ndarray, count: int) -> Iterator[Batch]:
-        """Yields batches [count, b, ...] on the device, read in the given order [steps, b]."""
+        """Yields batches on the device, `count` at a time as arrays [count, b, ...], in the given order [steps, b]."""
         rows = order
         if devices.spans_processes(self.mesh):
             rows = np.split(order, jax.process_count(), axis=1)[jax.process_index()]
@@ -246,7 +247,8 @@ def _padded(array: np.ndarray, size: int) -> np.ndarray:
 class Joined:
     """Several feeds read together: a training step takes one batch from each.
 
-    An epoch is an epoch of the first feed. Each of the other feeds starts its next epoch when its own is over.
+    An epoch of the joined feeds is an epoch of the first feed. Each of the other feeds starts
+    its next epoch when its current one ends.
     """
 
     feeds: Mapping[str, Feed]
@@ -280,13 +282,13 @@ class Joined:
 
     @property
     def max_steps(self) -> int:
-        """The largest number of training steps in one compiled call that suits all feeds."""
+        """The maximum number of training steps in one compiled call: the smallest `max_steps` of the feeds."""
         return min(feed.max_steps for feed in self.feeds.values())
 
     def items(self, steps: range, count: int, seed: int) -> Iterator[dict[str, Any]]:
-        """Yields the items of training steps, feed -> item, as `Feed.items` does for one feed."""
+        """Yields the items of training steps as {feed: item}, as `Feed.items` does for one feed."""
         iterators = [
-            # Each feed has its own seed: with a common one, two feeds of the same size would have the same order.
+            # Each feed has its own seed: with the same seed, two feeds of the same size would have the same order.
             feed.items(steps, count, seed + (position << 24), self.batch_sizes[name])
             for position, (name, feed) in enumerate(self.feeds.items())
         ]
@@ -295,7 +297,7 @@ class Joined:
 
     @property
     def fetch(self) -> Callable[[dict, dict], dict[str, Batch]]:
-        """The function fetch(held, item) -> {feed: batch of one step}, to be called inside jit; it captures no data."""
+        """The function fetch(held, item) -> {feed: batch of one step}, to be called inside jit; captures no data."""
         fetch = {name: feed.fetch for name, feed in self.feeds.items()}
         return lambda held, item: {name: fetch[name](held[name], item[name]) for name in fetch}
 
@@ -305,13 +307,13 @@ class Joined:
 
 
 def joined(feeds: Mapping[str, tuple[Feed, int]]) -> Joined:
-    """Joins feeds that are read together; an epoch is an epoch of the first one.
+    """Joins feeds that are read together; an epoch of the result is an epoch of the first feed.
 
     Args:
-      feeds: name -> (feed, images that each step takes from it).
+      feeds: name -> (feed, number of images that each step takes from the feed).
 
     Raises:
-      InputError: if a feed has fewer images than one batch.
+      InputError: if a feed has fewer images than are in one of its batches.
 
     >>> from jax_transfer import devices
     >>> from jax_transfer.data.sources import load_source
@@ -341,7 +343,7 @@ class _Rows(Sequence):
         return self.matrix[i]
 
 
-# The defaults of `config.data` and of rankings.
+# Default values for `config.data` and for rankings.
 RESIDENT_GIGABYTES = 4.0
 NUM_THREADS = 16
 
@@ -358,11 +360,11 @@ def make_feed(
 
     Args:
       source: the data set.
-      preprocessing: gives the size (`host_size`) and interpolation of the images.
+      preprocessing: determines the size (`host_size`) and the interpolation of the images.
       mesh: the devices that hold or receive the data.
       resident_gigabytes: device memory that a resident data set may use, in 1e9 bytes.
       num_threads: Grain's threads for a streamed data set.
-      progress: called as progress(number_done) while a resident data set is read.
+      progress: called as progress(number_done) while a resident data set is being read.
 
     Raises:
       InputError: if an image cannot be read, or all images of a training set are equal.
@@ -387,7 +389,7 @@ def make_feed(
     require_different(source, (preprocessing.square(source.read([i])[0]) for i in range(len(source))))
     if not fits:
         return Streamed(source, preprocessing, mesh, num_threads)
-    # Each process reads its own part and the devices exchange the parts. Padding of the last part is cut off.
+    # Each process reads a part of the data and the devices exchange the parts. Padding in the last part is cut off.
     n, count = len(source), mesh.size
     own_indices = np.arange(-(-n // count) * count).reshape(jax.process_count(), -1)[jax.process_index()]
     part = subset(source, np.minimum(own_indices, n - 1))
@@ -398,10 +400,10 @@ def make_feed(
 
 
 def require_different(source: Source, images: Iterable[np.ndarray]) -> None:
-    """Checks that not all `images` of a training set are equal; stops at the first one that differs.
+    """Checks that the `images` of a training set are not all equal; stops at the first image that differs.
 
     Raises:
-      InputError: if all are equal.
+      InputError: if all images are equal.
     """
     images = iter(images)
     first = next(images, np.zeros(0))

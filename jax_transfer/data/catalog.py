@@ -1,8 +1,8 @@
-"""The data sets of the papers: their training and test splits, and the metric that papers report on them.
+"""The data sets of the papers: their training and test splits, and the metrics that papers report on them.
 
-Data sets outside the catalog work too: `tfds:` sets by their `train` and `test` (or `validation`) splits, and any
-folder. An entry that TFDS cannot build has a `layout`: download the files from their home page, arrange them in this
-layout, and load them with `folder:`.
+Data sets outside the catalog work too: other `tfds:` data sets, with their `train` and `test` (or `validation`) splits,
+and any folder. An entry that TFDS cannot build has a `layout`: download the files from the home page of the data set,
+arrange them in this layout, and load them with `folder:`.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ class Entry:
     Attributes:
       tfds: name of the TFDS builder.
       num_classes: number of classes.
-      train, test: split expressions of TFDS, such as "train+validation".
-      image_size: side in pixels at which the papers train.
-      metric: "accuracy" over all images, or "mean_class_accuracy", its mean over the classes.
+      train, test: split expressions for TFDS, such as "train+validation".
+      image_size: side in pixels of the images on which the papers train.
+      metric: "accuracy" over all images, or "mean_class_accuracy", the mean of the accuracies of the classes.
       layout: how to arrange the files for `folder:`, for data sets that TFDS cannot build.
     """
 
@@ -30,7 +30,7 @@ class Entry:
     layout: str = ""
 
 
-# `tfds:<key>` loads an entry; so does the name of its builder. metric follows Kornblith et al., 2019, Table 1.
+# Both `tfds:<key>` and `tfds:<name of the builder>` load an entry. The metrics follow Kornblith et al., 2019, Table 1.
 CATALOG = {
     # Small images
     "mnist": Entry("mnist", 10, image_size=28),
@@ -48,7 +48,7 @@ CATALOG = {
     "imagenet2012": Entry("imagenet2012", 1000, test="validation"),
     "places365": Entry("places365_small", 365, test="validation"),
     "inaturalist2017": Entry("i_naturalist2017", 5089, test="validation"),
-    # Targets of "inadequately pre-trained": with CIFAR-10 and CIFAR-100 above, its nine
+    # Targets of "inadequately pre-trained"; CIFAR-10 and CIFAR-100 above complete its nine targets
     "food101": Entry("food101", 101, test="validation"),
     "aircraft": Entry(
         "fgvc_aircraft",
@@ -69,12 +69,12 @@ CATALOG = {
         2,
         layout="train/{negative,positive}/*.png and test/{negative,positive}/*.png (valid), one class per study label",
     ),
-    # Targets of "ranking neural checkpoints", with Flowers-102
+    # Targets of "ranking neural checkpoints", besides Flowers-102
     "caltech101": Entry("caltech101", 102, metric="mean_class_accuracy"),  # TFDS keeps background_google as a class
-    # TFDS's own split of all images, not the ten splits of 50 + 50 images per class.
+    # The split of all images that TFDS has, not one of the ten splits with 50 + 50 images per class.
     "sun397": Entry("sun397", 397, train="train+validation"),
     "patch_camelyon": Entry("patch_camelyon", 2),
-    # Targets of "pre-training data reuse", with Cars, CUB, SUN, Aircraft and Caltech
+    # Targets of "pre-training data reuse", besides Cars, CUB, SUN, Aircraft and Caltech
     "stanford_dogs": Entry("stanford_dogs", 120),
     "pets": Entry("oxford_iiit_pet", 37, metric="mean_class_accuracy"),
     "dtd": Entry("dtd", 47, train="train+validation"),
@@ -88,7 +88,7 @@ CATALOG = {
 
 
 def find(name: str) -> Entry | None:
-    """Returns the entry of `tfds:<name>`, found by its key or by the name of its builder; None if there is none.
+    """Returns the entry for `tfds:<name>`, where the name is a key or the name of a builder; None if there is none.
 
     >>> find("cars196:2.1.0") == CATALOG["stanford_cars"]
     True

@@ -1,8 +1,8 @@
 """Removes the metadata of an image file, and reads its orientation.
 
-PIL parses texts, colour profiles, resolutions and EXIF on its way to the pixels, and rejects the image if one of them
-is malformed or too long. Here the metadata is cut out of the bytes before PIL sees them, so that it cannot make an
-image unreadable; only the orientation is read from EXIF or XMP. The file itself is not changed.
+PIL parses texts, colour profiles, resolutions and EXIF before it decodes the pixels, and rejects the image if any of
+them is malformed or too long. To keep metadata from making an image unreadable, this module removes it from the bytes
+before PIL parses them; only the orientation is read, from EXIF or XMP. The file itself is not changed.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 
 ORIENTATION = 0x0112
 INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}  # integer type of TIFF -> its size in bytes
-MOST_TEXT = 2**20  # bytes of a compressed text that are searched for an orientation
+MOST_TEXT = 2**20  # a compressed text is searched for an orientation up to this many bytes
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 # EXIF orientation -> the function that turns the pixels [h, w, c] of a file upright.
@@ -33,8 +33,8 @@ UPRIGHT = {
 def pixels_only(data: bytes) -> tuple[bytes, int]:
     """Removes the metadata of a PNG, JPEG, WebP or TIFF file; other files are returned unchanged.
 
-    Of an animated PNG or a multi-page TIFF, only the first image is kept. Where a file is truncated or malformed, the
-    rest of it is kept unchanged, and the decoder decides what to make of it.
+    Only the first image of an animated PNG or multi-page TIFF is kept. If a file is truncated or malformed, everything
+    from that point on is kept unchanged and left to the decoder.
 
     Args:
       data: the bytes of the file.
@@ -72,7 +72,7 @@ def _png(data: bytes) -> tuple[bytes, int]:
             if length in lengths and data[end - 4 : end] == zlib.crc32(name + body).to_bytes(4):
                 kept.append(data[position:end])
         elif name == b"PLTE" and colour_type in (2, 6):
-            pass  # only a suggestion for displays with few colours
+            pass  # a palette for displays with few colours, which does not affect the pixels
         elif name[:1].isupper():
             kept.append(data[position:end])
         elif name == b"eXIf":
@@ -107,7 +107,9 @@ def _png_text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 
 def _from_hex(text: bytes) -> bytes:
-    """Returns the bytes of a "raw profile": lines with a name, a length and then hexadecimal digits."""
+    """Returns the bytes of a "raw profile", which consists of a line with a name, a line with a length, and lines of
+    hexadecimal digits.
+    """
     digits = re.sub(rb"\s", b"", b"".join(text.split(b"\n")[3:]))
     return bytes.fromhex(digits.decode()) if re.fullmatch(rb"([0-9a-fA-F]{2})*", digits) else b""
 
@@ -122,7 +124,7 @@ def _jpeg(data: bytes) -> tuple[bytes, int]:
         if not marker or marker in b"\x00\x01" or b"\xd0" <= marker <= b"\xd8":
             continue  # these markers have no content
         length = int.from_bytes(data[position : position + 2])
-        if marker in b"\xd9\xda" or length < 2:  # the end, the pixels, or an invalid length
+        if marker in b"\xd9\xda" or length < 2:  # end of the image, start of the pixels, or an invalid length
             kept.append(b"\xff" + marker + data[position:])
             break
         end, body = position + length, data[position + 2 : position + length]
@@ -142,7 +144,7 @@ def _webp(data: bytes) -> tuple[bytes, int]:
     while position + 8 <= len(data):
         name, length = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
         end = position + 8 + length + length % 2
-        if name == b"VP8X" and length >= 10:  # clear the flags of a profile, EXIF and XMP
+        if name == b"VP8X" and length >= 10:  # clear the flags for a colour profile, EXIF and XMP
             kept.append(data[position : position + 8] + bytes([data[position + 8] & ~0x2C]) + data[position + 9 : end])
         elif name in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"):
             kept.append(data[position:end])
@@ -181,7 +183,7 @@ BYTE_ORDERS: dict[bytes, ByteOrder] = {b"II": "little", b"MM": "big"}
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    """Returns the orientation in EXIF, else in XMP, else 1. `exif` may be truncated, and its other tags malformed."""
+    """Returns the orientation in `exif`, else in `xmp`, else 1. Other tags of `exif` may be malformed."""
     while exif.startswith(b"Exif\0"):
         exif = exif[6:]
     order: ByteOrder | None = BYTE_ORDERS.get(exif[:2])

@@ -1,8 +1,9 @@
-"""Examines the images of a data set before they are used: copies, blank images, weak values, transparency, damage.
+"""Examines the images of a data set before use, for copies, blank images, weak values, transparency and damage.
 
-The whole content of files is compared only if their lengths, beginnings and ends are equal. Pixels are examined in all
-images if these are decoded anyway to find damaged ones, else in a sample of at most SAMPLE images, spread evenly over
-the data set. If the 16-bit values of the sample are all weak, the remaining images are examined too.
+The whole content of files is compared only if their lengths, beginnings and ends are equal. If all images are decoded
+anyway to find damaged ones, the pixels of all images are examined; otherwise those of a sample of at most SAMPLE
+images, spread evenly over the data set. "Weak" 16-bit values use less than 1/16 of the 16-bit range. If all 16-bit
+images in the sample are weak, the remaining images are examined too.
 """
 
 import collections
@@ -29,9 +30,9 @@ from jax_transfer.data.transforms import (
 from jax_transfer.records import InputError
 
 SAMPLE = 64  # number of images whose pixels are examined if not all are decoded
-ENDS = 4096  # bytes at both ends of a file that are compared first
-MOST_FILES = 200_000  # with more files, copies are not searched
-MANY = 0.01  # share of the images from which blank or weak ones are worth a note
+ENDS = 4096  # number of bytes at each end of a file that are compared first
+MOST_FILES = 200_000  # data sets with more files are not searched for copies
+MANY = 0.01  # smallest share of blank, equal or weak images that is worth a note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Look:
       digest: hash of the pixels as uint8 RGB.
       constant: whether all pixels are equal.
       transparent: whether some pixels are transparent.
-      hidden: whether it is fully transparent by mistake, see `transforms.is_hidden`.
-      floor, peak: the smallest and largest 16-bit value; None for 8-bit images.
-      problem: why it cannot be decoded; "" if it can.
+      hidden: whether the image is fully transparent by mistake, see `transforms.is_hidden`.
+      floor, peak: the smallest and the largest 16-bit value; None for 8-bit images.
+      problem: why the image cannot be decoded; "" if it can be.
     """
 
     digest: bytes = b""
@@ -62,9 +63,9 @@ class Findings:
 
     Attributes:
       folder: the folder.
-      problems: path -> why it cannot be decoded.
-      depth: number of bits that 16-bit values use.
-      notes: sentences on what a reader of results should know about the images.
+      problems: path -> why the file cannot be decoded.
+      depth: number of bits that the 16-bit values use.
+      notes: sentences on what readers of the results should know about the images.
     """
 
     folder: Folder
@@ -81,7 +82,7 @@ def examine(folder: Folder, every_image: bool, threads: int) -> Findings:
       threads: number of threads that read files.
 
     Raises:
-      InputError: if every image was decoded and all are equal.
+      InputError: if every image is decoded and all images are equal.
     """
     paths = [path for split in folder.splits.values() for path in split[0]]
 
@@ -107,12 +108,12 @@ def examine(folder: Folder, every_image: bool, threads: int) -> Findings:
     distinct = {path: look for path, look in valid.items() if copies.get(path, path) == path}
     notes = [*_notes_on_copies(folder, copies, shown), *notes_on_looks(distinct, shown), *_note_on_weak(peaks, shown)]
     if len(paths) > MOST_FILES:
-        notes.append(f"Exact copies were not searched, since there are {len(paths):,} files.")
+        notes.append(f"Exact copies were not searched for, because there are {len(paths):,} files.")
     return Findings(folder, problems, sixteen_bit_depth(max(peaks.values(), default=WEAK_PEAK)), tuple(notes))
 
 
 def spread(items: Sequence) -> list:
-    """Returns at most SAMPLE of the items, evenly spread over the sequence.
+    """Returns at most SAMPLE items, spread evenly over the sequence.
 
     >>> len(spread(range(1000))), spread("abc")
     (64, ['a', 'b', 'c'])
@@ -124,7 +125,7 @@ def spread(items: Sequence) -> list:
 
 
 def look(pixels: np.ndarray) -> Look:
-    """Examines the pixels of an image: uint8 or uint16 [h, w] or [h, w, c], gray, RGB or RGBA.
+    """Examines the pixels of a gray, RGB or RGBA image: uint8 or uint16, [h, w] or [h, w, c].
 
     >>> import numpy as np
     >>> look(np.zeros((4, 4), np.uint8)).constant
@@ -136,7 +137,7 @@ def look(pixels: np.ndarray) -> Look:
         floor, peak = int(pixels[:, :, :3].min()), int(pixels[:, :, :3].max())
     seen = to_uint8_rgb(pixels, sixteen_bit_depth(peak or 0))
     constant = is_constant(seen)
-    content = seen[:1, :1] if constant else seen  # images of one colour count as equal in every size
+    content = seen[:1, :1] if constant else seen  # images of the same single colour count as equal at any size
     digest = hashlib.blake2b(repr(content.shape).encode() + content.tobytes(), digest_size=16).digest()
     hidden = is_hidden(pixels)
     return Look(digest, constant, is_transparent(pixels) and not hidden, hidden, floor, peak)
@@ -154,7 +155,7 @@ def notes_on_looks(looks: dict, shown: Callable[[Any], str]) -> list[str]:
 
     Args:
       looks: image -> Look.
-      shown: returns the name of an image in the notes.
+      shown: returns the name by which the notes refer to an image.
 
     >>> import numpy as np
     >>> notes_on_looks({i: look(np.zeros((4, 4), np.uint8)) for i in range(3)}, shown=str)
@@ -176,13 +177,13 @@ def notes_on_looks(looks: dict, shown: Callable[[Any], str]) -> list[str]:
     transparent = [image for image, seen in looks.items() if seen.transparent]
     if transparent:
         notes.append(
-            f"{_share(transparent, looks)} are partly transparent and are shown over white (such as "
+            f"{_share(transparent, looks)} are partly transparent and are placed on white (such as "
             f"{shown(transparent[0])})."
         )
     if hidden := [image for image, seen in looks.items() if seen.hidden]:
         notes.append(
-            f"{_share(hidden, looks)} are fully transparent although their colours vary; their transparency is ignored "
-            f"(such as {shown(hidden[0])})."
+            f"{_share(hidden, looks)} are fully transparent although their colours vary, so the transparency is "
+            f"ignored (such as {shown(hidden[0])})."
         )
     narrow = [
         image
@@ -225,7 +226,7 @@ def _note_on_weak(peaks: dict[pathlib.Path, int], shown) -> list[str]:
 
 
 def _copies(paths: Sequence[pathlib.Path], pool: ThreadPoolExecutor) -> dict[pathlib.Path, pathlib.Path]:
-    """Maps every file that has copies, the first one included, to the first file with the same content."""
+    """Maps each file of a group with the same content, including the first one, to the first file of the group."""
     groups = _grouped(paths, lambda path: path.stat().st_size)
     for key in (_ends, _content):
         candidates = [path for group in groups for path in group]
@@ -235,7 +236,7 @@ def _copies(paths: Sequence[pathlib.Path], pool: ThreadPoolExecutor) -> dict[pat
 
 
 def _grouped(paths: Iterable[pathlib.Path], key: Callable) -> list[list[pathlib.Path]]:
-    """Returns the groups of two or more paths with an equal key."""
+    """Returns the groups of two or more paths with the same key; paths with key None are left out."""
     groups = collections.defaultdict(list)
     for path in paths:
         if (value := key(path)) is not None:
@@ -244,9 +245,9 @@ def _grouped(paths: Iterable[pathlib.Path], key: Callable) -> list[list[pathlib.
 
 
 def _ends(path: pathlib.Path) -> bytes | None:
-    """Returns the first and last bytes of a file."""
+    """Returns the first and the last bytes of a file; None if it is empty or not a regular file."""
     if not path.is_file() or not (size := path.stat().st_size):
-        return None  # reading a pipe would block forever; empty files are damaged, not copies
+        return None  # reading a pipe would block forever; empty files count as damaged and not as copies
     with open(path, "rb") as file:
         first = file.read(ENDS)
         file.seek(max(0, size - ENDS))
@@ -254,13 +255,13 @@ def _ends(path: pathlib.Path) -> bytes | None:
 
 
 def _content(path: pathlib.Path) -> bytes:
-    """Returns a hash of the content of a file, with its size."""
+    """Returns a hash of the content of a file, followed by the size of the file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").digest() + os.stat(path).st_size.to_bytes(8)
 
 
 def _notes_on_copies(folder: Folder, copies: dict[pathlib.Path, pathlib.Path], shown) -> list[str]:
-    """Returns notes on copies, most harmful first: with different labels, in both splits, and any others."""
+    """Returns notes on copies, the most harmful first: with different labels, in both splits, and all copies."""
     split_and_label = {}
     for split, (paths, labels) in folder.splits.items():
         split_and_label |= {path: (split, int(label)) for path, label in zip(paths, labels, strict=True)}
@@ -285,12 +286,12 @@ def _notes_on_copies(folder: Folder, copies: dict[pathlib.Path, pathlib.Path], s
         notes.insert(
             0,
             f"{len(leaked)} test image{' is' if len(leaked) == 1 else 's are'} also in the training split (such as "
-            f"{shown(leaked[0][1])} and {shown(leaked[0][0])}): accuracies are too high.",
+            f"{shown(leaked[0][1])} and {shown(leaked[0][0])}): test accuracies will be too high.",
         )
     if mislabelled:
         notes.insert(
             0,
-            f"{len(mislabelled)} cop{'y is' if len(mislabelled) == 1 else 'ies are'} in another class than the same "
-            f"image (such as {shown(mislabelled[0][1])} and {shown(mislabelled[0][0])}): one of the labels is wrong.",
+            f"{len(mislabelled)} cop{'y is' if len(mislabelled) == 1 else 'ies are'} in another class than the "
+            f"original (such as {shown(mislabelled[0][1])} and {shown(mislabelled[0][0])}): one label is wrong.",
         )
     return notes

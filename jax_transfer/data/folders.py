@@ -23,7 +23,7 @@ class Folder:
       root: the folder.
       class_names: names of the classes, sorted.
       splits: "train" and "test" -> (paths, labels int32 [n]).
-      notes: sentences on what a reader of results should know about the folder.
+      notes: sentences on what readers of the results should know about the folder.
     """
 
     root: pathlib.Path
@@ -35,15 +35,16 @@ class Folder:
 def find_images(root: pathlib.Path) -> Folder:
     """Finds all images below `root`, with their classes and splits.
 
-    The layout is `train/<class>/...` and `test/<class>/...`, with the names that `layout.find_splits` accepts. Without
-    a test folder, or with `<class>/...` directly below `root`, a fifth of each class is the test split: the same images
-    on every call. The classes are those of the training split, sorted by name after Unicode normalisation. Images may
-    lie in folders below their class folder. Links are followed. System folders and hidden files are ignored; files with
-    other extensions are counted in a note.
+    The layout is `train/<class>/...` and `test/<class>/...`, or the other split names that `layout.find_splits`
+    accepts. If there is no test folder, or `<class>/...` is directly below `root`, a fifth of each class is used as the
+    test split; it is the same on every call. The classes are those of the training split, sorted by name after Unicode
+    normalisation. Images may lie in folders below their class folder. Links are followed. System folders and hidden
+    files are ignored; a note gives the number of files with other extensions.
 
     Raises:
       InputError: if the folder is missing or has no class folders, its folders do not seem to be classes, a class has
-        no images, train lacks a class of test, or a link is broken or cyclic; the message names the path.
+        no images, the training split lacks a class of the test split, or a link is broken or cyclic; the message names
+        the path.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -99,7 +100,7 @@ def _note_on_unread(unread: list[pathlib.Path], root: pathlib.Path) -> list[str]
 
 
 def _classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Returns the folders of each class, sorted by name; two folders if their names differ in Unicode form only."""
+    """Returns the folders of each class, sorted by class; names that differ only in Unicode form are one class."""
     classes: dict[str, list[pathlib.Path]] = {}
     for class_folder in layout.subfolders(folder):
         classes.setdefault(layout.one_form(class_folder.name), []).append(class_folder)
@@ -109,7 +110,7 @@ def _classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 
 
 def _images_of_classes(classes: dict[str, list[pathlib.Path]], class_names, unread: list[pathlib.Path]) -> Split:
-    """Returns the images, class by class; appends the files that are not read to `unread`."""
+    """Returns the images, class by class, and appends the files that are not images to `unread`."""
     paths: list[pathlib.Path] = []
     labels: list[int] = []
     for name, parts in classes.items():
@@ -133,7 +134,8 @@ def _images_of_classes(classes: dict[str, list[pathlib.Path]], class_names, unre
 def _files(folder: pathlib.Path, seen: set[pathlib.Path]) -> Iterator[pathlib.Path]:
     """Yields all data files below `folder`, sorted within each folder; adds each folder to `seen`.
 
-    A folder reached twice is an error: links between a few folders can otherwise form endlessly many paths.
+    Reaching a folder twice is an error, because links between a few folders could otherwise form an enormous number of
+    paths.
     """
     layout.check_link(folder)
     if folder.resolve() in seen:

@@ -1,4 +1,4 @@
-"""Decides whether the folders below the folder of a data set are splits, classes, or not part of the data."""
+"""Decides which folders of a data set are splits, which are classes, and which are not part of the data."""
 
 import dataclasses
 import os
@@ -22,7 +22,7 @@ SYSTEM_NAMES = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
-# Words that make a folder a split, alone or joined with a neutral word (`trainset`, `images_test`).
+# Words that mark a folder as a split, alone or joined with a neutral word (`trainset`, `images_test`).
 ROLES = {
     "train": "train(?:ing|val)?|trn",
     "test": "test(?:ing)?|tst|holdout|heldout",
@@ -39,12 +39,12 @@ UNLABELLED = {"unknown", "unlabeled", "unlabelled", "pred", "predict", "predicti
 
 
 def one_form(name: str) -> str:
-    """Returns a name in Unicode normal form C, in which class names are compared; some systems store another form."""
+    """Returns a name in Unicode normal form C, in which class names are compared; some systems store other forms."""
     return unicodedata.normalize("NFC", name)
 
 
 def is_system(name: str) -> bool:
-    """Returns whether a file or folder with this name is hidden or a leftover of a system, and holds no data.
+    """Returns whether a name is that of a hidden or system file or folder, which holds no data.
 
     >>> is_system("Thumbs.db"), is_system("cat")
     (True, False)
@@ -53,12 +53,12 @@ def is_system(name: str) -> bool:
 
 
 def is_image(path: pathlib.Path) -> bool:
-    """Returns whether the extension is that of a supported image format."""
+    """Returns whether the path has the extension of a supported image format."""
     return path.suffix.lower() in EXTENSIONS
 
 
 def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the folders in `folder`, sorted by name, without system folders.
+    """Returns the folders in `folder`, sorted by name; system folders are left out.
 
     Links to folders and broken links are included.
 
@@ -81,10 +81,10 @@ def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def check_link(path: pathlib.Path) -> None:
-    """Checks a link; links to files and to other folders are valid.
+    """Checks that a path, if it is a link, is neither broken nor cyclic.
 
     Raises:
-      InputError: if the link is broken or leads to a folder that contains it.
+      InputError: if the link is broken or leads to a folder that contains the link.
     """
     if not path.is_symlink():
         return
@@ -97,9 +97,10 @@ def check_link(path: pathlib.Path) -> None:
 
 
 def role(name: str) -> tuple[str | None, frozenset[str]]:
-    """Returns the split that a folder's name means ("train", "test", "val" or None), and the other words of the name.
+    """Returns the split that the name of a folder stands for, and the other words in the name.
 
-    Neutral words such as "images", which the name of any split may contain, are left out.
+    The split is "train", "test", "val" or None. Neutral words such as "images", which may occur in the name of any
+    split, are left out.
 
     >>> role("seg_train"), role("Training_Images")
     (('train', frozenset({'seg'})), ('train', frozenset()))
@@ -125,7 +126,7 @@ class Splits:
 
     Attributes:
       train, test: the folders that hold the class folders; test is None if a part of train is used for testing.
-      notes: sentences on what is not evident about this choice.
+      notes: sentences that explain this choice where it is not obvious.
     """
 
     train: pathlib.Path
@@ -136,13 +137,13 @@ class Splits:
 def find_splits(root: pathlib.Path) -> Splits:
     """Finds the training and test folders below `root`.
 
-    A folder is a split if its name contains such a word (case is ignored, other words are allowed) and it holds class
-    folders. A name with further words counts only if another split has the same words (seg_train, seg_test) or none,
-    and holds the same classes: test_tube and train_station are classes. A `val` folder is used for testing if no test
-    folder has classes.
+    A folder is a split if it holds class folders and its name contains a word such as "train" or "Test". If the name
+    also contains other words, it counts as a split only if another split with the same classes has the same other words
+    (seg_train, seg_test) or none; thus test_tube and train_station are classes. A `val` folder is used for testing if
+    no test folder has class folders.
 
     Raises:
-      InputError: if several folders could be the same split, or a test folder has no training folder.
+      InputError: if several folders could be the same split, or there is a test folder but no training folder.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -219,10 +220,10 @@ def _without_train(root: pathlib.Path, split: str, others: list[pathlib.Path]) -
 
 
 def _check_classes_by_split(root: pathlib.Path, roles: dict) -> None:
-    """Checks that the folders are not splits of each class, such as train_real, train_fake, test_real and test_fake.
+    """Checks that the folders are not splits of single classes: train_real, train_fake, test_real and test_fake.
 
     Raises:
-      InputError: if they are.
+      InputError: if they are splits of single classes.
     """
     for folder, (name, words) in roles.items():
         tests = [other for other, (split, same) in roles.items() if split in ("test", "val") and same == words]
@@ -234,10 +235,11 @@ def _check_classes_by_split(root: pathlib.Path, roles: dict) -> None:
 
 
 def _check_rivals(train: pathlib.Path, others: list[pathlib.Path], root: pathlib.Path) -> None:
-    """Checks that train is really a split and not a class (the vehicle) beside the other folders.
+    """Checks that the folder train is a split and not one of several classes, such as a class of trains.
 
     Raises:
-      InputError: if other folders, which may be classes, hold images, and nothing but its name makes train a split.
+      InputError: if other folders that may be classes hold images, so that only the name suggests that train is a
+        split.
     """
     classes = _names(train)
     rivals = [
@@ -251,19 +253,19 @@ def _check_rivals(train: pathlib.Path, others: list[pathlib.Path], root: pathlib
         hold = "holds" if len(rivals) == 1 else "hold"
         raise InputError(
             f"{root}: {_shown(train, root)} may be a split or a class, since {listed} beside it {hold} other images. "
-            f"To read it alone, name folder:{train} as the data set; if it is a class, move its images out of their "
-            "subfolders, directly into it."
+            f"To read it alone, name folder:{train} as the data set; if it is a class, move the images from its "
+            "subfolders directly into it."
         )
 
 
 def _is_train(folder: pathlib.Path, others: list[pathlib.Path], roles: dict) -> bool:
-    """Returns whether a folder with the role of train has no further words, or words that match another split."""
+    """Returns whether a folder with the role "train" has no other words in its name, or the same as another split."""
     words = roles[folder][1]
     return not words or any(roles[other][1] in (words, frozenset()) for other in others)
 
 
 def _has_classes(folder: pathlib.Path, classes: set[str]) -> bool:
-    """Returns whether the folders in a split are classes: those of train, or names other than `images` and the like."""
+    """Returns whether a split holds class folders: those of train, or others with names unlike `images`."""
     names = _names(folder)
     roles = {name: role(name) for name in names}
     specific = [name for name, (split, words) in roles.items() if not split and words - UNLABELLED]
@@ -280,7 +282,7 @@ def _shown(folder: pathlib.Path, root: pathlib.Path) -> str:
 
 
 def _plainest(folders: list[pathlib.Path], nested: dict, root: pathlib.Path) -> pathlib.Path | None:
-    """Returns the folder with the plainest name among those of one role, preferring folders that hold folders.
+    """Returns the folder with the plainest name among folders of one role, preferably one that holds folders.
 
     Raises:
       InputError: if several names are equally plain.
@@ -296,7 +298,7 @@ def _plainest(folders: list[pathlib.Path], nested: dict, root: pathlib.Path) -> 
 
 
 def _inner(folder: pathlib.Path) -> pathlib.Path:
-    """Returns the inner folder of seg_train/seg_train, a nesting that some archives unpack to."""
+    """Returns the inner folder of a nesting such as seg_train/seg_train, which some archives contain."""
     while len(inner := subfolders(folder)) == 1 and role(inner[0].name) == role(folder.name):
         if inner[0].is_symlink() or not subfolders(inner[0]) or stray_images(folder):
             break
@@ -305,7 +307,7 @@ def _inner(folder: pathlib.Path) -> pathlib.Path:
 
 
 def check_structure(folder: pathlib.Path, classes: dict[str, list[pathlib.Path]]) -> list[str]:
-    """Checks that class folders do not look like something else, and returns notes on the folders inside them.
+    """Checks that the class folders really seem to be classes, and returns notes on the folders inside them.
 
     Images in folders below a class folder belong to that class.
 
@@ -314,8 +316,8 @@ def check_structure(folder: pathlib.Path, classes: dict[str, list[pathlib.Path]]
       classes: class name -> its folders.
 
     Raises:
-      InputError: if all classes hold the same folders, a class holds the folders of the other classes, or there is only
-        one class, which holds several folders.
+      InputError: if all classes hold the same folders, a class holds folders with the names of the other classes, or
+        the only class holds several folders.
     """
     below = {name: [sub for part in parts for sub in subfolders(part)] for name, parts in classes.items()}
     names = [set().union(*map(_names, parts)) for parts in classes.values()]
@@ -340,7 +342,7 @@ def check_structure(folder: pathlib.Path, classes: dict[str, list[pathlib.Path]]
         if len(again) > 1:
             raise InputError(
                 f"{classes[name][0]}: holds folders with the names of the classes beside it ({_listed(again)}), so it "
-                "seems to be a copy of the data set and not a class; remove it, or name it alone as the data set."
+                "seems to be a copy of the data set and not a class; remove it, or use it as the data set instead."
             )
     count, example = sum(map(bool, below.values())), next(subs[0] for subs in below.values() if subs)
     return [

@@ -1,8 +1,8 @@
-"""Mixing of the images and labels of a batch in pairs, computed on the device.
+"""Mixes pairs of images of a batch, and their labels, on the device.
 
 Each mixing is a function `(key, images [b, h, w, 3], targets [b, c]) -> (images, targets)`; the rows of targets are
 distributions over the classes. Image i is mixed with image b - 1 - i, and the whole batch shares one mixing weight, as
-in timm. The batch is the global one, so the result does not depend on the number of devices.
+in timm. The pairs are formed in the global batch, so the result does not depend on the number of devices.
 """
 
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 
 def mixup(key, images, targets, alpha=0.8):
-    """Averages each image with another: weight * image + (1 - weight) * other, and the targets in the same way.
+    """Averages each image with another one, weight * image + (1 - weight) * other, and their targets likewise.
 
     weight ~ Beta(alpha, alpha) (Zhang et al., 2018, arXiv:1710.09412).
 
@@ -27,14 +27,14 @@ def mixup(key, images, targets, alpha=0.8):
 def cutmix(key, images, targets, alpha=1.0):
     """Pastes a rectangle of the other image, covering a share 1 - weight of the area, weight ~ Beta(alpha, alpha).
 
-    Yun et al., 2019, arXiv:1905.04899. The centre of the rectangle is uniform. The part outside the image is clipped,
-    and the targets are weighted by the area that is really pasted.
+    Yun et al., 2019, arXiv:1905.04899. The centre of the rectangle is uniform. The part outside the image is cut off,
+    and the targets are weighted by the area that is actually pasted.
 
     >>> import jax
     >>> import jax.numpy as jnp
     >>> images = jnp.stack([jnp.zeros((8, 8, 3)), jnp.ones((8, 8, 3))])
     >>> mixed, targets = cutmix(jax.random.key(0), images, jnp.eye(2))
-    >>> bool(jnp.allclose(mixed[0].mean(), targets[0, 1]))  # the target is the share of pasted pixels
+    >>> bool(jnp.allclose(mixed[0].mean(), targets[0, 1]))  # the share of pasted pixels
     True
     """
     key_weight, key_box = jax.random.split(key)
@@ -62,7 +62,10 @@ MIXINGS = {"mixup": mixup, "cutmix": cutmix, "mixup_or_cutmix": mixup_or_cutmix}
 
 
 def _mix(images, targets, kept: Float[Array, "h w 1"]):
-    """Mixes each image with its partner; `kept` weights its own pixels, and the mean of `kept` its own target."""
+    """Mixes each image with its partner. `kept` is the weight of each pixel of the image; 1 - kept that of the partner.
+
+    The targets are mixed with the mean of `kept`.
+    """
     weight = kept.mean()
     return kept * images + (1 - kept) * images[::-1], weight * targets + (1 - weight) * targets[::-1]
 
@@ -73,7 +76,7 @@ def _everywhere(images, weight) -> Float[Array, "h w 1"]:
 
 
 def _outside_random_box(key, images, weight) -> Float[Array, "h w 1"]:
-    """Returns 0 inside a random box of area (1 - weight) * h * w and 1 outside of it."""
+    """Returns 0 inside a random box of area (1 - weight) * h * w and 1 outside."""
     height, width = images.shape[1:3]
     centre = jnp.floor(jax.random.uniform(key, (2,)) * jnp.array([height, width]))
 

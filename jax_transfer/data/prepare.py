@@ -18,12 +18,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m jax_transfer.data.prepare", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("name", help="a name in jax_transfer/data/catalog.py, or any name of tensorflow.org/datasets")
+    parser.add_argument("name", help="a name in jax_transfer/data/catalog.py or at tensorflow.org/datasets")
     parser.add_argument("--data_dir", default=os.environ.get("TFDS_DATA_DIR"), help="default: $TFDS_DATA_DIR")
     options = parser.parse_args(arguments)
     entry = catalog.CATALOG.get(options.name)
     try:
-        import tensorflow  # noqa: F401  imported here so that a missing TensorFlow is a one-line error
+        import tensorflow  # noqa: F401  imported here so that a missing TensorFlow gives a one-line error
     except ImportError:
         print('Preparing a data set needs TensorFlow: pip install "jax_transfer[prepare]"', file=sys.stderr)
         return 2

@@ -1,14 +1,14 @@
-"""RandAugment as timm's "rand-m9-mstd0.5-inc1" (Cubuk et al., 2019, arXiv:1909.13719), computed on the device.
+"""RandAugment (Cubuk et al., 2019, arXiv:1909.13719) as in timm's "rand-m9-mstd0.5-inc1", computed on the device.
 
 Two operations are drawn for each image, with replacement. Each runs with probability 1/2, at a magnitude drawn from
-N(9, 0.5^2) and clipped to [0, 10]. Every operation gives the result of PIL on uint8 images, up to rounding.
+N(9, 0.5^2) and clipped to [0, 10]. Every operation gives the same result as PIL on uint8 images, up to rounding.
 
-Operations differ between images, and `lax.switch` under vmap would compute all fifteen for every image. They are
-therefore merged by kind: eight are a table of 256 values per image and channel, five are one affine warp, and colour
-and sharpness blend the image with another one. Whatever operations it draws, an image costs one histogram, one table
-look-up, one warp and one blend for each of the two. A loop over images with a real switch computes less, but runs on
-one core, kernel by kernel (64 images of 64 pixels on two CPU cores: 32 ms per operation, against 18), and gathers a
-batch that is split over devices.
+Images of a batch have different operations, and `lax.switch` under vmap would compute all fifteen for every image. The
+operations are therefore merged by kind: eight of them are tables of 256 values per image and channel, five are affine
+warps, and colour and sharpness blend the image with another one. For each of its two operations, an image thus costs
+one histogram, one table look-up, one warp and one blend. A loop over the images with a real switch computes less, but
+runs on one core, kernel by kernel (on two CPU cores, 32 ms instead of 18 ms per operation for 64 images of 64 x 64
+pixels), and would gather a batch that is split over devices.
 """
 
 import jax
@@ -39,12 +39,12 @@ NOTHING = len(OPERATIONS)
 TABLES = ("auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "contrast", "brightness")
 
 NUM_OPERATIONS = 2  # per image
-PROBABILITY = 0.5  # that an operation runs
+PROBABILITY = 0.5  # probability that an operation runs
 MAGNITUDE, MAGNITUDE_STD, MAX_MAGNITUDE = 9.0, 0.5, 10.0
 
 
 def rand_augment(key, images: Float[Array, "b h w 3"], preprocessing: Preprocessing) -> Float[Array, "b h w 3"]:
-    """Applies two random operations to each image; images in [0, 1].
+    """Applies two random operations to each image; the images are in [0, 1].
 
     Pixels that a warp leaves uncovered are filled with `preprocessing.mean`.
 
@@ -78,14 +78,14 @@ def operate(
     """Applies one operation to each image, as timm does with PIL.
 
     Args:
-      pixels: whole numbers from 0 to 255.
+      pixels: integers from 0 to 255, as floats.
       operation: indices into OPERATIONS; NOTHING leaves an image unchanged.
       level: magnitude / 10, in [0, 1].
-      negate: whether to reverse the direction of an operation that has two.
+      negate: whether to reverse an operation that has two directions, such as a rotation.
       fill: colour, from 0 to 255, of the pixels that a warp leaves uncovered.
 
     Returns:
-      The images, whole numbers from 0 to 255.
+      The images, with integers from 0 to 255, as floats.
 
     >>> import jax, jax.numpy as jnp
     >>> pixels, invert = jnp.full((1, 4, 4, 3), 10.0), jnp.array([OPERATIONS.index("invert")])
@@ -93,7 +93,7 @@ def operate(
     (1, 4, 4, 3)
     """
     amount = level * jnp.where(negate, -1.0, 1.0)
-    factor = 1 + 0.9 * amount  # of an enhancement; 1 changes nothing
+    factor = 1 + 0.9 * amount  # factor of an enhancement; 1 leaves the image unchanged
     gray = _gray(pixels)
     looked_up = _look_up(pixels, _tables(pixels, gray, operation, level, factor))
     degenerate = jnp.where(_is(operation, "color")[:, None, None, None], gray, _smooth(pixels))
@@ -110,12 +110,12 @@ def operate(
 
 
 def _is(operation, *names: str) -> Bool[Array, " b"]:
-    """Returns which images have an operation of these names."""
+    """Returns a mask of the images whose operation has one of these names."""
     return jnp.isin(operation, jnp.array([OPERATIONS.index(name) for name in names]))
 
 
 def _tables(pixels, gray, operation, level, factor) -> Float[Array, "b 3 256"]:
-    """Returns the new value of each pixel value, per image and channel, for operations that depend on nothing else."""
+    """Returns a table of new pixel values per image and channel, for the operations in TABLES (else the old values)."""
     value = jnp.arange(256)
     counts = _histograms(pixels)
     level, factor = level[:, None, None], factor[:, None, None]
@@ -158,25 +158,25 @@ def _histograms(pixels) -> Int[Array, "b 3 256"]:
 
 
 def _look_up(pixels, tables):
-    """Replaces each pixel value by its entry in the tables [b, 3, 256]."""
+    """Replaces each pixel value with the entry for it in the tables [b, 3, 256]."""
     b, h, w, c = pixels.shape
     values = jnp.take_along_axis(tables.mT, pixels.reshape(b, h * w, c).astype(jnp.int32), axis=1)
     return values.reshape(pixels.shape)
 
 
 def _gray(pixels) -> Float[Array, "b h w 1"]:
-    """Returns PIL's convert("L"): the luma of ITU-R 601-2 in whole numbers."""
+    """Returns the same as PIL's convert("L"): the luma of ITU-R 601-2, rounded to integers."""
     weighted = pixels.astype(jnp.int32) * jnp.array([19595, 38470, 7471])
     return ((weighted.sum(-1, keepdims=True) + 0x8000) >> 16).astype(pixels.dtype)
 
 
 def _blend(other, pixels, factor):
-    """Blends as PIL's Image.blend: `other` at factor 0, `pixels` at factor 1; clipped to [0, 255] and rounded down."""
+    """Blends like PIL's Image.blend: `other` at factor 0, `pixels` at 1; clipped to [0, 255] and rounded down."""
     return jnp.floor(jnp.clip(other + factor * (pixels - other), 0, 255))
 
 
 def _smooth(pixels):
-    """Smooths as PIL's ImageFilter.SMOOTH: a 3 x 3 mean with weight 5/13 on the centre; the border is unchanged."""
+    """Smooths like PIL's ImageFilter.SMOOTH: a 3 x 3 mean with weight 5/13 on the centre; the border is unchanged."""
     h, w = pixels.shape[1:3]
     neighbourhood = sum(pixels[:, i : h - 2 + i, j : w - 2 + j] for i in range(3) for j in range(3))
     inner = jnp.floor((neighbourhood + 4 * pixels[:, 1:-1, 1:-1]) / 13 + 0.5)
@@ -184,9 +184,9 @@ def _smooth(pixels):
 
 
 def _matrices(operation, amount, height: int, width: int) -> Float[Array, "b 2 3"]:
-    """Returns the affine map of each image from a pixel of the result to its source, as in PIL's Image.AFFINE.
+    """Returns the affine map of each image, as in PIL's Image.AFFINE.
 
-    The pixel (x, y) of the result comes from matrix @ (x, y, 1).
+    The pixel at (x, y) of the result is read at matrix @ (x, y, 1) in the image.
     """
     zero, one = jnp.zeros_like(amount), jnp.ones_like(amount)
     angle = -jnp.deg2rad(30 * amount)
@@ -206,10 +206,10 @@ def _matrices(operation, amount, height: int, width: int) -> Float[Array, "b 2 3
 
 
 def _warp(pixels, matrices, fill):
-    """Warps as PIL's Image.transform with bilinear resampling (timm draws bilinear or bicubic at random)."""
+    """Warps like PIL's Image.transform, with bilinear resampling (timm draws bilinear or bicubic at random)."""
     b, h, w, c = pixels.shape
     centres = jnp.stack([*jnp.meshgrid(jnp.arange(w) + 0.5, jnp.arange(h) + 0.5), jnp.ones((h, w))], -1)
-    # Sums and not a matrix product, which accelerators would compute with only a few bits of the coordinates.
+    # Sums instead of a matrix product, for which accelerators would keep only a few bits of the coordinates.
     x, y = ((matrices[:, i, None, None] * centres).sum(-1) for i in range(2))
     inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
     left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)

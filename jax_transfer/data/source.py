@@ -1,4 +1,4 @@
-"""`Source`: one split of a data set, of any origin."""
+"""`Source`: one split of a data set, independent of where the data comes from."""
 
 import dataclasses
 import functools
@@ -17,19 +17,19 @@ SPLITS = ("train", "test")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """One split of a data set: its labels are in memory, its images are read on demand.
+    """One split of a data set, with labels in memory and images that are read on demand.
 
     Attributes:
-      name: as the user wrote it.
+      name: name of the data set, as the user wrote it.
       split: "train" or "test".
       class_names: names of the c classes.
       labels: int32 [n], indices into class_names.
-      read: read(indices) returns the decoded uint8 images of any size, [h, w], [h, w, 1] or [h, w, 3], in the order of
+      read: read(indices) returns decoded uint8 images, [h, w], [h, w, 1] or [h, w, 3] and of any size, in the order of
         `indices`. It is thread-safe and can be pickled.
       fingerprint: hash of everything that determines the content, computed without decoding the images.
       metric: the metric that papers report on this data set, "accuracy" or "mean_class_accuracy".
-      notes: sentences on what a reader of results should know about the data.
-      extra: further data of each image, arrays [n, ...], such as the tokens of its captions.
+      notes: sentences on what readers of the results should know about the data.
+      extra: name -> array [n, ...] with further data for each image, such as the tokens of its captions.
     """
 
     name: str
@@ -73,10 +73,10 @@ def of_classes(source: Source, classes: Sequence[str | int]) -> Source:
     """Returns the images of some classes, in the order of `source`.
 
     Args:
-      classes: names, or numbers in [0, source.num_classes). They become classes 0, 1, ... in this order.
+      classes: names of classes, or numbers in [0, source.num_classes). They become classes 0, 1, ... in this order.
 
     Raises:
-      InputError: if a class is unknown or given twice, or the classes have no image.
+      InputError: if a class is unknown or given twice, or there are no images of these classes.
 
     >>> import numpy as np
     >>> source = from_arrays(np.zeros((4, 8, 8), np.uint8), [0, 1, 2, 2], class_names=["cat", "dog", "owl"])
@@ -92,7 +92,7 @@ def of_classes(source: Source, classes: Sequence[str | int]) -> Source:
     renumbered[numbers] = np.arange(len(numbers))
     indices = np.flatnonzero(renumbered[source.labels] >= 0)
     if not len(indices):
-        raise InputError(f"the {source.split} split has no image of the {len(numbers)} classes; choose other classes.")
+        raise InputError(f"the {source.split} split has no images of the {len(numbers)} chosen classes; choose others.")
     part = subset(source, indices)
     return dataclasses.replace(
         part,
@@ -117,7 +117,7 @@ def _read_subset(read, subset_indices, indices):
 
 
 def content_hash(*parts: str | bytes) -> str:
-    """Returns a SHA-256 hash of the parts; the boundaries between parts count too.
+    """Returns a SHA-256 hash of the parts; the boundaries between parts affect the hash too.
 
     >>> content_hash("ab", "c") == content_hash("a", "bc")
     False
@@ -135,11 +135,11 @@ def from_arrays(images, labels, name="arrays", split="train", class_names=None) 
 
     Args:
       images: uint8 [n, h, w], [n, h, w, 1] or [n, h, w, 3], or a list of n images of any size.
-      labels: int [n], from 0.
+      labels: int [n], at least 0.
       class_names: names of the classes; by default "0", "1", ...
 
     Raises:
-      InputError: if there are no images, the number of labels differs from theirs, or a label is not in the classes.
+      InputError: if there are no images, the numbers of labels and images differ, or a label has no class name.
 
     >>> import numpy as np
     >>> source = from_arrays(np.zeros((3, 8, 8, 3), np.uint8), [0, 1, 1], name="mine")
@@ -149,11 +149,11 @@ def from_arrays(images, labels, name="arrays", split="train", class_names=None) 
     labels = np.asarray(labels)
     if len(images) == 0 or labels.shape != (len(images),):
         raise InputError(
-            f"{name}: expected one label for each of 1 or more images, got {len(images)} images and "
+            f"{name}: expected at least one image, and one label for each image, got {len(images)} images and "
             f"labels of shape {list(labels.shape)}."
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise InputError(f"{name}: labels must be whole numbers from 0, got {labels[0]} ({labels.dtype}).")
+        raise InputError(f"{name}: labels must be whole numbers of at least 0, got {labels[0]} ({labels.dtype}).")
     class_names = tuple(class_names or map(str, range(labels.max() + 1)))
     if labels.max() >= len(class_names):
         raise InputError(
@@ -176,9 +176,9 @@ _SHARED: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # objects 
 
 
 def shared(key, make: Callable):
-    """Returns the object made for `key` if it is still in use, else a new one from `make()`.
+    """Returns the object that was made for `key` if it is still in use, else a new one from `make()`.
 
-    References are weak, so an object is freed with its last user.
+    References to it are weak, so an object is freed when nothing else refers to it.
     """
     value = _SHARED.get(key)
     if value is None:

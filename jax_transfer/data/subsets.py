@@ -1,6 +1,6 @@
-"""Subsets of a data set: pure functions of the labels that return sorted indices, and the OPTIONS that use them.
+"""Subsets of a data set: pure functions from labels to sorted indices, and the OPTIONS that use these functions.
 
-Every subset is reproducible from `seed` on any machine (numpy's Generator) and contains no image twice.
+Every subset is the same for the same `seed` on any machine (numpy's Generator) and contains no image twice.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def few_shot(labels: np.ndarray, per_class: int, seed: int, class_names: Sequenc
       Sorted indices [per_class * c] into `labels`.
 
     Raises:
-      InputError: if a class has fewer images; the message names it.
+      InputError: if a class has fewer images; the message names the class.
 
     >>> import numpy as np
     >>> labels = np.array([0, 0, 0, 1, 1, 1])
@@ -39,17 +39,17 @@ def few_shot(labels: np.ndarray, per_class: int, seed: int, class_names: Sequenc
         members = generator.permutation(np.flatnonzero(labels == label))
         if len(members) < per_class:
             raise InputError(
-                f"per_class={per_class}: class {class_name!r} has only {len(members)} images; ask for no more."
+                f"per_class={per_class}: class {class_name!r} has only {len(members)} images; use a smaller per_class."
             )
         chosen.append(members[:per_class])
     return np.sort(np.concatenate(chosen))
 
 
 def capped(labels: np.ndarray, most: int, seed: int, class_names: Sequence[str] = ()) -> np.ndarray:
-    """Draws at most `most` random images, in the proportions of the classes.
+    """Draws at most `most` random images, keeping the proportions of the classes.
 
-    The class counts are rounded by the largest-remainder method. Each class keeps at least one image if `most` is not
-    smaller than the number of classes.
+    The class counts are rounded by the largest-remainder method. Each class keeps at least one image if `most`
+    is at least the number of classes.
 
     Args:
       labels: int [n].
@@ -72,7 +72,7 @@ def capped(labels: np.ndarray, most: int, seed: int, class_names: Sequence[str] 
 
 
 def fraction(labels: np.ndarray, part: float, seed: int, class_names: Sequence[str] = ()) -> np.ndarray:
-    """Draws a random share `part` in (0, 1] of the images, in the proportions of the classes.
+    """Draws a random fraction `part`, in (0, 1], of the images, keeping the proportions of the classes.
 
     Args:
       labels: int [n].
@@ -92,11 +92,11 @@ def fraction(labels: np.ndarray, part: float, seed: int, class_names: Sequence[s
 def stratified_split(labels: np.ndarray, test_fraction: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
     """Splits each class into training and test images; the split is the same on every call.
 
-    Every class of at least two images has one or more in each part; a class of one image has it in the training part.
+    Every class with two or more images has at least one in each part; a single image of a class is a training image.
 
     Args:
       labels: int [n].
-      test_fraction: share of each class in the test part.
+      test_fraction: fraction of each class that is used for testing.
 
     Returns:
       (train, test): sorted indices into `labels`.
@@ -132,12 +132,12 @@ def _shares(counts: np.ndarray, total: int, generator: np.random.Generator) -> n
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An option of a data set's name, such as `per_class=10`.
+    """An option in the name of a data set, such as `per_class=10`.
 
     Attributes:
-      splits: the splits that it applies to.
-      parse: converts the text of its value; raises ValueError if the text is invalid.
-      expected: the valid values in words, for error messages.
+      splits: the splits to which the option applies.
+      parse: converts the text of the value; raises ValueError if the text is invalid.
+      expected: describes the valid values in error messages.
       select: select(source, value, seed) returns the part of the source that is kept.
     """
 
@@ -148,7 +148,7 @@ class Option:
 
 
 def _select_by(function) -> Callable[[Source, Any, int], Source]:
-    """Returns the `Option.select` that keeps the images at the indices of one of the functions above."""
+    """Returns an `Option.select` that keeps the images whose indices `function`, one of the above, returns."""
     return lambda source, value, seed: subset(source, function(source.labels, value, seed, source.class_names))
 
 

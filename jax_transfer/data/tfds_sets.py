@@ -1,4 +1,4 @@
-"""Data sets that TFDS has prepared on this machine."""
+"""Loads data sets that TFDS has prepared on this machine."""
 
 import dataclasses
 import difflib
@@ -21,26 +21,26 @@ CHUNK = 256  # number of records whose labels are read at a time
 
 
 def unknown_tfds_name(name: str) -> InputError:
-    """Returns the error for a name unknown to TFDS; it suggests close matches, or the folder layout of the catalog."""
+    """Returns the error for a name unknown to TFDS, with similar names or the folder layout from the catalog."""
     entry = catalog.find(name)
     if entry and entry.layout:
         return InputError(
-            f"TFDS cannot build {name!r}. Set TFDS_DATA_DIR to the folder where it is prepared, or load it as "
+            f"TFDS cannot build {name!r}. Set TFDS_DATA_DIR to the folder with the prepared data set, or load it as "
             f"folder:DIR with the layout {entry.layout}."
         )
     names = {*tfds.list_builders(with_community_datasets=False), *catalog.CATALOG}
     close = difflib.get_close_matches(name.lower(), sorted(names), n=3)
-    hint = f"Did you mean {' or '.join(close)}?" if close else "See tensorflow.org/datasets for the names."
+    hint = f"Did you mean {' or '.join(close)}?" if close else "See tensorflow.org/datasets for valid names."
     return InputError(f"Unknown TFDS data set: {name!r}. {hint}")
 
 
 def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
     """Loads a TFDS data set prepared in ArrayRecord format below TFDS_DATA_DIR.
 
-    The catalog names the splits and the metric of the data sets that it lists.
+    For the data sets in the catalog, the splits and the metric are those of the catalog.
 
     Raises:
-      InputError: if the data set is unknown or not prepared, or has no images with labels or no such split.
+      InputError: if the data set is unknown or not prepared, or lacks the split or images with labels.
     """
     entry = catalog.find(rest)
     tfds_name = entry.tfds if entry and rest in catalog.CATALOG else rest
@@ -72,14 +72,17 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
     if only:
         expression = only
     if not all(part in splits for part in expression.split("+")):
-        raise InputError(f"tfds:{rest} has no split {expression!r} to {split} on. It has: {', '.join(splits)}.")
+        raise InputError(f"tfds:{rest} has no split {expression!r} to {split} on. Its splits are: {', '.join(splits)}.")
     skip = {key: tfds.decode.SkipDecoding() for key, kind in features.items() if isinstance(kind, tfds.features.Image)}
     try:
         sizes = [f"{file}={(builder.data_path / file).stat().length}" for file in sorted(splits[expression].filenames)]
-        as_source: Any = builder.as_data_source  # whose decorator hides its parameters from a type checker
+        as_source: Any = builder.as_data_source  # a decorator hides its parameters from type checkers
         undecoded = as_source(split=expression, decoders=skip)
         decoded = as_source(split=expression, decoders={k: v for k, v in skip.items() if k != "image"})
-    except (NotImplementedError, FileNotFoundError) as error:  # it is prepared as TFRecord, or files are missing
+    except (
+        NotImplementedError,
+        FileNotFoundError,
+    ) as error:  # prepared as TFRecord, or files are missing
         raise absent from error
     source = Source(
         f"tfds:{rest}",
@@ -93,9 +96,9 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
     notes = []
     if only:
         source = subset(source, stratified_split(source.labels)[SPLITS.index(split)])
-        notes.append(f"It has one split ({only}): a fifth of each class is used for testing.")
+        notes.append(f"It has only one split ({only}): a fifth of each class is used for testing.")
     if not len(source):
-        raise InputError(f"tfds:{rest}: no class has 2 images, so none are left to test on.")
+        raise InputError(f"tfds:{rest}: no class has 2 images, so none is left for testing.")
     return dataclasses.replace(source, notes=(*notes, *_notes_on_sample(source)))
 
 
@@ -126,5 +129,5 @@ def _read_tfds(data_source, indices):
 
 
 def _not_noise(record: logging.LogRecord) -> bool:
-    """Drops two messages of TFDS: on the speed of prepared files, and on missing files, which we report ourselves."""
+    """Returns False for two messages of TFDS: on reading speed, and on missing files, which we report ourselves."""
     return "created with group size" not in str(record.msg) and "Variant folder" not in str(record.msg)

@@ -1,7 +1,7 @@
-"""Decoding and resizing on the host: any image file or array becomes a uint8 RGB square of one size for the device.
+"""Decodes and resizes images on the host: every image file or array becomes a uint8 RGB square of the same size.
 
-The model sees the same pixels as after torchvision's Resize and CenterCrop. `crop_start` alone computes where a centre
-crop begins, both for the square that the host keeps and for the part of it that the device crops.
+The model sees the same pixels as after torchvision's Resize and CenterCrop. `crop_start` computes where a centre crop
+begins, both for the square that the host keeps and for the part of this square that the device crops.
 """
 
 import dataclasses
@@ -31,40 +31,42 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-# Errors that PIL's decoders raise on damaged files; OSError covers truncated, unidentified and unreadable ones.
+# Errors that PIL's decoders raise on damaged files; OSError covers truncated, unidentified and unreadable files.
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error,
     ArithmeticError, MemoryError,
 )  # fmt: skip
 
-# The formats that PIL may detect, regardless of the file's extension. It knows others, and runs Ghostscript for one.
+# The formats that PIL may detect, whatever the extension of the file. PIL's other formats are disabled, since it runs
+# Ghostscript for one of them.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
 
-# Part of the fingerprint of data sets: two versions may decode the same file to different pixels. Version 2 ignores the
-# metadata of files, shows transparent images over white, and keeps weak 16-bit values visible.
+# Part of the fingerprint of data sets, since two versions may decode the same file to different pixels. Version 2
+# ignores the metadata of files, places transparent images on white, and keeps weak 16-bit values visible.
 DECODING_VERSION = 2
 
-MOST_BYTES = 2**31  # the largest file that is read
+MOST_BYTES = 2**31  # size of the largest file that is read
 
-# 16-bit values below this use less than 1/16 of their range: they are values of 8 to 12 bits in a larger container.
+# An image whose 16-bit values are all below this uses less than 1/16 of their range: its values have 8 to 12 bits and
+# are stored with 16.
 WEAK_PEAK = 2**12
 
-# The largest side of the square that an image is resized to.
+# The largest side of the square to which images are resized.
 MOST_PIXELS = 10_000
 
-# An image that would have more pixels than this after resizing, and more than four times those of the square, is a
-# strip. Only its square is computed, since an image of 1 x 5,000 pixels would become gigabytes.
+# An image is a strip if it would have more pixels than this after resizing, and more than four times as many as the
+# square. Only the square of a strip is computed, since an image of 1 x 5,000 pixels would grow to gigabytes.
 MOST_RESIZED_PIXELS = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """The input that a checkpoint expects; stored beside each checkpoint as JSON.
+    """How to preprocess images for a checkpoint; stored with each checkpoint as JSON.
 
     Attributes:
       image_size: side in pixels of the square that the model sees.
-      crop_fraction: image_size / side of the resized image, in (0, 1]; 0.875 for ImageNet (256 -> 224).
-      mean, std: mean and standard deviation of each RGB channel, of images in [0, 1].
+      crop_fraction: image_size divided by the side of the resized image, in (0, 1]; 0.875 for ImageNet (256 -> 224).
+      mean, std: mean and standard deviation of each RGB channel, for images in [0, 1].
       interpolation: a key of INTERPOLATIONS.
 
     Raises:
@@ -92,28 +94,32 @@ class Preprocessing:
             )
         if not (_numbers(self.mean, 3) and _numbers(self.std, 3) and min(self.std) > 0):
             raise InputError(
-                f"preprocessing.mean and .std must be three numbers each, std > 0, got {self.mean!r} and {self.std!r}."
+                f"preprocessing.mean and .std must each be three numbers, with std > 0, got {self.mean!r} and "
+                f"{self.std!r}."
             )
         if not isinstance(self.interpolation, str):
-            raise InputError(f"preprocessing.interpolation must be a name, got {self.interpolation!r}.")
+            raise InputError(f"preprocessing.interpolation must be a string, got {self.interpolation!r}.")
         choose(INTERPOLATIONS, self.interpolation, "interpolation (preprocessing.interpolation)")
 
     @property
     def host_size(self) -> int:
-        """Side in pixels that images have on the host and in device memory, before the centre crop."""
+        """Side in pixels of the images on the host and in device memory, before the centre crop."""
         return round(self.image_size / self.crop_fraction)
 
     @property
     def reading(self) -> "Preprocessing":
-        """The part that the host's work depends on; preprocessings that agree in it can share decoded images."""
+        """The preprocessing with the default mean and std, which the host does not use.
+
+        Preprocessings with equal `reading` can share decoded images.
+        """
         return Preprocessing(self.image_size, self.crop_fraction, interpolation=self.interpolation)
 
     def square(self, image: np.ndarray) -> np.ndarray:
-        """Does the host's work for one image [h, w, c]: uint8 [host_size, host_size, 3], see `resize_square`."""
+        """Does the host's work: resizes an image [h, w, c] to uint8 [host_size, host_size, 3], see `resize_square`."""
         return resize_square(image, self.host_size, self.interpolation, self.image_size)
 
     def to_json(self) -> dict:
-        """Returns a plain dict that `json` can write; `from_json` restores it.
+        """Returns a plain dict that `json` can write and from which `from_json` restores the preprocessing.
 
         >>> Preprocessing.from_json(Preprocessing(image_size=32).to_json()) == Preprocessing(image_size=32)
         True
@@ -122,7 +128,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict) -> "Preprocessing":
-        """Restores a preprocessing from `to_json`.
+        """Restores a preprocessing from the result of `to_json`.
 
         Raises:
           InputError: if image_size is missing, a key is not a field, or a value is invalid.
@@ -139,14 +145,16 @@ class Preprocessing:
 
 
 def _numbers(values, count: int = 1) -> bool:
-    """Returns whether `values` are `count` finite numbers."""
+    """Returns whether `values` is a list or tuple of `count` finite numbers."""
     if not isinstance(values, tuple | list) or len(values) != count:
         return False
     return all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e30 for x in values)
 
 
 def crop_start(length: int, size: int) -> int:
-    """Returns where the central `size` of `length` pixels begin, as torchvision's and timm's CenterCrop: ties to even.
+    """Returns the index of the first of the `size` central pixels among `length`.
+
+    Ties are rounded to even, as in the CenterCrop of torchvision and timm.
 
     >>> crop_start(256, 224), crop_start(5, 2)
     (16, 2)
@@ -166,12 +174,12 @@ def sixteen_bit_depth(peak: int) -> int:
 def to_uint8_rgb(image: np.ndarray, depth: int = 16) -> np.ndarray:
     """Converts gray [h, w] or [h, w, 1], RGB [h, w, 3] or RGBA [h, w, 4] pixels to uint8 [h, w, 3].
 
-    Transparent images are shown over white; over black if only the transparency varies and white would give a single
-    colour (a white drawing). Transparency that hides the whole image is ignored. bool becomes 0 and 255. Of 16-bit
-    values with `depth` used bits, the highest 8 are kept.
+    Transparent images are placed on white, or on black if only the transparency varies and a white background would
+    give a single colour (a white drawing). Transparency that hides the whole image is ignored. bool becomes 0 and 255.
+    If values have 16 bits, of which `depth` are used, the highest 8 of these are kept.
 
     Raises:
-      InputError: for another shape, or a dtype whose range of values is unknown (floats, 32-bit integers).
+      InputError: if the image has another shape, or a dtype whose range of values is unknown (floats, 32-bit integers).
 
     >>> import numpy as np
     >>> to_uint8_rgb(np.array([[False, True]])).tolist()
@@ -186,7 +194,7 @@ def to_uint8_rgb(image: np.ndarray, depth: int = 16) -> np.ndarray:
     if image.dtype == np.bool_:
         colours, alpha = (part.astype(np.uint8) * 255 for part in (colours, alpha))
     elif image.dtype.kind == "u" and image.dtype.itemsize == 2:
-        bits = sixteen_bit_depth(int(alpha.max())) if alpha.size else 16  # alpha may use more bits than the colours
+        bits = sixteen_bit_depth(int(alpha.max())) if alpha.size else 16  # may differ from those of the colours
         colours, alpha = (
             np.minimum(part >> (used - 8), 255).astype(np.uint8) for part, used in ((colours, depth), (alpha, bits))
         )
@@ -221,7 +229,7 @@ def is_hidden(image: np.ndarray) -> bool:
 def is_constant(image: np.ndarray) -> bool:
     """Returns whether all pixels of an image [h, w, c] are equal."""
     corner = image[:1, :1]
-    return bool((image[::8, ::8] == corner).all() and (image == corner).all())  # a few pixels decide most cases
+    return bool((image[::8, ::8] == corner).all() and (image == corner).all())  # a few pixels suffice in most cases
 
 
 def resize_square(
@@ -229,15 +237,15 @@ def resize_square(
 ) -> np.ndarray:
     """Resizes the short side of an image [h, w, c] to `size` and crops a square around the centre.
 
-    The device may crop the `image_size` pixels that begin at `crop_start(size, image_size)`. These equal torchvision's
-    Resize(size) and CenterCrop(image_size) on PIL images, including antialiasing, for every size and shape. Of a strip
-    (see MOST_RESIZED_PIXELS) only the square is computed, which can change values by 1. An image of the right size is
-    not resampled.
+    The device may crop the `image_size` pixels that begin at `crop_start(size, image_size)`. This crop equals the
+    result of torchvision's Resize(size) and CenterCrop(image_size) on PIL images, including antialiasing, for every
+    size and shape. For a strip (see MOST_RESIZED_PIXELS), only the square is computed, which can change values by 1. If
+    the short side of an image is `size`, the image is not resampled.
 
     Args:
       size: side of the result in pixels.
       interpolation: a key of INTERPOLATIONS.
-      image_size: side of the centre that is cropped later; `size` by default.
+      image_size: side of the centre crop that is taken later; `size` by default.
 
     Returns:
       uint8 [size, size, 3].
@@ -253,7 +261,7 @@ def resize_square(
     image = to_uint8_rgb(image)
     sides = image.shape[:2]
     short = min(sides)
-    height, width = (int(size * side / short) for side in sides)  # the short one exactly `size`
+    height, width = (int(size * side / short) for side in sides)  # the short side becomes exactly `size`
     crop = image_size or size
     top, left = (crop_start(side, crop) - crop_start(size, crop) for side in (height, width))
     if height * width > max(MOST_RESIZED_PIXELS, 4 * size * size):
@@ -276,16 +284,17 @@ def _resize_window(image, resized: tuple[int, int], corner: tuple[int, int], siz
 
 
 def decode_file(path: str | pathlib.Path, depth: int = 16) -> np.ndarray:
-    """Decodes an image file to uint8 [h, w, 3], upright by its EXIF orientation; the first frame of an animation.
+    """Decodes an image file, or the first frame of an animation, to uint8 [h, w, 3].
 
-    Palettes, CMYK, 16-bit values and transparency become RGB, see `to_uint8_rgb`. All other metadata is ignored.
+    The image is turned upright according to its EXIF orientation; all other metadata is ignored. Palettes, CMYK, 16-bit
+    values and transparency are converted to RGB, see `to_uint8_rgb`.
 
     Args:
       depth: number of bits that the values of 16-bit files use.
 
     Raises:
-      InputError: if the file is empty, damaged, not an image, too large (twice PIL's MAX_IMAGE_PIXELS), or has pixels
-        without a known range (floating point); the message names the file.
+      InputError: if the file is empty, damaged, not an image, too large (more than twice PIL's MAX_IMAGE_PIXELS), or
+        has pixels without a known range (floating point); the message names the file.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -319,15 +328,15 @@ def read_pixels(path: str | pathlib.Path) -> np.ndarray:
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    """Decodes the bytes of an image file to uint8 or uint16 pixels [h, w, 1, 3 or 4]."""
+    """Decodes the bytes of an image file to uint8 or uint16 pixels [h, w, c], with 1, 3 or 4 channels."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         transparent = image.info.get("transparency")
         if image.mode.startswith("I;16"):
             return _with_key(np.asarray(image).astype(np.uint16)[:, :, None], transparent)
         if image.mode == "I" and np.all((pixels := np.asarray(image)) >= 0) and np.all(pixels <= 65535):
-            return pixels.astype(np.uint16)[:, :, None]  # older PILs give 16-bit PNGs this 32-bit mode
+            return pixels.astype(np.uint16)[:, :, None]  # older versions of PIL use this 32-bit mode for 16-bit PNGs
         if image.mode in ("I", "F"):
-            raise ValueError("32-bit or floating point pixels have no known range; save it as 8-bit")
+            raise ValueError("32-bit or floating point pixels have no known range; save the image with 8 bits")
         if (colours := _sixteen_bit_colours(image, data)) is not None:
             return colours if colours.shape[2] == 4 else _with_key(colours, transparent)
         has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent is not None
@@ -344,7 +353,7 @@ def _with_key(pixels: np.ndarray, transparent) -> np.ndarray:
     return np.concatenate([np.broadcast_to(pixels, (*pixels.shape[:2], 3)), alpha], 2).astype(np.uint16)
 
 
-# PIL keeps only the high bytes of 16-bit colours. Decoding with the opposite byte order gives the low bytes.
+# PIL keeps only the high bytes of 16-bit colours; decoding with the opposite byte order therefore gives the low bytes.
 NATIVE = "L" if sys.byteorder == "little" else "B"
 LOW_BYTES = {
     f"{mode};16{order}": f"{mode};16{'B' if (NATIVE if order == 'N' else order) == 'L' else 'L'}"
@@ -354,7 +363,7 @@ LOW_BYTES = {
 
 
 def _sixteen_bit_colours(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
-    """Returns uint16 [h, w, 3 or 4] of an opened image with 16-bit colours or 16-bit gray and alpha, else None."""
+    """Returns the pixels uint16 [h, w, 3 or 4] of an image with 16-bit colours or 16-bit gray and alpha, else None."""
     if not image.tile:
         return None
     name, _, offset, args = image.tile[0]
@@ -373,7 +382,7 @@ def _sixteen_bit_colours(image: ImageFile.ImageFile, data: bytes) -> np.ndarray 
 
 
 def _decoded_as(data: bytes, raw: str) -> np.ndarray:
-    """Decodes the image with its bytes interpreted as PIL's raw mode `raw`."""
+    """Decodes the image with its pixel data interpreted in PIL's raw mode `raw`."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         tiles = []
         for tile in image.tile:

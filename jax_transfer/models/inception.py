@@ -1,11 +1,12 @@
-"""Inception v1 and v2, each with the layout and names of a released torch checkpoint.
+"""Inception v1 and v2, each with the layout and the parameter names of a released torch checkpoint.
 
-- v1: GoogLeNet (Szegedy et al., 2015, arXiv:1409.4842) with BatchNorm and without auxiliary heads, as torchvision's
-  `googlenet`: its "5x5" branch has 3x3 kernels, as in the released weights.
-- v2: BN-Inception (Ioffe and Szegedy, 2015, arXiv:1502.03167), as `bninception` of the package pretrainedmodels, the
-  Caffe release: 7x7 first convolution (TF-slim's is separable), convolutions with bias, BatchNorm eps 1e-5.
+- v1: GoogLeNet (Szegedy et al., 2015, arXiv:1409.4842) with BatchNorm and without auxiliary heads, as in
+  torchvision's `googlenet`. The "5x5" branch has 3x3 kernels, as in the released weights.
+- v2: BN-Inception (Ioffe and Szegedy, 2015, arXiv:1502.03167), as in `bninception` of the package pretrainedmodels
+  (weights converted from Caffe): the first convolution is a plain 7x7 one (separable in TF-slim), convolutions have a
+  bias, and BatchNorm has eps 1e-5.
 
-`width` multiplies all channels, with a minimum of 16, as TF-slim's depth_multiplier with min_depth.
+`width` multiplies all channels, with a minimum of 16, like depth_multiplier and min_depth in TF-slim.
 """
 
 import functools
@@ -33,7 +34,7 @@ from jax_transfer.models.spec import HALF, Spec
 
 
 def scaled(features: int, width: float) -> int:
-    """Returns the channels with a width multiplier, at least 16 (TF-slim's min_depth).
+    """Returns the number of channels after applying the width multiplier; at least 16, TF-slim's min_depth.
 
     >>> scaled(64, 0.5), scaled(64, 0.1)
     (32, 16)
@@ -67,7 +68,7 @@ V2_BLOCKS = {
     "inception_5a": (352, 192, 320, 160, 224, 128),
     "inception_5b": (352, 192, 320, 192, 224, 128),
 }
-# The smallest images that leave one pixel in the last stage of the original networks.
+# Side in pixels of the smallest image that leaves one pixel in the last stage of the published network.
 MIN_IMAGE_SIZES = {"inception_v1": 15, "inception_v2": 31}
 
 
@@ -116,7 +117,10 @@ class InceptionV1(nnx.Module):
 
 
 class InceptionV2(nnx.Module):
-    """Stem, ten blocks, global average pool (the features), linear head. The names in the checkpoint are flat."""
+    """Stem, ten blocks, global average pool (the features), linear head.
+
+    All layers are attributes of this module, since the parameter names in the checkpoint are flat.
+    """
 
     def __init__(self, num_classes: int, *, width: float, dtype, rngs: nnx.Rngs):
         def add(name, features_in, features_out, size, stride=1):
@@ -155,13 +159,13 @@ class InceptionV2(nnx.Module):
             double = unit(f"{name}_double_3x3_1", unit(f"{name}_double_3x3_reduce", x))
             double = unit(f"{name}_double_3x3_2", double)
             if one:
-                # The last block has a max pool, as the release.
+                # The last block has a max pool, as in the released model.
                 pooled = MaxPool(3, 1, padding=1)(x) if name == "inception_5b" else AvgPool(count_include_pad=True)(x)
                 branches = [unit(f"{name}_1x1", x), three, double, unit(f"{name}_pool_proj", pooled)]
             else:
-                # Equals ceil_mode at even sizes. At odd sizes the branches of the release differ by a pixel, and it
-                # fails; here the pool has as many windows as the convolutions of the other branches.
-                pads: Any = [(0, 1 + n % 2) for n in x.shape[1:3]]  # flax's annotation knows only names of paddings
+                # Equals ceil_mode at even sizes. At odd sizes the released model fails, because the outputs of its
+                # branches differ by a pixel; here the pool has as many windows as the strided convolutions.
+                pads: Any = [(0, 1 + n % 2) for n in x.shape[1:3]]  # flax's annotation allows only strings
                 branches = [three, double, nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pads)]
             x = jnp.concatenate(branches, axis=-1)
         features = global_mean(x)
@@ -169,10 +173,12 @@ class InceptionV2(nnx.Module):
 
 
 def _inception(name, num_classes, dtype="float32", width=1.0) -> Net:
-    """Makes Inception v1 (GoogLeNet with BatchNorm) or v2 (BN-Inception). Equal arguments return the identical Net.
+    """Makes Inception v1 (GoogLeNet with BatchNorm) or v2 (BN-Inception).
 
-    The release of v2 takes the channels in the order blue, green, red; `renamings` reverses its first convolution, so
-    that it takes RGB here.
+    Calls with equal arguments return the same Net object, so that they share compiled code.
+
+    The released weights of v2 expect channels in the order blue, green, red. When they are loaded, `renamings` reverses
+    the input channels of the first convolution, so that the net takes RGB images.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
@@ -203,10 +209,10 @@ def _build(name, num_classes, dtype, width) -> Net:
     )
 
 
-# torchvision's model takes images normalised by ImageNet's mean and std, and renormalises them by these
-# ("transform_input").
+# torchvision's model takes images normalised with ImageNet's mean and std, and converts them to a mean and std of 0.5
+# ("transform_input"). Here images are normalised with 0.5 directly.
 GOOGLENET = Preprocessing(224, 224 / 256, HALF, HALF)
-# Pixels from 0 to 255 minus the mean, which the release has in the order blue, green, red; see `renamings`.
+# Pixels from 0 to 255, minus the mean. The released model takes the channels as blue, green, red; see `renamings`.
 BN_INCEPTION = Preprocessing(224, 224 / 256, (128 / 255, 117 / 255, 104 / 255), (1 / 255, 1 / 255, 1 / 255))
 
 inception_v1 = Spec(

@@ -27,7 +27,7 @@ from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.spec import HALF, Spec
 
 MIN_IMAGE_SIZE = 75
-REPEATS = (10, 20, 9)  # blocks on the three grids; another one without ReLU follows
+REPEATS = (10, 20, 9)  # blocks in each of the three stages; one more block, without ReLU, follows the last stage
 
 
 def _set_branches(module: Any, branches) -> None:
@@ -55,7 +55,7 @@ class Mixed(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """x + scale * conv2d(concatenated branches): figures 16, 17 and 19, scaled as in section 3.3."""
+    """x + scale * conv2d(concatenated branches): figures 16, 17 and 19, with the scaling of section 3.3."""
 
     def __init__(self, features: int, inner: int, scale: float, *branches, dtype, rngs: nnx.Rngs, relu: bool = True):
         _set_branches(self, branches)
@@ -69,7 +69,7 @@ class Residual(nnx.Module):
 
 
 class InceptionResNetV2(nnx.Module):
-    """Stem, three grids of residual blocks, 1x1 convolution, global average pool (the features), linear head."""
+    """Stem, three stages of residual blocks, 1x1 convolution, global average pool (the features), linear head."""
 
     def __init__(self, num_classes: int, *, repeats=REPEATS, width: float, dtype, rngs: nnx.Rngs):
         unit, c = functools.partial(ConvNorm, dtype=dtype, rngs=rngs), functools.partial(scaled, width=width)
@@ -136,7 +136,9 @@ class InceptionResNetV2(nnx.Module):
 
 
 def _inception_resnet_v2(num_classes, dtype="float32", width=1.0) -> Net:
-    """Makes Inception-ResNet v2. Equal arguments return the identical Net, so compiled code is shared.
+    """Makes Inception-ResNet v2.
+
+    Calls with equal arguments return the same Net object, so that they share compiled code.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.

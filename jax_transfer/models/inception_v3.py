@@ -1,7 +1,7 @@
-"""Inception v3 (Szegedy et al., 2016, arXiv:1512.00567) without its auxiliary head, as torchvision's `inception_v3`.
+"""Inception v3 (Szegedy et al., 2016, arXiv:1512.00567) without its auxiliary head, as in torchvision.
 
-Average pools divide by 9 at the edges too, as in torchvision (TF-slim excludes the padding). `width` multiplies all
-channels, with a minimum of 16.
+Average pools divide by 9 at the edges too, as in torchvision (TF-slim does not count the padding). `width` multiplies
+all channels, with a minimum of 16.
 """
 
 import functools
@@ -33,7 +33,10 @@ def _concatenate(*branches):
 
 
 class BlockA(nnx.Module):
-    """5x5 factorised into two 3x3 (figure 5); torchvision also keeps a branch with a 5x5."""
+    """Block with a 5x5 convolution factorised into two 3x3 ones (figure 5).
+
+    As in torchvision, another branch keeps a 5x5 convolution.
+    """
 
     def __init__(self, features_in, pool, c, unit):
         self.branch1x1 = unit(features_in, c(64), 1)
@@ -54,7 +57,7 @@ class BlockA(nnx.Module):
 
 
 class BlockB(nnx.Module):
-    """Halves the grid (figure 10)."""
+    """Block that halves the height and width (figure 10)."""
 
     def __init__(self, features_in, c, unit):
         self.branch3x3 = unit(features_in, c(384), 3, 2, padding=0)
@@ -69,7 +72,7 @@ class BlockB(nnx.Module):
 
 
 class BlockC(nnx.Module):
-    """7x7 factorised into 1x7 and 7x1 (figure 6)."""
+    """Block with 7x7 convolutions factorised into 1x7 and 7x1 ones (figure 6)."""
 
     def __init__(self, features_in, middle, c, unit):
         wide, high = (1, 7), (7, 1)
@@ -94,7 +97,7 @@ class BlockC(nnx.Module):
 
 
 class BlockD(nnx.Module):
-    """Halves the grid a second time."""
+    """Block that halves the height and width a second time."""
 
     def __init__(self, features_in, c, unit):
         self.branch3x3_1 = unit(features_in, c(192), 1)
@@ -112,7 +115,7 @@ class BlockD(nnx.Module):
 
 
 class BlockE(nnx.Module):
-    """3x3 split into a parallel 1x3 and 3x1 (figure 7)."""
+    """Block with 3x3 convolutions split into parallel 1x3 and 3x1 ones (figure 7)."""
 
     def __init__(self, features_in, c, unit):
         wide, high = (1, 3), (3, 1)
@@ -174,7 +177,9 @@ class InceptionV3(nnx.Module):
 
 
 def _inception_v3(num_classes, dtype="float32", width=1.0) -> Net:
-    """Makes Inception v3. Equal arguments return the identical Net, so compiled code is shared.
+    """Makes Inception v3.
+
+    Calls with equal arguments return the same Net object, so that they share compiled code.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
@@ -200,8 +205,8 @@ def _build(num_classes, dtype, width) -> Net:
     )
 
 
-# torchvision's model takes images normalised by ImageNet's mean and std, and renormalises them by these
-# ("transform_input").
+# torchvision's model takes images normalised with ImageNet's mean and std, and converts them to a mean and std of 0.5
+# ("transform_input"). Here images are normalised with 0.5 directly.
 TORCHVISION = Preprocessing(299, 299 / 342, HALF, HALF)
 TIMM = Preprocessing(299, 299 / 341, HALF, HALF, "bicubic")
 

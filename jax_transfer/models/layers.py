@@ -1,4 +1,4 @@
-"""Layers and argument checks shared by the convolutional nets. Padding is explicit, as in torch."""
+"""Layers and argument checks that the convolutional nets share. Padding is explicit, as in torch."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def he_normal_fan_out(key, shape, dtype=jnp.float32) -> Float[Array, "h w i o"]:
-    """Draws from N(0, 2 / (h w o)), as torchvision (He et al., 2015, arXiv:1502.01852, equation 14)."""
+    """Draws from N(0, 2 / (h w o)), as in torchvision (He et al., 2015, arXiv:1502.01852, equation 14)."""
     height, width, _, features_out = shape
     return gaussian(key, shape, math.sqrt(2 / (height * width * features_out))).astype(dtype)
 
@@ -30,8 +30,8 @@ class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe and Szegedy, 2015) over all axes but the last, with torch's conventions.
 
     Momentum is 0.9 (0.1 in torch's convention) and eps 1e-5. The running variance averages the unbiased batch variance,
-    as in torch (flax averages the biased one). Arithmetic and statistics are float32 for every input dtype. The means
-    are plain, so under jit with a sharded batch they are those of the global batch.
+    as in torch (flax averages the biased variance). Arithmetic and statistics are float32 for every input dtype. Under
+    jit with a sharded batch, the statistics are computed over the global batch.
     """
 
     def __init__(self, features: int, *, scale: float = 1.0, eps: float = 1e-5, dtype=jnp.float32):
@@ -49,8 +49,8 @@ class BatchNorm(nnx.Module):
             axes = tuple(range(x.ndim - 1))
             n = x.size // x.shape[-1]
             mean = jnp.mean(x, axes)
-            # Two passes, since E[x^2] - E[x]^2 cancels: its rounding error depends on how many devices share the batch,
-            # and is amplified by up to 1 / sqrt(eps) in channels that hardly vary.
+            # Two passes, since E[x^2] - E[x]^2 suffers from cancellation: its rounding error depends on the number of
+            # devices that share the batch, and is amplified by up to 1 / sqrt(eps) in channels that hardly vary.
             var = jnp.mean(jnp.square(x - mean), axes)
             # Not `self.mean[...] = `, which looks up a sharding and makes tracing of deep nets several times slower.
             self.mean.set_value(0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean))
@@ -60,7 +60,10 @@ class BatchNorm(nnx.Module):
 
 
 def _pointwise(x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], strides, padding, **options):
-    """Computes a 1x1 convolution as a matrix product, since XLA's CPU backend transposes all images in its gradient."""
+    """Computes a 1x1 convolution as a matrix product.
+
+    XLA's CPU backend would transpose all images to compute the gradient of a convolution.
+    """
     return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
 
 
@@ -70,7 +73,7 @@ def conv(features_in, features_out, size, stride, dtype, rngs, *, padding=None, 
     Args:
       size: side of the kernel in pixels, or (height, width).
       padding: pixels on each side; by default half the kernel, which keeps the image size at stride 1.
-      groups: number of channel groups; `features_in` gives a depthwise convolution.
+      groups: number of channel groups; groups=features_in makes a depthwise convolution.
     """
     height, width = (size, size) if isinstance(size, int) else size
     pad_height, pad_width = (height // 2, width // 2) if padding is None else (padding, padding)
@@ -109,7 +112,7 @@ class MaxPool(nnx.Module):
         self.size, self.stride, self.padding, self.ceil_mode = size, stride, padding, ceil_mode
 
     def __call__(self, x: Float[Array, "b h w d"], train: bool = False) -> Float[Array, "b i j d"]:
-        pads: Any = [self._pads(n) for n in x.shape[1:3]]  # flax's annotation knows only names of paddings
+        pads: Any = [self._pads(n) for n in x.shape[1:3]]  # flax's annotation allows only strings
         return nnx.max_pool(x, (self.size, self.size), strides=(self.stride, self.stride), padding=pads)
 
     def _pads(self, n: int) -> tuple[int, int]:
@@ -119,7 +122,7 @@ class MaxPool(nnx.Module):
 
 
 class AvgPool(nnx.Module):
-    """Mean over 3x3 windows at stride 1; with `count_include_pad` it divides by 9 at the edges too."""
+    """Mean over 3x3 windows with stride 1; with `count_include_pad`, sums are divided by 9 at the edges too."""
 
     def __init__(self, count_include_pad: bool):
         self.count_include_pad = count_include_pad
@@ -133,7 +136,7 @@ class AvgPool(nnx.Module):
 
 
 def chain(layers, x, train: bool):
-    """Applies layers one after the other, as torch's Sequential."""
+    """Applies layers in sequence, like torch's Sequential."""
     for layer in layers:
         x = layer(x, train)
     return x
@@ -145,7 +148,7 @@ def global_mean(x: Float[Array, "b h w d"]) -> Float[Array, "b d"]:
 
 
 def check_num_classes(name: str, num_classes) -> int:
-    """Returns `num_classes` as an int; 0 is a net without a head.
+    """Returns `num_classes` as an int; 0 means a net without a head.
 
     Raises:
       InputError: if it is negative.
@@ -158,7 +161,7 @@ def check_num_classes(name: str, num_classes) -> int:
 
 
 def check_scaled(name: str, num_classes, dtype, width) -> tuple[int, str, float]:
-    """Returns the arguments of a model whose width is a multiplier, in canonical form, so that equal ones share a Net.
+    """Returns the arguments of a model with a width multiplier in canonical form, so that equal ones give the same Net.
 
     Raises:
       InputError: if `num_classes` is negative, `dtype` is not a key of DTYPES, or `width` is not positive.
@@ -167,5 +170,5 @@ def check_scaled(name: str, num_classes, dtype, width) -> tuple[int, str, float]
     choose(DTYPES, dtype, f"dtype of {name}")
     num_classes = check_num_classes(name, num_classes)
     if not 0 < width < math.inf:
-        raise InputError(f"width of {name} is {width!r}; expected a multiplier of the channels above 0, such as 0.5.")
+        raise InputError(f"width of {name} is {width!r}; expected a positive multiplier of the channels, such as 0.5.")
     return num_classes, dtype, float(width)

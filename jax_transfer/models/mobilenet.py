@@ -1,7 +1,7 @@
-"""MobileNets, each with the layout and names of a released torch checkpoint.
+"""MobileNets, each with the layout and the parameter names of a released torch checkpoint.
 
-- v1 (Howard et al., 2017, arXiv:1704.04861), with timm's names (`mobilenetv1_100`) and ReLU6.
-- v2 (Sandler et al., 2018, arXiv:1801.04381), with torchvision's names (`mobilenet_v2`).
+- v1 (Howard et al., 2017, arXiv:1704.04861), with ReLU6 and the parameter names of timm's `mobilenetv1_100`.
+- v2 (Sandler et al., 2018, arXiv:1801.04381), with the parameter names of torchvision's `mobilenet_v2`.
 
 Padding is explicit and symmetric, as in torch.
 """
@@ -34,13 +34,13 @@ V2_STAGES = (
 
 
 def _make_divisible(features: float, divisor: int = 8) -> int:
-    """Returns the multiple of `divisor` nearest to `features`, but not below 0.9 * features, as torchvision."""
+    """Returns the multiple of `divisor` nearest to `features`, but not below 0.9 * features, as in torchvision."""
     nearest = max(divisor, int(features + divisor / 2) // divisor * divisor)
     return nearest + divisor if nearest < 0.9 * features else nearest
 
 
 class SeparableBlock(nnx.Module):
-    """Depthwise 3x3 and pointwise convolution, each with BatchNorm and ReLU6."""
+    """Depthwise 3x3 convolution and pointwise convolution, each followed by BatchNorm and ReLU6."""
 
     def __init__(self, features_in: int, features_out: int, stride: int, *, dtype, rngs: nnx.Rngs):
         self.conv_dw = conv(features_in, features_in, 3, stride, dtype, rngs, groups=features_in)
@@ -81,7 +81,7 @@ class MobileNetV1(nnx.Module):
 
 
 def _conv_norm(features_in, features_out, size, stride, dtype, rngs, groups=1) -> nnx.List:
-    """Returns a convolution and BatchNorm with the names 0 and 1; `_relu6` applies them."""
+    """Returns [convolution, BatchNorm], whose names in a checkpoint are 0 and 1; `_relu6` applies them."""
     layer = conv(features_in, features_out, size, stride, dtype, rngs, groups=groups)
     return nnx.List([layer, BatchNorm(features_out, dtype=dtype)])
 
@@ -140,10 +140,10 @@ class MobileNetV2(nnx.Module):
 
 
 def width_of(name: str, channels: Mapping[str, int]) -> float | None:
-    """Returns the width multiplier that gives the convolutions of a MobileNet their channels; None if there is none.
+    """Returns the width multiplier for which a MobileNet has the given channels; None if there is none.
 
-    Several multipliers can round to the same channels, and so to the same network. The first one among 1, and the
-    multiples of 1/4, 1/20, 1/100 and 1/1000 up to 4, is returned.
+    Several multipliers can give the same channels after rounding, and thus the same network. The result is the first
+    one that fits among 1 and the multiples of 1/4, 1/20, 1/100 and 1/1000, in this order, up to 4.
 
     Args:
       name: "mobilenet_v1" or "mobilenet_v2".
@@ -163,7 +163,7 @@ def width_of(name: str, channels: Mapping[str, int]) -> float | None:
 
 
 def _channels(name: str, width: float) -> dict[str, int]:
-    """Returns name of the weight -> output channels, for the stem, each stage and the last convolution."""
+    """Returns {name of a weight: output channels} for the stem, each stage and the last convolution."""
     if name == "mobilenet_v1":
         stages = {f"blocks.{i}.0.conv_pw.weight": channels for i, (channels, _, _) in enumerate(V1_STAGES)}
         return {layer: _make_divisible(c * width) for layer, c in {"conv_stem.weight": 32, **stages}.items()}
@@ -176,7 +176,7 @@ def _channels(name: str, width: float) -> dict[str, int]:
 
 
 def width_from_shapes(name: str, state: Mapping) -> dict:
-    """Returns {"width": multiplier} by the convolutions of a MobileNet; {} if it is 1 or unknown."""
+    """Returns {"width": multiplier}, inferred from the convolutions of a MobileNet; {} if it is 1 or unknown."""
     width = width_of(name, {layer: len(x) for layer, x in state.items() if x.ndim == 4})
     return {"width": width} if width not in (None, 1.0) else {}
 
@@ -185,13 +185,15 @@ MIN_IMAGE_SIZE = 32
 
 
 def _mobilenet(name, num_classes, dtype="float32", width=1.0) -> Net:
-    """Makes a MobileNet. Equal arguments return the identical Net, so compiled code is shared.
+    """Makes a MobileNet.
+
+    Calls with equal arguments return the same Net object, so that they share compiled code.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
       dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are always float32.
-      width: positive multiplier of the channels; 0.25, 0.5, 0.75 and 1.0 in the paper of v1. Channels are rounded to
+      width: positive multiplier of the channels; 0.25, 0.5, 0.75 and 1.0 in the v1 paper. Channels are rounded to
         multiples of 8. In v2 a width below 1 does not reduce the 1,280 features (section 4.1).
 
     Raises:

@@ -1,11 +1,11 @@
-"""Turns NNX modules into pure functions of plain dictionaries; the only file that splits and merges modules.
+"""Turns NNX modules into pure functions of plain dictionaries; no other file splits or merges modules.
 
 A module is called as `module(images, train, rngs) -> Output`. With `train` (a Python bool), BatchNorm uses the
-statistics of the batch and dropout is active; `rngs` is an `nnx.Rngs` with a "dropout" stream, or None. Modules hold
+statistics of the batch and dropout is active. `rngs` is an `nnx.Rngs` with a "dropout" stream, or None. Modules hold
 only `nnx.Param` and `nnx.BatchStat` variables: build `nnx.Dropout` without `rngs` and pass it the `rngs` of the call.
 
 Arrays are matched between the module and the dictionaries by name, never by position: checkpoints turn list indices
-into strings, which sort as 0, 1, 10, 11, 2 and would permute the layers of a list longer than ten.
+into strings, which sort as 0, 1, 10, 11, 2, so matching by position would permute the layers of a list longer than ten.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Output(NamedTuple):
       logits: float32, output of the classification head; [b, 0] for a net without a head.
       features: float32, input of the classification head.
       maps: feature maps before pooling; None if the net does not return them.
-      projection: output of a projection head, such as that of a contrastive loss; None if the net has none.
+      projection: output of a projection head, such as one for a contrastive loss; None if the net has none.
     """
 
     logits: Float[Array, "b s"]
@@ -48,14 +48,14 @@ class Net:
 
     Attributes:
       name: the key in MODELS.
-      num_classes: columns of the logits (s); 0 for a net without a head, whose `params` have nothing at `classifier`.
+      num_classes: columns of the logits (s); 0 for a net without a head, where `params` has no entry at `classifier`.
       feature_dim: columns of the features (d).
-      min_image_size: smallest height and width, in pixels; the caller checks it.
+      min_image_size: smallest height and width of the images, in pixels; the caller has to check it.
       init: `init(key) -> (params, stats)`. `stats` is {} for a model without BatchNorm.
       apply: `apply(params, stats, images) -> Output`, in evaluation mode. images: float [b, h, w, 3], normalised.
       apply_train: `apply_train(params, stats, images, key) -> (Output, new_stats)`, in training mode: BatchNorm
-        normalises by the statistics of the (global) batch, and `key` draws the dropout masks.
-      classifier: path of the classification head in `params`, such as ("fc",), where `with_new_head` puts one.
+        normalises with the statistics of the (global) batch, and the dropout masks are drawn with `key`.
+      classifier: path of the classification head in `params`, such as ("fc",).
       shapes: flat name -> shape of each array of {"params", "stats"}.
     """
 
@@ -83,7 +83,7 @@ def make_net(
 
     Args:
       name, num_classes, feature_dim, min_image_size, classifier: see `Net`.
-      make_module: builds the module from an `nnx.Rngs`; the head of this file describes how the module is called.
+      make_module: builds the module from an `nnx.Rngs`; the docstring of this file describes how the module is called.
         Arrays without elements, such as the kernel [d, 0] of a head for 0 classes, are left out of the dictionaries, so
         that a module needs no special code for a net without a head.
 
@@ -144,7 +144,7 @@ def with_new_head(params, net: Net, key, std: float = 0.01):
     """Returns `params` with a new classification head for the classes of `net`; the other parameters are kept.
 
     The kernel is drawn from N(0, std^2) and the bias is 0 (Goyal et al., 2017, section 5.1). `params` may have been
-    trained for any number of classes, or have no head. For a `net` without a head, the head is removed.
+    trained for any number of classes, or lack a head. If `net` has no head, the head is removed.
 
     >>> from jax_transfer.models.resnet import resnet10
     >>> five, three = (resnet10(num_classes=n, width=8) for n in (5, 3))
@@ -170,8 +170,8 @@ def without_head(params, net: Net):
 def gaussian(key, shape: tuple[int, ...], std: float) -> Array:
     """Draws float32 values from N(0, std^2).
 
-    They are drawn as a vector: `jax.random.normal(key, shape)` gives the same values, but compiles several times more
-    slowly for four-dimensional shapes, of which a deep net has a hundred.
+    The values are drawn as a vector and then reshaped: `jax.random.normal(key, shape)` gives the same values, but takes
+    several times longer to compile for four-dimensional shapes, and a deep net has about a hundred of these.
 
     >>> gaussian(jax.random.key(0), (2, 3), std=0.01).shape
     (2, 3)
@@ -186,7 +186,7 @@ def _replace(tree, path, value):
 
 
 def _shapes(kind: str, abstract) -> dict[str, tuple[int, ...]]:
-    """Returns flat name -> shape of the variables of an NNX state."""
+    """Returns {flat name: shape} of the variables of an NNX state."""
     return {f"{kind}/{name}": variable.shape for name, _, variable in _named(abstract) if variable.size}
 
 

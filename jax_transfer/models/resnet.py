@@ -1,7 +1,7 @@
-"""Residual networks v1 (He et al., 2016, arXiv:1512.03385), with torchvision's layout and names.
+"""Residual networks v1 (He et al., 2016, arXiv:1512.03385), with torchvision's layout and parameter names.
 
-The 3x3 convolution of the bottleneck has the stride ("v1.5", Goyal et al., 2017, arXiv:1706.02677), as in torchvision.
-Padding is explicit and symmetric, as in torch: "SAME" is asymmetric at stride 2.
+In a bottleneck, the stride is in the 3x3 convolution ("v1.5", Goyal et al., 2017, arXiv:1706.02677), as in torchvision.
+Padding is explicit and symmetric, as in torch, since "SAME" is asymmetric at stride 2.
 """
 
 import functools
@@ -30,11 +30,12 @@ class Stem(NamedTuple):
 
     @property
     def min_image_size(self) -> int:
-        """Smallest image, in pixels, that leaves one pixel in the last stage; the stages have a total stride of 8."""
+        """Side in pixels of the smallest image that fills a pixel of the last stage; the stages' total stride is 8."""
         return 8 * self.stride * (2 if self.pool else 1)
 
 
-# Weights only show the size of the first convolution; "imagenet" and "cifar" are the usual stems with 7x7 and 3x3.
+# The shapes of weights show only the kernel size of the first convolution. "imagenet" is assumed for 7x7 and "cifar"
+# for 3x3, since these are the most common stems.
 STEMS = {
     "imagenet": Stem(7, 2, True),
     "cifar": Stem(3, 1, False),
@@ -132,17 +133,19 @@ class ResNet(nnx.Module):
 
 
 def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64, zero_init_last=False):
-    """Makes a residual network. Equal arguments return the identical Net, so compiled code is shared.
+    """Makes a residual network.
+
+    Calls with equal arguments return the same Net object, so that they share compiled code.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
       dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are always float32.
       stem: a key of STEMS: "imagenet" (7x7 with stride 2 and a 3x3 max pool with stride 2; images of at least 32
-        pixels), "cifar" (3x3 with stride 1; at least 8 pixels), or one of the rarer others.
+        pixels), "cifar" (3x3 with stride 1; at least 8 pixels), or one of the less common stems.
       width: channels of the first stage; 64 in the paper.
-      zero_init_last: initialise the last BatchNorm scale of each block to 0, so that blocks start as the identity
-        (Goyal et al., 2017, section 5.1). torchvision's ImageNet weights were trained with False.
+      zero_init_last: initialise the last BatchNorm scale of each block to 0, so that each block starts as the identity
+        (Goyal et al., 2017, section 5.1). torchvision's ImageNet weights were trained without this.
 
     Raises:
       InputError: if an argument is invalid.
@@ -152,7 +155,7 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
 
 
 def check_arguments(name: str, num_classes, dtype, stem, width) -> tuple[int, str, str, int]:
-    """Returns the arguments of a residual network, v1 or v2, in canonical form, so that equal ones share a Net.
+    """Returns the arguments of a residual network, v1 or v2, in canonical form, so that equal ones give the same Net.
 
     Raises:
       InputError: if an argument is invalid, see `_resnet`.
@@ -183,15 +186,15 @@ def _build(name, stage_sizes, block, num_classes, dtype, stem, width, zero_init_
 
 
 def width_and_stem_from_shapes(first: str, state: Mapping) -> dict:
-    """Returns {"width", "stem"} by the kernel [o, 3, h, w] of the first convolution, the array `first` of the state."""
+    """Infers the width and the stem from the kernel [o, 3, h, w] of the first convolution, named `first` in `state`."""
     kernel = state.get(first)
     if kernel is None or kernel.ndim != 4:
         return {}
     return {"width": len(kernel), "stem": "cifar" if kernel.shape[2] == 3 else "imagenet"}
 
 
-# timm's own ResNets, by the tag of a release: resnet50.a1_in1k, resnet50_a1_0-14fe96d1.pth. The denominators are the
-# sides after resizing, as in `spec`.
+# timm's own ResNets by the tag in the name of the release: "a1" in resnet50.a1_in1k and resnet50_a1_0-14fe96d1.pth. The
+# denominators are the sides of the resized images, as in `spec`.
 TIMM_95 = Preprocessing(224, 224 / 235, interpolation="bicubic")
 TIMM_A1H = Preprocessing(176, 176 / 195, interpolation="bicubic")
 TIMM_A3 = Preprocessing(160, 160 / 168, interpolation="bicubic")
@@ -201,7 +204,7 @@ TIMM_TAGS = {
     "bt": BICUBIC, "c1": TIMM_95, "c2": TIMM_95, "d_in1k": TIMM_95, "fb": IMAGENET, "gluon": BICUBIC, "ra": BICUBIC,
     "ram": BICUBIC, "ra4": VIT, "tv": IMAGENET, "tv2": TIMM_TV2,
 }  # fmt: skip
-# Names of some of them before timm had tags.
+# Names of some releases from before timm had tags; {} is the name of the model.
 TIMM_BEFORE = {
     "gluon_{}_v1b": BICUBIC, "rw_{}": BICUBIC, "tv_{}": IMAGENET, "ssl_{}": IMAGENET, "swsl_{}": IMAGENET,
     "semi_supervised_{}": IMAGENET, "semi_weakly_supervised_{}": IMAGENET,
@@ -209,7 +212,7 @@ TIMM_BEFORE = {
 
 
 def _timm_releases(name: str) -> dict[str, Preprocessing]:
-    """Returns timm's names of the releases of a ResNet -> preprocessing."""
+    """Returns {timm's name of a release: its preprocessing} for a ResNet."""
     tagged = {f"{name}_{tag}": preprocessing for tag, preprocessing in TIMM_TAGS.items()}
     return tagged | {before.format(name): preprocessing for before, preprocessing in TIMM_BEFORE.items()}
 

@@ -1,8 +1,9 @@
-"""Residual networks v2 (He et al., 2016, arXiv:1603.05027): full pre-activation, with timm's names.
+"""Residual networks v2 (He et al., 2016, arXiv:1603.05027): full pre-activation, with timm's parameter names.
 
-BatchNorm and ReLU come before each convolution and once more before the pool; the stem has neither. A projection reads
-the activated input, an identity shortcut the input itself. The 3x3 convolution of the bottleneck has the stride. timm's
-`resnetv2_50` stores the head `head.fc` as a 1x1 convolution [s, d, 1, 1]; here it is a matrix [d, s].
+BatchNorm and ReLU come before each convolution and once more before the global pool; the stem has neither. A projection
+shortcut is applied to the activated input, whereas an identity shortcut adds the input itself. In a bottleneck, the
+stride is in the 3x3 convolution. timm's `resnetv2_50` stores the head `head.fc` as a 1x1 convolution [s, d, 1, 1]; here
+it is a matrix [d, s].
 """
 
 import functools
@@ -28,7 +29,10 @@ class Conv(nnx.Module):
 
 
 class PreActBlock(nnx.Module):
-    """Convolutions of `sizes`, each after BatchNorm and ReLU, and a shortcut; number `strided` has the stride."""
+    """Convolutions with kernels of `sizes`, each preceded by BatchNorm and ReLU, and a shortcut.
+
+    The convolution at index `strided` has the stride; the others have stride 1.
+    """
 
     def __init__(self, features_in, channels, sizes, strided, stride, dtype, rngs: nnx.Rngs):
         self.depth = len(sizes)
@@ -107,14 +111,16 @@ class ResNetV2(nnx.Module):
 
 
 def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64) -> Net:
-    """Makes a pre-activation residual network. Equal arguments return the identical Net, so compiled code is shared.
+    """Makes a pre-activation residual network.
+
+    Calls with equal arguments return the same Net object, so that they share compiled code.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
       dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are always float32.
       stem: a key of `resnet.STEMS`: "imagenet" (7x7 with stride 2 and a 3x3 max pool with stride 2; images of at least
-        32 pixels), "cifar" (3x3 with stride 1; at least 8 pixels), or one of the rarer others.
+        32 pixels), "cifar" (3x3 with stride 1; at least 8 pixels), or one of the less common stems.
       width: channels of the first stage; 64 in the paper.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`Spec`: how a model is made and what is known about its releases; and preprocessings that several releases share."""
+"""`Spec`, which describes how a model is made and its releases, and the preprocessings that several releases share."""
 
 import dataclasses
 import inspect
@@ -9,8 +9,8 @@ import numpy as np
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.net import Net
 
-# Images are resized to the side below and cropped to 224 pixels; a crop fraction of 0.9 gives 248 in timm, which rounds
-# down.
+# Each denominator is the side in pixels to which images are resized before the crop to 224 pixels. timm's crop fraction
+# of 0.9 gives 248, since timm rounds down.
 IMAGENET = Preprocessing(224, 224 / 256)
 BICUBIC = Preprocessing(224, 224 / 256, interpolation="bicubic")
 BICUBIC_248 = Preprocessing(224, 224 / 248, interpolation="bicubic")
@@ -21,21 +21,23 @@ VIT = Preprocessing(224, 224 / 248, HALF, HALF, "bicubic")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spec:
-    """A model: how its net is made, and what is known about it beside the weights.
+    """A model: how to make its net, and facts about its releases that the weights do not show.
 
     It is callable as `make`, and `inspect.signature` shows the parameters of `make`.
 
     Attributes:
       make: takes num_classes (0: a net without a head), dtype ("float32" or "bfloat16") and the settings of its family
-        (`stem`, `width`, `image_size`, ...), all but the first optional; returns the identical Net for equal arguments.
+        (`stem`, `width`, `image_size`, ...). Only num_classes is required. Calls with equal arguments return the same
+        Net object.
       min_image_size: smallest height and width, in pixels, with the default settings.
       patch: side of a patch, in pixels; None for a convolutional net.
-      released: beginning of the name of a released file, in lower case and with "_" for other characters -> the
-        preprocessing of that release. The model's own name is the release to assume by default.
-      architectures: further names of the model in training code, such as the `arch` of DINO.
-      network: key in MODELS of the model with the same network, such as the ViT of a DeiT.
-      settings_from_shapes: returns the arguments of `make` that the shapes of weights (with our names) show.
-      timm_pools: values of timm's `global_pool` that give the features of this model.
+      released: maps the beginning of the name of a released file, in lower case and with all other characters replaced
+        by "_", to the preprocessing of that release. The key that equals the name of the model is the default release.
+      architectures: other names of the model that training scripts use, such as the values of `arch` in DINO.
+      network: key in MODELS of another model with the same network, such as the ViT with the network of a DeiT.
+      settings_from_shapes: returns the arguments of `make` that can be inferred from the shapes of weights, given under
+        the parameter names of this package.
+      timm_pools: values of timm's `global_pool` for which timm computes the same features.
 
     >>> from jax_transfer.models.resnet import resnet18
     >>> net = resnet18(num_classes=10, width=8)

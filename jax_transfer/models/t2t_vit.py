@@ -1,12 +1,12 @@
-"""Tokens-to-Token Vision Transformer (Yuan et al., 2021, arXiv:2101.11986), with the released layout and names.
+"""Tokens-to-Token Vision Transformer (Yuan et al., 2021, arXiv:2101.11986), with the layout and names of the release.
 
-Three soft splits (overlapping patches) with a small token layer between them reduce the image to a grid of 1/16 of its
-side; a narrow and deep Vision Transformer follows. The token layers of `t2t_vit_t_14` have self-attention, those of
-`t2t_vit_14` the kernel attention of the Performer. As in the released code (github.com/yitu-opensource/T2T-ViT), every
-LayerNorm has eps 1e-5, the qkv layers of the backbone have no bias, and a token layer, which narrows its input, adds
-the values v to the output of its attention instead of its input.
+Three soft splits (overlapping patches), with a small token layer after each of the first two, reduce the image to a
+grid with 1/16 of its side; a narrow and deep Vision Transformer follows. The token layers use self-attention in
+`t2t_vit_t_14` and the kernel attention of the Performer in `t2t_vit_14`. As in the released code
+(github.com/yitu-opensource/T2T-ViT), every LayerNorm has eps 1e-5, the qkv layers of the backbone have no bias, and the
+shortcut around the attention of a token layer adds the values v instead of the input, which is wider than the output.
 
-Two arrays of a released file are not trained: the position embedding `pos_embed` (sinusoids) and the random directions
+Some arrays of a released file are not trained: the position embedding `pos_embed` (sinusoids) and the random directions
 of the Performer, `tokens_to_token/attention{1,2}/w`. They are kept in `stats`, so that no weight decay applies to them.
 """
 
@@ -56,10 +56,10 @@ def sinusoids(n: int, d: int) -> Float[np.ndarray, "1 n d"]:
 
 
 def soft_split(x: Float[Array, "b h w c"], size: int, stride: int, padding: int) -> Float[Array, "b m p"]:
-    """Returns all patches, row by row, with their pixels in the order of `torch.nn.Unfold`: channel, row, column.
+    """Returns all patches, row by row; each is ordered by channel, row, column, as in `torch.nn.Unfold`.
 
-    Patches are built from slices of rows, then of columns: the gradient of `conv_general_dilated_patches` is ten times
-    slower on a CPU, and one slice per pixel of a patch takes five times longer to compile.
+    Patches are built by slicing rows and then columns, because the gradient of `conv_general_dilated_patches` is ten
+    times slower on a CPU, and taking one slice per pixel of a patch takes five times longer to compile.
 
     >>> soft_split(jnp.zeros((1, 8, 8, 3)), size=3, stride=2, padding=1).shape
     (1, 16, 27)
@@ -73,13 +73,13 @@ def soft_split(x: Float[Array, "b h w c"], size: int, stride: int, padding: int)
 
 
 class TokenAttention(nnx.Module):
-    """Self-attention with one head from `features` to `token_dim` channels; v is added to its output."""
+    """Self-attention with one head, from `features` to `token_dim` channels; the values v are added to its output."""
 
     def __init__(self, features: int, token_dim: int, *, dropout: float, dtype, rngs: nnx.Rngs):
         self.qkv = linear(features, 3 * token_dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.proj = linear(token_dim, token_dim, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
-        self.scale = features**-0.5  # by the width of the input, not of the head, as the released weights were trained
+        self.scale = features**-0.5  # depends on the width of the input and not of the head, as in the released code
 
     def __call__(self, x: Float[Array, "b n p"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
         q, k, v = split_heads(self.qkv(x), 3, 1)
@@ -101,14 +101,14 @@ class TokenTransformer(nnx.Module):
 
 
 class Gelu(nnx.Module):
-    """gelu as a layer, so that the layer after it has the same number as in the release."""
+    """`gelu` as a layer, so that the layer after it has the same index as in the released weights."""
 
     def __call__(self, x: Array) -> Array:
         return gelu(x)
 
 
 class TokenPerformer(nnx.Module):
-    """The token layer of the T2T-ViT models: attention with a cost that is linear in the number of tokens.
+    """The token layer of the T2T-ViT models: attention at a cost that is linear in the number of tokens.
 
     exp(q . k) is estimated by phi(q) . phi(k) with m = d / 2 positive features (Choromanski et al., 2021,
     arXiv:2009.14794, lemma 1): phi(x) = exp(w x - |x|^2 / 2) / sqrt(m), where the rows of w are orthogonal with length
@@ -149,7 +149,7 @@ TOKEN_LAYERS = {"transformer": TokenTransformer, "performer": TokenPerformer}
 
 
 class TokensToToken(nnx.Module):
-    """Images to tokens: soft splits of 7/4/2, 3/2/1 and 3/2/1 (size, stride, padding) with token layers in between."""
+    """Turns images into tokens: soft splits of 7/4/2, 3/2/1, 3/2/1 (size/stride/padding), token layers in between."""
 
     def __init__(self, token_layer: str, token_dim: int, dim: int, *, dropout: float, dtype, rngs: nnx.Rngs):
         options = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
@@ -198,17 +198,20 @@ def _t2t_vit(
     name, token_layer, size, num_classes, dtype="float32", image_size=224, dropout=0.0, stochastic_depth=0.0,
     token_dropout=0.0,
 ):  # fmt: skip
-    """Makes a T2T-ViT. Equal arguments return the identical Net, so compiled code is shared.
+    """Makes a T2T-ViT.
+
+    Calls with equal arguments return the same Net object, so that they share compiled code.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
       dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, LayerNorm, softmax, the
         kernel of the Performer, features and logits are always float32.
       image_size: height and width of the images in pixels, a multiple of 16.
-      dropout: rate for the embedded tokens and in the blocks of the backbone, in training.
-      stochastic_depth: probability of skipping each half of the last block, in training; 0.1 for the released weights.
-      token_dropout: rate in the token layers, in training. 0.1 by default for t2t_vit_14, since the released Performer
-        always has it; 0 for t2t_vit_t_14.
+      dropout: dropout rate of the embedded tokens and in the blocks of the backbone, in training.
+      stochastic_depth: probability of skipping each half of the last block, in training. The released weights were
+        trained with 0.1.
+      token_dropout: dropout rate in the token layers, in training. By default 0.1 for t2t_vit_14, since the Performer
+        of the released code always uses it, and 0 for t2t_vit_t_14.
 
     Raises:
       InputError: if an argument is invalid.

@@ -1,4 +1,4 @@
-"""Layers and argument checks shared by the transformers, with timm's layout and names.
+"""Layers and argument checks that the transformers share, with timm's layout and parameter names.
 
 Matrix products run in `dtype`; LayerNorm, softmax and all parameters are float32.
 """
@@ -26,7 +26,7 @@ class Size(NamedTuple):
 
 
 def gaussian_002(key, shape, dtype=jnp.float32) -> Array:
-    """Draws from N(0, 0.02^2), as timm's truncated normal, whose bounds of +-2 are a hundred standard deviations."""
+    """Draws from N(0, 0.02^2), like timm's truncated normal, whose bounds of +-2 are 100 standard deviations away."""
     return gaussian(key, shape, 0.02).astype(dtype)
 
 
@@ -54,14 +54,14 @@ def linear(features_in: int, features_out: int, *, use_bias: bool = True, dtype,
 def gelu(x: Array) -> Array:
     """Computes x Phi(x) exactly, in float32.
 
-    It uses erf, as torch; `jax.nn.gelu` uses erfc, which is several times slower on a CPU.
+    Like torch, it uses erf; `jax.nn.gelu` uses erfc, which is several times slower on a CPU.
     """
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def split_heads(x: Float[Array, "b n e"], parts: int, num_heads: int) -> Float[Array, "p b heads n d"]:
-    """Splits the last axis, which runs over parts, heads and channels."""
+    """Splits the last axis into parts (such as q, k and v), heads and channels, in this order."""
     b, n, _ = x.shape
     return jnp.transpose(x.reshape(b, n, parts, num_heads, -1), (2, 0, 3, 1, 4))
 
@@ -69,7 +69,7 @@ def split_heads(x: Float[Array, "b n e"], parts: int, num_heads: int) -> Float[A
 def attend(q, k, v: Float[Array, "b heads n d"], scale: float) -> Float[Array, "b n e"]:
     """Computes softmax(scale q k^T) v and joins the heads.
 
-    Heads come before tokens, since products over other axes are slower on a CPU.
+    The axis of the heads comes before that of the tokens, since other layouts make the products slower on a CPU.
     """
     weights = jax.nn.softmax(((q * scale) @ jnp.swapaxes(k, 2, 3)).astype(jnp.float32)).astype(v.dtype)
     b, heads, n, d = v.shape
@@ -77,7 +77,7 @@ def attend(q, k, v: Float[Array, "b heads n d"], scale: float) -> Float[Array, "
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention; dropout on its output."""
+    """Multi-head self-attention with dropout on its output."""
 
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool, dropout: float, dtype, rngs: nnx.Rngs):
         self.qkv = linear(dim, 3 * dim, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
@@ -93,7 +93,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with gelu in between; dropout after each."""
+    """Two linear layers with gelu in between, and dropout after gelu and after the second layer."""
 
     def __init__(self, dim: int, hidden: int, *, dropout: float, dtype, rngs: nnx.Rngs):
         self.fc1 = linear(dim, hidden, dtype=dtype, rngs=rngs)
@@ -106,10 +106,10 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each after a LayerNorm and added to its input.
+    """Attention and an MLP, each preceded by a LayerNorm and with its output added to its input.
 
-    Stochastic depth (Huang et al., 2016, arXiv:1603.09382): in training, each of the two is skipped for an image with
-    probability `drop_path`, and scaled by 1 / (1 - drop_path) otherwise.
+    Stochastic depth (Huang et al., 2016, arXiv:1603.09382): in training, the attention and the MLP are each skipped
+    for an image with probability `drop_path`; otherwise, their output is scaled by 1 / (1 - drop_path).
     """
 
     def __init__(self, dim, num_heads, hidden, *, qkv_bias, eps, dropout, drop_path, dtype, rngs: nnx.Rngs):
@@ -151,7 +151,7 @@ def check_images(images, image_size: int) -> None:
 
 
 def check_arguments(name: str, step: int, num_classes, dtype, image_size, **rates) -> dict:
-    """Returns the arguments of a transformer in canonical form, so that equal ones share a Net.
+    """Returns the arguments of a transformer in canonical form, so that equal ones give the same Net.
 
     Raises:
       InputError: if an argument is invalid, see `vit._vit`; image_size must be a multiple of `step`.
@@ -161,7 +161,7 @@ def check_arguments(name: str, step: int, num_classes, dtype, image_size, **rate
     num_classes = check_num_classes(name, num_classes)
     if image_size < 1 or image_size % step:
         raise InputError(
-            f"image_size of {name} is {image_size!r}; expected a multiple of its patches' {step} pixels, "
+            f"image_size of {name} is {image_size!r}; expected a multiple of the patch size, {step}, "
             f"such as {step * max(1, round(image_size / step))}."
         )
     for field, rate in rates.items():

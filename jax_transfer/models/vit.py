@@ -1,4 +1,4 @@
-"""Vision Transformers (Dosovitskiy et al., 2021, arXiv:2010.11929), with timm's layout and names.
+"""Vision Transformers (Dosovitskiy et al., 2021, arXiv:2010.11929), with timm's layout and parameter names.
 
 DeiT (Touvron et al., 2021, arXiv:2012.12877) without distillation is the same network, trained differently. The
 features are the class token after the last LayerNorm. Matrix products run in `dtype`; LayerNorm, softmax, features,
@@ -40,7 +40,7 @@ def uniform_fan_in(key, shape, dtype=jnp.float32) -> Float[Array, "h w i o"]:
 
 
 def _patchwise(x: Float[Array, "b h w i"], kernel: Float[Array, "p p i o"], strides, padding, **options):
-    """Computes a convolution of non-overlapping patches as a matrix product, for the reason in `layers._pointwise`."""
+    """Computes a convolution of non-overlapping patches as a matrix product; see `layers._pointwise`."""
     b, h, w, c = x.shape
     p, _, _, features_out = kernel.shape
     patches = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // p, w // p, p * p * c)
@@ -48,7 +48,7 @@ def _patchwise(x: Float[Array, "b h w i"], kernel: Float[Array, "p p i o"], stri
 
 
 class PatchEmbed(nnx.Module):
-    """Splits images into patches, row by row, and projects each."""
+    """Splits images into patches, row by row, and projects each patch to a token."""
 
     def __init__(self, patch: int, dim: int, *, dtype, rngs: nnx.Rngs):
         self.proj = nnx.Conv(
@@ -97,14 +97,14 @@ class VisionTransformer(nnx.Module):
 def resize_position_embedding(
     pos_embed: Float[Array, "1 n+1 d"], grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Float[Array, "1 m+1 d"]:
-    """Resizes a position embedding for images of another size; the first row, that of the class token, is kept.
+    """Resizes a position embedding for images of another size; the row of the class token is kept.
 
     The interpolation is bicubic with antialiasing and equals `timm.layers.resample_abs_pos_embed` (torch's
     `interpolate(mode="bicubic", antialias=True)`) up to rounding.
 
     Args:
-      pos_embed: `params["pos_embed"]`; the class token, then the grid row by row.
-      grid, new_grid: (rows, columns) of patches, before and after: (image_size // patch,) * 2.
+      pos_embed: `params["pos_embed"]`: the row of the class token, then the patches, row by row.
+      grid, new_grid: old and new number of (rows, columns) of patches: (image_size // patch,) * 2.
 
     Raises:
       InputError: if pos_embed does not have this grid.
@@ -136,18 +136,20 @@ def _vit(
     stochastic_depth=0.0,
     num_heads=None,
 ):
-    """Makes a Vision Transformer. Equal arguments return the identical Net, so compiled code is shared.
+    """Makes a Vision Transformer.
+
+    Calls with equal arguments return the same Net object, so that they share compiled code.
 
     Args:
       num_classes: columns of the logits; 0 for a net without a head.
       dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, LayerNorm, softmax,
         features and logits are always float32.
-      image_size: height and width of the images in pixels, a multiple of the patch size; by default that of the name.
-        Weights for another size fit after `resize_position_embedding`.
-      dropout: rate for the embedded tokens and in the blocks, in training.
+      image_size: height and width of the images in pixels, a multiple of the patch size; by default the size in the
+        name of the model. To use weights for another size, apply `resize_position_embedding` to them.
+      dropout: dropout rate of the embedded tokens and in the blocks, in training.
       stochastic_depth: probability of skipping each half of the last block, in training; see `blocks`.
-      num_heads: heads of each attention layer, a divisor of the tokens' width; by default as in timm. The shapes of the
-        weights do not depend on it: MoCo v3's ViT-S has 12 heads, timm's 6.
+      num_heads: heads of each attention layer, a divisor of the width of the tokens; by default as in timm. It cannot
+        be inferred from weights, whose shapes do not depend on it: ViT-S has 12 heads in MoCo v3 and 6 in timm.
 
     Raises:
       InputError: if an argument is invalid.
@@ -180,7 +182,7 @@ def _build(name, size, patch, num_classes, dtype, image_size, dropout, stochasti
 
 
 def image_size_from_shapes(patch: int, state: Mapping) -> dict:
-    """Returns {"image_size": pixels} by the position embedding; {} if there is none with a square grid."""
+    """Infers {"image_size": pixels} from the position embedding; {} if there is none or its grid is not square."""
     table = state.get("pos_embed")
     if table is None or table.ndim != 3 or table.shape[1] < 2:
         return {}
@@ -203,7 +205,7 @@ def _spec(name: str, size: Size, patch: int, image_size: int, released: Mapping[
 VIT_384 = Preprocessing(384, 1.0, HALF, HALF, "bicubic")
 CLIP = Preprocessing(224, 1.0, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "bicubic")
 
-# Released files have the names of timm, torchvision, Bamboo, DeiT, DINO, MAE and MoCo v3.
+# The keys below are names of files released by timm, torchvision, Bamboo, DeiT, DINO, MAE and MoCo v3.
 vit_tiny_patch4_32 = _spec(  # CIFAR
     "vit_tiny_patch4_32",
     TINY,

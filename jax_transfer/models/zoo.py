@@ -3,7 +3,7 @@
 from jax_transfer.models import inception, inception_resnet_v2, inception_v3, mobilenet, resnet, resnet_v2, t2t_vit, vit
 from jax_transfer.models.spec import Spec
 
-# Name of a model -> function that makes it: `MODELS["resnet18"](num_classes=10, width=8) -> Net`, see `Spec` and `Net`.
+# Name of a model -> the Spec that makes it: `MODELS["resnet18"](num_classes=10, width=8) -> Net`, see `Spec` and `Net`.
 MODELS: dict[str, Spec] = {
     "resnet10": resnet.resnet10,
     "resnet18": resnet.resnet18,

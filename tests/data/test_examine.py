@@ -78,7 +78,7 @@ def test_copies_across_splits_and_classes_are_distinguished(tmp_path):
     copy(tmp_path, "train/a/01.png", "train/b/wrong.png")
     copy(tmp_path, "train/a/01.png", "train/b/wrong2.png")
     mislabelled, leaked, copies = notes_in_both_modes(tmp_path)
-    assert mislabelled.startswith("2 copies are in another class than the same image (such as train/b/wrong.png and")
+    assert mislabelled.startswith("2 copies are in another class than the original (such as train/b/wrong.png and")
     assert leaked.startswith("1 test image is also in the training split (such as test/a/leak.png and train/a/00.png)")
     assert copies.startswith("3 images are exact copies of another image")
 
@@ -368,7 +368,7 @@ def test_a_prepared_set_with_one_split_is_split(tfds_dir, monkeypatch, caplog):
     counts = [np.bincount(part.labels, minlength=102) for part in found]
     assert (counts[1] == np.maximum(1, np.round(0.2 * (counts[0] + counts[1])))).all()
     assert found[0].fingerprint != found[1].fingerprint and found[0].read([0])[0].ndim == 3
-    expected = "It has one split (train): a fifth of each class is used for testing."
+    expected = "It has only one split (train): a fifth of each class is used for testing."
     assert all(expected in part.notes for part in found) and caplog.text.count(expected) == 1
 
 

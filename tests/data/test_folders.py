@@ -229,7 +229,8 @@ def test_skip_names_a_class_without_readable_images(split_animals):
     for path in (split_animals / "train" / "dog").iterdir():
         path.write_bytes(b"")
     with pytest.raises(
-        InputError, match=r"no image of class 'dog' in the train split can be read; the first one: .*the file is empty"
+        InputError,
+        match=r"no image of class 'dog' in the train split can be read; the first error: .*the file is empty",
     ):
         load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
 
@@ -238,7 +239,7 @@ def test_skip_gives_the_reason_for_an_unreadable_class(split_animals):
     for path in (split_animals / "train" / "dog").iterdir():
         Image.fromarray(np.zeros((4, 4), np.float32)).save(path, format="TIFF")
     with pytest.raises(
-        InputError, match=r"no image of class 'dog' in the train .* first one: .*00\.png.*floating point"
+        InputError, match=r"no image of class 'dog' in the train .* first error: .*00\.png.*floating point"
     ):
         load_source(f"folder:{split_animals}", "train", on_corrupt="skip")
 

@@ -55,8 +55,8 @@ def test_the_fingerprint_depends_on_the_contents():
     [
         (np.zeros((2, 3, 3), np.uint8), [0], None, "one label for each"),
         (np.zeros((0, 3, 3), np.uint8), [], None, "one label for each"),
-        ([np.zeros((3, 3), np.uint8)], [-1], None, "whole numbers from 0"),
-        ([np.zeros((3, 3), np.uint8)], [0.5], None, "whole numbers from 0"),
+        ([np.zeros((3, 3), np.uint8)], [-1], None, "whole numbers of at least 0"),
+        ([np.zeros((3, 3), np.uint8)], [0.5], None, "whole numbers of at least 0"),
         ([np.zeros((3, 3), np.uint8)], [2], ["a", "b"], "label 2 is out of range: expected labels from 0 to 1"),
     ],
 )
@@ -293,7 +293,7 @@ def test_incomplete_and_tfrecord_sets_are_not_on_disk(tfds_dir, tmp_path, monkey
 
 def test_a_missing_split_lists_the_existing_ones(tfds_dir, monkeypatch):
     monkeypatch.setitem(catalog.CATALOG, "odd", catalog.Entry("mnist", 10, test="validation"))
-    with pytest.raises(InputError, match=r"no split 'validation' to test on\. It has: .*train"):
+    with pytest.raises(InputError, match=r"no split 'validation' to test on\. Its splits are: .*train"):
         load_source("tfds:odd", "test")
 
 
