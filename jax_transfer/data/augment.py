@@ -184,8 +184,8 @@ def view(key, batch: Batch, names: tuple[str, ...], preprocessing: Preprocessing
       num_classes: number of classes of the labels; only a mixing uses it.
 
     Returns:
-      (images float32 [b, image_size, image_size, 3], labels). After a mixing, the labels are float32 [b, num_classes], a
-      distribution over the classes for each image; otherwise they are those of the batch.
+      (images float32 [b, image_size, image_size, 3], labels). After a mixing, the labels are float32 [b, num_classes],
+      a distribution over the classes for each image; otherwise they are those of the batch.
 
     Raises:
       InputError: if a name is unknown.
