@@ -67,7 +67,7 @@ def resized_crop(key, images, preprocessing, area=(0.08, 1.0), ratio=(3 / 4, 4 /
     """Crops a random rectangle and resizes it to `preprocessing.image_size`.
 
     This is the usual recipe for ImageNet (Szegedy et al., 2015). The area is a uniform fraction of the
-    image and the aspect ratio (width / height) is log-uniform. A rectangle that is higher or wider than the image is
+    image and the aspect ratio (width / height) is log-uniform. A rectangle that is taller or wider than the image is
     clipped to it.
 
     Args:
@@ -184,8 +184,8 @@ def view(key, batch: Batch, names: tuple[str, ...], preprocessing: Preprocessing
       num_classes: number of classes of the labels; only a mixing uses it.
 
     Returns:
-      (images float32 [b, image_size, image_size, 3], labels). After a mixing, the labels are
-      float32 [b, num_classes], a distribution over the classes for each image; otherwise they are those of the batch.
+      (images float32 [b, image_size, image_size, 3], labels). After a mixing, the labels are float32 [b, num_classes],
+      a distribution over the classes for each image; otherwise they are those of the batch.
 
     Raises:
       InputError: if a name is unknown.

@@ -183,7 +183,10 @@ BYTE_ORDERS: dict[bytes, ByteOrder] = {b"II": "little", b"MM": "big"}
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    """Returns the orientation in `exif`, else in `xmp`, else 1. Other tags of `exif` may be malformed."""
+    """Returns the orientation in `exif`, else in `xmp`, else 1.
+
+    `exif` may be truncated, and its other tags may be malformed.
+    """
     while exif.startswith(b"Exif\0"):
         exif = exif[6:]
     order: ByteOrder | None = BYTE_ORDERS.get(exif[:2])

@@ -259,7 +259,7 @@ def _check_rivals(train: pathlib.Path, others: list[pathlib.Path], root: pathlib
 
 
 def _is_train(folder: pathlib.Path, others: list[pathlib.Path], roles: dict) -> bool:
-    """Returns whether a folder with the role "train" has no other words in its name, or the same as another split."""
+    """Returns whether the name of a "train" folder has no other words, or other words that match another split."""
     words = roles[folder][1]
     return not words or any(roles[other][1] in (words, frozenset()) for other in others)
 

@@ -79,10 +79,7 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         as_source: Any = builder.as_data_source  # a decorator hides its parameters from type checkers
         undecoded = as_source(split=expression, decoders=skip)
         decoded = as_source(split=expression, decoders={k: v for k, v in skip.items() if k != "image"})
-    except (
-        NotImplementedError,
-        FileNotFoundError,
-    ) as error:  # prepared as TFRecord, or files are missing
+    except (NotImplementedError, FileNotFoundError) as error:  # prepared as TFRecord, or files are missing
         raise absent from error
     source = Source(
         f"tfds:{rest}",
