@@ -232,7 +232,7 @@ def _find_weights(path: pathlib.Path, contents: object, net: Net, known: dict) -
     """Finds the weights of a file that fit a model best; `net` is the model with the `known` settings."""
 
     def count_shapes(state: Mapping) -> int:
-        """Returns how many arrays have the model's shapes if it has the settings that the shapes imply."""
+        """Infers the model's settings from the shapes of the file's arrays; counts the arrays that fit such a model."""
         ours = renamings.our_names(state)
         state = {ours[key]: x for key, x in state.items()}
         try:

@@ -205,7 +205,8 @@ def _evaluate(
       already_read: the checkpoint, or the reason why it cannot be read; None if it has not been read yet.
 
     Returns:
-      The row, and which of the images the probe classifies correctly; None for a checkpoint that fails.
+      (row, correct): the row of the ranking, and which of the images the probe classifies correctly, a bool [n]. If
+      the checkpoint fails, the row says why and `correct` is None.
     """
     where, start = str(candidate.path or candidate.name), time.perf_counter()
     if isinstance(already_read, str):

@@ -416,7 +416,7 @@ SHORT = {
 
 
 def table(ranking: Ranking) -> Table:
-    """Builds the terminal table, 80 columns wide, with the answer below.
+    """Builds the terminal table, 80 columns wide, and under it the conclusion: which checkpoint to use.
 
     >>> rows = [Ranked("b", "b.pth", accuracy=0.9, low=0.88, high=0.92, behind=0.0, behind_low=0.0, behind_high=0.0,
     ...                scores={"logme": 1.2}),
