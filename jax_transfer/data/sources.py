@@ -176,7 +176,9 @@ def _load_folder(rest: str, split: str, on_corrupt: str) -> Source:
         raise InputError(f"folder:{rest}: {error}") from error
     paths, labels = folder.splits[split]
     if not paths:
-        raise InputError(f"{root}: no class has 2 images, so none is left for testing; add images or a test folder.")
+        raise InputError(
+            f"{root}: no class has more than one image, so no images are left for testing; add images or a test folder."
+        )
     paths, labels, notes = _without_damaged(findings, split)
     fingerprint = content_hash(
         split, *folder.class_names, *(content[path] for path in paths), str(DECODING_VERSION), str(findings.depth)

@@ -95,7 +95,7 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         source = subset(source, stratified_split(source.labels)[SPLITS.index(split)])
         notes.append(f"It has only one split ({only}): a fifth of each class is used for testing.")
     if not len(source):
-        raise InputError(f"tfds:{rest}: no class has 2 images, so none is left for testing.")
+        raise InputError(f"tfds:{rest}: no class has more than one image, so no images are left for testing.")
     return dataclasses.replace(source, notes=(*notes, *_notes_on_sample(source)))
 
 

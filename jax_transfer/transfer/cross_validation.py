@@ -47,9 +47,9 @@ def cross_validated(
 
     Every image is tested once, by a classifier fitted to the other four folds. The images of each class are spread
     evenly over the folds, whose sizes differ by at most one. If a class has a single image, that image is tested by a
-    classifier that has not seen the class. The result uses the value of L2 with the highest `metric`; choosing among
-    only four values makes it hardly optimistic. The folds depend only on the labels and the seed, so that checkpoints
-    can be compared image by image.
+    classifier that has not seen the class. The result uses the value of L2 with the highest `metric`; since there are
+    only four values to choose from, this biases the result upwards only slightly. The folds depend only on the labels
+    and the seed, so that checkpoints can be compared image by image.
 
     Args:
       x: features.

@@ -315,7 +315,7 @@ def test_small_and_single_image_classes_are_noted(tmp_path, counts):
 
 
 @pytest.mark.parametrize(
-    ("count", "message"), [(1, "no class has 2 images"), (2, "has 4 images: at least 5 are needed")]
+    ("count", "message"), [(1, "no class has more than one image"), (2, "has 4 images: at least 5 are needed")]
 )
 def test_a_target_with_too_few_images_is_refused_first(tmp_path, count, message):
     with pytest.raises(InputError, match=message):
