@@ -28,7 +28,7 @@ EARLIER = json.loads((pathlib.Path(__file__).parent / "earlier_config.json").rea
         (lambda: ProbeSettings(epochs=0), r"ProbeSettings\.epochs = 0: must lie in \[1, 100000\]\.$"),
         (lambda: ProbeSettings(learning_rates=()), r"ProbeSettings\.learning_rates is empty"),
         (lambda: ProbeSettings(learning_rates=(0.1, 0.0)), r"ProbeSettings\.learning_rates\[1\] = 0\.0: .* positive"),
-        (lambda: ProbeSettings(methods=("probe", "probe")), r"ProbeSettings\.methods names 'probe' twice"),
+        (lambda: ProbeSettings(methods=("probe", "probe")), r"ProbeSettings\.methods lists 'probe' twice"),
         (lambda: ProbeSettings(l2=0.1), r"ProbeSettings\.l2 = 0\.1: must be a tuple of float, such as \(0\.0001,\)"),
         (lambda: FinetuneSettings(batch_size=True), r"FinetuneSettings\.batch_size = True: must be of type int"),
         (lambda: FinetuneSettings(augment=("fli",)), r"augmentation \(FinetuneSettings\.augment\): 'fli'.*'flip'"),

@@ -53,6 +53,7 @@ def load_checkpoint(
       InputError: if the file cannot be used or states another model; the message names the file and says what to do.
 
     >>> import pathlib, tempfile
+    >>> from jax_transfer.checkpoints.export import export
     >>> from jax_transfer.data.transforms import Preprocessing
     >>> net = MODELS["resnet10"](num_classes=5, width=8)
     >>> shapes = jax.eval_shape(net.init, jax.random.key(0))

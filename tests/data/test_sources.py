@@ -151,7 +151,7 @@ def test_some_classes_are_renumbered_and_keep_their_images(data):
         ([-1], "Unknown class: -1"),
         (["f"], "Unknown class: 'f'.*a, b, c, d, e"),
         (["a", "b", 0], "class 'a' is given twice"),
-        ([], "no image of the 0 classes"),
+        ([], "no images of the 0 chosen classes"),
     ],
 )
 def test_unknown_and_duplicate_classes_are_named(classes, message):

@@ -33,9 +33,9 @@ def test_only_scores_of_logits_need_a_head(name):
         assert jax.eval_shape(lambda features: SCORES[name](features, 3), HEADLESS).shape == ()
         return
     assert np.isnan(score_all(name, stacked(HEADLESS), 3)).all()
-    assert "this score needs a head over classes" in why_undefined(name, HEADLESS, 3)
+    assert "this score needs a classification head" in why_undefined(name, HEADLESS, 3)
     for function in (SCORES[name], lambda *arguments: score_gigaflops(name, *arguments)):
-        with pytest.raises(InputError, match=r"^logits has the shape \[48, 0\].*needs a head over classes"):
+        with pytest.raises(InputError, match=r"^logits has the shape \[48, 0\].*needs a classification head"):
             function(HEADLESS, 3)
 
 

@@ -111,7 +111,7 @@ def test_other_arguments_return_another_net():
     [
         ({"dtype": "float8"}, "dtype of {}.*'float8'.*bfloat16"),
         ({"num_classes": -1}, "num_classes of {} is -1"),
-        ({"width": -0.5}, "width of {} is -0.5; expected a multiplier"),
+        ({"width": -0.5}, "width of {} is -0.5; expected a positive multiplier"),
     ],
 )
 @by_model(PUBLISHED)

@@ -76,7 +76,7 @@ def test_equal_arguments_return_the_identical_net(name):
     [
         ({"dtype": "float8"}, "dtype of {}.*'float8'.*bfloat16"),
         ({"num_classes": -1}, "num_classes of {} is -1"),
-        ({"width": 0.0}, "width of {} is 0.0; expected a multiplier"),
+        ({"width": 0.0}, "width of {} is 0.0; expected a positive multiplier"),
     ],
 )
 @pytest.mark.parametrize("name", MODELS)

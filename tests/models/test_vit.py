@@ -306,7 +306,7 @@ def test_equal_arguments_return_the_identical_net(make, default):
         (
             vit_base_patch16_224,
             {"image_size": 100},
-            "image_size of vit_base_patch16_224 is 100; .*16 pixels, such as 96",
+            "image_size of vit_base_patch16_224 is 100; .*the patch size, 16, such as 96",
         ),
         (vit_tiny_patch4_32, {"image_size": 0}, "image_size of vit_tiny_patch4_32 is 0; .*such as 4"),
         (t2t_vit_t_14, {"image_size": 20}, "image_size of t2t_vit_t_14 is 20; .*multiple .*16"),

@@ -311,7 +311,7 @@ def test_small_and_single_image_classes_are_noted(tmp_path, counts):
     assert len(notes) == bool(small)
     if small:
         assert f"{len(small)} of {len(counts)} classes" in notes[0] and ", ".join(small[:3]) in notes[0]
-        assert ("only image" in notes[0]) == (1 in counts)
+        assert ("alone in its class" in notes[0]) == (1 in counts)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_rows_of_a_newer_version_are_refused(file, read, tmp_path):
     write(path, file, [VERSIONS[file], VERSIONS[file] + 1])
     before = path.read_bytes()
     with pytest.raises(
-        InputError, match=re.escape(f"{path}: line 2 was computed by a newer version") + ".*use that one, or"
+        InputError, match=re.escape(f"{path}: line 2 was computed by a newer version") + ".*use that version, or"
     ):
         read(path)
     assert path.read_bytes() == before
