@@ -240,7 +240,9 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize(("kind", "epochs"), [("cosine", (1, 5)), ("step", (1, 2, 5))])
+@pytest.mark.parametrize(
+    ("kind", "epochs"), [pytest.param("cosine", (1, 5), marks=pytest.mark.slow), ("step", (1, 2, 5))]
+)
 def test_early_stop_equals_the_full_schedule_at_that_epoch(kind, epochs):
     whole, stopped = _whole_run(SCHEDULES[kind]), _tune(SCHEDULES[kind], epochs)
     assert [done.epoch for done in stopped] == list(epochs)
