@@ -103,7 +103,6 @@ def smoke():
     config.paper = ()
     config.stages = ("pretrain", "features", "probe", "report")
     config.probe.steps = 50
-    config.finetune.batch_size = 32
     config.data.eval_batch_size = 128
     return config
 

@@ -209,7 +209,7 @@ def finetuned(
             if not alone:
                 preemption.stop_if_requested()
             result = next(results, None)  # None if other processes have one more result
-            if result and result.model and on_tuned:
+            if on_tuned and result and result.model is not None:
                 on_tuned(*share[result.index], result.model)
             values = result and {**vars(result), "model": None}
             for other, gathered in enumerate([values] if alone else devices.gather(values)):

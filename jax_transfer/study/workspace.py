@@ -163,10 +163,10 @@ class Workspace:
           InputError: if there is no checkpoint for the epoch.
         """
         pretraining, trajectory = snapshot.pretraining, self._trajectory(snapshot.pretraining)
-        epochs = trajectory.epochs()
-        if snapshot.epoch not in epochs:
+        saved = trajectory.epochs()
+        if snapshot.epoch not in saved:
             raise InputError(
-                f"{trajectory.folder} holds no checkpoint of epoch {snapshot.epoch} (it has {epochs or 'none'}): "
+                f"{trajectory.folder} holds no checkpoint of epoch {snapshot.epoch} (it has {saved or 'none'}): "
                 "run the pretrain stage first."
             )
         arguments = settings.net_arguments(self.config, self.models[pretraining.model])
