@@ -1,6 +1,10 @@
 """Finds the checkpoint that transfers best to your data, and explains why. See README.md."""
 
+from jax_transfer import xla_flags
+
 __version__ = "0.1.0"  # read by pyproject.toml; kept here so that an uninstalled checkout has a version too
+
+xla_flags.set_flags()
 
 
 def __getattr__(name: str):

@@ -182,6 +182,24 @@ def constrain(tree, mesh: Mesh, axis_name: str):
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(axis_name)))
 
 
+def on_mesh(function: Callable, mesh: Mesh) -> Callable:
+    """Returns `function`, traced with `mesh` as the mesh of the context; for use inside `jax.jit`.
+
+    Code that splits its own work over devices, such as a Pallas kernel, finds the mesh there.
+
+    >>> mesh = make_mesh()
+    >>> on_mesh(lambda: jax.sharding.get_abstract_mesh().shape["data"], mesh)() == mesh.shape["data"]
+    True
+    """
+
+    @functools.wraps(function)
+    def traced(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
+
+
 def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> int:
     """Checks a global batch size and returns the batch size on each device.
 

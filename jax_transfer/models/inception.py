@@ -28,6 +28,7 @@ from jax_transfer.models.layers import (
     conv,
     gaussian_head,
     global_mean,
+    in_groups,
 )
 from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.spec import HALF, Spec
@@ -172,7 +173,7 @@ class InceptionV2(nnx.Module):
         return Output(logits=self.last_linear(features), features=features)
 
 
-def _inception(name, num_classes, dtype="float32", width=1.0) -> Net:
+def _inception(name, num_classes, dtype="float32", width=1.0, batch_norm_group=None) -> Net:
     """Makes Inception v1 (GoogLeNet with BatchNorm) or v2 (BN-Inception).
 
     Calls with equal arguments return the same Net object, so that they share compiled code.
@@ -185,15 +186,16 @@ def _inception(name, num_classes, dtype="float32", width=1.0) -> Net:
       dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are always float32.
       width: positive multiplier of the channels; 1.0 in the paper.
+      batch_norm_group: images that BatchNorm normalises together in training; by default the global batch.
 
     Raises:
       InputError: if an argument is invalid.
     """
-    return _build(name, *check_scaled(name, num_classes, dtype, width))
+    return _build(name, *check_scaled(name, num_classes, dtype, width, batch_norm_group))
 
 
 @functools.cache
-def _build(name, num_classes, dtype, width) -> Net:
+def _build(name, num_classes, dtype, width, batch_norm_group) -> Net:
     module, last_block, head = {
         "inception_v1": (InceptionV1, V1_BLOCKS["inception5b"], "fc"),
         "inception_v2": (InceptionV2, V2_BLOCKS["inception_5b"], "last_linear"),
@@ -201,7 +203,7 @@ def _build(name, num_classes, dtype, width) -> Net:
     one, _, second, _, third, pool = last_block
     return make_net(
         name,
-        lambda rngs: module(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs),
+        in_groups(lambda rngs: module(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs), batch_norm_group),
         num_classes=num_classes,
         feature_dim=sum(scaled(n, width) for n in (one, second, third, pool)),
         min_image_size=MIN_IMAGE_SIZES[name],

@@ -22,6 +22,7 @@ from jax_transfer.models.layers import (
     conv,
     gaussian_head,
     global_mean,
+    in_groups,
 )
 from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.spec import HALF, Spec
@@ -135,7 +136,7 @@ class InceptionResNetV2(nnx.Module):
         return Output(logits=self.classif(features), features=features)
 
 
-def _inception_resnet_v2(num_classes, dtype="float32", width=1.0) -> Net:
+def _inception_resnet_v2(num_classes, dtype="float32", width=1.0, batch_norm_group=None) -> Net:
     """Makes Inception-ResNet v2.
 
     Calls with equal arguments return the same Net object, so that they share compiled code.
@@ -145,18 +146,21 @@ def _inception_resnet_v2(num_classes, dtype="float32", width=1.0) -> Net:
       dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are always float32.
       width: positive multiplier of the channels; 1.0 in the paper.
+      batch_norm_group: images that BatchNorm normalises together in training; by default the global batch.
 
     Raises:
       InputError: if an argument is invalid.
     """
-    return _build(*check_scaled("inception_resnet_v2", num_classes, dtype, width))
+    return _build(*check_scaled("inception_resnet_v2", num_classes, dtype, width, batch_norm_group))
 
 
 @functools.cache
-def _build(num_classes, dtype, width) -> Net:
+def _build(num_classes, dtype, width, batch_norm_group) -> Net:
     return make_net(
         "inception_resnet_v2",
-        lambda rngs: InceptionResNetV2(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs),
+        in_groups(
+            lambda rngs: InceptionResNetV2(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs), batch_norm_group
+        ),
         num_classes=num_classes,
         feature_dim=scaled(1536, width),
         min_image_size=MIN_IMAGE_SIZE,

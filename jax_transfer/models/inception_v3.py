@@ -21,6 +21,7 @@ from jax_transfer.models.layers import (
     check_scaled,
     gaussian_head,
     global_mean,
+    in_groups,
 )
 from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.spec import HALF, Spec
@@ -176,7 +177,7 @@ class InceptionV3(nnx.Module):
         return Output(logits=logits, features=features)
 
 
-def _inception_v3(num_classes, dtype="float32", width=1.0) -> Net:
+def _inception_v3(num_classes, dtype="float32", width=1.0, batch_norm_group=None) -> Net:
     """Makes Inception v3.
 
     Calls with equal arguments return the same Net object, so that they share compiled code.
@@ -186,18 +187,19 @@ def _inception_v3(num_classes, dtype="float32", width=1.0) -> Net:
       dtype: dtype of the computation, "float32" or "bfloat16" (or the jnp type). Parameters, BatchNorm, features and
         logits are always float32.
       width: positive multiplier of the channels; 1.0 in the paper.
+      batch_norm_group: images that BatchNorm normalises together in training; by default the global batch.
 
     Raises:
       InputError: if an argument is invalid.
     """
-    return _build(*check_scaled("inception_v3", num_classes, dtype, width))
+    return _build(*check_scaled("inception_v3", num_classes, dtype, width, batch_norm_group))
 
 
 @functools.cache
-def _build(num_classes, dtype, width) -> Net:
+def _build(num_classes, dtype, width, batch_norm_group) -> Net:
     return make_net(
         "inception_v3",
-        lambda rngs: InceptionV3(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs),
+        in_groups(lambda rngs: InceptionV3(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs), batch_norm_group),
         num_classes=num_classes,
         feature_dim=scaled(320, width) + 4 * scaled(384, width) + scaled(192, width),
         min_image_size=MIN_IMAGE_SIZE,

@@ -15,7 +15,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models.layers import DTYPES, BatchNorm, chain, check_scaled, conv, gaussian_head, global_mean
+from jax_transfer.models.layers import (
+    DTYPES,
+    BatchNorm,
+    chain,
+    check_scaled,
+    conv,
+    gaussian_head,
+    global_mean,
+    in_groups,
+)
 from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.spec import BICUBIC, HALF, IMAGENET, TORCHVISION_V2, VIT, Spec
 
@@ -184,7 +193,7 @@ def width_from_shapes(name: str, state: Mapping) -> dict:
 MIN_IMAGE_SIZE = 32
 
 
-def _mobilenet(name, num_classes, dtype="float32", width=1.0) -> Net:
+def _mobilenet(name, num_classes, dtype="float32", width=1.0, batch_norm_group=None) -> Net:
     """Makes a MobileNet.
 
     Calls with equal arguments return the same Net object, so that they share compiled code.
@@ -195,22 +204,23 @@ def _mobilenet(name, num_classes, dtype="float32", width=1.0) -> Net:
         logits are always float32.
       width: positive multiplier of the channels; 0.25, 0.5, 0.75 and 1.0 in the v1 paper. Channels are rounded to
         multiples of 8. In v2 a width below 1 does not reduce the 1,280 features (section 4.1).
+      batch_norm_group: images that BatchNorm normalises together in training; by default the global batch.
 
     Raises:
       InputError: if an argument is invalid.
     """
-    return _build(name, *check_scaled(name, num_classes, dtype, width))
+    return _build(name, *check_scaled(name, num_classes, dtype, width, batch_norm_group))
 
 
 @functools.cache
-def _build(name, num_classes, dtype, width) -> Net:
+def _build(name, num_classes, dtype, width, batch_norm_group) -> Net:
     module, feature_dim, classifier = {
         "mobilenet_v1": (MobileNetV1, _make_divisible(1024 * width), ("classifier",)),
         "mobilenet_v2": (MobileNetV2, _make_divisible(1280 * max(1.0, width)), ("classifier", "1")),
     }[name]
     return make_net(
         name,
-        lambda rngs: module(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs),
+        in_groups(lambda rngs: module(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs), batch_norm_group),
         num_classes=num_classes,
         feature_dim=feature_dim,
         min_image_size=MIN_IMAGE_SIZE,

@@ -14,7 +14,16 @@ from jaxtyping import Array, Float
 
 from jax_transfer.choose import choose
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models.layers import DTYPES, BatchNorm, MaxPool, check_num_classes, conv, gaussian_head
+from jax_transfer.models.layers import (
+    DTYPES,
+    BatchNorm,
+    MaxPool,
+    check_batch_norm_group,
+    check_num_classes,
+    conv,
+    gaussian_head,
+    in_groups,
+)
 from jax_transfer.models.layers import he_normal_fan_out as he_normal_fan_out
 from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.spec import BICUBIC, IMAGENET, TORCHVISION_V2, VIT, Spec
@@ -132,7 +141,10 @@ class ResNet(nnx.Module):
         return Output(logits=self.fc(features), features=features)
 
 
-def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64, zero_init_last=False):
+def _resnet(
+    name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64, zero_init_last=False,
+    batch_norm_group=None,
+):  # fmt: skip
     """Makes a residual network.
 
     Calls with equal arguments return the same Net object, so that they share compiled code.
@@ -146,15 +158,18 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
       width: channels of the first stage; 64 in the paper.
       zero_init_last: initialise the last BatchNorm scale of each block to 0, so that each block starts as the identity
         (Goyal et al., 2017, section 5.1). torchvision's ImageNet weights were trained without this.
+      batch_norm_group: images that BatchNorm normalises together in training; by default the global batch.
 
     Raises:
       InputError: if an argument is invalid.
     """
-    checked = check_arguments(name, num_classes, dtype, stem, width)
+    checked = check_arguments(name, num_classes, dtype, stem, width, batch_norm_group)
     return _build(name, stage_sizes, block, *checked, bool(zero_init_last))
 
 
-def check_arguments(name: str, num_classes, dtype, stem, width) -> tuple[int, str, str, int]:
+def check_arguments(
+    name: str, num_classes, dtype, stem, width, batch_norm_group
+) -> tuple[int, str, str, int, int | None]:
     """Returns the arguments of a residual network, v1 or v2, in canonical form, so that equal ones give the same Net.
 
     Raises:
@@ -166,18 +181,18 @@ def check_arguments(name: str, num_classes, dtype, stem, width) -> tuple[int, st
     num_classes = check_num_classes(name, num_classes)
     if width < 1 or width % 1:
         raise InputError(f"width of {name} is {width!r}; expected a whole number of channels, at least 1.")
-    return num_classes, dtype, stem, int(width)
+    return num_classes, dtype, stem, int(width), check_batch_norm_group(name, batch_norm_group)
 
 
 @functools.cache
-def _build(name, stage_sizes, block, num_classes, dtype, stem, width, zero_init_last) -> Net:
+def _build(name, stage_sizes, block, num_classes, dtype, stem, width, batch_norm_group, zero_init_last) -> Net:
     def make_module(rngs: nnx.Rngs) -> ResNet:
         options = {"stem": stem, "width": width, "zero_init_last": zero_init_last, "dtype": DTYPES[dtype]}
         return ResNet(block, stage_sizes, num_classes, **options, rngs=rngs)
 
     return make_net(
         name,
-        make_module,
+        in_groups(make_module, batch_norm_group),
         num_classes=num_classes,
         feature_dim=width * 8 * block.expansion,
         min_image_size=STEMS[stem].min_image_size,

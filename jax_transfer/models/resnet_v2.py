@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models.layers import DTYPES, BatchNorm, MaxPool, chain, conv, gaussian_head, global_mean
+from jax_transfer.models.layers import DTYPES, BatchNorm, MaxPool, chain, conv, gaussian_head, global_mean, in_groups
 from jax_transfer.models.net import Net, Output, make_net
 from jax_transfer.models.resnet import STEMS, check_arguments, width_and_stem_from_shapes
 from jax_transfer.models.spec import HALF, VIT, Spec
@@ -110,7 +110,7 @@ class ResNetV2(nnx.Module):
         return Output(logits=self.head.fc(features), features=features)
 
 
-def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64) -> Net:
+def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64, batch_norm_group=None):
     """Makes a pre-activation residual network.
 
     Calls with equal arguments return the same Net object, so that they share compiled code.
@@ -122,19 +122,20 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
       stem: a key of `resnet.STEMS`: "imagenet" (7x7 with stride 2 and a 3x3 max pool with stride 2; images of at least
         32 pixels), "cifar" (3x3 with stride 1; at least 8 pixels), or one of the less common stems.
       width: channels of the first stage; 64 in the paper.
+      batch_norm_group: images that BatchNorm normalises together in training; by default the global batch.
 
     Raises:
       InputError: if an argument is invalid.
     """
-    return _build(name, stage_sizes, block, *check_arguments(name, num_classes, dtype, stem, width))
+    return _build(name, stage_sizes, block, *check_arguments(name, num_classes, dtype, stem, width, batch_norm_group))
 
 
 @functools.cache
-def _build(name, stage_sizes, block, num_classes, dtype, stem, width) -> Net:
+def _build(name, stage_sizes, block, num_classes, dtype, stem, width, batch_norm_group) -> Net:
     options = {"stem": stem, "width": width, "dtype": DTYPES[dtype]}
     return make_net(
         name,
-        lambda rngs: ResNetV2(block, stage_sizes, num_classes, **options, rngs=rngs),
+        in_groups(lambda rngs: ResNetV2(block, stage_sizes, num_classes, **options, rngs=rngs), batch_norm_group),
         num_classes=num_classes,
         feature_dim=width * 8 * EXPANSION[block],
         min_image_size=STEMS[stem].min_image_size,

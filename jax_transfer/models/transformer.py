@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_transfer.choose import choose
+from jax_transfer.models.attention import attention
 from jax_transfer.models.layers import DTYPES, check_num_classes
 from jax_transfer.models.net import gaussian
 from jax_transfer.records import InputError
@@ -67,13 +68,9 @@ def split_heads(x: Float[Array, "b n e"], parts: int, num_heads: int) -> Float[A
 
 
 def attend(q, k, v: Float[Array, "b heads n d"], scale: float) -> Float[Array, "b n e"]:
-    """Computes softmax(scale q k^T) v and joins the heads.
-
-    The axis of the heads comes before that of the tokens, since other layouts make the products slower on a CPU.
-    """
-    weights = jax.nn.softmax(((q * scale) @ jnp.swapaxes(k, 2, 3)).astype(jnp.float32)).astype(v.dtype)
+    """Computes attention and joins the heads."""
     b, heads, n, d = v.shape
-    return jnp.swapaxes(weights @ v, 1, 2).reshape(b, n, heads * d)
+    return jnp.swapaxes(attention(q, k, v, scale), 1, 2).reshape(b, n, heads * d)
 
 
 class Attention(nnx.Module):

@@ -46,6 +46,25 @@ def check(config: StudyConfig) -> None:
             choose(PROTOCOLS, method, "probe (config.probe.methods)")
     settings.preprocessing(config)
     _check_image_size(config)
+    _check_batch_norm_groups(config)
+
+
+def _check_batch_norm_groups(config: StudyConfig) -> None:
+    """Checks that the batches divide into the groups that BatchNorm normalises together."""
+    sizes = {"config.pretrain.batch_size": config.pretrain.batch_size}
+    sizes |= {
+        f"config.pretrain.feeds.{name}.batch_size": feed.batch_size for name, feed in config.pretrain.feeds.items()
+    }
+    tuned = {target: settings.finetune_settings(config, target).batch_size for target in config.targets}
+    sizes |= {f"config.finetune.batch_size (on {target})": size for target, size in tuned.items()}
+    for label, model in settings.models(config).items():
+        group = model.get("batch_norm_group")
+        for field, size in sizes.items() if group else ():
+            if size % group:
+                raise InputError(
+                    f"{field} = {size} does not divide into groups of batch_norm_group = {group} images ({label}): use "
+                    f"a multiple of {group}, or another group size."
+                )
 
 
 def _check_image_size(config: StudyConfig) -> None:

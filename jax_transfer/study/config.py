@@ -10,7 +10,18 @@ from typing import Annotated
 from jax_transfer import fields
 from jax_transfer.analysis import SCORES
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Listed, NotNegative, OneOf, Probability, Rule, Schema, StudyConfig, between, to_json
+from jax_transfer.fields import (
+    Count,
+    Listed,
+    NotNegative,
+    OneOf,
+    Probability,
+    Rule,
+    Schema,
+    StudyConfig,
+    between,
+    to_json,
+)
 from jax_transfer.logs import log
 from jax_transfer.records import METRICS
 from jax_transfer.study.settings import DataSettings, PretrainSettings, SpectralSettings
@@ -38,6 +49,10 @@ class OtherModel:
     # ResNets: number of channels after the stem, 64 if unset. MobileNets and Inceptions: factor by which all channel
     # counts are multiplied.
     width: Annotated[float, Rule(lambda x: 0 < x <= 10_000, "lie in (0, 10000]")] | None = None
+    # Nets with BatchNorm: number of images that are normalised together in training, whatever the number of devices. It
+    # divides the batch sizes of pre-training and fine-tuning. If unset, the global batch is normalised together. 32 is
+    # what eight GPUs make of a batch of 256, and needs no communication between devices.
+    batch_norm_group: Count | None = None
     # Transformers only: probability that training skips the last block for an image (stochastic depth).
     stochastic_depth: Probability | None = None
 

@@ -170,12 +170,14 @@ def many_steps_of_many(step: Callable, fetch: Callable, mesh: Mesh):
 def _steps(step: Callable, fetch: Callable, mesh: Mesh | None) -> Callable:
     """Returns run(state, held, items, count), which fetches the batches of each item and runs the steps in order."""
 
+    step_on_mesh = step if mesh is None else devices.on_mesh(step, mesh)
+
     def run(state, held, items, count):
         def body(state, item):
             batches = fetch(held, item)
             if mesh is not None:
                 batches = devices.constrain(batches, mesh, "data")
-            return step(state, batches)
+            return step_on_mesh(state, batches)
 
         if count == 1:  # without a loop, see devices.steps_per_call
             state, metrics = body(state, _first(items))
