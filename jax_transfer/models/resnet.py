@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 
 from jax_transfer.choose import choose
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models.layers import DTYPES, BatchNorm, MaxPool, check_num_classes, conv, gaussian_head
+from jax_transfer.models.layers import DTYPES, BatchNorm, MaxPool, chain_blocks, check_num_classes, conv, gaussian_head
 from jax_transfer.models.layers import he_normal_fan_out as he_normal_fan_out
-from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.net import Net, Output, block_output, make_net
 from jax_transfer.models.spec import BICUBIC, IMAGENET, TORCHVISION_V2, VIT, Spec
 from jax_transfer.records import InputError
 
@@ -125,9 +125,9 @@ class ResNet(nnx.Module):
         x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train))
         if self.pool:
             x = MaxPool(3, 2, padding=1)(x)
+        x = block_output(x)
         for layer in (getattr(self, f"layer{i}") for i in (1, 2, 3, 4)):
-            for block in layer:
-                x = block(x, train)
+            x = chain_blocks(layer, x, train)
         features = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return Output(logits=self.fc(features), features=features)
 
