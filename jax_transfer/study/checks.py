@@ -27,8 +27,8 @@ def check(config: StudyConfig) -> None:
     jax_transfer.records.InputError: config.pretrain.epochs = 0: must lie in [1, 100000].
 
     Raises:
-      InputError: if a field is not valid, such as a batch size that does not divide evenly over the devices. The message
-        names the field, what was expected and what to do.
+      InputError: if a field is not valid, or a batch does not divide evenly over the devices. The message names the
+        field, what was expected and what to do.
     """
     schema = study_config.schema()
     fields.check(config.to_dict(), schema, "config")
