@@ -39,8 +39,8 @@ def make_train_step(
       ema_decay: after each step the moving average becomes ema_decay * average + (1 - ema_decay) * new; the state must
         hold it, see `init_state`. 0 means no moving average.
       remat: whether to keep only the outputs of the net's blocks for the backward pass, and to compute all other
-        activations again. The step then needs less memory and about a third more time. Its result is the same, up to
-        rounding. XLA's CPU backend removes the repeated computation, so that on CPU nothing changes.
+        activations again: less memory for about a third more computation, with the same result up to rounding. XLA's
+        CPU backend removes the repeated computation, so that on CPU nothing changes.
       microbatches: number of equal parts into which the views of a step are divided, to save memory. The parts are
         processed one after another and their gradients, losses and metrics are averaged, which gives those of the whole
         batch if the loss is a mean over images. It is not the same for a net with BatchNorm, which normalises each part
