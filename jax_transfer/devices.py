@@ -8,12 +8,15 @@ all their devices. All other work is independent: each process uses a mesh of on
 share of the work or the same work as the others.
 """
 
+import contextlib
 import functools
 import json
 import math
 import os
+import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jax_transfer.records import InputError
+from jax_transfer.records import InputError, printable
 
 # Limits on one compiled call of training steps on an accelerator. SIGTERM is checked, and progress is shown, only
 # between calls.
@@ -230,6 +233,30 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> int:
     return batch_size // count
 
 
+def check_microbatches(microbatches: int, device_batch: int, field: str, batch_field: str) -> None:
+    """Checks that the images of a training step on one device divide into equal parts.
+
+    >>> check_microbatches(5, 32, "config.finetune.microbatches", "config.finetune.batch_size")
+    Traceback (most recent call last):
+      ...
+    jax_transfer.records.InputError: config.finetune.microbatches = 5 must divide the 32 images ...
+
+    Args:
+      microbatches: number of parts.
+      device_batch: number of images on each device, see `check_batch_size`.
+      field, batch_field: the config fields that hold the number of parts and the batch size, for the error message.
+
+    Raises:
+      InputError: if they do not divide evenly. The message lists the valid numbers.
+    """
+    if device_batch % microbatches:
+        valid = ", ".join(str(n) for n in range(1, device_batch + 1) if device_batch % n == 0)
+        raise InputError(
+            f"{field} = {microbatches} must divide the {device_batch} images that each device takes from a batch "
+            f"({batch_field}): use one of {valid}."
+        )
+
+
 def compute_dtype():
     """Returns the dtype of activations: bfloat16, or float32 on CPU, where bfloat16 is emulated and slow."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -247,6 +274,18 @@ def steps_per_call(steps: int, limit: int = MAX_STEPS_PER_CALL) -> int:
     if jax.default_backend() == "cpu":
         return 1
     return max(n for n in range(1, min(steps, limit) + 1) if steps % n == 0)
+
+
+def unrolled(iterations: int) -> int:
+    """Returns how many iterations of a loop over parts of a training step to unroll: `unroll` of `jax.lax.scan`.
+
+    On accelerators none are, so that the program does not grow with their number. On CPU all are, for the reason given
+    in `steps_per_call`.
+
+    >>> unrolled(4) in (1, 4)
+    True
+    """
+    return iterations if jax.default_backend() == "cpu" else 1
 
 
 def max_steps_per_call(step_gigaflops: Callable[[], float]) -> int:
@@ -282,6 +321,50 @@ def gigaflops(function, *args) -> float:
     """
     cost: Any = jax.jit(function).lower(*args).cost_analysis() or {}
     return float(cost.get("flops", float("nan"))) / 1e9
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(advice: str) -> Iterator[None]:
+    """Turns the error of a device without enough memory into a message of one line.
+
+    >>> with explain_out_of_memory("use a smaller batch."):
+    ...     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.")
+    Traceback (most recent call last):
+      ...
+    jax_transfer.records.InputError: Out of memory allocating 99 bytes: use a smaller batch.
+
+    Args:
+      advice: what to do about it.
+
+    Raises:
+      InputError: if the memory of a device does not suffice. Other errors pass through.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        code, _, reason = str(error).partition("\n")[0].partition(": ")
+        if code != "RESOURCE_EXHAUSTED":
+            raise
+        raise InputError(f"{printable(reason).rstrip('.')}: {advice}") from error
+
+
+def peak_memory() -> str:
+    """Describes the largest amount of memory in use at any time since the start of the process.
+
+    It is that of the fullest device of this process, or of the process itself if the devices do not report theirs, as
+    on CPU.
+
+    >>> peak_memory()
+    'host memory so far at most ... GB'
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if not all("peak_bytes_in_use" in each for each in stats):
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return f"host memory so far at most {peak / 1e9:.1f} GB"
+    fullest = max(stats, key=lambda each: each["peak_bytes_in_use"])
+    limit = f" of {fullest['bytes_limit'] / 1e9:.1f}" if "bytes_limit" in fullest else ""
+    return f"device memory so far at most {fullest['peak_bytes_in_use'] / 1e9:.1f}{limit} GB"
 
 
 @functools.cache

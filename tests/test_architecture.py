@@ -10,7 +10,19 @@ import pytest
 from helpers.source_files import FILES, PACKAGE, REPOSITORY
 
 # A folder or file imports only from those before it, and the imports within a folder form no cycle.
-FOUNDATION = ("records", "choose", "trees", "numerics", "devices", "preemption", "logs", "flops", "results", "fields")
+FOUNDATION = (
+    "records",
+    "choose",
+    "trees",
+    "numerics",
+    "devices",
+    "preemption",
+    "logs",
+    "usage",
+    "flops",
+    "results",
+    "fields",
+)
 FOLDERS = (
     "data",
     "models",

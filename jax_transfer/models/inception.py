@@ -30,7 +30,7 @@ from jax_transfer.models.layers import (
     global_mean,
     in_groups,
 )
-from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.net import Net, Output, block_output, make_net
 from jax_transfer.models.spec import HALF, Spec
 
 
@@ -109,9 +109,9 @@ class InceptionV1(nnx.Module):
         pools = {"inception4a": MaxPool(3, 2, ceil_mode=True), "inception5a": MaxPool(2, 2, ceil_mode=True)}
         pool = MaxPool(3, 2, ceil_mode=True)
         x = pool(self.conv1(images.astype(self.dtype), train))
-        x = pool(chain((self.conv2, self.conv3), x, train))
+        x = block_output(pool(chain((self.conv2, self.conv3), x, train)))
         for name in V1_BLOCKS:
-            x = getattr(self, name)(pools[name](x) if name in pools else x, train)
+            x = block_output(getattr(self, name)(pools[name](x) if name in pools else x, train))
         features = global_mean(x)
         logits = self.fc(self.dropout(features, deterministic=not train, rngs=rngs))
         return Output(logits=logits, features=features)
@@ -154,7 +154,7 @@ class InceptionV2(nnx.Module):
 
         pool = MaxPool(3, 2, ceil_mode=True)
         x = pool(unit("conv1_7x7_s2", images.astype(self.dtype)))
-        x = pool(unit("conv2_3x3", unit("conv2_3x3_reduce", x)))
+        x = block_output(pool(unit("conv2_3x3", unit("conv2_3x3_reduce", x))))
         for name, (one, *_) in V2_BLOCKS.items():
             three = unit(f"{name}_3x3", unit(f"{name}_3x3_reduce", x))
             double = unit(f"{name}_double_3x3_1", unit(f"{name}_double_3x3_reduce", x))
@@ -168,7 +168,7 @@ class InceptionV2(nnx.Module):
                 # branches differ by a pixel; here the pool has as many windows as the strided convolutions.
                 pads: Any = [(0, 1 + n % 2) for n in x.shape[1:3]]  # flax's annotation allows only strings
                 branches = [three, double, nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pads)]
-            x = jnp.concatenate(branches, axis=-1)
+            x = block_output(jnp.concatenate(branches, axis=-1))
         features = global_mean(x)
         return Output(logits=self.last_linear(features), features=features)
 

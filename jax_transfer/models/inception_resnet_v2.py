@@ -18,13 +18,14 @@ from jax_transfer.models.layers import (
     ConvNorm,
     MaxPool,
     chain,
+    chain_blocks,
     check_scaled,
     conv,
     gaussian_head,
     global_mean,
     in_groups,
 )
-from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.net import Net, Output, block_output, make_net
 from jax_transfer.models.spec import HALF, Spec
 
 MIN_IMAGE_SIZE = 75
@@ -129,10 +130,10 @@ class InceptionResNetV2(nnx.Module):
         pool = MaxPool(3, 2)
         stem = (self.conv2d_1a, self.conv2d_2a, self.conv2d_2b, pool, self.conv2d_3b, self.conv2d_4a, pool)
         x = chain(stem, images.astype(self.dtype), train)
-        x = chain((self.mixed_5b, *self.repeat), x, train)
-        x = chain((self.mixed_6a, *self.repeat_1), x, train)
-        x = chain((self.mixed_7a, *self.repeat_2, self.block8, self.conv2d_7b), x, train)
-        features = global_mean(x)
+        x = chain_blocks((self.mixed_5b, *self.repeat), block_output(x), train)
+        x = chain_blocks((self.mixed_6a, *self.repeat_1), x, train)
+        x = chain_blocks((self.mixed_7a, *self.repeat_2, self.block8), x, train)
+        features = global_mean(self.conv2d_7b(x, train))
         return Output(logits=self.classif(features), features=features)
 
 

@@ -18,12 +18,13 @@ from jax_transfer.models.layers import (
     ConvNorm,
     MaxPool,
     chain,
+    chain_blocks,
     check_scaled,
     gaussian_head,
     global_mean,
     in_groups,
 )
-from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.net import Net, Output, block_output, make_net
 from jax_transfer.models.spec import HALF, Spec
 
 MIN_IMAGE_SIZE = 75
@@ -169,9 +170,9 @@ class InceptionV3(nnx.Module):
         pool = MaxPool(3, 2)
         stem = (self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_2b_3x3, pool)
         x = chain((*stem, self.Conv2d_3b_1x1, self.Conv2d_4a_3x3, pool), images.astype(self.dtype), train)
-        x = chain((self.Mixed_5b, self.Mixed_5c, self.Mixed_5d), x, train)
-        x = chain((self.Mixed_6a, self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e), x, train)
-        x = chain((self.Mixed_7a, self.Mixed_7b, self.Mixed_7c), x, train)
+        x = chain_blocks((self.Mixed_5b, self.Mixed_5c, self.Mixed_5d), block_output(x), train)
+        x = chain_blocks((self.Mixed_6a, self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e), x, train)
+        x = chain_blocks((self.Mixed_7a, self.Mixed_7b, self.Mixed_7c), x, train)
         features = global_mean(x)
         logits = self.fc(self.dropout(features, deterministic=not train, rngs=rngs))
         return Output(logits=logits, features=features)

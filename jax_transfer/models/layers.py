@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_transfer.choose import choose
-from jax_transfer.models.net import gaussian
+from jax_transfer.models.net import block_output, gaussian
 from jax_transfer.records import InputError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -183,6 +183,13 @@ def chain(layers, x, train: bool):
     """Applies layers in sequence, like torch's Sequential."""
     for layer in layers:
         x = layer(x, train)
+    return x
+
+
+def chain_blocks(blocks, x, train: bool):
+    """Applies the blocks of a net in sequence; see `block_output`."""
+    for block in blocks:
+        x = block_output(block(x, train))
     return x
 
 

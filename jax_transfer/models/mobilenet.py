@@ -18,14 +18,14 @@ from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.layers import (
     DTYPES,
     BatchNorm,
-    chain,
+    chain_blocks,
     check_scaled,
     conv,
     gaussian_head,
     global_mean,
     in_groups,
 )
-from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.net import Net, Output, block_output, make_net
 from jax_transfer.models.spec import BICUBIC, HALF, IMAGENET, TORCHVISION_V2, VIT, Spec
 
 # Stages of v1: (channels, blocks, stride of the first block); table 1 of the paper.
@@ -83,8 +83,9 @@ class MobileNetV1(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
         x = jax.nn.relu6(self.bn1(self.conv_stem(images.astype(self.dtype)), train))
+        x = block_output(x)
         for stage in self.blocks:
-            x = chain(stage, x, train)
+            x = chain_blocks(stage, x, train)
         features = global_mean(x)
         return Output(logits=self.classifier(features), features=features)
 
@@ -141,8 +142,8 @@ class MobileNetV2(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
         stem, *blocks, last = self.features
-        x = _relu6(stem, images.astype(self.dtype), train)
-        features = global_mean(_relu6(last, chain(blocks, x, train), train))
+        x = block_output(_relu6(stem, images.astype(self.dtype), train))
+        features = global_mean(_relu6(last, chain_blocks(blocks, x, train), train))
         dropout: Any = self.classifier[0]
         head = self.classifier[1]
         return Output(logits=head(dropout(features, deterministic=not train, rngs=rngs)), features=features)

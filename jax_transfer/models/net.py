@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jax_transfer import trees
@@ -54,7 +55,8 @@ class Net:
       init: `init(key) -> (params, stats)`. `stats` is {} for a model without BatchNorm.
       apply: `apply(params, stats, images) -> Output`, in evaluation mode. images: float [b, h, w, 3], normalised.
       apply_train: `apply_train(params, stats, images, key) -> (Output, new_stats)`, in training mode: BatchNorm
-        normalises with the statistics of the (global) batch, and the dropout masks are drawn with `key`.
+        normalises with the statistics of the (global) batch, and the dropout masks are drawn with `key`. The outputs of
+        its blocks carry the name BLOCK.
       classifier: path of the classification head in `params`, such as ("fc",).
       shapes: flat name -> shape of each array of {"params", "stats"}.
     """
@@ -138,6 +140,21 @@ def make_net(
         classifier=classifier,
         shapes={**_shapes("params", abstract_params), **_shapes("stats", abstract_stats)},
     )
+
+
+BLOCK = "block"  # see `block_output`
+
+
+def block_output(x: Array) -> Array:
+    """Names the output of a block BLOCK; its values are unchanged.
+
+    A training step that saves memory (`make_train_step`, `remat`) keeps only the arrays with this name for the backward
+    pass and computes all others again, so every net names the outputs of its blocks.
+
+    >>> block_output(jnp.ones(3)).tolist()
+    [1.0, 1.0, 1.0]
+    """
+    return checkpoint_name(x, BLOCK)
 
 
 def with_new_head(params, net: Net, key, std: float = 0.01):

@@ -18,6 +18,7 @@ from jax_transfer.models.layers import (
     DTYPES,
     BatchNorm,
     MaxPool,
+    chain_blocks,
     check_batch_norm_group,
     check_num_classes,
     conv,
@@ -25,7 +26,7 @@ from jax_transfer.models.layers import (
     in_groups,
 )
 from jax_transfer.models.layers import he_normal_fan_out as he_normal_fan_out
-from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.net import Net, Output, block_output, make_net
 from jax_transfer.models.spec import BICUBIC, IMAGENET, TORCHVISION_V2, VIT, Spec
 from jax_transfer.records import InputError
 
@@ -134,9 +135,9 @@ class ResNet(nnx.Module):
         x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train))
         if self.pool:
             x = MaxPool(3, 2, padding=1)(x)
+        x = block_output(x)
         for layer in (getattr(self, f"layer{i}") for i in (1, 2, 3, 4)):
-            for block in layer:
-                x = block(x, train)
+            x = chain_blocks(layer, x, train)
         features = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return Output(logits=self.fc(features), features=features)
 

@@ -12,8 +12,18 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models.layers import DTYPES, BatchNorm, MaxPool, chain, conv, gaussian_head, global_mean, in_groups
-from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.layers import (
+    DTYPES,
+    BatchNorm,
+    MaxPool,
+    chain,
+    chain_blocks,
+    conv,
+    gaussian_head,
+    global_mean,
+    in_groups,
+)
+from jax_transfer.models.net import Net, Output, block_output, make_net
 from jax_transfer.models.resnet import STEMS, check_arguments, width_and_stem_from_shapes
 from jax_transfer.models.spec import HALF, VIT, Spec
 
@@ -73,7 +83,7 @@ class Blocks(nnx.Module):
         self.blocks = nnx.List(blocks)
 
     def __call__(self, x, train: bool):
-        return chain(self.blocks, x, train)
+        return chain_blocks(self.blocks, x, train)
 
 
 class Head(nnx.Module):
@@ -105,7 +115,7 @@ class ResNetV2(nnx.Module):
     def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
         x = self.stem(images.astype(self.dtype))
         x = MaxPool(3, 2, padding=1)(x) if self.pool else x
-        x = nnx.relu(self.norm(chain(self.stages, x, train), train))
+        x = nnx.relu(self.norm(chain(self.stages, block_output(x), train), train))
         features = global_mean(x)
         return Output(logits=self.head.fc(features), features=features)
 

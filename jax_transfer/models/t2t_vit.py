@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_transfer.models.layers import DTYPES
-from jax_transfer.models.net import Net, Output, make_net
+from jax_transfer.models.net import Net, Output, block_output, make_net
 from jax_transfer.models.spec import BICUBIC_248, Spec
 from jax_transfer.models.transformer import (
     LayerNorm,
@@ -159,9 +159,9 @@ class TokensToToken(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
         b, h, w, _ = x.shape
-        x = self.attention1(soft_split(x, 7, 4, 2), train, rngs).reshape(b, h // 4, w // 4, -1)
-        x = self.attention2(soft_split(x, 3, 2, 1), train, rngs).reshape(b, h // 8, w // 8, -1)
-        return self.project(soft_split(x, 3, 2, 1))
+        x = block_output(self.attention1(soft_split(x, 7, 4, 2), train, rngs)).reshape(b, h // 4, w // 4, -1)
+        x = block_output(self.attention2(soft_split(x, 3, 2, 1), train, rngs)).reshape(b, h // 8, w // 8, -1)
+        return block_output(self.project(soft_split(x, 3, 2, 1)))
 
 
 class T2TViT(nnx.Module):
@@ -189,7 +189,7 @@ class T2TViT(nnx.Module):
         x = join_class_token(x, self.cls_token[...], self.pos_embed[...])
         x = self.dropout(x, deterministic=not train, rngs=rngs)
         for block in self.blocks:
-            x = block(x, train, rngs)
+            x = block_output(block(x, train, rngs))
         features = self.norm(x[:, 0].astype(jnp.float32))
         return Output(logits=self.head(features), features=features)
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.layers import DTYPES
-from jax_transfer.models.net import Net, Output, gaussian, make_net
+from jax_transfer.models.net import Net, Output, block_output, gaussian, make_net
 from jax_transfer.models.spec import BICUBIC_248, HALF, IMAGENET, VIT, Spec
 from jax_transfer.models.transformer import (
     LayerNorm,
@@ -89,7 +89,7 @@ class VisionTransformer(nnx.Module):
         x = join_class_token(self.patch_embed(images.astype(self.dtype)), self.cls_token[...], self.pos_embed[...])
         x = self.dropout(x, deterministic=not train, rngs=rngs)
         for block in self.blocks:
-            x = block(x, train, rngs)
+            x = block_output(block(x, train, rngs))
         features = self.norm(x[:, 0].astype(jnp.float32))
         return Output(logits=self.head(features), features=features)
 

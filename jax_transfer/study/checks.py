@@ -27,7 +27,8 @@ def check(config: StudyConfig) -> None:
     jax_transfer.records.InputError: config.pretrain.epochs = 0: must lie in [1, 100000].
 
     Raises:
-      InputError: if a field is not valid. The message names the field, what was expected and what to do.
+      InputError: if a field is not valid, or a batch does not divide evenly over the devices. The message names the
+        field, what was expected and what to do.
     """
     schema = study_config.schema()
     fields.check(config.to_dict(), schema, "config")
@@ -36,10 +37,18 @@ def check(config: StudyConfig) -> None:
         other_model = fields.schema(study_config.OtherModel)
         fields.check(dict(model), other_model, f"config.model.others[{index}]", partial=True)
     fields.check_unique(settings.sources(config), "config.source")
+    _check_pretraining_batches(config)
     evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
     for target in config.targets:
-        if rule := settings.finetune_settings(config, target).checkpoints:
-            evaluated_epochs(rule, config.pretrain.epochs, "config.finetune.checkpoints")
+        tuning = settings.finetune_settings(config, target)
+        if tuning.checkpoints:
+            evaluated_epochs(tuning.checkpoints, config.pretrain.epochs, "config.finetune.checkpoints")
+        devices.check_microbatches(
+            tuning.microbatches,
+            tuning.batch_size,  # each model is fine-tuned on one device
+            _finetune_field(config, target, "microbatches"),
+            _finetune_field(config, target, "batch_size"),
+        )
         if "scores" in config.stages:
             check_early_stops(config, target)
         for method in settings.probe_settings(config, target).methods:
@@ -79,20 +88,29 @@ def _check_image_size(config: StudyConfig) -> None:
             )
 
 
+def _check_pretraining_batches(config: StudyConfig) -> None:
+    """Checks that the batches of all feeds divide over the devices, and on each device into parts."""
+    mesh = devices.make_global_mesh()  # all processes train together
+    others = {f"config.pretrain.feeds.{name}": feed.batch_size for name, feed in config.pretrain.feeds.items()}
+    for section, size in {"config.pretrain": config.pretrain.batch_size, **others}.items():
+        field, parts = f"{section}.batch_size", config.pretrain.microbatches
+        device_batch = devices.check_batch_size(size, mesh, field)
+        devices.check_microbatches(parts, device_batch, "config.pretrain.microbatches", field)
+
+
 def check_data(work: Workspace) -> None:
     """Opens all data sets of a study and checks that the config fits them.
 
     Raises:
-      InputError: if a data set is missing or cannot be used, or if a batch is too large or does not divide evenly over
-        the devices.
+      InputError: if a data set is missing or cannot be used, or if a batch is too large.
     """
     config = work.config
-    device_batch = devices.check_batch_size(config.pretrain.batch_size, work.mesh, "config.pretrain.batch_size")
+    size, num_devices = config.pretrain.batch_size, devices.make_global_mesh().size
     devices.check_batch_size(config.data.eval_batch_size, work.mesh, "config.data.eval_batch_size")
-    log.info("%s; global batch %d, %d on each device", devices.description(), config.pretrain.batch_size, device_batch)
+    log.info("%s; global batch %d, %d on each device", devices.description(), size, size // num_devices)
     _check_datasets(work)
     if "pretrain" in config.stages:
-        _check_pretraining_batches(work)
+        _check_pretraining_data(work)
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
         if "finetune" in config.stages:
@@ -123,12 +141,11 @@ def _check_datasets(work: Workspace) -> None:
             raise InputError(f"{dataset} has a single class ({train.class_names[0]!r}): at least two are needed.")
 
 
-def _check_pretraining_batches(work: Workspace) -> None:
-    """Checks the batch sizes of all feeds, for every pre-training."""
+def _check_pretraining_data(work: Workspace) -> None:
+    """Checks that each feed has enough images for a batch, for every pre-training."""
     for pretraining in work.pretrainings:
         for index, (feed, (dataset, size)) in enumerate(feed_sizes(work, pretraining).items()):
             section = f"config.pretrain.feeds.{feed}" if index else "config.pretrain"
-            devices.check_batch_size(size, work.mesh, f"{section}.batch_size")
             steps_per_epoch(len(work.source(dataset, "train")), size, f"{dataset} ({section})")
 
 
@@ -145,9 +162,6 @@ def check_early_stops(config: StudyConfig, target: str, steps_an_epoch: int | No
     tuning = settings.finetune_settings(config, target)
     field = "steps" if tuning.steps else "epochs"
     length = tuning.steps or tuning.epochs
-    where = "config.finetune"
-    if field in config.overrides.to_dict().get(target, {}).get("finetune", {}):
-        where = f"config.overrides[{target!r}].finetune"
     for score in config.scores:
         if score not in FINETUNE_SCORES or (tuning.steps and steps_an_epoch is None):
             continue
@@ -155,10 +169,16 @@ def check_early_stops(config: StudyConfig, target: str, steps_an_epoch: int | No
         if length < least:
             steps = f" of {steps_an_epoch} steps (over the images that scores train on)" if tuning.steps else ""
             raise InputError(
-                f"{where}.{field} = {length}: {score} (config.scores) stops this schedule after "
-                f"{FINETUNE_SCORES[score]} epochs{steps} on {target}: give it at least {least} {field}, "
+                f"{_finetune_field(config, target, field)} = {length}: {score} (config.scores) stops this schedule "
+                f"after {FINETUNE_SCORES[score]} epochs{steps} on {target}: give it at least {least} {field}, "
                 f"or leave {score} out."
             )
+
+
+def _finetune_field(config: StudyConfig, target: str, field: str) -> str:
+    """Returns the full name of the field of `config.finetune` or of its overrides that sets a value for a target."""
+    overridden = field in config.overrides.to_dict().get(target, {}).get("finetune", {})
+    return f"config.overrides[{target!r}].finetune.{field}" if overridden else f"config.finetune.{field}"
 
 
 def _check_by_target(config: StudyConfig, schema: fields.Schema) -> None:

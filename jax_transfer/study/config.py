@@ -31,8 +31,10 @@ from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
 from jax_transfer.transfer.probe import ProbeSettings
 
 # Fields that may change between two runs in the same working directory. A change adds or leaves out
-# work, but existing results stay valid. The same holds for `finetune.checkpoints` and its overrides.
+# work, but existing results stay valid. The same holds for the fields in CHANGEABLE_ANYWHERE, in any section:
+# `finetune.checkpoints` and its overrides, and `remat`, which changes results only by rounding.
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "paper")
+CHANGEABLE_ANYWHERE = ("checkpoints", "remat")
 
 # Fields whose keys are targets.
 BY_TARGET = ("overrides", "metrics")
@@ -240,7 +242,7 @@ def _used(config: dict) -> dict:
 def _differences(old: Mapping, new: Mapping, where: str) -> list[str]:
     lines = []
     for name in sorted(old.keys() | new.keys()):
-        if (where == "config" and name in CHANGEABLE) or name == "checkpoints":
+        if (where == "config" and name in CHANGEABLE) or name in CHANGEABLE_ANYWHERE:
             continue
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):

@@ -117,9 +117,13 @@ def tuned_checkpoint(work: Workspace, snapshot: Snapshot, target: str, model: Mo
 def _tuning_key(tuning: FinetuneSettings) -> str:
     """Returns a text that contains all settings that determine a fine-tuned model."""
     values = dataclasses.asdict(tuning)
-    # The choice of checkpoints and the number of seeds do not change any fine-tuned model.
+    # The choice of checkpoints and the number of seeds change no fine-tuned model, and `remat` only by rounding.
     values |= {"checkpoints": None, "num_seeds": None}
-    if values["optimizer"]["head_learning_rate_factor"] == 1:  # files older than this setting stay valid
+    del values["remat"]
+    # Files older than these settings stay valid.
+    if values["microbatches"] == 1:
+        del values["microbatches"]
+    if values["optimizer"]["head_learning_rate_factor"] == 1:
         del values["optimizer"]["head_learning_rate_factor"]
     return json.dumps(values, sort_keys=True)
 

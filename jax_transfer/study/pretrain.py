@@ -26,7 +26,7 @@ from jax_transfer.training.loop import Epoch, train
 from jax_transfer.training.objectives import Objective
 from jax_transfer.training.optimizers import make_optimizer
 from jax_transfer.training.state import divide, evaluated, init_state, join
-from jax_transfer.training.steps import make_train_step, many_steps, train_step_gigaflops
+from jax_transfer.training.steps import make_train_step, many_steps, memory_advice, train_step_gigaflops
 
 STOPPED = "stopped"  # folder beside `checkpoints` for the training state when SIGTERM stopped the run
 
@@ -134,11 +134,17 @@ class _Training:
     def optimizer(self):
         return make_optimizer(settings.pretrain_optimizer(self.work.config), self.total_steps, self.objective.groups)
 
-    @functools.cached_property
-    def step(self):
-        """Training step, not yet compiled."""
-        decay = self.work.config.pretrain.ema_decay
-        return make_train_step(self.objective, self.optimizer, self.work.preprocessing, self.feed.num_classes, decay)
+    @property
+    def memory(self) -> dict:
+        """The settings that save memory."""
+        config = self.work.config.pretrain
+        return {"remat": config.remat, "microbatches": config.microbatches}
+
+    def make_step(self, **memory):
+        """Makes the training step, not yet compiled."""
+        preprocessing, decay = self.work.preprocessing, self.work.config.pretrain.ema_decay
+        classes = self.feed.num_classes
+        return make_train_step(self.objective, self.optimizer, preprocessing, classes, decay, **memory)
 
     @functools.cached_property
     def start(self):
@@ -161,7 +167,7 @@ class _Training:
 
     def step_gigaflops(self) -> float:
         """Computes the work of one training step on one device, in GFLOP."""
-        whole = train_step_gigaflops(self.step, self.abstract, self.feed.sizes, self.work.preprocessing)
+        whole = train_step_gigaflops(self.make_step(), self.abstract, self.feed.sizes, self.work.preprocessing)
         return whole / self.mesh.size
 
     def test_accuracy(self, state: dict) -> float | None:
@@ -210,7 +216,7 @@ def _train(training: _Training, saved: list[int]) -> None:
     with preemption.training():
         for epoch in train(
             state,
-            many_steps(training.step, training.feed.fetch, training.mesh),
+            many_steps(training.make_step(**training.memory), training.feed.fetch, training.mesh),
             training.feed,
             seed=config.seed,
             total_steps=training.total_steps,
@@ -219,6 +225,7 @@ def _train(training: _Training, saved: list[int]) -> None:
             max_steps=min(devices.gather(devices.max_steps_per_call(training.step_gigaflops))),
             stop=preemption.requested,
             begun=begun,
+            advice=memory_advice("config.pretrain", **training.memory),
         ):
             if epoch.diverged_at[0] is not None:
                 _raise_divergence(training, epoch.diverged_at[0])

@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from jax_transfer import devices, preemption
+from jax_transfer import devices, preemption, usage
 from jax_transfer.fields import StudyConfig, to_json
 from jax_transfer.logs import log
 from jax_transfer.records import InputError
@@ -12,6 +12,12 @@ from jax_transfer.study import checks, plan, report
 from jax_transfer.study.config import differences
 from jax_transfer.study.stages import STAGES
 from jax_transfer.study.workspace import Workspace
+
+# Where training steps do not fit, `training.loop` names other fields.
+MEMORY_ADVICE = (
+    "use a smaller config.data.eval_batch_size, config.data.resident_gigabytes or config.data.features_gigabytes, and "
+    "run the same command again to resume."
+)
 
 
 def run(config: StudyConfig, workdir: str | pathlib.Path) -> pathlib.Path:
@@ -45,7 +51,8 @@ def run(config: StudyConfig, workdir: str | pathlib.Path) -> pathlib.Path:
                 devices.wait_for_all(name)  # all processes have written the results of the previous stage
                 preemption.stop_if_requested()
                 log.info("Stage %s", name)
-                stage.run(work)
+                with devices.explain_out_of_memory(MEMORY_ADVICE), usage.reported(f"Stage {name}"):
+                    stage.run(work)
         devices.wait_for_all("end")
     finally:
         work.close()

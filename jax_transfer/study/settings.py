@@ -36,6 +36,13 @@ class PretrainSettings:
     epochs: Count = 200
     # Global: over all devices.
     batch_size: Count = 128
+    # Whether to save device memory: the backward pass keeps only the outputs of the model's blocks and computes the
+    # rest again, about a third more computation. It changes results only by rounding, so a run may resume with another
+    # value. XLA's CPU backend undoes it.
+    remat: bool = False
+    # Number of equal parts into which a batch is divided to save device memory; their gradients are averaged.
+    # BatchNorm normalises each part by itself.
+    microbatches: Few = 1
     # Keys of jax_transfer.data.augment.AUGMENTATIONS and jax_transfer.data.mixing.MIXINGS, applied in this order on the
     # device.
     augment: tuple[Augmentation, ...] = ("pad_crop", "flip")

@@ -56,6 +56,7 @@ def train(
     max_steps: int = devices.MAX_STEPS_PER_CALL,
     stop: Callable[[], bool] = lambda: False,
     begun: dict | None = None,
+    advice: str = "use a smaller batch.",
 ) -> Iterator[Epoch]:
     """Trains from `state["step"]` to `total_steps` and yields each epoch when it ends.
 
@@ -72,6 +73,10 @@ def train(
       max_steps: maximum number of steps per compiled call.
       stop: called after each compiled call.
       begun: `Epoch.begun()` of a stopped epoch that is to be resumed from `state`.
+      advice: what to do if a step does not fit into memory, see `steps.memory_advice`.
+
+    Raises:
+      InputError: if the memory of a device does not suffice; the message ends with `advice`.
 
     Example:
       >>> import types
@@ -99,7 +104,7 @@ def train(
         count = devices.steps_per_call(math.gcd(per_epoch, start, end), min(max_steps, feed.max_steps))
         label = f"{what}, epoch {number + 1}/{-(-total_steps // per_epoch)}"
         waiting: collections.deque = collections.deque()
-        with logs.progress((end - start) * images, label, "images") as bar:
+        with devices.explain_out_of_memory(advice), logs.progress((end - start) * images, label, "images") as bar:
             for items in feed.items(range(step, step + end - start), count, seed) if start < end else ():
                 state, metrics = run(state, feed.held, items, count)
                 waiting.append(metrics)

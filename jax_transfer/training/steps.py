@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -12,7 +13,8 @@ from jax_transfer.data import augment
 from jax_transfer.data.batches import abstract_batch
 from jax_transfer.data.sources import Source
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.records import Batch
+from jax_transfer.models.net import BLOCK
+from jax_transfer.records import Batch, Views
 from jax_transfer.training.objectives import Objective
 
 
@@ -22,6 +24,8 @@ def make_train_step(
     preprocessing: Preprocessing,
     num_classes: Mapping[str, int],
     ema_decay: float = 0.0,
+    remat: bool = False,
+    microbatches: int = 1,
 ) -> Callable[[dict, dict[str, Batch]], tuple[dict, dict]]:
     """Returns step(state, batches) -> (state, metrics) for the state of `training.state`.
 
@@ -34,6 +38,15 @@ def make_train_step(
       num_classes: feed -> number of classes of its labels.
       ema_decay: after each step the moving average becomes ema_decay * average + (1 - ema_decay) * new; the state must
         hold it, see `init_state`. 0 means no moving average.
+      remat: whether to keep only the outputs of the net's blocks for the backward pass, and to compute all other
+        activations again: less memory for about a third more computation, with the same result up to rounding. XLA's
+        CPU backend removes the repeated computation, so that on CPU nothing changes.
+      microbatches: number of equal parts into which the views of a step are divided, to save memory. The parts are
+        processed one after another and their gradients, losses and metrics are averaged, which gives those of the whole
+        batch if the loss is a mean over images. It is not the same for a net with BatchNorm, which normalises each part
+        by itself and updates its running statistics (`aux` in general) once per part, or for a loss that compares the
+        images of a batch with each other, such as a contrastive one. The number must divide the images of each feed on
+        each device, see `devices.check_microbatches`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,15 +63,18 @@ def make_train_step(
       (1.0, 1.0)
     """
 
+    loss = objective.loss
+    if remat:
+        loss = jax.checkpoint(loss, policy=jax.checkpoint_policies.save_only_these_names(BLOCK))
+    compute_gradient = jax.value_and_grad(loss, has_aux=True)
+    if microbatches > 1:
+        compute_gradient = _accumulated(compute_gradient, microbatches)
+
     def step(state: dict, batches: dict[str, Batch]):
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
         key_views, key_loss = jax.random.split(key)
         views = augment.views(key_views, batches, objective.views, preprocessing, num_classes)
-
-        def loss(params):
-            return objective.loss(params, state["aux"], views, key_loss)
-
-        (value, (aux, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(state["params"])
+        (value, (aux, metrics)), gradient = compute_gradient(state["params"], state["aux"], views, key_loss)
         updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {**state, "params": params, "aux": aux, "opt_state": opt_state, "step": state["step"] + 1}
@@ -72,13 +88,53 @@ def make_train_step(
     return step
 
 
+def memory_advice(section: str, remat: bool, microbatches: int) -> str:
+    """Returns what to do if a training step does not fit into memory, in terms of the fields of a config's section.
+
+    >>> memory_advice("config.finetune", remat=True, microbatches=2)
+    'with another --workdir, use more config.finetune.microbatches than 2 or a smaller config.finetune.batch_size.'
+    """
+    smaller = f"use more {section}.microbatches than {microbatches} or a smaller {section}.batch_size."
+    first = "" if remat else f"set {section}.remat=True and run the same command again to resume, or, "
+    return f"{first}with another --workdir, {smaller}"
+
+
+def _accumulated(compute_gradient: Callable, count: int) -> Callable:
+    """Returns a function like `compute_gradient` that divides the views into `count` parts and averages the results.
+
+    Args:
+      compute_gradient: compute_gradient(params, aux, views, key) -> ((loss, (aux, metrics)), gradient).
+      count: number of parts. All have the same number of images, none of which is padding, so each has the same weight.
+    """
+
+    def compute(params, aux, views: dict[str, Views], key):
+        # Part j consists of the rows j, j + count, ... of the batch. They are taken from a [b / count, count, ...]
+        # array, whose first axis is still split over the devices, so that each device works on its own images.
+        divided = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), views)
+
+        def add_part(carry, j):
+            aux, total = carry
+            part = jax.tree.map(lambda x: x[:, j], divided)
+            (value, (aux, metrics)), gradient = compute_gradient(params, aux, part, jax.random.fold_in(key, j))
+            return (aux, jax.tree.map(jnp.add, total, gradient)), (value, metrics)
+
+        start = (aux, jax.tree.map(jnp.zeros_like, params))
+        unroll = devices.unrolled(count)
+        (aux, total), (values, metrics) = jax.lax.scan(add_part, start, jnp.arange(count), unroll=unroll)
+        mean = functools.partial(jnp.mean, axis=0)
+        return (mean(values), (aux, jax.tree.map(mean, metrics))), jax.tree.map(lambda x: x / count, total)
+
+    return compute
+
+
 def train_step_gigaflops(
     step: Callable, state: dict, sizes: Mapping[str, tuple[Source, int]], preprocessing: Preprocessing
 ) -> float:
     """Counts the floating-point operations of one training step, in units of 1e9, with the compiler's cost analysis.
 
     Args:
-      step: result of `make_train_step`.
+      step: result of `make_train_step` without `remat` and `microbatches`: what `remat` computes again is not work of
+        the model, and the compiler would count only one of the parts.
       state: arrays, or their shapes and dtypes.
       sizes: feed -> (source, images per step), as in `Joined.sizes`.
       preprocessing: preprocessing of the images.

@@ -32,7 +32,7 @@ from jax_transfer.training.loop import train
 from jax_transfer.training.objectives import Objective
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
 from jax_transfer.training.state import evaluated, init_state
-from jax_transfer.training.steps import make_train_step, many_steps_of_many, train_step_gigaflops
+from jax_transfer.training.steps import make_train_step, many_steps_of_many, memory_advice, train_step_gigaflops
 
 # Ranking by early stopping ("Ranking Neural Checkpoints", section 3.1): fine-tuning on part of the training images
 # stops after this many epochs, before the end of the schedule. The score is the accuracy on the remaining training
@@ -52,6 +52,10 @@ class FinetuneSettings:
     # Number of training steps; if set, it is used instead of `epochs`.
     steps: Steps | None = None
     batch_size: Count = 128
+    # As in config.pretrain.remat.
+    remat: bool = False
+    # As in config.pretrain.microbatches.
+    microbatches: Few = 1
     # As in config.pretrain.augment.
     augment: tuple[Augmentation, ...] = ()
     num_seeds: Few = 1
@@ -88,7 +92,8 @@ class Finetuned:
       epoch: number of epochs trained.
       metrics: metrics measured by `evaluate` on the test images; all NaN if the training diverged.
       seconds: time spent so far, including the tests, divided by the number of candidates in the group.
-      gflops: floating point operations / 1e9 of the training so far, excluding the tests.
+      gflops: floating point operations / 1e9 of the training so far, excluding the tests and what `settings.remat`
+        computes again.
       model: {"params", "stats"}.
       diverged_at: the first step with a loss that is not finite, or None.
     """
@@ -247,16 +252,21 @@ def finetune(
         state = init_state(*make_objective_and_optimizer(changes), seed, {"params": params, "stats": model["stats"]})
         return {**state, "changes": changes}
 
-    def step(state, batches):
-        train_step = make_train_step(*make_objective_and_optimizer(state["changes"]), preprocessing, feed.num_classes)
-        return train_step(state, batches)
+    def make_step(**memory):
+        def step(state, batches):
+            objective, optimizer = make_objective_and_optimizer(state["changes"])
+            return make_train_step(objective, optimizer, preprocessing, feed.num_classes, **memory)(state, batches)
 
-    run, measure = many_steps_of_many(step, feed.fetch, mesh), evaluate(net, preprocessing, mesh)
+        return step
+
+    memory = {"remat": settings.remat, "microbatches": settings.microbatches}
+    run, measure = many_steps_of_many(make_step(**memory), feed.fetch, mesh), evaluate(net, preprocessing, mesh)
     objective = make_objective_and_optimizer(candidates[0].changes)[0]
     model = dict(zip(("params", "stats"), jax.eval_shape(net.init, jax.random.key(0)), strict=True))
     abstract = jax.eval_shape(start, model, 0, _arrays(candidates[0].changes))
-    step_gflops = train_step_gigaflops(step, abstract, feed.sizes, preprocessing)
+    step_gflops = train_step_gigaflops(make_step(), abstract, feed.sizes, preprocessing)
     max_steps = devices.max_steps_per_call(lambda: step_gflops)
+    options = {"max_steps": max_steps, "advice": memory_advice("config.finetune", **memory)}
 
     for group in _groups(candidates, mesh.shape["sweep"]):
         start_time, own = time.perf_counter(), [candidates[index] for index in group]
@@ -268,7 +278,7 @@ def finetune(
         seconds = time.perf_counter() - start_time  # excludes the time that the caller spends on each result
         for epoch, stop in stops.items():
             start_time, previous = time.perf_counter(), list(diverged_at)
-            for trained in train(state, run, feed, seed=seed, total_steps=stop, what=label, max_steps=max_steps):
+            for trained in train(state, run, feed, seed=seed, total_steps=stop, what=label, **options):
                 state = trained.state
                 diverged_at = [_first(*steps) for steps in zip(diverged_at, trained.diverged_at, strict=False)]
             model = evaluated(objective, state)

@@ -11,6 +11,7 @@ from flax import nnx
 
 from jax_transfer import trees
 from jax_transfer.models import MODELS, Output, gaussian, make_net, with_new_head
+from jax_transfer.models.net import BLOCK
 from jax_transfer.models.resnet import he_normal_fan_out
 from jax_transfer.records import InputError
 
@@ -81,6 +82,25 @@ def test_classifier_is_the_path_of_the_head(name):
         head = head[part]
     assert head["kernel"].shape == (net.feature_dim, net.num_classes)
     assert head["bias"].shape == (net.num_classes,)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_named_outputs_of_blocks_are_a_small_part_of_the_activations(name):
+    """Counts what the backward pass reads of 11 images, with and without `remat`; nothing is computed."""
+    net = small(name)
+    images = jax.ShapeDtypeStruct((11, net.min_image_size, net.min_image_size, 3), jnp.float32)
+
+    def kept(apply):
+        def backward(params, stats, images):
+            return jax.vjp(lambda params: apply(params, stats, images, KEY)[0].logits, params)[1]
+
+        arrays = jax.tree.leaves(jax.eval_shape(backward, *abstract(net), images))
+        return [array.size * array.dtype.itemsize for array in arrays if array.shape[:1] == (11,)]
+
+    policy = jax.checkpoint_policies.save_only_these_names(BLOCK)
+    every, blocks = kept(net.apply_train), kept(jax.checkpoint(net.apply_train, policy=policy))
+    assert sum(blocks) < 0.2 * sum(every)
+    assert len(blocks) >= 1 + 5  # the images, and at least the stem and four blocks
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -216,7 +216,8 @@ def _whole_run(settings, seed=2):
     feed, test = joined({"train": (_feed("train", mesh), settings.batch_size)}), _feed("test", mesh)
     total = total_steps(settings, 48, "")
     objective, optimizer = supervised(net, settings.augment), make_optimizer(settings.optimizer, total)
-    step = make_train_step(objective, optimizer, PREPROCESSING, feed.num_classes)
+    memory = {"remat": settings.remat, "microbatches": settings.microbatches}
+    step = make_train_step(objective, optimizer, PREPROCESSING, feed.num_classes, **memory)
     measure = classification(net, PREPROCESSING, mesh)
     params, stats = net.init(jax.random.key(5))
     head = jax.random.fold_in(jax.random.key(seed), 0x4EAD)
@@ -237,11 +238,12 @@ STEP = OptimizerSettings(schedule="step", milestones=(0.1, 0.5))
 SCHEDULES = {
     "cosine": FinetuneSettings(epochs=6, batch_size=16, augment=("flip",), optimizer=COSINE),
     "step": FinetuneSettings(steps=17, batch_size=16, optimizer=STEP),
+    "parts": FinetuneSettings(epochs=6, batch_size=16, augment=("mixup",), optimizer=STEP, remat=True, microbatches=4),
 }
 
 
 @pytest.mark.parametrize(
-    ("kind", "epochs"), [pytest.param("cosine", (1, 5), marks=pytest.mark.slow), ("step", (1, 2, 5))]
+    ("kind", "epochs"), [pytest.param("cosine", (1, 5), marks=pytest.mark.slow), ("step", (1, 2, 5)), ("parts", (1, 2))]
 )
 def test_early_stop_equals_the_full_schedule_at_that_epoch(kind, epochs):
     whole, stopped = _whole_run(SCHEDULES[kind]), _tune(SCHEDULES[kind], epochs)
@@ -257,6 +259,12 @@ def test_early_stop_equals_the_full_schedule_at_that_epoch(kind, epochs):
         (end,) = _tune(SCHEDULES[kind])
         assert (end.epoch, end.metrics["accuracy"]) == (6, whole[6][0])
         assert end.gflops == pytest.approx(6 * stopped[0].gflops)
+
+
+def test_work_of_a_model_does_not_depend_on_how_memory_is_saved():
+    settings = FinetuneSettings(steps=1, batch_size=16)
+    (plain,), (saving,) = _tune(settings), _tune(dataclasses.replace(settings, remat=True, microbatches=4))
+    assert plain.gflops == saving.gflops > 0
 
 
 def test_too_short_schedule_is_rejected_before_training():
