@@ -37,6 +37,7 @@ def full():
     config = default_config()
     config.name = "ResNet-50 on ImageNet"
     config.model.name = "resnet50"
+    config.model.batch_norm_group = 32  # as on eight GPUs with 32 images each, whatever the number of devices
     config.source.dataset = "tfds:imagenet2012"
     config.preprocessing.image_size = 224
     config.preprocessing.crop_fraction = 0.875

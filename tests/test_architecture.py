@@ -11,6 +11,7 @@ from helpers.source_files import FILES, PACKAGE, REPOSITORY
 
 # A folder or file imports only from those before it, and the imports within a folder form no cycle.
 FOUNDATION = (
+    "xla_flags",
     "records",
     "choose",
     "trees",

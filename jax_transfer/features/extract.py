@@ -24,10 +24,12 @@ def make_forward(net: Net, preprocessing: Preprocessing, mesh: Mesh) -> Callable
       dictionary of `params` and `stats`.
     """
 
+    apply = devices.on_mesh(net.apply, mesh)
+
     @jax.jit
     def forward(model, batch: Batch):
         images = devices.constrain(batch, mesh, "data").images
-        output = net.apply(model["params"], model["stats"], augment.evaluation_view(images, preprocessing))
+        output = apply(model["params"], model["stats"], augment.evaluation_view(images, preprocessing))
         return Output(output.logits, output.features)
 
     return forward

@@ -41,8 +41,8 @@ class BatchNorm(nnx.Module):
 
         mean = r + E[x - r],  var = E[(x - r)^2] - E[x - r]^2.
 
-    The relative error of var is at most about 2^-22 (1 + (mean - r)^2 / var): as small as with two passes, unless the
-    mean has just moved by hundreds of standard deviations. It then shrinks by 0.81 with every step, as r follows.
+    The relative error of var is at most about 2^-18 (1 + (mean - r)^2 / var): like that of two passes, unless the mean
+    has just moved by a hundred standard deviations. It then shrinks by 0.81 with every step, as r follows.
     """
 
     def __init__(self, features: int, *, scale: float = 1.0, eps: float = 1e-5, dtype=jnp.float32):
@@ -219,8 +219,8 @@ def check_batch_norm_group(name: str, group) -> int | None:
     """
     if group is not None and group < 1:
         raise InputError(
-            f"batch_norm_group of {name} is {group!r}; expected the number of images that BatchNorm normalises together, "
-            "such as 32, or nothing for the global batch."
+            f"batch_norm_group of {name} is {group!r}; expected the number of images that BatchNorm normalises "
+            "together, such as 32, or nothing for the global batch."
         )
     return group and int(group)
 

@@ -59,20 +59,22 @@ def check(config: StudyConfig) -> None:
 
 
 def _check_batch_norm_groups(config: StudyConfig) -> None:
-    """Checks that the batches divide into the groups that BatchNorm normalises together."""
-    sizes = {"config.pretrain.batch_size": config.pretrain.batch_size}
-    sizes |= {
-        f"config.pretrain.feeds.{name}.batch_size": feed.batch_size for name, feed in config.pretrain.feeds.items()
-    }
-    tuned = {target: settings.finetune_settings(config, target).batch_size for target in config.targets}
-    sizes |= {f"config.finetune.batch_size (on {target})": size for target, size in tuned.items()}
+    """Checks that the images of a forward pass divide into the groups that BatchNorm normalises together."""
+    pretrain = config.pretrain
+    sizes = {"config.pretrain.batch_size": (pretrain.batch_size, pretrain.microbatches)}
+    for name, feed in pretrain.feeds.items():
+        sizes[f"config.pretrain.feeds.{name}.batch_size"] = (feed.batch_size, pretrain.microbatches)
+    for target in config.targets:
+        tuning = settings.finetune_settings(config, target)
+        sizes[_finetune_field(config, target, "batch_size")] = (tuning.batch_size, tuning.microbatches)
     for label, model in settings.models(config).items():
         group = model.get("batch_norm_group")
-        for field, size in sizes.items() if group else ():
-            if size % group:
+        for field, (size, parts) in sizes.items() if group else ():
+            if size // parts % group:
+                each = f" in {parts} microbatches" if parts > 1 else ""
                 raise InputError(
-                    f"{field} = {size} does not divide into groups of batch_norm_group = {group} images ({label}): use "
-                    f"a multiple of {group}, or another group size."
+                    f"{field} = {size}{each} does not divide into the groups of batch_norm_group = {group} images that "
+                    f"{label} normalises together: use a multiple of {group * parts}, or another batch_norm_group."
                 )
 
 

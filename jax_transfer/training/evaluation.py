@@ -75,7 +75,7 @@ def classification(net: Net, preprocessing: Preprocessing, mesh: Mesh, stacked: 
         return mapped(counts, model, batch)
 
     def count_correct_of_one(counts, model, batch: Batch):
-        return count_correct(counts, model, devices.constrain(batch, mesh, "data"))
+        return devices.on_mesh(count_correct, mesh)(counts, model, devices.constrain(batch, mesh, "data"))
 
     add = jax.jit(count_correct_of_many if stacked else count_correct_of_one)
 

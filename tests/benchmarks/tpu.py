@@ -102,8 +102,9 @@ def traffic(text: str) -> tuple[collections.Counter, collections.Counter]:
         sizes[name] = tuple(map(sum, zip(*arrays, strict=True))) if arrays else (0, 0)
         if opcode in FREE or "ConcatBitcast" in rest:
             continue
-        operands = [sizes.get(operand, (0, 0)) for operand in re.findall(r"%([\w.-]+)", rest.split("), ")[0])]
-        moved = [*operands * reads_of_operands(rest), sizes[name]]
+        moved = [sizes[name]]
+        for position, operand in enumerate(re.findall(r"%([\w.-]+)", rest.split("), ")[0])):
+            moved += [sizes.get(operand, (0, 0))] * reads_of_operand(rest, position)
         if opcode in ("copy-start", "slice-start"):  # its result is a tuple: copied (or all of the source), result
             moved = arrays[:2] if opcode == "copy-start" else [tuple(sorted(arrays[1], reverse=True))]
         label = re.search(r'op_name="([^"]*)"', rest)
@@ -113,15 +114,17 @@ def traffic(text: str) -> tuple[collections.Counter, collections.Counter]:
     return hbm, on_chip
 
 
-def reads_of_operands(rest: str) -> int:
-    """Returns how often an instruction reads its operands: more than once only in the flash attention of `models`.
+def reads_of_operand(rest: str, position: int) -> int:
+    """Returns how often an instruction reads the operand at `position`: more than once only in flash attention.
 
-    The gradient of keys and values reads everything that belongs to the queries for each block of keys, and the gradient
-    of the queries reads the keys and values for each block of queries. To count all operands as often is an upper bound.
+    Its gradient of keys and values reads all but these (operands 1 and 2) again for each block of keys; its gradient of
+    the queries reads only these again, for each block of queries.
     """
-    block = re.search(r"bwd_dkv.*?block_k_major=(\d+)|bwd_dq_block_q_major=(\d+)", rest)
+    block = re.search(r"bwd_(dkv.*?block_k|dq_block_q)_major=(\d+)", rest)
     tokens = re.search(r"operand_layout_constraints=\{\w+\[\d+,\d+,(\d+),", rest)
-    return int(tokens[1]) // int(block[1] or block[2]) if block and tokens else 1
+    if not (block and tokens) or (position in (1, 2)) == block[1].startswith("dkv"):
+        return 1
+    return int(tokens[1]) // int(block[2])
 
 
 def array_bytes(dtype: str, dimensions: str, layout: str) -> tuple[int, int]:
