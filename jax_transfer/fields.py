@@ -48,7 +48,7 @@ class UpTo(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """Conditions on a tuple: not empty if `filled`, no duplicates if `unique`; names in `first` only at its beginning."""
+    """Conditions on a tuple: not empty if `filled`, no duplicates if `unique`; names in `first` only as its first."""
 
     filled: bool = False
     unique: bool = False
