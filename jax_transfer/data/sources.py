@@ -31,8 +31,8 @@ from jax_transfer.records import InputError, printable
 logger = logging.getLogger(__name__)
 
 ON_CORRUPT = ("error", "skip")
-CHUNK = 256  # images read at a time
-THREADS = min(8, os.cpu_count() or 1)
+CHUNK = 64  # images that a thread reads at a time
+THREADS = min(32, os.cpu_count() or 1)
 
 
 def load_source(name: str, split: str, seed: int = 0, on_corrupt: str = "error") -> Source:
