@@ -263,6 +263,7 @@ def _fetch_windows(held, item, size: int, interpolation: str) -> Batch:
 # A compiled call of a streamed data set holds at most this many bytes of images, but at least one step.
 CALL_BYTES = 2**26
 MOST_STREAMED_STEPS = 16
+READ_AT_A_TIME = 16  # images that a thread holds decoded; reading one at a time is slow for TFDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,13 +296,17 @@ class Streamed:
         real = indices[indices >= 0]
         shapes = abstract_batch(self.preprocessing, len(indices), crops=self.crops)
         images, windows = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (shapes.images, shapes.windows))
-        for i, image in enumerate(self.source.read(real.tolist())):
+        for start in range(0, len(real), READ_AT_A_TIME):
+            read = self.source.read(real[start : start + READ_AT_A_TIME].tolist())
+            part = slice(start, start + len(read))
             if images is not None:
-                images[i] = self.preprocessing.square(image)
-            height, width = (np.array([side]) for side in image.shape[:2])
+                images[part] = [self.preprocessing.square(image) for image in read]
+            sides = np.array([image.shape[:2] for image in read]).T
             for crop, uniforms, cut in zip(crops, row.draws, windows, strict=True):
-                (box,) = cropping.boxes(crop, uniforms[i : i + 1], height, width)
-                cut[i] = cropping.window(image, box, cut.shape[1], self.preprocessing.interpolation)
+                boxes = cropping.boxes(crop, uniforms[part], *sides)
+                size, interpolation = cut.shape[1], self.preprocessing.interpolation
+                for i, (image, box) in enumerate(zip(read, boxes, strict=True), start):
+                    cut[i] = cropping.window(image, box, size, interpolation)
         labels = np.zeros(len(indices), np.int32)
         labels[: len(real)] = self.source.labels[real]
         extra = {name: _padded(array[real], len(indices)) for name, array in self.source.extra.items()}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers import torchvision_transforms
 from helpers.images import encoded
 from helpers.source_files import REPOSITORY
 from helpers.studies import environment, tiny_config
@@ -148,11 +149,13 @@ def test_windows_of_photos_equal_pil(interpolation, size):
 
 def test_windows_of_photos_equal_torchvision():
     images = photos(12)
-    functional = pytest.importorskip("torchvision.transforms.functional", exc_type=Exception)
+    transforms = torchvision_transforms.load()
+    if transforms is None:
+        pytest.skip("torchvision is not installed")
     for i, image in enumerate(images):
         sides = np.array(image.shape[:2])
         box = crops.boxes(CROP, crops.draws(0, i, 1), sides[:1], sides[1:])[0]
-        expected = functional.resized_crop(Image.fromarray(image), *box.tolist(), [224, 224])
+        expected = transforms.functional.resized_crop(Image.fromarray(image), *box.tolist(), [224, 224])
         np.testing.assert_array_equal(crops.window(image, box, 224, "bilinear"), np.asarray(expected))
 
 
