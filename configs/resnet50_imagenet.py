@@ -5,9 +5,9 @@
 Reproduces Figures 2 and 6 of "Towards Inadequately Pre-trained Models in Transfer Learning" (Deng et al., ICCV 2023):
 76.06 % top-1 on ImageNet after 90 epochs. On most targets, FE is best before the last epoch (epochs 40 to 70), while FT
 improves until the end. Pre-training follows the paper: SGD with momentum 0.9, learning rate 0.1 divided by 10 every 30
-epochs, weight decay 1e-4, batch size 256. Retraining takes 6,000 iterations (FE) and 9,000 (FT) with learning rates
-0.01 and 0.1; on CIFAR-10 and CIFAR-100 it takes 150 epochs (settings of the arXiv version). Our results: not measured;
-this config has not been run on ImageNet.
+epochs, weight decay 1e-4, batch size 256. Crops cover 8 % to 100 % of the area of the full image, the usual recipe.
+Retraining takes 6,000 iterations (FE) and 9,000 (FT) with learning rates 0.01 and 0.1; on CIFAR-10 and CIFAR-100 it
+takes 150 epochs (settings of the arXiv version). Our results: not measured; this config has not been run on ImageNet.
 
 Prepare the data sets once with `python -m jax_transfer.data.prepare imagenet2012`, and so on. Aircraft, MIT Indoor-67
 and MURA have no TFDS builder: store them as folders below FOLDERS, with the layouts in `jax_transfer.data.catalog`.

@@ -20,8 +20,9 @@ sources:
 - The released command for transfer: FT's learning rate 0.05. The cosine schedule of FT is our choice.
 
 Differences: timm trains ten more epochs at 1e-5, changes the learning rate once per epoch, and starts the cosine during
-warm-up. It chooses bilinear or bicubic interpolation for each crop and warp, while we always use bilinear. We crop from
-a 249-pixel square, as in all configs. Batch statistics and mixup pairs are global instead of per GPU.
+warm-up. It chooses bilinear or bicubic interpolation for each crop and warp; here every crop is bicubic and every warp
+bilinear. Crops are cut from the full image, as in the release. Batch statistics and mixup pairs are global instead of
+per GPU.
 
 As in the release, the moving average is evaluated and transferred. It averages over about 20 epochs, so the checkpoints
 of the first epochs are still close to the initialisation. `--config.pretrain.ema_decay=0` transfers the weights

@@ -12,7 +12,7 @@ import json
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
@@ -48,10 +48,11 @@ class UpTo(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """Conditions on a tuple: if `filled`, it is not empty; if `unique`, it has no duplicates."""
+    """Conditions on a tuple: not empty if `filled`, no duplicates if `unique`; names in `first` only as its first."""
 
     filled: bool = False
     unique: bool = False
+    first: Collection[str] = ()
 
 
 class Field(NamedTuple):
@@ -306,6 +307,10 @@ def _check_listed(value, rule, where: str) -> None:
         raise InputError(f"{where} is empty: name at least one.")
     if isinstance(rule, Listed) and rule.unique:
         check_unique(value, where)
+    if isinstance(rule, Listed) and (late := [name for name in value[1:] if name in rule.first]):
+        raise InputError(
+            f"{where} lists {late[0]!r} after {value[0]!r}: move it to the beginning, the only place for it."
+        )
 
 
 def check_unique(names, where: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,16 +40,18 @@ class Batch:
     """A batch of images, as yielded by a feed.
 
     Attributes:
-      images: uint8 [b, h, w, 3].
+      images: uint8 [b, h, w, 3], central squares; None if every view of the batch is a random crop.
       labels: int32 [b].
       mask: bool [b], False where a row is padding.
       extra: name -> additional array [b, ...], such as the tokens of captions (`Source.extra`).
+      windows: uint8 [b, image_size, image_size, 3] for each view that is a random crop of the full images.
     """
 
-    images: jax.Array | np.ndarray
+    images: Any
     labels: jax.Array | np.ndarray
     mask: jax.Array | np.ndarray
     extra: Mapping[str, jax.Array | np.ndarray] = dataclasses.field(default_factory=dict)
+    windows: tuple[jax.Array | np.ndarray, ...] = ()
 
 
 @jax.tree_util.register_dataclass

@@ -20,6 +20,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # Compilation takes half the time of a small study, and the tests run the same study many times.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ["XDG_CACHE_HOME"] = str(REPOSITORY / ".pytest_cache" / "cache")  # for labels, instead of the user's folder
 SHARED = REPOSITORY.parent / "shared"
 
 

@@ -3,15 +3,18 @@
 Each augmentation is a function `(key, images, preprocessing) -> images` with images float [b, h, w, 3] in [0, 1]; the
 result is [b, image_size, image_size, 3] or has the same shape as the images. `view` applies a list of augmentations
 (and of the functions in `data.mixing`) in order, crops the centre to `preprocessing.image_size` if the images are still
-larger, and normalises. `views` computes all the views that an objective asks for.
+larger, and normalises. `views` computes all the views that an objective asks for. A crop of the full image
+(`data.crops`), which a list can only begin with, is not among the augmentations: the feed has already cut its window.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jax_transfer.choose import choose
+from jax_transfer.data.crops import CROPS, crops_of
 from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.rand_augment import rand_augment
 from jax_transfer.data.transforms import Preprocessing, crop_start
@@ -61,39 +64,6 @@ def _random_window(key, images, size):
     corners = jax.random.randint(key, (b, 2), 0, jnp.array([h - size + 1, w - size + 1]))
     crop = lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (size, size, c))  # noqa: E731
     return jax.vmap(crop)(images, corners)
-
-
-def resized_crop(key, images, preprocessing, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-    """Crops a random rectangle and resizes it to `preprocessing.image_size`.
-
-    This is the usual recipe for ImageNet (Szegedy et al., 2015). The area is a uniform fraction of the
-    image and the aspect ratio (width / height) is log-uniform. A rectangle that is taller or wider than the image is
-    clipped to it.
-
-    Args:
-      area: smallest and largest fraction of the image's area.
-      ratio: smallest and largest aspect ratio.
-
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> resized_crop(jax.random.key(0), jnp.ones((2, 20, 30, 3)), Preprocessing(image_size=16)).shape
-    (2, 16, 16, 3)
-    """
-    b, h, w, c = images.shape
-    image_size = preprocessing.image_size
-    key_area, key_ratio, key_y, key_x = jax.random.split(key, 4)
-    target = h * w * jax.random.uniform(key_area, (b,), minval=area[0], maxval=area[1])
-    aspect = jnp.exp(jax.random.uniform(key_ratio, (b,), minval=jnp.log(ratio[0]), maxval=jnp.log(ratio[1])))
-    height, width = jnp.minimum(jnp.sqrt(target / aspect), h), jnp.minimum(jnp.sqrt(target * aspect), w)
-    y = jax.random.uniform(key_y, (b,)) * (h - height)
-    x = jax.random.uniform(key_x, (b,)) * (w - width)
-    scale = jnp.stack([image_size / height, image_size / width], -1)
-    shift = jnp.stack([-y, -x], -1) * scale
-
-    def resize(image, scale, shift):
-        return jax.image.scale_and_translate(image, (image_size, image_size, c), (0, 1), scale, shift, "linear")
-
-    return jax.vmap(resize)(images, scale, shift)
 
 
 def color_jitter(key, images, preprocessing, strength=0.4):
@@ -168,7 +138,6 @@ AUGMENTATIONS = {
     "flip": flip,
     "pad_crop": pad_crop,
     "random_crop": random_crop,
-    "resized_crop": resized_crop,
     "color_jitter": color_jitter,
     "rand_augment": rand_augment,
     "random_erase": random_erase,
@@ -179,8 +148,8 @@ def view(key, batch: Batch, names: tuple[str, ...], preprocessing: Preprocessing
     """Returns one view of a batch: augmented, mixed and normalised.
 
     Args:
-      batch: images uint8 [b, host_size, host_size, 3], labels int [b].
-      names: keys of AUGMENTATIONS and MIXINGS, applied in this order.
+      batch: images uint8 [b, host_size, host_size, 3], or windows cut by a crop; labels int [b].
+      names: keys of AUGMENTATIONS and MIXINGS, applied in this order; the first one may be a key of CROPS.
       num_classes: number of classes of the labels; only a mixing uses it.
 
     Returns:
@@ -199,6 +168,8 @@ def view(key, batch: Batch, names: tuple[str, ...], preprocessing: Preprocessing
     """
     images, labels = batch.images.astype(jnp.float32) / 255, batch.labels
     for i, name in enumerate(names):
+        if i == 0 and name in CROPS:  # done by the feed
+            continue
         augment, augment_key = choose({**AUGMENTATIONS, **MIXINGS}, name, "augmentation"), jax.random.fold_in(key, i)
         if name in MIXINGS:
             targets = labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes)
@@ -227,8 +198,8 @@ def views(
       num_classes: feed -> number of classes of its labels.
 
     Returns:
-      feed -> Views, with the labels of the feed's first view. The very first view uses `key` itself; each
-      later one uses a key folded from it.
+      feed -> Views, with the labels of the feed's first view. A view that begins with a crop shows the next window of
+      the batch. The very first view uses `key` itself; each later one uses a key folded from it.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -241,10 +212,12 @@ def views(
     number, result = 0, {}
     for feed, augmentations_of_views in names.items():
         batch, images = batches[feed], []
+        windows = iter(batch.windows)
         labels = jnp.asarray(batch.labels)  # replaced by the labels of the first view
-        for augmentations in augmentations_of_views:
+        for augmentations, crop in zip(augmentations_of_views, crops_of(augmentations_of_views), strict=True):
             view_key = jax.random.fold_in(key, _VIEW_OFFSET + number) if number else key
-            view_images, view_labels = view(view_key, batch, tuple(augmentations), preprocessing, num_classes[feed])
+            seen = dataclasses.replace(batch, images=next(windows)) if crop else batch
+            view_images, view_labels = view(view_key, seen, tuple(augmentations), preprocessing, num_classes[feed])
             images.append(view_images)
             labels = view_labels if len(images) == 1 else labels
             number += 1

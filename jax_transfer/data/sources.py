@@ -31,8 +31,8 @@ from jax_transfer.records import InputError, printable
 logger = logging.getLogger(__name__)
 
 ON_CORRUPT = ("error", "skip")
-CHUNK = 256  # images read at a time
-THREADS = min(8, os.cpu_count() or 1)
+CHUNK = 64  # images that a thread reads at a time
+THREADS = min(32, os.cpu_count() or 1)
 
 
 def load_source(name: str, split: str, seed: int = 0, on_corrupt: str = "error") -> Source:
@@ -232,7 +232,7 @@ def materialize(
     image_size: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads and resizes all images of a source.
+    """Reads and resizes all images of a source, in parallel threads.
 
     The memory must hold the result and one chunk of decoded images per thread.
 
@@ -254,14 +254,37 @@ def materialize(
     """
     images = np.empty((len(source), size, size, 3), np.uint8)
 
-    def fill(start: int) -> int:
+    def fill(i: int, image: np.ndarray) -> None:
+        images[i] = resize_square(image, size, interpolation, image_size)
+
+    each_image(source, fill, progress)
+    return images, source.labels
+
+
+def each_image(
+    source: Source, use: Callable[[int, np.ndarray], object], progress: Callable[[int], object] | None = None
+) -> None:
+    """Reads all images of a source in parallel threads and calls use(i, image) for each.
+
+    The memory must hold one chunk of decoded images per thread.
+
+    Args:
+      use: called in several threads at a time; the order of the calls is not that of the images.
+      progress: called as progress(number_done) after each chunk.
+
+    >>> sides = {}
+    >>> each_image(load_source("embedded:digits?test=20", "test"), lambda i, image: sides.update({i: len(image)}))
+    >>> len(sides), sides[0]
+    (20, 8)
+    """
+
+    def read(start: int) -> int:
         stop = min(start + CHUNK, len(source))
         for i, image in enumerate(source.read(range(start, stop)), start):
-            images[i] = resize_square(image, size, interpolation, image_size)
+            use(i, image)
         return stop
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for done in pool.map(fill, range(0, len(source), CHUNK)):
+        for done in pool.map(read, range(0, len(source), CHUNK)):
             if progress:
                 progress(done)
-    return images, source.labels

@@ -5,19 +5,23 @@ import difflib
 import functools
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jax_transfer import logs
 from jax_transfer.data import catalog, examine
+from jax_transfer.data.labels import cached_labels
 from jax_transfer.data.source import SPLITS, Source, content_hash, subset
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.data.transforms import DECODING_VERSION, WEAK_PEAK
 from jax_transfer.records import InputError
 
 CHUNK = 256  # number of records whose labels are read at a time
+LABEL_THREADS = 16  # they mostly wait for the disk
 
 
 def unknown_tfds_name(name: str) -> InputError:
@@ -75,19 +79,24 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         raise InputError(f"tfds:{rest} has no split {expression!r} to {split} on. Its splits are: {', '.join(splits)}.")
     skip = {key: tfds.decode.SkipDecoding() for key, kind in features.items() if isinstance(kind, tfds.features.Image)}
     try:
-        sizes = [f"{file}={(builder.data_path / file).stat().length}" for file in sorted(splits[expression].filenames)]
+        stats = {file: (builder.data_path / file).stat() for file in sorted(splits[expression].filenames)}
+        sizes = [f"{file}={stat.length}" for file, stat in stats.items()]
         as_source: Any = builder.as_data_source  # a decorator hides its parameters from type checkers
         undecoded = as_source(split=expression, decoders=skip)
         decoded = as_source(split=expression, decoders={k: v for k, v in skip.items() if k != "image"})
     except (NotImplementedError, FileNotFoundError) as error:  # prepared as TFRecord, or files are missing
         raise absent from error
+    fingerprint = content_hash(builder.info.full_name, expression, *sizes, str(DECODING_VERSION))
+    # The folder and times tell apart data sets that were prepared again with the same sizes.
+    key = content_hash(fingerprint, str(builder.data_path), *(str(stat.mtime) for stat in stats.values()))
+    read_labels = functools.partial(_read_tfds_labels, undecoded, f"tfds:{rest} ({expression})")
     source = Source(
         f"tfds:{rest}",
         split,
         tuple(label.names),
-        _read_tfds_labels(undecoded, f"tfds:{rest} ({expression})"),
+        cached_labels(key, len(undecoded), label.num_classes, read_labels),
         functools.partial(_read_tfds, decoded),
-        content_hash(builder.info.full_name, expression, *sizes, str(DECODING_VERSION)),
+        fingerprint,
         entry.metric if entry else "accuracy",
     )
     notes = []
@@ -114,8 +123,15 @@ def _notes_on_sample(source: Source) -> list[str]:
 
 
 def _read_tfds_labels(data_source, what: str) -> np.ndarray:
-    chunks = [range(start, min(start + CHUNK, len(data_source))) for start in range(0, len(data_source), CHUNK)]
-    labels = [record["label"] for chunk in chunks for record in data_source.__getitems__(chunk)]
+    def read(chunk: range) -> list[int]:
+        return [record["label"] for record in data_source.__getitems__(chunk)]
+
+    n, labels = len(data_source), []
+    chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+    with logs.progress(n, f"read the labels of {what}", "images") as bar, ThreadPoolExecutor(LABEL_THREADS) as pool:
+        for part in pool.map(read, chunks):
+            labels += part
+            bar.update(len(part))
     if not labels or min(labels) < 0:
         raise InputError(f"{what} has no images with labels; choose a labelled data set.")
     return np.asarray(labels, dtype=np.int32)

@@ -6,8 +6,10 @@ begins, both for the square that the host keeps and for the part of this square 
 
 import dataclasses
 import io
+import math
 import os
 import pathlib
+import re
 import stat
 import struct
 import sys
@@ -15,6 +17,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image, ImageFile
 
@@ -329,6 +332,8 @@ def read_pixels(path: str | pathlib.Path) -> np.ndarray:
 
 def _pixels(data: bytes) -> np.ndarray:
     """Decodes the bytes of an image file to uint8 or uint16 pixels [h, w, c], with 1, 3 or 4 channels."""
+    if _is_plain_jpeg(data) and (pixels := _decode_jpeg(data)) is not None:
+        return pixels
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         transparent = image.info.get("transparency")
         if image.mode.startswith("I;16"):
@@ -343,6 +348,39 @@ def _pixels(data: bytes) -> np.ndarray:
         if image.mode == "La":
             image = image.convert("LA")
         return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+
+
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # ends the pixels of a JPEG file
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Returns whether these are the bytes of a whole gray or RGB baseline JPEG file, which OpenCV decodes as PIL does.
+
+    OpenCV returns an image even if a file is truncated or a wrong marker ends its pixels too early.
+    """
+    position, shape = 2, b""
+    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
+        if data[position + 1 : position + 2] in (b"\xc0", b"\xc1"):
+            shape = data[position + 4 : position + 10]
+        position += 2 + max(2, int.from_bytes(data[position + 2 : position + 4]))
+    pixels = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+    end = MARKER.search(data, pixels)
+    if len(shape) < 6 or end is None or end[0] != b"\xff\xd9" or end.end() != len(data):
+        return False
+    height, width = int.from_bytes(shape[1:3]), int.from_bytes(shape[3:5])
+    most = Image.MAX_IMAGE_PIXELS or math.inf
+    return data.startswith(b"\xff\xd8") and shape[0] == 8 and shape[5] in (1, 3) and 0 < height * width <= most
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """Decodes a JPEG file with OpenCV to uint8 [h, w, 3]: the same pixels as PIL's in three quarters of the time.
+
+    Returns None if it is damaged; PIL then says how.
+    """
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
 
 
 def _with_key(pixels: np.ndarray, transparent) -> np.ndarray:

@@ -50,7 +50,7 @@ def step_gigaflops(
     num_classes = {feed: source.num_classes for feed, (source, _) in sources.items()}
     step = make_train_step(objective, transformation, work.preprocessing, num_classes)
     state = jax.eval_shape(functools.partial(init_state, objective, transformation, 0))
-    return train_step_gigaflops(step, state, sources, work.preprocessing)
+    return train_step_gigaflops(step, state, sources, objective.views, work.preprocessing)
 
 
 def finetune_step_gigaflops(work: Workspace) -> dict[tuple[str, str], float]:

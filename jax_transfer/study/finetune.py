@@ -11,6 +11,7 @@ from jax_transfer import devices, preemption
 from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.data.batches import joined
+from jax_transfer.data.crops import crops_of
 from jax_transfer.logs import log
 from jax_transfer.results import VERSIONS, Rows
 from jax_transfer.study import estimates, settings
@@ -194,7 +195,8 @@ def finetuned(
         trainings = [(snapshot, seed) for snapshot, seed in todo if snapshot.pretraining.model == model]
         share = trainings[process::num_processes]
         net = work.net(model, work.source(target, "train").num_classes)
-        train, test = (work.feed(target, split).on(mesh) for split in splits)
+        crops = crops_of((tuning.augment,))
+        train, test = work.feed(target, splits[0], crops=crops).on(mesh), work.feed(target, splits[1]).on(mesh)
         results = finetune(
             {f"checkpoint {snapshot.name}": work.checkpoint(snapshot) for snapshot, _ in share},
             [Candidate(f"checkpoint {snapshot.name}", seed) for snapshot, seed in share],

@@ -13,6 +13,7 @@ import jax
 from jax_transfer import devices, logs, preemption
 from jax_transfer.checkpoints.trajectory import Trajectory, abstract
 from jax_transfer.data.batches import Joined, joined
+from jax_transfer.data.crops import crops_of
 from jax_transfer.logs import log
 from jax_transfer.models import Net
 from jax_transfer.preemption import Preempted
@@ -124,7 +125,8 @@ class _Training:
     def feed(self) -> Joined:
         """All feeds of the objective, joined into one."""
         sizes = feed_sizes(self.work, self.pretraining)
-        return joined({n: (self.work.feed(d, "train", everywhere=True), size) for n, (d, size) in sizes.items()})
+        crops = {name: crops_of(views) for name, views in self.objective.views.items()}
+        return joined({n: (self.work.feed(d, "train", True, crops[n]), size) for n, (d, size) in sizes.items()})
 
     @functools.cached_property
     def total_steps(self) -> int:
@@ -167,7 +169,9 @@ class _Training:
 
     def step_gigaflops(self) -> float:
         """Computes the work of one training step on one device, in GFLOP."""
-        whole = train_step_gigaflops(self.make_step(), self.abstract, self.feed.sizes, self.work.preprocessing)
+        whole = train_step_gigaflops(
+            self.make_step(), self.abstract, self.feed.sizes, self.objective.views, self.work.preprocessing
+        )
         return whole / self.mesh.size
 
     def test_accuracy(self, state: dict) -> float | None:

@@ -15,7 +15,7 @@ from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OptimizerSettings
-from jax_transfer.transfer.finetune import Augmentation, FinetuneSettings
+from jax_transfer.transfer.finetune import Augmentations, FinetuneSettings
 from jax_transfer.transfer.probe import ProbeSettings
 
 
@@ -44,8 +44,8 @@ class PretrainSettings:
     # BatchNorm normalises each part by itself.
     microbatches: Few = 1
     # Keys of jax_transfer.data.augment.AUGMENTATIONS and jax_transfer.data.mixing.MIXINGS, applied in this order on the
-    # device.
-    augment: tuple[Augmentation, ...] = ("pad_crop", "flip")
+    # device. The first one may be a key of jax_transfer.data.crops.CROPS, which cuts a window from the full image.
+    augment: Augmentations = ("pad_crop", "flip")
     # Decay per step of a moving average of the weights. If not 0, the averaged weights are evaluated and transferred.
     ema_decay: Probability = 0.0
     optimizer: OptimizerSettings = OptimizerSettings(weight_decay=5e-4, schedule="cosine")  # noqa: RUF009  frozen

@@ -12,7 +12,8 @@ from jax_transfer import devices, logs
 from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.checkpoints.trajectory import Trajectory
-from jax_transfer.data.batches import Feed, Streamed, make_feed
+from jax_transfer.data.batches import Feed, ResidentCrops, Streamed, make_feed
+from jax_transfer.data.crops import Crop
 from jax_transfer.data.source import Source, subset
 from jax_transfer.data.sources import load_source
 from jax_transfer.data.subsets import stratified_split
@@ -97,17 +98,20 @@ class Workspace:
         """Metric of each target."""
         return {target: self.metric(target) for target in self.config.targets}
 
-    def feed(self, dataset: str, split: str, everywhere: bool = False) -> Feed:
+    def feed(self, dataset: str, split: str, everywhere: bool = False, crops: tuple[Crop | None, ...] = ()) -> Feed:
         """Returns the feed of a split, with images of the size that `config.preprocessing` needs.
 
         Args:
           everywhere: whether to place it on the devices of all processes, all of which must then call this method.
+          crops: the crop of each view (`crops_of`).
         """
         everywhere = everywhere and jax.process_count() > 1
-        return self._feed(self.source(dataset, split), self.preprocessing, everywhere)
+        return self._feed(self.source(dataset, split), self.preprocessing, everywhere, crops if any(crops) else ())
 
     @kept(4)
-    def _feed(self, source: Source, preprocessing: Preprocessing, everywhere: bool) -> Feed:
+    def _feed(
+        self, source: Source, preprocessing: Preprocessing, everywhere: bool, crops: tuple[Crop | None, ...] = ()
+    ) -> Feed:
         data = self.config.data
         with logs.progress(len(source), f"read {source.name} {source.split}", "images") as bar:
             feed = make_feed(
@@ -117,6 +121,15 @@ class Workspace:
                 data.resident_gigabytes,
                 data.num_threads,
                 progress=lambda done: bar.update(done - bar.n),
+                crops=crops,
+            )
+        if isinstance(feed, ResidentCrops):
+            log.info(
+                "%s %s %s; random crops are cut from these. More of an image is kept with a larger "
+                "config.data.resident_gigabytes; 0 streams from disk and keeps every pixel.",
+                source.name,
+                source.split,
+                feed,
             )
         if isinstance(feed, Streamed):
             log.info(

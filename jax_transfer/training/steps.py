@@ -1,7 +1,7 @@
 """The training step, a pure function of a state and its batches, and compiled calls that run many steps."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jax_transfer import devices
 from jax_transfer.data import augment
 from jax_transfer.data.batches import abstract_batch
+from jax_transfer.data.crops import crops_of
 from jax_transfer.data.sources import Source
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.net import BLOCK
@@ -128,7 +129,11 @@ def _accumulated(compute_gradient: Callable, count: int) -> Callable:
 
 
 def train_step_gigaflops(
-    step: Callable, state: dict, sizes: Mapping[str, tuple[Source, int]], preprocessing: Preprocessing
+    step: Callable,
+    state: dict,
+    sizes: Mapping[str, tuple[Source, int]],
+    views: Mapping[str, Sequence[Sequence[str]]],
+    preprocessing: Preprocessing,
 ) -> float:
     """Counts the floating-point operations of one training step, in units of 1e9, with the compiler's cost analysis.
 
@@ -137,6 +142,7 @@ def train_step_gigaflops(
         the model, and the compiler would count only one of the parts.
       state: arrays, or their shapes and dtypes.
       sizes: feed -> (source, images per step), as in `Joined.sizes`.
+      views: `Objective.views`.
       preprocessing: preprocessing of the images.
 
     Example:
@@ -150,10 +156,13 @@ def train_step_gigaflops(
       ... )
       >>> step = make_train_step(objective, optax.sgd(0.5), Preprocessing(image_size=4), num_classes={})
       >>> state = init_state(objective, optax.sgd(0.5), seed=0)
-      >>> 0 < train_step_gigaflops(step, state, {}, Preprocessing(image_size=4)) < 1e-6
+      >>> 0 < train_step_gigaflops(step, state, {}, {}, Preprocessing(image_size=4)) < 1e-6
       True
     """
-    batches = {name: abstract_batch(preprocessing, size, source.extra) for name, (source, size) in sizes.items()}
+    batches = {
+        name: abstract_batch(preprocessing, size, source.extra, crops_of(views[name]))
+        for name, (source, size) in sizes.items()
+    }
     return devices.gigaflops(step, state, batches)
 
 

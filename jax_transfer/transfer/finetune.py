@@ -22,9 +22,10 @@ from jax_transfer import devices, logs, trees
 from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.data.augment import AUGMENTATIONS
 from jax_transfer.data.batches import Feed, Joined, steps_per_epoch
+from jax_transfer.data.crops import CROPS
 from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Count, Few, OneOf, Steps, check_itself
+from jax_transfer.fields import Count, Few, Listed, OneOf, Steps, check_itself
 from jax_transfer.models.net import Net, with_new_head
 from jax_transfer.records import InputError
 from jax_transfer.training.evaluation import Measure, classification
@@ -41,7 +42,8 @@ FINETUNE_SCORES = {"finetune_1": 1, "finetune_5": 5}
 
 RATES = ("learning_rate", "weight_decay")  # optimizer settings that a candidate may change
 
-Augmentation = Annotated[str, OneOf(ChainMap(AUGMENTATIONS, MIXINGS), "augmentation")]
+Augmentation = Annotated[str, OneOf(ChainMap(CROPS, AUGMENTATIONS, MIXINGS), "augmentation")]
+Augmentations = Annotated[tuple[Augmentation, ...], Listed(first=CROPS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class FinetuneSettings:
     # As in config.pretrain.microbatches.
     microbatches: Few = 1
     # As in config.pretrain.augment.
-    augment: tuple[Augmentation, ...] = ()
+    augment: Augmentations = ()
     num_seeds: Few = 1
     # Epochs whose checkpoints are fine-tuned, out of the evaluated ones, in the format of config.trajectory.epochs;
     # unset: all evaluated epochs.
@@ -264,7 +266,7 @@ def finetune(
     objective = make_objective_and_optimizer(candidates[0].changes)[0]
     model = dict(zip(("params", "stats"), jax.eval_shape(net.init, jax.random.key(0)), strict=True))
     abstract = jax.eval_shape(start, model, 0, _arrays(candidates[0].changes))
-    step_gflops = train_step_gigaflops(make_step(), abstract, feed.sizes, preprocessing)
+    step_gflops = train_step_gigaflops(make_step(), abstract, feed.sizes, objective.views, preprocessing)
     max_steps = devices.max_steps_per_call(lambda: step_gflops)
     options = {"max_steps": max_steps, "advice": memory_advice("config.finetune", **memory)}
 

@@ -1,12 +1,15 @@
 """Decoding and resizing on the host, and the indices of subsets."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.images import encoded
 from jax_transfer.data import transforms
+from jax_transfer.data.containers import pixels_only
 from jax_transfer.data.subsets import capped, few_shot, fraction, stratified_split
 from jax_transfer.data.transforms import INTERPOLATIONS, Preprocessing, decode_file, resize_square, to_uint8_rgb
 from jax_transfer.records import InputError
@@ -14,6 +17,68 @@ from jax_transfer.records import InputError
 
 def noise(*shape, dtype=np.uint8, seed=0):
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
+
+
+def pil_pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def smooth(height=60, width=83):
+    return np.asarray(Image.fromarray(noise(8, 9, 3)).resize((width, height), Image.Resampling.BICUBIC))
+
+
+# ---- JPEG with OpenCV
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"restart_marker_blocks": 2}, {"quality": 100}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_opencv_decodes_plain_jpeg_files_as_pil(mode, options, monkeypatch):
+    data, orientation = pixels_only(encoded(Image.fromarray(smooth()).convert(mode), "JPEG", **options))
+    assert orientation == 1 and transforms._is_plain_jpeg(data)
+    monkeypatch.setattr(transforms.Image, "open", lambda *_, **__: pytest.fail("PIL decodes a plain JPEG file"))
+    found = transforms._pixels(data)
+    monkeypatch.undo()
+    assert np.array_equal(found, pil_pixels(data))
+
+
+def test_pil_decodes_all_other_files(monkeypatch):
+    image = Image.fromarray(smooth())
+    plain = encoded(image, "JPEG")
+    others = {
+        "PNG": encoded(image, "PNG"),
+        "progressive": encoded(image, "JPEG", progressive=True),
+        "CMYK": encoded(image.convert("CMYK"), "JPEG"),
+        "truncated": plain[:-2],
+        "more data": plain + b"more",
+        "a marker within the pixels": plain[:-40] + b"\xff\xc4" + plain[-38:],
+    }
+    assert not [name for name, data in others.items() if transforms._is_plain_jpeg(data)]
+    monkeypatch.setattr(transforms.Image, "MAX_IMAGE_PIXELS", 60 * 83 - 1)
+    assert not transforms._is_plain_jpeg(plain)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_jpeg_file_is_decoded_or_refused_as_by_pil(seed, monkeypatch):
+    rng, plain = np.random.default_rng(seed), encoded(smooth(), "JPEG")
+
+    def outcome(data):
+        try:
+            return transforms._pixels(pixels_only(data)[0])
+        except transforms.DECODE_ERRORS:
+            return None
+
+    for _ in range(60):
+        data = bytearray(plain)
+        at = int(rng.integers(len(data)))
+        if rng.random() < 0.3:
+            del data[at : at + int(rng.integers(1, 40))]
+        else:
+            data[at] = rng.integers(256)
+        with monkeypatch.context() as context:
+            context.setattr(transforms, "_is_plain_jpeg", lambda data: False)
+            expected = outcome(bytes(data))
+        found = outcome(bytes(data))
+        assert (found is None) == (expected is None) and np.array_equal(found, expected)
 
 
 # ---- Preprocessing

@@ -294,12 +294,6 @@ def test_flip_mirrors_about_half_of_the_images():
     assert 0.4 < flipped.mean() < 0.6
 
 
-def test_resized_crop_of_the_whole_area_is_the_resized_image():
-    images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
-    whole = augment.resized_crop(jax.random.key(1), images, PREPROCESSING, area=(1.0, 1.0), ratio=(1.0, 1.0))
-    np.testing.assert_allclose(whole, jax.image.resize(images, (2, 8, 8, 3), "linear"), atol=1e-5)
-
-
 def test_evaluation_view_is_the_normalised_centre():
     images = np.random.default_rng(0).integers(0, 256, (2, 10, 10, 3)).astype(np.uint8)
     preprocessing = Preprocessing(image_size=8, crop_fraction=0.8)
