@@ -38,6 +38,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import resnet50_imagenet, t2t_vit_14_imagenet
 from jax_transfer.data.batches import abstract_batch
+from jax_transfer.data.crops import crops_of
 from jax_transfer.study import settings
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import make_optimizer
@@ -61,14 +62,16 @@ def pretraining_step(config, batch_size: int, mesh):
     steps = config.pretrain.epochs * (NUM_IMAGES // config.pretrain.batch_size)
     optimizer = make_optimizer(settings.pretrain_optimizer(config), steps)
     preprocessing, decay = settings.preprocessing(config), config.pretrain.ema_decay
-    step = make_train_step(objective, optimizer, preprocessing, {feed: NUM_CLASSES}, decay)
+    memory = {"remat": config.pretrain.remat, "microbatches": config.pretrain.microbatches}
+    step = make_train_step(objective, optimizer, preprocessing, {feed: NUM_CLASSES}, decay, **memory)
     state = jax.eval_shape(lambda: init_state(objective, optimizer, 0, ema=bool(decay)))
 
     def placed(tree, *leading: int, spec: PartitionSpec):
         sharding = NamedSharding(mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype, sharding=sharding), tree)
 
-    item = placed(abstract_batch(preprocessing, batch_size), 1, spec=PartitionSpec(None, "data"))
+    batch = abstract_batch(preprocessing, batch_size, crops=crops_of(objective.views[feed]))
+    item = placed(batch, 1, spec=PartitionSpec(None, "data"))
     run = many_steps(step, lambda held, item: item, mesh)
     return run.lower(placed(state, spec=PartitionSpec()), {feed: None}, {feed: item}, 1)
 
@@ -143,6 +146,8 @@ def main():
     parser.add_argument("--batch", type=int, default=1024, help="images in a global batch (default: 1024)")
     parser.add_argument("--only", default=",".join(CONFIGS), help="models, comma-separated")
     parser.add_argument("--batch_norm_group", type=int, help="instead of the config's; 0 is the global batch")
+    parser.add_argument("--remat", action="store_true", help="as config.pretrain.remat")
+    parser.add_argument("--microbatches", type=int, default=1, help="as config.pretrain.microbatches")
     parser.add_argument("--profile", action="store_true", help="print the traffic of each kind of operation")
     parser.add_argument("--text", type=pathlib.Path, help="write the compiled programs into this folder")
     parser.add_argument("--out", type=pathlib.Path, help="write the rows as JSON lines")
@@ -155,10 +160,13 @@ def main():
         config = CONFIGS[name]()
         if flags.batch_norm_group is not None and name == "resnet50":
             config.model.batch_norm_group = flags.batch_norm_group or None
+        config.pretrain.remat, config.pretrain.microbatches = flags.remat, flags.microbatches
         row, text = measure(pretraining_step(config, flags.batch, mesh))
         given = {"model": name, "topology": flags.topology, "batch": flags.batch}
         if group := config.model.get("batch_norm_group"):
             given["batch_norm_group"] = group
+        given |= {"remat": True} if flags.remat else {}
+        given |= {"microbatches": flags.microbatches} if flags.microbatches > 1 else {}
         rows.append({**given, **row})
         print(json.dumps(rows[-1]), flush=True)
         if flags.profile:
