@@ -30,8 +30,10 @@ paper" follows the paper's rule.
 
 Two differences are intentional. The paper tests linear classifiers and early-stopped fine-tuning on the same test
 images as the accuracy that they predict; here they are tested on a fifth of the training images. The paper predicts the
-best accuracy of a hyper-parameter sweep; here it is the accuracy of a single setting. Our results: not measured at this
-size.
+best accuracy of a hyper-parameter sweep; here it is the accuracy of a single setting.
+
+BatchNorm normalises the global batch, because the paper does not say on how many devices its nets were trained. Our
+results: not measured at this size.
 
 Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Fashion-MNIST and one target, within a minute on two cores.
 """

@@ -31,8 +31,10 @@ images on which a score is tested. The column "as in the paper" follows the rule
 The paper names families instead of models. We use Inception v1 to v3 (jax_transfer has no fourth one), Inception-ResNet
 v2, MobileNet v1 with four widths and v2 with two, ResNet-50 and ResNet-101, all at 224 pixels. As in group II, linear
 classifiers and early-stopped fine-tuning are tested on a fifth of the training images, and the accuracy to predict
-comes from a single setting. To rank existing checkpoints, use configs/rank_checkpoints.py. Our results: not measured at
-this size.
+comes from a single setting. To rank existing checkpoints, use configs/rank_checkpoints.py.
+
+BatchNorm normalises the global batch, because the paper does not say on how many devices its nets were trained. Our
+results: not measured at this size.
 
 Variants: `full`; `smoke`, two small architectures on CIFAR-10 and one target, within a minute on two CPU cores.
 """
