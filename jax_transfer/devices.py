@@ -257,6 +257,15 @@ def check_microbatches(microbatches: int, device_batch: int, field: str, batch_f
         )
 
 
+def is_gpu() -> bool:
+    """Returns whether computations run on a GPU.
+
+    >>> is_gpu() == (description().count("gpu") > 0)
+    True
+    """
+    return jax.default_backend() == "gpu"
+
+
 def compute_dtype():
     """Returns the dtype of activations: bfloat16, or float32 on CPU, where bfloat16 is emulated and slow."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16

@@ -13,6 +13,8 @@ from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from jax_transfer import devices
+
 # The Pallas kernel works on blocks of tokens; with fewer tokens than this, padding costs more than it saves.
 FEWEST_TOKENS_ON_TPU = 512
 
@@ -30,7 +32,7 @@ def attention(q, k, v: Float[Array, "b heads n d"], scale: float) -> Float[Array
     kernels = {}
     if v.shape[2] >= FEWEST_TOKENS_ON_TPU:
         kernels["tpu"] = functools.partial(on_tpu, scale=scale)
-    if jax.default_backend() == "gpu":  # cuDNN's version is looked up while tracing
+    if devices.is_gpu():  # cuDNN's version is looked up while tracing
         kernels["cuda"] = functools.partial(on_gpu, scale=scale)
     return jax.lax.platform_dependent(q, k, v, default=plain, **kernels)
 

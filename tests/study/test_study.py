@@ -271,7 +271,7 @@ def test_clock_jump_is_reported_and_the_study_resumes(clean, tmp_path):
         ({"model__name": "mobilenet_v1"}, r"config.model.stem = 'cifar': mobilenet_v1 has no stem; leave it unset"),
         (
             {"model__stochastic_depth": 0.1},
-            "resnet10 has no stochastic_depth.*The settings of resnet10 are: stem, width",
+            "resnet10 has no stochastic_depth.*The settings of resnet10 are: batch_norm_group, stem, width",
         ),
         ({"model__others": ({"name": "resnet10", "stem": "cifar", "width": 8.0},)}, "resnet10_cifar_8 twice"),
         ({"model__others": ({"name": "vgg"},)}, r"config\.model\.others\[0\]\.name\): 'vgg'"),

@@ -75,8 +75,17 @@ def assert_close_trees(a, b):
 
 # --- remat
 
-FAST = ("resnet10", "vit_tiny_patch4_32")
-SLOW = ("resnet50", "resnet18_v2", "mobilenet_v1", "mobilenet_v2", "inception_v1", "inception_v2", "inception_v3")
+FAST = ("resnet10",)
+SLOW = (
+    "vit_tiny_patch4_32",
+    "resnet50",
+    "resnet18_v2",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "inception_v1",
+    "inception_v2",
+    "inception_v3",
+)
 SLOW += ("inception_resnet_v2", "t2t_vit_14", "t2t_vit_t_14")
 
 
@@ -111,7 +120,7 @@ def test_parts_equal_the_whole_batch_without_batch_norm(parts, augmentations):
     assert divided["aux"]["calls"] == parts and divided["step"] == 1
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_parts_with_batch_norm_equal_a_loop_over_them(remat):
     objective, parts = resnet(("pad_crop", "mixup")), 4
     state = init_state(objective, SGD, 0)
