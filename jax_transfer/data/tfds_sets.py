@@ -94,7 +94,7 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         f"tfds:{rest}",
         split,
         tuple(label.names),
-        cached_labels(key, len(undecoded), label.num_classes, read_labels),
+        cached_labels(key, len(undecoded), len(label.names), read_labels),
         functools.partial(_read_tfds, decoded),
         fingerprint,
         entry.metric if entry else "accuracy",
