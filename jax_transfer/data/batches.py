@@ -215,6 +215,11 @@ class ResidentCrops:
     crops: tuple[Crop, ...]
     squares: Feed
 
+    @property
+    def is_reduced(self) -> bool:
+        """Whether some images are kept with fewer pixels than they have."""
+        return self.most < int(self.sides.max())
+
     def __str__(self) -> str:
         """Says which pixels are kept."""
         (_, height, width, _), (most_height, most_width) = self.held["whole"].shape, self.sides.max(0)

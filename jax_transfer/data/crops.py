@@ -3,7 +3,9 @@
 A view whose list of augmentations begins with a key of CROPS is cut from the full image, and not from the square that
 evaluation sees. A feed draws the windows of a step on the host, from its seed and the number of the step alone, so the
 windows are the same for streamed and resident data, any number of devices, processes and steps per call, and after
-resuming. Boxes follow torchvision's `RandomResizedCrop`, and windows equal its `resized_crop` of PIL images.
+resuming. Boxes follow torchvision's `RandomResizedCrop`, and windows equal its `resized_crop` of PIL images. To keep
+that, files are decoded whole: decoding at a smaller scale changes pixels by several grey levels even if the window is
+shrunk thirty times (measured in docs/results/benchmarks).
 """
 
 import dataclasses

@@ -124,13 +124,8 @@ class Workspace:
                 crops=crops,
             )
         if isinstance(feed, ResidentCrops):
-            log.info(
-                "%s %s %s; random crops are cut from these. More of an image is kept with a larger "
-                "config.data.resident_gigabytes; 0 streams from disk and keeps every pixel.",
-                source.name,
-                source.split,
-                feed,
-            )
+            more = "; a larger config.data.resident_gigabytes keeps more, and 0 streams every pixel from disk"
+            log.info("%s %s: %s for random crops%s.", source.name, source.split, feed, more if feed.is_reduced else "")
         if isinstance(feed, Streamed):
             log.info(
                 "%s %s exceeds config.data.resident_gigabytes = %g: it is streamed from disk.",

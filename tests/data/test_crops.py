@@ -257,6 +257,7 @@ def test_a_resident_data_set_keeps_what_fits():
     assert shapes == {(60, 90)}  # never larger than the images
     feed = feed_of(source, bytes_of(50) + 1e-9)
     assert feed.held["whole"].shape == (10, 50, 50, 3) and str(feed) == "keeps 50 x 50 of up to 60 x 90 pixels"
+    assert feed.is_reduced and not feed_of(source).is_reduced
     assert isinstance(feed_of(source, bytes_of(SMALL.host_size) + 1e-9), ResidentCrops)
     assert isinstance(feed_of(source, bytes_of(SMALL.host_size - 1) + 1e-9), Streamed)
     exact = batches_of(feed_of(source, 0.0), range(1))[0].windows[0]
