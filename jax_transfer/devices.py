@@ -257,13 +257,15 @@ def check_microbatches(microbatches: int, device_batch: int, field: str, batch_f
         )
 
 
-def is_gpu() -> bool:
-    """Returns whether computations run on a GPU.
+def has_cudnn_attention() -> bool:
+    """Returns whether cuDNN's fused attention runs here: on NVIDIA GPUs of compute capability 8.0 or more.
 
-    >>> is_gpu() == (description().count("gpu") > 0)
-    True
+    >>> has_cudnn_attention() and jax.default_backend() == "cpu"
+    False
     """
-    return jax.default_backend() == "gpu"
+    device = jax.local_devices()[0]
+    is_cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
+    return is_cuda and float(device.compute_capability) >= 8
 
 
 def compute_dtype():

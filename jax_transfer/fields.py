@@ -308,9 +308,9 @@ def _check_listed(value, rule, where: str) -> None:
     if isinstance(rule, Listed) and rule.unique:
         check_unique(value, where)
     if isinstance(rule, Listed) and (late := [name for name in value[1:] if name in rule.first]):
-        raise InputError(
-            f"{where} lists {late[0]!r} after {value[0]!r}: move it to the beginning, the only place for it."
-        )
+        if late[0] == value[0]:
+            raise InputError(f"{where} lists {late[0]!r} twice: once is enough.")
+        raise InputError(f"{where} lists {late[0]!r} after {value[0]!r}: list it first, its only place.")
 
 
 def check_unique(names, where: str) -> None:

@@ -44,7 +44,7 @@ class Compilation:
             end = time.perf_counter()
             with self._lock:
                 self.programs += event == _PROGRAM
-                self._spans = joined(self._spans, (end - duration_secs, end))
+                self._spans = with_span(self._spans, (end - duration_secs, end))
 
     def add_event(self, event: str, **_) -> None:
         """Adds an event without a duration; a listener of `jax.monitoring`."""
@@ -60,7 +60,7 @@ class Compilation:
         return f"of which {duration(self.seconds)} compiling ({self.programs} program{plural}{cached})"
 
 
-def joined(spans: list[tuple[float, float]], last: tuple[float, float]) -> list[tuple[float, float]]:
+def with_span(spans: list[tuple[float, float]], last: tuple[float, float]) -> list[tuple[float, float]]:
     """Adds a span of time to disjoint ones, and joins those that overlap.
 
     Tracing a program includes tracing the functions that it calls, and threads compile at the same time; joined spans
@@ -70,7 +70,7 @@ def joined(spans: list[tuple[float, float]], last: tuple[float, float]) -> list[
       spans: disjoint spans (start, end) in ascending order.
       last: a span that ends last.
 
-    >>> joined([(0.0, 1.0), (3.0, 4.0), (4.5, 5.0)], (3.5, 6.0))
+    >>> with_span([(0.0, 1.0), (3.0, 4.0), (4.5, 5.0)], (3.5, 6.0))
     [(0.0, 1.0), (3.0, 6.0)]
     """
     before = [span for span in spans if span[1] < last[0]]

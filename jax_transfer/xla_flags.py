@@ -12,14 +12,17 @@ def without_slow_convolutions(flags: str) -> str:
     """Returns XLA_FLAGS with YNNPACK's convolutions switched off, unless `flags` already sets their flag.
 
     They make the training step of a ResNet on a CPU about twice as slow as XLA's other convolutions. YNNPACK's matrix
-    products and reductions are as fast or faster, and stay. `tests/benchmarks/train_step.py` measures both sides.
+    products and reductions are as fast or faster, and stay. `tests/benchmarks/train_step.py` measures a step with either
+    setting of XLA_FLAGS. A value that names a file of flags is returned as it is.
 
     >>> without_slow_convolutions("--xla_dump_to=/tmp")
     '--xla_dump_to=/tmp --xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
     >>> without_slow_convolutions("--xla_cpu_experimental_ynn_fusion_type=")
     '--xla_cpu_experimental_ynn_fusion_type='
     """
-    return flags if FLAG in flags else f"{flags} --{FLAG}=-individual_convolution".strip()
+    if FLAG in flags or (flags.strip() and not flags.lstrip().startswith("-")):
+        return flags
+    return f"{flags} --{FLAG}=-individual_convolution".strip()
 
 
 def is_known() -> bool:
@@ -44,7 +47,6 @@ def _contains(file: pathlib.Path, text: bytes) -> bool:
 
 
 def set_flags() -> None:
-    """Sets XLA_FLAGS. Once JAX has compiled a program in this process, it has no effect."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if FLAG not in flags and is_known():
-        os.environ["XLA_FLAGS"] = without_slow_convolutions(flags)
+    """Sets XLA_FLAGS for this process, unless JAX has already compiled a program, and for those that it starts."""
+    if is_known():
+        os.environ["XLA_FLAGS"] = without_slow_convolutions(os.environ.get("XLA_FLAGS", ""))

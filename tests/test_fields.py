@@ -128,6 +128,16 @@ def test_differences_from_an_earlier_version_are_named():
     assert line == "config.finetune.optimizer.head_learning_rate_factor was 1.0, is 10.0"
 
 
+def test_random_crops_of_an_earlier_version_differ():
+    """They were cut from the central square."""
+    earlier, new = copy.deepcopy(EARLIER), default_config()
+    earlier["pretrain"]["augment"] = ["resized_crop", "flip"]
+    new.pretrain.augment = ("resized_crop", "flip")
+    (line,) = differences(earlier, to_json(new))
+    assert line.startswith("config.pretrain.augment was") and "resized_crop of the central square" in line
+    assert differences(to_json(new), to_json(new)) == []
+
+
 def test_defaults_equal_those_of_the_earlier_version():
     new = to_json(default_config())
     assert new["model"].pop("batch_norm_group") is None

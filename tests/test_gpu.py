@@ -1,6 +1,7 @@
 """Tests that need an accelerator: JAX_TRANSFER_TEST_GPU=1 pytest -m gpu tests/test_gpu.py"""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from jax_transfer.data import batches
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS
+from jax_transfer.models.attention import attention, written_out
 from jax_transfer.training.evaluation import classification
 from jax_transfer.training.loop import train
 from jax_transfer.training.objectives import OBJECTIVES
@@ -81,6 +83,20 @@ def test_a_resident_epoch_is_one_call_and_the_loss_falls():
     assert devices.steps_per_call(8) == 8 and lengths == [8, 8, 8]
     assert np.isfinite(losses).all()
     assert losses[-4:].mean() < 0.7 * losses[:4].mean()
+
+
+@pytest.mark.parametrize("n", [197, 3136])  # tokens of a ViT, and of T2T-ViT's first token layer
+def test_cudnn_attention_equals_the_written_out_form(n):
+    q, k, v = (jax.random.normal(key, (2, 2, n, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3))
+
+    def gradient(function):
+        loss = lambda *x: jnp.sum(jnp.sin(function(*x, 0.125).astype(jnp.float32)))  # noqa: E731
+        return jax.jit(devices.on_mesh(jax.grad(loss, (0, 1, 2)), devices.make_mesh()))
+
+    assert devices.has_cudnn_attention() and "cudnn" in gradient(attention).lower(q, k, v).as_text()
+    for ours, theirs in zip(gradient(attention)(q, k, v), gradient(written_out)(q, k, v), strict=True):
+        ours, theirs = (np.asarray(x, np.float32) for x in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, atol=2**-6 * np.abs(theirs).max())
 
 
 def test_streamed_training_stays_close_to_resident():

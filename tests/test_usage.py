@@ -21,7 +21,7 @@ from jax_transfer import devices, usage
 def test_joined_spans_cover_each_second_once(drawn):
     spans: list = []
     for end, length in sorted(drawn):
-        spans = usage.joined(spans, (end - length, end))
+        spans = usage.with_span(spans, (end - length, end))
     covered = {second for end, length in drawn for second in range(end - length, end)}
     assert sum(end - start for start, end in spans) == len(covered)
     assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))

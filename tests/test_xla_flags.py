@@ -34,6 +34,11 @@ def test_flags_of_the_user_are_kept():
     assert _flags_after("import jax_transfer", own) == own
 
 
+def test_a_file_of_flags_is_kept():
+    """XLA reads a value that does not begin with a dash as the name of a file."""
+    assert xla_flags.without_slow_convolutions("/tmp/flags.txt") == "/tmp/flags.txt"
+
+
 def test_an_unknown_flag_is_not_set(monkeypatch):
     """An unknown flag in XLA_FLAGS would abort the process."""
     monkeypatch.setattr(xla_flags, "FLAG", "xla_cpu_no_such_flag_in_any_version")

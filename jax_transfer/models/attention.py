@@ -2,7 +2,8 @@
 
 The fused kernels never write the n x n weights to memory, which cost gigabytes of traffic a step at the 3,136 tokens of
 T2T-ViT's first token layer. A kernel is used for bfloat16, as in training and feature extraction on accelerators;
-float32 is always written out, so that its accuracy is the same everywhere.
+float32 is always written out, so that its accuracy is the same everywhere. So is a net that is traced outside of
+`devices.on_mesh`, as for counting its operations, because the compiler does not see those of a kernel.
 """
 
 import functools
@@ -26,13 +27,13 @@ def attention(q, k, v: Float[Array, "b heads n d"], scale: float) -> Float[Array
     >>> attention(x, x, x, 0.5).shape
     (1, 2, 5, 4)
     """
-    plain = functools.partial(written_out, scale=scale)
-    if v.dtype != jnp.bfloat16:
+    plain, width = functools.partial(written_out, scale=scale), v.shape[-1]
+    if v.dtype != jnp.bfloat16 or jax.sharding.get_abstract_mesh().empty:
         return plain(q, k, v)
     kernels = {}
     if v.shape[2] >= FEWEST_TOKENS_ON_TPU:
         kernels["tpu"] = functools.partial(on_tpu, scale=scale)
-    if devices.is_gpu():  # cuDNN's version is looked up while tracing
+    if devices.has_cudnn_attention() and width % 8 == 0 and width <= 128:
         kernels["cuda"] = functools.partial(on_gpu, scale=scale)
     return jax.lax.platform_dependent(q, k, v, default=plain, **kernels)
 

@@ -3,6 +3,7 @@
 from jax_transfer import devices, fields
 from jax_transfer.choose import choose
 from jax_transfer.data.batches import steps_per_epoch
+from jax_transfer.data.crops import FILTERS, crops_of
 from jax_transfer.fields import StudyConfig
 from jax_transfer.logs import log
 from jax_transfer.models import MODELS
@@ -37,7 +38,8 @@ def check(config: StudyConfig) -> None:
         other_model = fields.schema(study_config.OtherModel)
         fields.check(dict(model), other_model, f"config.model.others[{index}]", partial=True)
     fields.check_unique(settings.sources(config), "config.source")
-    _check_pretraining_batches(config)
+    if "pretrain" in config.stages:
+        _check_pretraining_batches(config)
     evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
@@ -54,17 +56,22 @@ def check(config: StudyConfig) -> None:
         for method in settings.probe_settings(config, target).methods:
             choose(PROTOCOLS, method, "probe (config.probe.methods)")
     settings.preprocessing(config)
+    augmentations = [settings.finetune_settings(config, target).augment for target in config.targets]
+    if any(crops_of([config.pretrain.augment, *augmentations])):
+        where = "interpolation of random crops (config.preprocessing.interpolation)"
+        choose(FILTERS, config.preprocessing.interpolation, where)
     _check_image_size(config)
     _check_batch_norm_groups(config)
 
 
 def _check_batch_norm_groups(config: StudyConfig) -> None:
     """Checks that the images of a forward pass divide into the groups that BatchNorm normalises together."""
-    pretrain = config.pretrain
-    sizes = {"config.pretrain.batch_size": (pretrain.batch_size, pretrain.microbatches)}
-    for name, feed in pretrain.feeds.items():
-        sizes[f"config.pretrain.feeds.{name}.batch_size"] = (feed.batch_size, pretrain.microbatches)
-    for target in config.targets:
+    pretrain, sizes = config.pretrain, {}
+    if "pretrain" in config.stages:
+        sizes["config.pretrain.batch_size"] = (pretrain.batch_size, pretrain.microbatches)
+        for name, feed in pretrain.feeds.items():
+            sizes[f"config.pretrain.feeds.{name}.batch_size"] = (feed.batch_size, pretrain.microbatches)
+    for target in config.targets if {"finetune", "scores", "spectral"} & set(config.stages) else ():
         tuning = settings.finetune_settings(config, target)
         sizes[_finetune_field(config, target, "batch_size")] = (tuning.batch_size, tuning.microbatches)
     for label, model in settings.models(config).items():
@@ -107,9 +114,12 @@ def check_data(work: Workspace) -> None:
       InputError: if a data set is missing or cannot be used, or if a batch is too large.
     """
     config = work.config
-    size, num_devices = config.pretrain.batch_size, devices.make_global_mesh().size
     devices.check_batch_size(config.data.eval_batch_size, work.mesh, "config.data.eval_batch_size")
-    log.info("%s; global batch %d, %d on each device", devices.description(), size, size // num_devices)
+    batch = ""
+    if "pretrain" in config.stages:
+        size, num_devices = config.pretrain.batch_size, devices.make_global_mesh().size
+        batch = f"; global batch {size}, {size // num_devices} on each device"
+    log.info("%s%s", devices.description(), batch)
     _check_datasets(work)
     if "pretrain" in config.stages:
         _check_pretraining_data(work)

@@ -53,7 +53,7 @@ class OtherModel:
     width: Annotated[float, Rule(lambda x: 0 < x <= 10_000, "lie in (0, 10000]")] | None = None
     # Nets with BatchNorm: number of images that are normalised together in training, whatever the number of devices. It
     # divides the batch sizes of pre-training and fine-tuning. If unset, the global batch is normalised together. 32 is
-    # what eight GPUs make of a batch of 256, and needs no communication between devices.
+    # what eight GPUs make of a batch of 256. It needs no communication between devices if each has a multiple of it.
     batch_norm_group: Count | None = None
     # Transformers only: probability that training skips the last block for an image (stochastic depth).
     stochastic_depth: Probability | None = None
@@ -212,11 +212,21 @@ def differences(old: dict, new: dict) -> list[str]:
 
 
 def _renamed(config: dict) -> dict:
-    """Renames fields that had another name in an earlier version."""
+    """Renames fields and values that had another name or meaning in an earlier version."""
     pretrain = dict(config.get("pretrain") or {})
     if "label_smoothing" in pretrain:
         pretrain["supervised"] = {"label_smoothing": pretrain.pop("label_smoothing")}
-    return {**config, "pretrain": pretrain}
+    renamed = {**config, "pretrain": pretrain}
+    return renamed if "remat" in pretrain else _with_square_crops(renamed)
+
+
+def _with_square_crops(config):
+    """Renames `resized_crop` in a config from before it was cut from the full image."""
+    if isinstance(config, dict):
+        return {name: _with_square_crops(value) for name, value in config.items()}
+    if isinstance(config, list):
+        return [_with_square_crops(value) for value in config]
+    return "resized_crop of the central square" if config == "resized_crop" else config
 
 
 def _completed(config: dict, defaults: dict) -> dict:

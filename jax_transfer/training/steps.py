@@ -96,7 +96,7 @@ def memory_advice(section: str, remat: bool, microbatches: int) -> str:
     'with another --workdir, use more config.finetune.microbatches than 2 or a smaller config.finetune.batch_size.'
     """
     smaller = f"use more {section}.microbatches than {microbatches} or a smaller {section}.batch_size."
-    first = "" if remat else f"set {section}.remat=True and run the same command again to resume, or, "
+    first = "" if remat else f"add --{section}.remat=True to the command to resume it, or, "
     return f"{first}with another --workdir, {smaller}"
 
 

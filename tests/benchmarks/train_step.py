@@ -89,7 +89,7 @@ def our_training(case: Case, source: Source, batch: int, resident: bool):
     step = make_train_step(objective, optimizer, preprocessing, joint.num_classes)
     compiled = many_steps(step, joint.fetch, mesh)
     state = devices.replicate(init_state(objective, optimizer, 0), mesh)
-    gigaflops = train_step_gigaflops(step, state, joint.sizes, preprocessing)
+    gigaflops = train_step_gigaflops(step, state, joint.sizes, objective.views, preprocessing)
 
     def run(limit: int | None = None):
         nonlocal state

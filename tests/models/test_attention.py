@@ -21,6 +21,12 @@ def _inputs(n: int, dtype=jnp.bfloat16, b: int = 2, heads: int = 1, d: int = 64)
     return [jax.random.normal(key, (b, heads, n, d), dtype) for key in keys]
 
 
+def _lowered(q, k, v, platform: str) -> str:
+    """Returns the program of attention on a mesh, lowered for a platform."""
+    attend = devices.on_mesh(functools.partial(attention.attention, scale=SCALE), devices.make_mesh())
+    return jax.jit(attend).trace(q, k, v).lower(lowering_platforms=(platform,)).as_text()
+
+
 def _exact(q, k, v):
     """Computes attention in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
@@ -58,19 +64,23 @@ def test_padding_is_never_attended_to():
 def test_float32_is_written_out_everywhere(monkeypatch):
     monkeypatch.setattr(attention, "FEWEST_TOKENS_ON_TPU", 1)
     q, k, v, _ = _inputs(16, jnp.float32)
-    text = (
-        jax.jit(functools.partial(attention.attention, scale=SCALE)).trace(q, k, v).lower(lowering_platforms=("tpu",))
-    )
-    assert "custom_call" not in text.as_text()
+    assert "tpu_custom_call" not in _lowered(q, k, v, "tpu")
     np.testing.assert_allclose(attention.attention(q, k, v, SCALE), _exact(q, k, v), atol=1e-5)
 
 
 @pytest.mark.parametrize(("n", "fused"), [(768, True), (196, False)])
 def test_only_long_sequences_use_the_kernel_on_a_tpu(n, fused):
     q, k, v, _ = _inputs(n)
-    lowered = jax.jit(functools.partial(attention.attention, scale=SCALE)).trace(q, k, v)
-    assert ("tpu_custom_call" in lowered.lower(lowering_platforms=("tpu",)).as_text()) == fused
-    assert "tpu_custom_call" not in lowered.lower(lowering_platforms=("cpu",)).as_text()
+    assert ("tpu_custom_call" in _lowered(q, k, v, "tpu")) == fused
+    assert "tpu_custom_call" not in _lowered(q, k, v, "cpu")
+
+
+def test_outside_of_a_mesh_it_is_written_out_so_that_its_operations_are_counted():
+    q, k, v, _ = _inputs(768)
+    attend = functools.partial(attention.attention, scale=SCALE)
+    assert "tpu_custom_call" not in jax.jit(attend).trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
+    products = 2 * 2 * 2 * 768 * 768 * 64 / 1e9  # two products, a multiply-add counts as two, two images
+    assert products < devices.gigaflops(attend, q, k, v) < 1.2 * products
 
 
 def test_kernel_is_split_over_the_mesh_of_the_context_but_not_within_a_shard_map():

@@ -1,11 +1,17 @@
 """BatchNorm: one pass is as accurate as two on hard inputs, and groups do not depend on anything else."""
 
+import json
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from helpers.source_files import REPOSITORY
 from jax_transfer.models import MODELS
 from jax_transfer.models.layers import BatchNorm, ConvNorm, in_groups
 from jax_transfer.records import InputError
@@ -139,3 +145,51 @@ def test_groups_change_what_a_net_computes_in_training():
     run = lambda net, images: net.apply_train(params, stats, images, jax.random.key(2))[0].logits  # noqa: E731
     np.testing.assert_allclose(run(grouped, x), jnp.concatenate([run(whole, x[:2]), run(whole, x[2:])]), atol=1e-5)
     assert float(jnp.abs(run(grouped, x) - run(whole, x)).max()) > 1e-3
+
+
+ON_DEVICES = """
+import json, re
+import jax, jax.numpy as jnp, numpy as np
+from jax_transfer import devices
+from jax_transfer.models.layers import BatchNorm
+
+mesh, found = devices.make_mesh(), {}
+x = np.random.default_rng(0).standard_normal((64, 4, 4, 8)).astype(np.float32)
+for group in (None, 8, 32):
+
+    def gradient(x):
+        def loss(x):
+            norm = BatchNorm(8)
+            norm.group = group
+            return jnp.sum(jnp.sin(norm(x, True))), (norm.mean[...], norm.var[...])
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    split = devices.split(x, mesh, "data")
+    compiled = jax.jit(gradient).lower(split).compile()
+    text, arrays = compiled.as_text(), jax.tree.leaves(compiled(split))
+    names = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
+    exchanged = [len(re.findall(rf" {name}(?:-start)?\\(", text)) for name in names]
+    found[str(group)] = exchanged, [np.asarray(array).ravel()[:200].tolist() for array in arrays]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_equal_one_and_exchange_only_sums():
+    one, eight = (_on_devices(count) for count in (1, 8))
+    for group, (_, arrays) in one.items():
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), arrays, eight[group][1])
+    # The global batch: one all-reduce for both moments, one in the backward pass. A group on each device: only that of
+    # the running statistics.
+    assert eight["None"][0] == [2, 0, 0, 0]
+    assert eight["8"][0] == [1, 0, 0, 0]
+    assert eight["32"][0][1:] == [0, 0, 0]
+
+
+def _on_devices(count: int) -> dict:
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", ON_DEVICES]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])

@@ -233,8 +233,8 @@ def test_a_step_that_does_not_fit_names_the_fields_to_set():
     with pytest.raises(InputError) as caught:
         list(train({"step": np.int32(0)}, run, feed, seed=0, total_steps=2, what="", advice=advice))
     assert str(caught.value) == (
-        "Out of memory while allocating 9 bytes: set config.pretrain.remat=True and run the same command again to "
-        "resume, or, with another --workdir, use more config.pretrain.microbatches than 1 or a smaller "
+        "Out of memory while allocating 9 bytes: add --config.pretrain.remat=True to the command to resume "
+        "it, or, with another --workdir, use more config.pretrain.microbatches than 1 or a smaller "
         "config.pretrain.batch_size."
     )
 
