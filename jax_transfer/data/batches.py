@@ -536,7 +536,8 @@ def make_feed(
         return _resident(source, preprocessing, mesh, progress)
     # The smallest usual window, with 8 % of the area, of a side of 4 image_size still has more pixels than the result.
     # More would only slow down each step, which resizes from the whole side.
-    most = min(int((room / len(source) / 3) ** 0.5), max(preprocessing.host_size, 4 * preprocessing.image_size))
+    enough = max(preprocessing.host_size, 4 * preprocessing.image_size, 512)
+    most = min(int((room / len(source) / 3) ** 0.5), enough)
     return _resident_crops(source, preprocessing, mesh, crops, most, num_threads, progress)
 
 

@@ -55,8 +55,8 @@ class Net:
       init: `init(key) -> (params, stats)`. `stats` is {} for a model without BatchNorm.
       apply: `apply(params, stats, images) -> Output`, in evaluation mode. images: float [b, h, w, 3], normalised.
       apply_train: `apply_train(params, stats, images, key) -> (Output, new_stats)`, in training mode: BatchNorm
-        normalises with the statistics of the global batch, or of its groups, and the dropout masks are drawn with `key`. The outputs of
-        its blocks carry the name BLOCK.
+        normalises with the statistics of the global batch, or of its groups, and the dropout masks are drawn with
+        `key`. The outputs of its blocks carry the name BLOCK.
       classifier: path of the classification head in `params`, such as ("fc",).
       shapes: flat name -> shape of each array of {"params", "stats"}.
     """

@@ -14,7 +14,10 @@ from jax_transfer.study.stages import STAGES
 from jax_transfer.study.workspace import Workspace
 
 # Where training steps do not fit, `training.loop` names other fields.
-MEMORY_ADVICE = "resume with a smaller config.data.eval_batch_size, config.data.resident_gigabytes or config.data.features_gigabytes."
+MEMORY_ADVICE = (
+    "resume with a smaller config.data.eval_batch_size, config.data.resident_gigabytes or "
+    "config.data.features_gigabytes."
+)
 
 
 def run(config: StudyConfig, workdir: str | pathlib.Path) -> pathlib.Path:
