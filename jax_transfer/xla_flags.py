@@ -12,8 +12,8 @@ def without_slow_convolutions(flags: str) -> str:
     """Returns XLA_FLAGS with YNNPACK's convolutions switched off, unless `flags` already sets their flag.
 
     They make the training step of a ResNet on a CPU about twice as slow as XLA's other convolutions, which
-    `tests/benchmarks/train_step.py` shows with either setting of XLA_FLAGS. YNNPACK's matrix products and reductions are
-    as fast or faster, and stay. A value that names a file of flags is returned as it is.
+    `tests/benchmarks/train_step.py` shows with either setting of XLA_FLAGS. YNNPACK's matrix products and reductions
+    are as fast or faster, and stay. A value that names a file of flags is returned as it is.
 
     >>> without_slow_convolutions("--xla_dump_to=/tmp")
     '--xla_dump_to=/tmp --xla_cpu_experimental_ynn_fusion_type=-individual_convolution'

@@ -215,8 +215,8 @@ def views(
         windows = iter(batch.windows)
         if len(batch.windows) != (cropped := sum(map(bool, crops_of(augmentations_of_views)))):
             raise ValueError(
-                f"The batches of feed {feed!r} have {len(batch.windows)} windows, but {cropped} of its views begin with "
-                "a crop: make the feed with make_feed(..., crops=crops_of(views))."
+                f"The batches of feed {feed!r} have {len(batch.windows)} windows, but {cropped} of its views begin "
+                "with a crop: make the feed with make_feed(..., crops=crops_of(views))."
             )
         labels = jnp.asarray(batch.labels)  # replaced by the labels of the first view
         for augmentations, crop in zip(augmentations_of_views, crops_of(augmentations_of_views), strict=True):
