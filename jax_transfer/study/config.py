@@ -5,7 +5,7 @@
 import dataclasses
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from jax_transfer import fields
 from jax_transfer.analysis import SCORES
@@ -220,7 +220,7 @@ def _renamed(config: dict) -> dict:
     return renamed if "remat" in pretrain else _with_square_crops(renamed)
 
 
-def _with_square_crops(config):
+def _with_square_crops(config: Any) -> Any:
     """Renames `resized_crop` in a config from before it was cut from the full image."""
     if isinstance(config, dict):
         return {name: _with_square_crops(value) for name, value in config.items()}
