@@ -29,10 +29,13 @@ def cached_labels(key: str, count: int, num_classes: int, read: Callable[[], np.
       count: number of images.
       num_classes: labels lie in [0, num_classes).
 
-    >>> import tempfile
-    >>> os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
-    >>> first = cached_labels("key", 2, 3, read=lambda: np.array([0, 2], np.int32))
-    >>> cached_labels("key", 2, 3, read=None).tolist()  # not read again
+    >>> import tempfile, unittest.mock
+    >>> with (
+    ...     tempfile.TemporaryDirectory() as cache,
+    ...     unittest.mock.patch.dict(os.environ, XDG_CACHE_HOME=cache),
+    ... ):
+    ...     first = cached_labels("key", 2, 3, read=lambda: np.array([0, 2], np.int32))
+    ...     print(cached_labels("key", 2, 3, read=None).tolist())  # not read again
     [0, 2]
     """
     try:
