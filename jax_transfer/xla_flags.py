@@ -48,5 +48,7 @@ def _contains(file: pathlib.Path, text: bytes) -> bool:
 
 def set_flags() -> None:
     """Sets XLA_FLAGS for this process, unless JAX has already compiled a program, and for those that it starts."""
-    if is_known():
-        os.environ["XLA_FLAGS"] = without_slow_convolutions(os.environ.get("XLA_FLAGS", ""))
+    before = os.environ.get("XLA_FLAGS", "")
+    after = without_slow_convolutions(before)
+    if after != before and is_known():  # a process started by this one need not search jaxlib again
+        os.environ["XLA_FLAGS"] = after
