@@ -5,6 +5,8 @@ columns of this file and of the CSV file that the report writes. Accuracies are 
 counts floating-point operations / 1e9 (not a rate). `checkpoint` is the name of a `Snapshot`. A checkpoint that could
 not be evaluated also has a row, with the reason in `error` instead of a value.
 
+`epoch` may be a fraction: a pre-training that is kept by steps has checkpoints between two epochs.
+
 In a column that may be None, null means "does not apply" (`epoch` is null for checkpoints that the user provides). In
 any other column it means NaN. `version` records which version of the computation wrote the row, see VERSIONS.
 """
@@ -27,6 +29,12 @@ from jax_transfer import devices
 from jax_transfer.logs import log
 from jax_transfer.records import InputError
 
+# Values of `TransferRow.split`. Rows of GRID are not results but the points of a grid of settings.
+TEST = "test"  # trained on all training images and tested on the test images
+VALIDATION = "validation"  # a grid point, trained on four fifths of the training images and tested on the last fifth
+TEST_GRID = "test_grid"  # a grid point, trained on all training images; the one with the best test accuracy is chosen
+GRID = (VALIDATION, TEST_GRID)
+
 # Result file -> version of its numbers. Increase it when a change makes the same study write different numbers: rows of
 # an older version are then computed again. Lines without a version count as version 1.
 VERSIONS = {
@@ -46,7 +54,7 @@ VERSIONS = {
 class PretrainRow:
     """A row that records one epoch of pre-training. step: the number of optimizer steps so far."""
 
-    epoch: int | None
+    epoch: float | None
     train_loss: float
     train_accuracy: float
     test_accuracy: float
@@ -71,12 +79,13 @@ class TransferRow:
       objective: name of the loss that was minimised.
       selection: how source images for training were chosen; None if no source images were used.
       shots, draw: number of training images in each class, and the index of the random draw that chose them.
-      split: the split on which the model was tested.
+      split: what the row is and on which images the model was tested: TEST, VALIDATION or TEST_GRID.
+      learning_rate, weight_decay: the settings of this training; in a row of TEST, those that were chosen.
       source_weight: weight of the loss on source images relative to that on target images.
     """
 
     checkpoint: str
-    epoch: int | None
+    epoch: float | None
     target: str
     method: str
     seed: int
@@ -92,7 +101,7 @@ class TransferRow:
     selection: str | None = None
     shots: int | None = None
     draw: int | None = None
-    split: str = "test"
+    split: str = TEST
     weight_decay: float | None = None
     source_weight: float | None = None
     version: int = VERSIONS["transfer"]
@@ -108,7 +117,7 @@ class ScoreRow:
     """
 
     checkpoint: str
-    epoch: int | None
+    epoch: float | None
     target: str
     score: str
     value: float
@@ -125,7 +134,7 @@ class SpectralRow:
     """A row that records a probe on one spectral component. stage: pretrained or finetuned; rank: mean over batches."""
 
     checkpoint: str
-    epoch: int | None
+    epoch: float | None
     target: str
     stage: str
     component: str
@@ -146,7 +155,7 @@ class SpectrumRow:
     """
 
     checkpoint: str
-    epoch: int | None
+    epoch: float | None
     target: str
     stage: str
     rank: int
@@ -175,7 +184,7 @@ class EmbeddingRow:
     """A row that holds a t-SNE embedding of the features of some test images. x, y, labels: one entry per image."""
 
     checkpoint: str
-    epoch: int | None
+    epoch: float | None
     target: str
     stage: str
     x: list[float]
@@ -240,7 +249,10 @@ _FIELD_OF_COLUMN = {column: field for field, column in COLUMNS.items()}
 # Result file -> its row dataclass, and the fields that identify a row.
 ROWS = {
     "pretrain": (PretrainRow, ("checkpoint",)),
-    "transfer": (TransferRow, ("checkpoint", "target", "method", "seed")),
+    "transfer": (
+        TransferRow,
+        ("checkpoint", "target", "method", "seed", "split", "learning_rate", "weight_decay"),
+    ),
     "scores": (ScoreRow, ("checkpoint", "target", "score")),
     "spectral": (SpectralRow, ("checkpoint", "target", "stage", "component")),
     "spectrum": (SpectrumRow, ("checkpoint", "target", "stage")),
@@ -351,7 +363,8 @@ def _is_current(file: str, line: Row, where: str) -> bool:
             f"{where} was computed by a newer version of jax_transfer ({version}; this one computes {VERSIONS[file]}): "
             "use that version, or another --workdir."
         )
-    if missing := [name for name in ROWS[file][1] if name not in line]:
+    required = {field.name for field in dataclasses.fields(ROWS[file][0]) if field.default is dataclasses.MISSING}
+    if missing := [name for name in ROWS[file][1] if name in required and name not in line]:
         raise InputError(f"{where} lacks {', '.join(missing)}; remove the line and rerun its stage.")
     return version == VERSIONS[file]
 
@@ -394,6 +407,16 @@ def _older(count: int, outcome: str) -> str:
     return f"{rows} {were} computed by an older version of jax_transfer and {are} {outcome}"
 
 
+def results_of(rows: Iterable[TransferRow]) -> set[tuple[str, str, str, int]]:
+    """Returns (checkpoint, target, method, seed) of each result among the rows, leaving out the points of a grid.
+
+    >>> row = TransferRow("5", None, "tfds:mnist", "finetune", 0, 0.1, 0.9, 0.9, 800, 200, 1.0, 1.0, split=VALIDATION)
+    >>> results_of([row]), results_of([dataclasses.replace(row, split=TEST)])
+    (set(), {('5', 'tfds:mnist', 'finetune', 0)})
+    """
+    return {(row.checkpoint, row.target, row.method, row.seed) for row in rows if row.split not in GRID}
+
+
 class Rows:
     """A result file that a stage writes: each row is appended and flushed immediately.
 
@@ -433,8 +456,9 @@ class Rows:
             ) from error
 
     def key(self, row) -> tuple:
-        """Returns the values of the fields that identify a row."""
-        return tuple(getattr(row, field) for field in self.key_fields)
+        """Returns the values of the fields that identify a row, with None for NaN, which does not equal itself."""
+        values = (getattr(row, field) for field in self.key_fields)
+        return tuple(None if isinstance(value, float) and math.isnan(value) else value for value in values)
 
     def __contains__(self, key: tuple) -> bool:
         return key in self._keys
@@ -454,9 +478,13 @@ class Rows:
         self._keys.add(self.key(row))
 
     def forget_failures(self) -> None:
-        """Drops failed rows and rows of older versions, so that they are computed again."""
-        if self._num_older or any(row.error for row in self.rows):
-            self.replace([row for row in self.rows if not row.error])
+        """Drops failed rows and rows of older versions, so that they are computed again.
+
+        Points of a grid stay: that training diverges with a setting is a finding.
+        """
+        kept = [row for row in self.rows if not row.error or getattr(row, "split", TEST) in GRID]
+        if self._num_older or len(kept) < len(self.rows):
+            self.replace(kept)
 
     def replace(self, rows: Iterable) -> None:
         """Replaces all rows of the file. A kill leaves either the old file or the new one."""

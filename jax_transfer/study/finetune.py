@@ -13,7 +13,7 @@ from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.data.batches import joined
 from jax_transfer.data.crops import crops_of
 from jax_transfer.logs import log
-from jax_transfer.results import VERSIONS, Rows
+from jax_transfer.results import VERSIONS, Rows, results_of
 from jax_transfer.study import estimates, settings
 from jax_transfer.study.epochs import Snapshot, finetuned_snapshots
 from jax_transfer.study.workspace import Workspace
@@ -28,11 +28,12 @@ def run(work: Workspace) -> None:
     for target in work.config.targets:
         tuning = settings.finetune_settings(work.config, target)
         seeds = range(work.config.seed, work.config.seed + tuning.num_seeds)
+        done = results_of(rows.rows)
         missing = [
             (snapshot, seed)
             for seed in seeds
             for snapshot in finetuned_snapshots(work.config, target)
-            if (snapshot.name, target, "finetune", seed) not in rows
+            if (snapshot.name, target, "finetune", seed) not in done
         ]
         for snapshot, seed, result in _finetune(work, missing, target, keep_features="spectral" in work.config.stages):
             rows.append(

@@ -5,7 +5,7 @@ import time
 
 from jax_transfer.features.extract import stack
 from jax_transfer.logs import log
-from jax_transfer.results import Rows
+from jax_transfer.results import Rows, results_of
 from jax_transfer.study import estimates, groups, settings
 from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.workspace import Workspace
@@ -20,7 +20,8 @@ def run(work: Workspace) -> None:
         probing = settings.probe_settings(work.config, target)
         seeds = [work.config.seed + s for s in range(probing.num_seeds)]
         for method in probing.methods:
-            missing = [s for s in work.snapshots if not all((s.name, target, method, seed) in rows for seed in seeds)]
+            done = results_of(rows.rows)
+            missing = [s for s in work.snapshots if not all((s.name, target, method, seed) in done for seed in seeds)]
             valid = [snapshot for snapshot in missing if _is_valid(work, target, method, snapshot, seeds, rows)]
             gflops = groups.known_gflops(
                 work, (row for row in rows.rows if (row.target, row.method) == (target, method))
