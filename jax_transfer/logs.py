@@ -1,5 +1,6 @@
 """Output of a run: log messages, progress bars with the remaining time, readable durations, and TensorBoard scalars."""
 
+import contextlib
 import logging
 import pathlib
 import sys
@@ -44,6 +45,20 @@ def _unraisable(unraisable) -> None:
     code = getattr(unraisable.object, "cr_code", None)  # set if the object is a coroutine
     if not (loop_closed or (code is not None and "orbax" in code.co_filename)):
         sys.__unraisablehook__(unraisable)
+
+
+@contextlib.contextmanager
+def muted():
+    """Drops the project's messages within a block that repeats work whose messages have been logged.
+
+    >>> with muted():
+    ...     log.warning("again")
+    """
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def progress(total: int, label: str, unit: str) -> tqdm.tqdm:

@@ -58,7 +58,7 @@ def _main(argv) -> None:
     preemption.listen()
     logs.speak_for_all(devices.is_first_process())
     config, workdir = FLAGS.config, pathlib.Path(FLAGS.workdir)
-    if "checkpoints" in config:
+    if "stages" not in config:
         if devices.is_first_process():
             command.run(config, workdir)
         devices.wait_for_all("ranked")

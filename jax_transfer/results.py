@@ -47,6 +47,7 @@ VERSIONS = {
     "embedding": 2,
     "ranking": 2,
     "targets": 1,
+    "checkpoints": 1,
 }
 
 
@@ -241,6 +242,32 @@ class TargetRow:
     version: int = VERSIONS["targets"]
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckpointRow:
+    """A row that describes a given checkpoint, so that a change of its file between two runs is noticed.
+
+    Attributes:
+      path: the file or folder, or the name of a random initialisation.
+      model: a key of MODELS.
+      preprocessing: the fields of `Preprocessing`.
+      preprocessing_is_guess: whether it was inferred from a name because nothing states it.
+      has_head: whether its logits stand for classes.
+      notes: sentences on what was assumed, guessed or left out.
+      fingerprint: hash of the weights.
+    """
+
+    checkpoint: str
+    path: str
+    model: str
+    num_parameters: int
+    preprocessing: dict
+    preprocessing_is_guess: bool
+    has_head: bool
+    notes: list[str]
+    fingerprint: str
+    version: int = VERSIONS["checkpoints"]
+
+
 # Field -> column, for columns that are not Python identifiers.
 COLUMNS = {"recall_at_1": "recall@1", "recall_at_3": "recall@3", "rel_at_1": "rel@1", "rel_at_3": "rel@3"}
 
@@ -260,6 +287,7 @@ ROWS = {
     "embedding": (EmbeddingRow, ("checkpoint", "target", "stage")),
     "ranking": (RankingRow, ("target", "method", "score")),
     "targets": (TargetRow, ("target",)),
+    "checkpoints": (CheckpointRow, ("checkpoint",)),
 }
 
 Row = dict  # a row as read from a JSON line: column -> value

@@ -52,17 +52,24 @@ class Checkpoint:
 
     @classmethod
     def stored(
-        cls, name: str, net: Net, read_model: Callable[[], Model], preprocessing: Preprocessing, **others
+        cls,
+        name: str,
+        net: Net,
+        read_model: Callable[[], Model],
+        preprocessing: Preprocessing,
+        read_fingerprint: Callable[[], str] = str,
+        **others,
     ) -> "Checkpoint":
         """Makes a checkpoint whose weights `read_model()` -> {"params", "stats"} reads when they are needed.
 
         The weights are read again at each access, unless `read_model` caches them. They are never read if all features
-        are cached.
+        are cached and `read_fingerprint()` knows their fingerprint; it returns "" if it does not.
         """
         checkpoint = cls(name, net, {}, {}, preprocessing, **others)
         for field in ("params", "stats"):
             object.__delattr__(checkpoint, field)
         object.__setattr__(checkpoint, "_read_model", read_model)
+        object.__setattr__(checkpoint, "_read_fingerprint", read_fingerprint)
         return checkpoint
 
     def __getattr__(self, name: str):
@@ -81,7 +88,8 @@ class Checkpoint:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of the weights, which is part of the key under which features are cached."""
-        return self.known_fingerprint or trees.fingerprint(self.model)
+        read = vars(self).get("_read_fingerprint", str)
+        return self.known_fingerprint or read() or trees.fingerprint(self.model)
 
 
 def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:

@@ -13,12 +13,24 @@ from jax_transfer.checkpoints.released import named, released_preprocessing
 from jax_transfer.checkpoints.torch_files import ALSO_READ, ENDINGS
 from jax_transfer.choose import choose
 from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.fields import Count, Positive
 from jax_transfer.models import MODELS, Net
 from jax_transfer.records import InputError
 
 # FILE=MODEL, FILE=MODEL?setting=value
 FILE_AND_MODEL = re.compile(r"(?P<path>.+?)=(?P<model>\w+(\?[\w.=&]*)?)")
 RANDOM = "random:"  # random:resnet18 is an untrained ResNet-18, a baseline for the checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Replaced:
+    """Preprocessing fields that replace those of the checkpoints. Fields that are not set replace nothing."""
+
+    image_size: Count | None = None
+    crop_fraction: Positive | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
+    interpolation: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,23 +11,13 @@ from jax_transfer import devices, fields
 from jax_transfer.analysis import SCORES
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Count, OneOf, Positive, StudyConfig, between, to_json
+from jax_transfer.fields import Count, OneOf, StudyConfig, between, to_json
 from jax_transfer.logs import log
 from jax_transfer.ranking import page, result
+from jax_transfer.ranking.candidates import Replaced
 from jax_transfer.ranking.rank import DEFAULT_SCORES, rank
 from jax_transfer.records import METRICS, InputError
 from jax_transfer.results import lock_workdir, write_atomically
-
-
-@dataclasses.dataclass(frozen=True)
-class Replaced:
-    """Preprocessing fields that replace those of the checkpoints. Fields that are not set replace nothing."""
-
-    image_size: Count | None = None
-    crop_fraction: Positive | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[Positive, ...] | None = None
-    interpolation: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +32,7 @@ class RankingFields:
     model: str | None = None
     # Keys of jax_transfer.analysis.SCORES.
     scores: tuple[Annotated[str, OneOf(SCORES, "score")], ...] = DEFAULT_SCORES
-    preprocessing: Replaced = Replaced()
+    preprocessing: Replaced = Replaced()  # noqa: RUF009  frozen
     # "accuracy" or "mean_class_accuracy". Unset: the metric usually reported for the target, or accuracy if none is
     # known.
     metric: Annotated[str, OneOf(METRICS, "metric")] | None = None

@@ -1,19 +1,24 @@
 """Checks of a study before anything is compiled: first of the config alone, then of the config with its data."""
 
+from collections.abc import Mapping
+
 from jax_transfer import devices, fields
+from jax_transfer.analysis import SCORES
 from jax_transfer.choose import choose
 from jax_transfer.data.batches import steps_per_epoch
 from jax_transfer.data.crops import FILTERS, crops_of
 from jax_transfer.fields import StudyConfig
 from jax_transfer.logs import log
 from jax_transfer.models import MODELS
+from jax_transfer.ranking.candidates import Candidate, load
 from jax_transfer.records import InputError
+from jax_transfer.results import Rows
 from jax_transfer.study import config as study_config
-from jax_transfer.study import settings
-from jax_transfer.study.epochs import evaluated_epochs
+from jax_transfer.study import given, settings
+from jax_transfer.study.epochs import evaluated_epochs, given_snapshots, pretrainings
 from jax_transfer.study.pretrain import feed_sizes
 from jax_transfer.study.workspace import Workspace
-from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
+from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs, grid
 from jax_transfer.transfer.probe import PROTOCOLS
 
 
@@ -51,6 +56,11 @@ def check(config: StudyConfig) -> None:
             _finetune_field(config, target, "microbatches"),
             _finetune_field(config, target, "batch_size"),
         )
+        if tuning.choose == "test" and len(grid(tuning)) == 1:
+            raise InputError(
+                f"{_finetune_field(config, target, 'choose')} = 'test': there is no grid to choose from; give several "
+                "config.finetune.learning_rates or weight_decays, or leave it at 'validation'."
+            )
         if "scores" in config.stages:
             check_early_stops(config, target)
         for method in settings.probe_settings(config, target).methods:
@@ -60,12 +70,18 @@ def check(config: StudyConfig) -> None:
     if any(crops_of([config.pretrain.augment, *augmentations])):
         where = "interpolation of random crops (config.preprocessing.interpolation)"
         choose(FILTERS, config.preprocessing.interpolation, where)
-    _check_image_size(config)
-    _check_batch_norm_groups(config)
+    if pretrainings(config):
+        _check_image_size(config)
+        _check_batch_norm_groups(config, settings.models(config))
+    given_snapshots(config)
 
 
-def _check_batch_norm_groups(config: StudyConfig) -> None:
-    """Checks that the images of a forward pass divide into the groups that BatchNorm normalises together."""
+def _check_batch_norm_groups(config: StudyConfig, models: Mapping[str, Mapping]) -> None:
+    """Checks that the images of a forward pass divide into the groups that BatchNorm normalises together.
+
+    Args:
+      models: label -> settings of each model.
+    """
     pretrain, sizes = config.pretrain, {}
     if "pretrain" in config.stages:
         sizes["config.pretrain.batch_size"] = (pretrain.batch_size, pretrain.microbatches)
@@ -74,7 +90,7 @@ def _check_batch_norm_groups(config: StudyConfig) -> None:
     for target in config.targets if {"finetune", "scores", "spectral"} & set(config.stages) else ():
         tuning = settings.finetune_settings(config, target)
         sizes[_finetune_field(config, target, "batch_size")] = (tuning.batch_size, tuning.microbatches)
-    for label, model in settings.models(config).items():
+    for label, model in models.items():
         group = model.get("batch_norm_group")
         for field, (size, parts) in sizes.items() if group else ():
             if size // parts % group:
@@ -121,16 +137,57 @@ def check_data(work: Workspace) -> None:
         batch = f"; global batch {size}, {size // num_devices} on each device"
     log.info("%s%s", devices.description(), batch)
     _check_datasets(work)
+    _check_given(work)
     if "pretrain" in config.stages:
         _check_pretraining_data(work)
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
         if "finetune" in config.stages:
             steps_per_epoch(len(work.source(target, "train")), tuning.batch_size, f"{target} (config.finetune)")
+            if len(grid(tuning)) > 1 and tuning.choose == "validation":
+                _check_validation(work, target, tuning.batch_size)
         if "scores" in config.stages and early_epochs(config.scores):
             label = f"The part of {target} for early stopping (config.scores)"
             steps = steps_per_epoch(len(work.source(target, "fit")), tuning.batch_size, label)
             check_early_stops(config, target, steps)
+
+
+def _check_validation(work: Workspace, target: str, batch_size: int) -> None:
+    """Checks that a fifth of a target's training images can be held out to choose from the grid of settings."""
+    fit, held_out = work.source(target, "fit"), work.source(target, "held_out")
+    if not len(held_out):
+        raise InputError(
+            f"{target} has one training image in each class, so none can be held out to choose from the grid of "
+            "config.finetune: give it a single learning rate and weight decay, or more images."
+        )
+    steps_per_epoch(len(fit), batch_size, f"The part of {target} that is not held out (config.finetune.learning_rates)")
+
+
+def _check_given(work: Workspace) -> None:
+    """Reads the given checkpoints once, and checks that they are those of earlier runs and suit the config.
+
+    Raises:
+      InputError: if a checkpoint cannot be read, has changed since an earlier run, or does not suit a field.
+    """
+    config = work.config
+    checkpoints = {s.origin: work.checkpoint(s) for s in work.snapshots if isinstance(s.origin, Candidate)}
+    given.record(Rows(work.results, "checkpoints"), [given.describe(*each) for each in checkpoints.items()])
+    for checkpoint in checkpoints.values():
+        need_head = [name for name in config.scores if name in SCORES and SCORES[name].needs == "logits"]
+        if need_head and "scores" in config.stages and not checkpoint.has_head:
+            raise InputError(
+                f"config.scores: {' and '.join(need_head)} need a classification head, which {checkpoint.name} "
+                "(config.checkpoints) does not have: leave these scores or this checkpoint out."
+            )
+    _check_batch_norm_groups(config, {c.name: c.settings for c in checkpoints.values()})
+    if (size := config.checkpoint_preprocessing.image_size) is not None:
+        own = {c.name: load(c, {}, config.seed).preprocessing.image_size for c in checkpoints}
+        if len(set(own.values())) > 1:
+            sizes = ", ".join(f"{name} {pixels}" for name, pixels in own.items())
+            raise InputError(
+                f"config.checkpoint_preprocessing.image_size = {size}: the given checkpoints take images of different "
+                f"sizes ({sizes}); leave it unset, so that each gets its own."
+            )
 
 
 def _check_datasets(work: Workspace) -> None:

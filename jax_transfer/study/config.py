@@ -23,6 +23,7 @@ from jax_transfer.fields import (
     to_json,
 )
 from jax_transfer.logs import log
+from jax_transfer.ranking.candidates import Replaced
 from jax_transfer.records import METRICS
 from jax_transfer.study.settings import DataSettings, PretrainSettings, SpectralSettings
 from jax_transfer.study.stages import STAGES
@@ -32,7 +33,7 @@ from jax_transfer.transfer.probe import ProbeSettings
 
 # Fields that may change between two runs in the same working directory. A change adds or leaves out
 # work, but existing results stay valid. The same holds for the fields in CHANGEABLE_ANYWHERE, in any section:
-# `finetune.checkpoints` and its overrides, and `remat`, which changes results only by rounding.
+# `checkpoints`, `finetune.checkpoints` and its overrides, and `remat`, which changes results only by rounding.
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "paper")
 CHANGEABLE_ANYWHERE = ("checkpoints", "remat")
 
@@ -118,6 +119,12 @@ class Study:
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
     # The stages to run, in the order of jax_transfer.study.stages.STAGES.
     stages: Annotated[tuple[Annotated[str, OneOf(STAGES, "stage")], ...], Listed(True, True)] = tuple(STAGES)
+    # Checkpoints to evaluate that exist already, as `jax_transfer.rank` takes them: files, epochs, trajectories,
+    # folders, FILE=MODEL and random:MODEL. Each has its own model and preprocessing. Beside the stage "pretrain" they
+    # are compared with the study's own epochs; without it, the study consists of them alone.
+    checkpoints: tuple[str, ...] = ()
+    # Replaces fields of the given checkpoints' preprocessing, such as that of a file that does not state it.
+    checkpoint_preprocessing: Replaced = Replaced()
     model: Model = Model()
     source: SourceData = SourceData()
     preprocessing: Preprocessing = Preprocessing(image_size=32)

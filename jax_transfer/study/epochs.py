@@ -1,11 +1,12 @@
-"""The pre-training runs of a study, and which of their epochs are evaluated and fine-tuned."""
+"""The checkpoints of a study: which epochs of its pre-training runs, and which given ones, are evaluated and tuned."""
 
 import dataclasses
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from jax_transfer.fields import StudyConfig
+from jax_transfer.ranking.candidates import Candidate, list_candidates
 from jax_transfer.records import InputError
 from jax_transfer.study import settings
 
@@ -26,16 +27,32 @@ class Pretraining:
 
 
 @dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """One epoch of a pre-training. `name` identifies the checkpoint in rows and messages."""
+class Saved:
+    """An entry in the trajectory of a pre-training. `number` is the name of its folder, the epoch."""
 
     pretraining: Pretraining
-    epoch: int
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint to evaluate.
+
+    Attributes:
+      origin: where it comes from: a pre-training of the study, or a given checkpoint.
+      epoch: the epoch of the pre-training; None for a given checkpoint.
+      name: identifies the checkpoint in rows and messages.
+    """
+
+    origin: Saved | Candidate
+    epoch: int | None
     name: str
 
 
 def pretrainings(config: StudyConfig) -> list[Pretraining]:
     """Lists the pre-training runs of a study: one for every model on every source.
+
+    A study with given checkpoints and without the stage "pretrain" has none.
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
@@ -43,6 +60,8 @@ def pretrainings(config: StudyConfig) -> list[Pretraining]:
     >>> [pretraining.name for pretraining in pretrainings(config)]
     ['cifar10', 'cifar100']
     """
+    if config.checkpoints and "pretrain" not in config.stages:
+        return []
     models, sources = settings.models(config), settings.sources(config)
     short = _short_names(sources)
     result = []
@@ -59,24 +78,39 @@ def snapshot(pretraining: Pretraining, epoch: int) -> Snapshot:
     >>> snapshot(Pretraining("resnet18", "tfds:cifar10", "resnet18/cifar10"), 5).name
     'resnet18/cifar10/5'
     """
-    return Snapshot(pretraining, epoch, f"{pretraining.name}/{epoch}".lstrip("/"))
+    return Snapshot(Saved(pretraining, epoch), epoch, f"{pretraining.name}/{epoch}".lstrip("/"))
 
 
 def evaluated_snapshots(config: StudyConfig) -> list[Snapshot]:
-    """Lists the checkpoints to evaluate, ordered by pre-training and epoch.
+    """Lists the checkpoints to evaluate: those of the study, ordered by pre-training and epoch, then the given ones.
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
     >>> config.pretrain.epochs, config.trajectory.epochs = 10, "every:5"
+    >>> config.checkpoints = ("random:resnet18",)
     >>> [snapshot.name for snapshot in evaluated_snapshots(config)]
-    ['0', '5', '10']
+    ['0', '5', '10', 'random resnet18']
     """
     epochs = evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
-    return [snapshot(pretraining, epoch) for pretraining in pretrainings(config) for epoch in epochs]
+    own = [snapshot(pretraining, epoch) for pretraining in pretrainings(config) for epoch in epochs]
+    return [*own, *given_snapshots(config, {snapshot.name for snapshot in own})]
+
+
+def given_snapshots(config: StudyConfig, taken: Collection[str] = ()) -> list[Snapshot]:
+    """Lists the checkpoints in `config.checkpoints`, with names that differ from those `taken`.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> config = default_config()
+    >>> config.checkpoints = ("a.safetensors=resnet18",)
+    >>> [snapshot.name for snapshot in given_snapshots(config, taken=["a"])]
+    ['given/a']
+    """
+    candidates = list_candidates(config.checkpoints, model=None) if config.checkpoints else []
+    return [Snapshot(c, None, f"given/{c.name}" if c.name in taken else c.name) for c in candidates]
 
 
 def finetuned_snapshots(config: StudyConfig, target: str) -> list[Snapshot]:
-    """Lists the checkpoints to fine-tune on a target: all evaluated ones, or those that the config selects from them.
+    """Lists the checkpoints to fine-tune on a target: all evaluated ones, or only some of the study's own epochs.
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
@@ -87,7 +121,7 @@ def finetuned_snapshots(config: StudyConfig, target: str) -> list[Snapshot]:
     snapshots = evaluated_snapshots(config)
     rule = settings.finetune_settings(config, target).checkpoints
     chosen = evaluated_epochs(rule, config.pretrain.epochs) if rule else None
-    return [snapshot for snapshot in snapshots if chosen is None or snapshot.epoch in chosen]
+    return [s for s in snapshots if chosen is None or s.epoch is None or s.epoch in chosen]
 
 
 def evaluated_epochs(rule: str | Sequence[int], last: int, field: str = "config.trajectory.epochs") -> list[int]:

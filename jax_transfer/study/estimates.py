@@ -1,7 +1,6 @@
 """Estimates for the plan of a study, before its stages run: a description of the checkpoints, and work in GFLOP.
 
-The estimates cover forward passes and training steps, and come from the compiler's cost analysis. All sources are
-treated as if they had the same number of classes as the first one.
+The estimates cover forward passes and training steps, and come from the compiler's cost analysis.
 """
 
 import functools
@@ -9,6 +8,8 @@ from collections.abc import Mapping
 
 import jax
 
+from jax_transfer.data.transforms import Preprocessing
+from jax_transfer.models import Net
 from jax_transfer.study import settings
 from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.workspace import Workspace
@@ -18,52 +19,54 @@ from jax_transfer.training.state import init_state
 from jax_transfer.training.steps import make_train_step, train_step_gigaflops
 
 
-def snapshots_of(work: Workspace, model: str) -> list[Snapshot]:
-    """Lists the evaluated checkpoints of a model."""
-    return [snapshot for snapshot in work.snapshots if snapshot.pretraining.model == model]
-
-
 def checkpoints(work: Workspace) -> str:
-    """Describes the evaluated checkpoints in words, such as "3 checkpoints (epochs 0, 1, 2)"."""
+    """Describes the evaluated checkpoints in words, such as "3 checkpoints (epochs 0, 1, 2) and 2 given ones"."""
+    own = [snapshot.epoch for snapshot in work.snapshots if snapshot.epoch is not None]
+    given = len(work.snapshots) - len(own)
+    if not own:
+        return f"{given} given checkpoint{'s' if given > 1 else ''}"
     many = [kind for kind, names in (("model", work.models), ("source", work.sources)) if len(names) > 1]
     each = f" of each {' and '.join(many)}" if many else ""
-    epochs = sorted({snapshot.epoch for snapshot in work.snapshots})
+    epochs = sorted(set(own))
     shown = ", ".join(map(str, epochs)) if len(epochs) <= 12 else f"{epochs[0]}, {epochs[1]}, ... {epochs[-1]}"
-    return f"{len(work.snapshots)} checkpoints (epochs {shown}{each})"
-
-
-def gigaflops_per_image(work: Workspace, model: str) -> float:
-    """Computes the work of a forward pass on one image, in GFLOP."""
-    return work.gigaflops_per_image(next(p for p in work.pretrainings if p.model == model))
+    also = f" and {given} given one{'s' if given > 1 else ''}" if given else ""
+    return f"{len(own)} checkpoints (epochs {shown}{each}){also}"
 
 
 def step_gigaflops(
-    work: Workspace, objective: Objective, optimizer: OptimizerSettings, sizes: Mapping[str, tuple[str, int]]
+    work: Workspace,
+    objective: Objective,
+    optimizer: OptimizerSettings,
+    sizes: Mapping[str, tuple[str, int]],
+    preprocessing: Preprocessing,
 ) -> float:
     """Computes the work of one training step, in GFLOP.
 
     Args:
       sizes: feed -> (data set, number of images in a step).
+      preprocessing: the preprocessing of the images.
     """
     transformation = make_optimizer(optimizer, 1, objective.groups)
     sources = {feed: (work.source(dataset, "train"), size) for feed, (dataset, size) in sizes.items()}
     num_classes = {feed: source.num_classes for feed, (source, _) in sources.items()}
-    step = make_train_step(objective, transformation, work.preprocessing, num_classes)
+    step = make_train_step(objective, transformation, preprocessing, num_classes)
     state = jax.eval_shape(functools.partial(init_state, objective, transformation, 0))
-    return train_step_gigaflops(step, state, sources, objective.views, work.preprocessing)
+    return train_step_gigaflops(step, state, sources, objective.views, preprocessing)
 
 
-def finetune_step_gigaflops(work: Workspace) -> dict[tuple[str, str], float]:
-    """Returns (model, target) -> work of one fine-tuning step, in GFLOP.
+def finetune_step_gigaflops(work: Workspace, target: str) -> dict[Snapshot, float]:
+    """Returns checkpoint -> work of one step of fine-tuning it on a target, in GFLOP.
 
-    Targets with fewer images than one batch are left out; the finetune stage raises an error for them.
+    It is 0 for a target with fewer images than one batch, for which the finetune stage raises an error.
     """
-    result = {}
-    for model in work.models:
-        for target in work.config.targets:
-            tuning, train = settings.finetune_settings(work.config, target), work.source(target, "train")
-            if len(train) >= tuning.batch_size:
-                objective = OBJECTIVES["supervised"](work.net(model, train.num_classes), tuning.augment)
-                sizes = {"train": (target, tuning.batch_size)}
-                result[model, target] = step_gigaflops(work, objective, tuning.optimizer, sizes)
-    return result
+    tuning, train = settings.finetune_settings(work.config, target), work.source(target, "train")
+    if len(train) < tuning.batch_size:
+        return dict.fromkeys(work.snapshots, 0.0)
+
+    @functools.cache
+    def count(net: Net, preprocessing: Preprocessing) -> float:
+        objective = OBJECTIVES["supervised"](net, tuning.augment)
+        sizes = {"train": (target, tuning.batch_size)}
+        return step_gigaflops(work, objective, tuning.optimizer, sizes, preprocessing)
+
+    return {s: count(work.tuned_net(s, target), work.checkpoint(s).preprocessing) for s in work.snapshots}

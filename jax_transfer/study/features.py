@@ -10,7 +10,8 @@ from jax_transfer.study.workspace import Workspace
 def run(work: Workspace) -> None:
     """Extracts the features that the later stages read.
 
-    All checkpoints of a pre-training share one compiled forward pass. With several processes, each extracts its share.
+    Checkpoints with the same net and preprocessing share one compiled forward pass. With several processes, each
+    extracts its share.
     """
     pairs = [(snapshot, target) for target in work.config.targets for snapshot in work.snapshots]
     pairs = pairs[jax.process_index() :: jax.process_count()]
@@ -29,7 +30,4 @@ def describe(work: Workspace) -> str:
 def gigaflops(work: Workspace) -> float:
     """Computes the work of the forward passes over all images of the targets, in GFLOP."""
     images = sum(len(work.source(target, split)) for target in work.config.targets for split in ("train", "test"))
-    return sum(
-        len(estimates.snapshots_of(work, model)) * images * estimates.gigaflops_per_image(work, model)
-        for model in work.models
-    )
+    return images * sum(work.gigaflops_per_image(snapshot) for snapshot in work.snapshots)

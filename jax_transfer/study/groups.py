@@ -23,9 +23,9 @@ def by_feature_dim(work: Workspace, snapshots: list[Snapshot], dataset: str, cop
     """
     by_dim: dict[int, list[Snapshot]] = {}
     for snapshot in snapshots:
-        by_dim.setdefault(work.source_net(snapshot.pretraining).feature_dim, []).append(snapshot)
+        by_dim.setdefault(work.checkpoint(snapshot).net.feature_dim, []).append(snapshot)
     images = sum(len(work.source(dataset, split)) for split in ("train", "test"))
-    most_classes = max(work.source(source, "train").num_classes for source in work.sources)
+    most_classes = max((work.checkpoint(snapshot).net.num_classes for snapshot in snapshots), default=0)
     return [
         group
         for dim, same_dim in by_dim.items()
@@ -82,7 +82,7 @@ def known_gflops(work: Workspace, rows: Iterable[TransferRow | ScoreRow]) -> dic
     record the work for the first checkpoint. A resumed run must therefore read it from the rows instead of measuring it
     on the first of the remaining checkpoints.
     """
-    dims = {s.name: work.source_net(s.pretraining).feature_dim for s in work.snapshots}
+    dims = {s.name: work.checkpoint(s).net.feature_dim for s in work.snapshots}
     result: dict[int, float] = {}
     for row in rows:
         if row.checkpoint in dims and not row.error:

@@ -12,6 +12,7 @@ from jax_transfer import devices
 from jax_transfer.logs import duration
 from jax_transfer.records import METRICS
 from jax_transfer.report import tables
+from jax_transfer.study import estimates
 from jax_transfer.study.stages import STAGES
 from jax_transfer.study.workspace import Workspace
 
@@ -19,15 +20,13 @@ from jax_transfer.study.workspace import Workspace
 def show(work: Workspace) -> None:
     """Prints the parameters of the first model, and each stage with a description and an estimate of its time."""
     console = Console(stderr=True, quiet=not devices.is_first_process())
-    params, _ = jax.eval_shape(work.source_net(work.pretrainings[0]).init, jax.random.key(0))
+    params, _ = jax.eval_shape(work.checkpoint(work.snapshots[0]).net.init, jax.random.key(0))
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
     console.print(overview, highlight=False, markup=False, soft_wrap=True)
     config = work.config
     rate = devices.sustained_gigaflops_per_second()
-    table = Table(
-        title=f"{config.name}: {' and '.join(work.models)}, "
-        f"{' and '.join(work.sources)} to {len(config.targets)} target(s)"
-    )
+    start = f"{' and '.join(work.models)}, {' and '.join(work.sources)}" if work.models else estimates.checkpoints(work)
+    table = Table(title=f"{config.name}: {start} to {len(config.targets)} target(s)")
     table.add_column("stage")
     table.add_column("what")
     table.add_column("about", justify="right")

@@ -51,8 +51,9 @@ def gigaflops(work: Workspace) -> float:
     for model in work.models:
         pretraining = next(p for p in work.pretrainings if p.model == model)
         objective, sizes = work.objective(pretraining), feed_sizes(work, pretraining)
-        step = estimates.step_gigaflops(work, objective, settings.pretrain_optimizer(work.config), sizes)
-        image = estimates.gigaflops_per_image(work, model)
+        optimizer = settings.pretrain_optimizer(work.config)
+        step = estimates.step_gigaflops(work, objective, optimizer, sizes, work.preprocessing)
+        image = work.features_of.gigaflops_per_image(work.source_net(pretraining), work.preprocessing)
         for source in work.sources:
             train, test = (len(work.source(source, split)) for split in ("train", "test"))
             total += config.epochs * (train // config.batch_size * step + test * image)
@@ -126,7 +127,8 @@ class _Training:
         """All feeds of the objective, joined into one."""
         sizes = feed_sizes(self.work, self.pretraining)
         crops = {name: crops_of(views) for name, views in self.objective.views.items()}
-        return joined({n: (self.work.feed(d, "train", True, crops[n]), size) for n, (d, size) in sizes.items()})
+        feeds = {n: self.work.feed(d, "train", self.work.preprocessing, True, crops[n]) for n, (d, _) in sizes.items()}
+        return joined({name: (feeds[name], size) for name, (_, size) in sizes.items()})
 
     @functools.cached_property
     def total_steps(self) -> int:
@@ -178,7 +180,7 @@ class _Training:
         """Computes the accuracy on the source's test images; NaN without a head, None if a stop is requested."""
         if not self.objective.has_head:
             return math.nan
-        test = self.work.feed(self.pretraining.source, "test", everywhere=True)
+        test = self.work.feed(self.pretraining.source, "test", self.work.preprocessing, everywhere=True)
         model = evaluated(self.objective, state)
         metrics = self.measure(model, test, self.work.config.data.eval_batch_size, preemption.requested)
         return metrics[0]["accuracy"] if metrics else None

@@ -13,7 +13,7 @@ from jax_transfer.logs import log
 from jax_transfer.results import Rows, ScoreRow
 from jax_transfer.study import estimates, groups, settings
 from jax_transfer.study.epochs import Snapshot
-from jax_transfer.study.finetune import divergence, finetuned
+from jax_transfer.study.finetune import Run, divergence, finetuned
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 
@@ -27,9 +27,7 @@ def run(work: Workspace) -> None:
             if measured.get("error"):
                 log.warning("%s of checkpoint %s on %s: %s.", name, snapshot.name, target, measured["error"])
             numbers = {**dict.fromkeys(("value", "seconds", "gflops"), math.nan), **measured}
-            train, test = (
-                work.gigaflops_per_image(snapshot.pretraining) * len(work.source(target, s)) for s in ("train", "test")
-            )
+            train, test = (work.gigaflops_per_image(snapshot) * len(work.source(target, s)) for s in ("train", "test"))
             numbers |= {"forward_gflops": train, "test_forward_gflops": test}
             rows.append(ScoreRow(snapshot.name, snapshot.epoch, target, name, **numbers))
 
@@ -43,9 +41,9 @@ def gigaflops(work: Workspace) -> float:
     """Computes the work of early-stopped fine-tuning, in GFLOP. Scores from features take little work in comparison."""
     early = max(early_epochs(work.config.scores), default=0)
     total = 0.0
-    for (model, target), step in estimates.finetune_step_gigaflops(work).items() if early else ():
+    for target in work.config.targets if early else ():
         steps = early * len(work.source(target, "train")) // settings.finetune_settings(work.config, target).batch_size
-        total += len(estimates.snapshots_of(work, model)) * steps * step
+        total += steps * sum(estimates.finetune_step_gigaflops(work, target).values())
     return total
 
 
@@ -56,7 +54,7 @@ def _missing_scores(work: Workspace, target: str, rows: Rows):
         name: [
             snapshot
             for snapshot in work.snapshots
-            if (work.objective(snapshot.pretraining).has_head or name not in need_head)
+            if (work.checkpoint(snapshot).has_head or name not in need_head)
             and (snapshot.name, target, name) not in rows
         ]
         for name in work.config.scores
@@ -117,9 +115,10 @@ def _by_finetuning(work: Workspace, missing: dict[str, list[Snapshot]], target: 
         group = [snapshot for snapshot in last_epochs if last_epochs[snapshot] == last_epoch]
         score_at = {FINETUNE_SCORES[name]: name for name in missing if any(name in missing_of[s] for s in group)}
         log.info("%s on %s: %d checkpoints", " and ".join(score_at.values()), target, len(group))
-        todo = [(snapshot, work.config.seed) for snapshot in group]
+        # With the settings of the config alone: the choice from a grid has seen more epochs than these scores may.
+        todo = [Run(snapshot, work.config.seed) for snapshot in group]
         splits = ("fit", "held_out")
-        for snapshot, _, result in finetuned(work, todo, target, splits, tuning, epochs=sorted(score_at)):
+        for (snapshot, *_), result in finetuned(work, todo, target, splits, tuning, epochs=sorted(score_at)):
             if score_at[result.epoch] in missing_of[snapshot]:
                 measured = {
                     "value": result.metrics["accuracy"],

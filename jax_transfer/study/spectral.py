@@ -6,7 +6,7 @@ fine-tuning (`finetuned`), as Table 1 and Figures 4 and 5 of "Towards Inadequate
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,10 @@ from jax_transfer.logs import log
 from jax_transfer.records import Features
 from jax_transfer.report.best import with_metrics
 from jax_transfer.report.spectral import shown_epochs
-from jax_transfer.results import EmbeddingRow, Rows, SimilarityRow, SpectralRow, SpectrumRow, to_json_dict
+from jax_transfer.results import TEST, EmbeddingRow, Rows, SimilarityRow, SpectralRow, SpectrumRow, to_json_dict
 from jax_transfer.study import estimates, groups
-from jax_transfer.study.epochs import Snapshot
-from jax_transfer.study.finetune import tune_again, tuned_checkpoint
+from jax_transfer.study.epochs import Saved, Snapshot
+from jax_transfer.study.finetune import chosen_rates, tune_again, tuned_checkpoint
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
 
@@ -48,15 +48,18 @@ def run(work: Workspace) -> None:
     transfer = Rows(work.results, "transfer").rows
     for target in work.config.targets:
         _explain(work, target, "pretrained", work.snapshots, lambda s, split, t=target: work.features(s, t, split))
-        tuned = {row.checkpoint for row in transfer if (row.target, row.method, row.error) == (target, "finetune", "")}
+        key = target, "finetune", TEST, ""
+        tuned = {row.checkpoint for row in transfer if (row.target, row.method, row.split, row.error) == key}
         done = [snapshot for snapshot in work.snapshots if snapshot.name in tuned]
         tune_again(work, _missing(work, target, "finetuned", done), target)
-        _explain(work, target, "finetuned", done, functools.partial(_tuned_features, work, target))
+        rates = chosen_rates(work, done, target)
+        _explain(work, target, "finetuned", done, functools.partial(_tuned_features, work, target, rates))
 
 
-def _tuned_features(work: Workspace, target: str, snapshot: Snapshot, split: str) -> Features:
-    """Returns the features of a checkpoint that was fine-tuned on a target."""
-    return work.features_of(tuned_checkpoint(work, snapshot, target), work.source(target, split))
+def _tuned_features(work: Workspace, target: str, rates: Mapping, snapshot: Snapshot, split: str) -> Features:
+    """Returns the features of a checkpoint that was fine-tuned on a target with these rates."""
+    tuned = tuned_checkpoint(work, snapshot, target, rates[snapshot])
+    return work.features_of(tuned, work.source(target, split))
 
 
 def describe(work: Workspace) -> str:
@@ -196,7 +199,7 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
     if not names or all((a, b, target, stage) in rows for a in names for b in names):
         return
     images = _some_images(work, target, SIMILARITY_IMAGES)
-    widest = max(work.source_net(snapshot.pretraining).feature_dim for snapshot in snapshots)
+    widest = max(work.checkpoint(snapshot).net.feature_dim for snapshot in snapshots)
 
     def stack_features(part: list[Snapshot]) -> jax.Array:
         features = [load(snapshot, "test").features[images] for snapshot in part]
@@ -227,8 +230,8 @@ def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
         for name in ("transfer", "spectral")
     }
     images = _some_images(work, target, work.config.spectral.embedded_images)
-    shown = {p.name: shown_epochs(results, target, p.name) if len(images) else [] for p in work.pretrainings}
-    chosen = [snapshot for snapshot in snapshots if snapshot.epoch in shown[snapshot.pretraining.name]]
+    shown = {p: shown_epochs(results, target, p.name) if len(images) else [] for p in work.pretrainings}
+    chosen = [s for s in snapshots if isinstance(s.origin, Saved) and s.epoch in shown[s.origin.pretraining]]
     names = [snapshot.name for snapshot in chosen]
     kept = [row for row in rows.rows if (row.target, row.stage) != (target, stage) or row.checkpoint in names]
     if len(kept) < len(rows.rows):  # a different epoch was the best one in an earlier run

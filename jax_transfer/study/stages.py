@@ -41,5 +41,7 @@ STAGES: dict[str, Stage] = {
     "finetune": Stage(finetune.run, ("transfer",), finetune.describe, finetune.gigaflops),
     "scores": Stage(scores.run, ("scores",), scores.describe, scores.gigaflops),
     "spectral": Stage(spectral.run, ("spectral", "spectrum", "similarity", "embedding"), spectral.describe),
-    "report": Stage(lambda work: report.run(work, written_by()), ("ranking", "targets"), report.describe),
+    "report": Stage(
+        lambda work: report.run(work, written_by()), ("ranking", "targets", "checkpoints"), report.describe
+    ),
 }

@@ -22,10 +22,11 @@ from jax_transfer.features.cache import FeatureCache
 from jax_transfer.fields import StudyConfig
 from jax_transfer.logs import log
 from jax_transfer.models import Net
+from jax_transfer.ranking.candidates import Candidate, load
 from jax_transfer.records import Features, InputError
 from jax_transfer.results import TransferRow
-from jax_transfer.study import epochs, settings
-from jax_transfer.study.epochs import Pretraining, Snapshot
+from jax_transfer.study import epochs, given, settings
+from jax_transfer.study.epochs import Pretraining, Saved, Snapshot
 from jax_transfer.training.objectives import OBJECTIVES, Objective
 
 P = ParamSpec("P")
@@ -54,7 +55,8 @@ class Workspace:
 
     Attributes:
       results: the folder of the result files.
-      models: label of each model of the study -> its name in MODELS and its settings.
+      preprocessing: the preprocessing of the models that the study pre-trains; a given checkpoint has its own.
+      models: label of each model to pre-train -> its name in MODELS and its settings.
       sources: the data sets to pre-train on.
       snapshots: the checkpoints to evaluate.
       features_of: the cache of features, called with a checkpoint and a source.
@@ -66,13 +68,13 @@ class Workspace:
         self.caches: dict[str, Callable] = {}
         self.preprocessing: Preprocessing = settings.preprocessing(config)
         self.mesh = devices.make_mesh()
-        self.models: dict[str, dict] = settings.models(config)
-        self.sources: list[str] = settings.sources(config)
         self.pretrainings: list[Pretraining] = epochs.pretrainings(config)
+        self.models: dict[str, dict] = settings.models(config) if self.pretrainings else {}
+        self.sources: list[str] = settings.sources(config) if self.pretrainings else []
         self.snapshots: list[Snapshot] = epochs.evaluated_snapshots(config)
         self.features_of = FeatureCache(
             workdir / "features",
-            lambda source, preprocessing: self._feed(source, preprocessing, False),
+            lambda source, preprocessing: self._feed(source, preprocessing.reading, False),
             self.mesh,
             config.data.eval_batch_size,
         )
@@ -98,15 +100,22 @@ class Workspace:
         """Metric of each target."""
         return {target: self.metric(target) for target in self.config.targets}
 
-    def feed(self, dataset: str, split: str, everywhere: bool = False, crops: tuple[Crop | None, ...] = ()) -> Feed:
-        """Returns the feed of a split, with images of the size that `config.preprocessing` needs.
+    def feed(
+        self,
+        dataset: str,
+        split: str,
+        preprocessing: Preprocessing,
+        everywhere: bool = False,
+        crops: tuple[Crop | None, ...] = (),
+    ) -> Feed:
+        """Returns the feed of a split, with images of the size that a preprocessing needs.
 
         Args:
           everywhere: whether to place it on the devices of all processes, all of which must then call this method.
           crops: the crop of each view (`crops_of`).
         """
         everywhere = everywhere and jax.process_count() > 1
-        return self._feed(self.source(dataset, split), self.preprocessing, everywhere, crops if any(crops) else ())
+        return self._feed(self.source(dataset, split), preprocessing.reading, everywhere, crops if any(crops) else ())
 
     @kept(4)
     def _feed(
@@ -165,42 +174,71 @@ class Workspace:
 
     @kept()
     def checkpoint(self, snapshot: Snapshot) -> Checkpoint:
-        """Returns a pre-trained checkpoint of the study. Its weights are read only when they are needed.
+        """Returns a checkpoint of the study. Its weights are read only when they are needed.
+
+        Its net computes in the precision of the device.
 
         Raises:
-          InputError: if there is no checkpoint for the epoch.
+          InputError: if a given checkpoint cannot be read. An epoch that is not there yet raises it when its weights or
+            its fingerprint are read.
         """
-        pretraining, trajectory = snapshot.pretraining, self._trajectory(snapshot.pretraining)
-        saved = trajectory.epochs()
-        if snapshot.epoch not in saved:
-            raise InputError(
-                f"{trajectory.folder} holds no checkpoint of epoch {snapshot.epoch} (it has {saved or 'none'}): "
-                "run the pretrain stage first."
-            )
+        read_model = functools.partial(self._model, snapshot)
+        if isinstance(snapshot.origin, Candidate):
+            return given.without_weights(snapshot, self._load(snapshot.origin), read_model)
+        saved, pretraining = snapshot.origin, snapshot.origin.pretraining
         arguments = settings.net_arguments(self.config, self.models[pretraining.model])
         return Checkpoint.stored(
             snapshot.name,
             self.source_net(pretraining),
-            functools.partial(self._model, snapshot),
+            read_model,
             self.preprocessing,
+            lambda: self._trajectory_with(saved).fingerprint(saved.number) or "",
             settings={name: value for name, value in arguments.items() if name != "name"},
             has_head=self.objective(pretraining).has_head,
-            known_fingerprint=trajectory.fingerprint(snapshot.epoch) or "",
         )
 
     @kept(1)
     def _model(self, snapshot: Snapshot) -> Model:
         """Reads the weights of a checkpoint, replicated to every device."""
-        net, trajectory = self.source_net(snapshot.pretraining), self._trajectory(snapshot.pretraining)
-        return trajectory.restore_model(snapshot.epoch, net, devices.replicated(self.mesh))
+        if isinstance(snapshot.origin, Candidate):
+            with logs.muted():  # `checkpoint` has read it and logged what there is to say
+                return devices.replicate(self._load(snapshot.origin).model, self.mesh)
+        saved, net = snapshot.origin, self.source_net(snapshot.origin.pretraining)
+        return self._trajectory_with(saved).restore_model(saved.number, net, devices.replicated(self.mesh))
+
+    def _load(self, candidate: Candidate) -> Checkpoint:
+        """Loads a given checkpoint with its weights."""
+        replaced = {k: v for k, v in self.config.checkpoint_preprocessing.items() if v is not None}
+        return load(candidate, replaced, self.config.seed)
+
+    def _trajectory_with(self, saved: Saved) -> Trajectory:
+        """Returns the trajectory that holds an entry.
+
+        Raises:
+          InputError: if the entry is not there.
+        """
+        trajectory = self._trajectory(saved.pretraining)
+        epochs = trajectory.epochs()
+        if saved.number not in epochs:
+            raise InputError(
+                f"{trajectory.folder} holds no checkpoint of epoch {saved.number} (it has {epochs or 'none'}): "
+                "run the pretrain stage first."
+            )
+        return trajectory
+
+    def tuned_net(self, snapshot: Snapshot, target: str) -> Net:
+        """Returns the net of a checkpoint with a head for the classes of a target."""
+        num_classes = self.source(target, "train").num_classes
+        return settings.with_classes(self.checkpoint(snapshot), num_classes, devices.compute_dtype())
 
     def features(self, snapshot: Snapshot, dataset: str, split: str) -> Features:
         """Returns a checkpoint's features of a split of a data set, from the cache if it contains them."""
         return self.features_of(self.checkpoint(snapshot), self.source(dataset, split))
 
-    def gigaflops_per_image(self, pretraining: Pretraining) -> float:
+    def gigaflops_per_image(self, snapshot: Snapshot) -> float:
         """Computes the work of a forward pass on one image, in GFLOP."""
-        return self.features_of.gigaflops_per_image(self.source_net(pretraining), self.preprocessing)
+        checkpoint = self.checkpoint(snapshot)
+        return self.features_of.gigaflops_per_image(checkpoint.net, checkpoint.preprocessing)
 
     def transfer_row(self, snapshot: Snapshot, target: str, method: str, seed: int, **measured) -> TransferRow:
         """Makes a row of results/transfer.jsonl. Numbers that are not in `measured` are NaN."""
@@ -211,9 +249,12 @@ class Workspace:
             target=target,
             method=method,
             seed=seed,
-            num_train=len(self.source(target, "train")),
-            num_test=len(self.source(target, "test")),
-            **{**dict.fromkeys(numbers, math.nan), **measured},
+            **{
+                **dict.fromkeys(numbers, math.nan),
+                "num_train": len(self.source(target, "train")),
+                "num_test": len(self.source(target, "test")),
+                **measured,
+            },
         )
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from jax_transfer.data.batches import Feed, Joined, steps_per_epoch
 from jax_transfer.data.crops import CROPS
 from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Count, Few, Listed, OneOf, Steps, check_itself
+from jax_transfer.fields import Count, Few, Listed, NotNegative, OneOf, Positive, Steps, check_itself
 from jax_transfer.models.net import Net, with_new_head
 from jax_transfer.records import InputError
 from jax_transfer.training.evaluation import Measure, classification
@@ -65,9 +65,30 @@ class FinetuneSettings:
     # unset: all evaluated epochs.
     checkpoints: str | None = None
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=0.01)  # noqa: RUF009  frozen
+    # A grid of settings, all of which are tried with the first seed; they replace those of the optimizer. Unset: the
+    # value of the optimizer alone. Scores that stop early always use the optimizer's values.
+    learning_rates: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] | None = None
+    weight_decays: Annotated[tuple[NotNegative, ...], Listed(filled=True, unique=True)] | None = None
+    # How a point of the grid is chosen. validation: by its accuracy on a stratified fifth of the training images, after
+    # training on the others; the chosen one is trained again on all training images and tested once. test: the best
+    # accuracy on the test images, which is optimistic ("Ranking Neural Checkpoints" defines its ground truth G so).
+    choose: Annotated[str, OneOf(dict.fromkeys(("validation", "test")), "choice from the grid")] = "validation"
 
     def __post_init__(self):
         check_itself(self)
+
+
+def grid(settings: FinetuneSettings) -> list[dict[str, float]]:
+    """Returns the points of the grid of settings, the last setting varying fastest; a single one if there is no grid.
+
+    >>> grid(FinetuneSettings(learning_rates=(0.1, 0.01), weight_decays=(0.0,)))
+    [{'learning_rate': 0.1, 'weight_decay': 0.0}, {'learning_rate': 0.01, 'weight_decay': 0.0}]
+    """
+    values = {
+        "learning_rate": settings.learning_rates or (settings.optimizer.learning_rate,),
+        "weight_decay": settings.weight_decays or (settings.optimizer.weight_decay,),
+    }
+    return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
 
 
 class Candidate(NamedTuple):

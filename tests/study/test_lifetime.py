@@ -35,7 +35,7 @@ def weak_references(work):
     objects = {"workspace": work}
     for dataset in (*work.sources, *work.config.targets):
         for split in ("train", "test"):
-            source, feed = work.source(dataset, split), work.feed(dataset, split)
+            source, feed = work.source(dataset, split), work.feed(dataset, split, work.preprocessing)
             parts = {"source": source, "labels": source.labels, "feed": feed, "pixels": feed.held.images}
             objects |= {f"{name} of {dataset} {split}": part for name, part in parts.items()}
     return {name: weakref.ref(x) for name, x in objects.items()}
@@ -89,4 +89,4 @@ def test_permanent_caches_take_only_plain_values(path):
 def test_target_of_small_studies_is_resident(tmp_path):
     """Otherwise the tests above would follow no array on a device."""
     work = Workspace(one_epoch_config(), tmp_path)
-    assert isinstance(work.feed(TARGET, "train").held.images, jax.Array)
+    assert isinstance(work.feed(TARGET, "train", work.preprocessing).held.images, jax.Array)

@@ -1,6 +1,5 @@
 """The scores stage ranks checkpoints of several sources; one that cannot be scored does not stop the others."""
 
-import functools
 import itertools
 import math
 import re
@@ -19,6 +18,7 @@ from jax_transfer.results import Rows
 from jax_transfer.study import checks, settings
 from jax_transfer.study import finetune as finetune_stage
 from jax_transfer.study import scores as score_stage
+from jax_transfer.study.finetune import Run
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, Finetuned
 
@@ -150,17 +150,17 @@ def test_one_finetuning_gives_all_missing_early_stops(existing, tmp_path, monkey
     runs = []
 
     def finetuned(work, todo, target, splits, tuning, epochs):
-        snapshots = [snapshot for snapshot, seed in todo if seed == work.config.seed]
+        snapshots = [run.snapshot for run in todo if run.seed == work.config.seed and not run.changes]
         assert splits == ("fit", "held_out") and tuning.epochs == work.config.finetune.epochs
         runs.append(([snapshot.epoch for snapshot in snapshots], tuple(epochs)))
         for snapshot, epoch in itertools.product(snapshots, epochs):
             diverged = 99 if epoch == 5 and snapshot.epoch == 1 else None
             accuracy = math.nan if diverged else epoch / 10
             metrics = {"accuracy": accuracy, "mean_class_accuracy": 0.0}
-            yield snapshot, 0, Finetuned(snapshot.epoch, epoch, metrics, float(epoch), 1.0, {}, diverged)
+            yield Run(snapshot, 0), Finetuned(snapshot.epoch, epoch, metrics, float(epoch), 1.0, {}, diverged)
 
     monkeypatch.setattr(score_stage, "finetuned", finetuned)
-    monkeypatch.setattr(work, "gigaflops_per_image", functools.cache(lambda pretraining: 1.0))
+    monkeypatch.setattr(work, "gigaflops_per_image", lambda snapshot: 1.0)
     rows = Rows(work.results, "scores")
     for epoch, score in existing:
         rows.append(score_stage.ScoreRow(str(epoch), epoch, TARGET, score, 0.9, 1.0, 1.0, 1.0))
@@ -191,7 +191,6 @@ def test_one_finetuning_covers_all_seeds_and_checkpoints(tmp_path, monkeypatch):
             yield Finetuned(index, 1, {"accuracy": 0.5, "mean_class_accuracy": 0.5}, 1.0, 1.0, {}, None)
 
     monkeypatch.setattr(finetune_stage, "finetune", finetune)
-    monkeypatch.setattr(Workspace, "checkpoint", lambda self, snapshot: None)  # nothing is pre-trained
     work.config.stages = ("finetune",)
     finetune_stage.run(work)
     assert [(c.checkpoint, c.seed) for c in calls[0]] == [
@@ -206,7 +205,6 @@ def test_one_finetuning_covers_all_seeds_and_checkpoints(tmp_path, monkeypatch):
 @pytest.mark.parametrize("devices_each", [1, 2])
 def test_every_process_yields_each_result_once(processes, devices_each, epochs, tmp_path, monkeypatch):
     work = Workspace(one_epoch_config(pretrain__epochs=4, trajectory__epochs="all"), tmp_path)
-    monkeypatch.setattr(Workspace, "checkpoint", lambda self, snapshot: None)  # nothing is pre-trained
     names = [snapshot.name for snapshot in work.snapshots]
     tested = epochs or (9,)
 
@@ -230,10 +228,10 @@ def test_every_process_yields_each_result_once(processes, devices_each, epochs, 
             return found
 
         monkeypatch.setattr(devices, "gather", gather)
-        todo = [(snapshot, 0) for snapshot in work.snapshots]
+        todo = [Run(snapshot, 0) for snapshot in work.snapshots]
         tuning = settings.finetune_settings(work.config, TARGET)
         found = finetune_stage.finetuned(work, todo, TARGET, ("fit", "held_out"), tuning, epochs=epochs)
-        seen = [(snapshot.name, done.epoch, done.metrics["accuracy"]) for snapshot, _, done in found]
+        seen = [(run.snapshot.name, done.epoch, done.metrics["accuracy"]) for run, done in found]
         assert sorted(seen) == [(name, epoch, float(name)) for name in names for epoch in tested]
         assert next(rounds, None) is None
     work.close()

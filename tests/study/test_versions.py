@@ -26,6 +26,8 @@ def make_row(file, number, **changes):
         "list[int]": [number],
         "list[float]": [0.5],
         "list[str]": ["a"],
+        "dict": {"image_size": number},
+        "bool": True,
         "int | None": number,
         "float | None": 0.5,
         "str | None": str(number),
@@ -182,10 +184,10 @@ def _check_early_stops(config, workdir, results):
     (snapshot,) = work.snapshots
     tuning = finetune_stage.settings.finetune_settings(config, TARGET)
     schedule = finetune_stage.finetuned(
-        work, [(snapshot, config.seed)], TARGET, ("fit", "held_out"), tuning, epochs=(1, 2, 5, 6)
+        work, [finetune_stage.Run(snapshot, config.seed)], TARGET, ("fit", "held_out"), tuning, epochs=(1, 2, 5, 6)
     )
     rows = {row["score"]: row for row in results["scores"]}
-    by_epoch = {done.epoch: done for _, _, done in schedule}
+    by_epoch = {done.epoch: done for _, done in schedule}
     assert len(by_epoch) == 4
     for score, epoch in (("finetune_1", 1), ("finetune_5", 5)):
         assert rows[score]["value"] == by_epoch[epoch].metrics["accuracy"]
@@ -196,7 +198,7 @@ def _check_early_stops(config, workdir, results):
         assert row["test_forward_gflops"] == pytest.approx(row["forward_gflops"] * 64 / 160)
 
     def feature_file():
-        tuned = finetune_stage.tuned_checkpoint(work, snapshot, TARGET)
+        tuned = finetune_stage.tuned_checkpoint(work, snapshot, TARGET, {})
         return work.features_of.path(tuned, work.source(TARGET, "train"))
 
     path = feature_file()

@@ -164,7 +164,7 @@ def test_checkpoint_holds_the_average_and_its_accuracy(tmp_path):
     found = load_checkpoint(tmp_path / "checkpoints" / "2")
     assert_equal_trees({"params": found.params, "stats": found.stats}, state["ema"])
     measure = classification(work.source_net(work.pretrainings[0]), work.preprocessing, work.mesh, stacked=False)
-    test = work.feed(work.sources[0], "test")
+    test = work.feed(work.sources[0], "test", work.preprocessing)
     raw = objective.model(state["params"], state["aux"])
     accuracy = {name: measure(m, test, 64)[0]["accuracy"] for name, m in (("ema", state["ema"]), ("raw", raw))}
     assert found.source_accuracy == accuracy["ema"] != accuracy["raw"]
