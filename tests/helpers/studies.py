@@ -43,10 +43,16 @@ def environment(**variables):
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", **variables}
 
 
-def run_command(workdir, *arguments, code=("-m", "jax_transfer.main"), timeout=400):
-    """Runs the command of the tiny study in another process, and returns that process when it has ended."""
+def run_command(workdir, *arguments, code=("-m", "jax_transfer.main"), timeout=400, **variables):
+    """Runs the command of the tiny study in another process, and returns that process when it has ended.
+
+    Args:
+      variables: environment variables of the process.
+    """
     command = [sys.executable, *code, *TINY_COMMAND, f"--workdir={workdir}", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment(**variables), capture_output=True, text=True, timeout=timeout
+    )
 
 
 def run_stages(config, workdir):
