@@ -268,7 +268,7 @@ def _file_stem(name: str, taken: set[str]) -> str:
 
 def _figures(section: figures.Section, page: Page) -> Iterator[str]:
     """Yields the figures of a section by group, and writes each figure to a file."""
-    if not (section.for_trajectories and page.has_trajectory or section.for_given and page.given):
+    if not ((section.for_trajectories and page.has_trajectory) or (section.for_given and page.given)):
         return
     missing = [name for name in section.needs if not page.read.get(name)]
     if missing:

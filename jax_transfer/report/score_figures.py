@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import matplotlib
 import matplotlib.axes
 import matplotlib.ticker
+import numpy as np
 from matplotlib.collections import PathCollection
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
@@ -117,14 +118,15 @@ def _places(dots: Sequence[_Dot]) -> tuple[list[float], list[float]]:
 def _scatter_by_epoch(axes: matplotlib.axes.Axes, dots: Sequence[_Dot]) -> PathCollection:
     """Draws the study's own checkpoints, coloured by epoch, with one marker for each pre-training."""
     epochs = [dot.epoch for dot in dots if dot.epoch is not None]
-    span = {"vmin": min(epochs), "vmax": max(max(epochs), min(epochs) + 1)}
-    norm = SymLogNorm(linthresh=1, linscale=0.4, **span) if is_geometric(epochs) else Normalize(**span)
+    first, last = min(epochs), max(max(epochs), min(epochs) + 1)
+    is_log = is_geometric(epochs)
+    norm = SymLogNorm(linthresh=1, linscale=0.4, vmin=first, vmax=last) if is_log else Normalize(first, last)
     colors = matplotlib.colormaps["viridis"].resampled(24)
     look = {"norm": norm, "cmap": colors, "s": 18, "edgecolors": "black", "linewidths": 0.4}
     markers = dict(zip(dict.fromkeys(dot.source for dot in dots), SOURCE_MARKERS * len(dots), strict=False))
     for source, marker in markers.items():
-        x, y = _places([dot for dot in dots if dot.source == source])
-        drawn = axes.scatter(x, y, c=[dot.epoch for dot in dots if dot.source == source], marker=marker, **look)
+        own = [dot for dot in dots if dot.source == source]
+        drawn = axes.scatter(*_places(own), c=[dot.epoch or 0 for dot in own], marker=marker, **look)
     if len(markers) > 1:
         handles = [
             Line2D([], [], marker=m, label=cut(source, 14), color=GREY, linestyle="none")
@@ -137,11 +139,11 @@ def _scatter_by_epoch(axes: matplotlib.axes.Axes, dots: Sequence[_Dot]) -> PathC
 def _epoch_bar(figure: Figure, axes: matplotlib.axes.Axes, dots: PathCollection, epochs: Sequence[float]) -> None:
     """Draws the bar that explains the colours, with as many epochs as fit."""
     bar = figure.colorbar(dots, ax=axes, label="Pre-training epoch", aspect=30, pad=0.02)
-    ticks = []
-    for epoch in epochs:
-        if not ticks or dots.norm(epoch) - dots.norm(ticks[-1]) > 0.08:
-            ticks.append(epoch)
-    bar.set_ticks(ticks, labels=list(map(epoch_name, ticks)))
+    ticks, places = [], np.asarray(dots.norm(np.asarray(epochs, float)))
+    for epoch, place in zip(epochs, places, strict=True):
+        if not ticks or place - ticks[-1][1] > 0.08:
+            ticks.append((epoch, place))
+    bar.set_ticks([epoch for epoch, _ in ticks], labels=[epoch_name(epoch) for epoch, _ in ticks])
     bar.minorticks_off()
     assert bar.solids is not None  # the colour bar of a scatter plot is filled
     bar.solids.set(rasterized=False, edgecolor="face")  # drawn as vector shapes instead of an embedded bitmap

@@ -77,11 +77,10 @@ def shorten(name: str, width: int = LONG_NAME) -> str:
     >>> shorten("first_run/checkpoints/5", 12)
     'first…ints/5'
     """
-    start = cut(name, width // 2)
     if cut(name, width) == name:
         return name
-    end = cut(name[::-1], width - width // 2)[-2::-1] if len(name) > 1 else ""
-    return start + end
+    end = cut(name[::-1], width - width // 2 + 1)[-2::-1]  # without the ellipsis
+    return cut(name, width // 2) + end
 
 
 def is_geometric(epochs: Sequence[float]) -> bool:
