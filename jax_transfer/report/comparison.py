@@ -24,6 +24,7 @@ from jax_transfer.report.best import (
     trajectories,
 )
 from jax_transfer.report.grid import SWEPT, is_result, swept
+from jax_transfer.report.style import shorten
 from jax_transfer.report.tables import EN_DASH, method_name, percent, target_names
 from jax_transfer.results import Row
 
@@ -162,18 +163,24 @@ def comparison_table(compared: Sequence[Comparison]) -> Table:
         title="Best checkpoint per target, by name",
         caption=table_caption(metric, any(comparison.swept for comparison in compared)),
         box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        padding=0,
     )
-    for column in ("Target", "Method", "Best\ncheckpoint"):
-        table.add_column(column, overflow="fold")
+    for column in ("Target", "Method"):
+        table.add_column(column)
+    longest = max((len(comparison.best.label) for comparison in compared), default=0)
+    table.add_column("Best\ncheckpoint", overflow="fold", width=min(max(longest, 10), 20))
     table.add_column("\n%", justify="right", no_wrap=True)
-    table.add_column("\nNext", overflow="fold")
+    table.add_column("\nNext", no_wrap=True)
     for column in ("Lead\npoints", "Seed\nspread"):
         table.add_column(column, justify="right", no_wrap=True)
     for comparison in compared:
         second = next(iter(comparison.candidates[1:]), None)
         cells = [names[comparison.target], method_name(comparison.method) + STAR * comparison.swept]
         cells += [comparison.best.label, percent(comparison.best.point.mean, unit="")]
-        cells += [second.label if second else EN_DASH, percent(comparison.behind(second) if second else None, unit="")]
+        cells += [
+            shorten(second.label, 12) if second else EN_DASH,
+            percent(comparison.behind(second) if second else None, unit=""),
+        ]
         table.add_row(*map(Text, [*cells, percent(comparison.seed_spread, unit="")]))
     return table

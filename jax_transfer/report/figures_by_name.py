@@ -10,7 +10,7 @@ from jax_transfer.report import best, tables
 from jax_transfer.report.comparison import comparisons
 from jax_transfer.report.figures import Drawing, Results, Section, panels_of, style_of
 from jax_transfer.report.grid import swept, swept_note
-from jax_transfer.report.style import METHOD_STYLES, STYLE, WIDTH, by_name, cut, legend_above
+from jax_transfer.report.style import METHOD_STYLES, STYLE, WIDTH, by_name, cut
 from jax_transfer.results import Row
 
 
@@ -53,7 +53,6 @@ def accuracy_by_name(transfer_rows: Sequence[Row], target: str) -> Figure:
             for method in panel
         }
         by_name(axes, ordered, drawn, best.axis_label(compared[0].metric))
-        legend_above(axes, columns=3)
     figure.suptitle(cut(tables.short_target(target), 38))
     return figure
 

@@ -33,6 +33,7 @@ from jax_transfer.report.style import (
 from jax_transfer.report.tables import epoch_name
 from jax_transfer.results import Row
 
+LONG_TICK = 8  # names of checkpoints with more characters do not fit below a map of similarities
 MANY_LINES = 6  # with more given checkpoints, the legend of the spectra names only the first and the last
 COMPONENTS = {"full": (GREY, "s", "all"), "main": (ORANGE, "o", "main"), "residual": (BLUE, "D", "residual")}
 
@@ -106,7 +107,6 @@ def components_by_name(spectral_rows: Sequence[Row], target: str) -> Figure:
             drawn[label] = (color, marker, dots)
         label = best.axis_label(best.metric_of(rows, target), STAGES[stage][0])
         by_name(axes, sorted(main, key=lambda name, main=main: -main[name]), drawn, label)
-    legend_above(all_axes[0], columns=3)
     figure.suptitle(cut(tables.short_target(target), 38))
     return figure
 
@@ -154,7 +154,8 @@ def _draw_embedding(axes: matplotlib.axes.Axes, row: Row, num_classes: int) -> N
     axes.scatter(row["x"], row["y"], c=colors(shade), s=1.5, linewidths=0, rasterized=True)
     axes.set(xticks=[], yticks=[])
     axes.spines[["top", "right"]].set_visible(True)
-    axes.set_title(f"{_short_label(row, 18)}, {STAGES[row['stage']][1]}", fontsize=7)
+    separator = "\n" if is_given(row) else ", "
+    axes.set_title(f"{_short_label(row, 24)}{separator}{STAGES[row['stage']][1]}", fontsize=7)
 
 
 def _short_label(row: Row, width: int) -> str:
@@ -177,7 +178,7 @@ def spectra(spectrum_rows: Sequence[Row], target: str, stage: str, source: str |
     2
     """
     rows = select(by_origin(spectrum_rows).get(source, []), target, stage)
-    heights = (2.25, 0.7 + 0.17 * len(rows) if source is None else 1.5)  # in inches
+    heights = (2.25, 1.0 + 0.17 * len(rows) if source is None else 1.5)  # in inches
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.15), layout="constrained")
     curves, ranks = figure.subplots(2, 1, height_ratios=heights)
     colors = matplotlib.colormaps["viridis"]
@@ -191,7 +192,7 @@ def spectra(spectrum_rows: Sequence[Row], target: str, stage: str, source: str |
     for axis in (curves.xaxis, curves.yaxis):
         axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    legend_above(curves, columns=2)
+    legend_above(curves, 1 if source is None else 2)  # names need space
     measured = {"rank": (ORANGE, "o", "main: 80 % of the sum"), "effective_rank": (GREY, "s", "effective rank")}
     if source is None:
         dots = {
@@ -205,7 +206,7 @@ def spectra(spectrum_rows: Sequence[Row], target: str, stage: str, source: str |
             ranks.plot(epochs, [row[column] for row in rows], color=color, marker=marker, label=label)
         ranks.set_ylabel("Directions")
         epoch_axis(ranks, epochs)
-    legend_above(ranks, columns=2)
+        legend_above(ranks, columns=2)
     figure.suptitle(f"{cut(tables.short_target(target), 38)}\n{STAGES[stage][1]}")
     return figure
 
@@ -237,12 +238,14 @@ def similarity_maps(similarity_rows: Sequence[Row], target: str, stage: str) -> 
         step = max(1, -(-len(names) // 8))
         ticks = range(0, len(names), step)
         texts = [shorten(names[i], 12) for i in ticks]
-        axes.set_xticks([i + 0.5 for i in ticks], texts, rotation=90 if max(map(len, texts)) > 3 else 0)
+        longest = max(map(len, texts))
+        below = texts if longest <= LONG_TICK else [""] * len(texts)
+        axes.set_xticks([i + 0.5 for i in ticks], below, rotation=90 if longest > 3 else 0)
         axes.set_yticks([i + 0.5 for i in ticks], texts)
         axes.set_aspect("equal")
-        axes.set_title(title, fontsize=7)
+        axes.set_title(title, fontsize=7 if longest <= LONG_TICK else 6)
     figure.colorbar(image, ax=figure.axes, aspect=30, pad=0.02)
-    figure.supxlabel("Checkpoint", fontsize=8)
+    figure.supxlabel("Checkpoint" if longest <= LONG_TICK else "The same checkpoints, in the same order", fontsize=8)
     figure.suptitle(f"{cut(tables.short_target(target), 38)}\n{STAGES[stage][1]}")
     return figure
 

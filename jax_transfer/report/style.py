@@ -134,7 +134,7 @@ def by_name(
     series: Mapping[str, tuple[str, str, Mapping[str, tuple[float, float, float]]]],
     label: str,
 ) -> None:
-    """Draws values as dots, with a line for each name, the first at the top.
+    """Draws values as dots, with a line for each name, the first at the top, and a legend above.
 
     Args:
       axes: where to draw.
@@ -158,6 +158,7 @@ def by_name(
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(label)
     axes.margins(x=0.06)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1.02), ncols=3)  # it may extend over the space of the names
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
 
 
