@@ -12,6 +12,9 @@ from jax_transfer.report.tables import METHODS, epoch_name, percent
 from jax_transfer.results import Row
 
 
+LONG_TABLE = 60  # number of rows; a longer comparison is collapsed
+
+
 def answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
     """Yields the section as HTML: over all targets, per target, and as tables; nothing without an accuracy.
 
@@ -44,7 +47,9 @@ def answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
     elif any(comparison.num_seeds == 1 for comparison in compared):
         yield "<p>With a single seed, the spread over seeds is unknown, so a small lead may be due to chance.</p>"
     if compared:
-        yield tables.to_html(comparison_rows(compared))
+        rows = comparison_rows(compared)
+        table, summary = tables.to_html(rows), f"<summary>All checkpoints ({len(rows)} rows)</summary>"
+        yield f"<details>{summary}{table}</details>" if len(rows) > LONG_TABLE else table
         yield f'<p class="quiet">{_explain_comparison(bool(best))}</p>'
     if best:
         yield tables.to_html(summary_rows(transfer_rows))
@@ -74,7 +79,8 @@ def _explain(metrics: set[str], has_epochs: bool) -> str:
 def _explain_comparison(has_epochs: bool) -> str:
     """Explains the table of checkpoints that are compared by name."""
     text = (
-        "Behind: accuracy below that of the best checkpoint. Of equal checkpoints, the first in the results is first."
+        "Behind: how far the accuracy is below that of the best checkpoint. Seed spread: highest minus lowest accuracy"
+        " over seeds. Of equal checkpoints, the first in the results comes first."
     )
     return text + (" The study's own pre-training takes part with its best and its last epoch." if has_epochs else "")
 

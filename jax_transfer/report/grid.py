@@ -146,14 +146,14 @@ def grid_rows(transfer_rows: Sequence[Row]) -> list[Row]:
     >>> points = [{**row, "split": "validation", "learning_rate": rate} for rate in (0.01, 0.1)]
     >>> (cells,) = grid_rows([*points, {**row, "split": "test", "learning_rate": 0.1}])
     >>> cells["Settings tried"], cells["Chosen"]
-    ('2: learning rate 0.01, 0.1', 'learning rate 0.1: 5')
+    ('learning rate 0.01, 0.1 (2 settings)', 'learning rate 0.1: 5')
     """
     names = target_names(row["target"] for row in transfer_rows)
     return [
         {
             "Target": names[grid.target],
             "Method": method_name(grid.method),
-            "Settings tried": f"{len(grid.tried)}: {_tried(grid)}",
+            "Settings tried": f"{_tried(grid)} ({len(grid.tried)} settings)",
             "Chosen on": "the test images" if grid.on_test else "validation images",
             "Chosen": "; ".join(f"{_words(grid, s)}: {_who(c)}" for s, c in _most_first(grid)) or EN_DASH,
             "Diverged": f"{grid.num_diverged} of {grid.num_points}",
