@@ -11,7 +11,6 @@ from jax_transfer.report.markup import escape
 from jax_transfer.report.tables import METHODS, epoch_name, percent
 from jax_transfer.results import Row
 
-
 LONG_TABLE = 60  # number of rows; a longer comparison is collapsed
 
 
