@@ -122,7 +122,7 @@ def as_given(results, names=GIVEN):
 
 
 def make_given_results(targets=TARGETS, names=GIVEN, seeds=(0, 1)):
-    """Returns the results of a study that holds only given checkpoints; the second one is the best as a frozen extractor."""
+    """Returns the results of a study of given checkpoints only; the second one has the best frozen features."""
     results = make_results(targets, (0, 5, 200, 20)[: len(names)], seeds)
     return as_given(results, names)
 

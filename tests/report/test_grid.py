@@ -1,4 +1,4 @@
-"""Grids of settings: their points are no results, and the page says what was tried, chosen, at the edge and diverged."""
+"""Grids of settings: points are no results; the page says what was tried, chosen, at the edge and diverged."""
 
 import pytest
 
