@@ -104,6 +104,15 @@ def method_name(method: str) -> str:
     return METHODS[method][0] if method in METHODS else showable(method)
 
 
+def epoch_name(epoch: float) -> str:
+    """Returns the text of an epoch, with two decimals if it is a fraction.
+
+    >>> epoch_name(8), epoch_name(17.984375), epoch_name(18.0)
+    ('8', '17.98', '18')
+    """
+    return f"{round(epoch, 2):.10g}"
+
+
 def class_list(names: Sequence[str], num_classes: int, most: int = 5) -> str:
     """Returns the number of classes and the first few names.
 

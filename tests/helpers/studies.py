@@ -69,13 +69,14 @@ def run_stages(config, workdir):
 
 
 def results_without_times(workdir):
-    """Returns all rows by file name, without the columns that measure time."""
+    """Returns all rows by file name, without the columns that measure time and the file that does only this."""
     clock = ("seconds", "images_per_second")
     return {
         path.name: [
             {k: v for k, v in json.loads(line).items() if k not in clock} for line in path.read_text().splitlines()
         ]
         for path in sorted((workdir / "results").glob("*.jsonl"))
+        if path.stem != "usage"
     }
 
 
