@@ -150,12 +150,12 @@ def resplit(source: Source, train_fraction: float, seed: int) -> Source:
     if lost := sorted(set(source.labels.tolist()) - set(source.labels[train].tolist())):
         raise InputError(
             f"train_fraction={train_fraction:g} of {len(source)} images leaves class {source.class_names[lost[0]]!r} "
-            "without a training image; use a larger fraction."
+            "without a training image; use a larger one."
         )
     test = np.setdiff1d(np.arange(len(source)), train)
     if not len(test):
         raise InputError(
-            f"train_fraction={train_fraction:g} of {len(source)} images leaves none for testing; use a smaller fraction."
+            f"train_fraction={train_fraction:g} of {len(source)} images leaves none for testing; use a smaller one."
         )
     return subset(source, train if source.split == "train" else test)
 

@@ -91,23 +91,24 @@ def _probe_group(
         probing,
         work.config.seed,
     )
-    grid, dim, done = result.grid, train.features.shape[-1], results_of(rows.rows)
-    rows_each = 1 + (len(result.points) if grid else 0)
-    seconds = (time.perf_counter() - start) / (result.accuracy.size * rows_each)
+    dim, done = train.features.shape[-1], results_of(rows.rows)
+    num_rows = result.accuracy.size * (1 + (len(result.points) if result.grid else 0))
+    seconds = (time.perf_counter() - start) / num_rows
     for i, s in np.ndindex(result.accuracy.shape):
         snapshot, seed = group[i], seeds[s]
         if (snapshot.name, target, method, seed) in done:
             continue
         make_row = functools.partial(work.transfer_row, snapshot, target, method, seed, seconds=seconds)
-        for j, point in enumerate(result.points if grid else ()):
-            row = make_row(
-                **_columns(point),
-                split=GRID_SPLITS[probing.choose],
-                accuracy=float(grid.accuracy[i, s, j]),
-                mean_class_accuracy=float(grid.mean_class_accuracy[i, s, j]),
-                gflops=gflops_of_grid.setdefault(dim, grid.gflops),
-            )
-            rows.append(dataclasses.replace(row, num_train=grid.num_train, num_test=grid.num_test))
+        if grid := result.grid:
+            for j, point in enumerate(result.points):
+                row = make_row(
+                    **_columns(point),
+                    split=GRID_SPLITS[probing.choose],
+                    accuracy=float(grid.accuracy[i, s, j]),
+                    mean_class_accuracy=float(grid.mean_class_accuracy[i, s, j]),
+                    gflops=gflops_of_grid.setdefault(dim, grid.gflops),
+                )
+                rows.append(dataclasses.replace(row, num_train=grid.num_train, num_test=grid.num_test))
         rows.append(
             make_row(
                 **_columns(result.points[result.chosen[i, s]]),

@@ -30,8 +30,8 @@ class ProbeSettings:
     # `epochs`, rounded to the nearest whole number of epochs.
     steps: Steps | None = None
     batch_size: Count = 128
-    # Adam's learning rates and weight decays. If there are several, all pairs are compared, and the best one is used, see
-    # `choose`. The weight decay is added to the gradient, that of the biases too, as in torch.
+    # Adam's learning rates and weight decays. If there are several, all pairs are compared, and the best one is used
+    # (see `choose`). The weight decay is added to the gradient, that of the biases too, as in torch.
     learning_rates: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] = (0.01,)
     weight_decays: Annotated[tuple[NotNegative, ...], Listed(filled=True, unique=True)] = (0.0,)
     # Schedule of Adam's learning rate: "constant", "cosine" or "step".
@@ -42,12 +42,12 @@ class ProbeSettings:
     # Final learning rate of the cosine schedule.
     min_learning_rate: Annotated[float, UpTo("learning_rates")] = 0.0
     # Penalties of "probe_converged": l2/2 |w|^2 is added to the mean cross-entropy. If there are several, the best one
-    # is used, see `choose`.
+    # is used (see `choose`).
     l2: Annotated[tuple[NotNegative, ...], Listed(filled=True, unique=True)] = (1e-4,)
-    # How the best of several settings is chosen, for each checkpoint and seed. "validation": by the accuracy on training
-    # images that are held out; a classifier with the best setting is then fitted to all training images. "test": all
-    # classifiers are fitted to all training images, and the best accuracy on the test images is the result. It is too
-    # high, but some papers report it.
+    # How the best of several settings is chosen, for each checkpoint and seed. "validation": by the accuracy on held-out
+    # training images; a classifier with the best setting is then fitted to all training images and tested. "test": every
+    # setting is fitted to all training images, and the best accuracy on the test images is the result. This is too
+    # optimistic, but some papers report it.
     choose: Annotated[str, OneOf(dict.fromkeys(CHOICES), "choice")] = "validation"
     # Fraction of the training images of each class that "validation" holds out.
     validation_fraction: Annotated[float, Rule(lambda x: 0 < x < 1, "lie in (0, 1)")] = 0.2
@@ -136,7 +136,7 @@ def minibatch(
     def step(carry, rows):
         weights, state = carry
         update, state = optimizer.update(jax.grad(cross_entropy)(weights, x[rows], y[rows]), state, weights)
-        return (optax.apply_updates(weights, update), state), None
+        return (jax.tree.map(jnp.add, weights, update), state), None
 
     def epoch(carry, i):
         order = jax.random.permutation(jax.random.fold_in(key_order, i), indices)

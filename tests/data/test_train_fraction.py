@@ -179,7 +179,7 @@ def test_fraction_must_lie_between_0_and_1(value):
     ("value", "message"),
     [
         ("0.05", r"\?train_fraction=0\.05': .*=0\.05 of 30 images leaves class 'kiwi' without a training image; use a"),
-        ("0.99", r"\?train_fraction=0\.99': .*=0\.99 of 30 images leaves none for testing; use a smaller fraction\.$"),
+        ("0.99", r"\?train_fraction=0\.99': .*=0\.99 of 30 images leaves none for testing; use a smaller one\.$"),
     ],
 )
 def test_fraction_that_leaves_nothing_is_refused_in_one_line(tmp_path, split, value, message):

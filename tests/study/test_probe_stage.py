@@ -138,8 +138,8 @@ def test_only_results_chosen_on_a_random_split_are_computed_again(workspace, has
     [
         (
             {"probe__choose": "test"},
-            r'^config\.probe\.choose = "test", but there is nothing to choose: give several values of learning_rates or '
-            r'weight_decays, or leave it at "validation"\.$',
+            r'^config\.probe\.choose = "test", but there is nothing to choose: give several values of learning_rates '
+            r'or weight_decays, or leave it at "validation"\.$',
         ),
         (
             {"probe__choose": "test", "probe__methods": ("probe_converged",), "probe__learning_rates": (0.1, 0.2)},

@@ -20,7 +20,7 @@ from jax_transfer.transfer.softmax_regression import CHOICES, ProbeSettings, cro
 
 # The first one of each is not the best.
 GRIDS = {
-    "probe": {"learning_rates": (1e-3, 0.1, 1e-6), "weight_decays": (0.0, 0.3)},
+    "probe": {"learning_rates": (1e-6, 1e-3, 0.1), "weight_decays": (0.0, 0.3)},
     "probe_converged": {"l2": (100.0, 1e-3, 0.3)},
 }
 each_protocol = pytest.mark.parametrize("name", PROTOCOLS)
