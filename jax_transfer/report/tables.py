@@ -45,7 +45,12 @@ SCORE_NAMES = {
 }
 
 # Display form of the options in a target string: tfds:mnist?per_class=100 -> mnist (100 per class).
-TARGET_OPTIONS = {"per_class": "{} per class", "fraction": "fraction {}", "imbalance": "imbalance {}"}
+TARGET_OPTIONS = {
+    "per_class": "{} per class",
+    "fraction": "fraction {}",
+    "imbalance": "imbalance {}",
+    "train_fraction": "train fraction {}",
+}
 
 
 def is_number(value) -> TypeGuard[float]:

@@ -19,6 +19,7 @@ from jax_transfer.study import checks
 from jax_transfer.study.epochs import evaluated_snapshots
 from jax_transfer.study.workspace import Workspace
 
+CIFAR = {"width": 8, "stem": "cifar"}
 ALL_STAGES = ("features", "probe", "finetune", "scores", "spectral", "report")
 
 
@@ -26,7 +27,7 @@ ALL_STAGES = ("features", "probe", "finetune", "scores", "spectral", "report")
 def given(tmp_path_factory):
     """A folder with two files of two architectures and image sizes, and the trajectory of a tiny study."""
     folder = tmp_path_factory.mktemp("given")
-    for name, size, settings in (("resnet10", 8, {"width": 8, "stem": "cifar"}), ("mobilenet_v1", 32, {"width": 0.25})):
+    for name, size, settings in (("resnet10", 8, CIFAR), ("resnet18_v2", 16, CIFAR)):
         net = MODELS[name](num_classes=5, **settings)
         params, stats = net.init(jax.random.key(size))
         checkpoint = Checkpoint(name, net, params, stats, Preprocessing(size), settings=settings)
@@ -42,23 +43,23 @@ def given_config(given, *names, **changes):
     return config
 
 
-FILES = "resnet10.safetensors", "mobilenet_v1.safetensors"
+FILES = "resnet10.safetensors", "resnet18_v2.safetensors"
 
 
 def test_files_of_different_architectures_and_sizes_share_a_study(given, tmp_path):
     config = given_config(given, *FILES, "own", scores=("logme", "leep", "nce"), stages=ALL_STAGES)
     config.spectral.embedded_images = 20
     results = run_stages(config, tmp_path)
-    names = ["resnet10", "mobilenet_v1", "own/checkpoints/0", "own/checkpoints/1", "own/checkpoints/2"]
+    names = ["resnet10", "resnet18_v2", "own/checkpoints/0", "own/checkpoints/1", "own/checkpoints/2"]
     for file, per_checkpoint in (("transfer", 2), ("scores", 3), ("spectral", 6)):
         assert {row["epoch"] for row in results[file]} == {None}
         assert sorted(row["checkpoint"] for row in results[file]) == sorted(names * per_checkpoint)
         assert not [row for row in results[file] if row["error"]]
     sizes = {row["checkpoint"]: row["preprocessing"]["image_size"] for row in results["checkpoints"]}
-    assert sizes == dict(zip(names, (8, 32, 8, 8, 8), strict=True))
-    assert {row["model"] for row in results["checkpoints"]} == {"resnet10", "mobilenet_v1"}
+    assert sizes == dict(zip(names, (8, 16, 8, 8, 8), strict=True))
+    assert {row["model"] for row in results["checkpoints"]} == {"resnet10", "resnet18_v2"}
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
-    assert "mobilenet_v1" in page and "epoch None" not in page
+    assert "resnet18_v2" in page and "epoch None" not in page
 
 
 def test_given_epoch_has_the_numbers_of_the_study_that_made_it(given, tmp_path):
@@ -115,8 +116,8 @@ def _refused(config, workdir, message):
 REFUSED = [
     (("random:resnet10?width=8",), {"scores": ("leep", "logme", "nce"), "stages": ("scores",)},
      r"config\.scores: leep and nce need a classification head, which random resnet10\?width=8 .* does not have"),
-    (("resnet10.safetensors", "mobilenet_v1.safetensors"), {"checkpoint_preprocessing__image_size": 64},
-     r"config\.checkpoint_preprocessing\.image_size = 64: .*different sizes \(resnet10 8, mobilenet_v1 32\)"),
+    (("resnet10.safetensors", "resnet18_v2.safetensors"), {"checkpoint_preprocessing__image_size": 64},
+     r"config\.checkpoint_preprocessing\.image_size = 64: .*different sizes \(resnet10 8, resnet18_v2 16\)"),
     (("nothing.safetensors",), {}, r"nothing\.safetensors"),
     (("resnet10.safetensors", "resnet10.safetensors"), {}, r"resnet10\.safetensors twice"),
     (("random:resnet11",), {}, r"'resnet11'.*Did you mean 'resnet1"),
@@ -152,7 +153,7 @@ def test_checkpoints_can_be_added_later(given, tmp_path):
     (first,) = results_without_times(tmp_path)["transfer.jsonl"]
     study.run(given_config(given, *FILES, stages=("probe",)), tmp_path)
     rows = results_without_times(tmp_path)["transfer.jsonl"]
-    assert rows[0] == first and [row["checkpoint"] for row in rows] == ["resnet10", "mobilenet_v1"]
+    assert rows[0] == first and [row["checkpoint"] for row in rows] == ["resnet10", "resnet18_v2"]
 
 
 def test_batch_norm_groups_of_given_checkpoints_are_checked(tmp_path):
@@ -181,10 +182,9 @@ def test_killed_study_of_files_and_a_trajectory_resumes_and_spreads_over_devices
     files = [*FILES, "third.safetensors"]
     folder = tmp_path / "files"
     shutil.copytree(given, folder)
-    net = MODELS["resnet10"](num_classes=3, width=8, stem="cifar")
-    third = Checkpoint(
-        "third", net, *net.init(jax.random.key(5)), Preprocessing(16), settings={"width": 8, "stem": "cifar"}
-    )
+    net = MODELS["resnet10"](num_classes=3, **CIFAR)
+    params, stats = net.init(jax.random.key(5))
+    third = Checkpoint("third", net, params, stats, Preprocessing(16), settings=CIFAR)
     export(third, folder / files[2])
     given_names = tuple(str(folder / name) for name in (*files, "own"))
     arguments = [
@@ -230,13 +230,12 @@ def test_killed_study_of_files_and_a_trajectory_resumes_and_spreads_over_devices
 
 
 def _assert_close(rows, expected, name):
-    """Compares rows; only rounding may differ between numbers of devices."""
-    assert len(rows) == len(expected), name
-    key = lambda row: json.dumps({k: v for k, v in row.items() if isinstance(v, str | int)}, sort_keys=True)  # noqa: E731
-    for row, other in zip(sorted(rows, key=key), sorted(expected, key=key), strict=True):
-        for column, value in row.items():
-            if name == "embedding.jsonl" and column in ("x", "y"):
-                continue  # t-SNE amplifies rounding
-            assert value == (
-                pytest.approx(other[column], rel=1e-3, abs=1e-3) if isinstance(value, float) else other[column]
-            ) or isinstance(value, list), (name, column)
+    """Compares rows, which may differ between numbers of devices only by rounding."""
+    keys = [json.dumps({k: v for k, v in row.items() if isinstance(v, str | int)}) for row in rows]
+    for key, row, other in zip(keys, rows, expected, strict=True):
+        numbers = [(v, other[k]) for k, v in row.items() if isinstance(v, float)]
+        assert {k: v for k, v in row.items() if isinstance(v, str | int)} == {
+            k: v for k, v in other.items() if isinstance(v, str | int)
+        }, name
+        # A fine-tuned model may classify one of the 12 or 9 test images differently.
+        assert [a for a, _ in numbers] == pytest.approx([b for _, b in numbers], rel=1e-3, abs=1e-3), (name, key)
