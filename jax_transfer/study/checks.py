@@ -75,8 +75,25 @@ def check(config: StudyConfig) -> None:
     given_snapshots(config)
 
 
-from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs, grid
-from jax_transfer.transfer.probe import PROTOCOLS, grid_points, validation_rows
+def _check_probes(config: StudyConfig, target: str) -> None:
+    """Checks the methods of the probes on a target, and that there is something to choose if that is asked for."""
+    probing = settings.probe_settings(config, target)
+    for method in probing.methods:
+        choose(PROTOCOLS, method, "probe (config.probe.methods)")
+    if probing.choose == "test" and all(len(grid_points(PROTOCOLS[m], probing)) == 1 for m in probing.methods):
+        lists = [field for method in probing.methods for _, field in PROTOCOLS[method].grid]
+        raise InputError(
+            f'{_field(config, target, "probe", "choose")} = "test", but there is nothing to choose: give several '
+            f'values of {" or ".join(lists)}, or leave it at "validation".'
+        )
+
+
+def _check_batch_norm_groups(config: StudyConfig, models: Mapping[str, Mapping]) -> None:
+    """Checks that the images of a forward pass divide into the groups that BatchNorm normalises together.
+
+    Args:
+      models: label -> settings of each model.
+    """
     pretrain, sizes = config.pretrain, {}
     if "pretrain" in config.stages:
         sizes["config.pretrain.batch_size"] = (pretrain.batch_size, pretrain.microbatches)
@@ -84,8 +101,8 @@ from jax_transfer.transfer.probe import PROTOCOLS, grid_points, validation_rows
             sizes[f"config.pretrain.feeds.{name}.batch_size"] = (feed.batch_size, pretrain.microbatches)
     for target in config.targets if {"finetune", "scores", "spectral"} & set(config.stages) else ():
         tuning = settings.finetune_settings(config, target)
-from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs, grid
-from jax_transfer.transfer.probe import PROTOCOLS, grid_points, validation_rows
+        sizes[_field(config, target, "finetune", "batch_size")] = (tuning.batch_size, tuning.microbatches)
+    for label, model in models.items():
         group = model.get("batch_norm_group")
         for field, (size, parts) in sizes.items() if group else ():
             if size // parts % group:
