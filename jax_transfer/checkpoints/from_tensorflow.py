@@ -63,9 +63,9 @@ def convert(contents: Contents, name: str, preprocessing: Preprocessing | None =
     else:
         settings = {"stem": tensorflow_graph.stem(2), "last_stride": 2, "batch_norm_eps": 1e-3}
         notes.append(
-            f"The settings {_listed(settings)} are assumed, as in that code, since weights do not show them; its networks "
-            "for jigsaw and relative patch location have stride 1 in the first convolution and the last stage (for "
-            f"these, load it with settings={{'stem': {tensorflow_graph.stem(1)!r}, 'last_stride': 1}})."
+            f"The settings {_listed(settings)} are assumed, as in that code, since weights do not show them; its "
+            "networks for jigsaw and relative patch location have stride 1 in the first convolution and the last stage "
+            f"(for these, load it with settings={{'stem': {tensorflow_graph.stem(1)!r}, 'last_stride': 1}})."
         )
     if not MODELS[layout.model].takes("last_stride"):
         last_stride = settings.pop("last_stride")
@@ -74,8 +74,11 @@ def convert(contents: Contents, name: str, preprocessing: Preprocessing | None =
     if preprocessing is None:
         preprocessing = OF_MODULES if contents.nodes else OF_TRAINING
         source = "VTAB documents for its modules" if contents.nodes else "S4L's configs evaluate"
-        size = f"{preprocessing.image_size} of {preprocessing.host_size} pixels"
-        notes.append(f"Images of {size} in [{_lowest(preprocessing)}, 1] are assumed, as {source}.")
+        lowest = 0 if contents.nodes else -1
+        notes.append(
+            f"Images of {preprocessing.image_size} pixels, cropped from {preprocessing.host_size}, with values in "
+            f"[{lowest}, 1] are assumed, as {source}."
+        )
     for listed, kind in ((skipped, "training state"), (heads, "heads that do not classify")):
         if listed:
             notes.append(f"Left out, as {kind}: {len(listed)} variables such as {listed[0]}.")
@@ -88,10 +91,6 @@ def convert(contents: Contents, name: str, preprocessing: Preprocessing | None =
 
 def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
-
-
-def _lowest(preprocessing: Preprocessing) -> str:
-    return f"{-preprocessing.mean[0] / preprocessing.std[0]:g}"
 
 
 def read(path: str | pathlib.Path) -> Contents:

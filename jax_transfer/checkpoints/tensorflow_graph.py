@@ -18,7 +18,8 @@ def read_settings(nodes: Iterable[Any], layout: Layout, what: str) -> dict[str, 
       what: the checkpoint, for messages.
 
     Raises:
-      InputError: if the graph lacks a layer, has another network, or changes the pixels before the first convolution.
+      InputError: if the graph lacks a layer, has another network, or changes the pixels before the first convolution;
+        the message says what to do.
     """
     by_name = {node.name.removeprefix("module/"): node for node in nodes}
     first, *others = [layer for layer in layout.layers if layer.stride]
@@ -57,7 +58,10 @@ def stem(stride: int) -> str:
 def _node(nodes: Mapping[str, Any], layer: Layer, ops: tuple[str, ...], what: str) -> Any:
     found = next((nodes[name] for op in ops if (name := f"{layer.theirs}/{op}") in nodes), None)
     if found is None:
-        raise InputError(f"{what}: its graph has no {layer.theirs}/{ops[-1]}, as the code of its layout would make.")
+        raise InputError(
+            f"{what}: its graph has no {layer.theirs}/{ops[-1]}, so it does not show the strides and epsilons: convert "
+            "its variables alone (variables/variables) and check what is assumed then."
+        )
     return found
 
 

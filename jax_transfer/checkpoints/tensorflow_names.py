@@ -156,8 +156,8 @@ def find_layout(shapes: Mapping[str, tuple[int, ...]], what: str) -> Layout:
     """
     if slim := next((name for name in shapes if SLIM.search(name)), None):
         raise InputError(
-            f"{what}: is a ResNet of TF-slim ({slim}), whose stages have the stride in their last unit, as no model here "
-            "has."
+            f"{what}: is a ResNet of TF-slim ({slim}), whose stages have the stride in their last unit; those of the "
+            "models here have it in their first."
         )
     if "conv2d/kernel" in shapes:  # the second BatchNorm of v1 is that of the first shortcut
         width = shapes["conv2d/kernel"][-1]

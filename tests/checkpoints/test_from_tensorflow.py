@@ -82,6 +82,19 @@ def test_graphs_of_other_networks_are_refused(tmp_path, twins, capsys, options, 
     assert error.count("\n") == 1 and re.search(message, error)
 
 
+def test_a_graph_without_the_layers_of_the_weights_is_refused(tmp_path, twins, capsys):
+    path, _, _ = twins.save(tmp_path, "s4l", IMAGES, True)
+    (tmp_path / "other").mkdir()
+    other, _, _ = twins.save(tmp_path / "other", "revisiting_v2", IMAGES, True)
+    (path / "saved_model.pb").write_bytes((other / "saved_model.pb").read_bytes())
+    assert main([str(path), str(tmp_path / "out.safetensors")]) == 2
+    assert "its graph has no root_block/conv2d/Conv2D" in capsys.readouterr().err
+    assert main([str(path / "variables/variables"), str(tmp_path / "out.safetensors")]) == 0
+    (path / "saved_model.pb").write_bytes(b"nothing")
+    assert main([str(path), str(tmp_path / "out.safetensors")]) == 2
+    assert "cannot be read as a saved model" in capsys.readouterr().err
+
+
 def test_files_that_are_no_checkpoints_are_refused(tmp_path, twins, capsys):
     (tmp_path / "model.index").write_bytes(b"nothing")
     for path, message in ((tmp_path / "none", "is neither a folder with variables"), (tmp_path / "model", "read")):
