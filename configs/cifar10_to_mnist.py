@@ -98,7 +98,7 @@ def reduced():
     # rate is the best of 0.01, 0.03 and 0.1 on a fifth of the 1,000 images, for epoch 16.
     config.finetune.epochs = 40
     config.finetune.optimizer.learning_rate = 0.03
-    config.overrides = {table_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 8, "checkpoints": "2,8,16"}}}
+    config.overrides = {table_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 6, "checkpoints": "2,8,16"}}}
     config.paper = paper(table_1, best=8, last=16)
     return config
 

@@ -222,7 +222,7 @@ class Workspace:
         if saved.number not in epochs:
             raise InputError(
                 f"{trajectory.folder} holds no checkpoint of epoch {saved.number} (it has {epochs or 'none'}): "
-                "run the pretrain stage first."
+                "run the pretrain stage first, or name the checkpoints to evaluate in config.checkpoints."
             )
         return trajectory
 
