@@ -168,6 +168,30 @@ def _targets(page: Page) -> Iterator[str]:
         yield f"<ul>{items}</ul>"
 
 
+def _checkpoints(page: Page) -> Iterator[str]:
+    """Yields a table of the given checkpoints, and notes on what was assumed about them."""
+    rows = page.results.get("checkpoints")
+    if not rows:
+        return
+    yield tables.to_html(
+        [
+            {
+                "Checkpoint": row["checkpoint"],
+                "Model": row["model"],
+                "Parameters": f"{row['num_parameters']:,}",
+                "Image size": row["preprocessing"]["image_size"],
+                "Preprocessing": "a guess" if row["preprocessing_is_guess"] else "known",
+                "Head": "yes" if row["has_head"] else "no",
+                "File": row["path"],
+            }
+            for row in rows
+        ]
+    )
+    if notes := [(row["checkpoint"], note) for row in rows for note in row["notes"]]:
+        items = "".join(f"<li><strong>{escape(name)}.</strong> {escape(note)}</li>" for name, note in notes)
+        yield f"<ul>{items}</ul>"
+
+
 def _paper(page: Page) -> Iterator[str]:
     """Yields a table of the paper's numbers beside ours."""
     if paper := page.config.get("paper"):
@@ -325,6 +349,7 @@ def _configuration(page: Page) -> Iterator[str]:
 SECTIONS: dict[str, Callable[[Page], Iterator[str]]] = {
     "Which checkpoint transfers best": _answer,
     "Targets": _targets,
+    "Given checkpoints": _checkpoints,
     "Comparison with the paper": _paper,
     "Why: the spectral components": _why,
     "How far each score can be trusted": _trust,
