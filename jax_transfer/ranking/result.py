@@ -341,10 +341,11 @@ def _finetuning(ranking: Ranking) -> list[str]:
     ]
     if not tuned:
         return failed
-    others = "".join(f", then {row.checkpoint} with {percent(row.finetuned)}" for row in tuned[1:])
-    first = f"After {words}, {tuned[0].checkpoint} is best with {percent(tuned[0].finetuned)}{others}, "
+    then = "".join(f", then {row.checkpoint} with {percent(row.finetuned)}" for row in tuned[1:])
+    first = f"After {words}, {tuned[0].checkpoint} is best with {percent(tuned[0].finetuned)}{then}, "
     rest = len(ranking.evaluated) - len(tuned)
-    untuned = f"; the other {rest} were not fine-tuned" if rest else ""
+    others = "the other one was" if rest == 1 else f"the other {rest} were"
+    untuned = f"; {others} not fine-tuned" if rest else ""
     return [f"{first}on {how.num_test:,} test images{untuned}.", *failed]
 
 
