@@ -111,7 +111,9 @@ def _is_valid(work: Workspace, target: str, stage: str, snapshot: Snapshot, load
     if error:
         log.warning("checkpoint %s on %s, %s, is skipped: %s.", snapshot.name, target, stage, error)
         for component in COMPONENTS:
-            rows.append(SpectralRow(snapshot.name, snapshot.epoch, target, stage, component, math.nan, math.nan, error))
+            rows.append(
+                SpectralRow(snapshot.name, work.epoch(snapshot), target, stage, component, math.nan, math.nan, error)
+            )
     return not error
 
 
@@ -134,7 +136,7 @@ def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
         rows.append(
             SpectralRow(
                 snapshot.name,
-                snapshot.epoch,
+                work.epoch(snapshot),
                 target,
                 stage,
                 component,
@@ -180,7 +182,7 @@ def _spectra(work: Workspace, target: str, stage: str, snapshots: list[Snapshot]
         rows.append(
             SpectrumRow(
                 snapshot.name,
-                snapshot.epoch,
+                work.epoch(snapshot),
                 target,
                 stage,
                 rank=int(main_rank(s)),
@@ -231,7 +233,7 @@ def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
     }
     images = _some_images(work, target, work.config.spectral.embedded_images)
     shown = {p: shown_epochs(results, target, p.name) if len(images) else [] for p in work.pretrainings}
-    chosen = [s for s in snapshots if isinstance(s.origin, Saved) and s.epoch in shown[s.origin.pretraining]]
+    chosen = [s for s in snapshots if isinstance(s.origin, Saved) and work.epoch(s) in shown[s.origin.pretraining]]
     names = [snapshot.name for snapshot in chosen]
     kept = [row for row in rows.rows if (row.target, row.stage) != (target, stage) or row.checkpoint in names]
     if len(kept) < len(rows.rows):  # a different epoch was the best one in an earlier run
@@ -244,7 +246,7 @@ def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
         rows.append(
             EmbeddingRow(
                 snapshot.name,
-                snapshot.epoch,
+                work.epoch(snapshot),
                 target,
                 stage,
                 x=x.round(2).tolist(),

@@ -27,7 +27,7 @@ from jax_transfer.checkpoints.trajectory import Trajectory, abstract
 from jax_transfer.data import augment, batches, mixing
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.records import Batch, InputError
-from jax_transfer.study.epochs import evaluated_epochs
+from jax_transfer.study.epochs import selected
 from jax_transfer.training.evaluation import classification
 from jax_transfer.training.loop import first_bad_step, train
 from jax_transfer.training.objectives import OBJECTIVES, Objective
@@ -525,13 +525,13 @@ def test_checkpoint_without_fingerprints_is_restored(tmp_path):
     ],
 )
 def test_evaluated_epochs_follow_the_rule(rule, expected):
-    assert evaluated_epochs(rule, 5) == expected
+    assert selected(rule, 5) == expected
 
 
-@pytest.mark.parametrize("rule", ["6", "none", "every:x", "every:0", (), "-1"])
+@pytest.mark.parametrize("rule", ["6", "none", "every:x", "every:0", (), "-1", "2k", "every:1k"])
 def test_evaluated_epochs_rejects_invalid_rules(rule):
     with pytest.raises(InputError, match=r"config\.trajectory\.epochs"):
-        evaluated_epochs(rule, 5)
+        selected(rule, 5)
 
 
 # --- devices
