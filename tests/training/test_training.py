@@ -115,6 +115,29 @@ def test_training_runs_exactly_the_requested_steps(total, monkeypatch):
     assert counts[: total // 12 * 2] == [6] * (total // 12 * 2)
 
 
+@pytest.mark.parametrize("pauses", [(), (1,), (7,), (12, 13, 23), (5, 11, 19, 24), range(31)])
+def test_training_pauses_at_any_step_with_two_programs(pauses, monkeypatch):
+    """Twelve steps per epoch, at most six per call, as on accelerators."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    counts = []
+
+    def run(state, held, items, count):
+        counts.append(count)
+        return {"step": state["step"] + count}, {"loss": state["step"] + np.arange(count)}
+
+    feed = joined_feed(feed_of(random_source(n=48)), 4)
+    epochs = train({"step": 0}, run, feed, seed=0, total_steps=30, what="", max_steps=6, pauses=pauses)
+    found = []
+    for epoch in epochs:
+        steps = range((epoch.number - 1) * 12, epoch.step)
+        assert epoch.state["step"] == epoch.step and epoch.metrics["loss"].tolist() == list(steps)
+        assert epoch.images_per_second * epoch.seconds == pytest.approx(4 * len(steps))
+        found.append(epoch.step)
+    assert found == sorted({12, 24, 30, *pauses} - {0})
+    parts = np.diff([0, *found])
+    assert counts == [count for n in parts for count in (*[6] * (n // 6), *[1] * (n % 6))]
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_falls_in_twenty_steps(name):
     feed = feed_of(random_source(n=64))
