@@ -34,9 +34,9 @@ images as the accuracy that they predict; here they are tested on a fifth of the
 best accuracy of a hyper-parameter sweep; here it is the accuracy of a single setting.
 
 Every net trains for 300k steps of 256 images, whatever the size of its data set: 60 epochs of ImageNet, 133 of
-iNaturalist and 43 of Places-365. The learning rate falls after 90k, 180k and 270k steps, and the checkpoints are named by
-step. BatchNorm normalises the global batch, because the paper does not say on how many devices its nets were trained.
-Our results: not measured at this size.
+iNaturalist and 43 of Places-365. The learning rate falls after 90k, 180k and 270k steps, and the checkpoints are named
+by step. BatchNorm normalises the global batch, because the paper does not say on how many devices its nets were
+trained. Our results: not measured at this size.
 
 Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Fashion-MNIST and one target, within a minute on two cores.
 """

@@ -227,8 +227,8 @@ def _check_pretraining_data(work: Workspace) -> None:
         steps = work.config.pretrain.steps or 0
         if (epochs := steps // work.steps_per_epoch(pretraining)) > MOST_CHECKPOINTS:
             raise InputError(
-                f"config.pretrain.steps = {steps}: these are {epochs:,} epochs of {pretraining.source}, each of which is "
-                f"saved; the most are {MOST_CHECKPOINTS:,}: use fewer steps, or more images."
+                f"config.pretrain.steps = {steps}: these are {epochs:,} epochs of {pretraining.source}, each of which "
+                f"is saved; the most are {MOST_CHECKPOINTS:,}: use fewer steps, or more images."
             )
         check_saved(work, pretraining)
 

@@ -104,8 +104,8 @@ def check_saved(work: Workspace, pretraining: Pretraining) -> None:
     numbers = sorted({*evaluated_numbers(work.config)} - {*saved})
     if lost := [number for number in numbers if work.step(Saved(pretraining, number)) < passed]:
         raise InputError(
-            f"config.trajectory.{unit}s selects {unit} {reprlib.repr(lost)}, which pre-training has passed without saving "
-            f"it in {folder}: select from {reprlib.repr(saved)} or later ones, or use another --workdir."
+            f"config.trajectory.{unit}s selects {unit} {reprlib.repr(lost)}, which pre-training has passed without "
+            f"saving it in {folder}: select from {reprlib.repr(saved)} or later ones, or use another --workdir."
         )
 
 
