@@ -33,10 +33,15 @@ Two differences are intentional. The paper tests linear classifiers and early-st
 images as the accuracy that they predict; here they are tested on a fifth of the training images. The paper predicts the
 best accuracy of a hyper-parameter sweep; here it is the accuracy of a single setting.
 
-Every net trains for 300k steps of 256 images, whatever the size of its data set: 60 epochs of ImageNet, 133 of
-iNaturalist and 43 of Places-365. The learning rate falls after 90k, 180k and 270k steps, and the checkpoints are named
-by step. BatchNorm normalises the global batch, because the paper does not say on how many devices its nets were
-trained. Our results: not measured at this size.
+Every net trains for 300k steps, whatever the size of its data set: 60 epochs of ImageNet, 133 of iNaturalist and 43 of
+Places-365. The learning rate falls after 90k, 180k and 270k steps, and the checkpoints are named by step.
+
+Ours, because the paper does not give them: pre-training with SGD (momentum 0.9, learning rate 0.1 divided by 10 at
+each decay, weight decay 1e-4, batches of 256 images, crops and flips); and fine-tuning with SGD (momentum 0.9, cosine
+learning rate from 0.01) for 9,000 iterations of 128 images, with crops and flips.
+
+BatchNorm normalises the global batch, because the paper does not say on how many devices its nets were trained. Our
+results: not measured at this size.
 
 Variants: `full`; `smoke`, small ResNets on CIFAR-10 and Fashion-MNIST and one target, within a minute on two cores.
 """

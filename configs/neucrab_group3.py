@@ -33,6 +33,10 @@ v2, MobileNet v1 with four widths and v2 with two, ResNet-50 and ResNet-101, all
 classifiers and early-stopped fine-tuning are tested on a fifth of the training images, and the accuracy to predict
 comes from a single setting. To rank existing checkpoints, use configs/rank_checkpoints.py.
 
+Ours, because the paper does not give them: pre-training for 90 epochs with SGD (momentum 0.9, cosine learning rate
+from 0.1, weight decay 4e-5, batches of 256 images, crops and flips); and fine-tuning with SGD (momentum 0.9, cosine
+learning rate from 0.01) for 9,000 iterations of 128 images, with crops and flips.
+
 BatchNorm normalises the global batch, because the paper does not say on how many devices its nets were trained. Our
 results: not measured at this size.
 

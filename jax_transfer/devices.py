@@ -368,14 +368,35 @@ def peak_memory() -> str:
     >>> peak_memory()
     'host memory so far at most ... GB'
     """
+    host, device = peak_gigabytes()
+    if device is None:
+        return f"host memory so far at most {host:.1f} GB"
+    fullest = _fullest_device()
+    limit = f" of {fullest['bytes_limit'] / 1e9:.1f}" if "bytes_limit" in fullest else ""
+    return f"device memory so far at most {device:.1f}{limit} GB"
+
+
+def peak_gigabytes() -> tuple[float, float | None]:
+    """Returns the peaks of memory, in GB, since the start of this process: its own, and that of its fullest device.
+
+    The latter is None if the devices do not report theirs, as on CPU.
+
+    >>> host, device = peak_gigabytes()
+    >>> host > 0, device
+    (True, None)
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+    fullest = _fullest_device()
+    return host, fullest["peak_bytes_in_use"] / 1e9 if fullest else None
+
+
+def _fullest_device() -> dict[str, int]:
+    """Returns the memory statistics of the device with the highest peak; empty if the devices do not report theirs."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if not all("peak_bytes_in_use" in each for each in stats):
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return f"host memory so far at most {peak / 1e9:.1f} GB"
-    fullest = max(stats, key=lambda each: each["peak_bytes_in_use"])
-    limit = f" of {fullest['bytes_limit'] / 1e9:.1f}" if "bytes_limit" in fullest else ""
-    return f"device memory so far at most {fullest['peak_bytes_in_use'] / 1e9:.1f}{limit} GB"
+        return {}
+    return max(stats, key=lambda each: each["peak_bytes_in_use"])
 
 
 @functools.cache

@@ -42,7 +42,7 @@ class OneOf:
 
 
 class UpTo(NamedTuple):
-    """Condition on a number: it lies between 0 and the value of another field."""
+    """Condition on a number: it lies between 0 and the value of another field, or the smallest one of a tuple."""
 
     field: str
 
@@ -237,9 +237,21 @@ def check(values: Mapping, fields: Schema, where: str, partial: bool = False) ->
             check(dict(value), field, full_name, partial)
             continue
         _check_value(value, field.annotation, full_name, full_name, field.default)
-        for limit in (rule.field for rule in _split(field.annotation)[1] if isinstance(rule, UpTo)):
-            if limit in values and not 0 <= value <= values[limit]:
-                raise InputError(f"{full_name} = {value}: must lie between 0 and {limit} = {values[limit]}.")
+    for name, limit in _limits(values, fields):  # after all values, since a limit must be valid itself
+        most = values[limit]
+        if not 0 <= values[name] <= (min(most) if isinstance(most, tuple | list) else most):
+            raise InputError(f"{where}.{name} = {values[name]}: must lie between 0 and {limit} = {most}.")
+
+
+def _limits(values: Mapping, fields: Schema) -> list[tuple[str, str]]:
+    """Lists the fields that another field limits, each with the name of that field, if the section holds both."""
+    return [
+        (name, rule.field)
+        for name in values
+        if isinstance(field := fields[name], Field)
+        for rule in _split(field.annotation)[1]
+        if isinstance(rule, UpTo) and rule.field in values
+    ]
 
 
 def _check_value(value, annotation, where: str, field: str, default) -> None:

@@ -17,7 +17,7 @@ from jax_transfer import devices, fields, logs, preemption
 from jax_transfer.preemption import Preempted
 from jax_transfer.ranking import command
 from jax_transfer.records import InputError, printable
-from jax_transfer.report import best, trust
+from jax_transfer.report import best, comparison, grid, trust
 from jax_transfer.results import read_rows
 from jax_transfer.study import runner
 from jax_transfer.study.config import BY_TARGET, default_config, follow_targets
@@ -72,12 +72,14 @@ def _main(argv) -> None:
 
 def _print_summary(results: pathlib.Path) -> None:
     paths = (results / f"{name}.jsonl" for name in ("targets", "transfer", "ranking", "scores"))
-    rows = {path.stem: read_rows(path) for path in paths if path.exists()}
-    if rows.get("transfer"):
-        rich.print(best.summary_table(best.by_metric(rows)["transfer"]))
-    ranking, scored = rows.get("ranking", []), rows.get("scores", [])
+    rows = best.by_metric({path.stem: read_rows(path) for path in paths if path.exists()})
+    transfer, ranking, scored = (rows.get(name, []) for name in ("transfer", "ranking", "scores"))
+    if compared := comparison.comparisons(transfer):
+        rich.print(comparison.comparison_table(compared))
+    if best.trajectories(transfer):
+        rich.print(best.summary_table(transfer))
     if method := trust.ground_truth(ranking):
-        rich.print(trust.trust_table(ranking, scored, method))
+        rich.print(trust.trust_table(ranking, scored, method, grid.swept(transfer)))
 
 
 def run() -> None:

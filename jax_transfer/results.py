@@ -48,6 +48,7 @@ VERSIONS = {
     "ranking": 2,
     "targets": 1,
     "checkpoints": 1,
+    "usage": 1,
 }
 
 
@@ -268,6 +269,27 @@ class CheckpointRow:
     version: int = VERSIONS["checkpoints"]
 
 
+@dataclasses.dataclass(frozen=True)
+class UsageRow:
+    """A row that records what one finished run of a stage took in the first process.
+
+    Attributes:
+      run: counts the runs of the stage in this working directory, from 1.
+      compile_seconds, num_programs: time for compiling, part of `seconds`, and number of compiled programs.
+      host_gigabytes, device_gigabytes: peaks of memory since the start of the process; null for a device that does not
+        report its own.
+    """
+
+    stage: str
+    run: int
+    seconds: float
+    compile_seconds: float
+    num_programs: int
+    host_gigabytes: float
+    device_gigabytes: float | None
+    version: int = VERSIONS["usage"]
+
+
 # Field -> column, for columns that are not Python identifiers.
 COLUMNS = {"recall_at_1": "recall@1", "recall_at_3": "recall@3", "rel_at_1": "rel@1", "rel_at_3": "rel@3"}
 
@@ -288,6 +310,7 @@ ROWS = {
     "ranking": (RankingRow, ("target", "method", "score")),
     "targets": (TargetRow, ("target",)),
     "checkpoints": (CheckpointRow, ("checkpoint",)),
+    "usage": (UsageRow, ("stage", "run")),
 }
 
 Row = dict  # a row as read from a JSON line: column -> value

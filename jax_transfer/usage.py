@@ -1,9 +1,10 @@
 """What a part of a run takes: time, the share of it that is compilation, and memory."""
 
 import contextlib
+import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -97,8 +98,25 @@ def counted() -> Iterator[Compilation]:
         jax.monitoring.unregister_event_listener(compilation.add_event)
 
 
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """What a part of a run took.
+
+    Attributes:
+      compile_seconds: time during which at least one thread compiled, part of `seconds`.
+      num_programs: number of compiled programs.
+      host_gigabytes, device_gigabytes: see `devices.peak_gigabytes`.
+    """
+
+    seconds: float
+    compile_seconds: float
+    num_programs: int
+    host_gigabytes: float
+    device_gigabytes: float | None
+
+
 @contextlib.contextmanager
-def reported(what: str) -> Iterator[None]:
+def reported(what: str, record: Callable[[Usage], None] = lambda used: None) -> Iterator[None]:
     """Logs the time, the compilation and the memory of the `with` statement, unless it raises an error.
 
     The line reads "Stage features: 41 s, of which 12 s compiling (3 programs); device memory so far at most 5.1 of 78.0
@@ -106,8 +124,15 @@ def reported(what: str) -> Iterator[None]:
 
     Args:
       what: the beginning of the line.
+      record: called at the end with the numbers, unless the `with` statement raises an error.
+
+    >>> with reported("Stage toy", lambda used: print(used.num_programs)):
+    ...     pass
+    0
     """
     start = time.perf_counter()
     with counted() as compilation:
         yield
-    log.info("%s: %s, %s; %s", what, duration(time.perf_counter() - start), compilation, devices.peak_memory())
+    seconds = time.perf_counter() - start
+    log.info("%s: %s, %s; %s", what, duration(seconds), compilation, devices.peak_memory())
+    record(Usage(seconds, compilation.seconds, compilation.programs, *devices.peak_gigabytes()))

@@ -1,5 +1,6 @@
 """Settings are validated in code, in configs and for single targets; configs of earlier versions can still be read."""
 
+import contextlib
 import copy
 import json
 import pathlib
@@ -43,6 +44,21 @@ EARLIER = json.loads((pathlib.Path(__file__).parent / "earlier_config.json").rea
 def test_settings_validate_their_fields(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ((0.1, 0.3), None),
+        ((0.3, 0.1), r"min_learning_rate = 0\.2: must lie between 0 and learning_rates = \(0\.3, 0\.1\)"),
+        ((), "learning_rates is empty"),
+        (("a",), r"learning_rates\[0\] = 'a': must be of type float"),
+    ],
+)
+def test_limit_is_checked_before_what_it_limits(rates, message):
+    values = {"min_learning_rate": 0.2 if message else 0.1, "learning_rates": rates}
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        fields.check(values, fields.schema(ProbeSettings), "config.probe", partial=True)
 
 
 def test_none_is_allowed_only_for_optional_fields():
@@ -141,8 +157,9 @@ def test_random_crops_of_an_earlier_version_differ():
 def test_defaults_equal_those_of_the_earlier_version():
     new = to_json(default_config())
     assert new["model"].pop("batch_norm_group") is None
-    for name in EARLIER.keys() - {"pretrain", "finetune", "stages"}:
+    for name in EARLIER.keys() - {"pretrain", "finetune", "probe", "stages"}:
         assert new[name] == EARLIER[name]
+    assert EARLIER["probe"].items() <= new["probe"].items()
     assert [stage for stage in new["stages"] if stage in EARLIER["stages"]] == EARLIER["stages"]
 
 

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.studies import run_command
-from jax_transfer import devices, usage
+from helpers.studies import one_epoch_config, run_command
+from jax_transfer import devices, study, usage
+from jax_transfer.results import read_rows
+from jax_transfer.study import runner
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20))))
@@ -97,3 +99,21 @@ def test_study_that_does_not_fit_resumes_with_remat(tmp_path):
     assert done.returncode == 0 and "epoch 1/1" in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if "Stage pretrain: " in line]
     assert len(lines) == 1 and "compiling" in lines[0] and "memory so far at most" in lines[0]
+
+
+def test_each_finished_run_of_a_stage_adds_a_row(tmp_path):
+    config = one_epoch_config(stages=("report",))
+    for runs in (1, 2):
+        study.run(config, tmp_path)
+        rows = read_rows(tmp_path / "results/usage.jsonl")
+        assert [(row["stage"], row["run"]) for row in rows] == [("report", 1), ("report", 2)][:runs]
+    assert all(row["seconds"] >= row["compile_seconds"] >= 0 and row["host_gigabytes"] > 0 for row in rows)
+    assert {row["device_gigabytes"] for row in rows} == {None}
+    text = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert "<h2>Time and memory</h2>" in text  # of the first run, since a page cannot hold its own time
+
+
+def test_only_the_first_process_records_what_a_stage_took(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "is_first_process", lambda: False)
+    runner.record_usage(tmp_path / "results", "probe", usage.Usage(1.0, 0.5, 2, 0.1, None))
+    assert not (tmp_path / "results").exists()

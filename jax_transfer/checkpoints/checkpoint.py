@@ -145,3 +145,16 @@ def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
         settings=settings,
         known_fingerprint="",
     )
+
+
+def with_classes(checkpoint: Checkpoint, num_classes: int, dtype=None) -> Net:
+    """Builds the net of a checkpoint with a head for another number of classes and, if given, in another precision.
+
+    Checkpoints with equal settings get the same net, so that they share compiled programs.
+
+    >>> net = MODELS["resnet10"](num_classes=10, width=8)
+    >>> with_classes(Checkpoint("a", net, {}, {}, Preprocessing(32), settings={"width": 8}), 3).num_classes
+    3
+    """
+    arguments = {**checkpoint.settings, "num_classes": num_classes}
+    return MODELS[checkpoint.net.name](**arguments, **({} if dtype is None else {"dtype": dtype}))

@@ -82,8 +82,11 @@ CATALOG = {
     "shenzhen_cxr": Entry(
         "shenzhen_cxr",
         2,
-        layout="normal/*.png and tuberculosis/*.png (last digit of the file name 0 or 1); it is split 80/20",
+        layout="normal/*.png and tuberculosis/*.png (last digit of the file name 0 or 1), and 30 % of the images for "
+        "training as in the paper with folder:DIR?train_fraction=0.3",
     ),
+    # Satellite images (RGB) in a single split, of which `train_fraction` says how many to train on.
+    "eurosat": Entry("eurosat", 10, image_size=64),
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from jax_transfer.data.folders import Folder
+from jax_transfer.data.source import WHOLE
 from jax_transfer.data.transforms import (
     WEAK_PEAK,
     is_constant,
@@ -282,6 +283,8 @@ def _notes_on_copies(folder: Folder, copies: dict[pathlib.Path, pathlib.Path], s
             f"{count} image{' is an exact copy' if count == 1 else 's are exact copies'} of another image (such as "
             f"{shown(first[1])} of {shown(first[0])})."
         )
+    if copies and WHOLE in folder.splits:
+        notes.append("The random split does not keep copies together: test accuracies may be too high.")
     if leaked:
         notes.insert(
             0,

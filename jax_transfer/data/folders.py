@@ -1,6 +1,7 @@
 """Finds the images of class folders and their splits."""
 
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jax_transfer.data import layout
+from jax_transfer.data.source import WHOLE
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.records import InputError
 
@@ -22,14 +24,23 @@ class Folder:
     Attributes:
       root: the folder.
       class_names: names of the classes, sorted.
-      splits: "train" and "test" -> (paths, labels int32 [n]).
+      splits: "train" and "test", or WHOLE -> (paths, labels int32 [n]).
       notes: sentences on what readers of the results should know about the folder.
+      notes_on_splits: the same on how the images were assigned to the splits.
     """
 
     root: pathlib.Path
     class_names: tuple[str, ...]
     splits: dict[str, Split]
     notes: tuple[str, ...]
+    notes_on_splits: tuple[str, ...]
+
+    @property
+    def whole(self) -> "Folder":
+        """The same images in a single split, WHOLE, with no notes on other splits."""
+        paths, labels = zip(*self.splits.values(), strict=True)
+        whole = tuple(itertools.chain(*paths)), np.concatenate(labels)
+        return dataclasses.replace(self, splits={WHOLE: whole}, notes_on_splits=())
 
 
 def find_images(root: pathlib.Path) -> Folder:
@@ -87,7 +98,7 @@ def find_images(root: pathlib.Path) -> Folder:
         notes.append(
             f"{len(strays)} {images_are} outside the class folders and {they_are} not read (such as {example})."
         )
-    return Folder(root, class_names, splits, tuple(notes))
+    return Folder(root, class_names, splits, tuple(notes), split_folders.notes_on_splits)
 
 
 def _note_on_unread(unread: list[pathlib.Path], root: pathlib.Path) -> list[str]:

@@ -126,12 +126,14 @@ class Splits:
 
     Attributes:
       train, test: the folders that hold the class folders; test is None if a part of train is used for testing.
-      notes: sentences that explain this choice where it is not obvious.
+      notes: sentences on folders that are not read.
+      notes_on_splits: sentences that explain the choice of the splits where it is not obvious.
     """
 
     train: pathlib.Path
     test: pathlib.Path | None = None
     notes: tuple[str, ...] = ()
+    notes_on_splits: tuple[str, ...] = ()
 
 
 def find_splits(root: pathlib.Path) -> Splits:
@@ -151,7 +153,7 @@ def find_splits(root: pathlib.Path) -> Splits:
     ...     for name in ("Training/cat", "Training/dog", "Testing/cat"):
     ...         (root / name).mkdir(parents=True)
     ...     splits = find_splits(root)
-    >>> splits.train.name, splits.test.name, splits.notes
+    >>> splits.train.name, splits.test.name, splits.notes_on_splits
     ('Training', 'Testing', ('Training/ is used for training and Testing/ for testing.',))
     """
     folders = subfolders(root)
@@ -188,16 +190,16 @@ def find_splits(root: pathlib.Path) -> Splits:
             test = _plainest(labelled, dict.fromkeys(labelled, True), root)
             reason = f"{_shown(unlabelled[0], root)} has no class folders" if unlabelled else "there is no test folder"
         unlabelled += [folder for folder in group if folder not in labelled]
-    notes, mentioned = [], [folder for folder in (train, test) if folder]
+    notes, notes_on_splits, mentioned = [], [], [folder for folder in (train, test) if folder]
     if test and role(test.name)[0] == "val":
-        notes.append(
+        notes_on_splits.append(
             f"{_shown(train, root)} is used for training and {_shown(test, root)} for testing, because {reason}."
         )
         mentioned += [folder for folder in unlabelled[:1] if role(folder.name)[0] == "test"]
     elif test and {train, test} != {root / "train", root / "test"}:
-        notes.append(f"{_shown(train, root)} is used for training and {_shown(test, root)} for testing.")
+        notes_on_splits.append(f"{_shown(train, root)} is used for training and {_shown(test, root)} for testing.")
     elif unlabelled and classes and test is None:
-        notes.append(
+        notes_on_splits.append(
             f"{_shown(unlabelled[0], root)} has no class folders: a fifth of each class of {_shown(train, root)} is "
             "used for testing."
         )
@@ -208,7 +210,7 @@ def find_splits(root: pathlib.Path) -> Splits:
         listed = ", ".join(f"{folder.name}/" for folder in unread[:3])
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
         notes.append(f"{listed}{more} beside {_shown(train, root)} {'are' if len(unread) > 1 else 'is'} not read.")
-    return Splits(train, test, tuple(notes))
+    return Splits(train, test, tuple(notes), tuple(notes_on_splits))
 
 
 def _without_train(root: pathlib.Path, split: str, others: list[pathlib.Path]) -> str:

@@ -13,6 +13,7 @@ from jax_transfer.choose import choose
 from jax_transfer.records import InputError
 
 SPLITS = ("train", "test")
+WHOLE = "train+test"  # all images of both splits, which only `train_fraction` loads, to split them anew
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,7 +2,8 @@
 
 A name has the form `kind:rest[?option=value&option=value]`: `tfds:cifar10`, `folder:/my/images?train=500&test=200`,
 `embedded:digits`, `tfds:cifar10?classes=cat+dog&per_class=100`. The kinds are the keys of SOURCES, and the options
-are the keys of `subsets.OPTIONS`.
+are the keys of `subsets.OPTIONS`. `train_fraction=0.3` splits all images anew: 30 % of each class for training, the
+others for testing; the other options apply to these splits.
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ from sklearn.datasets import load_digits
 
 from jax_transfer.choose import choose
 from jax_transfer.data import examine, folders
-from jax_transfer.data.source import SPLITS, Source, content_hash, from_arrays, read_arrays, shared
-from jax_transfer.data.subsets import OPTIONS, stratified_split
+from jax_transfer.data.source import SPLITS, WHOLE, Source, content_hash, from_arrays, read_arrays, shared
+from jax_transfer.data.subsets import FIRST, OPTIONS, Option, part_of_only_split
 from jax_transfer.data.tfds_sets import load_tfds
 from jax_transfer.data.transforms import DECODING_VERSION, decode_file, resize_square
 from jax_transfer.records import InputError, printable
@@ -74,10 +75,14 @@ def _load_source(name: str, split: str, seed: int, on_corrupt: str) -> Source:
             f"{name!r} is not the name of a data set: expected kind:name, such as 'tfds:cifar10' or "
             "'folder:/my/images'."
         )
-    source = choose(SOURCES, kind, f"kind of data set (in {name!r})")(rest, split, on_corrupt)
-    for select, value in options[split]:
+    load = choose(SOURCES, kind, f"kind of data set (in {name!r})")
+    loaded = WHOLE if any(option.whole for option, _ in options) else split
+    source = dataclasses.replace(load(rest, loaded, on_corrupt), split=split)
+    for option, value in options:
+        if split not in option.splits:
+            continue
         try:
-            source = select(source, value, seed)
+            source = option.select(source, value, seed)
         except InputError as error:
             raise InputError(f"{name!r}: {error}") from error
     source = dataclasses.replace(source, name=name)
@@ -95,27 +100,25 @@ def _load_source(name: str, split: str, seed: int, on_corrupt: str) -> Source:
 _LOGGED: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
-def _parse_name(name: str):
-    """Splits 'address?a=1&b=2' into (address, {split: [(function, value)]}).
+def _parse_name(name: str) -> tuple[str, list[tuple[Option, Any]]]:
+    """Splits 'address?a=1&b=2' into (address, [(option, value)]), with the options in the order to apply them.
 
     A question mark without options after it belongs to the address.
     """
-    options = {split: [] for split in SPLITS}
     address, mark, tail = name.rpartition("?")
     if not (mark and re.fullmatch(r"\w+=[^=&/]*(&\w+=[^=&/]*)*", tail)):
-        return name, options
+        return name, []
     pairs = [pair.split("=") for pair in tail.split("&")]
     if len({key for key, _ in pairs}) < len(pairs):
         raise InputError(f"{name!r}: an option is given twice; give each option once.")
-    pairs.sort(key=lambda pair: pair[0] != "classes")  # classes come first, since the others apply to what is left
+    pairs.sort(key=lambda pair: FIRST.index(pair[0]) if pair[0] in FIRST else len(FIRST))
+    options = []
     for key, text in pairs:
         option = choose(OPTIONS, key, f"option (in {name!r})")
         try:
-            value = option.parse(text)
+            options.append((option, option.parse(text)))
         except ValueError as error:
             raise InputError(f"{name!r}: {key} must be {option.expected}, got {text!r}.") from error
-        for split in option.splits:
-            options[split].append((option.select, value))
     return address, options
 
 
@@ -149,7 +152,7 @@ def _load_embedded(rest: str, split: str, on_corrupt: str) -> Source:
     80 % of each class form the training split.
     """
     images = shared(rest, choose(EMBEDDED, rest, "embedded data set"))
-    chosen = stratified_split(images.labels)[SPLITS.index(split)]
+    chosen = part_of_only_split(images.labels, split)
     source = from_arrays(images.images[chosen], images.labels[chosen], f"embedded:{rest}", split)
     return dataclasses.replace(source, read=functools.partial(_read_embedded, images, chosen))
 
@@ -165,17 +168,18 @@ def _load_folder(rest: str, split: str, on_corrupt: str) -> Source:
     """Loads class folders of images; `folders.find_images` describes the layouts."""
     try:
         root = pathlib.Path(rest).expanduser()
-        folder = folders.find_images(root)
+        found = folders.find_images(root)
+        folder = found.whole if split == WHOLE else found
         stats = {path: path.stat() for paths, _ in folder.splits.values() for path in paths}
         content = {path: f"{path.relative_to(root)} {s.st_size} {s.st_mtime_ns}" for path, s in stats.items()}
-        key = content_hash(str(root.absolute()), on_corrupt, *folder.class_names, *folder.notes, *content.values())
+        parts = (*folder.splits, *folder.class_names, *folder.notes_on_splits, *folder.notes, *content.values())
+        key = content_hash(str(root.absolute()), on_corrupt, *parts)
         findings = shared(key, lambda: examine.examine(folder, on_corrupt == "skip", THREADS))
     except OSError as error:  # no permission, or a name that is too long
         raise InputError(f"folder:{rest}: {error.filename or 'it'} cannot be read ({error.strerror}).") from error
     except RuntimeError as error:  # ~name without such a user
         raise InputError(f"folder:{rest}: {error}") from error
-    paths, labels = folder.splits[split]
-    if not paths:
+    if not folder.splits[split][0]:
         raise InputError(
             f"{root}: no class has more than one image, so no images are left for testing; add images or a test folder."
         )
@@ -196,14 +200,14 @@ def _without_damaged(findings: examine.Findings, split: str):
     root, (paths, labels) = findings.folder.root, findings.folder.splits[split]
     valid = np.array([path not in findings.problems for path in paths])
     lost = sorted(set(labels) - set(labels[valid]))
-    if lost and (split == "train" or not valid.any()):
+    if lost and (split != "test" or not valid.any()):
         name = findings.folder.class_names[lost[0]]
         first = next(path for path, label in zip(paths, labels, strict=True) if label == lost[0])
         raise InputError(
             f"{root}: no image of class {name!r} in the {split} split can be read; the first error: "
             f"{findings.problems[first]}"
         )
-    notes = [*findings.folder.notes, *findings.notes]
+    notes = [*findings.folder.notes_on_splits, *findings.folder.notes, *findings.notes]
     if not valid.all():
         listed = "\n  ".join(findings.problems[path] for path in paths if path in findings.problems)
         count = f"{(~valid).sum()} of {len(valid)} images"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_transfer.data.source import SPLITS, Source, of_classes, subset
+from jax_transfer.data.source import SPLITS, WHOLE, Source, of_classes, subset
 from jax_transfer.records import InputError
 
 
@@ -116,6 +116,50 @@ def stratified_split(labels: np.ndarray, test_fraction: float = 0.2) -> tuple[np
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 
+def part_of_only_split(labels: np.ndarray, split: str) -> np.ndarray:
+    """Returns the images of a split of a data set that has only one: `stratified_split`, or all images for WHOLE.
+
+    Returns:
+      Sorted indices into `labels`.
+
+    >>> import numpy as np
+    >>> [len(part_of_only_split(np.repeat([0, 1], [10, 5]), split)) for split in ("train", "test", WHOLE)]
+    [12, 3, 15]
+    """
+    return np.arange(len(labels)) if split == WHOLE else stratified_split(labels)[SPLITS.index(split)]
+
+
+def resplit(source: Source, train_fraction: float, seed: int) -> Source:
+    """Returns the split `source.split` of a random division of all images, which keeps the proportions of the classes.
+
+    The training split holds a fraction `train_fraction` of the images, and the test split all others.
+
+    Args:
+      source: all images of a data set, with the name of the split to return.
+
+    Raises:
+      InputError: if a class is left without training images, or no images are left for testing.
+
+    >>> import numpy as np
+    >>> from jax_transfer.data.source import from_arrays
+    >>> source = from_arrays(np.zeros((20, 8, 8), np.uint8), np.repeat([0, 1], 10), split="test")
+    >>> np.bincount(resplit(source, 0.3, seed=0).labels).tolist()
+    [7, 7]
+    """
+    train = fraction(source.labels, train_fraction, seed)
+    if lost := sorted(set(source.labels.tolist()) - set(source.labels[train].tolist())):
+        raise InputError(
+            f"train_fraction={train_fraction:g} of {len(source)} images leaves class {source.class_names[lost[0]]!r} "
+            "without a training image; use a larger one."
+        )
+    test = np.setdiff1d(np.arange(len(source)), train)
+    if not len(test):
+        raise InputError(
+            f"train_fraction={train_fraction:g} of {len(source)} images leaves none for testing; use a smaller one."
+        )
+    return subset(source, train if source.split == "train" else test)
+
+
 def _shares(counts: np.ndarray, total: int, generator: np.random.Generator) -> np.ndarray:
     """Divides `total` among the classes in proportion to `counts` (largest remainder, ties broken at random)."""
     quotas = total * counts / counts.sum()
@@ -139,12 +183,14 @@ class Option:
       parse: converts the text of the value; raises ValueError if the text is invalid.
       expected: describes the valid values in error messages.
       select: select(source, value, seed) returns the part of the source that is kept.
+      whole: whether `select` takes the images of both splits, with the name of the one to return.
     """
 
     splits: tuple[str, ...]
     parse: Callable[[str], Any]
     expected: str
     select: Callable[[Source, Any, int], Source]
+    whole: bool = False
 
 
 def _select_by(function) -> Callable[[Source, Any, int], Source]:
@@ -164,6 +210,12 @@ def _share(text: str) -> float:
     return float(text)
 
 
+def _part(text: str) -> float:
+    if not 0 < float(text) < 1:
+        raise ValueError(text)
+    return float(text)
+
+
 def _names(text: str) -> list[str]:
     names = text.split("+")
     if not all(names):
@@ -172,6 +224,7 @@ def _names(text: str) -> list[str]:
 
 
 OPTIONS = {
+    "train_fraction": Option(SPLITS, _part, "a number between 0 and 1", resplit, whole=True),
     "classes": Option(
         SPLITS, _names, "names of classes joined by +", lambda source, names, seed: of_classes(source, names)
     ),
@@ -180,3 +233,4 @@ OPTIONS = {
     "test": Option(("test",), _count, "a whole number of test images, 1 or more", _select_by(capped)),
     "fraction": Option(("train",), _share, "a number in (0, 1]", _select_by(fraction)),
 }
+FIRST = ("train_fraction", "classes")  # applied first, in this order, since the others apply to what they leave

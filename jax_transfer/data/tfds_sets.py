@@ -5,6 +5,7 @@ import difflib
 import functools
 import logging
 import os
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,8 +16,8 @@ import tensorflow_datasets as tfds
 from jax_transfer import logs
 from jax_transfer.data import catalog, examine
 from jax_transfer.data.labels import cached_labels
-from jax_transfer.data.source import SPLITS, Source, content_hash, subset
-from jax_transfer.data.subsets import stratified_split
+from jax_transfer.data.source import SPLITS, WHOLE, Source, content_hash, subset
+from jax_transfer.data.subsets import part_of_only_split
 from jax_transfer.data.transforms import DECODING_VERSION, WEAK_PEAK
 from jax_transfer.records import InputError
 
@@ -71,10 +72,8 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         raise InputError(f"tfds:{rest} needs the features 'image' and 'label', but has {', '.join(features)}.")
     if not splits:
         raise absent
-    expression = getattr(entry, split, None) or ("validation" if split == "test" and "test" not in splits else split)
     only = next(iter(splits)) if len(splits) == 1 else ""
-    if only:
-        expression = only
+    expression = only or _expression(entry, split, splits)
     if not all(part in splits for part in expression.split("+")):
         raise InputError(f"tfds:{rest} has no split {expression!r} to {split} on. Its splits are: {', '.join(splits)}.")
     skip = {key: tfds.decode.SkipDecoding() for key, kind in features.items() if isinstance(kind, tfds.features.Image)}
@@ -100,12 +99,19 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         entry.metric if entry else "accuracy",
     )
     notes = []
-    if only:
-        source = subset(source, stratified_split(source.labels)[SPLITS.index(split)])
+    if only and split in SPLITS:
+        source = subset(source, part_of_only_split(source.labels, split))
         notes.append(f"It has only one split ({only}): a fifth of each class is used for testing.")
     if not len(source):
         raise InputError(f"tfds:{rest}: no class has more than one image, so no images are left for testing.")
     return dataclasses.replace(source, notes=(*notes, *_notes_on_sample(source)))
+
+
+def _expression(entry: catalog.Entry | None, split: str, available: Container[str]) -> str:
+    """Returns the split expression for TFDS of "train", "test" or both (WHOLE), such as "train+validation"."""
+    if split == WHOLE:
+        return "+".join(_expression(entry, one, available) for one in SPLITS)
+    return getattr(entry, split, None) or ("validation" if split == "test" and "test" not in available else split)
 
 
 def _notes_on_sample(source: Source) -> list[str]:

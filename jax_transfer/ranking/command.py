@@ -36,6 +36,8 @@ class RankingFields:
     # "accuracy" or "mean_class_accuracy". Unset: the metric usually reported for the target, or accuracy if none is
     # known.
     metric: Annotated[str, OneOf(METRICS, "metric")] | None = None
+    # Number of the best checkpoints to fine-tune as well, on the training images of the target.
+    finetune: Annotated[int, between(0, 1000)] = 0
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
     batch_size: Count = 64
     # skip: damaged images are logged and skipped; error: stop at the first one.
@@ -95,7 +97,7 @@ def run(config: StudyConfig, workdir: pathlib.Path) -> None:
         write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1).encode())
         ranking = rank(
             checkpoints, config.target, config.model or None, config.scores, _replaced(config), config.seed,
-            config.batch_size, config.on_corrupt, workdir, config.metric or None,
+            config.batch_size, config.on_corrupt, workdir, config.metric or None, config.finetune,
         )  # fmt: skip
         written = page.write_page(ranking, workdir / "report")
         rich.print(result.table(ranking))

@@ -69,11 +69,15 @@ def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
     yield f'<p class="answer">{escape(first)}</p>'
     yield f"<p>{escape(' '.join(others))}</p>"
     yield tables.to_html(table_rows(ranking))
+    tuned = (
+        "Fine-tuned: the same metric of the whole model after training, on the test images. " if ranking.tuning else ""
+    )
     metric = {"accuracy": "accuracy", "mean_class_accuracy": "mean of the classes' accuracies"}[ranking.metric]
     yield (
         f'<p class="quiet">Probe: {metric} of a softmax regression on the frozen features, with its 95 % interval. '
         "Each image is tested by a classifier trained on other images (five-fold cross-validation). Behind: percentage "
         "points below the best checkpoint, on the same images; ≈: the 95 % interval of this difference includes 0. "
+        f"{tuned}"
         f"{STAR}: ranked first by this score. Scores: higher is better; values are comparable only between "
         "checkpoints on one target.</p>"
     )

@@ -25,6 +25,7 @@ from jax_transfer.features.cache import FeatureCache
 from jax_transfer.logs import duration, log
 from jax_transfer.ranking.candidates import Candidate, list_candidates, load
 from jax_transfer.ranking.result import Ranked, Ranking, named_classes
+from jax_transfer.ranking.tuning import finetune_best
 from jax_transfer.records import METRICS, Features, InputError
 from jax_transfer.transfer.cross_validation import (
     FOLDS,
@@ -50,8 +51,9 @@ def rank(
     on_corrupt: str = "skip",
     workdir: str | pathlib.Path | None = None,
     metric: str | None = None,
+    finetune: int = 0,
 ) -> Ranking:
-    """Ranks checkpoints for a target without fine-tuning them.
+    """Ranks checkpoints for a target by their frozen features, and fine-tunes the best ones if asked to.
 
     Checkpoints are ordered by the accuracy of a converged linear probe on their features, cross-validated over all
     images of the target. The scores are shown beside this accuracy. A checkpoint that cannot be read or evaluated is
@@ -78,6 +80,8 @@ def rank(
       metric: the metric that orders the checkpoints: "accuracy", or "mean_class_accuracy", the mean of the accuracies
         of the classes. By default, the metric that papers report for the target (`data.catalog`), or accuracy if none
         is known.
+      finetune: number of the best checkpoints to fine-tune on the training images of the target (`tuning.SETTINGS`);
+        their accuracies on its test images are shown beside the probe's, and the order stays that of the probe.
 
     Returns:
       The ranking; `print` shows it as a table.
@@ -87,6 +91,8 @@ def rank(
     """
     for score in scores:
         choose(SCORES, score, "score (scores)")
+    if type(finetune) is not int or finetune < 0:
+        raise InputError(f"finetune = {finetune!r}: expected the number of checkpoints to fine-tune, 0 or more.")
     candidates = list_candidates(checkpoints, model)
     sources = [load_source(target, split, seed, on_corrupt) for split in ("train", "test")]
     metric = metric or sources[0].metric
@@ -112,8 +118,11 @@ def rank(
     if all(row.error for row in rows):
         raise InputError("No checkpoint can be used. " + " ".join(row.error for row in rows))
     rows = _ordered(rows, correct, images.weights)
+    rows, tuning = finetune_best(rows, finetune, images.feeds_of, metric, seed)
     majority = float(np.bincount(images.labels, images.weights).max() / images.weights.sum())
-    return Ranking(target, len(images.labels), len(images.classes), majority, rows, metric, images.classes, notes)
+    return Ranking(
+        target, len(images.labels), len(images.classes), majority, rows, metric, images.classes, notes, tuning
+    )
 
 
 def _log_row(row: Ranked, number: int, count: int) -> None:
@@ -176,6 +185,10 @@ class _Target:
     def _feed(self, source: Source, preprocessing: Preprocessing) -> Feed:
         index = next(i for i, candidate in enumerate(self.sources) if candidate is source)
         return self._feeds(preprocessing.reading)[index]
+
+    def feeds_of(self, preprocessing: Preprocessing) -> list[Feed]:
+        """Returns the feeds of the training and the test images."""
+        return self._feeds(preprocessing.reading)
 
     def _read(self, reading: Preprocessing) -> list[Feed]:
         with logs.progress(self.num_images, f"read images at {reading.host_size} pixels", "images") as bar:

@@ -41,6 +41,8 @@ class Ranked:
       behind_low, behind_high: ends of the 95 % interval of this difference.
       scores: score -> value; NaN if the score does not apply.
       seconds: time of the evaluation.
+      finetuned: accuracy on the test images after fine-tuning; NaN if it was not fine-tuned.
+      finetune_error: why fine-tuning failed; "" if it did not.
       notes: sentences on what was assumed about the checkpoint or ignored in its file.
       preprocessing_is_guess: whether the preprocessing was guessed because the checkpoint does not state it.
       error: reason for the failure, "" if there is none.
@@ -60,6 +62,8 @@ class Ranked:
     behind_high: float = math.nan
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = math.nan
+    finetuned: float = math.nan
+    finetune_error: str = ""
     notes: tuple[str, ...] = ()
     preprocessing_is_guess: bool = False
     error: str = ""
@@ -83,6 +87,16 @@ class Ranked:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How the best checkpoints of a ranking were fine-tuned: epochs, learning rate, and numbers of images."""
+
+    epochs: int
+    learning_rate: float
+    num_train: int
+    num_test: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Ranking:
     """Checkpoints ranked by probe accuracy, failures last. `print(ranking)` shows a table.
 
@@ -95,6 +109,7 @@ class Ranking:
       metric: "accuracy" or "mean_class_accuracy".
       class_names: names of the classes.
       notes: sentences that a reader should know about the images.
+      tuning: how the best checkpoints were fine-tuned; None if they were not.
 
     >>> rows = [Ranked("b", "b.pth", accuracy=0.9, low=0.88, high=0.92, behind=0.0, behind_low=0.0, behind_high=0.0,
     ...                scores={"logme": 1.2}),
@@ -113,6 +128,7 @@ class Ranking:
     metric: str = "accuracy"
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    tuning: Tuning | None = None
 
     @property
     def best(self) -> Ranked:
@@ -272,7 +288,10 @@ def answer(ranking: Ranking) -> list[str]:
             f"{majority}. A linear classifier on the features of the best one, {best.checkpoint}, {right} "
             f"{interval}{luck}.",
             *_failures(ranking),
-            "Try other checkpoints, more images, or fine-tuning, which was not measured here.",
+            *_finetuning(ranking),
+            "Try other checkpoints or more images."
+            if ranking.tuning
+            else "Try other checkpoints, more images, or fine-tuning, which was not measured here.",
         ]
     sentences = [
         f"Use {best.checkpoint}: a linear classifier on its features {right} {interval}; always predicting the largest "
@@ -307,7 +326,26 @@ def answer(ranking: Ranking) -> list[str]:
             f"Kendall's tau over {len(ranking.evaluated)} checkpoints means little: at least {MIN_CHECKPOINTS} are "
             "needed."
         )
-    return [*sentences, *_failures(ranking), "This ranks frozen features; after fine-tuning, the order may differ."]
+    caveat = [] if ranking.tuning else ["This ranks frozen features; after fine-tuning, the order may differ."]
+    return [*sentences, *_failures(ranking), *_finetuning(ranking), *caveat]
+
+
+def _finetuning(ranking: Ranking) -> list[str]:
+    """Describes the accuracies after fine-tuning."""
+    if not (how := ranking.tuning):
+        return []
+    tuned = sorted((row for row in ranking.evaluated if math.isfinite(row.finetuned)), key=lambda row: -row.finetuned)
+    words = f"fine-tuning ({how.epochs} epochs on {how.num_train:,} images, learning rate {how.learning_rate:g})"
+    failed = [
+        f"Fine-tuning {row.checkpoint} failed: {row.finetune_error}." for row in ranking.rows if row.finetune_error
+    ]
+    if not tuned:
+        return failed
+    others = "".join(f", then {row.checkpoint} with {percent(row.finetuned)}" for row in tuned[1:])
+    first = f"After {words}, {tuned[0].checkpoint} is best with {percent(tuned[0].finetuned)}{others}, "
+    rest = len(ranking.evaluated) - len(tuned)
+    untuned = f"; the other {rest} were not fine-tuned" if rest else ""
+    return [f"{first}on {how.num_test:,} test images{untuned}.", *failed]
 
 
 def _failures(ranking: Ranking) -> list[str]:
@@ -380,6 +418,7 @@ def table_rows(ranking: Ranking) -> list[Row]:
             _heading(ranking): percent(row.accuracy, unit=""),
             "95 %": f"{100 * row.low:.1f}..{100 * row.high:.1f}" if ok else EN_DASH,
             "Behind": _behind(ranking, row),
+            **({"Fine-tuned %": percent(row.finetuned, unit="")} if ranking.tuning else {}),
         }
         for score in ranking.scores:
             cells[tables.score_name(score)] = _format_score(row.scores[score], row is firsts[score]) if ok else EN_DASH
@@ -412,6 +451,7 @@ SHORT = {
     "N-LEEP": "N-\nLEEP",
     "TransRate": "Trans\nRate",
     "Behind": "Be-\nhind",
+    "Fine-tuned %": "Fine-\ntuned",
 }
 
 

@@ -8,15 +8,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jax_transfer.records import METRICS, InputError
-from jax_transfer.report import figures, spectral, tables
-from jax_transfer.report.best import best_checkpoints, by_metric, summary_rows
+from jax_transfer.report import figures, figures_by_name, score_figures, spectral, spectral_figures, tables, used
+from jax_transfer.report.answer import answer
+from jax_transfer.report.best import by_metric, given, is_given
+from jax_transfer.report.grid import grid_rows, grid_sentences, is_result, swept
 from jax_transfer.report.markup import escape, inline_svg, to_page
 from jax_transfer.report.style import to_svg
-from jax_transfer.report.tables import METHODS, percent
 from jax_transfer.report.trust import trust_note, trust_rows
 from jax_transfer.results import Row, column_names, read_rows
 
 LONG_TABLE = 15  # number of rows; longer tables are collapsed
+MANY_NAMES = 6  # number of given checkpoints in the head of the page
 MANY_FIGURES = 12  # number per section; with more, all groups but the first are collapsed
 
 
@@ -39,6 +41,19 @@ class Page:
     written_by: Mapping[str, Sequence[str]]
     figures: pathlib.Path
     taken: set[str] = dataclasses.field(default_factory=set)
+
+    @functools.cached_property
+    def given(self) -> list[str]:
+        """The names of the checkpoints that were given to the study: those in the results, or else as in the config."""
+        rows = [row for name in ("transfer", "scores", "spectral") for row in given(self.results.get(name, []))]
+        return list(dict.fromkeys(row["checkpoint"] for row in rows)) or list(self.config.get("checkpoints") or ())
+
+    @functools.cached_property
+    def has_trajectory(self) -> bool:
+        """Whether the study has a pre-training of its own."""
+        own = not all(map(is_given, self.results.get("transfer", [])))
+        planned = "pretrain" in self.config.get("stages", ())
+        return own or planned or not self.given or bool(self.results.get("pretrain"))
 
     def not_run(self, name: str) -> str:
         """Returns a paragraph that says that a result file has no rows, and which stages write it."""
@@ -81,7 +96,7 @@ def write_report(workdir: pathlib.Path, written_by: Mapping[str, Sequence[str]] 
         tables.to_csv(rows, report / f"{name}.csv", column_names(name, rows))
     title = tables.showable(config.get("name") or workdir.resolve().name)
     page = Page(config, results, by_metric(results), written_by, report / "figures")
-    body = _head(title, config)
+    body = _head(title, page)
     for heading, section in SECTIONS.items():
         if content := list(section(page)):
             body += [f"<h2>{escape(heading)}</h2>", *content]
@@ -101,88 +116,32 @@ def _read_config(path: pathlib.Path) -> dict:
     return config
 
 
-def _head(title: str, config: Mapping) -> list[str]:
+def _head(title: str, page: Page) -> list[str]:
+    subjects = [_pretrained(page.config) if page.has_trajectory else "", _given(page.given)]
+    subject = ", and ".join(filter(None, subjects))
+    return [f"<h1>{escape(title)}</h1>", f'<p class="quiet">{escape(subject)}</p>' if subject else ""]
+
+
+def _pretrained(config: Mapping) -> str:
+    """Describes the study's own pre-training."""
     sections = {name: config.get(name) or {} for name in ("model", "source")}
     model, source = sections["model"].get("name"), sections["source"].get("dataset")
     source = " and ".join([source, *(sections["source"].get("others") or ())]) if source else None
     model = ", ".join([model, *(other["name"] for other in sections["model"].get("others") or ())]) if model else None
-    subject = f"{model or 'A model'} pre-trained on {source}" if source else model or ""
-    return [f"<h1>{escape(title)}</h1>", f'<p class="quiet">{escape(subject)}</p>' if subject else ""]
+    return f"{model or 'A model'} pre-trained on {source}" if source else model or ""
 
 
-def _points(gain: float) -> str:
-    return f"{100 * gain:.2f} points"
-
-
-def _sentence(row: Row) -> str:
-    """Describes the best checkpoint of one method on one target; `row` comes from `best.best_checkpoints`."""
-    method = METHODS[row["method"]][1] if row["method"] in METHODS else f"with {tables.method_name(row['method'])}"
-    source = f"{tables.showable(row['source'])} " if row["source"] else ""
-    accuracy = f"{percent(row['best_accuracy'])} {METRICS[row['metric']]}"
-    text = f"{method}, {source}epoch {row['best_epoch']} is best with {accuracy}"
-    if row["num_checkpoints"] == 1:
-        return f"{text} (the only checkpoint evaluated)."
-    if row["best_epoch"] == row["last_epoch"]:
-        text += "; it is also the last checkpoint"
-    else:
-        text += f", {_points(row['gain'])} above the last checkpoint ({percent(row['last_accuracy'])})"
-        if row["seed_spread"] is not None and row["gain"] <= row["seed_spread"]:
-            text += f"; the spread over seeds is as large ({_points(row['seed_spread'])}), so there is no clear gain"
-    incomplete = ", ".join(map(str, row["incomplete_epochs"]))
-    epochs = "epoch" if len(row["incomplete_epochs"]) == 1 else "epochs"
-    return f"{text}." + (f" Some seeds are missing at {epochs} {incomplete}." if incomplete else "")
-
-
-def _overall(best: Sequence[Row]) -> str:
-    """Summarises all targets in one sentence, for FE and for FT; "" if no trajectory was evaluated."""
-    clauses = []
-    for method in ("probe" if any(r["method"] == "probe" for r in best) else "probe_converged", "finetune"):
-        rows = [row for row in best if row["method"] == method and row["num_checkpoints"] > 1]
-        gains = [row["gain"] for row in rows if row["gain"] > 0]
-        unclear = [row for row in rows if 0 < row["gain"] <= (row["seed_spread"] or 0)]
-        targets = f"{len(rows)} {'target' if len(rows) == 1 else 'targets'}"
-        doubt = f"; the spread over seeds is as large on {len(unclear)}" if unclear else ""
-        if gains:
-            gain = f"by {'up to ' if len(gains) > 1 else ''}{_points(max(gains))}{doubt}"
-            count = f"on {len(gains)} of {targets} ({gain})"
-            clauses.append(f"{METHODS[method][1]}, an earlier checkpoint beats the last one {count}")
-        elif rows:
-            count = "on the only target" if len(rows) == 1 else f"on any of {targets}"
-            clauses.append(f"{METHODS[method][1]}, no earlier checkpoint beats the last one {count}")
-    text = "; ".join(clauses)
-    return f"{text[0].upper()}{text[1:]}." if text else ""
+def _given(names: Sequence[str]) -> str:
+    """Counts the given checkpoints and names the first few."""
+    if not names:
+        return ""
+    listed = ", ".join([*names[:MANY_NAMES], *(["..."] if len(names) > MANY_NAMES else [])])
+    return f"{len(names)} given checkpoint{'' if len(names) == 1 else 's'}: {listed}"
 
 
 def _answer(page: Page) -> Iterator[str]:
-    """Yields statements about which checkpoint is best: over all targets, per target, and as a table."""
-    transfer_rows = page.read.get("transfer", [])
-    best = best_checkpoints(transfer_rows)
-    if not best:
-        yield page.not_run("transfer")
-        return
-    yield f'<p class="answer">{escape(_overall(best))}</p>'
-    evaluated = {row["method"] for row in best}
-    for stage, methods in (("probe", {"probe", "probe_converged"}), ("finetune", {"finetune"})):
-        if not methods & evaluated:
-            yield f"<p>The stage <code>{stage}</code> has not run.</p>"
-    yield "<ul>"
-    for target, name in tables.target_names(row["target"] for row in best).items():
-        sentences = " ".join(s[0].upper() + s[1:] for s in (_sentence(row) for row in best if row["target"] == target))
-        yield f"<li><strong>{escape(name)}.</strong> {escape(sentences)}</li>"
-    yield "</ul>"
-    if any(row["num_seeds"] == 1 for row in best):
-        yield "<p>With a single seed, the spread over seeds is unknown, so a small gain may be due to chance.</p>"
-    yield tables.to_html(summary_rows(transfer_rows))
-    mean_class = ""
-    if any(row["metric"] == "mean_class_accuracy" for row in best):
-        mean_class = " Mean class accuracy gives each class the same weight, regardless of its number of test images."
-    yield (
-        '<p class="quiet">FE: the backbone is frozen and a classifier is trained on its features. FT: the whole model'
-        f" is fine-tuned.{mean_class} Accuracies are averaged over seeds; the earliest epoch wins a tie. Gain: best"
-        " minus last checkpoint. Seed spread: highest minus lowest accuracy over seeds, the larger value of the best"
-        " and the last epoch. The best epoch is selected by the accuracy reported here, so small gains are"
-        " optimistic.</p>"
-    )
+    """Yields statements about which checkpoint is best: over all targets, per target, and as tables."""
+    yield from list(answer(page.read.get("transfer", []))) or [page.not_run("transfer")]
 
 
 def _targets(page: Page) -> Iterator[str]:
@@ -228,8 +187,10 @@ def _why(page: Page) -> Iterator[str]:
         yield "<p>No component has an accuracy by the metric of its target yet; run stage spectral.</p>"
         return
     yield tables.to_html(rows)
+    own = "the checkpoint with the highest FE accuracy and the last checkpoint" if page.has_trajectory else ""
+    by_name = "the given checkpoint with the highest FE accuracy, the next and the lowest" if page.given else ""
     yield (
-        '<p class="quiet">The table shows the checkpoint with the highest FE accuracy and the last checkpoint. The'
+        f'<p class="quiet">The table shows {", and ".join(filter(None, (own, by_name)))}. The'
         " accuracy belongs to the FE probe or the fine-tuned model, by the metric of the target. Probe: a softmax"
         " classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on their main component (the"
         " smallest number of singular directions of each batch that hold 80 % of the sum of its singular values) and on"
@@ -244,8 +205,34 @@ def _trust(page: Page) -> Iterator[str]:
         yield page.not_run("ranking" if scored else "scores")
     for method in sorted({row["method"] for row in ranking}):
         yield f"<h3>{escape(tables.method_name(method))}</h3>"
-        yield f'<p class="quiet">{escape(trust_note(ranking, scored, method))}</p>'
+        note = trust_note(ranking, scored, method, swept(page.read.get("transfer", [])))
+        yield f'<p class="quiet">{escape(note)}</p>'
         yield tables.to_html(trust_rows(ranking, scored, method))
+
+
+def _grid(page: Page) -> Iterator[str]:
+    """Yields which settings were tried and chosen, and what to think of the choices."""
+    rows = page.read.get("transfer", [])
+    if cells := grid_rows(rows):
+        yield tables.to_html(cells)
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in grid_sentences(rows))
+        yield f"<ul>{items}</ul>" if items else ""
+        yield (
+            '<p class="quiet">Chosen: the settings of the results, for which checkpoints. Diverged: trainings in the'
+            " grid without an accuracy, out of all. They are not repeated. The grid's own accuracies are only in the"
+            " table of all results.</p>"
+        )
+
+
+def _used(page: Page) -> Iterator[str]:
+    """Yields what each stage took."""
+    if rows := page.results.get("usage"):
+        yield tables.to_html(used.used_rows(rows))
+        yield (
+            '<p class="quiet">Sums over all finished runs of a stage; a later run computes only what is missing.'
+            " Memory: the peak of the first process since its start, so it includes earlier stages of the same"
+            " run.</p>"
+        )
 
 
 def _failures(page: Page) -> Iterator[str]:
@@ -259,7 +246,7 @@ def _failures(page: Page) -> Iterator[str]:
         {"Checkpoint": row["checkpoint"], "Target": row["target"], "What": row[column], "Why": row["error"]}
         for name, column in columns.items()
         for row in page.read.get(name, [])
-        if row.get("error")
+        if row.get("error") and is_result(row)
     ]
     if failed:
         yield "<p>These values are excluded from all rankings. The next run tries to compute them again.</p>"
@@ -279,14 +266,16 @@ def _file_stem(name: str, taken: set[str]) -> str:
     return stem
 
 
-def _figures(needs: Sequence[str], draw: Callable, page: Page) -> Iterator[str]:
+def _figures(section: figures.Section, page: Page) -> Iterator[str]:
     """Yields the figures of a section by group, and writes each figure to a file."""
-    missing = [name for name in needs if not page.read.get(name)]
+    if not ((section.for_trajectories and page.has_trajectory) or (section.for_given and page.given)):
+        return
+    missing = [name for name in section.needs if not page.read.get(name)]
     if missing:
         yield from map(page.not_run, missing)
         return
     groups = {}
-    for drawing in draw(page.read):
+    for drawing in section.draw(page.read):
         svg = to_svg(drawing.figure)
         stem = _file_stem(drawing.name, page.taken)
         tables.write_text(page.figures / f"{stem}.svg", svg)
@@ -312,6 +301,8 @@ def _tables(page: Page) -> Iterator[str]:
     )
     for name in dict.fromkeys((*page.written_by, *page.results)):
         rows = page.results.get(name)
+        if not rows and name == "pretrain" and not page.has_trajectory:
+            continue
         if not rows:
             yield f"<h3>{escape(name)}</h3>"
             yield "<p>No rows.</p>" if name in page.results else page.not_run(name)
@@ -337,11 +328,14 @@ SECTIONS: dict[str, Callable[[Page], Iterator[str]]] = {
     "Comparison with the paper": _paper,
     "Why: the spectral components": _why,
     "How far each score can be trusted": _trust,
+    "Settings tried": _grid,
     "What failed": _failures,
     **{
-        title: functools.partial(_figures, needs, draw)
-        for title, (needs, draw) in {**figures.FIGURES, **spectral.FIGURES}.items()
+        title: functools.partial(_figures, section)
+        for group in (figures_by_name, figures, score_figures, spectral_figures)
+        for title, section in group.FIGURES.items()
     },
+    "Time and memory": _used,
     "All results": _tables,
     "Configuration": _configuration,
 }

@@ -3,7 +3,7 @@
 import io
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -13,6 +13,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 WIDTH = 3.4  # inches: one column of a paper, or a phone in portrait mode
+
+LONG_NAME = 22  # columns of text; longer names of checkpoints are cut in figures
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart. The markers also differ, for printing in grey.
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
@@ -69,7 +71,19 @@ def cut(text: str, width: int) -> str:
     return "".join(c for i, c in enumerate(text) if sum(widths[: i + 1]) < width) + "…"
 
 
-def is_geometric(epochs: Sequence[int]) -> bool:
+def shorten(name: str, width: int = LONG_NAME) -> str:
+    """Shortens the name of a checkpoint to `width` columns, but keeps its end, which often tells it from others.
+
+    >>> shorten("first_run/checkpoints/5", 12)
+    'first…ints/5'
+    """
+    if cut(name, width) == name:
+        return name
+    end = cut(name[::-1], width - width // 2 + 1)[-2::-1]  # without the ellipsis
+    return cut(name, width // 2) + end
+
+
+def is_geometric(epochs: Sequence[float]) -> bool:
     """Returns whether the distances between epochs grow (1, 2, 5, 10, 20, ...), which suggests a logarithmic axis.
 
     >>> is_geometric([0, 1, 2, 5, 10, 20, 50]), is_geometric([10, 20, 30, 40])
@@ -79,7 +93,7 @@ def is_geometric(epochs: Sequence[int]) -> bool:
     return len(epochs) > 3 and epochs[len(epochs) // 2] < epochs[-1] / 4
 
 
-def epoch_axis(axes: matplotlib.axes.Axes, epochs: Sequence[int]) -> None:
+def epoch_axis(axes: matplotlib.axes.Axes, epochs: Sequence[float]) -> None:
     """Labels and scales the x-axis for pre-training epochs, with a logarithmic scale for geometric epochs.
 
     >>> axes = Figure().subplots()
@@ -112,6 +126,40 @@ def percent_axis(axes: matplotlib.axes.Axes, label: str) -> None:
     axes.set_ylabel(label)
     axes.set_ylim(top=min(axes.get_ylim()[1], 100))
     axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+
+
+def by_name(
+    axes: matplotlib.axes.Axes,
+    names: Sequence[str],
+    series: Mapping[str, tuple[str, str, Mapping[str, tuple[float, float, float]]]],
+    label: str,
+) -> None:
+    """Draws values as dots, with a line for each name, the first at the top, and a legend above.
+
+    Args:
+      axes: where to draw.
+      names: the names in order; long ones are cut.
+      series: label -> (colour, marker, name -> (lowest, mean and highest value)).
+      label: label of the values.
+
+    >>> axes = Figure().subplots()
+    >>> by_name(axes, ["a", "b"], {"FE": ("red", "o", {"b": (1.0, 2.0, 3.0)})}, "Accuracy (%)")
+    >>> [text.get_text() for text in axes.get_yticklabels()]
+    ['a', 'b']
+    """
+    height = {name: i for i, name in enumerate(names)}
+    axes.hlines(list(height.values()), 0, 1, transform=axes.get_yaxis_transform(), color="#DDDDDD", linewidth=0.5)
+    for text, (color, marker, values) in series.items():
+        y, found = [height[name] for name in values], list(values.values())
+        axes.hlines(y, [low for low, _, _ in found], [high for *_, high in found], color=color, linewidth=1.0)
+        x = [mean for _, mean, _ in found]
+        axes.plot(x, y, color=color, marker=marker, markersize=4.5, linestyle="none", label=text)
+    axes.set_yticks(list(height.values()), [shorten(name, LONG_NAME) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.margins(x=0.06)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1.02), ncols=3)  # it may extend over the space of the names
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
 
 
 def legend_above(axes: matplotlib.axes.Axes, columns: int = 1) -> None:

@@ -45,7 +45,12 @@ SCORE_NAMES = {
 }
 
 # Display form of the options in a target string: tfds:mnist?per_class=100 -> mnist (100 per class).
-TARGET_OPTIONS = {"per_class": "{} per class", "fraction": "fraction {}", "imbalance": "imbalance {}"}
+TARGET_OPTIONS = {
+    "per_class": "{} per class",
+    "fraction": "fraction {}",
+    "imbalance": "imbalance {}",
+    "train_fraction": "train fraction {}",
+}
 
 
 def is_number(value) -> TypeGuard[float]:
@@ -102,6 +107,15 @@ def method_name(method: str) -> str:
     ('FT', 'mine')
     """
     return METHODS[method][0] if method in METHODS else showable(method)
+
+
+def epoch_name(epoch: float) -> str:
+    """Returns the text of an epoch, with two decimals if it is a fraction.
+
+    >>> epoch_name(8), epoch_name(17.984375), epoch_name(18.0)
+    ('8', '17.98', '18')
+    """
+    return f"{round(epoch, 2):.10g}"
 
 
 def class_list(names: Sequence[str], num_classes: int, most: int = 5) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import rich.box
 from rich.table import Table
@@ -11,6 +11,7 @@ from rich.text import Text
 from jax_transfer.analysis import MIN_CHECKPOINTS
 from jax_transfer.report import tables
 from jax_transfer.report.best import DEFAULT, metric_words
+from jax_transfer.report.grid import swept_words
 from jax_transfer.report.tables import is_number
 from jax_transfer.results import Row
 from jax_transfer.transfer.finetune import FINETUNE_SCORES
@@ -117,8 +118,14 @@ def _format_gigaflops(gflops: float | None, decimals: int) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def trust_note(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str) -> str:
-    """Describes the data behind `trust_rows`, which has the same arguments, and says if there are too few checkpoints.
+def trust_note(
+    ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str, swept: Iterable[tuple[str, str]] = ()
+) -> str:
+    """Describes the data behind `trust_rows`, and says if there are too few checkpoints.
+
+    Args:
+      ranking_rows, score_rows, method: see `trust_rows`.
+      swept: the value of `grid.swept`, to say so if the accuracies are the best of a sweep on the test images.
 
     >>> from jax_transfer.results import RankingRow, to_json_dict
     >>> row = RankingRow("tfds:mnist", "finetune", "logme", *[0.5] * 7, 4, 0.1, 0.8, regret=0.02)
@@ -130,7 +137,7 @@ def trust_note(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: s
     metrics = {row["target"]: row.get("metric", DEFAULT) for row in own}
     targets, counts = len(names), sorted({row["num_checkpoints"] for row in own})
     checkpoints = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    accuracy = f"{tables.method_name(method)} {metric_words(metrics, names)}"
+    accuracy = f"{tables.method_name(method)} {metric_words(metrics, names)}{swept_words(swept, method, names)}"
     note = f"Measured against the {accuracy} of {checkpoints} checkpoints, averaged over {targets} "
     note += "target" if targets == 1 else "targets"
     note += (
@@ -210,8 +217,10 @@ def ground_truth(ranking_rows: Sequence[Row]) -> str | None:
     return next((method for method in ("finetune", "probe_converged", "probe") if method in methods), None)
 
 
-def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str) -> Table:
-    """Builds a terminal table of `trust_rows` that fits into 80 columns. See `trust_rows` for the arguments.
+def trust_table(
+    ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str, swept: Iterable[tuple[str, str]] = ()
+) -> Table:
+    """Builds a terminal table of `trust_rows` that fits into 80 columns. See `trust_note` for the arguments.
 
     >>> from jax_transfer.results import RankingRow, to_json_dict
     >>> row = RankingRow("tfds:mnist", "finetune", "logme", *[0.5] * 7, 4, 0.1, 0.8, regret=0.02)
@@ -219,7 +228,7 @@ def trust_table(ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: 
     >>> rich.print(trust_table([to_json_dict(row)], [], "finetune"))
     How far each score can be trusted...
     """
-    note = trust_note(ranking_rows, score_rows, method)
+    note = trust_note(ranking_rows, score_rows, method, swept)
     table = Table(
         title="How far each score can be trusted",
         caption=note,

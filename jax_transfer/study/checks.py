@@ -26,7 +26,7 @@ from jax_transfer.study.epochs import (
 from jax_transfer.study.pretrain import check_saved, feed_sizes
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs, grid
-from jax_transfer.transfer.probe import PROTOCOLS
+from jax_transfer.transfer.probe import PROTOCOLS, grid_points, validation_rows
 
 
 def check(config: StudyConfig) -> None:
@@ -61,18 +61,17 @@ def check(config: StudyConfig) -> None:
         devices.check_microbatches(
             tuning.microbatches,
             tuning.batch_size,  # each model is fine-tuned on one device
-            _finetune_field(config, target, "microbatches"),
-            _finetune_field(config, target, "batch_size"),
+            _field(config, target, "finetune", "microbatches"),
+            _field(config, target, "finetune", "batch_size"),
         )
         if tuning.choose == "test" and len(grid(tuning)) == 1:
             raise InputError(
-                f"{_finetune_field(config, target, 'choose')} = 'test': there is no grid to choose from; give several "
+                f"{_field(config, target, 'finetune', 'choose')} = 'test': there is no grid to choose from; give several "
                 "config.finetune.learning_rates or weight_decays, or leave it at 'validation'."
             )
         if "scores" in config.stages:
             check_early_stops(config, target)
-        for method in settings.probe_settings(config, target).methods:
-            choose(PROTOCOLS, method, "probe (config.probe.methods)")
+        _check_probes(config, target)
     settings.preprocessing(config)
     augmentations = [settings.finetune_settings(config, target).augment for target in config.targets]
     if any(crops_of([config.pretrain.augment, *augmentations])):
@@ -82,6 +81,19 @@ def check(config: StudyConfig) -> None:
         _check_image_size(config)
         _check_batch_norm_groups(config, settings.models(config))
     given_snapshots(config)
+
+
+def _check_probes(config: StudyConfig, target: str) -> None:
+    """Checks the methods of the probes on a target, and that there is something to choose if that is asked for."""
+    probing = settings.probe_settings(config, target)
+    for method in probing.methods:
+        choose(PROTOCOLS, method, "probe (config.probe.methods)")
+    if probing.choose == "test" and all(len(grid_points(PROTOCOLS[m], probing)) == 1 for m in probing.methods):
+        lists = [field for method in probing.methods for _, field in PROTOCOLS[method].grid]
+        raise InputError(
+            f'{_field(config, target, "probe", "choose")} = "test", but there is nothing to choose: give several '
+            f'values of {" or ".join(lists)}, or leave it at "validation".'
+        )
 
 
 def _check_batch_norm_groups(config: StudyConfig, models: Mapping[str, Mapping]) -> None:
@@ -97,7 +109,7 @@ def _check_batch_norm_groups(config: StudyConfig, models: Mapping[str, Mapping])
             sizes[f"config.pretrain.feeds.{name}.batch_size"] = (feed.batch_size, pretrain.microbatches)
     for target in config.targets if {"finetune", "scores", "spectral"} & set(config.stages) else ():
         tuning = settings.finetune_settings(config, target)
-        sizes[_finetune_field(config, target, "batch_size")] = (tuning.batch_size, tuning.microbatches)
+        sizes[_field(config, target, "finetune", "batch_size")] = (tuning.batch_size, tuning.microbatches)
     for label, model in models.items():
         group = model.get("batch_norm_group")
         for field, (size, parts) in sizes.items() if group else ():
@@ -158,6 +170,18 @@ def check_data(work: Workspace) -> None:
             label = f"The part of {target} for early stopping (config.scores)"
             steps = steps_per_epoch(len(work.source(target, "fit")), tuning.batch_size, label)
             check_early_stops(config, target, steps)
+        if "probe" in config.stages:
+            _check_validation_images(work, target)
+
+
+def _check_validation_images(work: Workspace, target: str) -> None:
+    """Checks that some training images of a target can be held out, if a probe chooses among settings on them."""
+    probing = settings.probe_settings(work.config, target)
+    if probing.choose == "validation" and any(len(grid_points(PROTOCOLS[m], probing)) > 1 for m in probing.methods):
+        try:
+            validation_rows(work.source(target, "train").labels, probing)
+        except InputError as error:
+            raise InputError(f"{target} (config.probe): {error}") from error
 
 
 def _check_validation(work: Workspace, target: str, batch_size: int) -> None:
@@ -253,16 +277,16 @@ def check_early_stops(config: StudyConfig, target: str, steps_an_epoch: int | No
         if length < least:
             steps = f" of {steps_an_epoch} steps (over the images that scores train on)" if tuning.steps else ""
             raise InputError(
-                f"{_finetune_field(config, target, field)} = {length}: {score} (config.scores) stops this schedule "
+                f"{_field(config, target, 'finetune', field)} = {length}: {score} (config.scores) stops this schedule "
                 f"after {FINETUNE_SCORES[score]} epochs{steps} on {target}: give it at least {least} {field}, "
                 f"or leave {score} out."
             )
 
 
-def _finetune_field(config: StudyConfig, target: str, field: str) -> str:
-    """Returns the full name of the field of `config.finetune` or of its overrides that sets a value for a target."""
-    overridden = field in config.overrides.to_dict().get(target, {}).get("finetune", {})
-    return f"config.overrides[{target!r}].finetune.{field}" if overridden else f"config.finetune.{field}"
+def _field(config: StudyConfig, target: str, section: str, field: str) -> str:
+    """Returns the full name of the field of a section or of its overrides that sets a value for a target."""
+    overridden = field in config.overrides.to_dict().get(target, {}).get(section, {})
+    return f"config.overrides[{target!r}].{section}.{field}" if overridden else f"config.{section}.{field}"
 
 
 def _check_by_target(config: StudyConfig, schema: fields.Schema) -> None:

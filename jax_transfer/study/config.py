@@ -139,8 +139,7 @@ class Study:
     # Target -> metric, a key of jax_transfer.records.METRICS: {"folder:/my/birds": "mean_class_accuracy"}. Any other
     # target has the metric that papers report for it (jax_transfer.data.catalog), or accuracy if there is none. The
     # metric decides which checkpoint is best and what tables and figures show, but changes no computed result. The
-    # learning rate and l2 of a probe are always chosen by accuracy on a validation split, and scores that are
-    # accuracies do not depend on the metric.
+    # settings of a probe are always chosen by accuracy, and scores that are accuracies do not depend on the metric.
     metrics: dict[str, Annotated[str, OneOf(METRICS, "metric")]] = dataclasses.field(default_factory=dict)
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings = FinetuneSettings()

@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable
 import jax
 
 from jax_transfer import devices
-from jax_transfer.checkpoints import Checkpoint
+from jax_transfer.checkpoints import Checkpoint, with_classes
 from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.ranking.candidates import Candidate
 from jax_transfer.records import InputError
 from jax_transfer.results import CheckpointRow, Rows
-from jax_transfer.study import settings
 from jax_transfer.study.epochs import Snapshot
 
 
@@ -24,7 +23,7 @@ def without_weights(snapshot: Snapshot, loaded: Checkpoint, read_model: Callable
     """
     return Checkpoint.stored(
         snapshot.name,
-        settings.with_classes(loaded, loaded.net.num_classes, devices.compute_dtype()),
+        with_classes(loaded, loaded.net.num_classes, devices.compute_dtype()),
         read_model,
         loaded.preprocessing,
         **{

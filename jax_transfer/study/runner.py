@@ -1,5 +1,6 @@
 """Runs a study from its config to its report."""
 
+import functools
 import json
 import pathlib
 
@@ -7,11 +8,12 @@ from jax_transfer import devices, preemption, usage
 from jax_transfer.fields import StudyConfig, to_json
 from jax_transfer.logs import log
 from jax_transfer.records import InputError
-from jax_transfer.results import lock_workdir, write_atomically
+from jax_transfer.results import Rows, UsageRow, lock_workdir, write_atomically
 from jax_transfer.study import checks, plan, report
 from jax_transfer.study.config import differences
 from jax_transfer.study.stages import STAGES
 from jax_transfer.study.workspace import Workspace
+from jax_transfer.usage import Usage
 
 # Where training steps do not fit, `training.loop` names other fields.
 MEMORY_ADVICE = (
@@ -51,13 +53,30 @@ def run(config: StudyConfig, workdir: str | pathlib.Path) -> pathlib.Path:
                 devices.wait_for_all(name)  # all processes have written the results of the previous stage
                 preemption.stop_if_requested()
                 log.info("Stage %s", name)
-                with devices.explain_out_of_memory(MEMORY_ADVICE), usage.reported(f"Stage {name}"):
+                record = functools.partial(record_usage, work.results, name)
+                with devices.explain_out_of_memory(MEMORY_ADVICE), usage.reported(f"Stage {name}", record):
                     stage.run(work)
         devices.wait_for_all("end")
     finally:
         work.close()
         lock.close()
     return work.results
+
+
+def record_usage(results: pathlib.Path, stage: str, used: Usage) -> None:
+    """Adds a row to results/usage.jsonl with what a stage took. Only the first process writes.
+
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> record_usage(folder, "probe", Usage(2.0, 1.0, 3, 0.5, None))
+    >>> record_usage(folder, "probe", Usage(0.5, 0.0, 0, 0.5, None))
+    >>> [(row.run, row.seconds) for row in Rows(folder, "usage").rows]
+    [(1, 2.0), (2, 0.5)]
+    """
+    if devices.is_first_process():
+        rows = Rows(results, "usage")
+        run = 1 + sum(row.stage == stage for row in rows.rows)
+        rows.append(UsageRow(stage, run, **vars(used)))
 
 
 def open_workdir(config: StudyConfig, workdir: pathlib.Path):

@@ -6,13 +6,12 @@ from typing import Annotated, Literal
 
 from jax_transfer import fields
 from jax_transfer.analysis.embedding import MOST_POINTS
-from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.choose import choose
 from jax_transfer.data.batches import NUM_THREADS, RESIDENT_GIGABYTES
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.fields import Count, Few, NotNegative, OneOf, Probability, Rule, Steps, StudyConfig
-from jax_transfer.models import MODELS, Net
+from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OptimizerSettings
@@ -173,18 +172,6 @@ def make_net(config: StudyConfig, model: dict, num_classes: int, dtype=None):
     arguments = net_arguments(config, model)
     make = MODELS[arguments.pop("name")]
     return make(num_classes=num_classes, **arguments, **({} if dtype is None else {"dtype": dtype}))
-
-
-def with_classes(checkpoint: Checkpoint, num_classes: int, dtype=None) -> Net:
-    """Builds the net of a checkpoint with a head for another number of classes, and in another precision.
-
-    >>> from jax_transfer.data.transforms import Preprocessing
-    >>> net = MODELS["resnet10"](num_classes=10, width=8)
-    >>> with_classes(Checkpoint("a", net, {}, {}, Preprocessing(32), settings={"width": 8}), 3).num_classes
-    3
-    """
-    arguments = {**checkpoint.settings, "num_classes": num_classes}
-    return MODELS[checkpoint.net.name](**arguments, **({} if dtype is None else {"dtype": dtype}))
 
 
 def net_arguments(config: StudyConfig, model: dict) -> dict:

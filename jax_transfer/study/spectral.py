@@ -24,10 +24,10 @@ from jax_transfer.analysis.spectral import (
 from jax_transfer.logs import log
 from jax_transfer.records import Features
 from jax_transfer.report.best import with_metrics
-from jax_transfer.report.spectral import shown_epochs
+from jax_transfer.report.spectral import shown_checkpoints
 from jax_transfer.results import TEST, EmbeddingRow, Rows, SimilarityRow, SpectralRow, SpectrumRow, to_json_dict
 from jax_transfer.study import estimates, groups
-from jax_transfer.study.epochs import Saved, Snapshot
+from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.finetune import chosen_rates, tune_again, tuned_checkpoint
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.probe import PROTOCOLS, ProbeSettings, probe
@@ -225,15 +225,15 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
 
 
 def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
-    """Writes t-SNE embeddings for the epochs in Table 1: each pre-training's best epoch for FE and its last epoch."""
+    """Writes t-SNE embeddings for the checkpoints in Table 1, see `shown_checkpoints`."""
     rows = Rows(work.results, "embedding")
     results = {
         name: with_metrics(map(to_json_dict, Rows(work.results, name).rows), work.metrics)
         for name in ("transfer", "spectral")
     }
     images = _some_images(work, target, work.config.spectral.embedded_images)
-    shown = {p: shown_epochs(results, target, p.name) if len(images) else [] for p in work.pretrainings}
-    chosen = [s for s in snapshots if isinstance(s.origin, Saved) and work.epoch(s) in shown[s.origin.pretraining]]
+    shown = shown_checkpoints(results, target) if len(images) else []
+    chosen = [snapshot for snapshot in snapshots if snapshot.name in shown]
     names = [snapshot.name for snapshot in chosen]
     kept = [row for row in rows.rows if (row.target, row.stage) != (target, stage) or row.checkpoint in names]
     if len(kept) < len(rows.rows):  # a different epoch was the best one in an earlier run

@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import jax
 
 from jax_transfer import devices, logs
-from jax_transfer.checkpoints import Checkpoint
+from jax_transfer.checkpoints import Checkpoint, with_classes
 from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.checkpoints.trajectory import Trajectory
 from jax_transfer.data.batches import Feed, ResidentCrops, Streamed, make_feed, steps_per_epoch
@@ -253,7 +253,7 @@ class Workspace:
     def tuned_net(self, snapshot: Snapshot, target: str) -> Net:
         """Returns the net of a checkpoint with a head for the classes of a target."""
         num_classes = self.source(target, "train").num_classes
-        return settings.with_classes(self.checkpoint(snapshot), num_classes, devices.compute_dtype())
+        return with_classes(self.checkpoint(snapshot), num_classes, devices.compute_dtype())
 
     def features(self, snapshot: Snapshot, dataset: str, split: str) -> Features:
         """Returns a checkpoint's features of a split of a data set, from the cache if it contains them."""

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_transfer.fields import Count, Few, Listed, NotNegative, Positive, Rule, Steps, check_itself
+from jax_transfer.fields import Count, Few, Listed, NotNegative, OneOf, Part, Positive, Rule, Steps, UpTo, check_itself
 from jax_transfer.numerics import positive
+from jax_transfer.training.optimizers import SCHEDULES, OptimizerSettings, make_optimizer
 
 Weights = dict[str, Array]  # a linear classifier: {"w": [d, c], "b": [c]}
+
+
+CHOICES = ("validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +30,26 @@ class ProbeSettings:
     # `epochs`, rounded to the nearest whole number of epochs.
     steps: Steps | None = None
     batch_size: Count = 128
-    # Learning rates of Adam. If there are several, the best one on a validation split is used.
-    learning_rates: Annotated[tuple[Positive, ...], Listed(filled=True)] = (0.01,)
-    # Penalty of "probe_converged": l2/2 |w|^2 is added to the mean cross-entropy. If there are several, the best one on
-    # a validation split is used.
-    l2: Annotated[tuple[NotNegative, ...], Listed(filled=True)] = (1e-4,)
+    # Adam's learning rates and weight decays. If there are several, all pairs are compared, and the best one is used
+    # (see `choose`). The weight decay is added to the gradient, that of the biases too, as in torch.
+    learning_rates: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] = (0.01,)
+    weight_decays: Annotated[tuple[NotNegative, ...], Listed(filled=True, unique=True)] = (0.0,)
+    # Schedule of Adam's learning rate: "constant", "cosine" or "step".
+    schedule: Annotated[str, OneOf(SCHEDULES, "schedule")] = "constant"
+    # Fractions of training after which the step schedule multiplies the learning rate by `decay_factor`.
+    milestones: tuple[Part, ...] = ()
+    decay_factor: NotNegative = 0.1
+    # Final learning rate of the cosine schedule.
+    min_learning_rate: Annotated[float, UpTo("learning_rates")] = 0.0
+    # Penalties of "probe_converged": l2/2 |w|^2 is added to the mean cross-entropy. If there are several, the best one
+    # is used (see `choose`).
+    l2: Annotated[tuple[NotNegative, ...], Listed(filled=True, unique=True)] = (1e-4,)
+    # How the best of several settings is chosen, for each checkpoint and seed. "validation": by the accuracy on training
+    # images that are held out; a classifier with this setting is then fitted to all training images and tested. "test":
+    # every setting is fitted to all training images, and the best accuracy on the test images is the result. This is
+    # too optimistic, but some papers report it.
+    choose: Annotated[str, OneOf(dict.fromkeys(CHOICES), "choice")] = "validation"
+    # Fraction of the training images of each class that "validation" holds out.
     validation_fraction: Annotated[float, Rule(lambda x: 0 < x < 1, "lie in (0, 1)")] = 0.2
     num_seeds: Few = 1
 
@@ -83,6 +102,7 @@ def minibatch(
     num_classes: int,
     settings: ProbeSettings,
     start: Weights | None = None,
+    weight_decay: float = 0.0,
 ) -> Weights:
     """Fits a softmax regression with Adam on batches that are drawn without replacement in each epoch.
 
@@ -90,11 +110,12 @@ def minibatch(
       x: features.
       y: labels in [0, num_classes).
       indices: rows of x to fit.
-      learning_rate: learning rate of Adam.
+      learning_rate: learning rate of Adam, with which the schedule starts.
       key: random key of the batches and of the initial weights.
       num_classes: C, static.
-      settings: `epochs`, `steps` and `batch_size` are used.
+      settings: `epochs`, `steps`, `batch_size` and the schedule are used.
       start: initial weights; None: `gaussian_start`.
+      weight_decay: multiple of the weights and biases that is added to their gradients.
 
     Returns:
       {"w": [d, c], "b": [c]}.
@@ -108,20 +129,32 @@ def minibatch(
       [0, 0, 1, 1]
     """
     epochs, steps, batch = epochs_and_steps(settings, len(indices))
-    adam = optax.scale_by_adam()
+    optimizer = make_optimizer(_adam(settings), epochs * steps, None, learning_rate, weight_decay)
     key_start, key_order = jax.random.split(key)
     weights = gaussian_start(key_start, x.shape[1], num_classes) if start is None else start
 
     def step(carry, rows):
-        weights, moments = carry
-        update, moments = adam.update(jax.grad(cross_entropy)(weights, x[rows], y[rows]), moments)
-        return (jax.tree.map(lambda w, u: w - learning_rate * u, weights, update), moments), None
+        weights, state = carry
+        update, state = optimizer.update(jax.grad(cross_entropy)(weights, x[rows], y[rows]), state, weights)
+        return (jax.tree.map(jnp.add, weights, update), state), None
 
     def epoch(carry, i):
         order = jax.random.permutation(jax.random.fold_in(key_order, i), indices)
         return jax.lax.scan(step, carry, order[: steps * batch].reshape(steps, batch))
 
-    return jax.lax.scan(epoch, (weights, adam.init(weights)), jnp.arange(epochs))[0][0]
+    return jax.lax.scan(epoch, (weights, optimizer.init(weights)), jnp.arange(epochs))[0][0]
+
+
+def _adam(settings: ProbeSettings) -> OptimizerSettings:
+    """Returns Adam with the schedule of the settings, and with one of their learning rates."""
+    return OptimizerSettings(
+        name="adam",
+        learning_rate=settings.learning_rates[0],
+        schedule=settings.schedule,
+        milestones=settings.milestones,
+        decay_factor=settings.decay_factor,
+        min_learning_rate=settings.min_learning_rate,
+    )
 
 
 def zero_start(d: int, occurs: Bool[Array, " c"]) -> Weights:

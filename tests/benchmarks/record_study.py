@@ -14,6 +14,7 @@ import shutil
 from jax_transfer import devices
 from jax_transfer.report import best, tables
 from jax_transfer.report import spectral as report_spectral
+from jax_transfer.report.comparison import comparison_rows, comparisons
 from jax_transfer.results import read_rows
 
 
@@ -25,6 +26,12 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines + ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]) + "\n"
 
 
+def _answer(transfer_rows: list[dict]) -> str:
+    """Formats the comparison of given checkpoints, if there are any, and that of the study's own epochs."""
+    by_name, by_epoch = comparison_rows(comparisons(transfer_rows)), best.summary_rows(transfer_rows)
+    return "\n".join(map(markdown, filter(None, (by_name, by_epoch)))) or markdown([])
+
+
 def readme(config: dict, results: dict, command: str, device: str, note: str) -> str:
     """Writes the text of the README."""
     images = sum(row["seconds"] for row in results.get("pretrain", []) if tables.is_number(row["seconds"]))
@@ -32,7 +39,7 @@ def readme(config: dict, results: dict, command: str, device: str, note: str) ->
     stories = "\n".join(f"- **{name}.** {words}" for name, words in report_spectral.story(results))
     parts = {
         "Comparison with the paper": markdown(report_spectral.paper_rows(results, config.get("paper") or [])),
-        "Which checkpoint transfers best": markdown(best.summary_rows(results.get("transfer", []))),
+        "Which checkpoint transfers best": _answer(results.get("transfer", [])),
         "Why": f"{stories}\n\n{markdown(report_spectral.table_1(results))}",
     }
     head = (

@@ -228,7 +228,7 @@ FAULTS = {
 def outcome(workdir):
     """Returns the rows of each result file without times, the epochs, and the fingerprints of the checkpoints."""
     rows = {}
-    for path in sorted((workdir / "results").glob("*.jsonl")):
+    for path in sorted(set((workdir / "results").glob("*.jsonl")) - {workdir / "results/usage.jsonl"}):
         lines = map(json.loads, path.read_text().splitlines())
         kept = [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
         rows[path.name] = sorted(kept, key=lambda row: json.dumps(row, sort_keys=True))

@@ -21,6 +21,7 @@ from jax_transfer.results import (
 EPOCHS = (0, 1, 2, 3, 5, 10, 20, 40, 60, 100, 150, 200)
 TARGETS = ("tfds:mnist?per_class=100", "folder:/photos/birds")
 SCORES = ("logme", "leep")
+GIVEN = ("random resnet18", "run1/checkpoints/5", "mobilenet_v2", "a_very_long_name_of_a_run/checkpoints/90000")
 
 
 def make_results(targets=TARGETS, epochs=EPOCHS, seeds=(0, 1)) -> dict[str, list[dict]]:
@@ -106,6 +107,44 @@ def add_spectral_rows(results, target, epochs, t):
         for e in (5, epochs[-1]):
             points = np.random.default_rng(e).normal(size=(2, 40)).round(2).tolist()
             results["embedding"].append(EmbeddingRow(str(e), e, target, stage, *points, [0, 1, 2, 3] * 10))
+
+
+def as_given(results, names=GIVEN):
+    """Returns the results as if their checkpoints, in the order of their epochs, had been given under these names."""
+    epochs = sorted({row["epoch"] for row in results["transfer"]})
+    name_of = {str(epoch): name for epoch, name in zip(epochs, names, strict=True)}
+
+    def change(row):
+        row = {k: name_of[v] if k in ("checkpoint", "other") else v for k, v in row.items()}
+        return row | ({"epoch": None} if "epoch" in row else {})
+
+    return {name: list(map(change, rows)) for name, rows in results.items() if name != "pretrain"}
+
+
+def make_given_results(targets=TARGETS, names=GIVEN, seeds=(0, 1)):
+    """Returns the results of a study of given checkpoints only; the second one has the best frozen features."""
+    results = make_results(targets, (0, 5, 200, 20)[: len(names)], seeds)
+    return as_given(results, names)
+
+
+def make_both_results(targets=TARGETS, seeds=(0, 1)):
+    """Returns the results of a study with a trajectory of its own and given checkpoints, as its stages write them."""
+    own, others = make_results(targets, seeds=seeds), make_given_results(targets, seeds=seeds)
+    rankings = [{**row, "num_checkpoints": 16, "num_scored": 16} for row in own["ranking"]]
+    return {name: [*rows, *others.get(name, [])] for name, rows in own.items()} | {"ranking": rankings}
+
+
+def grid_points(results, split="validation", method="finetune", rates=(0.001, 0.01), decays=(0.0, 1e-4)):
+    """Returns the points of a grid of settings, one of which diverged, for each checkpoint of a method."""
+    rows = [r for r in results["transfer"] if (r["method"], r["seed"]) == (method, 0)]
+    points = [
+        {**row, "split": split, "learning_rate": rate, "weight_decay": decay, "accuracy": 0.999, "seconds": 1.0}
+        for row in rows
+        for rate in rates
+        for decay in decays
+    ]
+    points[0] |= {"accuracy": None, "mean_class_accuracy": None, "error": "the loss is not finite at step 7"}
+    return points
 
 
 def write_workdir(workdir, results, config=None):

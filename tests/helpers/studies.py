@@ -43,10 +43,16 @@ def environment(**variables):
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", **variables}
 
 
-def run_command(workdir, *arguments, code=("-m", "jax_transfer.main"), timeout=400):
-    """Runs the command of the tiny study in another process, and returns that process when it has ended."""
+def run_command(workdir, *arguments, code=("-m", "jax_transfer.main"), timeout=400, **variables):
+    """Runs the command of the tiny study in another process, and returns that process when it has ended.
+
+    Args:
+      variables: environment variables of the process.
+    """
     command = [sys.executable, *code, *TINY_COMMAND, f"--workdir={workdir}", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment(**variables), capture_output=True, text=True, timeout=timeout
+    )
 
 
 def run_stages(config, workdir):
@@ -63,13 +69,14 @@ def run_stages(config, workdir):
 
 
 def results_without_times(workdir):
-    """Returns all rows by file name, without the columns that measure time."""
+    """Returns all rows by file name, without the columns that measure time and the file that does only this."""
     clock = ("seconds", "images_per_second")
     return {
         path.name: [
             {k: v for k, v in json.loads(line).items() if k not in clock} for line in path.read_text().splitlines()
         ]
         for path in sorted((workdir / "results").glob("*.jsonl"))
+        if path.stem != "usage"
     }
 
 

@@ -16,7 +16,7 @@ from helpers.source_files import get_config
 from helpers.studies import one_epoch_config
 from jax_transfer.data import sources
 from jax_transfer.records import METRICS, Features
-from jax_transfer.report import best, figures, page, tables, trust
+from jax_transfer.report import answer, best, figures, page, score_figures, spectral_figures, tables, trust
 from jax_transfer.report import spectral as report_spectral
 from jax_transfer.results import (
     EmbeddingRow,
@@ -86,10 +86,11 @@ def test_all_outputs_name_the_same_best_checkpoint(values, metric, random):
     shown = tables.percent(counted.mean(1)[epoch])
     for row in best.best_checkpoints(results["transfer"]):
         assert (row["best_epoch"], row["metric"]) == (epoch, metric)
-        assert f"epoch {epoch} is best with {shown}" in page._sentence(row)
-    assert {row["Best epoch"] for row in best.summary_rows(results["transfer"])} == {epoch}
-    assert report_spectral.shown_epochs(results, TARGET, "") == sorted({epoch, 3})
-    assert sorted({row["Epoch"] for row in report_spectral.table_1(results)}) == sorted({epoch, 3})
+        assert f"epoch {epoch} is best with {shown}" in answer.epoch_sentence(row)
+    assert {row["Best epoch"] for row in best.summary_rows(results["transfer"])} == {str(epoch)}
+    shown_names = list(map(str, sorted({epoch, 3})))
+    assert report_spectral.shown_checkpoints(results, TARGET) == shown_names
+    assert sorted({row["Epoch"] for row in report_spectral.table_1(results)}) == shown_names
     (_, words), *_ = report_spectral.story(results)
     assert f"FE {METRICS[metric]} is highest at epoch {epoch} ({shown})" in words
     assert f"FT {METRICS[metric]} is highest at epoch {epoch} ({shown})" in words
@@ -108,11 +109,11 @@ def test_curves_and_scatters_show_the_metric(metric):
     assert axes.lines[0].get_ydata() == pytest.approx(expected)
     star = next(line for line in axes.lines if line.get_marker() == "*")
     assert star.get_xdata()[0] == (3 if metric == "accuracy" else 0)
-    scatter = figures.score_against_accuracy(scored, results["transfer"], TARGET, "logme", "probe")
+    scatter = score_figures.score_against_accuracy(scored, results["transfer"], TARGET, "logme", "probe")
     assert scatter.axes[0].get_ylabel() == f"FE {METRICS[metric]} (%)"
     dots = next(c for c in scatter.axes[0].collections if c.get_array() is not None)
     np.testing.assert_allclose(dots.get_offsets()[:, 1], expected)
-    components = report_spectral.component_curves(results["spectral"], TARGET).axes[0]
+    components = spectral_figures.component_curves(results["spectral"], TARGET).axes[0]
     assert components.get_ylabel() == f"FE {METRICS[metric]} (%)"
     assert components.lines[1].get_ydata()[-1] == pytest.approx(53 if metric == "accuracy" else 26.5)
 

@@ -14,7 +14,7 @@ import rich.console
 
 from helpers.reports import CONFIG, EPOCHS, SCORES, TARGETS, Elements, make_results, transfer_row, write_workdir
 from jax_transfer.records import InputError
-from jax_transfer.report import figures, page, style, tables
+from jax_transfer.report import answer, figures, page, score_figures, spectral_figures, style, tables
 from jax_transfer.report import spectral as report_spectral
 from jax_transfer.report.best import Point, best_checkpoints, summary_table
 from jax_transfer.results import read_rows
@@ -166,17 +166,17 @@ def test_page_opens_with_the_best_checkpoint(full):
 def test_opening_counts_targets_and_gains_within_seed_spread():
     rows = [transfer_row(1, 0.9, 0, target=t) for t in "ab"] + [transfer_row(2, 0.8, 0, target=t) for t in "ab"]
     rows += [transfer_row(1, 0.80, 1, target="b"), transfer_row(2, 0.85, 1, target="b")]
-    text = page._overall(best_checkpoints(rows))
+    text = answer.overall(best_checkpoints(rows))
     assert text.endswith("on 2 of 2 targets (by up to 10.00 points; the spread over seeds is as large on 1).")
     rows = [transfer_row(1, 0.5, method="finetune"), transfer_row(2, 0.6, method="finetune")]
-    assert "no earlier checkpoint beats the last one on the only target" in page._overall(best_checkpoints(rows))
+    assert "no earlier checkpoint beats the last one on the only target" in answer.overall(best_checkpoints(rows))
 
 
 def test_gain_within_seed_spread_is_not_clear():
     rows = [transfer_row(1, 0.90, 0), transfer_row(1, 0.94, 1), transfer_row(2, 0.90, 0), transfer_row(2, 0.92, 1)]
-    assert "no clear gain" in page._sentence(best_checkpoints(rows)[0])
+    assert "no clear gain" in answer.epoch_sentence(best_checkpoints(rows)[0])
     rows = [transfer_row(1, 0.93, 0), transfer_row(1, 0.94, 1), transfer_row(2, 0.90, 0), transfer_row(2, 0.91, 1)]
-    assert "no clear gain" not in page._sentence(best_checkpoints(rows)[0])
+    assert "no clear gain" not in answer.epoch_sentence(best_checkpoints(rows)[0])
 
 
 def test_every_figure_is_a_well_formed_svg_file(full):
@@ -255,17 +255,17 @@ def test_figures_without_values_raise_input_errors():
     with pytest.raises(InputError, match="stage pretrain"):
         figures.source_accuracy([])
     with pytest.raises(InputError, match="stage scores"):
-        figures.score_against_accuracy([], [transfer_row(1, 0.5)], "a", "logme", "probe")
+        score_figures.score_against_accuracy([], [transfer_row(1, 0.5)], "a", "logme", "probe")
 
 
 def test_methods_get_separate_panels_only_if_ranges_differ():
     def points(*means):
-        return [Point(epoch, mean, mean, mean, 1) for epoch, mean in enumerate(means)]
+        return [Point(mean, mean, mean, 1) for mean in means]
 
     near = {"probe": points(0.6, 0.8), "finetune": points(0.7, 0.9)}
-    assert figures._panels(near) == [["probe", "finetune"]]
+    assert figures.panels_of(near) == [["probe", "finetune"]]
     far = {"probe": points(0.6, 0.9), "probe_converged": points(0.7, 0.8), "finetune": points(0.98, 0.99)}
-    assert figures._panels(far) == [["probe", "probe_converged"], ["finetune"]]
+    assert figures.panels_of(far) == [["probe", "probe_converged"], ["finetune"]]
 
 
 def test_curves_draw_mean_and_seed_band():
@@ -282,7 +282,7 @@ def test_curves_draw_mean_and_seed_band():
 def test_figure_title_notes_too_few_checkpoints(num_checkpoints, noted):
     results = make_results(TARGETS[:1], EPOCHS[:num_checkpoints], seeds=(0,))
     arguments = (results["scores"], results["transfer"], TARGETS[0], "logme", "finetune", results["ranking"])
-    title = figures.score_against_accuracy(*arguments).get_suptitle()
+    title = score_figures.score_against_accuracy(*arguments).get_suptitle()
     assert ("too few to trust" in title) == noted
     assert "τ = 0.52" in title and "r = 0.71" in title
 
@@ -290,7 +290,7 @@ def test_figure_title_notes_too_few_checkpoints(num_checkpoints, noted):
 def test_scores_are_matched_to_accuracies_by_checkpoint():
     results = make_results(TARGETS[:1], (0, 1, 2, 3), seeds=(0,))
     scores = [row for row in results["scores"] if row["score"] == "logme"][::-1]  # another order, and one missing
-    figure = figures.score_against_accuracy(scores[1:], results["transfer"], TARGETS[0], "logme", "probe")
+    figure = score_figures.score_against_accuracy(scores[1:], results["transfer"], TARGETS[0], "logme", "probe")
     dots = next(c for c in figure.axes[0].collections if c.get_array() is not None)
     accuracy = {r["epoch"]: 100 * r["accuracy"] for r in results["transfer"] if r["method"] == "probe"}
     value = {row["epoch"]: row["value"] for row in scores}
@@ -327,7 +327,7 @@ def test_table_1_holds_the_best_frozen_and_last_epoch(full):
     _, results, text = full
     rows = [row for row in report_spectral.table_1(results) if row["Target"] == "mnist (100 per class)"]
     best = next(r for r in best_checkpoints(results["transfer"]) if r["method"] == "probe")["best_epoch"]
-    assert [(row["Task"], row["Epoch"]) for row in rows] == [(t, e) for t in ("FE", "FT") for e in (best, 200)]
+    assert [(row["Task"], row["Epoch"]) for row in rows] == [(t, str(e)) for t in ("FE", "FT") for e in (best, 200)]
     assert rows[1]["Probe, main"] == tables.percent(0.9 - 0.06 * math.log(201))
     assert rows[1]["Rank of main"] in ("30 of 128", "31 of 128")
     assert rows[0]["Accuracy"] in text and "Why: the spectral components" in text
@@ -352,8 +352,8 @@ def test_page_compares_our_accuracies_with_the_paper(tmp_path):
 
 def test_component_figure_draws_every_stage_and_component():
     results = make_results(TARGETS[:1], seeds=(0,))
-    figure = report_spectral.component_curves(results["spectral"], TARGETS[0])
+    figure = spectral_figures.component_curves(results["spectral"], TARGETS[0])
     assert len(figure.axes) == 2 and all(len(axes.lines) == 3 for axes in figure.axes)
     assert figure.axes[0].lines[1].get_ydata()[-1] == pytest.approx(100 * (0.9 - 0.06 * math.log(201)))
     with pytest.raises(InputError, match="run stage spectral"):
-        report_spectral.component_curves(results["spectral"], "tfds:other")
+        spectral_figures.component_curves(results["spectral"], "tfds:other")

@@ -1,0 +1,224 @@
+"""Answers in words and tables which checkpoint is best: the first section of the page."""
+
+from collections.abc import Iterator, Sequence
+
+from jax_transfer.records import METRICS
+from jax_transfer.report import tables
+from jax_transfer.report.best import best_checkpoints, summary_rows
+from jax_transfer.report.comparison import Comparison, comparison_rows, comparisons
+from jax_transfer.report.grid import SWEPT
+from jax_transfer.report.markup import escape
+from jax_transfer.report.tables import METHODS, epoch_name, percent
+from jax_transfer.results import Row
+
+LONG_TABLE = 60  # number of rows; a longer comparison is collapsed
+
+
+def answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
+    """Yields the section as HTML: over all targets, per target, and as tables; nothing without an accuracy.
+
+    Epochs of the study's own pre-training are compared with its last epoch, and given checkpoints with each other and
+    with the best and the last epoch.
+
+    >>> row = {"target": "tfds:mnist", "method": "probe", "epoch": None}
+    >>> rows = [{**row, "checkpoint": "a", "accuracy": 0.8}, {**row, "checkpoint": "run/b", "accuracy": 0.9}]
+    >>> next(answer(rows))
+    '<p class="answer">As a frozen feature extractor (FE), run/b is best on the only target.</p>'
+    """
+    best, compared = best_checkpoints(transfer_rows), comparisons(transfer_rows)
+    if not best and not compared:
+        return
+    for statement in (overall_by_name(compared), overall(best, among_given=bool(compared))):
+        if statement:
+            yield f'<p class="answer">{escape(statement)}</p>'
+    evaluated = {row["method"] for row in best} | {comparison.method for comparison in compared}
+    for stage, methods in (("probe", {"probe", "probe_converged"}), ("finetune", {"finetune"})):
+        if not methods & evaluated:
+            yield f"<p>The stage <code>{stage}</code> has not run.</p>"
+    yield "<ul>"
+    targets = [*(row["target"] for row in best), *(comparison.target for comparison in compared)]
+    for target, name in tables.target_names(targets).items():
+        sentences = _sentences(target, best, compared)
+        yield f"<li><strong>{escape(name)}.</strong> {escape(' '.join(map(_capitalised, sentences)))}</li>"
+    yield "</ul>"
+    if any(row["num_seeds"] == 1 for row in best):
+        yield "<p>With a single seed, the spread over seeds is unknown, so a small gain may be due to chance.</p>"
+    elif any(comparison.num_seeds == 1 for comparison in compared):
+        yield "<p>With a single seed, the spread over seeds is unknown, so a small lead may be due to chance.</p>"
+    if compared:
+        rows = comparison_rows(compared)
+        table, summary = tables.to_html(rows), f"<summary>All checkpoints ({len(rows)} rows)</summary>"
+        yield f"<details>{summary}{table}</details>" if len(rows) > LONG_TABLE else table
+        yield f'<p class="quiet">{_explain_comparison(bool(best))}</p>'
+    if best:
+        yield tables.to_html(summary_rows(transfer_rows))
+    metrics = {row["metric"] for row in best} | {comparison.metric for comparison in compared}
+    yield f'<p class="quiet">{_explain(metrics, bool(best))}</p>'
+
+
+def _capitalised(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
+
+
+def _explain(metrics: set[str], has_epochs: bool) -> str:
+    """Explains the terms of the section and, if epochs were compared, of their table."""
+    text = "FE: the backbone is frozen and a classifier is trained on its features. FT: the whole model is fine-tuned."
+    if "mean_class_accuracy" in metrics:
+        text += " Mean class accuracy gives each class the same weight, regardless of its number of test images."
+    text += " Accuracies are averaged over seeds"
+    if not has_epochs:
+        return f"{text}."
+    return (
+        f"{text}; the earliest epoch wins a tie. Gain: best minus last checkpoint. Seed spread: highest minus lowest"
+        " accuracy over seeds, the larger value of the best and the last epoch. The best epoch is selected by the"
+        " accuracy reported here, so small gains are optimistic."
+    )
+
+
+def _explain_comparison(has_epochs: bool) -> str:
+    """Explains the table of checkpoints that are compared by name."""
+    text = (
+        "Behind: how far the accuracy is below that of the best checkpoint. Seed spread: highest minus lowest accuracy"
+        " over seeds. Of equal checkpoints, the first in the results comes first."
+    )
+    return text + (" The study's own pre-training takes part with its best and its last epoch." if has_epochs else "")
+
+
+def _sentences(target: str, best: Sequence[Row], compared: Sequence[Comparison]) -> Iterator[str]:
+    """Yields the sentences about a target, method by method."""
+    by_name = {comparison.method: comparison for comparison in compared if comparison.target == target}
+    methods = [row["method"] for row in best if row["target"] == target]
+    for method in sorted({*methods, *by_name}, key=lambda m: ([*METHODS, m].index(m), m)):
+        if method in by_name:
+            yield comparison_sentence(by_name[method])
+        for row in best:
+            if (row["target"], row["method"]) == (target, method):
+                yield epoch_sentence(row, among_given=method in by_name)
+
+
+def _in_words(method: str) -> str:
+    return METHODS[method][1] if method in METHODS else f"with {tables.method_name(method)}"
+
+
+def _accuracy(accuracy: float, metric: str, swept: bool) -> str:
+    return f"{percent(accuracy)} {METRICS[metric]}" + (f" ({SWEPT})" if swept else "")
+
+
+def _points(gain: float) -> str:
+    return f"{100 * gain:.2f} points"
+
+
+def epoch_sentence(row: Row, among_given: bool = False) -> str:
+    """Describes the best epoch of one method on one target.
+
+    Args:
+      row: a row of `best.best_checkpoints`.
+      among_given: whether the sentence follows that about the given checkpoints, which names the method.
+
+    >>> rows = [{"target": "a", "method": "probe", "checkpoint": str(epoch), "epoch": epoch, "accuracy": accuracy}
+    ...         for epoch, accuracy in ((1, 0.8), (5, 0.9))]
+    >>> epoch_sentence(best_checkpoints(rows)[0], among_given=True)
+    "of the study's own epochs, 5 is best with 90.00\\xa0% accuracy; it is also the last checkpoint."
+    """
+    source = f"{tables.showable(row['source'])} " if row["source"] else ""
+    if among_given:
+        opening = f"of the study's own {source}epochs, {epoch_name(row['best_epoch'])}"
+    else:
+        opening = f"{_in_words(row['method'])}, {source}epoch {epoch_name(row['best_epoch'])}"
+    text = f"{opening} is best with {_accuracy(row['best_accuracy'], row['metric'], row['swept'])}"
+    if row["num_checkpoints"] == 1:
+        return f"{text} (the only {'epoch' if among_given else 'checkpoint'} evaluated)."
+    if row["best_epoch"] == row["last_epoch"]:
+        text += "; it is also the last checkpoint"
+    else:
+        text += f", {_points(row['gain'])} above the last checkpoint ({percent(row['last_accuracy'])})"
+        if row["seed_spread"] is not None and row["gain"] <= row["seed_spread"]:
+            text += f"; the spread over seeds is as large ({_points(row['seed_spread'])}), so there is no clear gain"
+    incomplete = ", ".join(map(epoch_name, row["incomplete_epochs"]))
+    epochs = "epoch" if len(row["incomplete_epochs"]) == 1 else "epochs"
+    return f"{text}." + (f" Some seeds are missing at {epochs} {incomplete}." if incomplete else "")
+
+
+def comparison_sentence(comparison: Comparison) -> str:
+    """Describes which checkpoint is best for one method on one target, and how far the others are behind.
+
+    >>> row = {"target": "a", "method": "probe", "epoch": None}
+    >>> rows = [{**row, "checkpoint": "a", "accuracy": 0.8}, {**row, "checkpoint": "run/b", "accuracy": 0.9}]
+    >>> comparison_sentence(comparisons(rows)[0]).replace(chr(160), " ")
+    'as a frozen feature extractor (FE), run/b is best with 90.00 % accuracy, 10.00 points above a (80.00 %).'
+    """
+    best, *others = comparison.candidates
+    text = f"{_in_words(comparison.method)}, {best.label} is best with "
+    text += _accuracy(best.point.mean, comparison.metric, comparison.swept)
+    if not others:
+        return f"{text} (the only checkpoint evaluated)."
+    second, *rest = others
+    lead, spread = comparison.behind(second), comparison.seed_spread
+    if lead > 0:
+        text += f", {_points(lead)} above {'the next, ' if rest else ''}{second.label} ({percent(second.point.mean)})"
+    else:
+        text += f", as is {second.label}"
+    if rest:
+        text += f", and {_points(comparison.behind(rest[-1]))} above the lowest of {len(rest) + 2}, {rest[-1].label}"
+    if spread is not None and lead <= spread:
+        text += f"; the spread over seeds is as large as the lead ({_points(spread)}), so there is no clear winner"
+    incomplete = [c.label for c in comparison.candidates if c.point.num_seeds < comparison.num_seeds]
+    return f"{text}." + (f" Some seeds are missing for {', '.join(incomplete)}." if incomplete else "")
+
+
+def overall_by_name(compared: Sequence[Comparison]) -> str:
+    """Says in one sentence which checkpoints are best on how many targets, for FE and for FT; "" if none was compared.
+
+    >>> row = {"target": "a", "method": "finetune", "checkpoint": "run/b", "epoch": None, "accuracy": 0.9}
+    >>> overall_by_name(comparisons([row]))
+    'When fine-tuned (FT), run/b is best on the only target.'
+    """
+    clauses = []
+    for method in _two_methods({comparison.method for comparison in compared}):
+        winners = [comparison.best.label for comparison in compared if comparison.method == method]
+        counts = {label: winners.count(label) for label in sorted(winners, key=winners.count, reverse=True)}
+        of = f" of {len(winners)} targets"
+        where = [f"{label} is best on {n}{'' if i else of}" for i, (label, n) in enumerate(counts.items())]
+        if winners:
+            only = f"{winners[0]} is best on the only target" if len(winners) == 1 else ", ".join(where)
+            clauses.append(f"{METHODS[method][1]}, {only}")
+    return _capitalised("; ".join(clauses)) + "." if clauses else ""
+
+
+def overall(best: Sequence[Row], among_given: bool = False) -> str:
+    """Says in one sentence on how many targets an earlier epoch beats the last one, for FE and for FT.
+
+    Args:
+      best: rows of `best.best_checkpoints`.
+      among_given: whether the study also compares given checkpoints.
+
+    Returns:
+      The sentence; "" if no trajectory was evaluated.
+
+    >>> rows = [{"target": "a", "method": "probe", "checkpoint": str(epoch), "epoch": epoch, "accuracy": accuracy}
+    ...         for epoch, accuracy in ((1, 0.8), (5, 0.9))]
+    >>> overall(best_checkpoints(rows))
+    'As a frozen feature extractor (FE), no earlier checkpoint beats the last one on the only target.'
+    """
+    clauses = []
+    for method in _two_methods({row["method"] for row in best}):
+        rows = [row for row in best if row["method"] == method and row["num_checkpoints"] > 1]
+        gains = [row["gain"] for row in rows if row["gain"] > 0]
+        unclear = [row for row in rows if 0 < row["gain"] <= (row["seed_spread"] or 0)]
+        targets = f"{len(rows)} {'target' if len(rows) == 1 else 'targets'}"
+        doubt = f"; the spread over seeds is as large on {len(unclear)}" if unclear else ""
+        if gains:
+            gain = f"by {'up to ' if len(gains) > 1 else ''}{_points(max(gains))}{doubt}"
+            count = f"on {len(gains)} of {targets} ({gain})"
+            clauses.append(f"{METHODS[method][1]}, an earlier checkpoint beats the last one {count}")
+        elif rows:
+            count = "on the only target" if len(rows) == 1 else f"on any of {targets}"
+            clauses.append(f"{METHODS[method][1]}, no earlier checkpoint beats the last one {count}")
+    text = "; ".join(clauses)
+    text = f"in the study's own pre-training: {text}" if text and among_given else text
+    return f"{_capitalised(text)}." if text else ""
+
+
+def _two_methods(evaluated: set[str]) -> tuple[str, str]:
+    """Returns the methods of the first statement: the usual probe, or else the converged one, and fine-tuning."""
+    return ("probe" if "probe" in evaluated else "probe_converged"), "finetune"
