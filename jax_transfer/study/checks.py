@@ -57,7 +57,7 @@ def check(config: StudyConfig) -> None:
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
         if tuning.checkpoints:
-            selected(tuning.checkpoints, last, _finetune_field(config, target, "checkpoints"), unit)
+            selected(tuning.checkpoints, last, _field(config, target, "finetune", "checkpoints"), unit)
         devices.check_microbatches(
             tuning.microbatches,
             tuning.batch_size,  # each model is fine-tuned on one device

@@ -508,7 +508,7 @@ def test_truncated_checkpoint_error_names_last_valid_epoch(tmp_path, keep):
     for file in files:
         data = file.read_bytes()
         file.write_bytes(data[: int(keep * len(data))])
-    with pytest.raises(InputError, match=r"checkpoints/1 cannot be read.*epoch 0"):
+    with pytest.raises(InputError, match=r"checkpoints/1 cannot be read.*checkpoint before it is 0: delete"):
         _restored(trajectory, 1, state)
 
 
