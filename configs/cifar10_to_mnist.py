@@ -93,8 +93,12 @@ def reduced():
     table_1 = "tfds:mnist?train=10000&test=5000"
     config.targets = (FIGURE_1 + "&test=5000", table_1)
     config.metrics = dict.fromkeys(config.targets, "accuracy")
-    config.finetune.epochs = 20
-    config.overrides = {table_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 3, "checkpoints": "2,8,16"}}}
+    config.probe.num_seeds = config.finetune.num_seeds = 3
+    # Long enough to converge: a probe on the fine-tuned features is no better than the fine-tuned model. The learning
+    # rate is the best of 0.01, 0.03 and 0.1 on a fifth of the 1,000 images, for epoch 16.
+    config.finetune.epochs = 30
+    config.finetune.optimizer.learning_rate = 0.03
+    config.overrides = {table_1: {"probe": {"epochs": 50}, "finetune": {"epochs": 5, "checkpoints": "2,8,16"}}}
     config.paper = paper(table_1, best=8, last=16)
     return config
 

@@ -31,6 +31,7 @@ OVER_MODELS = (
     "test_params_and_stats_are_nested_dicts_of_float32_with_string_keys",
     "test_a_net_without_classes_has_no_head",
     "test_a_spec_agrees_with_its_net",
+    "test_every_net_takes_a_projection",
     "test_classifier_is_the_path_of_the_head",
     "test_named_outputs_of_blocks_are_a_small_part_of_the_activations",
 )

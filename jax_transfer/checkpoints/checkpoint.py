@@ -7,7 +7,7 @@ from typing import Any
 
 from jax_transfer import trees
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models import MODELS, Net
+from jax_transfer.models import MODELS, Net, with_projection
 from jax_transfer.models.vit import resize_position_embedding
 from jax_transfer.records import InputError
 
@@ -31,7 +31,7 @@ class Checkpoint:
       params, stats: the weights, as `net.apply` takes them.
       preprocessing: how images are resized, cropped and normalised.
       source_accuracy: accuracy in [0, 1] on the test images of the pre-training data; None if unknown.
-      settings: the arguments with which `MODELS[net.name]` makes `net`.
+      settings: the arguments with which `MODELS[net.name]` makes `net`, except for its projection.
       has_head: False if the logits do not stand for classes, or if they come from an untrained head.
       notes: sentences on what was assumed, guessed or left out.
       preprocessing_is_guess: whether the preprocessing was inferred from a name because nothing states it.
@@ -133,7 +133,8 @@ def at_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
             )
         grid, new_grid = net.min_image_size // patch, image_size // patch
         settings = {"num_classes": net.num_classes, **settings, "image_size": image_size}
-        net = MODELS[net.name](**settings)
+        resized_net = MODELS[net.name](**settings)
+        net = with_projection(resized_net, net.projection) if net.projection else resized_net
         resized = {"pos_embed": resize_position_embedding(table, (grid, grid), (new_grid, new_grid))}
         model = {name: {**tree, **resized} if "pos_embed" in tree else tree for name, tree in model.items()}
     return dataclasses.replace(

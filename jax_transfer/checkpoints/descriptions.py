@@ -44,7 +44,7 @@ class Description:
       preprocessing: how images are prepared.
       source_accuracy: accuracy on the pre-training data in [0, 1].
       has_head: False if the logits do not stand for classes.
-      notes: sentences on statements of the file that are ignored.
+      notes: sentences on what was assumed when the file was written, and on statements that are ignored.
     """
 
     where: str = ""
@@ -259,7 +259,8 @@ def _from_export(path, text) -> Description:
 
 
 def from_metadata(metadata: object) -> Description:
-    """Reads the metadata of an exported file or an epoch: {"model", "preprocessing", "source_accuracy", "has_head"}.
+    """Reads the metadata of an exported file or an epoch: {"model", "preprocessing", "source_accuracy", "has_head",
+    "notes"}.
 
     "has_head" is false if the logits do not stand for classes but are, for example, a contrastive projection. It is
     true by default.
@@ -288,7 +289,10 @@ def from_metadata(metadata: object) -> Description:
     has_head = metadata.get("has_head", True)
     if not isinstance(has_head, bool):
         raise InputError(f"has_head is {reprlib.repr(has_head)}")
-    return Description("its metadata", model, settings, preprocessing, accuracy, has_head)
+    notes = metadata.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise InputError(f"the notes are {reprlib.repr(notes)}")
+    return Description("its metadata", model, settings, preprocessing, accuracy, has_head, tuple(notes))
 
 
 def _first_line(error: Exception) -> str:

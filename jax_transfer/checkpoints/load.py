@@ -13,18 +13,23 @@ from jax_transfer import devices
 from jax_transfer.checkpoints import descriptions, renamings, state_dicts, torch_files, torch_weights
 from jax_transfer.checkpoints.checkpoint import Checkpoint
 from jax_transfer.checkpoints.folders import expanded, is_epoch, only_file
+from jax_transfer.checkpoints.projections import Projection, classifies, read_projection, split_head
 from jax_transfer.checkpoints.released import architecture, named
 from jax_transfer.checkpoints.trajectory import Trajectory
 from jax_transfer.choose import choose
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.logs import log
-from jax_transfer.models.net import Net
+from jax_transfer.models.net import PROJECTION, Net, with_projection
 from jax_transfer.models.zoo import MODELS
 from jax_transfer.records import InputError, printable
 
 
 def load_checkpoint(
-    path: str | pathlib.Path, model: str | None = None, *, settings: Mapping[str, object] | None = None
+    path: str | pathlib.Path,
+    model: str | None = None,
+    *,
+    settings: Mapping[str, object] | None = None,
+    keep_projection: bool = False,
 ) -> Checkpoint:
     """Loads one checkpoint.
 
@@ -48,9 +53,14 @@ def load_checkpoint(
         or of its repository in a hub's cache, counts instead.
       settings: arguments of the model that cannot be inferred from weights, such as {"num_heads": 12} or
         {"stem": "3x3_pool"}.
+      keep_projection: keep the projection of a contrastive method, which must consist of linear layers with ReLU
+        between them, as in MoCo v1 and v2 and in SimCLR. It is the head of the network in the file, or lies beside the
+        network under a name such as projector or head. `net.apply` then also returns `Output.projection` [b, p], before
+        any normalisation, and `params` has the weights under "projection"; see `net.with_projection`.
 
     Raises:
-      InputError: if the file cannot be used or states another model; the message names the file and says what to do.
+      InputError: if the file cannot be used, states another model, or has no projection that can be kept although it
+        was asked for; the message names the file and says what to do.
 
     >>> import pathlib, tempfile
     >>> from jax_transfer.checkpoints.export import export
@@ -71,8 +81,13 @@ def load_checkpoint(
     try:
         if os.path.isdir(path) and not is_epoch(path):
             path = only_file(path)
-        load = _from_trajectory if os.path.isdir(path) else _from_file
-        checkpoint = load(path, model, {**named_settings, **(settings or {})})
+        given = {**named_settings, **(settings or {})}
+        if not os.path.isdir(path):
+            checkpoint = _from_file(path, model, given, keep_projection)
+        elif keep_projection:
+            raise InputError(f"{path}: an epoch of a trajectory has no projection; load it without keep_projection.")
+        else:
+            checkpoint = _from_trajectory(path, model, given)
     except InputError as error:
         raise InputError(printable(error)) from error
     for note in checkpoint.notes:
@@ -156,7 +171,7 @@ def _make_model(path: pathlib.Path, name: str, settings: Mapping) -> Net:
         raise InputError(f"{path}: {name} does not take all of these settings: {settings}.") from error
 
 
-def _from_file(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint:
+def _from_file(path: pathlib.Path, model: str | None, given: dict, keep_projection: bool) -> Checkpoint:
     """Loads a file of weights; `given` are the settings that the caller specified."""
     contents = torch_files.read(path)
     described = descriptions.describe(path)
@@ -175,27 +190,33 @@ def _from_file(path: pathlib.Path, model: str | None, given: dict) -> Checkpoint
             f"{state_dicts.outline(contents)}."
         )
     try:
-        return _from_contents(path, contents, names[0], described, given)
+        return _from_contents(path, contents, names[0], described, given, keep_projection)
     except InputError:
         if len(names) == 1:  # otherwise the options and the name of the file differ, and the name is tried next
             raise
-    checkpoint = _from_contents(path, contents, names[1], described, given)
+    checkpoint = _from_contents(path, contents, names[1], described, given, keep_projection)
     note = f"Its options name a {arch}, which does not fit its weights; it is read as a {names[1]} because of its name."
     return dataclasses.replace(checkpoint, notes=(note, *checkpoint.notes))
 
 
 def _from_contents(
-    path: pathlib.Path, contents: object, name: str, described: descriptions.Description, given: dict
+    path: pathlib.Path,
+    contents: object,
+    name: str,
+    described: descriptions.Description,
+    given: dict,
+    keep_projection: bool,
 ) -> Checkpoint:
     """Reads the contents of a file as the model `name`."""
     choose(MODELS, name, f"model of {path}")
     known = {**described.settings, **given}
     net = _make_model(path, name, {"num_classes": 1000, **known})
-    found = _find_weights(path, contents, net, known)
+    found = _find_weights(path, contents, net, known, keep_projection)
     from_shapes = descriptions.settings_from_shapes(net, renamings.to_ours(found.state, str(path)), found.contrastive)
     options, note_on_options = descriptions.settings_in_options(path, name, contents, found.where)
     settings = {**from_shapes, **({} if described.model else options), **known}
     net = _make_model(path, name, {"num_classes": 1000, **settings})
+    found, kept = _with_projection(path, found, net, described.has_head) if keep_projection else (found, None)
     try:
         params, stats, note = torch_weights.from_torch(found.state, net, str(path), found.contrastive)
     except InputError as error:
@@ -214,7 +235,9 @@ def _from_contents(
     assumed = descriptions.assumptions(name, settings, {**options, **known}, found.segments, is_known)
     note_on_head = f"It has a new, untrained head: {note}." if note else ""
     note_on_options = "" if "num_heads" in known else note_on_options
-    notes = (*found.notes, note_on_head, *described.notes, note_on_options, *assumed, guess)
+    if kept:
+        net, params = with_projection(net, kept.widths), {**params, PROJECTION: kept.params}
+    notes = (*found.notes, note_on_head, kept.note if kept else "", *described.notes, note_on_options, *assumed, guess)
     return Checkpoint(
         str(path),
         net,
@@ -229,7 +252,32 @@ def _from_contents(
     )
 
 
-def _find_weights(path: pathlib.Path, contents: object, net: Net, known: dict) -> state_dicts.Found:
+def _with_projection(
+    path: pathlib.Path, found: state_dicts.Found, net: Net, has_head: bool
+) -> tuple[state_dicts.Found, Projection]:
+    """Returns the weights without the projection, and the projection.
+
+    Args:
+      found: the weights of the file.
+      net: the net without projection.
+      has_head: False if the file says that its head does not classify.
+
+    Raises:
+      InputError: if there is no projection, or none that can be kept.
+    """
+    if found.projection:
+        return found, read_projection(found.projection, f"{path} (beside {found.where or 'the network'})", net)
+    network, head = split_head(found.state, net)
+    where = ".".join(net.classifier)
+    if not head or (classifies(head) and has_head and not found.contrastive):
+        reason = f"its head {where} classifies" if head else "its network has no head"
+        raise InputError(f"{path}: holds no projection ({reason}); load it without keep_projection.")
+    return found._replace(state=network), read_projection(head, f"{path} ({where})", net)
+
+
+def _find_weights(
+    path: pathlib.Path, contents: object, net: Net, known: dict, keep_projection: bool
+) -> state_dicts.Found:
     """Finds the weights of a file that fit a model best; `net` is the model with the `known` settings."""
 
     def count_shapes(state: Mapping) -> int:
@@ -244,4 +292,4 @@ def _find_weights(path: pathlib.Path, contents: object, net: Net, known: dict) -
         return sum(key in state and state[key].shape == shape for key, shape in shapes.items())
 
     expected = frozenset(torch_weights.expected_shapes(net))
-    return state_dicts.find(contents, expected, ".".join(net.classifier) + ".", path, count_shapes)
+    return state_dicts.find(contents, expected, ".".join(net.classifier) + ".", path, count_shapes, keep_projection)

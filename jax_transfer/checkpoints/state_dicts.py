@@ -8,6 +8,7 @@ of its names. The words in keys and prefixes only decide between candidates that
 import math
 import pathlib
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -42,6 +43,8 @@ FEATURE_PATH = re.compile(
 )
 # Names of segmentation heads, if their kernels are 4-dimensional, as those of convolutions are.
 SEGMENTATION = re.compile(r"(^|\.)(aux_classifier|decode_head|auxiliary_head|classifier)\.")
+# Names of projections that training code keeps beside the network rather than as its head.
+PROJECTION = re.compile(r"(\w+_)?proj\w*|head")
 # Names of parts used only in training; some also match FEATURE_PATH.
 TRAINING_ONLY = re.compile(r"decoder|mask_token|proj|pred|criterion|loss")
 
@@ -55,6 +58,7 @@ class Found(NamedTuple):
       contrastive: whether the weights are an encoder of a contrastive method, whose head does not classify.
       segments: whether the file also holds a segmentation head.
       notes: sentences on what was left out.
+      projection: arrays of the projection beside the network, named as in it: "0.weight"; {} unless they are asked for.
     """
 
     state: State
@@ -62,6 +66,7 @@ class Found(NamedTuple):
     contrastive: bool = False
     segments: bool = False
     notes: tuple[str, ...] = ()
+    projection: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
 
 class _Candidate(NamedTuple):
@@ -81,7 +86,12 @@ class _Candidate(NamedTuple):
 
 
 def find(
-    contents: object, expected: frozenset[str], head: str, path: pathlib.Path, count_shapes: Callable[[State], int]
+    contents: object,
+    expected: frozenset[str],
+    head: str,
+    path: pathlib.Path,
+    count_shapes: Callable[[State], int],
+    keep_projection: bool = False,
 ) -> Found:
     """Finds the weights that fit a model best.
 
@@ -92,9 +102,11 @@ def find(
       path: the file, for messages.
       count_shapes: returns the number of arrays of a state that also have the model's shapes; called if several
         candidates share equally many names with the model.
+      keep_projection: whether to read a projection that lies beside the network.
 
     Raises:
-      InputError: if there are no arrays, or if any of the weights is not finite or not dense.
+      InputError: if there are no arrays, if any of the weights is not finite or not dense, or if there are several
+        projections.
     """
     containers = list(_containers(contents))
     if not containers:
@@ -116,11 +128,13 @@ def find(
     wanted = {name: best.names[name] for name in ours if not complete or _may_matter(ours[name], expected, head)}
     known = ignored | set(wanted.values())
     left_out = [name for name in best.arrays if name not in known and not torch_files.UNREAD.search(name)]
+    projection = _projection(best, left_out, path) if keep_projection else {}
+    left_out = [name for name in left_out if name not in projection.values()]
     segments = any(SEGMENTATION.search(name) and len(best.arrays[name].shape) == 4 for name in left_out)
     state = _read(best.arrays, wanted, path)
     contrastive = bool(CONTRASTIVE.search(best.location.lower()))
     notes = tuple(_notes(best, others, _grouped(left_out, best.prefix)))
-    return Found(state, best.location, contrastive, segments, notes)
+    return Found(state, best.location, contrastive, segments, notes, _read(best.arrays, projection, path))
 
 
 def _our_names(names: Mapping[str, str]) -> dict[str, str]:
@@ -142,6 +156,38 @@ def _best(
     best = with_most(best, lambda candidate: -sum(map(is_extra, _our_names(candidate.names).values())))
     best = with_most(best, lambda candidate: count_shapes(_shapes(candidate)))
     return sorted(best, key=lambda candidate: (candidate.rank, candidate.prefix.count(".")))
+
+
+def _projection(best: _Candidate, left_out: list[str], path: pathlib.Path) -> dict[str, str]:
+    """Returns name in the projection -> full name, for the one among the arrays left out; {} if there is none.
+
+    A projection lies in the network or beside it, and is an average or a momentum copy if the network is one.
+
+    Raises:
+      InputError: if there are several.
+    """
+
+    def marks(text: str) -> tuple[bool, bool]:
+        words = set(re.split(r"[^a-z0-9]+", text.lower()))
+        return bool(words & AVERAGES), bool(words & FOLLOWERS)
+
+    def groups(level: str, expected: tuple[bool, bool]) -> dict[str, dict[str, str]]:
+        """Returns name of a projection at a level -> {name in it: full name}."""
+        found: dict[str, dict[str, str]] = {}
+        for full in left_out:
+            first, *rest = [part for part in full.removeprefix(level).split(".") if part not in WRAPPERS]
+            if full.startswith(level) and PROJECTION.fullmatch(first.lower()) and marks(first) == expected:
+                found.setdefault(level + first, {})[".".join(rest)] = full
+        return found
+
+    network = best.prefix.rstrip(".").rpartition(".")[2]
+    inside, beside = (best.prefix, (False, False)), (best.prefix.removesuffix(f"{network}."), marks(network))
+    found = groups(*inside) or groups(*beside)
+    if len(found) > 1:
+        raise InputError(
+            f"{path}: holds several projections, {', '.join(sorted(found)[:4])}; load it without keep_projection."
+        )
+    return next(iter(found.values()), {})
 
 
 def _notes(best: _Candidate, others: list[_Candidate], left_out: list[str]) -> Iterator[str]:

@@ -9,8 +9,8 @@
 ((2, 5), (2, 64))
 """
 
-from jax_transfer.models.net import Net, Output, gaussian, make_net, with_new_head
+from jax_transfer.models.net import Net, Output, gaussian, make_net, with_new_head, with_projection
 from jax_transfer.models.spec import Spec
 from jax_transfer.models.zoo import MODELS
 
-__all__ = ["MODELS", "Net", "Output", "Spec", "gaussian", "make_net", "with_new_head"]
+__all__ = ["MODELS", "Net", "Output", "Spec", "gaussian", "make_net", "with_new_head", "with_projection"]

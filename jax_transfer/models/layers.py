@@ -92,12 +92,27 @@ def in_groups(make_module: Callable[[nnx.Rngs], nnx.Module], group: int | None) 
     >>> module.bn.group
     32
     """
+    return _with_batch_norm(make_module, "group", group)
+
+
+def with_epsilon(make_module: Callable[[nnx.Rngs], nnx.Module], eps: float) -> Callable[[nnx.Rngs], nnx.Module]:
+    """Returns `make_module` with `eps` set in every BatchNorm of its module.
+
+    >>> module = with_epsilon(lambda rngs: ConvNorm(3, 8, 3, dtype=jnp.float32, rngs=rngs), 1e-5)(nnx.Rngs(0))
+    >>> module.bn.eps
+    1e-05
+    """
+    return _with_batch_norm(make_module, "eps", eps)
+
+
+def _with_batch_norm(make_module, attribute: str, value) -> Callable[[nnx.Rngs], nnx.Module]:
+    """Returns `make_module` with an attribute set in every BatchNorm of its module."""
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
         module = make_module(rngs)
         for _, part in nnx.iter_modules(module):
             if isinstance(part, BatchNorm):
-                part.group = group
+                setattr(part, attribute, value)
         return module
 
     return make
@@ -116,18 +131,19 @@ def conv(features_in, features_out, size, stride, dtype, rngs, *, padding=None, 
 
     Args:
       size: side of the kernel in pixels, or (height, width).
-      padding: pixels on each side; by default half the kernel, which keeps the image size at stride 1.
+      padding: pixels on each side; by default half the kernel, which keeps the image size at stride 1. "SAME" pads as
+        TensorFlow does: at stride 2, an even image gets one pixel less before than after it.
       groups: number of channel groups; groups=features_in makes a depthwise convolution.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    pad_height, pad_width = (height // 2, width // 2) if padding is None else (padding, padding)
+    pad_height, pad_width = (height // 2, width // 2) if padding in (None, "SAME") else (padding, padding)
     pointwise = (height, width) == (1, 1) and groups == 1
     return nnx.Conv(
         features_in,
         features_out,
         kernel_size=(height, width),
         strides=(stride, stride),
-        padding=((pad_height, pad_height), (pad_width, pad_width)),
+        padding="SAME" if padding == "SAME" else ((pad_height, pad_height), (pad_width, pad_width)),
         feature_group_count=groups,
         use_bias=use_bias,
         conv_general_dilated=_pointwise if pointwise else jax.lax.conv_general_dilated,
@@ -223,6 +239,17 @@ def check_batch_norm_group(name: str, group) -> int | None:
             "together, such as 32, or nothing for the global batch."
         )
     return group and int(group)
+
+
+def check_batch_norm_eps(name: str, eps) -> float:
+    """Returns the number that BatchNorm adds to the variance: 1e-5 in torch, 1e-3 in TensorFlow's layers.
+
+    Raises:
+      InputError: if it does not lie between 0 and 1.
+    """
+    if not 0 < eps < 1:
+        raise InputError(f"batch_norm_eps of {name} is {eps!r}; expected a small positive number, such as 1e-5.")
+    return float(eps)
 
 
 def check_scaled(name: str, num_classes, dtype, width, batch_norm_group) -> tuple[int, str, float, int | None]:

@@ -3,7 +3,7 @@
 - v1 (Howard et al., 2017, arXiv:1704.04861), with ReLU6 and the parameter names of timm's `mobilenetv1_100`.
 - v2 (Sandler et al., 2018, arXiv:1801.04381), with the parameter names of torchvision's `mobilenet_v2`.
 
-Padding is explicit and symmetric, as in torch.
+Padding is symmetric, as in torch, or with `padding="same"` as in Keras and TF-slim.
 """
 
 import functools
@@ -14,16 +14,19 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_transfer.choose import choose
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.layers import (
     DTYPES,
     BatchNorm,
     chain_blocks,
+    check_batch_norm_eps,
     check_scaled,
     conv,
     gaussian_head,
     global_mean,
     in_groups,
+    with_epsilon,
 )
 from jax_transfer.models.net import Net, Output, block_output, make_net
 from jax_transfer.models.spec import BICUBIC, HALF, IMAGENET, TORCHVISION_V2, VIT, Spec
@@ -48,11 +51,16 @@ def _make_divisible(features: float, divisor: int = 8) -> int:
     return nearest + divisor if nearest < 0.9 * features else nearest
 
 
+# How 3x3 convolutions pad: "symmetric" by one pixel on each side, as in torch; "same" as in TensorFlow, which pads an
+# even image only at the bottom and on the right where the stride is 2. The weights do not show it.
+PADDINGS = {"symmetric": None, "same": "SAME"}
+
+
 class SeparableBlock(nnx.Module):
     """Depthwise 3x3 convolution and pointwise convolution, each followed by BatchNorm and ReLU6."""
 
-    def __init__(self, features_in: int, features_out: int, stride: int, *, dtype, rngs: nnx.Rngs):
-        self.conv_dw = conv(features_in, features_in, 3, stride, dtype, rngs, groups=features_in)
+    def __init__(self, features_in: int, features_out: int, stride: int, *, padding, dtype, rngs: nnx.Rngs):
+        self.conv_dw = conv(features_in, features_in, 3, stride, dtype, rngs, padding=padding, groups=features_in)
         self.bn1 = BatchNorm(features_in, dtype=dtype)
         self.conv_pw = conv(features_in, features_out, 1, 1, dtype, rngs)
         self.bn2 = BatchNorm(features_out, dtype=dtype)
@@ -65,16 +73,17 @@ class SeparableBlock(nnx.Module):
 class MobileNetV1(nnx.Module):
     """Stem, thirteen separable blocks, global average pool (the features), linear head."""
 
-    def __init__(self, num_classes: int, *, width: float, dtype, rngs: nnx.Rngs):
+    def __init__(self, num_classes: int, *, width: float, padding, dtype, rngs: nnx.Rngs):
         features = _make_divisible(32 * width)
-        self.conv_stem = conv(3, features, 3, 2, dtype, rngs)
+        self.conv_stem = conv(3, features, 3, 2, dtype, rngs, padding=padding)
+        options = {"padding": padding, "dtype": dtype, "rngs": rngs}
         self.bn1 = BatchNorm(features, dtype=dtype)
         stages = []
         for channels, num_blocks, stride in V1_STAGES:
             blocks = []
             for i in range(num_blocks):
                 features_out = _make_divisible(channels * width)
-                blocks.append(SeparableBlock(features, features_out, 1 if i else stride, dtype=dtype, rngs=rngs))
+                blocks.append(SeparableBlock(features, features_out, 1 if i else stride, **options))
                 features = features_out
             stages.append(nnx.List(blocks))
         self.blocks = nnx.List(stages)
@@ -90,9 +99,9 @@ class MobileNetV1(nnx.Module):
         return Output(logits=self.classifier(features), features=features)
 
 
-def _conv_norm(features_in, features_out, size, stride, dtype, rngs, groups=1) -> nnx.List:
+def _conv_norm(features_in, features_out, size, stride, dtype, rngs, padding=None, groups=1) -> nnx.List:
     """Returns [convolution, BatchNorm], whose names in a checkpoint are 0 and 1; `_relu6` applies them."""
-    layer = conv(features_in, features_out, size, stride, dtype, rngs, groups=groups)
+    layer = conv(features_in, features_out, size, stride, dtype, rngs, padding=padding, groups=groups)
     return nnx.List([layer, BatchNorm(features_out, dtype=dtype)])
 
 
@@ -105,10 +114,10 @@ def _relu6(conv_norm, x, train: bool):
 class InvertedResidual(nnx.Module):
     """1x1 expansion, depthwise 3x3, 1x1 projection without activation; a shortcut if the shape is unchanged."""
 
-    def __init__(self, features_in: int, features_out: int, stride: int, expansion: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, features_in, features_out, stride, expansion, *, padding, dtype, rngs: nnx.Rngs):
         inner = features_in * expansion
         expand = [] if expansion == 1 else [_conv_norm(features_in, inner, 1, 1, dtype, rngs)]
-        depthwise = _conv_norm(inner, inner, 3, stride, dtype, rngs, groups=inner)
+        depthwise = _conv_norm(inner, inner, 3, stride, dtype, rngs, padding, groups=inner)
         project = _conv_norm(inner, features_out, 1, 1, dtype, rngs)
         self.conv = nnx.List([*expand, depthwise, *project])
         self.shortcut = stride == 1 and features_in == features_out
@@ -125,12 +134,13 @@ class InvertedResidual(nnx.Module):
 class MobileNetV2(nnx.Module):
     """Stem, seventeen inverted residuals, 1x1 convolution, global average pool (the features), linear head."""
 
-    def __init__(self, num_classes: int, *, width: float, dtype, rngs: nnx.Rngs):
+    def __init__(self, num_classes: int, *, width: float, padding, dtype, rngs: nnx.Rngs):
         features = _make_divisible(32 * width)
-        layers: list[nnx.Module] = [_conv_norm(3, features, 3, 2, dtype, rngs)]
+        layers: list[nnx.Module] = [_conv_norm(3, features, 3, 2, dtype, rngs, padding)]
+        options = {"padding": padding, "dtype": dtype, "rngs": rngs}
         for expansion, channels, num_blocks, stride in V2_STAGES:
             for i in range(num_blocks):
-                features_out, options = _make_divisible(channels * width), {"dtype": dtype, "rngs": rngs}
+                features_out = _make_divisible(channels * width)
                 layers.append(InvertedResidual(features, features_out, 1 if i else stride, expansion, **options))
                 features = features_out
         last = _make_divisible(1280 * max(1.0, width))
@@ -194,7 +204,9 @@ def width_from_shapes(name: str, state: Mapping) -> dict:
 MIN_IMAGE_SIZE = 32
 
 
-def _mobilenet(name, num_classes, dtype="float32", width=1.0, batch_norm_group=None) -> Net:
+def _mobilenet(
+    name, num_classes, dtype="float32", width=1.0, padding="symmetric", batch_norm_group=None, batch_norm_eps=1e-5
+) -> Net:
     """Makes a MobileNet.
 
     Calls with equal arguments return the same Net object, so that they share compiled code.
@@ -205,23 +217,29 @@ def _mobilenet(name, num_classes, dtype="float32", width=1.0, batch_norm_group=N
         logits are always float32.
       width: positive multiplier of the channels; 0.25, 0.5, 0.75 and 1.0 in the v1 paper. Channels are rounded to
         multiples of 8. In v2 a width below 1 does not reduce the 1,280 features (section 4.1).
+      padding: a key of PADDINGS: "symmetric" as in torch, or "same" as in Keras and TF-slim.
       batch_norm_group: images that BatchNorm normalises together in training; by default the global batch.
+      batch_norm_eps: what BatchNorm adds to the variance; 1e-5 in torch, 1e-3 in Keras and TF-slim.
 
     Raises:
       InputError: if an argument is invalid.
     """
-    return _build(name, *check_scaled(name, num_classes, dtype, width, batch_norm_group))
+    choose(PADDINGS, padding, f"padding of {name}")
+    checked = check_scaled(name, num_classes, dtype, width, batch_norm_group)
+    return _build(name, *checked, padding, check_batch_norm_eps(name, batch_norm_eps))
 
 
 @functools.cache
-def _build(name, num_classes, dtype, width, batch_norm_group) -> Net:
+def _build(name, num_classes, dtype, width, batch_norm_group, padding, batch_norm_eps) -> Net:
     module, feature_dim, classifier = {
         "mobilenet_v1": (MobileNetV1, _make_divisible(1024 * width), ("classifier",)),
         "mobilenet_v2": (MobileNetV2, _make_divisible(1280 * max(1.0, width)), ("classifier", "1")),
     }[name]
+    options = {"width": width, "padding": PADDINGS[padding], "dtype": DTYPES[dtype]}
+    make_module = with_epsilon(lambda rngs: module(num_classes, **options, rngs=rngs), batch_norm_eps)
     return make_net(
         name,
-        in_groups(lambda rngs: module(num_classes, width=width, dtype=DTYPES[dtype], rngs=rngs), batch_norm_group),
+        in_groups(make_module, batch_norm_group),
         num_classes=num_classes,
         feature_dim=feature_dim,
         min_image_size=MIN_IMAGE_SIZE,

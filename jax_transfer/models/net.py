@@ -9,6 +9,8 @@ into strings, which sort as 0, 1, 10, 11, 2, so matching by position would permu
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,7 +32,9 @@ class Output(NamedTuple):
       logits: float32, output of the classification head; [b, 0] for a net without a head.
       features: float32, input of the classification head.
       maps: feature maps before pooling; None if the net does not return them.
-      projection: output of a projection head, such as one for a contrastive loss; None if the net has none.
+      projection: float32, output of a projection head for a contrastive loss, before the loss normalises it; None if
+        the net has no such head. `with_projection` adds one, and `load_checkpoint(..., keep_projection=True)` reads one
+        from a file.
     """
 
     logits: Float[Array, "b s"]
@@ -59,6 +63,7 @@ class Net:
         `key`. The outputs of its blocks carry the name BLOCK.
       classifier: path of the classification head in `params`, such as ("fc",).
       shapes: flat name -> shape of each array of {"params", "stats"}.
+      projection: columns of the outputs of the linear layers of the projection; () for a net without one.
     """
 
     name: str
@@ -70,6 +75,7 @@ class Net:
     apply_train: Callable
     classifier: tuple[str, ...]
     shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    projection: tuple[int, ...] = ()
 
 
 def make_net(
@@ -143,6 +149,7 @@ def make_net(
 
 
 BLOCK = "block"  # see `block_output`
+PROJECTION = "projection"  # name of the projection in `params`, see `with_projection`
 
 
 def block_output(x: Array) -> Array:
@@ -182,6 +189,75 @@ def without_head(params, net: Net):
     """Returns `params` without the classification head."""
     flat, head = trees.flatten(params), "/".join((*net.classifier, ""))
     return trees.unflatten({name: leaf for name, leaf in flat.items() if not name.startswith(head)})
+
+
+@functools.cache
+def with_projection(net: Net, widths: tuple[int, ...]) -> Net:
+    """Returns a net that also computes a projection of its features: linear layers with ReLU between them.
+
+    It is the projection head of SimCLR (Chen et al., 2020, arXiv:2002.05709, section 2) and MoCo v2, or with one layer
+    that of MoCo v1. `params` holds it under "projection", with the names "0", "2", ... that torch's Sequential gives to
+    its linear layers; the other arrays are those of `net`. Equal arguments give the same Net object.
+
+    Args:
+      net: a net without a projection.
+      widths: columns of the output of each layer; the last one is that of the projection.
+
+    >>> from jax_transfer.models.resnet import resnet10
+    >>> net = with_projection(resnet10(num_classes=5, width=8), (64, 16))
+    >>> params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    >>> params["projection"]["2"]["kernel"].shape
+    (64, 16)
+    >>> jax.eval_shape(net.apply, params, stats, jnp.zeros((2, 32, 32, 3))).projection.shape
+    (2, 16)
+    """
+    inputs = (net.feature_dim, *widths)
+    shapes = {}
+    for i, (width_in, width) in enumerate(itertools.pairwise(inputs)):
+        shapes |= {f"{2 * i}/kernel": (width_in, width), f"{2 * i}/bias": (width,)}
+
+    def init(key):
+        params, stats = net.init(key)
+        draws = {name: jax.random.fold_in(key, i) for i, name in enumerate(shapes)}
+        flat = {
+            name: gaussian(draws[name], shape, shape[0] ** -0.5) if name.endswith("kernel") else jnp.zeros(shape)
+            for name, shape in shapes.items()
+        }
+        return {**params, PROJECTION: trees.unflatten(flat)}, stats
+
+    def project(params, output: Output) -> Output:
+        flat = trees.flatten(params.get(PROJECTION, {}))
+        expected = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+        _check_names_and_shapes(expected, flat, f"the projection in params does not fit {net.name}")
+        x = output.features
+        for i in range(len(widths)):
+            x = (jax.nn.relu(x) if i else x) @ flat[f"{2 * i}/kernel"] + flat[f"{2 * i}/bias"]
+        return output._replace(projection=x)
+
+    def apply(params, stats, images):
+        return project(params, net.apply(without_projection(params), stats, images))
+
+    def apply_train(params, stats, images, key):
+        output, stats = net.apply_train(without_projection(params), stats, images, key)
+        return project(params, output), stats
+
+    return dataclasses.replace(
+        net,
+        init=jax.jit(init),
+        apply=jax.jit(apply),
+        apply_train=jax.jit(apply_train),
+        shapes={**net.shapes, **{f"params/{PROJECTION}/{name}": shape for name, shape in shapes.items()}},
+        projection=widths,
+    )
+
+
+def without_projection(params):
+    """Returns `params` without the projection; they are unchanged if they have none.
+
+    >>> without_projection({"fc": {}, "projection": {"0": {}}})
+    {'fc': {}}
+    """
+    return {name: tree for name, tree in params.items() if name != PROJECTION}
 
 
 def gaussian(key, shape: tuple[int, ...], std: float) -> Array:
@@ -224,10 +300,18 @@ def _to_state(abstract, tree, message: str):
       InputError: if a name or shape differs.
     """
     variables, flat = _named(abstract), trees.flatten(tree)
-    # Only names and shapes must agree: the caller may keep its weights in another dtype.
     expected = {name: jax.ShapeDtypeStruct(v.shape, jnp.float32) for name, _, v in variables if v.size}
+    _check_names_and_shapes(expected, flat, message)
+    flat |= {name: jnp.zeros(variable.shape, jnp.float32) for name, _, variable in variables if not variable.size}
+    return nnx.from_flat_state([(path, variable.replace(flat[name])) for name, path, variable in variables])
+
+
+def _check_names_and_shapes(expected: dict, flat: dict, message: str) -> None:
+    """Checks that flat dictionaries agree in names and shapes; the caller may keep its weights in another dtype.
+
+    Raises:
+      InputError: if they do not; it begins with `message`.
+    """
     found = {name: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.float32) for name, leaf in flat.items()}
     if different := trees.difference(trees.unflatten(expected), trees.unflatten(found), limit=3):
         raise InputError(f"{message}: {different.replace(chr(10), '; ')}")
-    flat |= {name: jnp.zeros(variable.shape, jnp.float32) for name, _, variable in variables if not variable.size}
-    return nnx.from_flat_state([(path, variable.replace(flat[name])) for name, path, variable in variables])

@@ -19,11 +19,13 @@ from jax_transfer.models.layers import (
     BatchNorm,
     MaxPool,
     chain_blocks,
+    check_batch_norm_eps,
     check_batch_norm_group,
     check_num_classes,
     conv,
     gaussian_head,
     in_groups,
+    with_epsilon,
 )
 from jax_transfer.models.layers import he_normal_fan_out as he_normal_fan_out
 from jax_transfer.models.net import Net, Output, block_output, make_net
@@ -32,11 +34,24 @@ from jax_transfer.records import InputError
 
 
 class Stem(NamedTuple):
-    """Side and stride of the first convolution, and whether a 3x3 max pool with stride 2 follows."""
+    """Side and stride of the first convolution, and whether a 3x3 max pool with stride 2 follows.
+
+    `zero_padding`: whether the pool sees zeros around the image, as in TensorFlow code that pads before it pools. torch
+    ignores what lies outside, which differs where all values are negative.
+    """
 
     size: int
     stride: int
     pool: bool
+    zero_padding: bool = False
+
+    def apply_pool(self, x: Float[Array, "b h w d"]) -> Float[Array, "b i j d"]:
+        """Applies the max pool, if there is one."""
+        if not self.pool:
+            return x
+        if self.zero_padding:
+            return MaxPool(3, 2)(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+        return MaxPool(3, 2, padding=1)(x)
 
     @property
     def min_image_size(self) -> int:
@@ -53,6 +68,8 @@ STEMS = {
     "3x3_stride2": Stem(3, 2, False),
     "3x3_stride2_pool": Stem(3, 2, True),
     "7x7": Stem(7, 2, False),
+    "7x7_zero_padded_pool": Stem(7, 2, True, zero_padding=True),
+    "7x7_stride1_zero_padded_pool": Stem(7, 1, True, zero_padding=True),
 }
 
 
@@ -116,8 +133,8 @@ class ResNet(nnx.Module):
 
     def __init__(self, block, stage_sizes, num_classes, *, stem, width, zero_init_last, dtype, rngs: nnx.Rngs):
         last_scale = 0.0 if zero_init_last else 1.0
-        size, stride, self.pool = STEMS[stem]
-        self.conv1 = conv(3, width, size, stride, dtype, rngs)
+        self.stem = STEMS[stem]
+        self.conv1 = conv(3, width, self.stem.size, self.stem.stride, dtype, rngs)
         self.bn1 = BatchNorm(width, dtype=dtype)
         features = width
         for stage, num_blocks in enumerate(stage_sizes):
@@ -133,9 +150,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
         x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train))
-        if self.pool:
-            x = MaxPool(3, 2, padding=1)(x)
-        x = block_output(x)
+        x = block_output(self.stem.apply_pool(x))
         for layer in (getattr(self, f"layer{i}") for i in (1, 2, 3, 4)):
             x = chain_blocks(layer, x, train)
         features = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
@@ -144,7 +159,7 @@ class ResNet(nnx.Module):
 
 def _resnet(
     name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64, zero_init_last=False,
-    batch_norm_group=None,
+    batch_norm_group=None, batch_norm_eps=1e-5,
 ):  # fmt: skip
     """Makes a residual network.
 
@@ -160,17 +175,18 @@ def _resnet(
       zero_init_last: initialise the last BatchNorm scale of each block to 0, so that each block starts as the identity
         (Goyal et al., 2017, section 5.1). torchvision's ImageNet weights were trained without this.
       batch_norm_group: images that BatchNorm normalises together in training; by default the global batch.
+      batch_norm_eps: what BatchNorm adds to the variance; 1e-5 in torch, 1e-3 in networks of TensorFlow's layers.
 
     Raises:
       InputError: if an argument is invalid.
     """
-    checked = check_arguments(name, num_classes, dtype, stem, width, batch_norm_group)
+    checked = check_arguments(name, num_classes, dtype, stem, width, batch_norm_group, batch_norm_eps)
     return _build(name, stage_sizes, block, *checked, bool(zero_init_last))
 
 
 def check_arguments(
-    name: str, num_classes, dtype, stem, width, batch_norm_group
-) -> tuple[int, str, str, int, int | None]:
+    name: str, num_classes, dtype, stem, width, batch_norm_group, batch_norm_eps
+) -> tuple[int, str, str, int, int | None, float]:
     """Returns the arguments of a residual network, v1 or v2, in canonical form, so that equal ones give the same Net.
 
     Raises:
@@ -182,18 +198,21 @@ def check_arguments(
     num_classes = check_num_classes(name, num_classes)
     if width < 1 or width % 1:
         raise InputError(f"width of {name} is {width!r}; expected a whole number of channels, at least 1.")
-    return num_classes, dtype, stem, int(width), check_batch_norm_group(name, batch_norm_group)
+    group, eps = check_batch_norm_group(name, batch_norm_group), check_batch_norm_eps(name, batch_norm_eps)
+    return num_classes, dtype, stem, int(width), group, eps
 
 
 @functools.cache
-def _build(name, stage_sizes, block, num_classes, dtype, stem, width, batch_norm_group, zero_init_last) -> Net:
+def _build(
+    name, stage_sizes, block, num_classes, dtype, stem, width, batch_norm_group, batch_norm_eps, zero_init_last
+) -> Net:
     def make_module(rngs: nnx.Rngs) -> ResNet:
         options = {"stem": stem, "width": width, "zero_init_last": zero_init_last, "dtype": DTYPES[dtype]}
         return ResNet(block, stage_sizes, num_classes, **options, rngs=rngs)
 
     return make_net(
         name,
-        in_groups(make_module, batch_norm_group),
+        in_groups(with_epsilon(make_module, batch_norm_eps), batch_norm_group),
         num_classes=num_classes,
         feature_dim=width * 8 * block.expansion,
         min_image_size=STEMS[stem].min_image_size,

@@ -15,17 +15,18 @@ from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.layers import (
     DTYPES,
     BatchNorm,
-    MaxPool,
     chain,
     chain_blocks,
     conv,
     gaussian_head,
     global_mean,
     in_groups,
+    with_epsilon,
 )
 from jax_transfer.models.net import Net, Output, block_output, make_net
 from jax_transfer.models.resnet import STEMS, check_arguments, width_and_stem_from_shapes
 from jax_transfer.models.spec import HALF, VIT, Spec
+from jax_transfer.records import InputError
 
 
 class Conv(nnx.Module):
@@ -96,14 +97,15 @@ class Head(nnx.Module):
 class ResNetV2(nnx.Module):
     """Stem, four stages, BatchNorm and ReLU, global average pool (the features), linear head (the logits)."""
 
-    def __init__(self, block, stage_sizes, num_classes, *, stem, width, dtype, rngs: nnx.Rngs):
-        size, stride, self.pool = STEMS[stem]
-        self.stem = Conv(3, width, size, stride, dtype, rngs)
+    def __init__(self, block, stage_sizes, num_classes, *, stem, width, last_stride, dtype, rngs: nnx.Rngs):
+        self.layout = STEMS[stem]
+        self.stem = Conv(3, width, self.layout.size, self.layout.stride, dtype, rngs)
+        strides = (1, 2, 2, last_stride)
         features, stages = width, []
         for stage, num_blocks in enumerate(stage_sizes):
             blocks = []
             for i in range(num_blocks):
-                stride = 2 if stage > 0 and i == 0 else 1
+                stride = strides[stage] if i == 0 else 1
                 blocks.append(block(features, width * 2**stage, stride, dtype, rngs))
                 features = EXPANSION[block] * width * 2**stage
             stages.append(Blocks(blocks))
@@ -114,13 +116,16 @@ class ResNetV2(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
         x = self.stem(images.astype(self.dtype))
-        x = MaxPool(3, 2, padding=1)(x) if self.pool else x
-        x = nnx.relu(self.norm(chain(self.stages, block_output(x), train), train))
+        x = block_output(self.layout.apply_pool(x))
+        x = nnx.relu(self.norm(chain(self.stages, x, train), train))
         features = global_mean(x)
         return Output(logits=self.head.fc(features), features=features)
 
 
-def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64, batch_norm_group=None):
+def _resnet(
+    name, stage_sizes, block, num_classes, dtype="float32", stem="imagenet", width=64, last_stride=2,
+    batch_norm_group=None, batch_norm_eps=1e-5,
+):  # fmt: skip
     """Makes a pre-activation residual network.
 
     Calls with equal arguments return the same Net object, so that they share compiled code.
@@ -132,20 +137,30 @@ def _resnet(name, stage_sizes, block, num_classes, dtype="float32", stem="imagen
       stem: a key of `resnet.STEMS`: "imagenet" (7x7 with stride 2 and a 3x3 max pool with stride 2; images of at least
         32 pixels), "cifar" (3x3 with stride 1; at least 8 pixels), or one of the less common stems.
       width: channels of the first stage; 64 in the paper.
+      last_stride: stride of the last stage, 1 or 2; networks trained on patches of images have 1.
       batch_norm_group: images that BatchNorm normalises together in training; by default the global batch.
+      batch_norm_eps: what BatchNorm adds to the variance; 1e-5 in torch, 1e-3 in networks of TensorFlow's layers.
 
     Raises:
       InputError: if an argument is invalid.
     """
-    return _build(name, stage_sizes, block, *check_arguments(name, num_classes, dtype, stem, width, batch_norm_group))
+    if last_stride not in (1, 2):
+        raise InputError(f"last_stride of {name} is {last_stride!r}; expected 1 or 2.")
+    checked = check_arguments(name, num_classes, dtype, stem, width, batch_norm_group, batch_norm_eps)
+    return _build(name, stage_sizes, block, *checked, int(last_stride))
 
 
 @functools.cache
-def _build(name, stage_sizes, block, num_classes, dtype, stem, width, batch_norm_group) -> Net:
-    options = {"stem": stem, "width": width, "dtype": DTYPES[dtype]}
+def _build(
+    name, stage_sizes, block, num_classes, dtype, stem, width, batch_norm_group, batch_norm_eps, last_stride
+) -> Net:
+    def make_module(rngs: nnx.Rngs) -> ResNetV2:
+        options = {"stem": stem, "width": width, "last_stride": last_stride, "dtype": DTYPES[dtype]}
+        return ResNetV2(block, stage_sizes, num_classes, **options, rngs=rngs)
+
     return make_net(
         name,
-        in_groups(lambda rngs: ResNetV2(block, stage_sizes, num_classes, **options, rngs=rngs), batch_norm_group),
+        in_groups(with_epsilon(make_module, batch_norm_eps), batch_norm_group),
         num_classes=num_classes,
         feature_dim=width * 8 * EXPANSION[block],
         min_image_size=STEMS[stem].min_image_size,

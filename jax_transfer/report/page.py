@@ -5,7 +5,7 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from jax_transfer.records import METRICS, InputError
 from jax_transfer.report import figures, figures_by_name, score_figures, spectral, spectral_figures, tables, used
@@ -164,8 +164,35 @@ def _targets(page: Page) -> Iterator[str]:
     )
     notes = [(names[row["target"]], note) for row in rows for note in row["notes"]]
     if notes:
-        items = "".join(f"<li><strong>{escape(name)}.</strong> {escape(note)}</li>" for name, note in notes)
-        yield f"<ul>{items}</ul>"
+        yield f"<ul>{_items(notes)}</ul>"
+
+
+def _items(notes: Iterable[tuple[str, str]]) -> str:
+    """Returns the items of a list, each of which begins with a name."""
+    return "".join(f"<li><strong>{escape(name)}.</strong> {escape(note)}</li>" for name, note in notes)
+
+
+def _checkpoints(page: Page) -> Iterator[str]:
+    """Yields a table of the given checkpoints, and notes on what was assumed about them."""
+    rows = page.results.get("checkpoints")
+    if not rows:
+        return
+    yield tables.to_html(
+        [
+            {
+                "Checkpoint": row["checkpoint"],
+                "Model": row["model"],
+                "Parameters": f"{row['num_parameters']:,}",
+                "Image size": row["preprocessing"]["image_size"],
+                "Preprocessing": "a guess" if row["preprocessing_is_guess"] else "known",
+                "Head": "yes" if row["has_head"] else "no",
+                "File": row["path"],
+            }
+            for row in rows
+        ]
+    )
+    if notes := [(row["checkpoint"], note) for row in rows for note in row["notes"]]:
+        yield f"<ul>{_items(notes)}</ul>"
 
 
 def _paper(page: Page) -> Iterator[str]:
@@ -178,10 +205,8 @@ def _why(page: Page) -> Iterator[str]:
     """Yields what the spectral components show, in words and as Table 1. The figures come later on the page."""
     if not page.read.get("spectral"):
         return
-    yield "<ul>"
-    for name, words in spectral.story(page.read):
-        yield f"<li><strong>{escape(name)}.</strong> {escape(words)}</li>"
-    yield "</ul>"
+    if stories := list(spectral.story(page.read)):
+        yield f"<ul>{_items(stories)}</ul>"
     rows = spectral.table_1(page.read)
     if not rows:
         yield "<p>No component has an accuracy by the metric of its target yet; run stage spectral.</p>"
@@ -325,6 +350,7 @@ def _configuration(page: Page) -> Iterator[str]:
 SECTIONS: dict[str, Callable[[Page], Iterator[str]]] = {
     "Which checkpoint transfers best": _answer,
     "Targets": _targets,
+    "Given checkpoints": _checkpoints,
     "Comparison with the paper": _paper,
     "Why: the spectral components": _why,
     "How far each score can be trusted": _trust,

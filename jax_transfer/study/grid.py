@@ -1,4 +1,4 @@
-"""The grid of settings of fine-tuning on a target: which points have rows already, and which point is chosen."""
+"""The grid of settings of a target: what its rows are, which points of fine-tuning have rows, and which is chosen."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from jax_transfer.results import TEST, TEST_GRID, VALIDATION, TransferRow
 from jax_transfer.study.epochs import Snapshot
 from jax_transfer.transfer.finetune import FinetuneSettings, grid
 
-# Value of `config.finetune.choose` -> the split of the rows of the grid.
+# Value of `config.finetune.choose` and `config.probe.choose` -> the split of the rows of the grid.
 SPLIT_OF = {"validation": VALIDATION, "test": TEST_GRID}
 
 # Split of a row -> the images on which its model was trained, and those on which it was tested.

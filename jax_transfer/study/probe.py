@@ -1,6 +1,5 @@
 """The "probe" stage: fits linear classifiers on the frozen features of every checkpoint."""
 
-import dataclasses
 import functools
 import time
 
@@ -8,13 +7,12 @@ import numpy as np
 
 from jax_transfer.features.extract import stack
 from jax_transfer.logs import log
-from jax_transfer.results import GRID, TEST, TEST_GRID, VALIDATION, Rows, results_of
+from jax_transfer.results import GRID, TEST, Rows, results_of
 from jax_transfer.study import estimates, groups, settings
 from jax_transfer.study.epochs import Snapshot
+from jax_transfer.study.grid import SPLIT_OF
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.probe import PROTOCOLS, Point, ProbeSettings, grid_points, probe
-
-GRID_SPLITS = {"validation": VALIDATION, "test": TEST_GRID}  # `ProbeSettings.choose` -> split of a grid point's row
 
 
 def run(work: Workspace) -> None:
@@ -103,12 +101,14 @@ def _probe_group(
             for j, point in enumerate(result.points):
                 row = make_row(
                     **_columns(point),
-                    split=GRID_SPLITS[probing.choose],
+                    split=SPLIT_OF[probing.choose],
                     accuracy=float(grid.accuracy[i, s, j]),
                     mean_class_accuracy=float(grid.mean_class_accuracy[i, s, j]),
                     gflops=gflops_of_grid.setdefault(dim, grid.gflops),
+                    num_train=grid.num_train,
+                    num_test=grid.num_test,
                 )
-                rows.append(dataclasses.replace(row, num_train=grid.num_train, num_test=grid.num_test))
+                rows.append(row)
         rows.append(
             make_row(
                 **_columns(result.points[result.chosen[i, s]]),

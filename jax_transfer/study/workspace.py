@@ -246,7 +246,8 @@ class Workspace:
         if saved.number not in numbers:
             raise InputError(
                 f"{trajectory.folder} holds no checkpoint of {epochs.length(self.config).unit} {saved.number} (it has "
-                f"{reprlib.repr(numbers) if numbers else 'none'}): run the pretrain stage first."
+                f"{reprlib.repr(numbers) if numbers else 'none'}): run the pretrain stage first, or name the "
+                "checkpoints to evaluate in config.checkpoints."
             )
         return trajectory
 

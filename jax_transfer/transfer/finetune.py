@@ -26,7 +26,7 @@ from jax_transfer.data.crops import CROPS
 from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.fields import Count, Few, Listed, NotNegative, OneOf, Positive, Steps, check_itself
-from jax_transfer.models.net import Net, with_new_head
+from jax_transfer.models.net import Net, with_new_head, without_projection
 from jax_transfer.records import InputError
 from jax_transfer.training.evaluation import Measure, classification
 from jax_transfer.training.loop import train
@@ -203,7 +203,7 @@ def finetune(
 
     Args:
       checkpoints: name -> the checkpoint to start from, with or without a classification head. Only the weights of
-        the checkpoint are used.
+        the checkpoint are used, without a projection, which no objective of a target trains.
       candidates: the fine-tuning runs to perform.
       net: the architecture of all checkpoints, with as many classes as the target has.
       make_objective: returns the objective. It is called with the candidate's changes that are not in RATES, as
@@ -271,7 +271,8 @@ def finetune(
 
     @jax.jit
     def start(model, seed, changes):
-        params = head(jax.random.fold_in(jax.random.key(seed), 0x4EAD), model["params"], net)
+        weights = without_projection(model["params"])
+        params = head(jax.random.fold_in(jax.random.key(seed), 0x4EAD), weights, net)
         state = init_state(*make_objective_and_optimizer(changes), seed, {"params": params, "stats": model["stats"]})
         return {**state, "changes": changes}
 

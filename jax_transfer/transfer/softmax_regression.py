@@ -44,8 +44,8 @@ class ProbeSettings:
     # Penalties of "probe_converged": l2/2 |w|^2 is added to the mean cross-entropy. If there are several, the best one
     # is used (see `choose`).
     l2: Annotated[tuple[NotNegative, ...], Listed(filled=True, unique=True)] = (1e-4,)
-    # How the best of several settings is chosen, for each checkpoint and seed. "validation": by the accuracy on training
-    # images that are held out; a classifier with this setting is then fitted to all training images and tested. "test":
+    # How the best of several settings is chosen, for each checkpoint and seed. "validation": by the accuracy on images
+    # of the training split that are held out; a classifier with this setting is then fitted to all training images and tested. "test":
     # every setting is fitted to all training images, and the best accuracy on the test images is the result. This is
     # too optimistic, but some papers report it.
     choose: Annotated[str, OneOf(dict.fromkeys(CHOICES), "choice")] = "validation"

@@ -78,6 +78,7 @@ def _with_metadata(**fields):
         (_with_one_array_twice, "holds cls_token under two names, one of them class_token"),
         (_with_metadata(model=["resnet10"]), "its metadata under 'jax_transfer' cannot be used"),
         (_with_metadata(source_accuracy="high"), "the source accuracy is 'high'"),
+        (_with_metadata(notes="a sentence"), "the notes are 'a sentence'"),
         (_with_metadata(model={"name": 3}), "the name of its model is 3"),
         (_with_metadata(preprocessing={"size": 3}), "'jax_transfer' cannot be used .Preprocessing: unknown size"),
         (

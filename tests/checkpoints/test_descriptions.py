@@ -258,7 +258,7 @@ def test_rare_stems_equal_their_twins_if_requested(tmp_path, stem):
     torch = pytest.importorskip("torch")
     from helpers import torch_twins
 
-    size, stride, pool = STEMS[stem]
+    size, stride, pool, _ = STEMS[stem]
     twin = torch_twins.random_resnet(torch_twins.BasicBlock, (1, 1, 1, 1), 5, 8, "imagenet" if size == 7 else "cifar")
     twin.conv1.stride, twin.maxpool = (stride, stride), torch.nn.MaxPool2d(3, 2, 1) if pool else torch.nn.Identity()
     images = np.tile(IMAGES, (1, 2, 2, 1))

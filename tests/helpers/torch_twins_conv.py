@@ -65,6 +65,17 @@ def conv_bn_relu6(features_in, features_out, size, stride=1, groups=1):
     return nn.Sequential(conv, nn.BatchNorm2d(features_out), nn.ReLU6())
 
 
+def padded_as_keras(model):
+    """Returns a MobileNet whose strided convolutions pad images of even size as Keras does, with Keras's epsilon."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-3
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.padding = (0, 0)
+            module.register_forward_pre_hook(lambda _, inputs: F.pad(inputs[0], (0, 1, 0, 1)))
+    return model
+
+
 class InvertedResidual(nn.Module):
     def __init__(self, features_in, features_out, stride, expansion):
         super().__init__()

@@ -52,6 +52,16 @@ def test_output_equals_the_torch_twin(name, twin_name):
     assert_equals_twin(MODELS[name](num_classes=5, width=0.25), twin, random_images(64))
 
 
+@pytest.mark.parametrize(("name", "twin_name"), [("mobilenet_v1", "MobileNetV1"), ("mobilenet_v2", "MobileNetV2")])
+def test_the_padding_and_epsilon_of_keras_equal_those_of_a_torch_twin(name, twin_name):
+    pytest.importorskip("torch")
+    from helpers import torch_twins_conv
+
+    twin = torch_twins_conv.padded_as_keras(torch_twins_conv.randomised(getattr(torch_twins_conv, twin_name)(5, 0.25)))
+    net = MODELS[name](num_classes=5, width=0.25, padding="same", batch_norm_eps=1e-3)
+    assert_equals_twin(net, twin, random_images(64))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_finite_and_reach_every_parameter(name):
@@ -77,6 +87,8 @@ def test_equal_arguments_return_the_identical_net(name):
         ({"dtype": "float8"}, "dtype of {}.*'float8'.*bfloat16"),
         ({"num_classes": -1}, "num_classes of {} is -1"),
         ({"width": 0.0}, "width of {} is 0.0; expected a positive multiplier"),
+        ({"padding": "valid"}, "padding of {}.*'valid'.*same"),
+        ({"batch_norm_eps": 0}, "batch_norm_eps of {} is 0; expected a small positive number"),
     ],
 )
 @pytest.mark.parametrize("name", MODELS)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jax_transfer import trees
-from jax_transfer.models import MODELS, Output, gaussian, make_net, with_new_head
+from jax_transfer.models import MODELS, Output, gaussian, make_net, with_new_head, with_projection
 from jax_transfer.models.net import BLOCK
 from jax_transfer.models.resnet import he_normal_fan_out
 from jax_transfer.records import InputError
@@ -43,6 +43,37 @@ def tiny():
     """(net, params, stats, images) of the smallest net."""
     net = small("resnet10")
     return net, *net.init(KEY), jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_net_takes_a_projection(name):
+    net = small(name, dtype="bfloat16")
+    projected = with_projection(net, (12, 4))
+    assert with_projection(net, (12, 4)) is projected and projected != with_projection(net, (12,)) != net
+    params, stats = abstract(projected)
+    assert trees.difference(abstract(net), ({k: v for k, v in params.items() if k != "projection"}, stats)) == ""
+    shapes = {name: leaf.shape for name, leaf in trees.flatten({"params": params, "stats": stats}).items()}
+    assert shapes == dict(sorted(projected.shapes.items()))
+    images = jax.ShapeDtypeStruct((2, net.min_image_size, net.min_image_size, 3), jnp.float32)
+    output, new_stats = jax.eval_shape(projected.apply_train, params, stats, images, KEY)
+    plain, _ = jax.eval_shape(net.apply_train, *abstract(net), images, KEY)
+    expected = plain._replace(projection=jax.ShapeDtypeStruct((2, 4), jnp.float32))
+    assert trees.difference(expected, output) == "" == trees.difference(stats, new_stats)
+
+
+def test_a_projection_is_linear_layers_with_relu_between_them(tiny):
+    net, params, stats, images = tiny
+    projected = with_projection(net, (12, 4))
+    head = projected.init(KEY)[0]["projection"]
+    output = projected.apply({**params, "projection": head}, stats, images)
+    plain = net.apply(params, stats, images)
+    np.testing.assert_array_equal(output.features, plain.features)
+    np.testing.assert_array_equal(output.logits, plain.logits)
+    hidden = np.maximum(plain.features @ head["0"]["kernel"] + head["0"]["bias"], 0)
+    np.testing.assert_allclose(output.projection, hidden @ head["2"]["kernel"] + head["2"]["bias"], atol=1e-5)
+    for wrong in (params, {**params, "projection": {"0": head["0"]}}):
+        with pytest.raises(InputError, match=f"the projection in params does not fit {net.name}: missing: "):
+            projected.apply(wrong, stats, images)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -52,6 +52,23 @@ def test_output_equals_the_torch_twin(make, stage_sizes, stem):
     assert_equals_twin(small(make, stem=stem), torch_twins_conv.randomised(twin), random_images(size))
 
 
+def test_strides_pool_and_epsilon_of_tensorflow_equal_those_of_a_torch_twin():
+    torch = pytest.importorskip("torch")
+    from helpers import torch_twins_conv
+
+    twin = torch_twins_conv.ResNetV2(True, (3, 4, 6, 3), num_classes=5, width=8, stem="imagenet")
+    for module in torch_twins_conv.randomised(twin).modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 1e-3
+    for name, module in twin.named_modules():
+        if name == "stem.conv" or (name.startswith("stages.3.") and getattr(module, "stride", 0) == (2, 2)):
+            module.stride = (1, 1)
+    twin.pool = torch.nn.Sequential(torch.nn.ConstantPad2d(1, 0.0), torch.nn.MaxPool2d(3, 2))
+    stem = "7x7_stride1_zero_padded_pool"
+    net = small(resnet50_v2, stem=stem, last_stride=1, batch_norm_eps=1e-3)
+    assert_equals_twin(net, twin, random_images(32))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [resnet18_v2, resnet50_v2], ids=["resnet18_v2", "resnet50_v2"])
 def test_gradients_are_finite_and_reach_every_parameter(make):
@@ -87,6 +104,8 @@ def test_equal_arguments_return_the_identical_net():
         ({"dtype": "float8"}, "dtype of resnet18_v2.*'float8'.*bfloat16"),
         ({"num_classes": -1}, "num_classes of resnet18_v2 is -1"),
         ({"width": -1}, "width of resnet18_v2 is -1"),
+        ({"last_stride": 3}, "last_stride of resnet18_v2 is 3; expected 1 or 2"),
+        ({"batch_norm_eps": -1e-3}, "batch_norm_eps of resnet18_v2 is -0.001"),
     ],
 )
 def test_a_wrong_argument_is_named(options, message):

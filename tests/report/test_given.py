@@ -22,7 +22,7 @@ from helpers.studies import one_epoch_config
 from jax_transfer import main
 from jax_transfer.report import answer, best, figures_by_name, page, score_figures, spectral, spectral_figures, tables
 from jax_transfer.report.comparison import comparison_rows, comparisons
-from jax_transfer.results import Rows, ScoreRow, TransferRow
+from jax_transfer.results import CheckpointRow, Rows, ScoreRow, TransferRow, to_json_dict
 from jax_transfer.study import report as report_stage
 from jax_transfer.study.stages import written_by
 from jax_transfer.study.workspace import Workspace
@@ -252,3 +252,18 @@ def test_ranking_counts_given_checkpoints_but_no_grid_points(tmp_path):
     assert [(row.method, row.num_checkpoints, row.num_scored, round(row.kendall, 6)) for row in ranking] == [
         ("probe", 3, 3, 1.0)
     ]
+
+
+# --- what the given checkpoints are
+
+
+def test_page_describes_the_given_checkpoints(tmp_path):
+    row = CheckpointRow(
+        "b", "models/b.pth", "resnet50", 25_557_032, {"image_size": 224}, True, False, ["A <guess>."], "f"
+    )
+    results = make_given_results() | {"checkpoints": [to_json_dict(row)]}
+    text = page_text(tmp_path, results, GIVEN_CONFIG)
+    described = text[text.index("Given checkpoints") : text.index("Why: the spectral components")]
+    for cell in ("resnet50", "25,557,032", "224", "a guess", "no", "models/b.pth", "A <guess>."):
+        assert cell in described
+    assert "Given checkpoints" not in page_text(tmp_path / "own", make_results(), CONFIG)

@@ -172,7 +172,7 @@ def test_fine_tuned_features_are_those_of_the_chosen_point(tmp_path):
 
 REFUSED = [
     ({"finetune__choose": "test", "finetune__learning_rates": None, "finetune__weight_decays": None},
-     r"config\.finetune\.choose = 'test': there is no grid to choose from"),
+     r'config\.finetune\.choose = "test", but there is nothing to choose'),
     ({"finetune__learning_rates": ()}, r"config\.finetune\.learning_rates is empty"),
     ({"finetune__learning_rates": (0.1, 0.1)}, r"config\.finetune\.learning_rates lists 0\.1 twice"),
     ({"finetune__learning_rates": (0.1, -1.0)}, r"config\.finetune\.learning_rates\[1\] = -1\.0: must be positive"),

@@ -17,7 +17,7 @@ from jax_transfer.data.batches import joined, make_feed
 from jax_transfer.data.sources import from_arrays
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS
-from jax_transfer.models.net import with_new_head
+from jax_transfer.models.net import with_new_head, with_projection
 from jax_transfer.records import InputError
 from jax_transfer.training.evaluation import classification
 from jax_transfer.training.loop import train
@@ -206,6 +206,18 @@ def test_finetuning_learns_independently_of_other_candidates():
     (alone,) = _finetune(net, models, settings, [Candidate("m2", 0)])
     assert alone.metrics == together[2].metrics
     assert_equal_trees(alone.model, together[2].model)
+
+
+def test_a_projection_of_the_checkpoint_changes_nothing():
+    net = _tuned_net()
+    plain = _models(net, [5])["m5"]
+    projected = with_projection(net, (16, 8))
+    params = {**plain.params, "projection": projected.init(jax.random.key(1))[0]["projection"]}
+    kept = Checkpoint("m5", projected, params, plain.stats, PREPROCESSING)
+    settings = FinetuneSettings(steps=3, batch_size=16, optimizer=OptimizerSettings(learning_rate=0.05))
+    (expected,), (found,) = (_finetune(net, {"m5": checkpoint}, settings) for checkpoint in (plain, kept))
+    assert found.metrics == expected.metrics
+    assert_equal_trees(found.model, expected.model)
 
 
 _tuned_net = functools.cache(lambda: MODELS["resnet10"](num_classes=3, stem="cifar", width=4))
