@@ -1,10 +1,11 @@
-"""`Trajectory`: the checkpoints of a pre-training, one per epoch, saved with Orbax.
+"""`Trajectory`: the checkpoints of a pre-training, one per epoch or step, saved with Orbax.
 
-`checkpoints/<epoch>/` holds three items: `model` (params, stats), `training` (everything else that training needs to
-resume, see `training.state.divide`) and `metadata` (JSON: model name and settings, preprocessing, source accuracy, the
-result row of the epoch, and fingerprints of all three items, which reveal corruption on the disk). A checkpoint can
-therefore be used without the config of its training. Epoch 0 is the initialisation. Checkpoints are always restored
-into an abstract target: without one, Orbax turns list indices into strings and permutes the layers.
+`checkpoints/<epoch>/` (`checkpoints/<step>/` if pre-training counts steps) holds three items: `model` (params, stats),
+`training` (everything else that training needs to resume, see `training.state.divide`) and `metadata` (JSON: model name
+and settings, preprocessing, source accuracy, the result row of the epoch, and fingerprints of all three items, which
+reveal corruption on the disk). A checkpoint can therefore be used without the config of its training. Epoch 0 is the
+initialisation. Checkpoints are always restored into an abstract target: without one, Orbax turns list indices into
+strings and permutes the layers.
 """
 
 import contextlib
@@ -143,7 +144,7 @@ class Trajectory:
             return restored
         others = [e for e in self.epochs() if e < epoch]
         advice = (
-            f"The checkpoint before it is epoch {others[-1]}: delete {self.folder / str(epoch)} and run again."
+            f"The checkpoint before it is {others[-1]}: delete {self.folder / str(epoch)} and run again."
             if others
             else "No earlier checkpoint exists: delete the folder and run again."
         )

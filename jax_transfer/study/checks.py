@@ -15,8 +15,15 @@ from jax_transfer.records import InputError
 from jax_transfer.results import Rows
 from jax_transfer.study import config as study_config
 from jax_transfer.study import given, settings
-from jax_transfer.study.epochs import evaluated_epochs, given_snapshots, pretrainings
-from jax_transfer.study.pretrain import feed_sizes
+from jax_transfer.study.epochs import (
+    MOST_CHECKPOINTS,
+    evaluated_numbers,
+    given_snapshots,
+    length,
+    pretrainings,
+    selected,
+)
+from jax_transfer.study.pretrain import check_saved, feed_sizes
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs, grid
 from jax_transfer.transfer.probe import PROTOCOLS, grid_points, validation_rows
@@ -45,11 +52,12 @@ def check(config: StudyConfig) -> None:
     fields.check_unique(settings.sources(config), "config.source")
     if "pretrain" in config.stages:
         _check_pretraining_batches(config)
-    evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
+    evaluated_numbers(config)
+    last, unit = length(config)
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
         if tuning.checkpoints:
-            evaluated_epochs(tuning.checkpoints, config.pretrain.epochs, "config.finetune.checkpoints")
+            selected(tuning.checkpoints, last, _field(config, target, "finetune", "checkpoints"), unit)
         devices.check_microbatches(
             tuning.microbatches,
             tuning.batch_size,  # each model is fine-tuned on one device
@@ -235,11 +243,18 @@ def _check_datasets(work: Workspace) -> None:
 
 
 def _check_pretraining_data(work: Workspace) -> None:
-    """Checks that each feed has enough images for a batch, for every pre-training."""
+    """Checks for every pre-training its length, that each feed has the images of a batch, and what is saved already."""
     for pretraining in work.pretrainings:
         for index, (feed, (dataset, size)) in enumerate(feed_sizes(work, pretraining).items()):
             section = f"config.pretrain.feeds.{feed}" if index else "config.pretrain"
             steps_per_epoch(len(work.source(dataset, "train")), size, f"{dataset} ({section})")
+        steps = work.config.pretrain.steps or 0
+        if (epochs := steps // work.steps_per_epoch(pretraining)) > MOST_CHECKPOINTS:
+            raise InputError(
+                f"config.pretrain.steps = {steps}: these are {epochs:,} epochs of {pretraining.source}, each of which "
+                f"is saved; the most are {MOST_CHECKPOINTS:,}: use fewer steps, or more images."
+            )
+        check_saved(work, pretraining)
 
 
 def check_early_stops(config: StudyConfig, target: str, steps_an_epoch: int | None = None) -> None:

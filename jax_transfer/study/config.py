@@ -85,6 +85,9 @@ class TrajectorySettings:
 
     # The epochs to evaluate: "all", "every:K", "log", or a list such as "0,1,5,20".
     epochs: str = "log"
+    # With config.pretrain.steps, and only then, the steps to evaluate in place of epochs: "every:30k", "log", or a list
+    # such as "0,90k,300k"; k is a thousand, m a million. They are saved, besides the end of every epoch.
+    steps: str | None = None
 
 
 PAPER_RESULTS = ("source", "FE", "FT", "FE main", "FE residual", "FT main", "FT residual")

@@ -1,14 +1,30 @@
-"""The checkpoints of a study: which epochs of its pre-training runs, and which given ones, are evaluated and tuned."""
+"""The checkpoints of a study: which epochs or steps of its pre-training runs, and which given ones, are evaluated."""
 
 import dataclasses
 import re
 import reprlib
 from collections.abc import Collection, Sequence
+from typing import Literal, NamedTuple
 
 from jax_transfer.fields import StudyConfig
 from jax_transfer.ranking.candidates import Candidate, list_candidates
 from jax_transfer.records import InputError
 from jax_transfer.study import settings
+
+# The most steps that a rule may select, and the most epochs that pre-training by steps may take.
+MOST_CHECKPOINTS = 100_000
+SUFFIXES = {"k": 1_000, "m": 1_000_000}
+EXPECTED = {
+    "epoch": "'all', 'every:K', 'log' or a list such as '0,1,5'",
+    "step": "'every:30k', 'log' or a list such as '0,90k,300k'",
+}
+
+
+class Length(NamedTuple):
+    """How long a pre-training is, in the unit by which its checkpoints are named."""
+
+    last: int
+    unit: Literal["epoch", "step"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +44,7 @@ class Pretraining:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """An entry in the trajectory of a pre-training. `number` is the name of its folder, the epoch."""
+    """An entry in the trajectory of a pre-training. `number` is the name of its folder: the epoch or the step."""
 
     pretraining: Pretraining
     number: int
@@ -40,12 +56,10 @@ class Snapshot:
 
     Attributes:
       origin: where it comes from: a pre-training of the study, or a given checkpoint.
-      epoch: the epoch of the pre-training; None for a given checkpoint.
       name: identifies the checkpoint in rows and messages.
     """
 
     origin: Saved | Candidate
-    epoch: int | None
     name: str
 
 
@@ -72,17 +86,86 @@ def pretrainings(config: StudyConfig) -> list[Pretraining]:
     return result
 
 
-def snapshot(pretraining: Pretraining, epoch: int) -> Snapshot:
-    """Returns the checkpoint of an epoch, named "5", or "resnet18/cifar10/5" with several models and sources.
+def snapshot(pretraining: Pretraining, number: int) -> Snapshot:
+    """Returns the checkpoint of an epoch or step: "5", or "resnet18/cifar10/5" with several models and sources.
 
     >>> snapshot(Pretraining("resnet18", "tfds:cifar10", "resnet18/cifar10"), 5).name
     'resnet18/cifar10/5'
     """
-    return Snapshot(Saved(pretraining, epoch), epoch, f"{pretraining.name}/{epoch}".lstrip("/"))
+    return Snapshot(Saved(pretraining, number), f"{pretraining.name}/{number}".lstrip("/"))
+
+
+def length(config: StudyConfig) -> Length:
+    """Returns how long each pre-training is.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> length(default_config())
+    Length(last=200, unit='epoch')
+    """
+    steps = config.pretrain.steps
+    return Length(config.pretrain.epochs, "epoch") if steps is None else Length(steps, "step")
+
+
+def evaluated_numbers(config: StudyConfig) -> list[int]:
+    """Lists the epochs that `config.trajectory` selects, or the steps if pre-training counts steps.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> config = default_config()
+    >>> config.pretrain.steps, config.trajectory.steps = 300_000, "90k,180k,270k,300k"
+    >>> evaluated_numbers(config)
+    [90000, 180000, 270000, 300000]
+
+    Raises:
+      InputError: if the rule is not valid, or is not given in the unit of `length`.
+    """
+    last, unit = length(config)
+    steps = config.trajectory.steps
+    if unit == "epoch" and steps is not None:
+        raise InputError(
+            f"config.trajectory.steps = {steps!r}: pre-training counts epochs; set config.pretrain.steps, or select "
+            "epochs with config.trajectory.epochs."
+        )
+    if unit == "step" and steps is None:
+        raise InputError(
+            f"config.pretrain.steps = {last}: select the steps to evaluate with config.trajectory.steps, such as 'log' "
+            f"or '0,{last}'."
+        )
+    return selected(config.trajectory[f"{unit}s"], last, f"config.trajectory.{unit}s", unit)
+
+
+def saved_at(config: StudyConfig, steps_per_epoch: int) -> dict[int, int]:
+    """Returns the number of each checkpoint that a pre-training saves -> its step, in ascending order.
+
+    Every epoch is saved. If pre-training counts steps, the selected steps and the last one are saved too.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> config = default_config()
+    >>> config.pretrain.epochs = 2
+    >>> saved_at(config, steps_per_epoch=100)
+    {0: 0, 1: 100, 2: 200}
+    >>> config.pretrain.steps, config.trajectory.steps = 250, "50"
+    >>> list(saved_at(config, steps_per_epoch=100))
+    [0, 50, 100, 200, 250]
+    """
+    last, unit = length(config)
+    if unit == "epoch":
+        return {epoch: epoch * steps_per_epoch for epoch in range(last + 1)}
+    steps = {*range(0, last, steps_per_epoch), *evaluated_numbers(config), last}
+    return {step: step for step in sorted(steps)}
+
+
+def epochs_after(step: int, steps_per_epoch: int) -> float:
+    """Returns the number of epochs after a step, with so many decimals that no two steps have the same number.
+
+    >>> epochs_after(90_000, steps_per_epoch=5004), epochs_after(10_008, steps_per_epoch=5004)
+    (17.9856, 2)
+    """
+    epochs, rest = divmod(step, steps_per_epoch)
+    return round(step / steps_per_epoch, max(2, len(str(steps_per_epoch)))) if rest else epochs
 
 
 def evaluated_snapshots(config: StudyConfig) -> list[Snapshot]:
-    """Lists the checkpoints to evaluate: those of the study, ordered by pre-training and epoch, then the given ones.
+    """Lists the checkpoints to evaluate: those of the study, ordered by pre-training and step, then the given ones.
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
@@ -91,8 +174,8 @@ def evaluated_snapshots(config: StudyConfig) -> list[Snapshot]:
     >>> [snapshot.name for snapshot in evaluated_snapshots(config)]
     ['0', '5', '10', 'random resnet18']
     """
-    epochs = evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
-    own = [snapshot(pretraining, epoch) for pretraining in pretrainings(config) for epoch in epochs]
+    numbers = evaluated_numbers(config)
+    own = [snapshot(pretraining, number) for pretraining in pretrainings(config) for number in numbers]
     return [*own, *given_snapshots(config, {snapshot.name for snapshot in own})]
 
 
@@ -106,11 +189,11 @@ def given_snapshots(config: StudyConfig, taken: Collection[str] = ()) -> list[Sn
     ['given/a']
     """
     candidates = list_candidates(config.checkpoints, model=None) if config.checkpoints else []
-    return [Snapshot(c, None, f"given/{c.name}" if c.name in taken else c.name) for c in candidates]
+    return [Snapshot(c, f"given/{c.name}" if c.name in taken else c.name) for c in candidates]
 
 
 def finetuned_snapshots(config: StudyConfig, target: str) -> list[Snapshot]:
-    """Lists the checkpoints to fine-tune on a target: all evaluated ones, or only some of the study's own epochs.
+    """Lists the checkpoints to fine-tune on a target: all evaluated ones, or only some of the study's own.
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
@@ -119,46 +202,63 @@ def finetuned_snapshots(config: StudyConfig, target: str) -> list[Snapshot]:
     ['0', '8']
     """
     snapshots = evaluated_snapshots(config)
-    rule = settings.finetune_settings(config, target).checkpoints
-    chosen = evaluated_epochs(rule, config.pretrain.epochs) if rule else None
-    return [s for s in snapshots if chosen is None or s.epoch is None or s.epoch in chosen]
+    rule, (last, unit) = settings.finetune_settings(config, target).checkpoints, length(config)
+    chosen = selected(rule, last, "config.finetune.checkpoints", unit) if rule else None
+    return [s for s in snapshots if chosen is None or isinstance(s.origin, Candidate) or s.origin.number in chosen]
 
 
-def evaluated_epochs(rule: str | Sequence[int], last: int, field: str = "config.trajectory.epochs") -> list[int]:
-    """Lists the epochs that a rule selects, in ascending order.
+def selected(
+    rule: str | Sequence[int],
+    last: int,
+    field: str = "config.trajectory.epochs",
+    unit: Literal["epoch", "step"] = "epoch",
+) -> list[int]:
+    """Lists the epochs or steps that a rule selects, in ascending order.
 
-    >>> evaluated_epochs("log", last=10), evaluated_epochs("every:4", last=10), evaluated_epochs("0,5", last=10)
+    >>> selected("log", last=10), selected("every:4", last=10), selected("0,5", last=10)
     ([0, 1, 2, 4, 8, 10], [0, 4, 8, 10], [0, 5])
+    >>> selected("every:1k", last=2500, unit="step")
+    [0, 1000, 2000, 2500]
 
     Args:
-      rule: "all"; "every:K"; "log" (0, 1, 2, 4, 8, ...); or a list such as "0,1,5" or (0, 1, 5).
-        "every:K" and "log" always include epoch 0 and the last one.
-      last: number of the last epoch of pre-training.
+      rule: "all", of epochs only; "every:K"; "log" (0, 1, 2, 4, 8, ...); or a list such as "0,1,5" or (0, 1, 5).
+        "every:K" and "log" always include 0 and the last one. Steps may end in k (thousand) or m (million).
+      last: number of the last epoch or step of pre-training.
       field: the config field that holds the rule, for error messages.
+      unit: what the numbers count.
 
     Raises:
-      InputError: if the rule is not valid, or lists an epoch after the last one.
+      InputError: if the rule is not valid, selects too many steps, or lists one after the last.
     """
     try:
         if not isinstance(rule, str):
-            epochs = {int(epoch) for epoch in rule}
-        elif rule == "all":
-            epochs = set(range(last + 1))
+            numbers = [int(number) for number in rule]
+        elif rule == "all" and unit == "epoch":
+            numbers = range(last + 1)
         elif rule == "log":
-            epochs = {0, last} | {2**i for i in range(last.bit_length()) if 2**i <= last}
+            numbers = [0, *(2**i for i in range(last.bit_length())), last]
         elif rule.startswith("every:"):
-            step = int(rule.removeprefix("every:"))
-            if step < 1:
+            numbers = range(0, last, _number(rule.removeprefix("every:"), unit))
+            if numbers.step < 1:
                 raise ValueError(rule)
-            epochs = {last, *range(0, last + 1, step)}
         else:
-            epochs = {int(epoch) for epoch in rule.split(",")}
+            numbers = [_number(number, unit) for number in rule.split(",")]
     except ValueError as error:
-        raise InputError(f"{field} = {rule!r}: expected 'all', 'every:K', 'log' or a list such as '0,1,5'.") from error
-    outside = sorted(epoch for epoch in epochs if not 0 <= epoch <= last)
-    if outside or not epochs:
-        raise InputError(f"{field} = {rule!r}: the epochs are 0 to {last}; there is no {reprlib.repr(outside)}.")
-    return sorted(epochs)
+        raise InputError(f"{field} = {rule!r}: expected {EXPECTED[unit]}.") from error
+    if len(numbers) > MOST_CHECKPOINTS + 1:
+        raise InputError(
+            f"{field} = {rule!r} selects {len(numbers):,} {unit}s, more than {MOST_CHECKPOINTS:,}: select fewer."
+        )
+    outside = sorted(number for number in numbers if not 0 <= number <= last)
+    if outside or not numbers:
+        raise InputError(f"{field} = {rule!r}: the {unit}s are 0 to {last}; there is no {reprlib.repr(outside)}.")
+    return sorted({*numbers, last} if isinstance(numbers, range) else {*numbers})
+
+
+def _number(text: str, unit: Literal["epoch", "step"]) -> int:
+    """Reads a number; one that counts steps may end in a suffix."""
+    factor = SUFFIXES.get(text.strip()[-1:].lower(), 1) if unit == "step" else 1
+    return factor * int(text.strip()[:-1] if factor > 1 else text)
 
 
 def _short_names(sources: Sequence[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import jax
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import Net
 from jax_transfer.study import settings
-from jax_transfer.study.epochs import Snapshot
+from jax_transfer.study.epochs import Saved, Snapshot, length
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.objectives import OBJECTIVES, Objective
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
@@ -21,16 +21,16 @@ from jax_transfer.training.steps import make_train_step, train_step_gigaflops
 
 def checkpoints(work: Workspace) -> str:
     """Describes the evaluated checkpoints in words, such as "3 checkpoints (epochs 0, 1, 2) and 2 given ones"."""
-    own = [snapshot.epoch for snapshot in work.snapshots if snapshot.epoch is not None]
+    own = [snapshot.origin.number for snapshot in work.snapshots if isinstance(snapshot.origin, Saved)]
     given = len(work.snapshots) - len(own)
     if not own:
         return f"{given} given checkpoint{'s' if given > 1 else ''}"
     many = [kind for kind, names in (("model", work.models), ("source", work.sources)) if len(names) > 1]
     each = f" of each {' and '.join(many)}" if many else ""
-    epochs = sorted(set(own))
-    shown = ", ".join(map(str, epochs)) if len(epochs) <= 12 else f"{epochs[0]}, {epochs[1]}, ... {epochs[-1]}"
+    unit, numbers = length(work.config).unit, sorted(set(own))
+    shown = ", ".join(map(str, numbers)) if len(numbers) <= 12 else f"{numbers[0]}, {numbers[1]}, ... {numbers[-1]}"
     also = f" and {given} given one{'s' if given > 1 else ''}" if given else ""
-    return f"{len(own)} checkpoints (epochs {shown}{each}){also}"
+    return f"{len(own)} checkpoints ({unit}s {shown}{each}){also}"
 
 
 def step_gigaflops(

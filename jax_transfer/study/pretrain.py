@@ -1,10 +1,11 @@
-"""The "pretrain" stage: trains each model on each source and keeps a checkpoint of every epoch."""
+"""The "pretrain" stage: trains each model on each source and keeps a checkpoint of every epoch and selected step."""
 
 import contextlib
 import dataclasses
 import functools
 import math
 import pathlib
+import reprlib
 import shutil
 from typing import Any
 
@@ -20,7 +21,7 @@ from jax_transfer.preemption import Preempted
 from jax_transfer.records import InputError
 from jax_transfer.results import PretrainRow, Rows, from_json_dict
 from jax_transfer.study import estimates, settings
-from jax_transfer.study.epochs import Pretraining, snapshot
+from jax_transfer.study.epochs import Pretraining, Saved, evaluated_numbers, length, saved_at, snapshot
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.evaluation import classification
 from jax_transfer.training.loop import Epoch, train
@@ -33,7 +34,7 @@ STOPPED = "stopped"  # folder beside `checkpoints` for the training state when S
 
 
 def run(work: Workspace) -> None:
-    """Trains each model on each source, with a checkpoint and a row for every epoch."""
+    """Trains each model on each source, with a checkpoint and a row for every entry of `saved_at`."""
     for pretraining in work.pretrainings:
         _pretrain(work, pretraining)
 
@@ -41,22 +42,24 @@ def run(work: Workspace) -> None:
 def describe(work: Workspace) -> str:
     """Describes this stage for the plan."""
     images = " and ".join(f"{len(work.source(source, 'train')):,}" for source in work.sources)
-    return f"{work.config.pretrain.epochs} epochs of {images} images"
+    last, unit = length(work.config)
+    batch = f"{work.config.pretrain.batch_size} of " if unit == "step" else ""
+    return f"{last:,} {unit}s of {batch}{images} images"
 
 
 def gigaflops(work: Workspace) -> float:
-    """Computes the work of all pre-training and of the test after each epoch, in GFLOP."""
-    config = work.config.pretrain
+    """Computes the work of all pre-training and of the test of each checkpoint, in GFLOP."""
     total = 0.0
     for model in work.models:
-        pretraining = next(p for p in work.pretrainings if p.model == model)
+        trained = [pretraining for pretraining in work.pretrainings if pretraining.model == model]
+        pretraining = trained[0]
         objective, sizes = work.objective(pretraining), feed_sizes(work, pretraining)
         optimizer = settings.pretrain_optimizer(work.config)
         step = estimates.step_gigaflops(work, objective, optimizer, sizes, work.preprocessing)
         image = work.features_of.gigaflops_per_image(work.source_net(pretraining), work.preprocessing)
-        for source in work.sources:
-            train, test = (len(work.source(source, split)) for split in ("train", "test"))
-            total += config.epochs * (train // config.batch_size * step + test * image)
+        for pretraining in trained:
+            steps = saved_at(work.config, work.steps_per_epoch(pretraining)).values()
+            total += max(steps) * step + len(steps) * len(work.source(pretraining.source, "test")) * image
     return total
 
 
@@ -78,10 +81,38 @@ def feed_sizes(work: Workspace, pretraining: Pretraining) -> dict[str, tuple[str
     return {main: (pretraining.source, config.batch_size), **further}
 
 
+def check_saved(work: Workspace, pretraining: Pretraining) -> None:
+    """Checks the checkpoints of an earlier run, if there are any.
+
+    Raises:
+      InputError: if they are named by epoch and pre-training counts steps, or the other way round; or if training has
+        passed an epoch or step that the config evaluates without saving it.
+    """
+    folder, (_, unit) = work.folder(pretraining) / "checkpoints", length(work.config)
+    if not folder.is_dir():
+        return
+    with contextlib.closing(Trajectory(folder, alone=True)) as trajectory:
+        saved = trajectory.epochs()
+        last = saved[-1] if saved else 0
+        if last and trajectory.metadata(last)["row"].get(unit) != last:
+            raise InputError(
+                f"{folder} names its checkpoints by {'epoch' if unit == 'step' else 'step'}, and a config with "
+                f"config.pretrain.steps = {work.config.pretrain.steps} by {unit}: use the config that made them, or "
+                "another --workdir."
+            )
+    passed = max(work.step(Saved(pretraining, last)), _stopped_at(work.folder(pretraining)))
+    numbers = sorted({*evaluated_numbers(work.config)} - {*saved})
+    if lost := [number for number in numbers if work.step(Saved(pretraining, number)) < passed]:
+        raise InputError(
+            f"config.trajectory.{unit}s selects {unit} {reprlib.repr(lost)}, which pre-training has passed without "
+            f"saving it in {folder}: select from {reprlib.repr(saved)} or later ones, or use another --workdir."
+        )
+
+
 def _pretrain(work: Workspace, pretraining: Pretraining) -> None:
     rows = Rows(work.results, "pretrain")
     saved = _saved(work, pretraining, rows)
-    if saved and saved[-1] >= work.config.pretrain.epochs:
+    if saved and saved[-1] >= length(work.config).last:
         log.info("Pre-training on %s is complete: %d checkpoints.", _label(pretraining), len(saved))
         return
     folder = work.folder(pretraining)
@@ -131,8 +162,13 @@ class _Training:
         return joined({name: (feeds[name], size) for name, (_, size) in sizes.items()})
 
     @functools.cached_property
+    def numbers(self) -> dict[int, int]:
+        """Step at which a checkpoint is saved -> the number of the checkpoint."""
+        return {step: n for n, step in saved_at(self.work.config, self.feed.steps_per_epoch).items()}
+
+    @property
     def total_steps(self) -> int:
-        return self.work.config.pretrain.epochs * self.feed.steps_per_epoch
+        return max(self.numbers)
 
     @functools.cached_property
     def optimizer(self):
@@ -185,27 +221,34 @@ class _Training:
         metrics = self.measure(model, test, self.work.config.data.eval_batch_size, preemption.requested)
         return metrics[0]["accuracy"] if metrics else None
 
-    def record(self, epoch: int, state: dict, test_accuracy: float, **measured: float) -> PretrainRow:
-        """Saves the checkpoint of an epoch, then writes its row. Numbers that are not in `measured` are NaN."""
+    def record(self, step: int, state: dict, test_accuracy: float, so_far: dict | None = None, **measured: float):
+        """Saves the checkpoint of a step, then writes its row and returns it.
+
+        Args:
+          so_far: `Epoch.begun()` if the step is within an epoch, which is then resumed from this checkpoint.
+          measured: the other numbers of the row; those that are missing are NaN.
+        """
+        number = self.numbers[step]
+        saved = snapshot(self.pretraining, number)
         row = PretrainRow(
-            epoch=epoch,
+            epoch=self.work.epoch(saved),
             source=self.pretraining.source,
-            checkpoint=snapshot(self.pretraining, epoch).name,
+            checkpoint=saved.name,
             model=self.pretraining.model,
             test_accuracy=test_accuracy,
-            step=epoch * self.feed.steps_per_epoch,
+            step=step,
             train_loss=measured.get("train_loss", math.nan),
             train_accuracy=measured.get("train_accuracy", math.nan),
             images_per_second=measured.get("images_per_second", math.nan),
             seconds=measured.get("seconds", math.nan),
         )
-        metadata = _metadata(self.work, self.pretraining, row)
-        self.trajectory.save(epoch, *divide(self.objective, state), metadata)
+        metadata = {**_metadata(self.work, self.pretraining, row), **({"so_far": so_far} if so_far else {})}
+        self.trajectory.save(number, *divide(self.objective, state), metadata)
         self.rows.append(row)
         where = f"/{self.pretraining.name}" if self.pretraining.name else ""
         for name, value in dataclasses.asdict(row).items():
             if isinstance(value, float) and math.isfinite(value):  # at epoch 0 there is no training loss yet
-                self.board.add_scalar(f"pretrain{where}/{name}", value, epoch)
+                self.board.add_scalar(f"pretrain{where}/{name}", value, number)
         return row
 
     def restore(self, trajectory: Trajectory, number: int) -> dict:
@@ -215,8 +258,9 @@ class _Training:
 
 
 def _train(training: _Training, saved: list[int]) -> None:
-    """Trains to the last epoch, starting after the last epoch in `saved` or where SIGTERM stopped training."""
+    """Trains to the end, starting after the last checkpoint in `saved` or where SIGTERM stopped training."""
     config, pretraining = training.work.config, training.pretraining
+    last = _last_step(training, saved)
     state, begun = _initial_state(training, saved)
     label = f"pretrain {pretraining.name}" if pretraining.name else f"pretrain on {pretraining.source}"
     with preemption.training():
@@ -230,6 +274,7 @@ def _train(training: _Training, saved: list[int]) -> None:
             # The minimum, because all processes must use the same number, but each has timed only its local devices.
             max_steps=min(devices.gather(devices.max_steps_per_call(training.step_gigaflops))),
             stop=preemption.requested,
+            pauses=[step for step in training.numbers if step > last],
             begun=begun,
             advice=memory_advice("config.pretrain", **training.memory),
         ):
@@ -241,24 +286,33 @@ def _train(training: _Training, saved: list[int]) -> None:
                 raise Preempted
             means = {name: float(value) for name, value in epoch.means.items()}
             row = training.record(
-                epoch.number,
+                epoch.step,
                 epoch.state,
                 accuracy,
+                epoch.begun() if epoch.step % training.feed.steps_per_epoch else None,
                 train_loss=means["loss"],
                 train_accuracy=means.get("accuracy", math.nan),
                 seconds=epoch.seconds,
                 images_per_second=epoch.images_per_second,
             )
-            _log_epoch(row, config.pretrain.epochs, pretraining)
+            _log_row(row, training)
         training.trajectory.wait()
 
 
-def _log_epoch(row: PretrainRow, num_epochs: int, pretraining: Pretraining) -> None:
+def _last_step(training: _Training, saved: list[int]) -> int:
+    """Returns the step of the last checkpoint; -1 if there is none."""
+    return training.work.step(Saved(training.pretraining, saved[-1])) if saved else -1
+
+
+def _log_row(row: PretrainRow, training: _Training) -> None:
+    last, unit = length(training.work.config)
     log.info(
-        "%sepoch %d/%d: loss %.4f, train accuracy %.4f, test accuracy %.4f, %.0f images/s",
-        f"{pretraining.name}, " if pretraining.name else "",
-        row.epoch,
-        num_epochs,
+        "%s%s %d/%d%s: loss %.4f, train accuracy %.4f, test accuracy %.4f, %.0f images/s",
+        f"{training.pretraining.name}, " if training.pretraining.name else "",
+        unit,
+        getattr(row, unit),
+        last,
+        f" (epoch {row.epoch:g})" if unit == "step" else "",
         row.train_loss,
         row.train_accuracy,
         row.test_accuracy,
@@ -270,13 +324,13 @@ def _initial_state(training: _Training, saved: list[int]) -> tuple[dict, dict | 
     """Returns the state from which to train and, within an epoch, the metrics of that epoch so far (`Epoch.begun`)."""
     label, folder = _label(training.pretraining), training.work.folder(training.pretraining)
     step = _stopped_at(folder)
-    if step > (saved[-1] if saved else 0) * training.feed.steps_per_epoch:
+    if step > max(0, _last_step(training, saved)):
         log.info("Resuming pre-training on %s after step %d, where it was stopped.", label, step)
         with contextlib.closing(Trajectory(folder / STOPPED)) as stopped:
             return training.restore(stopped, step), stopped.metadata(step)["so_far"]
     if saved:
-        log.info("Resuming pre-training on %s after epoch %d.", label, saved[-1])
-        return training.restore(training.trajectory, saved[-1]), None
+        log.info("Resuming pre-training on %s after %s %d.", label, length(training.work.config).unit, saved[-1])
+        return training.restore(training.trajectory, saved[-1]), training.trajectory.metadata(saved[-1]).get("so_far")
     state = training.start()
     accuracy = training.test_accuracy(state)
     if accuracy is None:
@@ -287,38 +341,40 @@ def _initial_state(training: _Training, saved: list[int]) -> tuple[dict, dict | 
 
 def _save_stopped(training: _Training, epoch: Epoch) -> None:
     """Saves the state in a separate folder, because it is not one of the checkpoints that are compared."""
-    step = int(jax.device_get(epoch.state["step"]))
     with contextlib.closing(Trajectory(training.work.folder(training.pretraining) / STOPPED)) as stopped:
-        stopped.save(step, *divide(training.objective, epoch.state), {"so_far": epoch.begun()})
+        stopped.save(epoch.step, *divide(training.objective, epoch.state), {"so_far": epoch.begun()})
     log.warning(
         "Stopping on request: pre-training on %s is saved at step %d of %d.",
         _label(training.pretraining),
-        step,
+        epoch.step,
         training.total_steps,
     )
 
 
 def _raise_divergence(training: _Training, step: int) -> None:
-    last_good = step // training.feed.steps_per_epoch
+    epoch, unit = step // training.feed.steps_per_epoch + 1, length(training.work.config).unit
+    last_good = training.numbers[max(saved for saved in training.numbers if saved <= step)]
     raise InputError(
-        f"The training loss is not finite at step {step} (epoch {last_good + 1}). The last good checkpoint in "
-        f"{training.trajectory.folder} is epoch {last_good}. Try a lower config.pretrain.optimizer.learning_rate."
+        f"The training loss is not finite at step {step} (epoch {epoch}). The last good checkpoint in "
+        f"{training.trajectory.folder} is {unit} {last_good}. Try a lower config.pretrain.optimizer.learning_rate."
     )
 
 
 def _saved(work: Workspace, pretraining: Pretraining, rows: Rows) -> list[int]:
-    """Lists the epochs on disk, and makes sure that each of them has a row.
+    """Lists the numbers of the checkpoints on disk, and makes sure that each of them has a row.
 
     If the run was killed between writing a checkpoint and its row, or if checkpoints were copied from another study,
     the missing rows are rebuilt from the checkpoints.
     """
     with contextlib.closing(Trajectory(work.folder(pretraining) / "checkpoints", alone=True)) as trajectory:
         saved = trajectory.epochs()
-        names = {epoch: snapshot(pretraining, epoch).name for epoch in range(work.config.pretrain.epochs + 1)}
-        if saved and [row.epoch for row in rows.rows if row.checkpoint in names.values()] != saved:
-            others = [row for row in rows.rows if row.checkpoint not in names.values()]
-            restored = [from_json_dict(PretrainRow, trajectory.metadata(epoch)["row"]) for epoch in saved]
-            rows.replace([*others, *(dataclasses.replace(row, checkpoint=names[row.epoch]) for row in restored)])
+        names = [snapshot(pretraining, number).name for number in saved]
+        checkpoints = [row.checkpoint for row in rows.rows]
+        if saved and [name for name in checkpoints if name.rpartition("/")[0] == pretraining.name] != names:
+            others = [row for row in rows.rows if row.checkpoint.rpartition("/")[0] != pretraining.name]
+            restored = [from_json_dict(PretrainRow, trajectory.metadata(number)["row"]) for number in saved]
+            named = [dataclasses.replace(row, checkpoint=n) for row, n in zip(restored, names, strict=True)]
+            rows.replace([*others, *named])
     return saved
 
 

@@ -29,7 +29,7 @@ def run(work: Workspace) -> None:
             numbers = {**dict.fromkeys(("value", "seconds", "gflops"), math.nan), **measured}
             train, test = (work.gigaflops_per_image(snapshot) * len(work.source(target, s)) for s in ("train", "test"))
             numbers |= {"forward_gflops": train, "test_forward_gflops": test}
-            rows.append(ScoreRow(snapshot.name, snapshot.epoch, target, name, **numbers))
+            rows.append(ScoreRow(snapshot.name, work.epoch(snapshot), target, name, **numbers))
 
 
 def describe(work: Workspace) -> str:

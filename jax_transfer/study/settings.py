@@ -10,7 +10,7 @@ from jax_transfer.choose import choose
 from jax_transfer.data.batches import NUM_THREADS, RESIDENT_GIGABYTES
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Count, Few, NotNegative, OneOf, Probability, Rule, StudyConfig
+from jax_transfer.fields import Count, Few, NotNegative, OneOf, Probability, Rule, Steps, StudyConfig
 from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES
@@ -34,6 +34,9 @@ class PretrainSettings:
 
     objective: Annotated[str, OneOf(OBJECTIVES, "objective")] = "supervised"
     epochs: Count = 200
+    # Number of training steps; if set, it is used instead of `epochs`. The checkpoints are then named by their step,
+    # and config.trajectory.steps says which ones are evaluated.
+    steps: Steps | None = None
     # Global: over all devices.
     batch_size: Count = 128
     # Whether to save device memory: the backward pass keeps only the outputs of the model's blocks and computes the

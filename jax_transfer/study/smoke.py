@@ -9,13 +9,13 @@ def tiny(config: StudyConfig) -> StudyConfig:
 
     The stages, scores and probing methods of the study are kept, as are the optimizer, schedule and augmentation of its
     fine-tuning. Any two studies that are shrunk in this way pre-train the same models on the same images, so one can
-    reuse the pre-training in the working directory of the other.
+    reuse the pre-training in the working directory of the other, unless it sets `config.pretrain.steps` again.
 
     Returns:
       The same config, changed in place.
     """
     default = default_config()
-    for section in ("model", "source", "preprocessing", "pretrain"):
+    for section in ("model", "source", "preprocessing", "pretrain", "trajectory"):
         config[section] = default[section]
     config.model.name, config.model.stem, config.model.width = "resnet10", "cifar", 8
     config.source.dataset = "tfds:cifar10?train=1024&test=256"

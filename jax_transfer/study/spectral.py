@@ -111,7 +111,9 @@ def _is_valid(work: Workspace, target: str, stage: str, snapshot: Snapshot, load
     if error:
         log.warning("checkpoint %s on %s, %s, is skipped: %s.", snapshot.name, target, stage, error)
         for component in COMPONENTS:
-            rows.append(SpectralRow(snapshot.name, snapshot.epoch, target, stage, component, math.nan, math.nan, error))
+            rows.append(
+                SpectralRow(snapshot.name, work.epoch(snapshot), target, stage, component, math.nan, math.nan, error)
+            )
     return not error
 
 
@@ -134,7 +136,7 @@ def _components(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
         rows.append(
             SpectralRow(
                 snapshot.name,
-                snapshot.epoch,
+                work.epoch(snapshot),
                 target,
                 stage,
                 component,
@@ -180,7 +182,7 @@ def _spectra(work: Workspace, target: str, stage: str, snapshots: list[Snapshot]
         rows.append(
             SpectrumRow(
                 snapshot.name,
-                snapshot.epoch,
+                work.epoch(snapshot),
                 target,
                 stage,
                 rank=int(main_rank(s)),
@@ -244,7 +246,7 @@ def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapsh
         rows.append(
             EmbeddingRow(
                 snapshot.name,
-                snapshot.epoch,
+                work.epoch(snapshot),
                 target,
                 stage,
                 x=x.round(2).tolist(),

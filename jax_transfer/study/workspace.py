@@ -3,6 +3,7 @@
 import functools
 import math
 import pathlib
+import reprlib
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -12,7 +13,7 @@ from jax_transfer import devices, logs
 from jax_transfer.checkpoints import Checkpoint, with_classes
 from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.checkpoints.trajectory import Trajectory
-from jax_transfer.data.batches import Feed, ResidentCrops, Streamed, make_feed
+from jax_transfer.data.batches import Feed, ResidentCrops, Streamed, make_feed, steps_per_epoch
 from jax_transfer.data.crops import Crop
 from jax_transfer.data.source import Source, subset
 from jax_transfer.data.sources import load_source
@@ -168,6 +169,29 @@ class Workspace:
         first = pretraining == self.pretrainings[0]
         return self.workdir if first else self.workdir / "others" / pretraining.name
 
+    def steps_per_epoch(self, pretraining: Pretraining) -> int:
+        """Returns the number of training steps in an epoch of a pre-training.
+
+        Raises:
+          InputError: if its data set has fewer images than a batch.
+        """
+        source = self.source(pretraining.source, "train")
+        return steps_per_epoch(len(source), self.config.pretrain.batch_size, f"{pretraining.source} (config.pretrain)")
+
+    def step(self, saved: Saved) -> int:
+        """Returns the training step at which an entry of a trajectory is saved."""
+        is_step = epochs.length(self.config).unit == "step"
+        return saved.number * (1 if is_step else self.steps_per_epoch(saved.pretraining))
+
+    def epoch(self, snapshot: Snapshot) -> float | None:
+        """Returns the epoch of a checkpoint, which is not whole if it was saved within one; None for a given one."""
+        if isinstance(snapshot.origin, Candidate):
+            return None
+        saved = snapshot.origin
+        if epochs.length(self.config).unit == "epoch":
+            return saved.number
+        return epochs.epochs_after(saved.number, self.steps_per_epoch(saved.pretraining))
+
     @kept()
     def _trajectory(self, pretraining: Pretraining) -> Trajectory:
         return Trajectory(self.folder(pretraining) / "checkpoints", alone=True)
@@ -218,11 +242,12 @@ class Workspace:
           InputError: if the entry is not there.
         """
         trajectory = self._trajectory(saved.pretraining)
-        epochs = trajectory.epochs()
-        if saved.number not in epochs:
+        numbers = trajectory.epochs()
+        if saved.number not in numbers:
             raise InputError(
-                f"{trajectory.folder} holds no checkpoint of epoch {saved.number} (it has {epochs or 'none'}): "
-                "run the pretrain stage first, or name the checkpoints to evaluate in config.checkpoints."
+                f"{trajectory.folder} holds no checkpoint of {epochs.length(self.config).unit} {saved.number} (it has "
+                f"{reprlib.repr(numbers) if numbers else 'none'}): run the pretrain stage first, or name the "
+                "checkpoints to evaluate in config.checkpoints."
             )
         return trajectory
 
@@ -245,7 +270,7 @@ class Workspace:
         numbers = ("learning_rate", "accuracy", "mean_class_accuracy", "seconds", "gflops")
         return TransferRow(
             checkpoint=snapshot.name,
-            epoch=snapshot.epoch,
+            epoch=self.epoch(snapshot),
             target=target,
             method=method,
             seed=seed,

@@ -1,10 +1,11 @@
 """The training loop, shared by pre-training and every kind of fine-tuning."""
 
+import bisect
 import collections
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,19 +16,21 @@ from jax_transfer.data.batches import Joined
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """The result of training for an epoch, or for the part of it that was trained before a stop.
+    """The result of training for an epoch, or for the part of it before a pause or a stop.
 
     Attributes:
       number: number of the epoch, from 1.
+      step: number of training steps so far, since the start of training.
       state: training state; its arrays are donated when the next epoch is requested.
       metrics: name -> values of the steps of this epoch, [steps], or [rows, steps] if several states are trained.
-      seconds: training time of the epoch.
+      seconds: training time of the epoch so far.
       images_per_second: training speed, over all rows.
       diverged_at: for each row, the first step of this epoch with a NaN or infinite loss, or None.
       stopped: whether `stop` returned True during the epoch or at its end.
     """
 
     number: int
+    step: int
     state: dict
     metrics: dict[str, np.ndarray]
     seconds: float
@@ -55,13 +58,14 @@ def train(
     what: str,
     max_steps: int = devices.MAX_STEPS_PER_CALL,
     stop: Callable[[], bool] = lambda: False,
+    pauses: Iterable[int] = (),
     begun: dict | None = None,
     advice: str = "use a smaller batch.",
 ) -> Iterator[Epoch]:
     """Trains from `state["step"]` to `total_steps` and yields each epoch when it ends.
 
     Training stops after `total_steps`, when `stop` returns True, or when the loss of every row is NaN or infinite; the
-    epoch in which it stops is yielded too.
+    epoch in which it stops is yielded too. At a pause, the epoch so far is yielded, and yielded again when it ends.
 
     Args:
       state: training state, see `training.state`, with a leading axis of rows if `run` trains several states.
@@ -72,7 +76,9 @@ def train(
       what: label of the progress bar, such as "pretrain".
       max_steps: maximum number of steps per compiled call.
       stop: called after each compiled call.
-      begun: `Epoch.begun()` of a stopped epoch that is to be resumed from `state`.
+      pauses: steps, up to `total_steps`, after which training pauses although the epoch has not ended.
+      begun: `Epoch.begun()` of an unfinished epoch that is to be resumed from `state`. If `state` is at a pause or at
+        the end of the epoch, that is yielded first.
       advice: what to do if a step does not fit into memory, see `steps.memory_advice`.
 
     Raises:
@@ -88,47 +94,55 @@ def train(
       >>> epochs = train({"step": np.array(0)}, run, feed, seed=0, total_steps=4, what="toy")
       >>> [(epoch.number, int(epoch.state["step"]), float(epoch.means["loss"])) for epoch in epochs]
       [(1, 2, 0.0), (2, 4, 0.0)]
+      >>> epochs = train({"step": np.array(0)}, run, feed, seed=0, total_steps=4, what="toy", pauses=[3])
+      >>> [(epoch.number, epoch.step) for epoch in epochs]
+      [(1, 2), (2, 3), (2, 4)]
     """
     step = int(np.ravel(jax.device_get(state["step"]))[0])
     rows = int(np.size(jax.device_get(state["step"])))
     per_epoch, images = feed.steps_per_epoch, feed.batch_size * rows
-    while step < total_steps or begun:
-        number, start = divmod(step, per_epoch)
-        if begun and start == 0:  # stopped after the last step of an epoch, before the epoch was yielded
-            number, start = number - 1, per_epoch
-        end = min(per_epoch, start + total_steps - step)
-        history = _History(rows, begun, step)
-        begun, stopped, started = None, False, time.perf_counter()
-        # A divisor of these numbers, so that one compiled program suffices and calls end with the epoch or the
-        # training.
-        count = devices.steps_per_call(math.gcd(per_epoch, start, end), min(max_steps, feed.max_steps))
+    ends = sorted({*pauses, total_steps})
+    count = devices.steps_per_call(min(per_epoch, total_steps), min(max_steps, feed.max_steps))
+    yielded = step - 1 if begun else step  # what ends here was not yielded if training was stopped here
+    while yielded < total_steps:
+        number = yielded // per_epoch
+        first = number * per_epoch
+        end = min(first + per_epoch, ends[bisect.bisect_right(ends, yielded)])
+        history, stopped, started = _History(rows, begun, step), False, time.perf_counter()
         label = f"{what}, epoch {number + 1}/{-(-total_steps // per_epoch)}"
         waiting: collections.deque = collections.deque()
-        with devices.explain_out_of_memory(advice), logs.progress((end - start) * images, label, "images") as bar:
-            for items in feed.items(range(step, step + end - start), count, seed) if start < end else ():
-                state, metrics = run(state, feed.held, items, count)
+        with devices.explain_out_of_memory(advice), logs.progress((end - step) * images, label, "images") as bar:
+            for items, made in _calls(feed, range(step, end), count, seed):
+                state, metrics = run(state, feed.held, items, made)
                 waiting.append(metrics)
-                step += count
+                step += made
                 if len(waiting) > 2:  # read the metrics of a call only when the next two are already running
                     history.add(jax.device_get(waiting.popleft()))
-                bar.update(count * images)
+                bar.update(made * images)
                 stopped = stop()
                 if stopped or history.all_diverged():
                     break
             for metrics in waiting:
                 history.add(jax.device_get(metrics))
         seconds = history.seconds + time.perf_counter() - started
-        yield Epoch(
-            number + 1,
-            state,
-            history.metrics(),
-            seconds,
-            end * images / seconds,
-            tuple(history.diverged_at),
-            stopped,
-        )
+        speed = (step - first) * images / seconds
+        epoch = Epoch(number + 1, step, state, history.metrics(), seconds, speed, tuple(history.diverged_at), stopped)
+        begun = epoch.begun() if step % per_epoch else None
+        yield epoch
         if stopped or history.all_diverged():
             return
+        yielded = step
+
+
+def _calls(feed: Joined, steps: range, count: int, seed: int) -> Iterator[tuple[Any, int]]:
+    """Yields the items of each compiled call and its number of steps: `count`, then 1 for the steps that are left over.
+
+    Training can therefore pause at any step, and two programs suffice, wherever the pauses are.
+    """
+    whole = len(steps) // count * count
+    for part, size in ((steps[:whole], count), (steps[whole:], 1)):
+        for items in feed.items(part, size, seed) if part else ():
+            yield items, size
 
 
 class _History:

@@ -61,8 +61,8 @@ class FinetuneSettings:
     # As in config.pretrain.augment.
     augment: Augmentations = ()
     num_seeds: Few = 1
-    # Epochs whose checkpoints are fine-tuned, out of the evaluated ones, in the format of config.trajectory.epochs;
-    # unset: all evaluated epochs.
+    # Epochs (or steps) whose checkpoints are fine-tuned, out of the evaluated ones, in the format of
+    # config.trajectory.epochs (or .steps); unset: all evaluated ones.
     checkpoints: str | None = None
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=0.01)  # noqa: RUF009  frozen
     # A grid of settings, all of which are tried with the first seed; they replace those of the optimizer. Unset: the

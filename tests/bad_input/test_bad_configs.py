@@ -23,7 +23,7 @@ from jax_transfer.ranking import command
 from jax_transfer.records import InputError
 from jax_transfer.study import checks, settings
 from jax_transfer.study.config import BY_TARGET, default_config, differences
-from jax_transfer.study.epochs import evaluated_epochs
+from jax_transfer.study.epochs import evaluated_numbers
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.optimizers import make_optimizer, make_schedule
 
@@ -145,7 +145,7 @@ def build(config, workdir):
     settings.preprocessing(config)
     jax.random.key(config.seed)
     np.uint32(config.seed + config.finetune.num_seeds)
-    evaluated_epochs(config.trajectory.epochs, config.pretrain.epochs)
+    evaluated_numbers(config)
     for optimizer in (
         settings.pretrain_optimizer(config),
         *(settings.finetune_settings(config, target).optimizer for target in config.targets),

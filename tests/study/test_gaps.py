@@ -56,13 +56,15 @@ def test_measures_over_all_checkpoints_need_every_value(pairs):
 def write_rows(work, target, scores, accuracies):
     """Writes rows of scores {name: [k]} and accuracies {method: [k]}: NaN is a failure, and None means no row."""
     transfer = [
-        TransferRow(s.name, s.epoch, target, method, 0, 0.1, a, a, 9, 9, 1.0, 1.0, "diverged" if math.isnan(a) else "")
+        TransferRow(
+            s.name, work.epoch(s), target, method, 0, 0.1, a, a, 9, 9, 1.0, 1.0, "diverged" if math.isnan(a) else ""
+        )
         for method, values in accuracies.items()
         for s, a in zip(work.snapshots, values, strict=True)
         if a is not None
     ]
     scored = [
-        ScoreRow(s.name, s.epoch, target, name, v, 0.1, 1.0, 1.0, "failed" if math.isnan(v) else "")
+        ScoreRow(s.name, work.epoch(s), target, name, v, 0.1, 1.0, 1.0, "failed" if math.isnan(v) else "")
         for name, values in scores.items()
         for s, v in zip(work.snapshots, values, strict=True)
         if v is not None

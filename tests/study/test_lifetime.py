@@ -45,7 +45,7 @@ def run_study(workdir, closed):
     config = one_epoch_config(scores=("logme", "leep"), stages=("features", "probe", "scores", "report"))
     config.probe.epochs = 1
     work = Workspace(config, workdir)
-    save_initialisation(work, [snapshot.epoch for snapshot in work.snapshots])
+    save_initialisation(work, [work.epoch(snapshot) for snapshot in work.snapshots])
     checks.check_data(work)
     for name in config.stages:
         STAGES[name].run(work)

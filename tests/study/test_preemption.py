@@ -23,7 +23,7 @@ from jax_transfer.training.steps import many_steps
 STEPS = 5  # an epoch of `random_source()`
 
 
-def _fit(feed, total_steps, state=None, stop_after=None, begun=None, stop_at_epoch=None):
+def _fit(feed, total_steps, state=None, stop_after=None, begun=None, stop_at_epoch=None, pauses=()):
     """Trains; stops after so many steps of this call, or while that epoch is evaluated.
 
     Returns:
@@ -46,6 +46,7 @@ def _fit(feed, total_steps, state=None, stop_after=None, begun=None, stop_at_epo
         total_steps=total_steps,
         what="test",
         stop=stop,
+        pauses=pauses,
         begun=begun,
     ):
         state = epoch.state
@@ -66,6 +67,20 @@ def test_stopped_training_resumes_bit_for_bit(gigabytes, stop_after):
     assert len(begun["metrics"]["loss"]) == stop_after - len(first) * STEPS
     begun = json.loads(json.dumps(begun))  # as the checkpoint keeps it
     resumed, second, _ = _fit(feed, 3 * STEPS, state=stopped, begun=begun)
+    assert_equal_trees(whole, resumed)
+    assert first + second == epochs
+
+
+@pytest.mark.parametrize("stop_after", [3, 4, STEPS, 7])
+def test_training_with_pauses_resumes_bit_for_bit(stop_after):
+    """If it stops at a pause, that pause comes again; those before it do not."""
+    feed, pauses = feed_of(random_source()), (2, 4, 7)
+    whole, epochs, _ = _fit(feed, 2 * STEPS, pauses=pauses)
+    assert [number for number, *_ in epochs] == [1, 1, 1, 2, 2]
+    stopped, first, (begun,) = _fit(feed, 2 * STEPS, stop_after=stop_after, pauses=pauses)
+    left = [pause for pause in pauses if pause >= stop_after]
+    begun = json.loads(json.dumps(begun))
+    resumed, second, _ = _fit(feed, 2 * STEPS, state=stopped, begun=begun, pauses=left)
     assert_equal_trees(whole, resumed)
     assert first + second == epochs
 

@@ -33,9 +33,9 @@ def workspace(tmp_path, monkeypatch):
 
     def features(work, snapshot, dataset, split):
         labels = work.source(dataset, split).labels
-        rng = np.random.default_rng([int(snapshot.epoch), split == "test"])
+        rng = np.random.default_rng([work.epoch(snapshot), split == "test"])
         centres = np.random.default_rng(9).normal(size=(10, 64))
-        x = centres[labels] + (2 + snapshot.epoch) * rng.normal(size=(len(labels), 64))
+        x = centres[labels] + (2 + work.epoch(snapshot)) * rng.normal(size=(len(labels), 64))
         return Features(x.astype(np.float32), np.zeros((len(labels), 0), np.float32), labels)
 
     monkeypatch.setattr(Workspace, "features", features)

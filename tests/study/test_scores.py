@@ -152,12 +152,12 @@ def test_one_finetuning_gives_all_missing_early_stops(existing, tmp_path, monkey
     def finetuned(work, todo, target, splits, tuning, epochs):
         snapshots = [run.snapshot for run in todo if run.seed == work.config.seed and not run.changes]
         assert splits == ("fit", "held_out") and tuning.epochs == work.config.finetune.epochs
-        runs.append(([snapshot.epoch for snapshot in snapshots], tuple(epochs)))
+        runs.append(([work.epoch(snapshot) for snapshot in snapshots], tuple(epochs)))
         for snapshot, epoch in itertools.product(snapshots, epochs):
-            diverged = 99 if epoch == 5 and snapshot.epoch == 1 else None
+            diverged = 99 if epoch == 5 and work.epoch(snapshot) == 1 else None
             accuracy = math.nan if diverged else epoch / 10
             metrics = {"accuracy": accuracy, "mean_class_accuracy": 0.0}
-            yield Run(snapshot, 0), Finetuned(snapshot.epoch, epoch, metrics, float(epoch), 1.0, {}, diverged)
+            yield Run(snapshot, 0), Finetuned(work.epoch(snapshot), epoch, metrics, float(epoch), 1.0, {}, diverged)
 
     monkeypatch.setattr(score_stage, "finetuned", finetuned)
     monkeypatch.setattr(work, "gigaflops_per_image", lambda snapshot: 1.0)

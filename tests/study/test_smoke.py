@@ -1,4 +1,4 @@
-"""The smoke variants of the configs: one pre-training for all that start from `tiny`."""
+"""The smoke variants of the configs: one pre-training for all that start from `tiny` and train by epochs."""
 
 import pytest
 
@@ -13,7 +13,11 @@ STUDIES = sorted(
 )
 
 
-@pytest.mark.parametrize("name", [name for name in STUDIES if name not in ("quickstart", "t2t_vit_14_imagenet")])
+# The first three do not start from `tiny`, and the last one trains by steps.
+ALONE = ("quickstart", "t2t_vit_14_imagenet", "study_checkpoints", "neucrab_group2")
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name not in ALONE])
 def test_smoke_variants_share_one_pre_training(name):
     config, shared = get_config(name, "smoke"), tiny(default_config())
     checks.check(config)
@@ -21,6 +25,14 @@ def test_smoke_variants_share_one_pre_training(name):
     assert (first.model, first.source) == (shared.model.name, shared.source.dataset)
     for section in ("pretrain", "preprocessing", "seed"):
         assert config[section] == shared[section]
+
+
+def test_ci_shares_the_pre_training_of_exactly_these_variants():
+    """`.ci/run` recognises them by their text."""
+    texts = {name: (REPOSITORY / "configs" / f"{name}.py").read_text() for name in STUDIES}
+    sharing = {name for name, text in texts.items() if "tiny(" in text and "pretrain.steps" not in text}
+    assert sharing == set(STUDIES) - set(ALONE)
+    assert "grep -q 'tiny(' \"$config\" && ! grep -q 'pretrain\\.steps'" in (REPOSITORY / ".ci/run").read_text()
 
 
 def test_every_study_has_a_smoke_variant():

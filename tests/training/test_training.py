@@ -27,7 +27,7 @@ from jax_transfer.checkpoints.trajectory import Trajectory, abstract
 from jax_transfer.data import augment, batches, mixing
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.records import Batch, InputError
-from jax_transfer.study.epochs import evaluated_epochs
+from jax_transfer.study.epochs import selected
 from jax_transfer.training.evaluation import classification
 from jax_transfer.training.loop import first_bad_step, train
 from jax_transfer.training.objectives import OBJECTIVES, Objective
@@ -113,6 +113,29 @@ def test_training_runs_exactly_the_requested_steps(total, monkeypatch):
     assert [epoch.number for epoch in epochs] == list(range(1, -(-total // 12) + 1))
     assert epochs[-1].state["step"] == sum(counts) == total
     assert counts[: total // 12 * 2] == [6] * (total // 12 * 2)
+
+
+@pytest.mark.parametrize("pauses", [(), (1,), (7,), (12, 13, 23), (5, 11, 19, 24), range(31)])
+def test_training_pauses_at_any_step_with_two_programs(pauses, monkeypatch):
+    """Twelve steps per epoch, at most six per call, as on accelerators."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    counts = []
+
+    def run(state, held, items, count):
+        counts.append(count)
+        return {"step": state["step"] + count}, {"loss": state["step"] + np.arange(count)}
+
+    feed = joined_feed(feed_of(random_source(n=48)), 4)
+    epochs = train({"step": 0}, run, feed, seed=0, total_steps=30, what="", max_steps=6, pauses=pauses)
+    found = []
+    for epoch in epochs:
+        steps = range((epoch.number - 1) * 12, epoch.step)
+        assert epoch.state["step"] == epoch.step and epoch.metrics["loss"].tolist() == list(steps)
+        assert epoch.images_per_second * epoch.seconds == pytest.approx(4 * len(steps))
+        found.append(epoch.step)
+    assert found == sorted({12, 24, 30, *pauses} - {0})
+    parts = np.diff([0, *found])
+    assert counts == [count for n in parts for count in (*[6] * (n // 6), *[1] * (n % 6))]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -485,7 +508,7 @@ def test_truncated_checkpoint_error_names_last_valid_epoch(tmp_path, keep):
     for file in files:
         data = file.read_bytes()
         file.write_bytes(data[: int(keep * len(data))])
-    with pytest.raises(InputError, match=r"checkpoints/1 cannot be read.*epoch 0"):
+    with pytest.raises(InputError, match=r"checkpoints/1 cannot be read.*checkpoint before it is 0: delete"):
         _restored(trajectory, 1, state)
 
 
@@ -525,13 +548,13 @@ def test_checkpoint_without_fingerprints_is_restored(tmp_path):
     ],
 )
 def test_evaluated_epochs_follow_the_rule(rule, expected):
-    assert evaluated_epochs(rule, 5) == expected
+    assert selected(rule, 5) == expected
 
 
-@pytest.mark.parametrize("rule", ["6", "none", "every:x", "every:0", (), "-1"])
+@pytest.mark.parametrize("rule", ["6", "none", "every:x", "every:0", (), "-1", "2k", "every:1k"])
 def test_evaluated_epochs_rejects_invalid_rules(rule):
     with pytest.raises(InputError, match=r"config\.trajectory\.epochs"):
-        evaluated_epochs(rule, 5)
+        selected(rule, 5)
 
 
 # --- devices
