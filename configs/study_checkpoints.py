@@ -1,20 +1,20 @@
-"""Studies checkpoints that exist already: features, probes, fine-tuning with a search of its settings, scores, spectra.
+"""Studies checkpoints that exist already: features, probes, fine-tuning over a grid of settings, scores, spectra.
 
     python -m jax_transfer.main --config=configs/study_checkpoints.py --workdir=runs/checkpoints \
         --config.checkpoints="('a.safetensors', 'b.pth=resnet50', 'run/checkpoints')" \
         --config.targets="('folder:/my/images',)"
 
-Checkpoints are files, epochs, trajectories, folders and `random:MODEL`, as in configs/rank_checkpoints.py. Each keeps its
-own architecture, image size and preprocessing. Where that file ranks frozen features within minutes, this study also
-fine-tunes every checkpoint and measures how far each score can be trusted.
+Checkpoints are files, epochs, trajectories, folders and `random:MODEL`, as in configs/rank_checkpoints.py. Each keeps
+its own architecture, image size and preprocessing. Where that file ranks frozen features within minutes, this study
+also fine-tunes every checkpoint and measures how far each score can be trusted.
 
 Fine-tuning tries a grid of learning rates and weight decays on a stratified fifth of the training images and tests the
-best setting once. "Ranking Neural Checkpoints" (Li et al., CVPR 2021) takes the best of such a grid on the test images as
-its ground truth G: --config.finetune.choose=test. The paper does not give its grid; the values here are ours, as are the
-epochs and batch sizes. LEEP and NCE need checkpoints with a classification head:
+best setting once. "Ranking Neural Checkpoints" (Li et al., CVPR 2021) takes the best of such a grid on the test images
+as its ground truth G: --config.finetune.choose=test. The paper does not give its grid; the values here are ours, as are
+the epochs and batch sizes. LEEP and NCE need checkpoints with a classification head:
 --config.scores="('logme', 'nleep', 'leep', 'nce')".
 
-Variants: `full`; `smoke`, two untrained networks on the scanned digits of scikit-learn, within a minute on two CPU cores.
+Variants: `full`; `smoke`, two untrained networks on the scanned digits of scikit-learn, within a minute on two cores.
 """
 
 from jax_transfer.choose import choose

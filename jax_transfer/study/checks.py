@@ -66,8 +66,8 @@ def check(config: StudyConfig) -> None:
         )
         if tuning.choose == "test" and len(grid(tuning)) == 1:
             raise InputError(
-                f'{_field(config, target, "finetune", "choose")} = "test", but there is nothing to choose: give several '
-                'values of learning_rates or weight_decays, or leave it at "validation".'
+                f'{_field(config, target, "finetune", "choose")} = "test", but there is nothing to choose: give '
+                'several values of learning_rates or weight_decays, or leave it at "validation".'
             )
         if "scores" in config.stages:
             check_early_stops(config, target)

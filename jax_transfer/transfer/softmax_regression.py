@@ -45,9 +45,9 @@ class ProbeSettings:
     # is used (see `choose`).
     l2: Annotated[tuple[NotNegative, ...], Listed(filled=True, unique=True)] = (1e-4,)
     # How the best of several settings is chosen, for each checkpoint and seed. "validation": by the accuracy on images
-    # of the training split that are held out; a classifier with this setting is then fitted to all training images and tested. "test":
-    # every setting is fitted to all training images, and the best accuracy on the test images is the result. This is
-    # too optimistic, but some papers report it.
+    # of the training split that are held out; a classifier with this setting is then fitted to all training images and
+    # tested. "test": every setting is fitted to all training images, and the best accuracy on the test images is the
+    # result. This is too optimistic, but some papers report it.
     choose: Annotated[str, OneOf(dict.fromkeys(CHOICES), "choice")] = "validation"
     # Fraction of the training images of each class that "validation" holds out.
     validation_fraction: Annotated[float, Rule(lambda x: 0 < x < 1, "lie in (0, 1)")] = 0.2
