@@ -30,12 +30,13 @@ images on which a score is tested. The column "as in the paper" follows the rule
 
 The paper names families instead of models. We use Inception v1 to v3 (jax_transfer has no fourth one), Inception-ResNet
 v2, MobileNet v1 with four widths and v2 with two, ResNet-50 and ResNet-101, all at 224 pixels. As in group II, linear
-classifiers and early-stopped fine-tuning are tested on a fifth of the training images, and the accuracy to predict
-comes from a single setting. To rank existing checkpoints, use configs/rank_checkpoints.py.
+classifiers and early-stopped fine-tuning are tested on a fifth of the training images. For checkpoints that exist
+already, use configs/study_checkpoints.py.
 
 Ours, because the paper does not give them: pre-training for 90 epochs with SGD (momentum 0.9, cosine learning rate
-from 0.1, weight decay 4e-5, batches of 256 images, crops and flips); and fine-tuning with SGD (momentum 0.9, cosine
-learning rate from 0.01) for 9,000 iterations of 128 images, with crops and flips.
+from 0.1, weight decay 4e-5, batches of 256 images, crops and flips); fine-tuning with SGD (momentum 0.9, cosine
+schedule) for 9,000 iterations of 128 images, with crops and flips; and the sweep of the paper's G, learning rates
+0.001, 0.01 and 0.1 by weight decays 0 and 1e-4. Early-stopped fine-tuning starts from a learning rate of 0.01.
 
 BatchNorm normalises the global batch, because the paper does not say on how many devices its nets were trained. Our
 results: not measured at this size.
@@ -92,6 +93,10 @@ def full():
     config.finetune.steps = 9000
     config.finetune.augment = ("random_crop", "flip")
     config.finetune.optimizer.schedule = "cosine"
+    # The paper's G: the best test accuracy of a sweep.
+    config.finetune.learning_rates = (0.001, 0.01, 0.1)
+    config.finetune.weight_decays = (0.0, 1e-4)
+    config.finetune.choose = "test"
     config.stages = ("pretrain", "features", "probe", "finetune", "scores", "report")
     config.scores = (*TABLE, "logme", "nce", "h_score", "transrate")
     return config

@@ -47,6 +47,7 @@ def run(work: Workspace) -> None:
     """
     rows = Rows(work.results, "transfer")
     rows.forget_failures()
+    devices.wait_for_all("fine-tuning: rows are read")  # a row that one process writes must not be news to another
     for target in work.config.targets:
         tuning, first = settings.finetune_settings(work.config, target), work.config.seed
         snapshots = finetuned_snapshots(work.config, target)
