@@ -1,6 +1,7 @@
 """Studies of given checkpoints: files of several architectures, trajectories and random initialisations."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -199,7 +200,8 @@ def test_killed_study_of_files_and_a_trajectory_resumes_and_spreads_over_devices
         "--config.probe.epochs=5",
         "--config.spectral.embedded_images=10",
     ]
-    whole = run_command(tmp_path / "whole", *arguments)
+    run = functools.partial(run_command, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"), timeout=900)
+    whole = run(tmp_path / "whole", *arguments)
     assert whole.returncode == 0, whole.stderr
     expected = results_without_times(tmp_path / "whole")
     assert {len(rows) for name, rows in expected.items() if name == "checkpoints.jsonl"} == {6}
@@ -217,13 +219,13 @@ def test_killed_study_of_files_and_a_trajectory_resumes_and_spreads_over_devices
         "main.run()",
     )
     for rows in (8, 21, 14):
-        killed = run_command(tmp_path / "killed", *arguments, code=kill_after_rows, ROWS=str(rows))
+        killed = run(tmp_path / "killed", *arguments, code=kill_after_rows, ROWS=str(rows))
         assert killed.returncode == -9, killed.stderr
-    resumed = run_command(tmp_path / "killed", *arguments)
+    resumed = run(tmp_path / "killed", *arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert results_without_times(tmp_path / "killed") == expected
     eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    spread = run_command(tmp_path / "spread", *arguments, **eight)
+    spread = run(tmp_path / "spread", *arguments, **eight)
     assert spread.returncode == 0, spread.stderr
     for name, rows in results_without_times(tmp_path / "spread").items():
         _assert_close(rows, expected[name], name)
