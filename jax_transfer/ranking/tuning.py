@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from jax_transfer import devices
+from jax_transfer import devices, logs
 from jax_transfer.checkpoints import Checkpoint, with_classes
+from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.data.batches import Feed, joined
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.logs import log
@@ -56,15 +57,36 @@ def finetune_best(
     mesh, tuned = devices.make_mesh(sweep=jax.local_device_count()), {}
     kinds: dict[tuple[Net, Preprocessing], dict[str, Checkpoint]] = {}
     for row in best:
-        checkpoint = row.load()
-        train, test = feeds_of(checkpoint.preprocessing)
-        net = with_classes(checkpoint, train.source.num_classes, devices.compute_dtype())
-        kinds.setdefault((net, checkpoint.preprocessing), {})[row.checkpoint] = checkpoint
-    settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(train.source)))
+        try:
+            loaded = row.load()
+        except InputError as error:  # its file was there when its features were extracted
+            log.warning("%s cannot be fine-tuned: %s", row.checkpoint, error)
+            tuned[row.checkpoint] = {"finetune_error": str(error)}
+            continue
+        train, _ = feeds_of(loaded.preprocessing)
+        net = with_classes(loaded, train.source.num_classes, devices.compute_dtype())
+        # Loaded again when its training begins, so that one checkpoint at a time is in memory.
+        stored = Checkpoint.stored(
+            row.checkpoint, net, functools.partial(_model, row), loaded.preprocessing, settings=loaded.settings
+        )
+        kinds.setdefault((net, loaded.preprocessing), {})[row.checkpoint] = stored
     for (net, preprocessing), checkpoints in kinds.items():
         tuned |= _finetune(checkpoints, net, preprocessing, feeds_of(preprocessing), mesh, metric, seed, settings)
     changed = [dataclasses.replace(row, **tuned.get(row.checkpoint, {})) for row in rows]
-    return changed, Tuning(settings.epochs, settings.optimizer.learning_rate, len(train.source), len(test.source))
+    assert best[0].preprocessing is not None  # it was evaluated
+    num_train, num_test = (len(feed.source) for feed in feeds_of(best[0].preprocessing))
+    return changed, Tuning(settings.epochs, settings.optimizer.learning_rate, num_train, num_test)
+
+
+def _model(row: Ranked) -> Model:
+    with logs.muted():  # what there is to say about the file has been logged
+        return row.load().model
+
+
+def _batch_size(checkpoint: Checkpoint, most: int) -> int:
+    """Returns the largest batch, up to `most` images, that the groups of a net's BatchNorm divide."""
+    group = checkpoint.settings.get("batch_norm_group") or 1
+    return max(group, most // group * group)
 
 
 def _finetune(
@@ -73,6 +95,8 @@ def _finetune(
     """Returns checkpoint -> the fields of its row."""
     train, test = (feed.on(mesh) for feed in feeds)
     names, found = list(checkpoints), {}
+    most = min(settings.batch_size, len(train.source))
+    settings = dataclasses.replace(settings, batch_size=_batch_size(checkpoints[names[0]], most))
     try:
         for result in finetune(
             checkpoints,
@@ -90,7 +114,7 @@ def _finetune(
             diverged = f"training diverged at step {result.diverged_at}" if math.isnan(accuracy) else ""
             found[name] = {"finetuned": accuracy, "finetune_error": diverged}
     except (InputError, jax.errors.JaxRuntimeError) as error:  # such as a model that does not fit into memory
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         log.warning("%s cannot be fine-tuned: %s", " and ".join(names), reason)
         found |= {name: {"finetune_error": reason} for name in names if name not in found}
     return found

@@ -1,5 +1,6 @@
 """Checks of a study before anything is compiled: first of the config alone, then of the config with its data."""
 
+import zlib
 from collections.abc import Mapping
 
 from jax_transfer import devices, fields
@@ -17,6 +18,7 @@ from jax_transfer.study import config as study_config
 from jax_transfer.study import given, settings
 from jax_transfer.study.epochs import (
     MOST_CHECKPOINTS,
+    Saved,
     evaluated_numbers,
     given_snapshots,
     length,
@@ -64,6 +66,7 @@ def check(config: StudyConfig) -> None:
             _field(config, target, "finetune", "microbatches"),
             _field(config, target, "finetune", "batch_size"),
         )
+        _check_lowest_rate(config, target)
         if tuning.choose == "test" and len(grid(tuning)) == 1:
             raise InputError(
                 f'{_field(config, target, "finetune", "choose")} = "test", but there is nothing to choose: give '
@@ -79,8 +82,22 @@ def check(config: StudyConfig) -> None:
         choose(FILTERS, config.preprocessing.interpolation, where)
     if pretrainings(config):
         _check_image_size(config)
-        _check_batch_norm_groups(config, settings.models(config))
+        batches = {**_pretraining_batches(config), **_finetuning_batches(config)}
+        _check_batch_norm_groups(batches, settings.models(config))
     given_snapshots(config)
+
+
+def _check_lowest_rate(config: StudyConfig, target: str) -> None:
+    """Checks that no schedule of the grid of fine-tuning would rise to a rate that is meant to be its lowest."""
+    tuning = settings.finetune_settings(config, target)
+    lowest = min(point["learning_rate"] for point in grid(tuning))
+    for field in ("min_learning_rate", "warmup_learning_rate"):
+        if getattr(tuning.optimizer, field) > lowest:
+            name = f"{_field(config, target, 'finetune', 'optimizer')}.{field}"
+            raise InputError(
+                f"{name} = {getattr(tuning.optimizer, field):g}: must not be above {lowest:g}, the lowest of "
+                "config.finetune.learning_rates."
+            )
 
 
 def _check_probes(config: StudyConfig, target: str) -> None:
@@ -96,23 +113,37 @@ def _check_probes(config: StudyConfig, target: str) -> None:
         )
 
 
-def _check_batch_norm_groups(config: StudyConfig, models: Mapping[str, Mapping]) -> None:
+Batches = dict[str, tuple[int, int]]  # field of the config -> (images in a batch, number of parts)
+
+
+def _pretraining_batches(config: StudyConfig) -> Batches:
+    """Returns the batches of pre-training, if the study runs it."""
+    if "pretrain" not in config.stages:
+        return {}
+    pretrain = config.pretrain
+    feeds = {f"config.pretrain.feeds.{name}.batch_size": feed.batch_size for name, feed in pretrain.feeds.items()}
+    sizes = {"config.pretrain.batch_size": pretrain.batch_size, **feeds}
+    return {field: (size, pretrain.microbatches) for field, size in sizes.items()}
+
+
+def _finetuning_batches(config: StudyConfig) -> Batches:
+    """Returns the batches of fine-tuning on each target, if a stage fine-tunes."""
+    batches = {}
+    for target in config.targets if {"finetune", "scores", "spectral"} & set(config.stages) else ():
+        tuning = settings.finetune_settings(config, target)
+        batches[_field(config, target, "finetune", "batch_size")] = (tuning.batch_size, tuning.microbatches)
+    return batches
+
+
+def _check_batch_norm_groups(batches: Batches, models: Mapping[str, Mapping]) -> None:
     """Checks that the images of a forward pass divide into the groups that BatchNorm normalises together.
 
     Args:
       models: label -> settings of each model.
     """
-    pretrain, sizes = config.pretrain, {}
-    if "pretrain" in config.stages:
-        sizes["config.pretrain.batch_size"] = (pretrain.batch_size, pretrain.microbatches)
-        for name, feed in pretrain.feeds.items():
-            sizes[f"config.pretrain.feeds.{name}.batch_size"] = (feed.batch_size, pretrain.microbatches)
-    for target in config.targets if {"finetune", "scores", "spectral"} & set(config.stages) else ():
-        tuning = settings.finetune_settings(config, target)
-        sizes[_field(config, target, "finetune", "batch_size")] = (tuning.batch_size, tuning.microbatches)
-    for label, model in models.items():
-        group = model.get("batch_norm_group")
-        for field, (size, parts) in sizes.items() if group else ():
+    groups = {label: model["batch_norm_group"] for label, model in models.items() if model.get("batch_norm_group")}
+    for label, group in groups.items():
+        for field, (size, parts) in batches.items():
             if size // parts % group:
                 each = f" in {parts} microbatches" if parts > 1 else ""
                 raise InputError(
@@ -160,6 +191,10 @@ def check_data(work: Workspace) -> None:
     _check_given(work)
     if "pretrain" in config.stages:
         _check_pretraining_data(work)
+    elif {"features", "probe", "finetune", "scores", "spectral"} & set(config.stages):
+        for snapshot in work.snapshots:
+            if isinstance(snapshot.origin, Saved):
+                work.trajectory_with(snapshot.origin)
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
         if "finetune" in config.stages:
@@ -202,16 +237,30 @@ def _check_given(work: Workspace) -> None:
       InputError: if a checkpoint cannot be read, has changed since an earlier run, or does not suit a field.
     """
     config = work.config
+    given_names = [snapshot.name for snapshot in work.snapshots if isinstance(snapshot.origin, Candidate)]
+    if len(set(devices.gather(zlib.crc32("\n".join(given_names).encode())))) > 1:
+        raise InputError(
+            "config.checkpoints: the processes see different checkpoints; wait until no other run writes to these "
+            "folders, and use a disk that all processes share."
+        )
+    for snapshot in work.snapshots:
+        path = snapshot.origin.path if isinstance(snapshot.origin, Candidate) else None
+        if path and path.resolve().is_relative_to(work.workdir.resolve()):
+            raise InputError(
+                f"config.checkpoints: {path} belongs to this study (--workdir={work.workdir}), which evaluates its own "
+                "epochs anyway: leave it out, or use another --workdir."
+            )
     checkpoints = {s.origin: work.checkpoint(s) for s in work.snapshots if isinstance(s.origin, Candidate)}
     given.record(Rows(work.results, "checkpoints"), [given.describe(*each) for each in checkpoints.items()])
     for checkpoint in checkpoints.values():
         need_head = [name for name in config.scores if name in SCORES and SCORES[name].needs == "logits"]
+        need = "needs" if len(need_head) == 1 else "need"
         if need_head and "scores" in config.stages and not checkpoint.has_head:
             raise InputError(
-                f"config.scores: {' and '.join(need_head)} need a classification head, which {checkpoint.name} "
+                f"config.scores: {' and '.join(need_head)} {need} a classification head, which {checkpoint.name} "
                 "(config.checkpoints) does not have: leave these scores or this checkpoint out."
             )
-    _check_batch_norm_groups(config, {c.name: c.settings for c in checkpoints.values()})
+    _check_batch_norm_groups(_finetuning_batches(config), {c.name: c.settings for c in checkpoints.values()})
     if (size := config.checkpoint_preprocessing.image_size) is not None:
         own = {c.name: load(c, {}, config.seed).preprocessing.image_size for c in checkpoints}
         if len(set(own.values())) > 1:

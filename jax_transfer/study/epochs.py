@@ -1,9 +1,10 @@
 """The checkpoints of a study: which epochs or steps of its pre-training runs, and which given ones, are evaluated."""
 
 import dataclasses
+import pathlib
 import re
 import reprlib
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from jax_transfer.fields import StudyConfig
@@ -63,10 +64,10 @@ class Snapshot:
     name: str
 
 
-def pretrainings(config: StudyConfig) -> list[Pretraining]:
+def pretrainings(config: StudyConfig, started: bool = False) -> list[Pretraining]:
     """Lists the pre-training runs of a study: one for every model on every source.
 
-    A study with given checkpoints and without the stage "pretrain" has none.
+    A study with given checkpoints has none, unless it runs the stage "pretrain", now or in an earlier run (`started`).
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
@@ -74,7 +75,7 @@ def pretrainings(config: StudyConfig) -> list[Pretraining]:
     >>> [pretraining.name for pretraining in pretrainings(config)]
     ['cifar10', 'cifar100']
     """
-    if config.checkpoints and "pretrain" not in config.stages:
+    if config.checkpoints and "pretrain" not in config.stages and not started:
         return []
     models, sources = settings.models(config), settings.sources(config)
     short = _short_names(sources)
@@ -164,8 +165,14 @@ def epochs_after(step: int, steps_per_epoch: int) -> float:
     return round(step / steps_per_epoch, max(2, len(str(steps_per_epoch)))) if rest else epochs
 
 
-def evaluated_snapshots(config: StudyConfig) -> list[Snapshot]:
+def evaluated_snapshots(
+    config: StudyConfig, started: bool = False, recorded: Mapping[str, str] | None = None
+) -> list[Snapshot]:
     """Lists the checkpoints to evaluate: those of the study, ordered by pre-training and step, then the given ones.
+
+    Args:
+      started: see `pretrainings`.
+      recorded: see `given_snapshots`.
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
@@ -175,33 +182,49 @@ def evaluated_snapshots(config: StudyConfig) -> list[Snapshot]:
     ['0', '5', '10', 'random resnet18']
     """
     numbers = evaluated_numbers(config)
-    own = [snapshot(pretraining, number) for pretraining in pretrainings(config) for number in numbers]
-    return [*own, *given_snapshots(config, {snapshot.name for snapshot in own})]
+    own = [snapshot(pretraining, number) for pretraining in pretrainings(config, started) for number in numbers]
+    return [*own, *given_snapshots(config, recorded)]
 
 
-def given_snapshots(config: StudyConfig, taken: Collection[str] = ()) -> list[Snapshot]:
-    """Lists the checkpoints in `config.checkpoints`, with names that differ from those `taken`.
+def given_snapshots(config: StudyConfig, recorded: Mapping[str, str] | None = None) -> list[Snapshot]:
+    """Lists the checkpoints in `config.checkpoints`.
+
+    A name depends on the other paths in the list. A checkpoint that an earlier run has evaluated keeps its name, so
+    its rows stay valid when the list changes. The epoch of a trajectory is never named like an epoch of the study.
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
-    >>> config.checkpoints = ("a.safetensors=resnet18",)
-    >>> [snapshot.name for snapshot in given_snapshots(config, taken=["a"])]
-    ['given/a']
+    >>> config.checkpoints = ("a.safetensors=resnet18", "run/5")
+    >>> [snapshot.name for snapshot in given_snapshots(config)]
+    ['a', 'given/run/5']
+
+    Args:
+      recorded: `identity` of a checkpoint -> its name in an earlier run.
     """
     candidates = list_candidates(config.checkpoints, model=None) if config.checkpoints else []
-    return [Snapshot(c, f"given/{c.name}" if c.name in taken else c.name) for c in candidates]
+    new = {c: f"given/{c.name}" if c.name.rpartition("/")[2].isdecimal() else c.name for c in candidates}
+    return [Snapshot(c, (recorded or {}).get(identity(c.path or c.name), new[c])) for c in candidates]
 
 
-def finetuned_snapshots(config: StudyConfig, target: str) -> list[Snapshot]:
-    """Lists the checkpoints to fine-tune on a target: all evaluated ones, or only some of the study's own.
+def identity(path: str | pathlib.Path) -> str:
+    """Returns what identifies a given checkpoint: its resolved path, or the name of a random initialisation.
+
+    >>> identity("random resnet18")
+    'random resnet18'
+    """
+    path = pathlib.Path(path)
+    return str(path.resolve()) if path.exists() else str(path)
+
+
+def finetuned_snapshots(config: StudyConfig, snapshots: Sequence[Snapshot], target: str) -> list[Snapshot]:
+    """Selects the checkpoints to fine-tune on a target: all evaluated ones, or only some of the study's own.
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
     >>> config.finetune.checkpoints = "0,8"
-    >>> [snapshot.name for snapshot in finetuned_snapshots(config, "tfds:mnist")]
+    >>> [snapshot.name for snapshot in finetuned_snapshots(config, evaluated_snapshots(config), "tfds:mnist")]
     ['0', '8']
     """
-    snapshots = evaluated_snapshots(config)
     rule, (last, unit) = settings.finetune_settings(config, target).checkpoints, length(config)
     chosen = selected(rule, last, "config.finetune.checkpoints", unit) if rule else None
     return [s for s in snapshots if chosen is None or isinstance(s.origin, Candidate) or s.origin.number in chosen]

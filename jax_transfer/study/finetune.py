@@ -50,7 +50,7 @@ def run(work: Workspace) -> None:
     devices.wait_for_all("fine-tuning: rows are read")  # a row that one process writes must not be news to another
     for target in work.config.targets:
         tuning, first = settings.finetune_settings(work.config, target), work.config.seed
-        snapshots = finetuned_snapshots(work.config, target)
+        snapshots = finetuned_snapshots(work.config, work.snapshots, target)
         wanted = [Run(snapshot, first + s) for s in range(tuning.num_seeds) for snapshot in snapshots]
         todo = _without_result(wanted, target, rows)
         if todo and len(points := grid(tuning)) > 1:
@@ -141,7 +141,8 @@ def divergence(result: Finetuned) -> str:
 
 def describe(work: Workspace) -> str:
     """Describes this stage for the plan."""
-    return estimates.checkpoints(work)
+    points = max(len(grid(settings.finetune_settings(work.config, target))) for target in work.config.targets)
+    return estimates.checkpoints(work) + (f", up to {points} settings each" if points > 1 else "")
 
 
 def gigaflops(work: Workspace) -> float:
@@ -150,10 +151,13 @@ def gigaflops(work: Workspace) -> float:
     for target in work.config.targets:
         tuning = settings.finetune_settings(work.config, target)
         step, points = estimates.finetune_step_gigaflops(work, target), len(grid(tuning))
-        runs = {TEST: tuning.num_seeds} | ({SPLIT_OF[tuning.choose]: points} if points > 1 else {})
+        runs = {TEST: tuning.num_seeds}
+        if points > 1:
+            runs[SPLIT_OF[tuning.choose]] = points
+            runs[TEST] -= tuning.choose == "test"  # the first seed's result is a point of the grid
         for split, count in runs.items():
             train, test = (len(work.source(target, part)) for part in IMAGES[split])
-            for snapshot in finetuned_snapshots(work.config, target):
+            for snapshot in finetuned_snapshots(work.config, work.snapshots, target):
                 steps = total_steps(tuning, train, target)
                 total += count * (steps * step[snapshot] + test * work.gigaflops_per_image(snapshot))
     return total

@@ -10,7 +10,7 @@ from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.ranking.candidates import Candidate
 from jax_transfer.records import InputError
 from jax_transfer.results import CheckpointRow, Rows
-from jax_transfer.study.epochs import Snapshot
+from jax_transfer.study.epochs import Snapshot, identity
 
 
 def without_weights(snapshot: Snapshot, loaded: Checkpoint, read_model: Callable[[], Model]) -> Checkpoint:
@@ -48,6 +48,11 @@ def describe(candidate: Candidate, checkpoint: Checkpoint) -> CheckpointRow:
         list(checkpoint.notes),
         checkpoint.fingerprint,
     )
+
+
+def names(rows: Rows) -> dict[str, str]:
+    """Returns the names under which earlier runs have evaluated given checkpoints, by `epochs.identity`."""
+    return {identity(row.path): row.checkpoint for row in rows.rows}
 
 
 def record(rows: Rows, new: Iterable[CheckpointRow]) -> None:

@@ -62,7 +62,9 @@ def _ranking(work: Workspace) -> list[RankingRow]:
         ):  # a score without any value, such as LEEP for models that have no classification head, also gets a row
             values = {**{score: {} for score in work.config.scores}, **values}
         for method in dict.fromkeys(row.method for row in transfer if row.target == target):
-            expected = finetuned_snapshots(work.config, target) if method == "finetune" else work.snapshots
+            expected = (
+                finetuned_snapshots(work.config, work.snapshots, target) if method == "finetune" else work.snapshots
+            )
             tried = [row.checkpoint for row in transfer if (row.target, row.method) == (target, method)]
             names = list(dict.fromkeys([*(snapshot.name for snapshot in expected), *tried]))
             points = accuracy_by("checkpoint", measured, target, method)

@@ -15,7 +15,7 @@ from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OptimizerSettings
-from jax_transfer.transfer.finetune import Augmentations, FinetuneSettings
+from jax_transfer.transfer.finetune import Augmentations, FinetuneSettings, grid
 from jax_transfer.transfer.probe import ProbeSettings
 
 
@@ -215,8 +215,16 @@ def finetune_settings(config: StudyConfig, target: str) -> FinetuneSettings:
     >>> config.finetune.batch_size = 32
     >>> finetune_settings(config, "tfds:mnist").batch_size
     32
+    >>> config.finetune.learning_rates = (0.5,)  # not a grid
+    >>> finetune_settings(config, "tfds:mnist").optimizer.learning_rate
+    0.5
     """
-    return _of_target(FinetuneSettings, config, "finetune", target)
+    tuning = _of_target(FinetuneSettings, config, "finetune", target)
+    point, *others = grid(tuning)
+    if others:
+        return tuning
+    optimizer = dataclasses.replace(tuning.optimizer, **point)
+    return dataclasses.replace(tuning, optimizer=optimizer, learning_rates=None, weight_decays=None)
 
 
 def pretrain_optimizer(config: StudyConfig) -> OptimizerSettings:

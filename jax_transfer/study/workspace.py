@@ -25,7 +25,7 @@ from jax_transfer.logs import log
 from jax_transfer.models import Net
 from jax_transfer.ranking.candidates import Candidate, load
 from jax_transfer.records import Features, InputError
-from jax_transfer.results import TransferRow
+from jax_transfer.results import Rows, TransferRow
 from jax_transfer.study import epochs, given, settings
 from jax_transfer.study.epochs import Pretraining, Saved, Snapshot
 from jax_transfer.training.objectives import OBJECTIVES, Objective
@@ -69,10 +69,12 @@ class Workspace:
         self.caches: dict[str, Callable] = {}
         self.preprocessing: Preprocessing = settings.preprocessing(config)
         self.mesh = devices.make_mesh()
-        self.pretrainings: list[Pretraining] = epochs.pretrainings(config)
+        started = any((workdir / "checkpoints").glob("[0-9]*"))
+        self.pretrainings: list[Pretraining] = epochs.pretrainings(config, started)
         self.models: dict[str, dict] = settings.models(config) if self.pretrainings else {}
         self.sources: list[str] = settings.sources(config) if self.pretrainings else []
-        self.snapshots: list[Snapshot] = epochs.evaluated_snapshots(config)
+        recorded = given.names(Rows(self.results, "checkpoints")) if config.checkpoints else {}
+        self.snapshots: list[Snapshot] = epochs.evaluated_snapshots(config, started, recorded)
         self.features_of = FeatureCache(
             workdir / "features",
             lambda source, preprocessing: self._feed(source, preprocessing.reading, False),
@@ -216,7 +218,7 @@ class Workspace:
             self.source_net(pretraining),
             read_model,
             self.preprocessing,
-            lambda: self._trajectory_with(saved).fingerprint(saved.number) or "",
+            lambda: self.trajectory_with(saved).fingerprint(saved.number) or "",
             settings={name: value for name, value in arguments.items() if name != "name"},
             has_head=self.objective(pretraining).has_head,
         )
@@ -226,16 +228,19 @@ class Workspace:
         """Reads the weights of a checkpoint, replicated to every device."""
         if isinstance(snapshot.origin, Candidate):
             with logs.muted():  # `checkpoint` has read it and logged what there is to say
-                return devices.replicate(self._load(snapshot.origin).model, self.mesh)
+                loaded = self._load(snapshot.origin)
+            if loaded.fingerprint != self.checkpoint(snapshot).fingerprint:
+                raise InputError(f"{snapshot.origin.path} has changed while the study ran: restore it, and run again.")
+            return devices.replicate(loaded.model, self.mesh)
         saved, net = snapshot.origin, self.source_net(snapshot.origin.pretraining)
-        return self._trajectory_with(saved).restore_model(saved.number, net, devices.replicated(self.mesh))
+        return self.trajectory_with(saved).restore_model(saved.number, net, devices.replicated(self.mesh))
 
     def _load(self, candidate: Candidate) -> Checkpoint:
         """Loads a given checkpoint with its weights."""
         replaced = {k: v for k, v in self.config.checkpoint_preprocessing.items() if v is not None}
         return load(candidate, replaced, self.config.seed)
 
-    def _trajectory_with(self, saved: Saved) -> Trajectory:
+    def trajectory_with(self, saved: Saved) -> Trajectory:
         """Returns the trajectory that holds an entry.
 
         Raises:

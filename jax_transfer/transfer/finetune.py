@@ -34,6 +34,7 @@ from jax_transfer.training.objectives import Objective
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
 from jax_transfer.training.state import evaluated, init_state
 from jax_transfer.training.steps import make_train_step, many_steps_of_many, memory_advice, train_step_gigaflops
+from jax_transfer.transfer.softmax_regression import CHOICES
 
 # Ranking by early stopping ("Ranking Neural Checkpoints", section 3.1): fine-tuning on part of the training images
 # stops after this many epochs, before the end of the schedule. The score is the accuracy on the remaining training
@@ -65,14 +66,15 @@ class FinetuneSettings:
     # config.trajectory.epochs (or .steps); unset: all evaluated ones.
     checkpoints: str | None = None
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=0.01)  # noqa: RUF009  frozen
-    # A grid of settings, all of which are tried with the first seed; they replace those of the optimizer. Unset: the
-    # value of the optimizer alone. Scores that stop early always use the optimizer's values.
+    # A grid of settings, all of which are tried with the first seed. Unset: the value of the optimizer alone; a single
+    # value replaces that of the optimizer. Scores that stop early never use what was chosen from a grid, but the
+    # optimizer's values.
     learning_rates: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] | None = None
     weight_decays: Annotated[tuple[NotNegative, ...], Listed(filled=True, unique=True)] | None = None
     # How a point of the grid is chosen. validation: by its accuracy on a stratified fifth of the training images, after
     # training on the others; the chosen one is trained again on all training images and tested once. test: the best
     # accuracy on the test images, which is optimistic ("Ranking Neural Checkpoints" defines its ground truth G so).
-    choose: Annotated[str, OneOf(dict.fromkeys(("validation", "test")), "choice from the grid")] = "validation"
+    choose: Annotated[str, OneOf(dict.fromkeys(CHOICES), "choice")] = "validation"
 
     def __post_init__(self):
         check_itself(self)

@@ -35,7 +35,10 @@ def feeds_of():
 def rows_of(names=NAMES):
     candidates = list_candidates(list(names), None)
     loaders = [functools.partial(load, candidate, SIZE, 0) for candidate in candidates]
-    return [Ranked(c.name, c.name, accuracy=0.5, loader=loader) for c, loader in zip(candidates, loaders, strict=True)]
+    return [
+        Ranked(c.name, c.name, preprocessing=loader().preprocessing, accuracy=0.5, loader=loader)
+        for c, loader in zip(candidates, loaders, strict=True)
+    ]
 
 
 @pytest.mark.slow
@@ -48,6 +51,23 @@ def test_only_the_best_are_tuned_whatever_their_architectures(feeds_of):
     assert one[1].finetuned == both[1].finetuned and math.isnan(one[2].finetuned)
     assert [row.checkpoint for row in both] == [row.checkpoint for row in rows]
     assert tuning.finetune_best(rows, 0, feeds_of, "accuracy") == (rows, None)
+
+
+@pytest.mark.slow
+def test_net_with_batch_norm_groups_gets_a_batch_that_they_divide(feeds_of):
+    (row,), _ = tuning.finetune_best(
+        rows_of(["random:resnet10?width=8&stem=cifar&batch_norm_group=12"]), 1, feeds_of, "accuracy", settings=SHORT
+    )
+    assert math.isfinite(row.finetuned) and not row.finetune_error
+
+
+def test_file_that_is_lost_after_the_ranking_has_a_reason(feeds_of):
+    def gone():
+        raise InputError("a.pth: no such checkpoint file.")
+
+    (row,) = rows_of(NAMES[:1])
+    (lost,), _ = tuning.finetune_best([dataclasses.replace(row, loader=gone)], 1, feeds_of, "accuracy")
+    assert lost.finetune_error == "a.pth: no such checkpoint file." and lost.accuracy == row.accuracy
 
 
 def test_diverged_and_impossible_tunings_say_why(feeds_of, caplog):

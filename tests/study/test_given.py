@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.studies import one_epoch_config, results_without_times, run_command, run_stages
+from helpers.studies import TARGET, one_epoch_config, results_without_times, run_command, run_stages
 from jax_transfer import study
 from jax_transfer.checkpoints import Checkpoint, export, load_checkpoint
 from jax_transfer.data.transforms import Preprocessing
@@ -51,7 +51,7 @@ def test_files_of_different_architectures_and_sizes_share_a_study(given, tmp_pat
     config = given_config(given, *FILES, "own", scores=("logme", "leep", "nce"), stages=ALL_STAGES)
     config.spectral.embedded_images = 20
     results = run_stages(config, tmp_path)
-    names = ["resnet10", "resnet18_v2", "own/checkpoints/0", "own/checkpoints/1", "own/checkpoints/2"]
+    names = ["resnet10", "resnet18_v2", *(f"given/own/checkpoints/{epoch}" for epoch in range(3))]
     for file, per_checkpoint in (("transfer", 2), ("scores", 3), ("spectral", 6)):
         assert {row["epoch"] for row in results[file]} == {None}
         assert sorted(row["checkpoint"] for row in results[file]) == sorted(names * per_checkpoint)
@@ -84,10 +84,10 @@ def test_given_epoch_has_the_numbers_of_the_study_that_made_it(given, tmp_path):
 def test_own_epochs_and_given_checkpoints_are_compared(given, tmp_path):
     config = given_config(given, "own", stages=("pretrain", "probe"), trajectory__epochs="0,1")
     names = [snapshot.name for snapshot in evaluated_snapshots(config)]
-    assert names == ["0", "1", "given/0", "given/1", "2"]
+    assert names == ["0", "1", "given/0", "given/1", "given/2"]
     rows = run_stages(config, tmp_path)["transfer"]
     assert [(row["checkpoint"], row["epoch"]) for row in rows] == [
-        ("0", 0), ("1", 1), ("given/0", None), ("given/1", None), ("2", None)
+        ("0", 0), ("1", 1), ("given/0", None), ("given/1", None), ("given/2", None)
     ]  # fmt: skip
     accuracy = {row["checkpoint"]: row["accuracy"] for row in rows}
     assert accuracy["0"] == accuracy["given/0"]  # both are the initialisation with the seed of the config
@@ -157,8 +157,57 @@ def test_checkpoints_can_be_added_later(given, tmp_path):
     assert rows[0] == first and [row["checkpoint"] for row in rows] == ["resnet10", "resnet18_v2"]
 
 
+def test_rows_are_never_those_of_another_checkpoint(given, tmp_path):
+    """Own epochs stay in the study when a stage runs alone, and a wider choice of them finds no rows of given ones."""
+    config = given_config(given, "own", stages=("pretrain", "probe"), pretrain__epochs=2, trajectory__epochs="0")
+    own_and_given = [("0", 0), ("given/0", None), ("given/1", None), ("given/2", None)]
+    assert [(r["checkpoint"], r["epoch"]) for r in run_stages(config, tmp_path)["transfer"]] == own_and_given
+    config.stages, config.trajectory.epochs = ("probe",), "all"
+    rows = run_stages(config, tmp_path)["transfer"]
+    assert [(r["checkpoint"], r["epoch"]) for r in rows] == [*own_and_given, ("1", 1), ("2", 2)]
+
+
+def test_names_of_evaluated_checkpoints_stay_when_the_list_changes(given, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(given / FILES[folder == "two"], tmp_path / folder / "a.safetensors")
+    one, two = (str(tmp_path / folder / "a.safetensors") for folder in ("one", "two"))
+    config = given_config(given, stages=("probe",))
+    for checkpoints, names in (((one,), ["a"]), ((one, two), ["a", "two/a"]), ((two, one), ["a", "two/a"])):
+        config.checkpoints = checkpoints
+        rows = run_stages(config, tmp_path / "study")["transfer"]
+        assert [row["checkpoint"] for row in rows] == names
+    config.checkpoints = (two,)
+    rows = run_stages(config, tmp_path / "other")["transfer"]
+    assert [row["checkpoint"] for row in rows] == ["a"]
+
+
+def test_file_that_changes_during_a_run_is_refused(given, tmp_path):
+    file = tmp_path / "a.safetensors"
+    shutil.copy(given / FILES[0], file)
+    work = Workspace(given_config(tmp_path, "a.safetensors"), tmp_path / "study")
+    checks.check_data(work)
+    shutil.copy(given / FILES[1], file)
+    with pytest.raises(InputError, match=r"a\.safetensors has changed while the study ran"):
+        work.features(work.snapshots[0], TARGET, "train")
+    work.close()
+
+
+def test_own_working_directory_is_not_given(given, tmp_path):
+    shutil.copytree(given / "own/checkpoints", tmp_path / "checkpoints")
+    config = given_config(given, stages=("pretrain", "probe"), pretrain__epochs=2)
+    config.checkpoints = (str(tmp_path / "checkpoints"),)
+    _refused(config, tmp_path, "belongs to this study .* which evaluates its own epochs anyway")
+
+
+def test_missing_own_epochs_are_noticed_before_the_first_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(Workspace, "features", lambda *_: pytest.fail("a stage has begun"))
+    _refused(one_epoch_config(stages=("features",)), tmp_path, "run the pretrain stage first, or name the checkpoints")
+
+
 def test_batch_norm_groups_of_given_checkpoints_are_checked(tmp_path):
     config = one_epoch_config(checkpoints=("random:resnet10?width=8&batch_norm_group=24",), stages=("finetune",))
+    checks.check(config)
     work = Workspace(config, tmp_path)
     with pytest.raises(InputError, match=r"batch_norm_group = 24 images that random resnet10.* normalises together"):
         checks.check_data(work)

@@ -74,6 +74,7 @@ def test_choice_equals_a_loop(swept):
         assert list(tried) == POINTS
         assert tried == pytest.approx(alone, abs=1 / 64 + 1e-6)  # at most one image, by rounding
         best = max(POINTS, key=tried.get)
+        assert alone[best] == pytest.approx(max(alone.values()), abs=1 / 30 + 1e-6)  # a tie up to one image
         results = {row["seed"]: row for row in own if row["split"] == TEST}
         assert [(r["learning_rate"], r["weight_decay"]) for r in results.values()] == [best, best]
         if by_test:
@@ -170,6 +171,14 @@ def test_fine_tuned_features_are_those_of_the_chosen_point(tmp_path):
     work.close()
 
 
+def test_single_value_replaces_that_of_the_optimizer():
+    config = grid_config(finetune__learning_rates=(0.5,), finetune__weight_decays=None)
+    tuning = finetune_settings(config, TARGET)
+    assert tuning.optimizer.learning_rate == 0.5 and tuning.learning_rates is None
+    config.overrides = {TARGET: {"finetune": {"weight_decays": (0.25,)}}}
+    assert finetune_settings(config, TARGET).optimizer.weight_decay == 0.25
+
+
 REFUSED = [
     ({"finetune__choose": "test", "finetune__learning_rates": None, "finetune__weight_decays": None},
      r'config\.finetune\.choose = "test", but there is nothing to choose'),
@@ -177,7 +186,9 @@ REFUSED = [
     ({"finetune__learning_rates": (0.1, 0.1)}, r"config\.finetune\.learning_rates lists 0\.1 twice"),
     ({"finetune__learning_rates": (0.1, -1.0)}, r"config\.finetune\.learning_rates\[1\] = -1\.0: must be positive"),
     ({"finetune__weight_decays": (-1.0,)}, r"config\.finetune\.weight_decays\[0\] = -1\.0: must not be negative"),
-    ({"finetune__choose": "tests"}, r"choice from the grid.*'tests'.*Did you mean 'test'"),
+    ({"finetune__optimizer__min_learning_rate": 0.01, "finetune__optimizer__learning_rate": 0.02},
+     r"config\.finetune\.optimizer\.min_learning_rate = 0\.01: must not be above 0\.003, the lowest of"),
+    ({"finetune__choose": "tests"}, r"choice \(config\.finetune\.choose\): 'tests'.*Did you mean 'test'"),
 ]  # fmt: skip
 
 

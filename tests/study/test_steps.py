@@ -185,7 +185,7 @@ def test_fine_tuning_selects_among_the_evaluated_steps():
     config = by_steps(finetune__checkpoints="12,16,20", checkpoints=("random:resnet18",))
     names = [snapshot.name for snapshot in evaluated_snapshots(config)]
     assert names == ["5", "12", "20", "random resnet18"]
-    tuned = finetuned_snapshots(config, config.targets[0])
+    tuned = finetuned_snapshots(config, evaluated_snapshots(config), config.targets[0])
     assert [snapshot.name for snapshot in tuned] == ["12", "20", "random resnet18"]
 
 
