@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from jax_transfer.records import METRICS
 from jax_transfer.report import tables
-from jax_transfer.report.best import best_checkpoints, summary_rows
+from jax_transfer.report.best import best_checkpoints, frozen_method, summary_rows
 from jax_transfer.report.comparison import Comparison, comparison_rows, comparisons
 from jax_transfer.report.grid import SWEPT
 from jax_transfer.report.markup import escape
@@ -174,7 +174,7 @@ def overall_by_name(compared: Sequence[Comparison]) -> str:
     'When fine-tuned (FT), run/b is best on the only target.'
     """
     clauses = []
-    for method in _two_methods({comparison.method for comparison in compared}):
+    for method in (frozen_method({comparison.method for comparison in compared}), "finetune"):
         winners = [comparison.best.label for comparison in compared if comparison.method == method]
         counts = {label: winners.count(label) for label in sorted(winners, key=winners.count, reverse=True)}
         of = f" of {len(winners)} targets"
@@ -201,7 +201,7 @@ def overall(best: Sequence[Row], among_given: bool = False) -> str:
     'As a frozen feature extractor (FE), no earlier checkpoint beats the last one on the only target.'
     """
     clauses = []
-    for method in _two_methods({row["method"] for row in best}):
+    for method in (frozen_method({row["method"] for row in best}), "finetune"):
         rows = [row for row in best if row["method"] == method and row["num_checkpoints"] > 1]
         gains = [row["gain"] for row in rows if row["gain"] > 0]
         unclear = [row for row in rows if 0 < row["gain"] <= (row["seed_spread"] or 0)]
@@ -217,8 +217,3 @@ def overall(best: Sequence[Row], among_given: bool = False) -> str:
     text = "; ".join(clauses)
     text = f"in the study's own pre-training: {text}" if text and among_given else text
     return f"{_capitalised(text)}." if text else ""
-
-
-def _two_methods(evaluated: set[str]) -> tuple[str, str]:
-    """Returns the methods of the first statement: the usual probe, or else the converged one, and fine-tuning."""
-    return ("probe" if "probe" in evaluated else "probe_converged"), "finetune"

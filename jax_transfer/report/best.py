@@ -7,7 +7,7 @@ needs no new computation: `with_metrics` stores the metric's name in each row. T
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar, overload
 
 import rich.box
@@ -104,6 +104,18 @@ def metric_cell(metrics: Iterable[str], metric: str) -> Row:
     ({'Metric': 'accuracy'}, {})
     """
     return {"Metric": METRICS[metric]} if len(set(metrics)) > 1 else {}
+
+
+def frozen_method(evaluated: Collection[str]) -> str:
+    """Returns the method whose accuracy is that of the frozen features: the usual probe, or else the converged one.
+
+    Args:
+      evaluated: the methods that have accuracies.
+
+    >>> frozen_method({"probe", "probe_converged"}), frozen_method({"probe_converged"}), frozen_method(set())
+    ('probe', 'probe_converged', 'probe')
+    """
+    return "probe_converged" if "probe_converged" in evaluated and "probe" not in evaluated else "probe"
 
 
 def is_given(row: Row) -> bool:

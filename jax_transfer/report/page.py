@@ -212,12 +212,13 @@ def _why(page: Page) -> Iterator[str]:
         yield "<p>No component has an accuracy by the metric of its target yet; run stage spectral.</p>"
         return
     yield tables.to_html(rows)
-    own = "the checkpoint with the highest FE accuracy and the last checkpoint" if page.has_trajectory else ""
-    by_name = "the given checkpoint with the highest FE accuracy, the next and the lowest" if page.given else ""
+    frozen = tables.method_name(spectral.methods(page.read)["pretrained"])
+    own = f"the checkpoint with the highest {frozen} accuracy and the last checkpoint" if page.has_trajectory else ""
+    by_name = f"the given checkpoint with the highest {frozen} accuracy, the next and the lowest" if page.given else ""
     yield (
         f'<p class="quiet">The table shows {", and ".join(filter(None, (own, by_name)))}. The'
-        " accuracy belongs to the FE probe or the fine-tuned model, by the metric of the target. Probe: a softmax"
-        " classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on their main component (the"
+        f" accuracy belongs to the {frozen} probe or the fine-tuned model, by the metric of the target. Probe: a"
+        " softmax classifier on all features of a model (FE: pre-trained, FT: fine-tuned), on their main component (the"
         " smallest number of singular directions of each batch that hold 80 % of the sum of its singular values) and on"
         " the residual component.</p>"
     )

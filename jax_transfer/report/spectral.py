@@ -11,8 +11,8 @@ from jax_transfer.records import METRICS
 from jax_transfer.report import best, tables
 from jax_transfer.report.best import Point, best_of, by_origin, is_given, label_of, trajectories, value
 from jax_transfer.report.figures import from_source
-from jax_transfer.report.grid import SWEPT, swept, swept_words
-from jax_transfer.report.tables import epoch_name, is_number, percent
+from jax_transfer.report.grid import SWEPT, is_result, swept, swept_words
+from jax_transfer.report.tables import epoch_name, is_number, method_name, percent
 from jax_transfer.results import Row
 
 Results = Mapping[str, Sequence[Row]]
@@ -20,8 +20,18 @@ Results = Mapping[str, Sequence[Row]]
 # State of the model that computes the features -> its abbreviation in the papers, and its description in a title.
 STAGES = {"pretrained": ("FE", "before fine-tuning"), "finetuned": ("FT", "after fine-tuning")}
 COMPONENTS = {"full": "all", "main": "main", "residual": "residual"}  # component -> its name in tables
-# State of the model -> method whose accuracy its components should explain.
-METHOD_OF = {"pretrained": "probe", "finetuned": "finetune"}
+
+
+def methods(results: Results) -> dict[str, str]:
+    """Returns the methods whose accuracies the components should explain: state of the model -> method.
+
+    >>> row = {"checkpoint": "5", "epoch": 5, "target": "a", "method": "probe_converged", "accuracy": 0.9}
+    >>> methods({"transfer": [row]})
+    {'pretrained': 'probe_converged', 'finetuned': 'finetune'}
+    """
+    rows = results.get("transfer", [])
+    evaluated = {row["method"] for row in rows if is_result(row) and is_number(value(row))}
+    return {"pretrained": best.frozen_method(evaluated), "finetuned": "finetune"}
 
 
 def select(rows: Iterable[Row], target: str, stage: str) -> list[Row]:
@@ -84,10 +94,10 @@ def shown_checkpoints(results: Results, target: str) -> list[str]:
     >>> shown_checkpoints({"transfer": rows}, "a")
     ['5', '9']
     """
-    spectral = by_origin(results.get("spectral", []))
+    spectral, method = by_origin(results.get("spectral", [])), methods(results)["pretrained"]
     shown = []
     for source in {**by_origin(results.get("transfer", [])), **spectral}:
-        accuracies = _means(_points(results, target, "probe", source)) or component_accuracies(
+        accuracies = _means(_points(results, target, method, source)) or component_accuracies(
             "checkpoint", spectral.get(source, []), target, "pretrained", "full"
         )
         if accuracies:
@@ -129,17 +139,17 @@ def table_1(results: Results) -> list[Row]:
     swept_pairs = swept(results.get("transfer", []))
     for target, source, own in _groups(results):
         shown, first = shown_checkpoints(results, target), {row["checkpoint"]: row for row in own}
-        for stage, (task, _) in STAGES.items():
+        for stage, method in methods(results).items():
             parts = {c: component_accuracies("checkpoint", own, target, stage, c) for c in COMPONENTS}
-            accuracy = _means(_points(results, target, METHOD_OF[stage], source))
+            accuracy = _means(_points(results, target, method, source))
             ranks = {(row["checkpoint"], row["component"]): row["rank"] for row in select(own, target, stage)}
-            words = f" ({SWEPT})" if (target, METHOD_OF[stage]) in swept_pairs else ""
+            words = f" ({SWEPT})" if (target, method) in swept_pairs else ""
             for checkpoint in (name for name in shown if name in parts["main"]):
                 row = first[checkpoint]
                 table.append({
                     "Target": names[target],
                     **({"Source": source} if several and not has_given else {}),
-                    "Task": task + words,
+                    "Task": method_name(method) + words,
                     **best.metric_cell(metrics.values(), metrics[target]),
                     **({"Checkpoint": label_of(row)} if has_given else {"Epoch": epoch_name(row["epoch"])}),
                     **({"Source accuracy": percent(trained.get(checkpoint))} if trained or not has_given else {}),
@@ -170,16 +180,16 @@ def story(results: Results) -> Iterator[tuple[str, str]]:
     labels = {name: label_of(row) if is_given(row) else epoch_name(row["epoch"]) for name, row in known.items()}
     for target, source, own in _groups(results):
         sentences, metric = [], METRICS[best.metric_of(rows, target)]
-        for stage, (task, _) in STAGES.items():
-            points = _points(results, target, METHOD_OF[stage], source)
+        for method in methods(results).values():
+            points = _points(results, target, method, source)
             # Also used for FT, because the features before fine-tuning show what pre-training contributes.
             parts = {c: component_accuracies("checkpoint", own, target, "pretrained", c) for c in ("main", "residual")}
             both = [name for name in points if name in parts["main"] and name in parts["residual"]]
             if len(both) < 3:
                 continue
-            words = swept_words(swept(results.get("transfer", [])), METHOD_OF[stage], {target: names[target]})
+            words = swept_words(swept(results.get("transfer", [])), method, {target: names[target]})
             describe = _compare_by_name if source is None else _compare_epochs
-            text = f"{task} {metric}{words} is highest {describe(points, parts, labels)}"
+            text = f"{method_name(method)} {metric}{words} is highest {describe(points, parts, labels)}"
             sentences.append(
                 text + _which_component("checkpoints" if source is None else "epochs", both, points, parts)
             )
@@ -259,7 +269,7 @@ def paper_rows(results: Results, paper: Sequence[Row]) -> list[Row]:
     return [
         {
             "Target": names.get(entry["target"], tables.short_target(entry["target"])) if entry["target"] else "source",
-            "What": entry["what"] + _swept_words(results, entry),
+            "What": entry["what"] + _our_method(results, entry),
             **best.metric_cell([*metrics, best.DEFAULT], metric),
             "In the paper": entry["where"],
             "Paper": percent(entry["accuracy"]),
@@ -270,10 +280,14 @@ def paper_rows(results: Results, paper: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _swept_words(results: Results, entry: Row) -> str:
-    """Returns the words that say that the settings of our accuracy were chosen on the test images, else ""."""
-    method = next((METHOD_OF[stage] for stage, (task, _) in STAGES.items() if task == entry["what"]), "")
-    return swept_words(swept(results.get("transfer", [])), method, {entry["target"]: ""})
+def _our_method(results: Results, entry: Row) -> str:
+    """Returns words in brackets if our method has another name, or if the test images chose its settings; else ""."""
+    stage = next((stage for stage, (task, _) in STAGES.items() if task == entry["what"]), None)
+    if stage is None:
+        return ""
+    method = methods(results)[stage]
+    name = "" if method_name(method) == entry["what"] else f" (ours: {method_name(method)})"
+    return name + swept_words(swept(results.get("transfer", [])), method, {entry["target"]: ""})
 
 
 def _ours(results: Results, target: str, what: str, epoch: int) -> float | None:
@@ -286,5 +300,5 @@ def _ours(results: Results, target: str, what: str, epoch: int) -> float | None:
         rows = trajectories(results.get("spectral", [])).get("", [])
         return component_accuracies("epoch", rows, target, stage, component).get(epoch)
     rows = trajectories(results.get("transfer", [])).get("", [])
-    point = best.accuracy_by("epoch", rows, target, METHOD_OF[stage]).get(epoch)
+    point = best.accuracy_by("epoch", rows, target, methods(results)[stage]).get(epoch)
     return point and point.mean

@@ -204,6 +204,25 @@ def test_shown_checkpoints_without_probes_follow_the_spectral_stage():
     assert spectral.shown_checkpoints(results, TARGETS[0]) == [GIVEN[0], GIVEN[1], GIVEN[3]]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_converged_probe_stands_for_frozen_features_where_it_is_the_only_probe(kind, tmp_path):
+    results = KINDS[kind](TARGETS[:1])
+    others = [row for row in results["transfer"] if row["method"] != "probe"]
+    results = {**results, "transfer": others}
+    points = best.accuracy_by("checkpoint", others, TARGETS[0], "probe_converged")
+    rows = [row for row in spectral.table_1(results) if row["Task"] == "FE converged"]
+    assert tables.percent(max(point.mean for point in points.values())) in [row["Accuracy"] for row in rows]
+    assert all(row["Accuracy"] != tables.EN_DASH for row in rows)
+    assert all("FE converged accuracy is highest" in words for _, words in spectral.story(results))
+    text = page_text(tmp_path, results, CONFIG)
+    assert "with the highest FE converged accuracy" in text and "belongs to the FE converged probe" in text
+    assert "highest FE accuracy" not in text and "FE accuracy is highest" not in text
+    paper = [{"target": TARGETS[0], "epoch": 5, "what": "FE", "accuracy": 0.7, "where": "Table 1"}]
+    (row,) = spectral.paper_rows(results, paper)
+    assert row["What"] == "FE (ours: FE converged)"
+    assert row["Ours"] == (tables.EN_DASH if kind == "given" else tables.percent(points["5"].mean))
+
+
 def test_components_of_given_checkpoints_are_drawn_by_name():
     results = make_given_results(TARGETS[:1])
     for axes in spectral_figures.components_by_name(results["spectral"], TARGETS[0]).axes:
