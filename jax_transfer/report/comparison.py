@@ -24,7 +24,7 @@ from jax_transfer.report.best import (
     trajectories,
 )
 from jax_transfer.report.grid import SWEPT, is_result, swept
-from jax_transfer.report.style import shorten
+from jax_transfer.report.style import shorten_all
 from jax_transfer.report.tables import EN_DASH, method_name, percent, target_names
 from jax_transfer.results import Row
 
@@ -168,6 +168,7 @@ def comparison_table(compared: Sequence[Comparison]) -> Table:
     )
     for column in ("Target", "Method"):
         table.add_column(column)
+    short = shorten_all((c.label for comparison in compared for c in comparison.candidates), 12)
     longest = max((len(comparison.best.label) for comparison in compared), default=0)
     table.add_column("Best\ncheckpoint", overflow="fold", width=min(max(longest, 10), 20))
     table.add_column("\n%", justify="right", no_wrap=True)
@@ -179,7 +180,7 @@ def comparison_table(compared: Sequence[Comparison]) -> Table:
         cells = [names[comparison.target], method_name(comparison.method) + STAR * comparison.swept]
         cells += [comparison.best.label, percent(comparison.best.point.mean, unit="")]
         cells += [
-            shorten(second.label, 12) if second else EN_DASH,
+            short[second.label] if second else EN_DASH,
             percent(comparison.behind(second) if second else None, unit=""),
         ]
         table.add_row(*map(Text, [*cells, percent(comparison.seed_spread, unit="")]))

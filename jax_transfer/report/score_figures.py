@@ -18,12 +18,12 @@ from jax_transfer.report import best, tables
 from jax_transfer.report.best import Point, is_given, label_of, source_of
 from jax_transfer.report.figures import Drawing, Results, Section
 from jax_transfer.report.grid import swept, swept_note
-from jax_transfer.report.style import GREY, STYLE, VERMILION, WIDTH, cut, is_geometric, place_labels, shorten
+from jax_transfer.report.style import GREY, STYLE, VERMILION, WIDTH, cut, is_geometric, place_labels, shorten_all
 from jax_transfer.report.tables import epoch_name, is_number
 from jax_transfer.results import Row
 
 SOURCE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-NAME_WIDTH = 14  # characters of a given checkpoint's name in a figure
+NAME_WIDTH = 14  # columns of text for the name of a given checkpoint or a source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,12 @@ def _dots(score_rows, transfer_rows, target: str, score: str, method: str) -> li
     accuracies = best.accuracy_by("checkpoint", transfer_rows, target, method)
     known = {row["checkpoint"]: row for row in transfer_rows}
     scores = {r["checkpoint"]: r["value"] for r in score_rows if (r["target"], r["score"]) == (target, score)}
+    labels = shorten_all((label_of(known[name]) for name in accuracies if is_given(known[name])), NAME_WIDTH)
     dots = []
     for name, point in accuracies.items():
         if is_number(scores.get(name)):
             row, given = known[name], is_given(known[name])
-            label = shorten(label_of(row), NAME_WIDTH) if given else epoch_name(row["epoch"])
+            label = labels[label_of(row)] if given else epoch_name(row["epoch"])
             dots.append(_Dot(scores[name], point, row["epoch"], "" if given else source_of(row), label))
     return dots
 
@@ -128,8 +129,9 @@ def _scatter_by_epoch(axes: matplotlib.axes.Axes, dots: Sequence[_Dot]) -> PathC
         own = [dot for dot in dots if dot.source == source]
         drawn = axes.scatter(*_places(own), c=[dot.epoch or 0 for dot in own], marker=marker, **look)
     if len(markers) > 1:
+        labels = shorten_all(markers, NAME_WIDTH)
         handles = [
-            Line2D([], [], marker=m, label=cut(source, 14), color=GREY, linestyle="none")
+            Line2D([], [], marker=m, label=labels[source], color=GREY, linestyle="none")
             for source, m in markers.items()
         ]
         axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3)

@@ -4,7 +4,7 @@ Follows Figures 4 and 5 of "Towards Inadequately Pre-trained Models". Checkpoint
 drawn against the epoch, and given checkpoints by name.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import matplotlib
 import matplotlib.axes
@@ -28,7 +28,7 @@ from jax_transfer.report.style import (
     epoch_axis,
     legend_above,
     percent_axis,
-    shorten,
+    shorten_all,
 )
 from jax_transfer.report.tables import epoch_name
 from jax_transfer.results import Row
@@ -139,14 +139,15 @@ def embeddings(embedding_rows: Sequence[Row], target: str, source: str | None = 
     for axes in all_axes.flat:
         axes.set_axis_off()
     num_classes = 1 + max(max(row["labels"]) for row in panels.values())
+    labels = _short_labels(panels.values())
     for key, row in panels.items():
-        _draw_embedding(all_axes[places[key]], row, num_classes)
+        _draw_embedding(all_axes[places[key]], row, labels[row["checkpoint"]], num_classes)
     figure.suptitle(cut(tables.short_target(target) + from_source(source or ""), 38))
     return figure
 
 
-def _draw_embedding(axes: matplotlib.axes.Axes, row: Row, num_classes: int) -> None:
-    """Draws the images of one checkpoint, coloured by class."""
+def _draw_embedding(axes: matplotlib.axes.Axes, row: Row, label: str, num_classes: int) -> None:
+    """Draws the images of one checkpoint, whose label is in the title, coloured by class."""
     axes.set_axis_on()
     labels = np.array(row["labels"])
     colors = matplotlib.colormaps["tab10" if num_classes <= 10 else "gist_rainbow"]
@@ -155,12 +156,17 @@ def _draw_embedding(axes: matplotlib.axes.Axes, row: Row, num_classes: int) -> N
     axes.set(xticks=[], yticks=[])
     axes.spines[["top", "right"]].set_visible(True)
     separator = "\n" if is_given(row) else ", "
-    axes.set_title(f"{_short_label(row, 24)}{separator}{STAGES[row['stage']][1]}", fontsize=7)
+    axes.set_title(f"{label}{separator}{STAGES[row['stage']][1]}", fontsize=7)
 
 
-def _short_label(row: Row, width: int) -> str:
-    """Returns the epoch of a row's checkpoint, whose source is in the title; or the shortened name of a given one."""
-    return shorten(label_of(row), width) if is_given(row) else f"epoch {epoch_name(row['epoch'])}"
+def _short_labels(rows: Iterable[Row]) -> dict[str, str]:
+    """Returns checkpoint -> its epoch, whose source is in the title; or the shortened name of a given one."""
+    rows = list(rows)
+    names = shorten_all(label_of(row) for row in rows if is_given(row))
+    return {
+        row["checkpoint"]: names[label_of(row)] if is_given(row) else f"epoch {epoch_name(row['epoch'])}"
+        for row in rows
+    }
 
 
 @matplotlib.rc_context(STYLE)
@@ -181,10 +187,10 @@ def spectra(spectrum_rows: Sequence[Row], target: str, stage: str, source: str |
     heights = (2.25, 1.0 + 0.17 * len(rows) if source is None else 1.5)  # in inches
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.15), layout="constrained")
     curves, ranks = figure.subplots(2, 1, height_ratios=heights)
-    colors = matplotlib.colormaps["viridis"]
+    colors, labels = matplotlib.colormaps["viridis"], _short_labels(rows)
     for i, row in enumerate(rows):
         named = i in (0, len(rows) - 1) or (source is None and len(rows) <= MANY_LINES)
-        label = _short_label(row, 22) if named else None
+        label = labels[row["checkpoint"]] if named else None
         shares = [100 * share for share in row["shares"]]
         curves.plot(row["places"], shares, color=colors(0.9 * i / max(len(rows) - 1, 1)), label=label)
     curves.set(xscale="log", yscale="log", xlabel="Singular value", ylabel="Share of the sum (%)")
@@ -237,7 +243,7 @@ def similarity_maps(similarity_rows: Sequence[Row], target: str, stage: str) -> 
         image = axes.pcolormesh(grid, vmin=0, vmax=1, cmap="viridis", rasterized=True)
         step = max(1, -(-len(names) // 8))
         ticks = range(0, len(names), step)
-        texts = [shorten(names[i], 12) for i in ticks]
+        texts = list(shorten_all(names, 12).values())[::step]
         longest = max(map(len, texts))
         below = texts if longest <= LONG_TICK else [""] * len(texts)
         axes.set_xticks([i + 0.5 for i in ticks], below, rotation=90 if longest > 3 else 0)

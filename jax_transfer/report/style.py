@@ -1,9 +1,11 @@
 """Shared style of the report's figures: one paper column wide, colour-blind-safe colours, searchable text."""
 
 import io
+import itertools
+import re
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -83,6 +85,58 @@ def shorten(name: str, width: int = LONG_NAME) -> str:
     return cut(name, width // 2) + end
 
 
+def shorten_all(names: Iterable[str], width: int = LONG_NAME) -> dict[str, str]:
+    """Shortens names that are shown together, as `shorten` does, so that they stay distinct: name -> shown text.
+
+    Where shortened names would be equal, what these names have in common is cut first: whole words at the ends, and if
+    that is not enough, all whole words. Names that differ only within long words are numbered.
+
+    >>> shorten_all(["mobilenet_v2", "random resnet10?width=4&stem=cifar", "random resnet18?width=4&stem=cifar"], 14)
+    {'mobilenet_v2': 'mobilenet_v2', 'random resnet10?...': '…resnet10…', 'random resnet18?...': '…resnet18…'}
+    """
+    texts = {name: shorten(name, width) for name in names}
+    by_text: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        by_text.setdefault(text, []).append(name)
+    alike = [group for group in by_text.values() if len(group) > 1]
+    for groups in (alike, [list(itertools.chain(*alike))]) if alike else ():
+        for cut_common in (_cut_common_ends, _cut_common_words):
+            changed = {n: shorten(text, width) for g in groups for n, text in zip(g, cut_common(g), strict=True)}
+            if len(set((texts | changed).values())) == len(texts):
+                return texts | changed
+    if not alike:
+        return texts
+    marks = {name: f" #{number}" for number, name in enumerate(texts, 1)}
+    return {name: shorten(name, width - len(mark)) + mark for name, mark in marks.items()}
+
+
+def _cut_common_ends(names: Sequence[str]) -> list[str]:
+    """Replaces the words at the start and at the end that all names share; at least one word of each name stays."""
+    words = [_words(name) for name in names]
+    shortest = min(map(len, words))
+    start = min(_num_common(words), shortest - 1)
+    end = min(_num_common([own[::-1] for own in words]), shortest - 1 - start)
+    before, after = "…" * (start > 0), "…" * (end > 0)
+    return [before + "".join(own[start : len(own) - end]) + after for own in words]
+
+
+def _num_common(words: Sequence[list[str]]) -> int:
+    """Counts the words with which all lists start."""
+    return len(list(itertools.takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))))
+
+
+def _cut_common_words(names: Sequence[str]) -> list[str]:
+    """Replaces all words that all names share."""
+    words = [_words(name) for name in names]
+    common = set(words[0]).intersection(*words)
+    return [re.sub("…+", "…", "".join("…" if word in common else word for word in own)) for own in words]
+
+
+def _words(name: str) -> list[str]:
+    """Splits a name into its words and the characters between them."""
+    return re.split(r"([ /?&=_-])", name)
+
+
 def is_geometric(epochs: Sequence[float]) -> bool:
     """Returns whether the distances between epochs grow (1, 2, 5, 10, 20, ...), which suggests a logarithmic axis.
 
@@ -138,7 +192,7 @@ def by_name(
 
     Args:
       axes: where to draw.
-      names: the names in order; long ones are cut.
+      names: the names in order, without duplicates; long ones are cut, see `shorten_all`.
       series: label -> (colour, marker, name -> (lowest, mean and highest value)).
       label: label of the values.
 
@@ -154,7 +208,7 @@ def by_name(
         axes.hlines(y, [low for low, _, _ in found], [high for *_, high in found], color=color, linewidth=1.0)
         x = [mean for _, mean, _ in found]
         axes.plot(x, y, color=color, marker=marker, markersize=4.5, linestyle="none", label=text)
-    axes.set_yticks(list(height.values()), [shorten(name, LONG_NAME) for name in names])
+    axes.set_yticks(list(height.values()), list(shorten_all(names).values()))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(label)
     axes.margins(x=0.06)
