@@ -6,9 +6,9 @@ from jax_transfer.records import METRICS
 from jax_transfer.report import tables
 from jax_transfer.report.best import best_checkpoints, frozen_method, summary_rows
 from jax_transfer.report.comparison import Comparison, comparison_rows, comparisons
-from jax_transfer.report.grid import SWEPT
+from jax_transfer.report.grid import FEW, SWEPT
 from jax_transfer.report.markup import escape
-from jax_transfer.report.tables import METHODS, epoch_name, percent
+from jax_transfer.report.tables import METHODS, counted, epoch_name, in_points, listed, percent
 from jax_transfer.results import Row
 
 LONG_TABLE = 60  # number of rows; a longer comparison is collapsed
@@ -104,8 +104,26 @@ def _accuracy(accuracy: float, metric: str, swept: bool) -> str:
     return f"{percent(accuracy)} {METRICS[metric]}" + (f" ({SWEPT})" if swept else "")
 
 
-def _points(gain: float) -> str:
-    return f"{100 * gain:.2f} points"
+def _winners(comparison: Comparison) -> str:
+    """Says which checkpoints are best, or that all are equally good."""
+    labels = [candidate.label for candidate in comparison.winners]
+    if 1 < len(labels) == len(comparison.candidates):
+        return f"{listed(labels) if len(labels) <= FEW else f'all {len(labels)} checkpoints'} are equally good"
+    return f"{listed(labels)} {'is' if len(labels) == 1 else 'are'} best"
+
+
+def _others(comparison: Comparison) -> str:
+    """Says how far the checkpoints that are not best are behind; "" if all are equally good."""
+    others = comparison.candidates[len(comparison.winners) :]
+    if not others:
+        return ""
+    (second, *_), last = others, others[-1]
+    lead, accuracy = in_points(comparison.behind(second)), percent(second.point.mean)
+    if second.point.mean == last.point.mean:
+        names = listed([c.label for c in others]) if len(others) <= FEW else f"the other {len(others)}"
+        return f", {lead} above {names} ({accuracy})"
+    lowest = f"{in_points(comparison.behind(last))} above the lowest of {len(comparison.candidates)}, {last.label}"
+    return f", {lead} above the next, {second.label} ({accuracy}), and {lowest}"
 
 
 def epoch_sentence(row: Row, among_given: bool = False) -> str:
@@ -130,10 +148,12 @@ def epoch_sentence(row: Row, among_given: bool = False) -> str:
         return f"{text} (the only {'epoch' if among_given else 'checkpoint'} evaluated)."
     if row["best_epoch"] == row["last_epoch"]:
         text += "; it is also the last checkpoint"
+    elif row["gain"] == 0:
+        text += "; the last checkpoint is equally good"
     else:
-        text += f", {_points(row['gain'])} above the last checkpoint ({percent(row['last_accuracy'])})"
+        text += f", {in_points(row['gain'])} above the last checkpoint ({percent(row['last_accuracy'])})"
         if row["seed_spread"] is not None and row["gain"] <= row["seed_spread"]:
-            text += f"; the spread over seeds is as large ({_points(row['seed_spread'])}), so there is no clear gain"
+            text += f"; the spread over seeds is as large ({in_points(row['seed_spread'])}), so there is no clear gain"
     incomplete = ", ".join(map(epoch_name, row["incomplete_epochs"]))
     epochs = "epoch" if len(row["incomplete_epochs"]) == 1 else "epochs"
     return f"{text}." + (f" Some seeds are missing at {epochs} {incomplete}." if incomplete else "")
@@ -147,21 +167,14 @@ def comparison_sentence(comparison: Comparison) -> str:
     >>> comparison_sentence(comparisons(rows)[0]).replace(chr(160), " ")
     'as a frozen feature extractor (FE), run/b is best with 90.00 % accuracy, 10.00 points above a (80.00 %).'
     """
-    best, *others = comparison.candidates
-    text = f"{_in_words(comparison.method)}, {best.label} is best with "
-    text += _accuracy(best.point.mean, comparison.metric, comparison.swept)
-    if not others:
+    text = f"{_in_words(comparison.method)}, {_winners(comparison)} with "
+    text += _accuracy(comparison.best.point.mean, comparison.metric, comparison.swept)
+    if len(comparison.candidates) == 1:
         return f"{text} (the only checkpoint evaluated)."
-    second, *rest = others
-    lead, spread = comparison.behind(second), comparison.seed_spread
-    if lead > 0:
-        text += f", {_points(lead)} above {'the next, ' if rest else ''}{second.label} ({percent(second.point.mean)})"
-    else:
-        text += f", as is {second.label}"
-    if rest:
-        text += f", and {_points(comparison.behind(rest[-1]))} above the lowest of {len(rest) + 2}, {rest[-1].label}"
-    if spread is not None and lead <= spread:
-        text += f"; the spread over seeds is as large as the lead ({_points(spread)}), so there is no clear winner"
+    text += _others(comparison)
+    spread = comparison.seed_spread
+    if len(comparison.winners) == 1 and spread is not None and comparison.behind(comparison.candidates[1]) <= spread:
+        text += f"; the spread over seeds is as large as the lead ({in_points(spread)}), so there is no clear winner"
     incomplete = [c.label for c in comparison.candidates if c.point.num_seeds < comparison.num_seeds]
     return f"{text}." + (f" Some seeds are missing for {', '.join(incomplete)}." if incomplete else "")
 
@@ -175,12 +188,12 @@ def overall_by_name(compared: Sequence[Comparison]) -> str:
     """
     clauses = []
     for method in (frozen_method({comparison.method for comparison in compared}), "finetune"):
-        winners = [comparison.best.label for comparison in compared if comparison.method == method]
-        counts = {label: winners.count(label) for label in sorted(winners, key=winners.count, reverse=True)}
+        winners = [_winners(comparison) for comparison in compared if comparison.method == method]
+        counts = {words: winners.count(words) for words in sorted(winners, key=winners.count, reverse=True)}
         of = f" of {len(winners)} targets"
-        where = [f"{label} is best on {n}{'' if i else of}" for i, (label, n) in enumerate(counts.items())]
+        where = [f"{words} on {n}{'' if i else of}" for i, (words, n) in enumerate(counts.items())]
         if winners:
-            only = f"{winners[0]} is best on the only target" if len(winners) == 1 else ", ".join(where)
+            only = f"{winners[0]} on the only target" if len(winners) == 1 else ", ".join(where)
             clauses.append(f"{METHODS[method][1]}, {only}")
     return _capitalised("; ".join(clauses)) + "." if clauses else ""
 
@@ -205,10 +218,10 @@ def overall(best: Sequence[Row], among_given: bool = False) -> str:
         rows = [row for row in best if row["method"] == method and row["num_checkpoints"] > 1]
         gains = [row["gain"] for row in rows if row["gain"] > 0]
         unclear = [row for row in rows if 0 < row["gain"] <= (row["seed_spread"] or 0)]
-        targets = f"{len(rows)} {'target' if len(rows) == 1 else 'targets'}"
+        targets = counted(len(rows), "target")
         doubt = f"; the spread over seeds is as large on {len(unclear)}" if unclear else ""
         if gains:
-            gain = f"by {'up to ' if len(gains) > 1 else ''}{_points(max(gains))}{doubt}"
+            gain = f"by {'up to ' if len(gains) > 1 else ''}{in_points(max(gains))}{doubt}"
             count = f"on {len(gains)} of {targets} ({gain})"
             clauses.append(f"{METHODS[method][1]}, an earlier checkpoint beats the last one {count}")
         elif rows:

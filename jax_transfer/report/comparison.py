@@ -66,6 +66,11 @@ class Comparison:
         """The checkpoint with the highest accuracy."""
         return self.candidates[0]
 
+    @property
+    def winners(self) -> tuple[Candidate, ...]:
+        """The checkpoints with the highest accuracy."""
+        return tuple(candidate for candidate in self.candidates if candidate.point.mean == self.best.point.mean)
+
     def behind(self, candidate: Candidate) -> float:
         """Returns by how much the accuracy of a candidate is below the highest one, in [0, 1]."""
         return self.best.point.mean - candidate.point.mean

@@ -12,7 +12,7 @@ from jax_transfer.report import best, tables
 from jax_transfer.report.best import Point, best_of, by_origin, is_given, label_of, trajectories, value
 from jax_transfer.report.figures import from_source
 from jax_transfer.report.grid import SWEPT, is_result, swept, swept_words
-from jax_transfer.report.tables import epoch_name, is_number, method_name, percent
+from jax_transfer.report.tables import epoch_name, in_points, is_number, listed, method_name, percent
 from jax_transfer.results import Row
 
 Results = Mapping[str, Sequence[Row]]
@@ -189,7 +189,7 @@ def story(results: Results) -> Iterator[tuple[str, str]]:
                 continue
             words = swept_words(swept(results.get("transfer", [])), method, {target: names[target]})
             describe = _compare_by_name if source is None else _compare_epochs
-            text = f"{method_name(method)} {metric}{words} is highest {describe(points, parts, labels)}"
+            text = f"{method_name(method)} {metric}{words} is {describe(points, parts, labels)}"
             sentences.append(
                 text + _which_component("checkpoints" if source is None else "epochs", both, points, parts)
             )
@@ -201,9 +201,11 @@ def story(results: Results) -> Iterator[tuple[str, str]]:
 def _compare_epochs(points: Mapping[str, Point], parts: Mapping[str, dict[str, float]], labels: dict[str, str]) -> str:
     """Compares the best epoch of a trajectory with the last one."""
     accuracy, highest, last = _means(points), best_of(points), list(points)[-1]
-    text = f"at epoch {labels[highest]} ({percent(accuracy[highest])})"
-    if highest != last:
-        text += f" and {100 * (accuracy[highest] - accuracy[last]):.2f} points lower at the last epoch, "
+    text = f"highest at epoch {labels[highest]} ({percent(accuracy[highest])})"
+    if highest != last and accuracy[highest] == accuracy[last]:
+        text += f" and equally high at the last epoch, {labels[last]}"
+    elif highest != last:
+        text += f" and {in_points(accuracy[highest] - accuracy[last])} lower at the last epoch, "
         text += labels[last]
         text += _change_of_components("Between these epochs", highest, last, parts)
     return text
@@ -212,10 +214,13 @@ def _compare_epochs(points: Mapping[str, Point], parts: Mapping[str, dict[str, f
 def _compare_by_name(points: Mapping[str, Point], parts: Mapping[str, dict[str, float]], labels: dict[str, str]) -> str:
     """Compares the best given checkpoint with the worst one."""
     accuracy, highest, lowest = _means(points), best_of(points), min(points, key=lambda name: points[name].mean)
-    text = f"for {labels[highest]} ({percent(accuracy[highest])})"
-    if highest != lowest:
-        text += f" and {100 * (accuracy[highest] - accuracy[lowest]):.2f} points lower for {labels[lowest]}"
-        text += _change_of_components("Between these checkpoints", highest, lowest, parts)
+    if accuracy[highest] == accuracy[lowest]:
+        return f"equally high for all checkpoints ({percent(accuracy[highest])})"
+    tied = [labels[name] for name in points if accuracy[name] == accuracy[highest]]
+    text = f"highest for {listed(tied)} ({percent(accuracy[highest])})"
+    text += f" and {in_points(accuracy[highest] - accuracy[lowest])} lower for {labels[lowest]}"
+    pair = "these checkpoints" if len(tied) == 1 else f"{labels[highest]} and {labels[lowest]}"
+    text += _change_of_components(f"Between {pair}", highest, lowest, parts)
     return text
 
 

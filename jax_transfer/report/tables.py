@@ -109,6 +109,33 @@ def method_name(method: str) -> str:
     return METHODS[method][0] if method in METHODS else showable(method)
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number and its noun, in the plural unless there is one.
+
+    >>> counted(1, "checkpoint"), counted(2, "checkpoint")
+    ('1 checkpoint', '2 checkpoints')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Joins names with commas, and the last two with "and".
+
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def in_points(difference: float) -> str:
+    """Returns the text of a positive difference between accuracies in [0, 1], in percentage points.
+
+    >>> in_points(0.05), in_points(0.00001)
+    ('5.00 points', 'less than 0.01 points')
+    """
+    return f"{100 * difference:.2f} points" if round(100 * difference, 2) > 0 else "less than 0.01 points"
+
+
 def epoch_name(epoch: float) -> str:
     """Returns the text of an epoch, with two decimals if it is a fraction.
 

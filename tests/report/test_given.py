@@ -62,8 +62,55 @@ def test_given_checkpoints_are_ranked_by_their_mean_over_seeds():
 def test_first_row_wins_a_tie(order):
     rows = [given_row("b", 0.9), given_row("a", 0.9), transfer_row(5, 0.9)]
     (comparison,) = comparisons([rows[i] for i in order])
-    assert comparison.best.label == ["b", "a", "epoch 5"][order[0]]
-    assert f"as is {['b', 'a', 'epoch 5'][order[1]]}" in answer.comparison_sentence(comparison)
+    first, second, third = (["b", "a", "epoch 5"][i] for i in order)
+    assert comparison.best.label == first
+    equal = f"{first}, {second} and {third} are equally good"
+    assert answer.comparison_sentence(comparison).endswith(f"{equal} with 90.00\N{NO-BREAK SPACE}% accuracy.")
+    assert answer.overall_by_name([comparison]).endswith(f"{equal} on the only target.")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "words"),
+    [
+        ((0.25, 0.25), "a and b are equally good with 25.00 % accuracy."),
+        ((0.25,) * 4, "all 4 checkpoints are equally good with 25.00 % accuracy."),
+        ((0.3, 0.25), "a is best with 30.00 % accuracy, 5.00 points above b (25.00 %)."),
+        ((0.3, 0.25, 0.25), "a is best with 30.00 % accuracy, 5.00 points above b and c (25.00 %)."),
+        ((0.3, 0.25, 0.25, 0.25, 0.25), "a is best with 30.00 % accuracy, 5.00 points above the other 4 (25.00 %)."),
+        ((0.3, 0.3, 0.25), "a and b are best with 30.00 % accuracy, 5.00 points above c (25.00 %)."),
+        (
+            (0.3, 0.3, 0.25, 0.2),
+            "a and b are best with 30.00 % accuracy, 5.00 points above the next, c (25.00 %), "
+            "and 10.00 points above the lowest of 4, d.",
+        ),
+        ((0.30001, 0.3), "a is best with 30.00 % accuracy, less than 0.01 points above b (30.00 %)."),
+    ],
+)
+def test_equal_checkpoints_are_called_equal_and_each_distance_is_said_once(accuracies, words):
+    rows = [given_row(name, accuracy) for name, accuracy in zip("abcde", accuracies, strict=False)]
+    (comparison,) = comparisons(rows)
+    sentence = answer.comparison_sentence(comparison).replace("\N{NO-BREAK SPACE}", " ")
+    assert sentence == f"as a frozen feature extractor (FE), {words}"
+    who = words.partition(" with ")[0]
+    assert answer.overall_by_name([comparison]) == f"As a frozen feature extractor (FE), {who} on the only target."
+
+
+def test_equal_epochs_are_not_0_points_apart():
+    rows = [transfer_row(epoch, accuracy) for epoch, accuracy in ((1, 0.9), (5, 0.8), (9, 0.9))]
+    assert answer.epoch_sentence(best.best_checkpoints(rows)[0]).endswith("; the last checkpoint is equally good.")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_story_calls_equal_checkpoints_equal(kind):
+    results = KINDS[kind](TARGETS[:1])
+    results["transfer"] = [{**row, "accuracy": 0.25} for row in results["transfer"]]
+    words = " ".join(words for _, words in spectral.story(results))
+    assert "0.00 points lower" not in words
+    for equal, shown in (
+        ("equally high for all checkpoints", kind != "own"),
+        ("equally high at the last epoch", kind != "given"),
+    ):
+        assert (equal in words) == shown
 
 
 def test_best_and_last_epoch_are_compared_with_given_checkpoints():
@@ -97,6 +144,9 @@ def test_overall_answer_counts_targets():
     rows += [given_row("x", 0.1, target="c"), given_row("y", 0.2, target="c")]
     text = answer.overall_by_name(comparisons(rows))
     assert text == "As a frozen feature extractor (FE), x is best on 2 of 3 targets, y is best on 1."
+    equal = [given_row(name, 0.5, target="d") for name in "xy"]
+    text = answer.overall_by_name(comparisons([*rows, *equal]))
+    assert text.endswith("x is best on 2 of 4 targets, y is best on 1, x and y are equally good on 1.")
 
 
 # --- the page and the terminal
