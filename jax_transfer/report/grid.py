@@ -7,7 +7,7 @@ the points here and in the table of all rows only.
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
-from jax_transfer.report.tables import EN_DASH, is_number, method_name, showable, target_names
+from jax_transfer.report.tables import EN_DASH, counted, is_number, method_name, showable, target_names
 from jax_transfer.results import GRID, TEST, TEST_GRID, Row
 
 # What an accuracy is if its settings were chosen on the test images (G in "Ranking Neural Checkpoints").
@@ -153,7 +153,7 @@ def grid_rows(transfer_rows: Sequence[Row]) -> list[Row]:
         {
             "Target": names[grid.target],
             "Method": method_name(grid.method),
-            "Settings tried": f"{_tried(grid)} ({len(grid.tried)} settings)",
+            "Settings tried": f"{_tried(grid)} ({counted(len(grid.tried), 'setting')})",
             "Chosen on": "the test images" if grid.on_test else "validation images",
             "Chosen": "; ".join(f"{_words(grid, s)}: {_who(c)}" for s, c in _most_first(grid)) or EN_DASH,
             "Diverged": f"{grid.num_diverged} of {grid.num_points}",
@@ -204,4 +204,4 @@ def _words(grid: Grid, setting: Setting) -> str:
 
 def _who(checkpoints: Sequence[str]) -> str:
     """Names a few checkpoints, or counts more of them."""
-    return ", ".join(map(showable, checkpoints)) if len(checkpoints) <= FEW else f"{len(checkpoints)} checkpoints"
+    return ", ".join(map(showable, checkpoints)) if len(checkpoints) <= FEW else counted(len(checkpoints), "checkpoint")

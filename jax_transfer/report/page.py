@@ -136,7 +136,7 @@ def _given(names: Sequence[str]) -> str:
     if not names:
         return ""
     listed = ", ".join([*names[:MANY_NAMES], *(["..."] if len(names) > MANY_NAMES else [])])
-    return f"{len(names)} given checkpoint{'' if len(names) == 1 else 's'}: {listed}"
+    return f"{tables.counted(len(names), 'given checkpoint')}: {listed}"
 
 
 def _answer(page: Page) -> Iterator[str]:

@@ -160,7 +160,11 @@ def _correlations(ranking_rows: Sequence[Row], target: str, score: str, method: 
     num_checkpoints, num_scored = row.get("num_checkpoints", num_points), row.get("num_scored")
     ends = [row.get("kendall_low"), row.get("kendall_high")]
     interval = f" [{ends[0]:.2f}, {ends[1]:.2f}]" if all(map(is_number, ends)) else ""
-    note = f"\n{num_checkpoints} checkpoints: too few to trust" if num_checkpoints < MIN_CHECKPOINTS else ""
+    note = (
+        f"\n{tables.counted(num_checkpoints, 'checkpoint')}: too few to trust"
+        if num_checkpoints < MIN_CHECKPOINTS
+        else ""
+    )
     if num_scored is not None and num_scored < num_checkpoints:
         note = f"\n{num_scored} of {num_checkpoints} scored"
     return f"{cut(tables.short_target(target), 38)}\nKendall's τ = {tau}{interval}, Pearson's r = {r}{note}"

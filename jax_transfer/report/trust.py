@@ -12,7 +12,7 @@ from jax_transfer.analysis import MIN_CHECKPOINTS
 from jax_transfer.report import tables
 from jax_transfer.report.best import DEFAULT, metric_words
 from jax_transfer.report.grid import swept_words
-from jax_transfer.report.tables import is_number
+from jax_transfer.report.tables import counted, is_number
 from jax_transfer.results import Row
 from jax_transfer.transfer.finetune import FINETUNE_SCORES
 
@@ -135,11 +135,11 @@ def trust_note(
     own = [row for row in ranking_rows if row["method"] == method]
     names = tables.target_names(row["target"] for row in own)
     metrics = {row["target"]: row.get("metric", DEFAULT) for row in own}
-    targets, counts = len(names), sorted({row["num_checkpoints"] for row in own})
-    checkpoints = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    counts = sorted({row["num_checkpoints"] for row in own})
+    few = counted(counts[0], "checkpoint")
+    checkpoints = few if counts[0] == counts[-1] else f"{counts[0]} to {counted(counts[-1], 'checkpoint')}"
     accuracy = f"{tables.method_name(method)} {metric_words(metrics, names)}{swept_words(swept, method, names)}"
-    note = f"Measured against the {accuracy} of {checkpoints} checkpoints, averaged over {targets} "
-    note += "target" if targets == 1 else "targets"
+    note = f"Measured against the {accuracy} of {checkpoints}, averaged over {counted(len(names), 'target')}"
     note += (
         ", in percent. 95 %: bootstrap interval of Kendall's tau over checkpoints. Regret: accuracy lost by trusting "
         "the score, in points."
@@ -156,7 +156,8 @@ def trust_note(
             "group III does not fit."
         )
     if counts[0] < MIN_CHECKPOINTS:
-        note += f" {counts[0]} checkpoints are too few to trust any of this; at least {MIN_CHECKPOINTS} are needed."
+        verb = "is" if counts[0] == 1 else "are"
+        note += f" {few} {verb} too few to trust any of this; at least {MIN_CHECKPOINTS} are needed."
     return note
 
 

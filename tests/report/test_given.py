@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 
 import pytest
 import rich.console
@@ -321,6 +322,23 @@ def test_ranking_counts_given_checkpoints_but_no_grid_points(tmp_path):
     assert [(row.method, row.num_checkpoints, row.num_scored, round(row.kendall, 6)) for row in ranking] == [
         ("probe", 3, 3, 1.0)
     ]
+
+
+@pytest.mark.parametrize("num_given", [1, 2])
+def test_one_is_counted_in_the_singular(num_given, tmp_path):
+    results = make_given_results(TARGETS[:1], GIVEN[:2])
+    left_out = {*GIVEN[num_given:]}
+    results = {
+        name: [row for row in rows if not left_out & {row.get("checkpoint"), row.get("other")}]
+        for name, rows in results.items()
+    }
+    results["ranking"] = [row | {"num_checkpoints": num_given, "num_scored": num_given} for row in results["ranking"]]
+    results["transfer"] += grid_points(results, rates=(0.001,), decays=(0.0,))
+    text = page_text(tmp_path, results, CONFIG)
+    assert ("1 checkpoint is too few to trust any of this" in text) == (num_given == 1)
+    assert ("2 checkpoints are too few to trust any of this" in text) == (num_given == 2)
+    assert "(1 setting)" in text
+    assert not re.findall(r"\b1 (?:checkpoints|given checkpoints|settings|targets|epochs)\b", text)
 
 
 # --- what the given checkpoints are
