@@ -189,6 +189,24 @@ def grid_sentences(transfer_rows: Sequence[Row]) -> Iterator[str]:
             yield f"{subject}: the chosen {name} is the {edge} of the grid for {who}; a wider grid might do better."
 
 
+def choice_note(transfer_rows: Sequence[Row]) -> str:
+    """Explains which seeds choose the settings, and what this means for a mean over seeds.
+
+    >>> choice_note([])
+    'Fine-tuning chooses its setting with the first seed, by accuracy, and trains the other seeds with it. ...'
+    """
+    text = (
+        "Fine-tuning chooses its setting with the first seed, by accuracy, and trains the other seeds with it. A probe"
+        " chooses a setting for each seed, also by accuracy."
+    )
+    if not swept(transfer_rows):
+        return text
+    return (
+        f"{text} So with several seeds, a mean over seeds that is called the {SWEPT} is the mean of the chosen settings"
+        " and not the best mean of all settings."
+    )
+
+
 def _tried(grid: Grid) -> str:
     """Lists the values of each setting in a grid."""
     values = {name: grid.values(i) for i, name in enumerate(SETTINGS.values())}

@@ -11,7 +11,7 @@ from jax_transfer.records import METRICS, InputError
 from jax_transfer.report import figures, figures_by_name, score_figures, spectral, spectral_figures, tables, used
 from jax_transfer.report.answer import answer
 from jax_transfer.report.best import by_metric, given, is_given
-from jax_transfer.report.grid import grid_rows, grid_sentences, is_result, swept
+from jax_transfer.report.grid import choice_note, grid_rows, grid_sentences, is_result, swept
 from jax_transfer.report.markup import escape, inline_svg, to_page
 from jax_transfer.report.style import to_svg
 from jax_transfer.report.trust import trust_note, trust_rows
@@ -246,7 +246,7 @@ def _grid(page: Page) -> Iterator[str]:
         yield (
             '<p class="quiet">Chosen: the settings of the results, for which checkpoints. Diverged: trainings in the'
             " grid without an accuracy, out of all. They are not repeated. The grid's own accuracies are only in the"
-            " table of all results.</p>"
+            f" table of all results. {escape(choice_note(rows))}</p>"
         )
 
 

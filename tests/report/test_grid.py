@@ -62,6 +62,15 @@ def test_page_says_what_was_tried_and_chosen(tmp_path):
     assert grid.SWEPT not in text
 
 
+@pytest.mark.parametrize("split", ["validation", "test_grid"])
+def test_page_says_which_seeds_choose_and_what_a_mean_over_seeds_is(split, tmp_path):
+    text = text_of(with_grid(make_given_results(TARGETS[:1]), split), tmp_path)
+    section = text[text.index("Settings tried") : text.index("All results")]
+    assert "Fine-tuning chooses its setting with the first seed, by accuracy" in section
+    assert "A probe chooses a setting for each seed" in section
+    assert (f"the {grid.SWEPT} is the mean of the chosen settings" in section) == (split == "test_grid")
+
+
 def test_few_checkpoints_are_named_by_setting():
     results = make_given_results(TARGETS[:1])
     rows = with_grid(results)["transfer"]
