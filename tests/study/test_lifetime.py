@@ -16,7 +16,8 @@ from jax_transfer.study.workspace import Workspace
 from jax_transfer.training import optimizers, state
 
 CACHES = {"cache", "lru_cache", "cached_property"}
-PLAIN_TYPES = {"str", "int", "float", "bool", "None", "pathlib.Path"}
+# A Net holds functions and shapes, but no arrays.
+PLAIN_TYPES = {"str", "int", "float", "bool", "None", "pathlib.Path", "tuple[int, ...]", "Net"}
 
 
 def save_initialisation(work, epochs):
