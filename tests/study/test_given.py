@@ -4,13 +4,16 @@ import dataclasses
 import functools
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.studies import TARGET, one_epoch_config, results_without_times, run_command, run_stages
+from helpers.source_files import REPOSITORY
+from helpers.studies import TARGET, environment, one_epoch_config, results_without_times, run_command, run_stages
 from jax_transfer import study
 from jax_transfer.checkpoints import Checkpoint, export, load_checkpoint
 from jax_transfer.data.transforms import Preprocessing
@@ -278,6 +281,29 @@ def test_killed_study_of_files_and_a_trajectory_resumes_and_spreads_over_devices
     assert spread.returncode == 0, spread.stderr
     for name, rows in results_without_times(tmp_path / "spread").items():
         _assert_close(rows, expected[name], name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choose", ["validation", "test"])
+def test_two_processes_share_the_work_of_a_grid(choose, tmp_path):
+    """Each of them trains some of the candidates, and both know all rows, also after a run without the last rows."""
+    config = "--config=configs/study_checkpoints.py:smoke", f"--config.finetune.choose={choose}"
+    config = *config, "--config.finetune.num_seeds=2", "--config.stages=('finetune',)"
+    variables = environment(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"))
+
+    def run(workdir, *launcher):
+        command = [*launcher, *config, f"--workdir={workdir}"]
+        process = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=600)
+        assert process.returncode == 0, process.stderr
+        return sorted(results_without_times(workdir)["transfer.jsonl"], key=str)
+
+    expected = run(tmp_path / "one", sys.executable, "-m", "jax_transfer.main")
+    two = "bash", "launch/local_processes.sh", "2"
+    assert run(tmp_path / "two", *two) == expected
+    path = tmp_path / "two/results/transfer.jsonl"
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(row for row in rows if '"split": "test"' not in row))
+    assert run(tmp_path / "two", *two) == expected
 
 
 def _assert_close(rows, expected, name):
