@@ -191,7 +191,7 @@ def check_data(work: Workspace) -> None:
     _check_given(work)
     if "pretrain" in config.stages:
         _check_pretraining_data(work)
-    elif {"features", "probe", "finetune", "scores", "spectral"} & set(config.stages):
+    elif {"features", "probe", "finetune"} & set(config.stages):  # the other stages build on their results
         for snapshot in work.snapshots:
             if isinstance(snapshot.origin, Saved):
                 work.trajectory_with(snapshot.origin)
