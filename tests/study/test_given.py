@@ -1,7 +1,6 @@
 """Studies of given checkpoints: files of several architectures, trajectories and random initialisations."""
 
 import dataclasses
-import functools
 import json
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from helpers.source_files import REPOSITORY
-from helpers.studies import TARGET, environment, one_epoch_config, results_without_times, run_command, run_stages
+from helpers.studies import TARGET, environment, one_epoch_config, results_without_times, run_stages
 from jax_transfer import study
 from jax_transfer.checkpoints import Checkpoint, export, load_checkpoint
 from jax_transfer.data.transforms import Preprocessing
@@ -241,6 +240,7 @@ def test_killed_study_of_files_and_a_trajectory_resumes_and_spreads_over_devices
     export(third, folder / files[2])
     given_names = tuple(str(folder / name) for name in (*files, "own"))
     arguments = [
+        "--config=configs/quickstart.py:smoke",
         f"--config.checkpoints={given_names!r}",
         f"--config.targets=('folder:{folder_of_images}',)",
         f"--config.stages={ALL_STAGES!r}",
@@ -251,9 +251,15 @@ def test_killed_study_of_files_and_a_trajectory_resumes_and_spreads_over_devices
         "--config.finetune.num_seeds=2",
         "--config.probe.epochs=5",
         "--config.spectral.embedded_images=10",
+        "--config.data.eval_batch_size=64",
     ]
-    run = functools.partial(run_command, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"), timeout=900)
-    whole = run(tmp_path / "whole", *arguments)
+
+    def run(workdir, code=("-m", "jax_transfer.main"), **variables):
+        command = [sys.executable, *code, *arguments, f"--workdir={workdir}"]
+        variables = environment(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"), **variables)
+        return subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=900)
+
+    whole = run(tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     expected = results_without_times(tmp_path / "whole")
     assert {len(rows) for name, rows in expected.items() if name == "checkpoints.jsonl"} == {6}
@@ -271,13 +277,13 @@ def test_killed_study_of_files_and_a_trajectory_resumes_and_spreads_over_devices
         "main.run()",
     )
     for rows in (8, 21, 14):
-        killed = run(tmp_path / "killed", *arguments, code=kill_after_rows, ROWS=str(rows))
+        killed = run(tmp_path / "killed", kill_after_rows, ROWS=str(rows))
         assert killed.returncode == -9, killed.stderr
-    resumed = run(tmp_path / "killed", *arguments)
+    resumed = run(tmp_path / "killed")
     assert resumed.returncode == 0, resumed.stderr
     assert results_without_times(tmp_path / "killed") == expected
     eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    spread = run(tmp_path / "spread", *arguments, **eight)
+    spread = run(tmp_path / "spread", **eight)
     assert spread.returncode == 0, spread.stderr
     for name, rows in results_without_times(tmp_path / "spread").items():
         _assert_close(rows, expected[name], name)
