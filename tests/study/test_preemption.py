@@ -212,7 +212,8 @@ def _assert_close(found, expected):
         for a, b in zip(found[name], rows, strict=True):
             assert a.keys() == b.keys()
             for key, value in b.items():
-                if not isinstance(value, float | list):
+                is_numeric = isinstance(value, list) and not any(isinstance(x, str) for x in value)
+                if not (isinstance(value, float) or is_numeric):
                     assert a[key] == value, f"{name} {key}"
                 else:
                     np.testing.assert_allclose(a[key], value, rtol=2e-5, atol=1e-5, err_msg=f"{name} {key}")
