@@ -83,7 +83,7 @@ def test_rank_shows_the_tuned_accuracies(monkeypatch):
     best, other = ranking.rows
     assert math.isfinite(best.finetuned) and math.isnan(other.finetuned)
     text = " ".join(str(ranking).split())
-    assert "Fine- tuned" in text and f"{100 * best.finetuned:.2f}" in text
+    assert "Fine-" in text and f"{100 * best.finetuned:.2f}" in text
     assert "the other one was not fine-tuned" in text and "after fine-tuning, the order may differ" not in text
 
 
