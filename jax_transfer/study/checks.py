@@ -251,7 +251,6 @@ def _check_given(work: Workspace) -> None:
                 "epochs anyway: leave it out, or use another --workdir."
             )
     checkpoints = {s.origin: work.checkpoint(s) for s in work.snapshots if isinstance(s.origin, Candidate)}
-    given.record(Rows(work.results, "checkpoints"), [given.describe(*each) for each in checkpoints.items()])
     for checkpoint in checkpoints.values():
         need_head = [name for name in config.scores if name in SCORES and SCORES[name].needs == "logits"]
         need = "needs" if len(need_head) == 1 else "need"
@@ -269,6 +268,8 @@ def _check_given(work: Workspace) -> None:
                 f"config.checkpoint_preprocessing.image_size = {size}: the given checkpoints take images of different "
                 f"sizes ({sizes}); leave it unset, so that each gets its own."
             )
+    # Last, so that a study that is refused leaves no description behind.
+    given.record(Rows(work.results, "checkpoints"), [given.describe(*each) for each in checkpoints.items()])
 
 
 def _check_datasets(work: Workspace) -> None:

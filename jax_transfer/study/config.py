@@ -123,8 +123,9 @@ class Study:
     # The stages to run, in the order of jax_transfer.study.stages.STAGES.
     stages: Annotated[tuple[Annotated[str, OneOf(STAGES, "stage")], ...], Listed(True, True)] = tuple(STAGES)
     # Checkpoints to evaluate that exist already, as `jax_transfer.rank` takes them: files, epochs, trajectories,
-    # folders, FILE=MODEL and random:MODEL. Each has its own model and preprocessing. Beside the stage "pretrain" they
-    # are compared with the study's own epochs; without it, the study consists of them alone.
+    # folders, FILE=MODEL and random:MODEL. Each has its own model and preprocessing. In a study that
+    # runs the stage "pretrain", now or in an earlier run, they are compared with its own epochs; any other study
+    # consists of them alone.
     checkpoints: tuple[str, ...] = ()
     # Replaces fields of the given checkpoints' preprocessing, such as that of a file that does not state it.
     checkpoint_preprocessing: Replaced = Replaced()
