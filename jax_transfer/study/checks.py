@@ -76,8 +76,7 @@ def check(config: StudyConfig) -> None:
             check_early_stops(config, target)
         _check_probes(config, target)
     settings.preprocessing(config)
-    augmentations = [settings.finetune_settings(config, target).augment for target in config.targets]
-    if any(crops_of([config.pretrain.augment, *augmentations])):
+    if any(crops_of([config.pretrain.augment, *_finetuning_views(config)])):
         where = "interpolation of random crops (config.preprocessing.interpolation)"
         choose(FILTERS, config.preprocessing.interpolation, where)
     if pretrainings(config):
@@ -133,6 +132,11 @@ def _finetuning_batches(config: StudyConfig) -> Batches:
         tuning = settings.finetune_settings(config, target)
         batches[_field(config, target, "finetune", "batch_size")] = (tuning.batch_size, tuning.microbatches)
     return batches
+
+
+def _finetuning_views(config: StudyConfig) -> list[tuple[str, ...]]:
+    """Returns the augmentations of fine-tuning on each target."""
+    return [settings.finetune_settings(config, target).augment for target in config.targets]
 
 
 def _check_batch_norm_groups(batches: Batches, models: Mapping[str, Mapping]) -> None:
@@ -260,6 +264,9 @@ def _check_given(work: Workspace) -> None:
                 "(config.checkpoints) does not have: leave these scores or this checkpoint out."
             )
     _check_batch_norm_groups(_finetuning_batches(config), {c.name: c.settings for c in checkpoints.values()})
+    for checkpoint in checkpoints.values() if any(crops_of(_finetuning_views(config))) else ():
+        where = f"interpolation of random crops ({checkpoint.name}; config.checkpoint_preprocessing.interpolation)"
+        choose(FILTERS, checkpoint.preprocessing.interpolation, where)
     if (size := config.checkpoint_preprocessing.image_size) is not None:
         own = {c.name: load(c, {}, config.seed).preprocessing.image_size for c in checkpoints}
         if len(set(own.values())) > 1:
