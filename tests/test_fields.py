@@ -157,6 +157,7 @@ def test_random_crops_of_an_earlier_version_differ():
 def test_defaults_equal_those_of_the_earlier_version():
     new = to_json(default_config())
     assert new["model"].pop("batch_norm_group") is None
+    assert new["trajectory"].pop("steps") is None
     for name in EARLIER.keys() - {"pretrain", "finetune", "probe", "stages"}:
         assert new[name] == EARLIER[name]
     assert EARLIER["probe"].items() <= new["probe"].items()
