@@ -22,8 +22,8 @@ from jax_transfer.records import UNPRINTABLE, InputError
 
 LARGEST_FLOAT32 = 3.4028e38
 
-# Fields whose keys are names that the user chooses: targets, or the additional data sets of an objective.
-NAMED_BY_USER = ("overrides", "metrics", "feeds")
+# Fields whose keys are names that the user chooses: targets, selections, or the additional data sets of an objective.
+NAMED_BY_USER = ("overrides", "metrics", "feeds", "selections", "labels")
 
 
 class Rule(NamedTuple):
@@ -176,7 +176,7 @@ def check_itself(settings) -> None:
     check(dataclasses.asdict(settings), schema(type(settings)), type(settings).__name__)
 
 
-def make(kind: type, values: Mapping, where: str):
+def make(kind: type, values: Mapping, where: str, partial: bool = False):
     """Builds a settings dataclass from the values of a section of a config, after checking them.
 
     >>> @dataclasses.dataclass(frozen=True)
@@ -189,11 +189,12 @@ def make(kind: type, values: Mapping, where: str):
       kind: the settings dataclass.
       values: field -> value.
       where: the name of the section in messages.
+      partial: whether fields with a default may be missing.
 
     Raises:
       InputError: if a value is not valid. The message names the field with its section, and what was expected.
     """
-    check(values, schema(kind), where)
+    (_check_entry if partial else check)(values, schema(kind), where)
     return _build(kind, values)
 
 
@@ -288,11 +289,21 @@ def _check_value(value, annotation, where: str, field: str, default) -> None:
             _check_value(element, arguments[1], f"{where}[{key!r}]", f"{where}[{key!r}]", inspect.Parameter.empty)
     elif dataclasses.is_dataclass(origin):
         _check_type(value, dict, where)
-        check(dict(value), schema(origin), where)
+        _check_entry(dict(value), schema(origin), where)
     else:
         _check_type(value, origin, where)
         for rule in rules:
             _check_rule(value, rule, where, field)
+
+
+def _check_entry(values: Mapping, fields: Schema, where: str) -> None:
+    """Checks an entry of a list or dictionary, in which fields with a default may be missing."""
+    required = [
+        n for n, field in fields.items() if isinstance(field, Field) and field.default is inspect.Parameter.empty
+    ]
+    if missing := [name for name in required if name not in values]:
+        raise InputError(f"{where} lacks {', '.join(missing)}: add what is missing.")
+    check(values, fields, where, partial=True)
 
 
 def _check_type(value, kind: type, where: str) -> None:

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import json
 import math
 import os
@@ -49,6 +50,8 @@ VERSIONS = {
     "targets": 1,
     "checkpoints": 1,
     "usage": 1,
+    "selection": 1,
+    "overlap": 1,
 }
 
 
@@ -270,6 +273,55 @@ class CheckpointRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class SelectionRow:
+    """A row that records a class or cluster of source images that was selected for a target.
+
+    Attributes:
+      strategy: name of the selection, a key of `config.select.selections`.
+      kind: "class" or "cluster".
+      class_: name of the class, or "cluster 17".
+      rank: position by similarity, from 1; a selection may begin at a later rank than 1.
+      similarity: similarity to the target, higher is closer; null if the strategy does not measure any.
+      label: the number of the class or cluster.
+      num_images: its number of source images, including those that nearly equal a test image.
+      converged: whether the solver of the strategy converged.
+    """
+
+    checkpoint: str
+    target: str
+    strategy: str
+    kind: str
+    class_: str
+    rank: int
+    similarity: float | None
+    label: int
+    num_images: int
+    converged: bool = True
+    version: int = VERSIONS["selection"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OverlapRow:
+    """A row that records a source image that nearly equals a test image of a target.
+
+    Attributes:
+      source_image, test_image: index of each image in its data set.
+      distance: number of bits in which their perceptual hashes differ.
+      similarity: cosine between their features.
+    """
+
+    checkpoint: str
+    target: str
+    source_image: int
+    test_image: int
+    source_class: str
+    target_class: str
+    distance: int
+    similarity: float
+    version: int = VERSIONS["overlap"]
+
+
+@dataclasses.dataclass(frozen=True)
 class UsageRow:
     """A row that records what one finished run of a stage took in the first process.
 
@@ -291,7 +343,13 @@ class UsageRow:
 
 
 # Field -> column, for columns that are not Python identifiers.
-COLUMNS = {"recall_at_1": "recall@1", "recall_at_3": "recall@3", "rel_at_1": "rel@1", "rel_at_3": "rel@3"}
+COLUMNS = {
+    "recall_at_1": "recall@1",
+    "recall_at_3": "recall@3",
+    "rel_at_1": "rel@1",
+    "rel_at_3": "rel@3",
+    "class_": "class",
+}
 
 _FIELD_OF_COLUMN = {column: field for field, column in COLUMNS.items()}
 
@@ -300,7 +358,18 @@ ROWS = {
     "pretrain": (PretrainRow, ("checkpoint",)),
     "transfer": (
         TransferRow,
-        ("checkpoint", "target", "method", "seed", "split", "learning_rate", "weight_decay"),
+        (
+            "checkpoint",
+            "target",
+            "method",
+            "seed",
+            "split",
+            "learning_rate",
+            "weight_decay",
+            "objective",
+            "selection",
+            "source_weight",
+        ),
     ),
     "scores": (ScoreRow, ("checkpoint", "target", "score")),
     "spectral": (SpectralRow, ("checkpoint", "target", "stage", "component")),
@@ -311,6 +380,8 @@ ROWS = {
     "targets": (TargetRow, ("target",)),
     "checkpoints": (CheckpointRow, ("checkpoint",)),
     "usage": (UsageRow, ("stage", "run")),
+    "selection": (SelectionRow, ("checkpoint", "target", "strategy", "class_")),
+    "overlap": (OverlapRow, ("checkpoint", "target", "source_image", "test_image")),
 }
 
 Row = dict  # a row as read from a JSON line: column -> value
@@ -458,14 +529,33 @@ def _older(count: int, outcome: str) -> str:
     return f"{rows} {were} computed by an older version of jax_transfer and {are} {outcome}"
 
 
-def results_of(rows: Iterable[TransferRow]) -> set[tuple[str, str, str, int]]:
+def picture(results: pathlib.Path, checkpoint: str, target: str, strategy: str) -> pathlib.Path:
+    """Returns the file with the picture of a selection, `results/pictures/<hash>.jpg`, whether it exists or not.
+
+    >>> picture(pathlib.Path("results"), "resnet18", "tfds:pets", "uot").suffix
+    '.jpg'
+    """
+    digest = hashlib.blake2b("\n".join((checkpoint, target, strategy)).encode(), digest_size=8).hexdigest()
+    return results / "pictures" / f"{digest}.jpg"
+
+
+def results_of(
+    rows: Iterable[TransferRow], objective: str = "supervised", selection: str | None = None
+) -> set[tuple[str, str, str, int]]:
     """Returns (checkpoint, target, method, seed) of each result among the rows, leaving out the points of a grid.
+
+    Args:
+      objective, selection: only results with these; by default those that reuse no pre-training data.
 
     >>> row = TransferRow("5", None, "tfds:mnist", "finetune", 0, 0.1, 0.9, 0.9, 800, 200, 1.0, 1.0, split=VALIDATION)
     >>> results_of([row]), results_of([dataclasses.replace(row, split=TEST)])
     (set(), {('5', 'tfds:mnist', 'finetune', 0)})
     """
-    return {(row.checkpoint, row.target, row.method, row.seed) for row in rows if row.split not in GRID}
+    return {
+        (row.checkpoint, row.target, row.method, row.seed)
+        for row in rows
+        if row.split not in GRID and (row.objective, row.selection) == (objective, selection)
+    }
 
 
 class Rows:

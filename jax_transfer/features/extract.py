@@ -20,8 +20,8 @@ def make_forward(net: Net, preprocessing: Preprocessing, mesh: Mesh) -> Callable
     """Compiles the forward pass of a net in evaluation mode.
 
     Returns:
-      forward(model, batch) -> Output(logits [b, s], features [b, d]), without maps and projection. The model is a
-      dictionary of `params` and `stats`.
+      forward(model, batch) -> Output(logits [b, s], features [b, d]), without maps, and with a projection if the net
+      has one. The model is a dictionary of `params` and `stats`.
     """
 
     apply = devices.on_mesh(net.apply, mesh)
@@ -30,7 +30,7 @@ def make_forward(net: Net, preprocessing: Preprocessing, mesh: Mesh) -> Callable
     def forward(model, batch: Batch):
         images = devices.constrain(batch, mesh, "data").images
         output = apply(model["params"], model["stats"], augment.evaluation_view(images, preprocessing))
-        return Output(output.logits, output.features)
+        return output._replace(maps=None)
 
     return forward
 

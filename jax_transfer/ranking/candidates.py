@@ -104,18 +104,22 @@ def _known_model(text: str, given: str) -> str:
     return text
 
 
-def load(candidate: Candidate, overrides: dict, seed: int) -> Checkpoint:
+def load(candidate: Candidate, overrides: dict, seed: int, keep_projection: bool = False) -> Checkpoint:
     """Loads a candidate.
 
     Args:
       candidate: the checkpoint to load.
       overrides: fields of `Preprocessing` that replace those of the checkpoint.
       seed: seed of a random initialisation.
+      keep_projection: as in `load_checkpoint`.
 
     Raises:
-      InputError: if the checkpoint cannot be read, or the preprocessing does not fit its model.
+      InputError: if the checkpoint cannot be read, the preprocessing does not fit its model, or it lacks a projection
+        that is to be kept.
     """
     if candidate.path is None:
+        if keep_projection:
+            raise InputError(f"{candidate.name}: a random initialisation has no projection.")
         name, settings = named(candidate.model or "")
         net, preprocessing = _make_net(candidate, name, settings), released_preprocessing(name)
         if MODELS[name].takes("image_size"):  # the settings may contain image_size
@@ -123,7 +127,7 @@ def load(candidate: Candidate, overrides: dict, seed: int) -> Checkpoint:
         params, stats = net.init(jax.random.key(seed))
         checkpoint = Checkpoint(candidate.name, net, params, stats, preprocessing, settings=settings, has_head=False)
     else:
-        checkpoint = load_checkpoint(candidate.path, candidate.model)
+        checkpoint = load_checkpoint(candidate.path, candidate.model, keep_projection=keep_projection)
     if "image_size" in overrides:
         checkpoint = at_image_size(checkpoint, overrides["image_size"])
     changed = Preprocessing.from_json({**checkpoint.preprocessing.to_json(), **overrides})

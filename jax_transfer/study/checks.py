@@ -14,8 +14,8 @@ from jax_transfer.models import MODELS
 from jax_transfer.ranking.candidates import Candidate, load
 from jax_transfer.records import InputError
 from jax_transfer.results import Rows
+from jax_transfer.study import check_reuse, given, settings
 from jax_transfer.study import config as study_config
-from jax_transfer.study import given, settings
 from jax_transfer.study.epochs import (
     MOST_CHECKPOINTS,
     Saved,
@@ -26,8 +26,9 @@ from jax_transfer.study.epochs import (
     selected,
 )
 from jax_transfer.study.pretrain import check_saved, feed_sizes
+from jax_transfer.study.reuse import num_source_views, points
 from jax_transfer.study.workspace import Workspace
-from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs, grid
+from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 from jax_transfer.transfer.probe import PROTOCOLS, grid_points, validation_rows
 
 
@@ -52,6 +53,7 @@ def check(config: StudyConfig) -> None:
         other_model = fields.schema(study_config.OtherModel)
         fields.check(dict(model), other_model, f"config.model.others[{index}]", partial=True)
     fields.check_unique(settings.sources(config), "config.source")
+    check_reuse.check(config)
     if "pretrain" in config.stages:
         _check_pretraining_batches(config)
     evaluated_numbers(config)
@@ -66,8 +68,12 @@ def check(config: StudyConfig) -> None:
             _field(config, target, "finetune", "microbatches"),
             _field(config, target, "finetune", "batch_size"),
         )
+        for index, way in enumerate(settings.reuses(config)):
+            if num_source_views(way) and way.batch_size:
+                field = f"config.reuse[{index}].batch_size"
+                devices.check_microbatches(tuning.microbatches, way.batch_size, "config.finetune.microbatches", field)
         _check_lowest_rate(config, target)
-        if tuning.choose == "test" and len(grid(tuning)) == 1:
+        if tuning.choose == "test" and all(len(points(tuning, way)) == 1 for way in (None, *settings.reuses(config))):
             raise InputError(
                 f'{_field(config, target, "finetune", "choose")} = "test", but there is nothing to choose: give '
                 'several values of learning_rates or weight_decays, or leave it at "validation".'
@@ -89,13 +95,14 @@ def check(config: StudyConfig) -> None:
 def _check_lowest_rate(config: StudyConfig, target: str) -> None:
     """Checks that no schedule of the grid of fine-tuning would rise to a rate that is meant to be its lowest."""
     tuning = settings.finetune_settings(config, target)
-    lowest = min(point["learning_rate"] for point in grid(tuning))
+    ways = (None, *settings.reuses(config))
+    lowest = min(point["learning_rate"] for way in ways for point in points(tuning, way))
     for field in ("min_learning_rate", "warmup_learning_rate"):
         if getattr(tuning.optimizer, field) > lowest:
             name = f"{_field(config, target, 'finetune', 'optimizer')}.{field}"
             raise InputError(
-                f"{name} = {getattr(tuning.optimizer, field):g}: must not be above {lowest:g}, the lowest of "
-                "config.finetune.learning_rates."
+                f"{name} = {getattr(tuning.optimizer, field):g}: must not be above {lowest:g}, the lowest of the "
+                "learning rates to try."
             )
 
 
@@ -130,7 +137,11 @@ def _finetuning_batches(config: StudyConfig) -> Batches:
     batches = {}
     for target in config.targets if {"finetune", "scores", "spectral"} & set(config.stages) else ():
         tuning = settings.finetune_settings(config, target)
-        batches[_field(config, target, "finetune", "batch_size")] = (tuning.batch_size, tuning.microbatches)
+        field = _field(config, target, "finetune", "batch_size")
+        batches[field] = (tuning.batch_size, tuning.microbatches)
+        for index, way in enumerate(settings.reuses(config)):  # one forward pass over all views
+            images = num_source_views(way) * (way.batch_size or tuning.batch_size)
+            batches[f"{field} with config.reuse[{index}]"] = (tuning.batch_size + images, tuning.microbatches)
     return batches
 
 
@@ -195,15 +206,18 @@ def check_data(work: Workspace) -> None:
     _check_given(work)
     if "pretrain" in config.stages:
         _check_pretraining_data(work)
-    elif {"features", "probe", "finetune"} & set(config.stages):  # the other stages build on their results
+    elif {"features", "select", "probe", "finetune"} & set(config.stages):  # the other stages build on their results
         for snapshot in work.snapshots:
             if isinstance(snapshot.origin, Saved):
                 work.trajectory_with(snapshot.origin)
+    if "select" in config.stages or ("finetune" in config.stages and config.reuse):
+        check_reuse.check_data(work)
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
         if "finetune" in config.stages:
             steps_per_epoch(len(work.source(target, "train")), tuning.batch_size, f"{target} (config.finetune)")
-            if len(grid(tuning)) > 1 and tuning.choose == "validation":
+            ways = (None, *settings.reuses(config))
+            if tuning.choose == "validation" and any(len(points(tuning, way)) > 1 for way in ways):
                 _check_validation(work, target, tuning.batch_size)
         if "scores" in config.stages and early_epochs(config.scores):
             label = f"The part of {target} for early stopping (config.scores)"
@@ -348,9 +362,10 @@ def _field(config: StudyConfig, target: str, section: str, field: str) -> str:
 
 def _check_by_target(config: StudyConfig, schema: fields.Schema) -> None:
     """Checks that the keys of the fields in BY_TARGET are targets of the study, and checks the fields in overrides."""
-    for field in study_config.BY_TARGET:
-        for target in config[field]:
-            choose(dict.fromkeys(config.targets), target, f"target (config.{field}; it must be one of config.targets)")
+    by_target = {f"config.{field}": config[field] for field in study_config.BY_TARGET}
+    for where, entries in {**by_target, "config.select.labels": config.select.labels}.items():
+        for target in entries:
+            choose(dict.fromkeys(config.targets), target, f"target ({where}; it must be one of config.targets)")
     sections = {name: schema[name] for name in ("probe", "finetune")}
     for target, override in config.overrides.items():
         where = f"config.overrides[{target!r}]"

@@ -25,7 +25,7 @@ from jax_transfer.fields import (
 from jax_transfer.logs import log
 from jax_transfer.ranking.candidates import Replaced
 from jax_transfer.records import METRICS
-from jax_transfer.study.settings import DataSettings, PretrainSettings, SpectralSettings
+from jax_transfer.study.settings import DataSettings, PretrainSettings, Reuse, SelectSettings, SpectralSettings
 from jax_transfer.study.stages import STAGES
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
@@ -36,6 +36,9 @@ from jax_transfer.transfer.probe import ProbeSettings
 # `checkpoints`, `finetune.checkpoints` and its overrides, and `remat`, which changes results only by rounding.
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "paper")
 CHANGEABLE_ANYWHERE = ("checkpoints", "remat")
+
+# Fields to which entries may be added, or from which they may be left out; those that stay must not change.
+GROWING = ("config.select.selections", "config.reuse")
 
 # Fields whose keys are targets.
 BY_TARGET = ("overrides", "metrics")
@@ -120,8 +123,10 @@ class Study:
     name: str = "study"
     # Random seed for initialisation, data order, augmentation, subsets and splits.
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
-    # The stages to run, in the order of jax_transfer.study.stages.STAGES.
-    stages: Annotated[tuple[Annotated[str, OneOf(STAGES, "stage")], ...], Listed(True, True)] = tuple(STAGES)
+    # The stages to run, in the order of jax_transfer.study.stages.STAGES. "select" is only needed for config.reuse.
+    stages: Annotated[tuple[Annotated[str, OneOf(STAGES, "stage")], ...], Listed(True, True)] = tuple(
+        name for name in STAGES if name != "select"
+    )
     # Checkpoints to evaluate that exist already, as `jax_transfer.rank` takes them: files, epochs, trajectories,
     # folders, FILE=MODEL and random:MODEL. Each has its own model and preprocessing. In a study that
     # runs the stage "pretrain", now or in an earlier run, they are compared with its own epochs; any other study
@@ -144,6 +149,10 @@ class Study:
     metrics: dict[str, Annotated[str, OneOf(METRICS, "metric")]] = dataclasses.field(default_factory=dict)
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    select: SelectSettings = SelectSettings()
+    # Ways of fine-tuning with pre-training data, which the stage "finetune" compares with the plain one; see `Reuse`:
+    # ({"objective": "joint", "selection": "uot", "source_weights": (0.1, 1.0)}, {"objective": "cotuning"}, ...).
+    reuse: tuple[Reuse, ...] = ()
     # Target -> fields of probe and finetune whose values differ for this target:
     # {"tfds:cifar10": {"probe": {"epochs": 150}}}.
     overrides: dict[str, dict] = dataclasses.field(default_factory=dict)
@@ -217,7 +226,7 @@ def differences(old: dict, new: dict) -> list[str]:
       new: the config to compare with.
     """
     defaults = to_json(default_config())
-    before, after = (_used(_completed(_renamed(config), defaults)) for config in (old, new))
+    before, after = (_by_name(_used(_completed(_renamed(config), defaults))) for config in (old, new))
     return _differences(before, after, "config")
 
 
@@ -259,12 +268,20 @@ def _used(config: dict) -> dict:
     return {**config, "pretrain": pretrain}
 
 
+def _by_name(config: dict) -> dict:
+    """Names the entries of `reuse`, so that entries that both configs have can be compared."""
+    reuse = {" with ".join(filter(None, (e["objective"], e.get("selection")))): dict(e) for e in config["reuse"]}
+    return {**config, "reuse": reuse}
+
+
 def _differences(old: Mapping, new: Mapping, where: str) -> list[str]:
     lines = []
     for name in sorted(old.keys() | new.keys()):
         if (where == "config" and name in CHANGEABLE) or name in CHANGEABLE_ANYWHERE:
             continue
         a, b = old.get(name), new.get(name)
+        if where in GROWING and (a is None or b is None):
+            continue
         if isinstance(a, dict) and isinstance(b, dict):
             lines += _differences(a, b, f"{where}.{name}")
         elif a != b:

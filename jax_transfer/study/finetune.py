@@ -1,7 +1,6 @@
 """The "finetune" stage: fine-tunes the checkpoints, and provides the features of the fine-tuned models."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -12,16 +11,16 @@ from jax_transfer import devices, preemption
 from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.data.batches import joined
-from jax_transfer.data.crops import crops_of
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.logs import log
 from jax_transfer.models import Net
 from jax_transfer.results import TEST, TEST_GRID, VALIDATION, VERSIONS, Rows, TransferRow, results_of
 from jax_transfer.study import estimates, settings
 from jax_transfer.study.epochs import Snapshot, finetuned_snapshots
-from jax_transfer.study.grid import IMAGES, SPLIT_OF, choice, rates, tried
+from jax_transfer.study.grid import IMAGES, SPLIT_OF, choice, columns, point_of, rates, tried
+from jax_transfer.study.reuse import num_source_views, points, training
+from jax_transfer.study.settings import Reuse
 from jax_transfer.study.workspace import Workspace
-from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.transfer.finetune import (
     Candidate,
     Finetuned,
@@ -33,53 +32,74 @@ from jax_transfer.transfer.finetune import (
 
 
 class Run(NamedTuple):
-    """A fine-tuning run: a checkpoint, a seed, and the rates that replace those of the config (`Candidate.changes`)."""
+    """A fine-tuning run.
+
+    Attributes:
+      snapshot: the checkpoint to start from.
+      seed: seed of the head, the batches and the augmentation.
+      changes: settings that replace those of the config (`Candidate.changes`).
+      reuse: how pre-training data is reused; None: not at all.
+    """
 
     snapshot: Snapshot
     seed: int
     changes: Mapping[str, float] = {}
+    reuse: Reuse | None = None
 
 
 def run(work: Workspace) -> None:
     """Fine-tunes the checkpoints on every target with every seed, and writes each row as soon as it is available.
 
-    If the config has a grid of settings, all of its points are trained first, with the first seed.
+    The ways to reuse pre-training data follow plain fine-tuning. If there is a grid of settings, all of its points are
+    trained first, with the first seed.
     """
     rows = Rows(work.results, "transfer")
     rows.forget_failures()
     devices.wait_for_all("fine-tuning: rows are read")  # a row that one process writes must not be news to another
     for target in work.config.targets:
-        tuning, first = settings.finetune_settings(work.config, target), work.config.seed
-        snapshots = finetuned_snapshots(work.config, work.snapshots, target)
-        wanted = [Run(snapshot, first + s) for s in range(tuning.num_seeds) for snapshot in snapshots]
-        todo = _without_result(wanted, target, rows)
-        if todo and len(points := grid(tuning)) > 1:
-            _try_grid(work, list(dict.fromkeys(own.snapshot for own in todo)), target, points, rows)
-            choices = {own.snapshot: choice(rows.rows, own.snapshot, target, tuning) for own in todo}
-            _record_choices(work, choices, target, tuning, rows)
-            todo = [
-                own._replace(changes=rates(row))
-                for own in _without_result(wanted, target, rows)
-                if (row := choices[own.snapshot])
-            ]
-        for own, result in _finetune(work, todo, target, keep_features="spectral" in work.config.stages):
-            _record(work, own, target, TEST, result, rows)
+        for reuse in (None, *settings.reuses(work.config)):
+            _run(work, target, reuse, rows)
+
+
+def _run(work: Workspace, target: str, reuse: Reuse | None, rows: Rows) -> None:
+    """Fine-tunes the checkpoints on a target in one way."""
+    tuning, first = settings.finetune_settings(work.config, target), work.config.seed
+    snapshots = finetuned_snapshots(work.config, work.snapshots, target)
+    # Without a grid, plain fine-tuning has the settings of the config, which need not be inputs of the program.
+    tried_points = points(tuning, reuse)
+    changes = {} if reuse is None else tried_points[0]
+    wanted = [Run(snapshot, first + s, changes, reuse) for s in range(tuning.num_seeds) for snapshot in snapshots]
+    todo = _without_result(wanted, target, rows)
+    if todo and len(tried_points) > 1:
+        _try_grid(work, list(dict.fromkeys(own.snapshot for own in todo)), target, reuse, tried_points, rows)
+        choices = {own.snapshot: choice(rows.rows, own.snapshot, target, tuning, reuse) for own in todo}
+        _record_choices(work, choices, target, tuning, reuse, rows)
+        todo = [
+            own._replace(changes=rates(row))
+            for own in _without_result(wanted, target, rows)
+            if (row := choices[own.snapshot])
+        ]
+    keep_features = "spectral" in work.config.stages and reuse is None
+    for own, result in _finetune(work, todo, target, keep_features):
+        _record(work, own, target, TEST, result, rows)
 
 
 def _without_result(wanted: Sequence[Run], target: str, rows: Rows) -> list[Run]:
-    done = results_of(rows.rows)
-    return [own for own in wanted if (own.snapshot.name, target, "finetune", own.seed) not in done]
+    done = {reuse: results_of(rows.rows, **columns(reuse)) for reuse in dict.fromkeys(own.reuse for own in wanted)}
+    return [own for own in wanted if (own.snapshot.name, target, "finetune", own.seed) not in done[own.reuse]]
 
 
-def _try_grid(work: Workspace, snapshots: list[Snapshot], target: str, points: list[dict], rows: Rows) -> None:
+def _try_grid(
+    work: Workspace, snapshots: list[Snapshot], target: str, reuse: Reuse | None, grid_points: list[dict], rows: Rows
+) -> None:
     """Trains all points of the grid that have no row yet, with the first seed, and writes their rows."""
     tuning = settings.finetune_settings(work.config, target)
     split = SPLIT_OF[tuning.choose]
     todo = [
-        Run(snapshot, work.config.seed, point)
+        Run(snapshot, work.config.seed, point, reuse)
         for snapshot in snapshots
-        for point in points
-        if tuple(point.values()) not in tried(rows.rows, snapshot, target, split)
+        for point in grid_points
+        if point_of(point) not in tried(rows.rows, snapshot, target, split, reuse)
     ]
     for own, result in finetuned(work, todo, target, IMAGES[split], tuning):
         _record(work, own, target, split, result, rows)
@@ -90,14 +110,16 @@ def _record_choices(
     choices: Mapping[Snapshot, TransferRow | None],
     target: str,
     tuning: FinetuneSettings,
+    reuse: Reuse | None,
     rows: Rows,
 ) -> None:
     """Writes the results that need no further training: the points chosen by test accuracy, and failed grids."""
     for snapshot, row in choices.items():
         if row is None:
-            error = f"the loss is not finite with any of the {len(grid(tuning))} settings of the grid"
+            error = f"the loss is not finite with any of the {len(points(tuning, reuse))} settings of the grid"
             for s in range(tuning.num_seeds):
-                rows.append(work.transfer_row(snapshot, target, "finetune", work.config.seed + s, error=error))
+                failed = {**columns(reuse), "error": error}
+                rows.append(work.transfer_row(snapshot, target, "finetune", work.config.seed + s, **failed))
         elif row.split == TEST_GRID:
             rows.append(dataclasses.replace(row, split=TEST))
 
@@ -111,6 +133,7 @@ def _record(work: Workspace, own: Run, target: str, split: str, result: Finetune
         target,
         "finetune",
         own.seed,
+        **columns(own.reuse),
         **{"learning_rate": optimizer.learning_rate, "weight_decay": optimizer.weight_decay, **own.changes},
         **result.metrics,
         seconds=result.seconds,
@@ -123,8 +146,9 @@ def _record(work: Workspace, own: Run, target: str, split: str, result: Finetune
     rows.append(row)
     point = "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in own.changes.items())
     log.info(
-        "finetune checkpoint %s on %s, seed %d%s: %saccuracy %.4f (%.1f s)",
+        "finetune checkpoint %s%s on %s, seed %d%s: %saccuracy %.4f (%.1f s)",
         own.snapshot.name,
+        f" ({own.reuse})" if own.reuse else "",
         target,
         own.seed,
         point,
@@ -141,25 +165,35 @@ def divergence(result: Finetuned) -> str:
 
 def describe(work: Workspace) -> str:
     """Describes this stage for the plan."""
-    points = max(len(grid(settings.finetune_settings(work.config, target))) for target in work.config.targets)
-    return estimates.checkpoints(work) + (f", up to {points} settings each" if points > 1 else "")
+    ways = [None, *settings.reuses(work.config)]
+    tunings = [settings.finetune_settings(work.config, target) for target in work.config.targets]
+    most = max(len(points(tuning, reuse)) for tuning in tunings for reuse in ways)
+    named = "".join(f", {reuse}" for reuse in ways[1:])
+    return estimates.checkpoints(work) + named + (f", up to {most} settings each" if most > 1 else "")
 
 
 def gigaflops(work: Workspace) -> float:
-    """Computes the work of fine-tuning and testing all models, in GFLOP."""
+    """Computes the work of fine-tuning and testing all models, in GFLOP.
+
+    With reuse, a step is estimated from its number of images.
+    """
     total = 0.0
     for target in work.config.targets:
         tuning = settings.finetune_settings(work.config, target)
-        step, points = estimates.finetune_step_gigaflops(work, target), len(grid(tuning))
-        runs = {TEST: tuning.num_seeds}
-        if points > 1:
-            runs[SPLIT_OF[tuning.choose]] = points
-            runs[TEST] -= tuning.choose == "test"  # the first seed's result is a point of the grid
-        for split, count in runs.items():
-            train, test = (len(work.source(target, part)) for part in IMAGES[split])
-            for snapshot in finetuned_snapshots(work.config, work.snapshots, target):
-                steps = total_steps(tuning, train, target)
-                total += count * (steps * step[snapshot] + test * work.gigaflops_per_image(snapshot))
+        step = estimates.finetune_step_gigaflops(work, target)
+        for reuse in (None, *settings.reuses(work.config)):
+            runs, count = {TEST: tuning.num_seeds}, len(points(tuning, reuse))
+            if count > 1:
+                runs[SPLIT_OF[tuning.choose]] = count
+                runs[TEST] -= tuning.choose == "test"  # the first seed's result is a point of the grid
+            images = 1 + (
+                num_source_views(reuse) * (reuse.batch_size or tuning.batch_size) / tuning.batch_size if reuse else 0
+            )
+            for split, repeats in runs.items():
+                train, test = (len(work.source(target, part)) for part in IMAGES[split])
+                for snapshot in finetuned_snapshots(work.config, work.snapshots, target):
+                    steps = total_steps(tuning, train, target)
+                    total += repeats * (steps * images * step[snapshot] + test * work.gigaflops_per_image(snapshot))
     return total
 
 
@@ -204,7 +238,7 @@ def chosen_rates(work: Workspace, snapshots: Sequence[Snapshot], target: str) ->
     """Returns checkpoint -> the point of the grid with which it was fine-tuned on a target; {} without a grid."""
     if len(grid(settings.finetune_settings(work.config, target))) == 1:
         return {snapshot: {} for snapshot in snapshots}
-    rows = Rows(work.results, "transfer").rows
+    rows = [row for row in Rows(work.results, "transfer").rows if row.selection is None and row.source_weight is None]
     chosen = {row.checkpoint: row for row in rows if (row.target, row.method, row.split) == (target, "finetune", TEST)}
     return {snapshot: rates(chosen[snapshot.name]) for snapshot in snapshots}
 
@@ -278,8 +312,8 @@ def finetuned(
 ) -> Iterator[tuple[Run, Finetuned]]:
     """Fine-tunes checkpoints on the first split and tests them on the second split.
 
-    All checkpoints with the same net and preprocessing train together, spread over the devices. With several processes,
-    each trains its share, and all of them yield all results.
+    All checkpoints with the same net and preprocessing train together, spread over the devices, unless they reuse
+    pre-training data. With several processes, each trains its share, and all of them yield all results.
 
     Args:
       todo: the training runs.
@@ -290,21 +324,21 @@ def finetuned(
     """
     process, num_processes = (0, 1) if alone else (jax.process_index(), jax.process_count())
     mesh = devices.make_mesh(sweep=jax.local_device_count())
-    kinds: dict[tuple[Net, Preprocessing], list[Run]] = {}
+    kinds: dict[tuple[Net, Preprocessing, Reuse | None, Snapshot | None], list[Run]] = {}
     for own in todo:
         kind = work.tuned_net(own.snapshot, target), work.checkpoint(own.snapshot).preprocessing
-        kinds.setdefault(kind, []).append(own)
-    for (net, preprocessing), runs in kinds.items():
+        # Each checkpoint selects its own source images.
+        kinds.setdefault((*kind, own.reuse, own.snapshot if own.reuse else None), []).append(own)
+    for (net, preprocessing, reuse, _), runs in kinds.items():
         share = runs[process::num_processes]
-        crops = crops_of((tuning.augment,))
-        train = work.feed(target, splits[0], preprocessing, crops=crops).on(mesh)
+        needed = training(work, runs[0].snapshot, target, splits[0], net, tuning, reuse, mesh)
         test = work.feed(target, splits[1], preprocessing).on(mesh)
         results = finetune(
             {f"checkpoint {own.snapshot.name}": work.checkpoint(own.snapshot) for own in share},
-            [Candidate(f"checkpoint {own.snapshot.name}", own.seed, own.changes) for own in share],
+            [Candidate(f"checkpoint {own.snapshot.name}", own.seed, own.changes, needed.arrays) for own in share],
             net,
-            functools.partial(OBJECTIVES["supervised"], net, tuning.augment),
-            joined({"train": (train, tuning.batch_size)}),
+            needed.make_objective,
+            joined(needed.feeds),
             test,
             preprocessing,
             tuning,

@@ -10,10 +10,23 @@ from jax_transfer.choose import choose
 from jax_transfer.data.batches import NUM_THREADS, RESIDENT_GIGABYTES
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Count, Few, NotNegative, OneOf, Probability, Rule, Steps, StudyConfig
+from jax_transfer.features.means import REPRESENTATIONS
+from jax_transfer.fields import (
+    Count,
+    Few,
+    Listed,
+    NotNegative,
+    OneOf,
+    Positive,
+    Probability,
+    Rule,
+    Steps,
+    StudyConfig,
+)
 from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
-from jax_transfer.training.objectives import OBJECTIVES
+from jax_transfer.selection.strategies import SelectionSettings
+from jax_transfer.training.objectives import OBJECTIVES, REUSE
 from jax_transfer.training.optimizers import OptimizerSettings
 from jax_transfer.transfer.finetune import Augmentations, FinetuneSettings, grid
 from jax_transfer.transfer.probe import ProbeSettings
@@ -79,6 +92,54 @@ class SpectralSettings:
 
     def __post_init__(self):
         fields.check_itself(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectSettings:
+    """The fields of `config.select`: which source images may be reused in fine-tuning, see `config.reuse`."""
+
+    # The data set to select from; unset: config.source.dataset.
+    dataset: str = ""
+    # Name -> a selection; all of its fields are in jax_transfer.selection.strategies.SelectionSettings:
+    # {"uot_50": {"strategy": "uot", "num_selected": 50}}.
+    selections: dict[str, SelectionSettings] = dataclasses.field(
+        default_factory=lambda: {name: {"strategy": name} for name in ("random", "greedy_ot", "uot")}
+    )
+    # Target -> the names of the source classes that are selected by label; a target without an entry: the names that
+    # its classes share with the source. The share of them that another selection finds is its recall.
+    labels: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # What images are compared by: the features, or the projection of a contrastive method.
+    representation: Annotated[str, OneOf(REPRESENTATIONS, "representation")] = "features"
+    # Whether to look for source images that nearly equal a test image of a target, and whether to leave them out.
+    find_duplicates: bool = True
+    exclude_duplicates: bool = False
+
+    def __post_init__(self):
+        fields.check_itself(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reuse:
+    """An entry of `config.reuse`: a way of fine-tuning with source images or source labels, besides plain fine-tuning.
+
+    Unset fields have the values of `config.finetune`.
+    """
+
+    objective: Annotated[str, OneOf(REUSE, "objective of fine-tuning")]
+    # A key of config.select.selections, for an objective that trains on source images.
+    selection: str | None = None
+    # Number of source images in a step; unset: as many as target images.
+    batch_size: Count | None = None
+    # Weights of the loss that is added to that of plain fine-tuning, which become part of the grid of settings.
+    source_weights: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] = (1.0,)
+    learning_rates: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] | None = None
+    weight_decays: Annotated[tuple[NotNegative, ...], Listed(filled=True, unique=True)] | None = None
+    # joint: whether the head for the source has all of its classes, or only the selected ones.
+    only_selected_classes: bool = False
+
+    def __str__(self) -> str:
+        """Names it in messages."""
+        return f"{self.objective} with {self.selection}" if self.selection else self.objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +286,33 @@ def finetune_settings(config: StudyConfig, target: str) -> FinetuneSettings:
         return tuning
     optimizer = dataclasses.replace(tuning.optimizer, **point)
     return dataclasses.replace(tuning, optimizer=optimizer, learning_rates=None, weight_decays=None)
+
+
+def selections(config: StudyConfig) -> dict[str, SelectionSettings]:
+    """Returns the selections of source images by name.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> selections(default_config())["uot"].num_selected
+    100
+    """
+    where = "config.select.selections"
+    entries = config.select.selections.to_dict()
+    return {n: fields.make(SelectionSettings, entry, f"{where}[{n!r}]", partial=True) for n, entry in entries.items()}
+
+
+def reuses(config: StudyConfig) -> list[Reuse]:
+    """Returns the ways of fine-tuning with pre-training data, in order.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> config = default_config()
+    >>> config.reuse = ({"objective": "joint", "selection": "uot"},)
+    >>> str(reuses(config)[0])
+    'joint with uot'
+    """
+    return [
+        fields.make(Reuse, dict(entry), f"config.reuse[{index}]", partial=True)
+        for index, entry in enumerate(config.reuse)
+    ]
 
 
 def pretrain_optimizer(config: StudyConfig) -> OptimizerSettings:

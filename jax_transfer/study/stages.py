@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jax_transfer.study import features, finetune, pretrain, probe, report, scores, spectral
+from jax_transfer.study import features, finetune, pretrain, probe, report, scores, select, spectral
 from jax_transfer.study.workspace import Workspace
 
 
@@ -37,6 +37,7 @@ def written_by() -> dict[str, tuple[str, ...]]:
 STAGES: dict[str, Stage] = {
     "pretrain": Stage(pretrain.run, ("pretrain",), pretrain.describe, pretrain.gigaflops),
     "features": Stage(features.run, (), features.describe, features.gigaflops),
+    "select": Stage(select.run, ("selection", "overlap"), select.describe, select.gigaflops),
     "probe": Stage(probe.run, ("transfer",), probe.describe),
     "finetune": Stage(finetune.run, ("transfer",), finetune.describe, finetune.gigaflops),
     "scores": Stage(scores.run, ("scores",), scores.describe, scores.gigaflops),

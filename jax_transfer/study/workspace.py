@@ -120,6 +120,10 @@ class Workspace:
         everywhere = everywhere and jax.process_count() > 1
         return self._feed(self.source(dataset, split), preprocessing.reading, everywhere, crops if any(crops) else ())
 
+    def feed_of(self, source: Source, preprocessing: Preprocessing, crops: tuple[Crop | None, ...] = ()) -> Feed:
+        """Returns the feed of a part of a data set; the arguments are those of `feed`."""
+        return self._feed(source, preprocessing.reading, False, crops if any(crops) else ())
+
     @kept(4)
     def _feed(
         self, source: Source, preprocessing: Preprocessing, everywhere: bool, crops: tuple[Crop | None, ...] = ()
@@ -235,10 +239,29 @@ class Workspace:
         saved, net = snapshot.origin, self.source_net(snapshot.origin.pretraining)
         return self.trajectory_with(saved).restore_model(saved.number, net, devices.replicated(self.mesh))
 
-    def _load(self, candidate: Candidate) -> Checkpoint:
+    def _load(self, candidate: Candidate, keep_projection: bool = False) -> Checkpoint:
         """Loads a given checkpoint with its weights."""
         replaced = {k: v for k, v in self.config.checkpoint_preprocessing.items() if v is not None}
-        return load(candidate, replaced, self.config.seed)
+        return load(candidate, replaced, self.config.seed, keep_projection)
+
+    def with_projection(self, snapshot: Snapshot) -> Checkpoint:
+        """Loads a checkpoint of the study with its weights and its projection.
+
+        Raises:
+          InputError: if it has none.
+        """
+        if not isinstance(snapshot.origin, Candidate):
+            raise InputError(
+                f"checkpoint {snapshot.name}: {self.config.pretrain.objective} pre-training has no projection; use "
+                'config.select.representation = "features".'
+            )
+        with logs.muted():
+            return self._load(snapshot.origin, keep_projection=True)
+
+    @property
+    def reused(self) -> str:
+        """The data set of source images from which the stage "select" selects."""
+        return self.config.select.dataset or self.config.source.dataset
 
     def trajectory_with(self, saved: Saved) -> Trajectory:
         """Returns the trajectory that holds an entry.

@@ -1,0 +1,135 @@
+"""Strategies that select classes or clusters of source images for a target: one function and one line each."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from jax_transfer.selection.select import label_selection, random_selection
+from jax_transfer.selection.transport import METRICS, Selection, greedy_ot_selection, uot_selection
+
+from jax_transfer.choose import choose
+from jax_transfer.fields import Count, OneOf, Positive, check_itself
+from jax_transfer.records import InputError
+
+
+class Problem(NamedTuple):
+    """What a strategy selects from, and for which target.
+
+    Attributes:
+      source_means: float32 [s, d], mean feature of each class or cluster of source images.
+      target_means: float32 [t, d], mean feature of each class of the target.
+      source_names: names of the s classes or clusters.
+      target_names: names of the t classes.
+      wanted: names of the classes to select by label; None: the names that source and target share.
+      seed: seed of a random selection.
+    """
+
+    source_means: np.ndarray
+    target_means: np.ndarray
+    source_names: Sequence[str]
+    target_names: Sequence[str]
+    wanted: Sequence[str] | None = None
+    seed: int = 0
+
+
+class Strategy(NamedTuple):
+    """A strategy, `select(problem, settings, count)` -> the `count` most similar classes or clusters.
+
+    Attributes:
+      has_similarity: whether its similarity measures anything.
+      needs_names: whether it needs the names of classes, so that it cannot select clusters.
+    """
+
+    select: Callable[[Problem, "SelectionSettings", int], Selection]
+    has_similarity: bool = True
+    needs_names: bool = False
+
+
+def _uot(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:
+    return uot_selection(
+        problem.source_means,
+        problem.target_means,
+        count,
+        metric=settings.metric or "cosine",
+        cost_scale=settings.cost_scale,
+        epsilon=settings.epsilon,
+        tau_source=settings.tau_source,
+        tau_target=settings.tau_target,
+    )
+
+
+def _greedy_ot(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:
+    return greedy_ot_selection(problem.source_means, problem.target_means, count, metric=settings.metric or "l2")
+
+
+def _random(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:
+    return random_selection(len(problem.source_names), count, seed=problem.seed)
+
+
+def _labels(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:
+    return label_selection(problem.source_names, problem.target_names, wanted=problem.wanted)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "uot": Strategy(_uot),
+    "greedy_ot": Strategy(_greedy_ot),
+    "random": Strategy(_random, has_similarity=False),
+    "labels": Strategy(_labels, has_similarity=False, needs_names=True),
+}
+
+KINDS = {"class": "classes", "cluster": "clusters"}  # what a selection consists of -> its plural
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionSettings:
+    """An entry of `config.select.selections`: how classes or clusters of source images are selected for a target."""
+
+    strategy: Annotated[str, OneOf(STRATEGIES, "strategy")] = "uot"
+    # Whether classes are selected, or clusters of the features, which need no labels.
+    kind: Annotated[str, OneOf(KINDS, "kind")] = "class"
+    # Number of classes or clusters. By label, all classes with a matching name are selected.
+    num_selected: Count = 100
+    # Rank by similarity of the first one: 101 leaves out the 100 most similar ones.
+    first: Count = 1
+    # Distance between mean features: "cosine" or "l2"; unset: cosine for uot and l2 for greedy_ot, as in the paper.
+    metric: Annotated[str, OneOf(METRICS, "metric")] | None = None
+    # uot: what distances are divided by; unset: 0.01 for cosine and 0.1 for l2.
+    cost_scale: Positive | None = None
+    # uot: weights of the entropy and of the two marginals in equation 5 of Liu et al., 2022.
+    epsilon: Positive = 1.0
+    tau_source: Positive = 1.0
+    tau_target: Positive = 100.0
+    # Number of clusters of the source images.
+    num_clusters: Count = 2000
+
+    def __post_init__(self):
+        check_itself(self)
+
+
+def select(problem: Problem, settings: SelectionSettings) -> Selection:
+    """Selects classes or clusters of source images for a target.
+
+    Returns:
+      The selection, most similar first, without the ranks before `settings.first`.
+
+    Raises:
+      InputError: if there are too few classes or clusters, or a mean cannot be used.
+
+    >>> means = np.eye(4, dtype=np.float32)
+    >>> problem = Problem(means, means[2:], "abcd", "xy")
+    >>> select(problem, SelectionSettings("greedy_ot", num_selected=2)).indices.tolist()
+    [2, 3]
+    """
+    strategy = choose(STRATEGIES, settings.strategy, "strategy")
+    if strategy.needs_names and settings.kind == "cluster":
+        raise InputError(f"strategy {settings.strategy!r} goes by the names of classes, and clusters have none.")
+    available = len(problem.source_names)
+    last = settings.first - 1 + settings.num_selected
+    if not strategy.needs_names and last > available:
+        raise InputError(
+            f"ranks {settings.first} to {last} of {available} {KINDS[settings.kind]} are asked for: use a smaller "
+            "num_selected or first."
+        )
+    selection = strategy.select(problem, settings, min(last, available))
+    return selection._replace(indices=np.asarray(selection.indices)[settings.first - 1 :])

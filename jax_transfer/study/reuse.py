@@ -1,0 +1,125 @@
+"""How fine-tuning reuses pre-training data (`config.reuse`): its objective, feeds, arrays and grid of settings."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jax_transfer.data.batches import Feed
+from jax_transfer.data.crops import crops_of
+from jax_transfer.data.source import of_classes
+from jax_transfer.data.subsets import stratified_split
+from jax_transfer.models import Net
+from jax_transfer.study.epochs import Snapshot
+from jax_transfer.study.select import selected_images
+from jax_transfer.study.settings import Reuse
+from jax_transfer.study.workspace import Workspace
+from jax_transfer.training.objectives import OBJECTIVES, REUSE, Objective
+from jax_transfer.transfer.finetune import FinetuneSettings, grid
+from jax_transfer.transfer.relationship import category_relationship
+
+TARGET, SOURCE = "train", "source"  # names of the feeds; an epoch is one pass over the images of the target
+
+
+def num_source_views(reuse: Reuse) -> int:
+    """Returns how many views of each source image a training step processes.
+
+    >>> num_source_views(Reuse("weak_strong", "uot")), num_source_views(Reuse("cotuning"))
+    (2, 0)
+    """
+    return REUSE[reuse.objective].source_views
+
+
+class Training(NamedTuple):
+    """What trains a checkpoint on a target.
+
+    Attributes:
+      make_objective: called with the settings that a grid changes, and with the arrays.
+      feeds: name -> (feed, images in a step).
+      arrays: inputs of the objective that belong to the checkpoint.
+    """
+
+    make_objective: Callable[..., Objective]
+    feeds: dict[str, tuple[Feed, int]]
+    arrays: dict[str, Any]
+
+
+def points(tuning: FinetuneSettings, reuse: Reuse | None) -> list[dict[str, float]]:
+    """Returns the points of the grid of settings: learning rates, weight decays and, with reuse, source weights.
+
+    >>> reuse = Reuse("joint", "uot", source_weights=(0.1, 1.0))
+    >>> [point["source_weight"] for point in points(FinetuneSettings(), reuse)]
+    [0.1, 1.0]
+    """
+    if reuse is None:
+        return grid(tuning)
+    replaced = {
+        name: value for name in ("learning_rates", "weight_decays") if (value := getattr(reuse, name)) is not None
+    }
+    rates = grid(dataclasses.replace(tuning, **replaced))
+    return [{**point, "source_weight": weight} for point in rates for weight in reuse.source_weights]
+
+
+def training(
+    work: Workspace,
+    snapshot: Snapshot,
+    target: str,
+    split: str,
+    net: Net,
+    tuning: FinetuneSettings,
+    reuse: Reuse | None,
+    mesh: Mesh,
+) -> Training:
+    """Returns what trains a checkpoint on a split of a target.
+
+    Args:
+      net: the net of the checkpoint, with a head for the classes of the target.
+      tuning: the settings of fine-tuning on the target.
+      reuse: how pre-training data is reused; None: not at all.
+      mesh: the devices that train.
+
+    Raises:
+      InputError: if the checkpoint or the selected images do not suit the objective.
+    """
+    preprocessing = work.checkpoint(snapshot).preprocessing
+    feed = work.feed(target, split, preprocessing, crops=crops_of((tuning.augment,))).on(mesh)
+    feeds = {TARGET: (feed, tuning.batch_size)}
+    if reuse is None:
+        return Training(functools.partial(OBJECTIVES["supervised"], net, tuning.augment), feeds, {})
+    kind = REUSE[reuse.objective]
+    make = functools.partial(kind.make, net, tuning.augment)
+    if kind.needs_relationship:
+        return Training(make, feeds, _relationship(work, snapshot, target))
+    assert reuse.selection is not None  # checked with the config
+    source = selected_images(work, snapshot, target, reuse.selection)
+    if reuse.only_selected_classes:
+        source = of_classes(source, np.unique(source.labels).tolist())
+    if kind.needs_source_labels:
+        make = functools.partial(make, num_source_classes=source.num_classes, head_std=tuning.head_std)
+    crops = crops_of(make(source_weight=1.0).views[SOURCE])
+    images = work.feed_of(source, preprocessing, crops).on(mesh)
+    return Training(make, {**feeds, SOURCE: (images, reuse.batch_size or tuning.batch_size)}, {})
+
+
+def _relationship(work: Workspace, snapshot: Snapshot, target: str) -> dict[str, Any]:
+    """Returns the head of the checkpoint, and how its classes are related to those of the target.
+
+    The relationship is learned on the part "fit" of the training images and calibrated on the part "held_out".
+    """
+    checkpoint = work.checkpoint(snapshot)
+    train = work.features(snapshot, target, "train")
+    fit, held_out = stratified_split(np.asarray(train.labels))
+    relationship = category_relationship(
+        train.logits[fit],
+        train.labels[fit],
+        train.logits[held_out],
+        train.labels[held_out],
+        work.source(target, "train").num_classes,
+    )
+    head = checkpoint.model["params"]
+    for name in checkpoint.net.classifier:
+        head = head[name]
+    return {"relationship": relationship, "source_head": head}

@@ -1,0 +1,275 @@
+"""The "select" stage: selects classes or clusters of source images for each target, and finds copies of test images."""
+
+import io
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from jax_transfer import devices, logs
+from jax_transfer.checkpoints import Checkpoint
+from jax_transfer.data.hashing import hashes
+from jax_transfer.data.source import Source, subset
+from jax_transfer.features.extract import make_forward
+from jax_transfer.features.means import REPRESENTATIONS, class_means, on_device
+from jax_transfer.logs import log
+from jax_transfer.records import InputError
+from jax_transfer.results import OverlapRow, Rows, SelectionRow, picture, write_atomically
+from jax_transfer.selection.clusters import group_means, kmeans
+from jax_transfer.selection.overlap import confirmed, near_pairs
+from jax_transfer.selection.strategies import STRATEGIES, Problem, SelectionSettings, select
+from jax_transfer.study import settings
+from jax_transfer.study.epochs import Snapshot, finetuned_snapshots
+from jax_transfer.study.workspace import Workspace
+
+# The picture of a selection shows this many classes with this many images each.
+PICTURED_CLASSES, PICTURED_IMAGES, PICTURED_PIXELS = 12, 8, 64
+
+
+class Units(NamedTuple):
+    """The classes or clusters from which a selection selects.
+
+    Attributes:
+      labels: int [n], the unit of each image of the source.
+      means: float32 [s, d], mean feature of each unit.
+      names: names of the s units.
+    """
+
+    labels: np.ndarray
+    means: np.ndarray
+    names: Sequence[str]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of images of each unit."""
+        return np.bincount(self.labels, minlength=len(self.names))
+
+
+def run(work: Workspace) -> None:
+    """Makes all selections for every target with the features of every checkpoint that is fine-tuned on it."""
+    rows, overlaps = Rows(work.results, "selection"), Rows(work.results, "overlap")
+    devices.wait_for_all("select: rows are read")
+    for target in work.config.targets:
+        for snapshot in finetuned_snapshots(work.config, work.snapshots, target):
+            if work.config.select.find_duplicates:
+                _find_duplicates(work, snapshot, target, overlaps)
+            for name, selection in settings.selections(work.config).items():
+                _select(work, snapshot, target, name, selection, rows)
+
+
+def describe(work: Workspace) -> str:
+    """Describes this stage for the plan."""
+    return f"{', '.join(work.config.select.selections)} from {work.reused}"
+
+
+def gigaflops(work: Workspace) -> float:
+    """Computes the work of the forward passes over all source and target images, in GFLOP."""
+    total = 0.0
+    for target in work.config.targets:
+        images = len(work.source(work.reused, "train")) + len(work.source(target, "train"))
+        for snapshot in finetuned_snapshots(work.config, work.snapshots, target):
+            total += images * work.gigaflops_per_image(snapshot)
+    return total
+
+
+def selected_images(work: Workspace, snapshot: Snapshot, target: str, name: str) -> Source:
+    """Returns the training images of the source that a selection has selected, with the labels of all source classes.
+
+    Images that nearly equal a test image of the target are left out if the config says so.
+
+    Raises:
+      InputError: if the selection has not been made.
+    """
+    selection, source = settings.selections(work.config)[name], work.source(work.reused, "train")
+    key = snapshot.name, target
+    chosen = [
+        r.label for r in Rows(work.results, "selection").rows if (r.checkpoint, r.target, r.strategy) == (*key, name)
+    ]
+    if not chosen:
+        raise InputError(
+            f'selection {name!r} for {target} with checkpoint {snapshot.name} has not been made: add "select" to '
+            "config.stages."
+        )
+    kept = np.isin(_units(work, snapshot, selection).labels, chosen)
+    if work.config.select.exclude_duplicates:
+        overlaps = Rows(work.results, "overlap").rows
+        kept[[row.source_image for row in overlaps if (row.checkpoint, row.target) == key]] = False
+    return subset(source, np.flatnonzero(kept))
+
+
+def _select(
+    work: Workspace, snapshot: Snapshot, target: str, name: str, selection: SelectionSettings, rows: Rows
+) -> None:
+    """Makes a selection, and writes its rows and its picture unless they are complete."""
+    units = _units(work, snapshot, selection)
+    problem = Problem(
+        units.means,
+        _class_means(work, snapshot, target)[0],
+        units.names,
+        work.source(target, "train").class_names,
+        work.config.select.labels.get(target),
+        # Different targets get different random selections.
+        work.config.seed + zlib.crc32(f"{target} {name}".encode()),
+    )
+    try:
+        result = select(problem, selection)
+    except InputError as error:
+        raise InputError(f"config.select.selections[{name!r}] from {work.reused} for {target}: {error}") from error
+    if not result.converged:
+        log.warning("Selection %s for %s, checkpoint %s: the solver did not converge.", name, target, snapshot.name)
+    has_similarity = STRATEGIES[selection.strategy].has_similarity
+    for rank, unit in enumerate(np.asarray(result.indices).tolist(), selection.first):
+        row = SelectionRow(
+            snapshot.name,
+            target,
+            name,
+            selection.kind,
+            units.names[unit],
+            rank,
+            float(result.similarity[unit]) if has_similarity else None,
+            unit,
+            int(units.counts[unit]),
+            bool(result.converged),
+        )
+        rows.append(row)
+    path = picture(work.results, snapshot.name, target, name)
+    if devices.is_first_process() and not path.exists():
+        source = work.source(work.reused, "train")
+        shown = [np.flatnonzero(units.labels == unit) for unit in np.asarray(result.indices)[:PICTURED_CLASSES]]
+        write_atomically(path, _contact_sheet(source, shown))
+    names = [units.names[unit] for unit in np.asarray(result.indices)[:5]]
+    log.info("Selection %s for %s, checkpoint %s: %s, ...", name, target, snapshot.name, ", ".join(names))
+
+
+def _units(work: Workspace, snapshot: Snapshot, selection: SelectionSettings) -> Units:
+    """Returns the classes of the source, or its clusters in the features of a checkpoint."""
+    source = work.source(work.reused, "train")
+    if selection.kind == "cluster":
+        labels, means = _clusters(work, snapshot, selection.num_clusters)
+        return Units(labels, means, [f"cluster {number}" for number in range(len(means))])
+    if source.num_classes < 2:
+        raise InputError(
+            f"{work.reused} has a single class, so there are no classes to select from: select clusters, with "
+            '"kind": "cluster" in config.select.selections.'
+        )
+    return Units(source.labels, _class_means(work, snapshot, work.reused)[0], source.class_names)
+
+
+def _checkpoint(work: Workspace, snapshot: Snapshot) -> Checkpoint:
+    """Returns the checkpoint whose features or projection are compared."""
+    has_projection = work.config.select.representation == "projection"
+    return work.with_projection(snapshot) if has_projection else work.checkpoint(snapshot)
+
+
+def _class_means(work: Workspace, snapshot: Snapshot, dataset: str) -> tuple[np.ndarray, ...]:
+    """Returns the mean feature of each class of the training images of a data set, and the numbers of images."""
+    return _kept(work, snapshot, dataset, "means", class_means)
+
+
+def _clusters(work: Workspace, snapshot: Snapshot, count: int) -> tuple[np.ndarray, ...]:
+    """Returns the cluster of each source image, in the features of a checkpoint, and the mean of each cluster."""
+
+    def cluster(*arguments, represent) -> tuple[np.ndarray, ...]:
+        x = on_device(*arguments, represent=represent)
+        clusters = kmeans(x, count, metric="cosine", seed=work.config.seed)
+        if not clusters.converged:
+            log.warning("K-means of %s did not converge in %d iterations.", work.reused, clusters.iterations)
+        means, _ = group_means(x, clusters.labels, count)
+        return np.asarray(clusters.labels), np.asarray(means)
+
+    return _kept(work, snapshot, work.reused, f"clusters-{count}-{work.config.seed}", cluster)
+
+
+def _kept(work: Workspace, snapshot: Snapshot, dataset: str, kind: str, compute) -> tuple[np.ndarray, ...]:
+    """Returns arrays that are computed from all training images of a data set, from a file if it exists.
+
+    Args:
+      compute: compute(forward, model, feed, mesh, batch_size, represent=...) -> the arrays.
+    """
+    checkpoint, source = _checkpoint(work, snapshot), work.source(dataset, "train")
+    features = work.features_of.path(checkpoint, source)
+    assert features is not None  # a study keeps its features
+    path = features.with_name(f"{kind}-{work.config.select.representation}-{features.name}")
+    exists = all(devices.gather(path.exists()))
+    if not exists:
+        mesh = devices.make_global_mesh()
+        arrays = compute(
+            make_forward(checkpoint.net, checkpoint.preprocessing, mesh),
+            devices.replicate(checkpoint.model, mesh),
+            work.feed(dataset, "train", checkpoint.preprocessing, everywhere=True),
+            mesh,
+            work.config.data.eval_batch_size,
+            represent=REPRESENTATIONS[work.config.select.representation],
+        )
+        if devices.is_first_process():
+            buffer = io.BytesIO()
+            np.savez(buffer, *arrays)
+            write_atomically(path, buffer.getvalue())
+        devices.wait_for_all(f"{path.name} is written")
+    with np.load(path) as file:
+        return tuple(file.values())
+
+
+def _find_duplicates(work: Workspace, snapshot: Snapshot, target: str, rows: Rows) -> None:
+    """Writes a row for each source image that nearly equals a test image: first by hashes, then by features."""
+    source, test = work.source(work.reused, "train"), work.source(target, "test")
+    pairs = near_pairs(_hashes(work, source), _hashes(work, test))
+    found = confirmed(
+        pairs, *(_features_of(work, snapshot, part, pairs[:, i]) for i, part in enumerate((source, test)))
+    )
+    for pair in found:
+        row = OverlapRow(
+            snapshot.name,
+            target,
+            pair.source,
+            pair.test,
+            source.class_names[source.labels[pair.source]],
+            test.class_names[test.labels[pair.test]],
+            pair.distance,
+            pair.similarity,
+        )
+        rows.append(row)
+    if found:
+        count = len({pair.source for pair in found})
+        left_out = (
+            "are left out" if work.config.select.exclude_duplicates else "stay (config.select.exclude_duplicates)"
+        )
+        log.info("%d images of %s nearly equal a test image of %s; they %s.", count, work.reused, target, left_out)
+
+
+def _hashes(work: Workspace, source: Source) -> np.ndarray:
+    """Returns the perceptual hashes of all images of a source, from a file if it exists."""
+    path = work.workdir / "features" / f"hashes-{source.fingerprint[:32]}.npy"
+    if not path.exists():
+        with logs.progress(len(source), f"hash {source.name} {source.split}", "images") as bar:
+            computed = hashes(source, progress=lambda done: bar.update(done - bar.n))
+        if devices.is_first_process():
+            buffer = io.BytesIO()
+            np.save(buffer, computed)
+            write_atomically(path, buffer.getvalue())
+        return computed
+    return np.load(path)
+
+
+def _features_of(work: Workspace, snapshot: Snapshot, source: Source, indices: np.ndarray) -> np.ndarray:
+    """Returns the features [m, d] of the images at `indices` [m] of a source, which may repeat."""
+    distinct, positions = np.unique(indices, return_inverse=True)
+    if not len(distinct):
+        return np.zeros((0, work.checkpoint(snapshot).net.feature_dim), np.float32)
+    return np.asarray(work.features_of(work.checkpoint(snapshot), subset(source, distinct)).features)[positions]
+
+
+def _contact_sheet(source: Source, rows: Sequence[np.ndarray]) -> bytes:
+    """Returns a JPEG with a row for each list of image indices, of which it shows the first few."""
+    side = PICTURED_PIXELS
+    sheet = PIL.Image.new("RGB", (PICTURED_IMAGES * side, len(rows) * side), "white")
+    for row, indices in enumerate(rows):
+        for column, image in enumerate(source.read(indices[:PICTURED_IMAGES].tolist()) if len(indices) else ()):
+            square = PIL.ImageOps.fit(PIL.Image.fromarray(np.squeeze(image)).convert("RGB"), (side, side))
+            sheet.paste(square, (column * side, row * side))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
