@@ -37,7 +37,7 @@ for what in step18 step50 epoch; do
   step "train_$what" "${BENCHMARK_LIMIT:-420}" \
     "$python" tests/benchmarks/train_step.py --what "$what" --out "$out/train_$what.json"
 done
-for what in logme nleep probe spectral; do
+for what in logme nleep probe spectral kmeans; do
   step "$what" "${BENCHMARK_LIMIT:-420}" "$python" "tests/benchmarks/$what.py" --runs=1
   # One JSON line for the GPU and one for the CPU, between messages of libraries.
   grep '^{' "$out/$what.log" >"$out/$what.jsonl" || failed+=("$what.jsonl: no result in $what.log")
