@@ -23,7 +23,7 @@ from jax_transfer.records import UNPRINTABLE, InputError
 LARGEST_FLOAT32 = 3.4028e38
 
 # Fields whose keys are names that the user chooses: targets, or the additional data sets of an objective.
-NAMED_BY_USER = ("overrides", "metrics", "feeds")
+NAMED_BY_USER = ("overrides", "metrics", "feeds", "selections", "labels")
 
 
 class Rule(NamedTuple):

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import json
 import math
 import os
@@ -49,6 +50,8 @@ VERSIONS = {
     "targets": 1,
     "checkpoints": 1,
     "usage": 1,
+    "selection": 1,
+    "overlap": 1,
 }
 
 
@@ -290,8 +293,62 @@ class UsageRow:
     version: int = VERSIONS["usage"]
 
 
+@dataclasses.dataclass(frozen=True)
+class SelectionRow:
+    """A row that records one class or cluster of source images that was selected for a target.
+
+    Attributes:
+      strategy: name of the selection, a key of `config.select.selections`.
+      kind: class or cluster.
+      class_: name of the class, or "cluster 17".
+      rank: counts from 1, the most similar one.
+      similarity: None for selections that compare nothing.
+      label: index of the class or cluster.
+      num_images: number of source training images in it.
+      converged: whether the solver of the selection converged.
+    """
+
+    checkpoint: str
+    target: str
+    strategy: str
+    kind: str
+    class_: str
+    rank: int
+    similarity: float | None
+    label: int
+    num_images: int
+    converged: bool = True
+    version: int = VERSIONS["selection"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OverlapRow:
+    """A row that records a source image that nearly equals a test image of a target. The images are indices.
+
+    Attributes:
+      distance: between the perceptual hashes, in bits.
+      similarity: cosine of the features.
+    """
+
+    checkpoint: str
+    target: str
+    source_image: int
+    test_image: int
+    distance: int
+    similarity: float
+    source_class: str
+    target_class: str
+    version: int = VERSIONS["overlap"]
+
+
 # Field -> column, for columns that are not Python identifiers.
-COLUMNS = {"recall_at_1": "recall@1", "recall_at_3": "recall@3", "rel_at_1": "rel@1", "rel_at_3": "rel@3"}
+COLUMNS = {
+    "class_": "class",
+    "recall_at_1": "recall@1",
+    "recall_at_3": "recall@3",
+    "rel_at_1": "rel@1",
+    "rel_at_3": "rel@3",
+}
 
 _FIELD_OF_COLUMN = {column: field for field, column in COLUMNS.items()}
 
@@ -300,7 +357,18 @@ ROWS = {
     "pretrain": (PretrainRow, ("checkpoint",)),
     "transfer": (
         TransferRow,
-        ("checkpoint", "target", "method", "seed", "split", "learning_rate", "weight_decay"),
+        (
+            "checkpoint",
+            "target",
+            "method",
+            "seed",
+            "split",
+            "learning_rate",
+            "weight_decay",
+            "objective",
+            "selection",
+            "source_weight",
+        ),
     ),
     "scores": (ScoreRow, ("checkpoint", "target", "score")),
     "spectral": (SpectralRow, ("checkpoint", "target", "stage", "component")),
@@ -311,9 +379,21 @@ ROWS = {
     "targets": (TargetRow, ("target",)),
     "checkpoints": (CheckpointRow, ("checkpoint",)),
     "usage": (UsageRow, ("stage", "run")),
+    "selection": (SelectionRow, ("checkpoint", "target", "strategy", "class_")),
+    "overlap": (OverlapRow, ("checkpoint", "target", "source_image", "test_image")),
 }
 
 Row = dict  # a row as read from a JSON line: column -> value
+
+
+def picture(results: pathlib.Path, checkpoint: str, target: str, strategy: str) -> pathlib.Path:
+    """Returns the path of the contact sheet of a selection, which may be absent. results: the folder of the results.
+
+    >>> picture(pathlib.Path("results"), "resnet18", "tfds:cub200", "uot").parent.as_posix()
+    'results/pictures'
+    """
+    names = json.dumps([checkpoint, target, strategy]).encode()
+    return results / "pictures" / f"{hashlib.blake2b(names, digest_size=16).hexdigest()}.jpg"
 
 
 def to_json_dict(row) -> Row:
@@ -415,7 +495,8 @@ def _is_current(file: str, line: Row, where: str) -> bool:
             "use that version, or another --workdir."
         )
     required = {field.name for field in dataclasses.fields(ROWS[file][0]) if field.default is dataclasses.MISSING}
-    if missing := [name for name in ROWS[file][1] if name in required and name not in line]:
+    columns = [COLUMNS.get(name, name) for name in ROWS[file][1] if name in required]
+    if missing := [column for column in columns if column not in line]:
         raise InputError(f"{where} lacks {', '.join(missing)}; remove the line and rerun its stage.")
     return version == VERSIONS[file]
 

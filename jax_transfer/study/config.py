@@ -25,7 +25,7 @@ from jax_transfer.fields import (
 from jax_transfer.logs import log
 from jax_transfer.ranking.candidates import Replaced
 from jax_transfer.records import METRICS
-from jax_transfer.study.settings import DataSettings, PretrainSettings, SpectralSettings
+from jax_transfer.study.settings import DataSettings, PretrainSettings, SelectSettings, SpectralSettings
 from jax_transfer.study.stages import STAGES
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
@@ -142,6 +142,7 @@ class Study:
     # metric decides which checkpoint is best and what tables and figures show, but changes no computed result. The
     # settings of a probe are always chosen by accuracy, and scores that are accuracies do not depend on the metric.
     metrics: dict[str, Annotated[str, OneOf(METRICS, "metric")]] = dataclasses.field(default_factory=dict)
+    select: SelectSettings = SelectSettings()
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     # Target -> fields of probe and finetune whose values differ for this target:

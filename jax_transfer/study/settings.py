@@ -82,6 +82,24 @@ class SpectralSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class SelectSettings:
+    """The fields of `config.select`."""
+
+    # The source images; "": config.source.dataset.
+    dataset: str = ""
+    # Name -> {"strategy": "uot", "kind": "class", "num_selected": 100, ...}.
+    selections: dict[str, dict] = dataclasses.field(default_factory=dict)
+    # Target -> names of the source classes that are related to it.
+    labels: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    features: str = "features"
+    # Whether source images that nearly equal a test image are left out.
+    exclude_duplicates: bool = False
+
+    def __post_init__(self):
+        fields.check_itself(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class DataSettings:
     """The fields of `config.data`."""
 

@@ -37,6 +37,7 @@ def written_by() -> dict[str, tuple[str, ...]]:
 STAGES: dict[str, Stage] = {
     "pretrain": Stage(pretrain.run, ("pretrain",), pretrain.describe, pretrain.gigaflops),
     "features": Stage(features.run, (), features.describe, features.gigaflops),
+    "select": Stage(lambda work: None, ("selection", "overlap"), lambda work: "source images for reuse"),
     "probe": Stage(probe.run, ("transfer",), probe.describe),
     "finetune": Stage(finetune.run, ("transfer",), finetune.describe, finetune.gigaflops),
     "scores": Stage(scores.run, ("scores",), scores.describe, scores.gigaflops),

@@ -75,6 +75,11 @@ class FinetuneSettings:
     # training on the others; the chosen one is trained again on all training images and tested once. test: the best
     # accuracy on the test images, which is optimistic ("Ranking Neural Checkpoints" defines its ground truth G so).
     choose: Annotated[str, OneOf(dict.fromkeys(CHOICES), "choice")] = "validation"
+    # Standard deviation of the new heads; unset: that of the model.
+    head_std: Positive | None = None
+    # Ways of fine-tuning that reuse source images, each beside plain fine-tuning:
+    # ({"objective": "joint", "selection": "uot", "source_weights": (0.1, 0.3, 1.0), "classes": "all"}, ...).
+    reuse: tuple[dict, ...] = ()
 
     def __post_init__(self):
         check_itself(self)
