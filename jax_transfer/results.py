@@ -36,6 +36,8 @@ VALIDATION = "validation"  # a grid point, trained on four fifths of the trainin
 TEST_GRID = "test_grid"  # a grid point, trained on all training images; the one with the best test accuracy is chosen
 GRID = (VALIDATION, TEST_GRID)
 
+PLAIN = "supervised"  # the value of `TransferRow.objective` for a training on the target's own images alone
+
 # Result file -> version of its numbers. Increase it when a change makes the same study write different numbers: rows of
 # an older version are then computed again. Lines without a version count as version 1.
 VERSIONS = {
@@ -102,7 +104,7 @@ class TransferRow:
     seconds: float
     gflops: float
     error: str = ""
-    objective: str = "supervised"
+    objective: str = PLAIN
     selection: str | None = None
     shots: int | None = None
     draw: int | None = None
@@ -486,7 +488,8 @@ def _is_current(file: str, line: Row, where: str) -> bool:
             "use that version, or another --workdir."
         )
     required = {field.name for field in dataclasses.fields(ROWS[file][0]) if field.default is dataclasses.MISSING}
-    if missing := [name for name in ROWS[file][1] if name in required and name not in line]:
+    columns = [COLUMNS.get(name, name) for name in ROWS[file][1] if name in required]
+    if missing := [column for column in columns if column not in line]:
         raise InputError(f"{where} lacks {', '.join(missing)}; remove the line and rerun its stage.")
     return version == VERSIONS[file]
 
@@ -539,8 +542,20 @@ def picture(results: pathlib.Path, checkpoint: str, target: str, strategy: str) 
     return results / "pictures" / f"{digest}.jpg"
 
 
+def is_plain(row: TransferRow | Row) -> bool:
+    """Returns whether a row of results/transfer.jsonl is a probe or plain fine-tuning.
+
+    Any other row belongs to a way of fine-tuning that reuses source images or source labels. Everything that compares
+    checkpoints reads plain rows only.
+
+    >>> is_plain({"objective": "supervised"}), is_plain({"objective": "joint", "selection": "uot"})
+    (True, False)
+    """
+    return (row.get("objective", PLAIN) if isinstance(row, dict) else row.objective) == PLAIN
+
+
 def results_of(
-    rows: Iterable[TransferRow], objective: str = "supervised", selection: str | None = None
+    rows: Iterable[TransferRow], objective: str = PLAIN, selection: str | None = None
 ) -> set[tuple[str, str, str, int]]:
     """Returns (checkpoint, target, method, seed) of each result among the rows, leaving out the points of a grid.
 

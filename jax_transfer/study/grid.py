@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from jax_transfer.results import TEST, TEST_GRID, VALIDATION, TransferRow
+from jax_transfer.results import PLAIN, TEST, TEST_GRID, VALIDATION, TransferRow
 from jax_transfer.study import reuse as reusing
 from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.settings import Reuse
@@ -47,7 +47,7 @@ def columns(reuse: Reuse | None) -> dict[str, str | None]:
     >>> columns(None)
     {'objective': 'supervised', 'selection': None}
     """
-    return {"objective": reuse.objective if reuse else "supervised", "selection": reuse.selection if reuse else None}
+    return {"objective": reuse.objective if reuse else PLAIN, "selection": reuse.selection if reuse else None}
 
 
 def rates(row: TransferRow) -> dict[str, float]:
