@@ -241,7 +241,7 @@ def test_ways_are_named_by_objective_and_selection():
 
 
 REFUSED = [
-    ({"reuse": ({"objective": "joint"},)}, r"config\.reuse\[0\]: joint trains on source images; name a selection: uot"),
+    ({"reuse": ({"objective": "joint"},)}, r"config\.reuse\[0\]: joint trains on source images; name a selection: clusters, greedy"),
     ({"reuse": ({"objective": "joint", "selection": "uto"},)}, r"selection \(config\.reuse\[0\]\.selection\): 'uto'.*'uot'"),
     ({"reuse": ({"objective": "join", "selection": "uot"},)}, r"config\.reuse\[0\]\.objective\): 'join'"),
     ({"reuse": ({"selection": "uot"},)}, r"config\.reuse\[0\] lacks objective"),
