@@ -17,6 +17,7 @@ from jax_transfer.choose import choose
 from jax_transfer.data.crops import CROPS, crops_of
 from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.rand_augment import rand_augment
+from jax_transfer.data.rand_augment_fixmatch import rand_augment_fixmatch
 from jax_transfer.data.transforms import Preprocessing, crop_start
 from jax_transfer.records import Batch, Views
 
@@ -140,6 +141,7 @@ AUGMENTATIONS = {
     "random_crop": random_crop,
     "color_jitter": color_jitter,
     "rand_augment": rand_augment,
+    "rand_augment_fixmatch": rand_augment_fixmatch,
     "random_erase": random_erase,
 }
 

@@ -11,6 +11,8 @@ runs on one core, kernel by kernel (on two CPU cores, 32 ms instead of 18 ms per
 pixels), and would gather a batch that is split over devices.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -37,6 +39,7 @@ OPERATIONS = (
 )
 NOTHING = len(OPERATIONS)
 TABLES = ("auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "contrast", "brightness")
+ENHANCEMENTS = ("color", "contrast", "brightness", "sharpness")
 
 NUM_OPERATIONS = 2  # per image
 PROBABILITY = 0.5  # probability that an operation runs
@@ -92,13 +95,66 @@ def operate(
     >>> jax.eval_shape(operate, pixels, invert, jnp.array([0.9]), jnp.array([False]), jnp.zeros(3)).shape
     (1, 4, 4, 3)
     """
+    height, width = pixels.shape[1:3]
     amount = level * jnp.where(negate, -1.0, 1.0)
-    factor = 1 + 0.9 * amount  # factor of an enhancement; 1 leaves the image unchanged
+    arguments = {
+        "rotate": 30 * amount,
+        "posterize": 4 - jnp.floor(level * 4),
+        "solarize": 256 - jnp.floor(level * 256),
+        "solarize_add": jnp.floor(level * 110),
+        **dict.fromkeys(ENHANCEMENTS, 1 + 0.9 * amount),
+        "shear_x": 0.3 * amount,
+        "shear_y": 0.3 * amount,
+        "translate_x": 0.45 * amount * width,
+        "translate_y": 0.45 * amount * height,
+    }
+    return apply(pixels, operation, argument_of(operation, arguments), fill)
+
+
+def argument_of(operation: Int[Array, " b"], arguments: Mapping[str, Float[Array, " b"]]) -> Float[Array, " b"]:
+    """Returns the argument of each image's operation from name of the operation -> argument; 0 if it takes none.
+
+    >>> import jax.numpy as jnp
+    >>> operation = jnp.array([OPERATIONS.index("rotate"), OPERATIONS.index("invert")])
+    >>> argument_of(operation, {"rotate": jnp.array([12.0, 15.0])}).tolist()
+    [12.0, 0.0]
+    """
+    chosen = jnp.zeros(operation.shape)
+    for name, argument in arguments.items():
+        chosen = jnp.where(_is(operation, name), argument, chosen)
+    return chosen
+
+
+def apply(
+    pixels: Float[Array, "b h w 3"],
+    operation: Int[Array, " b"],
+    argument: Float[Array, " b"],
+    fill: Float[Array, " 3"],
+    bilinear: bool = True,
+) -> Float[Array, "b h w 3"]:
+    """Applies one operation of PIL to each image.
+
+    Args:
+      pixels: integers from 0 to 255, as floats.
+      operation: indices into OPERATIONS; NOTHING leaves an image unchanged.
+      argument: that of PIL's function: the factor of an enhancement, degrees of a rotation, bits that posterize keeps,
+        the threshold of solarize, what solarize_add adds below 128, the slope of a shear, and pixels of a translation.
+      fill: colour, from 0 to 255, of the pixels that a warp leaves uncovered.
+      bilinear: how a warp samples pixels; False: it takes the nearest one.
+
+    Returns:
+      The images, with integers from 0 to 255, as floats.
+
+    >>> import jax, jax.numpy as jnp
+    >>> pixels, rotate = jnp.full((1, 4, 4, 3), 10.0), jnp.array([OPERATIONS.index("rotate")])
+    >>> jax.eval_shape(apply, pixels, rotate, jnp.array([15.0]), jnp.zeros(3)).shape
+    (1, 4, 4, 3)
+    """
     gray = _gray(pixels)
-    looked_up = _look_up(pixels, _tables(pixels, gray, operation, level, factor))
+    looked_up = _look_up(pixels, _tables(pixels, gray, operation, argument))
     degenerate = jnp.where(_is(operation, "color")[:, None, None, None], gray, _smooth(pixels))
-    enhanced = _blend(degenerate, pixels, factor[:, None, None, None])
-    warped = _warp(pixels, _matrices(operation, amount, *pixels.shape[1:3]), fill)
+    enhanced = _blend(degenerate, pixels, argument[:, None, None, None])
+    warped = _warp(pixels, _matrices(operation, argument, *pixels.shape[1:3]), fill, bilinear)
     result = pixels
     for names, candidate in (
         (("color", "sharpness"), enhanced),
@@ -114,11 +170,12 @@ def _is(operation, *names: str) -> Bool[Array, " b"]:
     return jnp.isin(operation, jnp.array([OPERATIONS.index(name) for name in names]))
 
 
-def _tables(pixels, gray, operation, level, factor) -> Float[Array, "b 3 256"]:
+def _tables(pixels, gray, operation, argument) -> Float[Array, "b 3 256"]:
     """Returns a table of new pixel values per image and channel, for the operations in TABLES (else the old values)."""
     value = jnp.arange(256)
     counts = _histograms(pixels)
-    level, factor = level[:, None, None], factor[:, None, None]
+    argument = argument[:, None, None]
+    whole = argument.astype(jnp.int32)
     present = counts > 0
     low = jnp.argmax(present, -1, keepdims=True)
     high = 255 - jnp.argmax(present[..., ::-1], -1, keepdims=True)
@@ -129,19 +186,16 @@ def _tables(pixels, gray, operation, level, factor) -> Float[Array, "b 3 256"]:
     before = jnp.cumsum(counts, -1) - counts
     equalized = jnp.where(step > 0, jnp.minimum((step // 2 + before) // positive(step), 255), value)
 
-    bits = 4 - jnp.floor(level * 4).astype(jnp.int32)
-    threshold = 256 - jnp.floor(level * 256).astype(jnp.int32)
-    added = jnp.minimum(value + jnp.floor(level * 110).astype(jnp.int32), 255)
     mean = jnp.floor(gray.mean((1, 2, 3)) + 0.5)[:, None, None]
     tables = {
         "auto_contrast": stretched,
         "equalize": equalized,
         "invert": 255 - value,
-        "posterize": value >> (8 - bits) << (8 - bits),
-        "solarize": jnp.where(value < threshold, value, 255 - value),
-        "solarize_add": jnp.where(value < 128, added, value),
-        "contrast": _blend(mean, value, factor),
-        "brightness": _blend(0.0, value, factor),
+        "posterize": value >> (8 - whole) << (8 - whole),
+        "solarize": jnp.where(value < whole, value, 255 - value),
+        "solarize_add": jnp.where(value < 128, jnp.minimum(value + whole, 255), value),
+        "contrast": _blend(mean, value, argument),
+        "brightness": _blend(0.0, value, argument),
     }
     chosen = jnp.broadcast_to(value.astype(jnp.float32), counts.shape)
     for name, table in tables.items():
@@ -183,21 +237,21 @@ def _smooth(pixels):
     return pixels.at[:, 1:-1, 1:-1].set(inner)
 
 
-def _matrices(operation, amount, height: int, width: int) -> Float[Array, "b 2 3"]:
+def _matrices(operation, argument, height: int, width: int) -> Float[Array, "b 2 3"]:
     """Returns the affine map of each image, as in PIL's Image.AFFINE.
 
     The pixel at (x, y) of the result is read at matrix @ (x, y, 1) in the image.
     """
-    zero, one = jnp.zeros_like(amount), jnp.ones_like(amount)
-    angle = -jnp.deg2rad(30 * amount)
+    zero, one = jnp.zeros_like(argument), jnp.ones_like(argument)
+    angle = -jnp.deg2rad(argument)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     x, y = width / 2, height / 2
     matrices = {
         "rotate": (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y),
-        "shear_x": (one, 0.3 * amount, zero, zero, one, zero),
-        "shear_y": (one, zero, zero, 0.3 * amount, one, zero),
-        "translate_x": (one, zero, 0.45 * amount * width, zero, one, zero),
-        "translate_y": (one, zero, zero, zero, one, 0.45 * amount * height),
+        "shear_x": (one, argument, zero, zero, one, zero),
+        "shear_y": (one, zero, zero, argument, one, zero),
+        "translate_x": (one, zero, argument, zero, one, zero),
+        "translate_y": (one, zero, zero, zero, one, argument),
     }
     chosen = jnp.stack([one, zero, zero, zero, one, zero], -1)
     for name, entries in matrices.items():
@@ -205,15 +259,13 @@ def _matrices(operation, amount, height: int, width: int) -> Float[Array, "b 2 3
     return chosen.reshape(-1, 2, 3)
 
 
-def _warp(pixels, matrices, fill):
-    """Warps like PIL's Image.transform, with bilinear resampling (timm draws bilinear or bicubic at random)."""
+def _warp(pixels, matrices, fill, bilinear: bool):
+    """Warps like PIL's Image.transform, bilinear (timm draws bilinear or bicubic at random) or to the nearest pixel."""
     b, h, w, c = pixels.shape
     centres = jnp.stack([*jnp.meshgrid(jnp.arange(w) + 0.5, jnp.arange(h) + 0.5), jnp.ones((h, w))], -1)
     # Sums instead of a matrix product, for which accelerators would keep only a few bits of the coordinates.
     x, y = ((matrices[:, i, None, None] * centres).sum(-1) for i in range(2))
     inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-    left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
-    dx, dy = (x - 0.5 - left)[..., None], (y - 0.5 - top)[..., None]
     flat = pixels.reshape(b, h * w, c)
 
     def at(row, column):
@@ -221,6 +273,10 @@ def _warp(pixels, matrices, fill):
         indices = jnp.clip(row, 0, h - 1).astype(jnp.int32) * w + jnp.clip(column, 0, w - 1).astype(jnp.int32)
         return jax.vmap(lambda image, indices: image[indices])(flat, indices)
 
+    if not bilinear:
+        return jnp.where(inside[..., None], at(jnp.floor(y), jnp.floor(x)), fill)
+    left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
+    dx, dy = (x - 0.5 - left)[..., None], (y - 0.5 - top)[..., None]
     upper = at(top, left) * (1 - dx) + at(top, left + 1) * dx
     lower = at(top + 1, left) * (1 - dx) + at(top + 1, left + 1) * dx
     return jnp.where(inside[..., None], jnp.floor(upper * (1 - dy) + lower * dy), fill)

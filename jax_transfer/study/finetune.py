@@ -254,6 +254,8 @@ def _tuning_key(tuning: FinetuneSettings, changes: Mapping[str, float]) -> str:
     # Files older than these settings stay valid.
     if values["microbatches"] == 1:
         del values["microbatches"]
+    if values["head_std"] == 0.01:
+        del values["head_std"]
     if values["optimizer"]["head_learning_rate_factor"] == 1:
         del values["optimizer"]["head_learning_rate_factor"]
     return json.dumps(values, sort_keys=True)

@@ -6,12 +6,13 @@ schedule, as the scores that stop early require.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,8 @@ class FinetuneSettings:
     microbatches: Few = 1
     # As in config.pretrain.augment.
     augment: Augmentations = ()
+    # Standard deviation of the new heads' kernels.
+    head_std: Positive = 0.01
     num_seeds: Few = 1
     # Epochs (or steps) whose checkpoints are fine-tuned, out of the evaluated ones, in the format of
     # config.trajectory.epochs (or .steps); unset: all evaluated ones.
@@ -80,15 +83,22 @@ class FinetuneSettings:
         check_itself(self)
 
 
-def grid(settings: FinetuneSettings) -> list[dict[str, float]]:
+def grid(settings: FinetuneSettings, source_weights: Sequence[float] | None = None) -> list[dict[str, float]]:
     """Returns the points of the grid of settings, the last setting varying fastest; a single one if there is no grid.
+
+    Args:
+      source_weights: weights of the source for an objective of `objectives.REUSE`, a third setting of every point; None
+        for an objective without one.
 
     >>> grid(FinetuneSettings(learning_rates=(0.1, 0.01), weight_decays=(0.0,)))
     [{'learning_rate': 0.1, 'weight_decay': 0.0}, {'learning_rate': 0.01, 'weight_decay': 0.0}]
+    >>> [point["source_weight"] for point in grid(FinetuneSettings(), source_weights=(0.1, 0.3))]
+    [0.1, 0.3]
     """
     values = {
         "learning_rate": settings.learning_rates or (settings.optimizer.learning_rate,),
         "weight_decay": settings.weight_decays or (settings.optimizer.weight_decay,),
+        **({} if source_weights is None else {"source_weight": source_weights}),
     }
     return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
 
@@ -101,11 +111,15 @@ class Candidate(NamedTuple):
       seed: seed of the head, the batches and the augmentation.
       changes: settings that override the config: "learning_rate", "weight_decay" or a setting of the objective.
         All candidates must change the same settings. The values are inputs of the compiled program.
+      arrays: name -> array, or tree of arrays, of the objective, such as the relationship of classes of `cotuning`.
+        Those of all candidates must have the same names, shapes and dtypes. They are inputs of the compiled program,
+        too.
     """
 
     checkpoint: str
     seed: int
     changes: Mapping[str, float] = {}
+    arrays: Mapping[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +174,7 @@ def early_epochs(scores: Sequence[str]) -> list[int]:
     return sorted(FINETUNE_SCORES[score] for score in scores if score in FINETUNE_SCORES)
 
 
-def random_head(key: Key[Array, ""], params: dict, net: Net) -> dict:
+def random_head(key: Key[Array, ""], params: dict, net: Net, std: float = 0.01) -> dict:
     """Replaces the classification head with a random one for the classes of `net`; see `net.with_new_head`.
 
     Example:
@@ -169,7 +183,7 @@ def random_head(key: Key[Array, ""], params: dict, net: Net) -> dict:
       >>> random_head(jax.random.key(0), {"conv": {}}, net)["fc"]["kernel"].shape
       (3, 2)
     """
-    return with_new_head(params, net, key)
+    return with_new_head(params, net, key, std)
 
 
 def kept_head(key: Key[Array, ""], params: dict, net: Net) -> dict:
@@ -193,7 +207,7 @@ def finetune(
     settings: FinetuneSettings,
     mesh: Mesh,
     *,
-    head: Callable[[jax.Array, dict, Net], dict] = random_head,
+    head: Callable[[jax.Array, dict, Net], dict] | None = None,
     evaluate: Callable[[Net, Preprocessing, Mesh], Measure] = classification,
     epochs: Sequence[int] = (),
     eval_batch_size: int = 512,
@@ -208,14 +222,15 @@ def finetune(
         the checkpoint are used, without a projection, which no objective of a target trains.
       candidates: the fine-tuning runs to perform.
       net: the architecture of all checkpoints, with as many classes as the target has.
-      make_objective: returns the objective. It is called with the candidate's changes that are not in RATES, as
-        keyword arguments.
-      feed: training images.
+      make_objective: returns the objective. It is called with the candidate's changes that are not in RATES and with
+        its arrays, as keyword arguments.
+      feed: training images, and those of the other feeds that the objective reads; the first feed is the target.
       test: test images.
       preprocessing: preprocessing of all images.
       settings: schedule, batch size and optimizer.
       mesh: the size of its `sweep` axis is the number of candidates trained in parallel.
-      head: head(key, params, net) -> params with the initial head, such as `random_head` or `kept_head`.
+      head: head(key, params, net) -> params with the initial head, such as `kept_head`; by default `random_head` with
+        the standard deviation in the settings.
       evaluate: compiles the function that measures the metrics; see `evaluation.classification`.
       epochs: epochs after which the models are tested, in ascending order; training stops after the last of them. The
         learning rate still follows the whole schedule. Empty: the models are tested once, at the end of the schedule.
@@ -223,7 +238,7 @@ def finetune(
 
     Raises:
       InputError: if the schedule ends before the last of `epochs`.
-      ValueError: if the candidates do not all change the same settings.
+      ValueError: if the candidates do not all change the same settings, or have different arrays.
 
     Example:
       >>> import types
@@ -263,33 +278,40 @@ def finetune(
         )
     if not candidates:
         return
-    if different := [c for c in candidates if set(c.changes) != set(candidates[0].changes)]:
-        raise ValueError(f"candidates must change the same settings: {candidates[0]} and {different[0]} differ.")
+    first = candidates[0]
+    if different := [c for c in candidates if set(c.changes) != set(first.changes)]:
+        changes = [sorted(candidate.changes) for candidate in (first, different[0])]
+        raise ValueError(f"candidates must change the same settings: {changes[0]} and {changes[1]} differ.")
+    if differences := [text for c in candidates if (text := trees.difference(first.arrays, c.arrays))]:
+        raise ValueError(f"candidates must have arrays of the same names, shapes and dtypes:\n{differences[0]}")
+    make_head = functools.partial(random_head, std=settings.head_std) if head is None else head
 
-    def make_objective_and_optimizer(changes):
+    def make_objective_and_optimizer(changes, arrays):
         rates = {name: value for name, value in changes.items() if name in RATES}
-        objective = make_objective(**{name: value for name, value in changes.items() if name not in rates})
+        others = {name: value for name, value in changes.items() if name not in rates}
+        objective = make_objective(**others, **arrays)
         return objective, make_optimizer(settings.optimizer, length, objective.groups, **rates)
 
     @jax.jit
-    def start(model, seed, changes):
+    def start(model, seed, changes, arrays):
         weights = without_projection(model["params"])
-        params = head(jax.random.fold_in(jax.random.key(seed), 0x4EAD), weights, net)
-        state = init_state(*make_objective_and_optimizer(changes), seed, {"params": params, "stats": model["stats"]})
-        return {**state, "changes": changes}
+        params = make_head(jax.random.fold_in(jax.random.key(seed), 0x4EAD), weights, net)
+        made = make_objective_and_optimizer(changes, arrays)
+        state = init_state(*made, seed, {"params": params, "stats": model["stats"]})
+        return {**state, "changes": changes, "arrays": arrays}
 
     def make_step(**memory):
         def step(state, batches):
-            objective, optimizer = make_objective_and_optimizer(state["changes"])
+            objective, optimizer = make_objective_and_optimizer(state["changes"], state["arrays"])
             return make_train_step(objective, optimizer, preprocessing, feed.num_classes, **memory)(state, batches)
 
         return step
 
     memory = {"remat": settings.remat, "microbatches": settings.microbatches}
     run, measure = many_steps_of_many(make_step(**memory), feed.fetch, mesh), evaluate(net, preprocessing, mesh)
-    objective = make_objective_and_optimizer(candidates[0].changes)[0]
+    objective = make_objective_and_optimizer(first.changes, first.arrays)[0]
     model = dict(zip(("params", "stats"), jax.eval_shape(net.init, jax.random.key(0)), strict=True))
-    abstract = jax.eval_shape(start, model, 0, _arrays(candidates[0].changes))
+    abstract = jax.eval_shape(start, model, 0, *_inputs(first))
     step_gflops = train_step_gigaflops(make_step(), abstract, feed.sizes, objective.views, preprocessing)
     max_steps = devices.max_steps_per_call(lambda: step_gflops)
     options = {"max_steps": max_steps, "advice": memory_advice("config.finetune", **memory)}
@@ -297,7 +319,7 @@ def finetune(
     for group in _groups(candidates, mesh.shape["sweep"]):
         start_time, own = time.perf_counter(), [candidates[index] for index in group]
         filled = own + own[-1:] * (mesh.shape["sweep"] - len(own))  # repeats the last candidate to fill all devices
-        states = [jax.device_get(start(checkpoints[c.checkpoint].model, c.seed, _arrays(c.changes))) for c in filled]
+        states = [jax.device_get(start(checkpoints[c.checkpoint].model, c.seed, *_inputs(c))) for c in filled]
         state = devices.split(trees.stack(states), mesh, "sweep")
         label, seed = f"finetune {_names(own)} on {what}", own[0].seed
         diverged_at: list[int | None] = [None] * len(own)
@@ -335,8 +357,9 @@ def finetune(
                 )
 
 
-def _arrays(changes: Mapping[str, float]) -> dict[str, jax.Array]:
-    return {name: jnp.float32(value) for name, value in changes.items()}
+def _inputs(candidate: Candidate) -> tuple[dict[str, jax.Array], dict]:
+    """Returns the changes and the arrays of a candidate as inputs of a compiled program."""
+    return {name: jnp.float32(value) for name, value in candidate.changes.items()}, dict(candidate.arrays)
 
 
 def _names(candidates: Sequence[Candidate]) -> str:

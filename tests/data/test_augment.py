@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from jax_transfer.data import augment, mixing, rand_augment
+from jax_transfer.data import augment, mixing, rand_augment, rand_augment_fixmatch
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS
 from jax_transfer.records import Batch, Views
@@ -116,6 +116,97 @@ def test_rand_augment_draws_every_operation_equally_often(monkeypatch):
         assert np.quantile(level, 0.1587) == pytest.approx(0.85, abs=0.01)  # a standard deviation below
         assert negate.mean() == pytest.approx(0.5, abs=0.03)
     assert (drawn[0][0] != drawn[1][0]).mean() > 0.5
+
+
+# --- RandAugment of FixMatch
+
+operate_fixmatch = jax.jit(rand_augment_fixmatch.operate)
+
+
+def _pil_fixmatch(name, image, magnitude, sign):
+    """Applies the operation as FixMatch's public code does, with PIL's defaults: nearest pixels and a black fill."""
+    weaker = 0.05 + 0.9 * magnitude / 10
+
+    def affine(*matrix):
+        return image.transform(image.size, Image.Transform.AFFINE, matrix)
+
+    calls = {
+        "auto_contrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+        "identity": lambda: image,
+        "rotate": lambda: image.rotate(sign * int(30 * magnitude / 10)),
+        "posterize": lambda: ImageOps.posterize(image, int(4 * magnitude / 10) + 4),
+        "solarize": lambda: ImageOps.solarize(image, 256 - int(256 * magnitude / 10)),
+        "color": lambda: ImageEnhance.Color(image).enhance(weaker),
+        "contrast": lambda: ImageEnhance.Contrast(image).enhance(weaker),
+        "brightness": lambda: ImageEnhance.Brightness(image).enhance(weaker),
+        "sharpness": lambda: ImageEnhance.Sharpness(image).enhance(weaker),
+        "shear_x": lambda: affine(1, sign * 0.3 * magnitude / 10, 0, 0, 1, 0),
+        "shear_y": lambda: affine(1, 0, 0, sign * 0.3 * magnitude / 10, 1, 0),
+        "translate_x": lambda: affine(1, 0, sign * int(0.3 * magnitude / 10 * WIDTH), 0, 1, 0),
+        "translate_y": lambda: affine(1, 0, 0, 0, 1, sign * int(0.3 * magnitude / 10 * HEIGHT)),
+    }
+    return np.asarray(calls[name](), np.float32)
+
+
+@pytest.mark.parametrize("negate", [False, True])
+@pytest.mark.parametrize("magnitude", [1, 5, 9])
+@pytest.mark.parametrize("name", rand_augment_fixmatch.POOL)
+def test_operation_of_fixmatch_equals_pil(name, magnitude, negate):
+    images = _photos()
+    n = len(images)
+    index = rand_augment.NOTHING if name == "identity" else rand_augment.OPERATIONS.index(name)
+    pixels = jnp.asarray(images, jnp.float32)
+    found = operate_fixmatch(pixels, jnp.full(n, index), jnp.full(n, magnitude), jnp.full(n, negate))
+    sign = -1 if negate else 1
+    expected = np.stack([_pil_fixmatch(name, Image.fromarray(image), magnitude, sign) for image in images])
+    wrong = np.abs(found - expected)
+    if name in ("rotate", "shear_x", "shear_y"):  # of two pixels that are equally near, rounding may choose either
+        assert (wrong > 0).mean() < 0.003
+    else:
+        assert wrong.max() <= 1 and (wrong > 0).mean() < 0.003
+
+
+def test_fixmatch_draws_operations_magnitudes_and_directions_equally_often(monkeypatch):
+    drawn = []
+
+    def spy(pixels, operation, magnitude, negate):
+        drawn.append([np.asarray(v) for v in (operation, magnitude, negate)])
+        return pixels
+
+    monkeypatch.setattr(rand_augment_fixmatch, "operate", spy)
+    rand_augment_fixmatch.rand_augment_fixmatch(jax.random.key(0), jnp.zeros((6000, 1, 1, 3)), PLAIN)
+    assert len(drawn) == 2
+    unused = {rand_augment.OPERATIONS.index(name) for name in ("invert", "solarize_add")}
+    for operation, magnitude, negate in drawn:
+        shares = np.bincount(operation, minlength=rand_augment.NOTHING + 1) / len(operation)
+        expected = [0 if i in unused else 0.5 / 14 for i in range(rand_augment.NOTHING)]
+        np.testing.assert_allclose(shares, [*expected, 0.5 + 0.5 / 14], atol=0.02)
+        np.testing.assert_allclose(np.bincount(magnitude, minlength=10)[1:] / len(magnitude), 1 / 9, atol=0.02)
+        assert magnitude.min() == 1 and magnitude.max() == 9
+        assert negate.mean() == pytest.approx(0.5, abs=0.03)
+    assert (drawn[0][0] != drawn[1][0]).mean() > 0.5
+
+
+def test_fixmatch_covers_a_square_as_pil_draws_it():
+    images, side = _photos(), 20
+    centres = np.random.default_rng(1).uniform(size=(len(images), 2)).astype(np.float32)
+    found = rand_augment_fixmatch.cover(jnp.asarray(images, jnp.float32), jnp.asarray(centres), side)
+    for image, (row, column), covered in zip(images, centres, found, strict=True):
+        picture = Image.fromarray(image)
+        left, top = (int(max(0, at * length - side / 2)) for at, length in ((column, WIDTH), (row, HEIGHT)))
+        right, bottom = min(WIDTH, left + side), min(HEIGHT, top + side)
+        ImageDraw.Draw(picture).rectangle((left, top, right, bottom), (127, 127, 127))
+        np.testing.assert_array_equal(covered, np.asarray(picture))
+
+
+def test_fixmatch_covers_every_image_by_half_of_its_side(monkeypatch):
+    monkeypatch.setattr(rand_augment_fixmatch, "operate", lambda pixels, *_: pixels)
+    seen = rand_augment_fixmatch.rand_augment_fixmatch(jax.random.key(0), jnp.ones((400, 32, 32, 3)), PLAIN)
+    grey = np.isclose(seen, 127 / 255).all(-1)
+    rows, columns = grey.any(2).sum(1), grey.any(1).sum(1)
+    assert rows.max() == columns.max() == 17 and rows.min() >= 8 and columns.min() >= 8
+    assert (rows == 17).mean() == pytest.approx(0.75, abs=0.07)  # unless the centre lies in the last quarter
 
 
 # --- random erasing

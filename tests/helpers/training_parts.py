@@ -1,15 +1,18 @@
-"""Source, net, feed, step and state of a small training."""
+"""Source, nets, feed, step and state of a small training."""
 
 import functools
 
 import jax
 import numpy as np
+from flax import nnx
 
 from jax_transfer import devices
 from jax_transfer.data import batches
 from jax_transfer.data.source import from_arrays
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS
+from jax_transfer.models.layers import BatchNorm
+from jax_transfer.models.net import Output, make_net
 from jax_transfer.training.loop import train
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
@@ -31,6 +34,27 @@ def random_source(n=44, split="train", size=8):
 @functools.cache
 def small_net():
     return MODELS["resnet10"](num_classes=CLASSES, stem="cifar", width=8)
+
+
+class Tiny(nnx.Module):
+    """A convolution, perhaps BatchNorm, the mean over the image, and a linear head."""
+
+    def __init__(self, rngs, num_classes, batch_norm):
+        self.conv = nnx.Conv(3, 16, (3, 3), rngs=rngs)
+        self.bn = BatchNorm(16) if batch_norm else None
+        self.fc = nnx.Linear(16, num_classes, rngs=rngs)
+
+    def __call__(self, images, train, rngs):
+        x = self.conv(images)
+        features = jax.nn.relu(self.bn(x, train) if self.bn else x).mean((1, 2))
+        return Output(self.fc(features), features)
+
+
+@functools.cache
+def tiny_net(num_classes=CLASSES, batch_norm=False):
+    """Returns a net that compiles in a fraction of a second."""
+    module = functools.partial(Tiny, num_classes=num_classes, batch_norm=batch_norm)
+    return make_net("tiny", module, num_classes=num_classes, feature_dim=16, min_image_size=1, classifier=("fc",))
 
 
 def feed_of(source, gigabytes=1.0):

@@ -13,6 +13,7 @@ from jax_transfer.records import InputError
 from jax_transfer.results import ROWS, VERSIONS, Rows, read_rows
 from jax_transfer.study import finetune as finetune_stage
 from jax_transfer.study.workspace import Workspace
+from jax_transfer.transfer.finetune import FinetuneSettings
 
 OLD = [name for name, version in VERSIONS.items() if version > 1]
 
@@ -207,3 +208,23 @@ def _check_early_stops(config, workdir, results):
         patched.setitem(finetune_stage.VERSIONS, "transfer", VERSIONS["transfer"] + 1)
         assert feature_file() != path
     work.close()
+
+
+def test_key_of_fine_tuned_features_is_that_of_earlier_versions():
+    """Else every fine-tuned feature on disk would be computed again."""
+    tuning = FinetuneSettings(batch_size=32)
+    optimizer = {
+        "decay_factor": 0.1, "decay_norm_and_bias": True, "learning_rate": 0.3, "milestones": [],
+        "min_learning_rate": 0.0, "momentum": 0.9, "name": "sgd", "nesterov": False, "schedule": "constant",
+        "warmup": 0.0, "warmup_learning_rate": 0.0, "weight_decay": 0.0,
+    }  # fmt: skip
+    earlier = {
+        "augment": [], "batch_size": 32, "checkpoints": None, "epochs": 100, "num_seeds": None, "optimizer": optimizer,
+        "steps": None,
+    }  # fmt: skip
+    key = finetune_stage._tuning_key
+    assert key(tuning, {"learning_rate": 0.3}) == json.dumps(earlier, sort_keys=True)
+    changed = {
+        key(dataclasses.replace(tuning, **change), {}) for change in ({}, {"head_std": 0.1}, {"microbatches": 2})
+    }
+    assert len(changed) == 3

@@ -10,10 +10,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from helpers.features import PROBE_SETTINGS, blobs
-from helpers.training_parts import PREPROCESSING, assert_equal_trees
+from helpers.training_parts import PREPROCESSING, assert_equal_trees, tiny_net
 from jax_transfer import devices
 from jax_transfer.checkpoints import Checkpoint
+from jax_transfer.data.augment import AUGMENTATIONS
 from jax_transfer.data.batches import joined, make_feed
+from jax_transfer.data.crops import crops_of
 from jax_transfer.data.sources import from_arrays
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS
@@ -21,12 +23,13 @@ from jax_transfer.models.net import with_new_head, with_projection
 from jax_transfer.records import InputError
 from jax_transfer.training.evaluation import classification
 from jax_transfer.training.loop import train
+from jax_transfer.training.objectives import REUSE
 from jax_transfer.training.objectives.supervised import supervised
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
 from jax_transfer.training.state import evaluated, init_state
 from jax_transfer.training.steps import make_train_step, many_steps_of_many
 from jax_transfer.transfer import probe as probes
-from jax_transfer.transfer.finetune import Candidate, FinetuneSettings, finetune, total_steps
+from jax_transfer.transfer.finetune import Candidate, FinetuneSettings, finetune, grid, random_head, total_steps
 from jax_transfer.transfer.probe import PROTOCOLS, probe
 
 
@@ -363,6 +366,150 @@ def test_objective_settings_may_differ_between_candidates():
     assert np.abs(kernel[2] - kernel[1]).max() > 1e-3
     with pytest.raises(ValueError, match="must change the same settings"):
         _finetune(net, _models(net, [5]), settings, [candidates[0], Candidate("m5", 2)])
+
+
+# --- with pre-training data
+
+SOURCE_CLASSES = 5
+
+
+@functools.cache
+def _source_images():
+    rng = np.random.default_rng(7)
+    labels = np.arange(40) % SOURCE_CLASSES
+    images = rng.integers(0, 60, (40, 8, 8, 3)) + 40 * labels[:, None, None, None]
+    return from_arrays(images.astype(np.uint8), labels.astype(np.int32), name="tints", split="train")
+
+
+def _arrays(net, seed):
+    rng = np.random.default_rng(seed)
+    kernel = rng.normal(size=(net.feature_dim, SOURCE_CLASSES)).astype(np.float32)
+    return {
+        "relationship": rng.dirichlet(np.ones(SOURCE_CLASSES), 3).astype(np.float32),
+        "source_head": {"kernel": kernel, "bias": np.zeros(SOURCE_CLASSES, np.float32)},
+    }
+
+
+def _reuse(name, net, settings, candidates, epochs=(), **fixed):
+    """Fine-tunes from one checkpoint with an objective of REUSE; `fixed` are arguments of the objective."""
+    reuse, mesh = REUSE[name], devices.make_mesh(sweep=jax.device_count())
+    given = {"num_source_classes": SOURCE_CLASSES, "head_std": settings.head_std}
+    make = functools.partial(
+        reuse.make, net, settings.augment, **{name: given[name] for name in reuse.settings}, **fixed
+    )
+    views = make(**{"source_weight": 0.0, **candidates[0].changes, **candidates[0].arrays}).views
+    sources = {"train": (_images("train"), 16), "source": (_source_images(), 8)}
+    feeds = {}
+    for feed in reuse.feeds:
+        source, batch_size = sources[feed]
+        feeds[feed] = (make_feed(source, PREPROCESSING, mesh, 1.0, 2, crops=crops_of(views[feed])), batch_size)
+    test = _feed("test", mesh)
+    yield from finetune(
+        _models(net, [5]), candidates, net, make, joined(feeds), test, PREPROCESSING, settings, mesh,
+        epochs=epochs, eval_batch_size=16,
+    )  # fmt: skip
+
+
+REUSED = FinetuneSettings(
+    epochs=3,
+    batch_size=16,
+    augment=("resized_crop", "flip"),
+    optimizer=OptimizerSettings(learning_rate=0.02, head_learning_rate_factor=10.0),
+)
+
+
+@pytest.fixture
+def _quick_strong_views(monkeypatch):
+    """RandAugment, which has its own tests, takes seconds to compile."""
+    monkeypatch.setitem(AUGMENTATIONS, "rand_augment_fixmatch", AUGMENTATIONS["color_jitter"])
+
+
+@pytest.mark.usefixtures("_quick_strong_views")
+@pytest.mark.parametrize("name", REUSE)
+def test_weights_of_the_source_share_one_program_and_equal_separate_runs(name):
+    net, weights, compiled = tiny_net(3, batch_norm=True), (0.1, 1.0, 3.0), _compilations()
+    arrays = _arrays(net, 0) if REUSE[name].arrays else {}
+    swept, counts = [], []
+    for done in _reuse(name, net, REUSED, [Candidate("m5", 2, {"source_weight": w}, arrays) for w in weights], (1, 2)):
+        swept.append(done)
+        counts.append(len(compiled))
+    assert [(done.index, done.epoch) for done in sorted(swept, key=lambda done: done.index)] == [
+        (index, epoch) for index in range(3) for epoch in (1, 2)
+    ]
+    assert counts[0] > 0 and counts[0] == counts[-1]
+    assert all(0 <= done.metrics["accuracy"] <= 1 and done.gflops > 0 for done in swept)
+    last = {done.index: done.model for done in swept if done.epoch == 2}
+    assert jax.tree.map(np.shape, last[0]["params"]) == jax.tree.map(np.shape, _models(net, [5])["m5"].params)
+    differences = [
+        np.abs(last[0]["params"]["conv"]["kernel"] - last[i]["params"]["conv"]["kernel"]).max() for i in (1, 2)
+    ]
+    assert 1e-5 < differences[0] < differences[1]
+    *_, alone = _reuse(name, net, REUSED, [Candidate("m5", 2, {}, arrays)], (1, 2), source_weight=weights[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), alone.model, last[1])
+
+
+@pytest.mark.usefixtures("_quick_strong_views")
+def test_source_without_weight_leaves_fine_tuning_as_it_is():
+    net = tiny_net(3)
+    (plain,) = _finetune(net, _models(net, [5]), dataclasses.replace(REUSED, augment=("flip",)))
+    candidates = [Candidate("m5", 2, {"source_weight": 0.0})]
+    for name in ("joint", "weak_strong"):
+        (found,) = _reuse(name, net, dataclasses.replace(REUSED, augment=("flip",)), candidates)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found.model, plain.model)
+
+
+@pytest.mark.usefixtures("_quick_strong_views")
+@pytest.mark.parametrize("name", REUSE)
+def test_parts_of_a_batch_train_the_same_model_without_batch_norm(name):
+    net, settings = tiny_net(3), dataclasses.replace(REUSED, augment=("resized_crop",))
+    candidates = [Candidate("m5", 2, {"source_weight": 1.0}, _arrays(net, 0) if REUSE[name].arrays else {})]
+    (whole,) = _reuse(name, net, settings, candidates)
+    (parts,) = _reuse(name, net, dataclasses.replace(settings, microbatches=2, remat=True), candidates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), parts.model, whole.model)
+    assert parts.gflops == whole.gflops
+
+
+def test_each_candidate_has_its_own_arrays():
+    net = tiny_net(3)
+    arrays = [_arrays(net, seed) for seed in (0, 1)]
+    together = list(_reuse("cotuning", net, REUSED, [Candidate("m5", 2, {}, own) for own in arrays]))
+    (alone,) = _reuse("cotuning", net, REUSED, [Candidate("m5", 2, {}, arrays[1])])
+    assert_equal_trees(alone.model, together[1].model)
+    kernels = [found.model["params"]["conv"]["kernel"] for found in together]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
+
+
+def test_arrays_of_different_shapes_are_refused():
+    net = tiny_net(3)
+    arrays = _arrays(net, 0)
+    wider = {**arrays, "relationship": np.ones((3, 9), np.float32)}
+    with pytest.raises(ValueError, match=r"same names, shapes and dtypes:\ndiffers: relationship .*\[3, 9\]"):
+        list(_reuse("cotuning", net, REUSED, [Candidate("m5", 2, {}, own) for own in (arrays, wider)]))
+
+
+def test_new_heads_have_the_standard_deviation_in_the_settings():
+    net = tiny_net(3)
+    frozen = OptimizerSettings(learning_rate=1e-30)
+    kernels = {}
+    for std in (0.01, 0.5):
+        (done,) = _finetune(
+            net, _models(net, [5]), FinetuneSettings(steps=1, batch_size=16, head_std=std, optimizer=frozen)
+        )
+        kernels[std] = done.model["params"]["fc"]["kernel"]
+    expected = random_head(jax.random.fold_in(jax.random.key(2), 0x4EAD), {}, net)["fc"]["kernel"]
+    np.testing.assert_allclose(kernels[0.01], expected, rtol=1e-5)
+    np.testing.assert_allclose(kernels[0.5], 50 * expected, rtol=1e-5)
+
+
+def test_grid_takes_weights_of_the_source_as_its_last_setting():
+    settings = FinetuneSettings(learning_rates=(0.1, 0.01), weight_decays=(0.0, 1e-4))
+    points = grid(settings, source_weights=(0.1, 0.3, 1.0))
+    assert len(points) == 12 and list(points[1].values()) == [0.1, 0.0, 0.3]
+    assert [{name: point[name] for name in list(point)[:2]} for point in points[::3]] == grid(settings)
+    assert list(points[0]) == ["learning_rate", "weight_decay", "source_weight"]
+
+
+# --- heads and metrics
 
 
 def test_custom_head_and_custom_metrics_are_used():

@@ -1,13 +1,12 @@
 """The interface of all objectives, so that one loop trains any of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float
 
 from jax_transfer.checkpoints.checkpoint import Model
-from jax_transfer.models.net import Net
 from jax_transfer.records import Views
 
 Params = Any  # a tree of everything trained by gradients, such as a net, a projector, a text tower or several heads
@@ -51,18 +50,35 @@ class Objective(NamedTuple):
     groups: Callable[[Params], Any] = all_backbone
 
 
-def head_and_backbone(net: Net, params: Params):
-    """Labels the parameters of the classification head of a net "head" and all others "backbone".
+class Reuse(NamedTuple):
+    """An objective of fine-tuning that reuses what a checkpoint was pre-trained on, and what it must be given for that.
+
+    Attributes:
+      make: `make(net, augment, source_weight=..., **settings, **arrays) -> Objective`. `net` has a head for the classes
+        of the target, `augment` the names of the augmentations of its images, and the loss is that of the target plus
+        `source_weight`, which may be traced, times that of the source.
+      feeds: what the objective reads: "train", the target, first, and perhaps "source", the pre-training data.
+      settings: names of further keyword arguments: "num_source_classes" of an objective that needs the labels of the
+        "source" feed, and "head_std" of one that makes a new head.
+      arrays: names of the keyword arguments that are arrays, as in `transfer.finetune.Candidate.arrays`.
+    """
+
+    make: Callable[..., Objective]
+    feeds: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
+
+
+def head_and_backbone(heads: Sequence[tuple[str, ...]], params: Params):
+    """Labels the parameters below the paths in `heads` "head" and all others "backbone".
 
     Example:
-      >>> import types
-      >>> net = types.SimpleNamespace(classifier=("fc",))
-      >>> head_and_backbone(net, {"conv": {"kernel": 0.0}, "fc": {"bias": 0.0}})
+      >>> head_and_backbone([("fc",)], {"conv": {"kernel": 0.0}, "fc": {"bias": 0.0}})
       {'conv': {'kernel': 'backbone'}, 'fc': {'bias': 'head'}}
     """
-    head = net.classifier
 
     def label(path, _):
-        return "head" if tuple(key.key for key in path[: len(head)]) == head else "backbone"
+        names = tuple(key.key for key in path)
+        return "head" if any(names[: len(head)] == head for head in heads) else "backbone"
 
     return jax.tree_util.tree_map_with_path(label, params)

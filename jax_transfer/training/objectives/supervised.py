@@ -2,12 +2,10 @@
 
 import functools
 
-import jax.numpy as jnp
-import optax
-
 from jax_transfer.fields import Probability
 from jax_transfer.models.net import Net
 from jax_transfer.training.objectives.objective import Objective, head_and_backbone
+from jax_transfer.training.objectives.parts import loss_and_accuracy
 
 
 def supervised(net: Net, augment: tuple[str, ...], label_smoothing: Probability = 0.0) -> Objective:
@@ -26,6 +24,7 @@ def supervised(net: Net, augment: tuple[str, ...], label_smoothing: Probability 
 
     Example:
       >>> import types
+      >>> import jax.numpy as jnp
       >>> from jax_transfer.models.net import Output
       >>> from jax_transfer.records import Views
       >>> apply_train = lambda params, stats, images, key: (Output(images @ params, images), stats)
@@ -43,10 +42,7 @@ def supervised(net: Net, augment: tuple[str, ...], label_smoothing: Probability 
     def loss(params, aux, views, key):
         (images,), labels = views["train"].images, views["train"].labels
         output, stats = net.apply_train(params, aux["stats"], images, key)
-        mixed = labels.ndim == 2
-        targets = labels if mixed else jnp.eye(net.num_classes)[labels]
-        value = optax.softmax_cross_entropy(output.logits, optax.smooth_labels(targets, label_smoothing)).mean()
-        accuracy = (output.logits.argmax(-1) == (targets.argmax(-1) if mixed else labels)).mean()
+        value, accuracy = loss_and_accuracy(output.logits, labels, label_smoothing)
         return value, ({"stats": stats}, {"accuracy": accuracy})
 
     return Objective(
@@ -54,5 +50,5 @@ def supervised(net: Net, augment: tuple[str, ...], label_smoothing: Probability 
         loss,
         model=lambda params, aux: {"params": params, "stats": aux["stats"]},
         views={"train": (augment,)},
-        groups=functools.partial(head_and_backbone, net),
+        groups=functools.partial(head_and_backbone, (net.classifier,)),
     )

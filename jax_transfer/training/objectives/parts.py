@@ -1,0 +1,79 @@
+"""What several objectives have in common: the classification loss, a second head, and one pass over several batches."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jax_transfer.models.net import Net, Output
+
+
+def loss_and_accuracy(
+    logits: Float[Array, "b c"], labels: Int[Array, " b"] | Float[Array, "b c"], label_smoothing: float = 0.0
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns the mean softmax cross-entropy of a batch, in nats, and the share of images whose class is predicted.
+
+    Args:
+      labels: integers or, if images are mixed, the weights of the classes. The label of a mixed image is the class with
+        the largest weight.
+      label_smoothing: probability that is taken from the true class and spread evenly over all classes.
+
+    Example:
+      >>> loss, accuracy = loss_and_accuracy(jnp.zeros((2, 2)), jnp.array([0, 1]))
+      >>> round(float(loss), 2), float(accuracy)
+      (0.69, 0.5)
+    """
+    mixed = labels.ndim == 2
+    targets = labels if mixed else jnp.eye(logits.shape[-1])[labels]
+    loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing)).mean()
+    return loss, (logits.argmax(-1) == (targets.argmax(-1) if mixed else labels)).mean()
+
+
+def linear(head: dict[str, Array], features: Float[Array, "b d"]) -> Float[Array, "b s"]:
+    """Returns the logits of a linear head {"kernel": [d, s], "bias": [s]}.
+
+    Example:
+      >>> linear({"kernel": jnp.ones((3, 2)), "bias": jnp.array([0.0, 1.0])}, jnp.ones((1, 3))).tolist()
+      [[3.0, 4.0]]
+    """
+    return features @ head["kernel"] + head["bias"]
+
+
+def in_one_pass(
+    net: Net, params: Any, stats: Any, batches: Sequence[Float[Array, "_ h w 3"]], key: jax.Array
+) -> tuple[list[Output], Any]:
+    """Applies a net in training mode to several batches of images in one forward pass, so that BatchNorm sees them all.
+
+    The batches are interleaved: where BatchNorm normalises groups of the batch (`batch_norm_group`), each group holds
+    images of all of them in proportion, and a batch that is split over devices stays where it is.
+
+    Returns:
+      The output for each batch, and the new statistics.
+
+    Example:
+      >>> import types
+      >>> apply_train = lambda params, stats, images, key: (Output(images, images), {"mean": images.mean()})
+      >>> net = types.SimpleNamespace(apply_train=apply_train)
+      >>> batches = [jnp.zeros((2, 1)), jnp.ones((4, 1))]
+      >>> outputs, stats = in_one_pass(net, {}, {}, batches, key=None)
+      >>> [output.logits.shape for output in outputs], round(float(stats["mean"]), 2)
+      ([(2, 1), (4, 1)], 0.67)
+    """
+    blocks = math.gcd(*map(len, batches))
+    divided = [images.reshape(blocks, -1, *images.shape[1:]) for images in batches]
+    together = jnp.concatenate(divided, 1)
+    output, stats = net.apply_train(params, stats, together.reshape(-1, *together.shape[2:]), key)
+    ends = [sum(part.shape[1] for part in divided[: i + 1]) for i in range(len(divided))]
+
+    def rows(part, end):
+        def select(x):
+            own = x.reshape(blocks, -1, *x.shape[1:])[:, end - part.shape[1] : end]
+            return own.reshape(-1, *x.shape[1:])
+
+        return jax.tree.map(select, output)
+
+    return [rows(part, end) for part, end in zip(divided, ends, strict=True)], stats
