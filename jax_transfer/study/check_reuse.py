@@ -1,18 +1,21 @@
 """Checks of what a study selects from its source images, and of how it reuses them, before anything is computed."""
 
+from collections.abc import Mapping
+
 from jax_transfer import fields
 from jax_transfer.choose import choose
 from jax_transfer.fields import StudyConfig
 from jax_transfer.records import InputError
-from jax_transfer.selection.strategies import STRATEGIES
+from jax_transfer.selection.strategies import STRATEGIES, SelectionSettings
 from jax_transfer.study import settings
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.objectives import REUSE
+from jax_transfer.transfer.finetune import Reuse
 
 
 def check(config: StudyConfig) -> None:
     """Checks the selections of source images, and the ways to reuse them in fine-tuning."""
-    selections, ways = settings.selections(config), settings.reuses(config)
+    selections = settings.selections(config)
     for name, selection in selections.items():
         if selection.kind == "cluster" and STRATEGIES[selection.strategy].needs_names:
             raise InputError(
@@ -29,28 +32,35 @@ def check(config: StudyConfig) -> None:
         raise InputError(
             'config.select.selections is empty: name at least one, or leave "select" out of config.stages.'
         )
-    fields.check_unique([str(way) for way in ways], "config.reuse")
-    for index, way in enumerate(ways):
-        where, kind = f"config.reuse[{index}]", REUSE[way.objective]
-        if not kind.source_views:
-            if way.selection is not None or way.batch_size is not None:
-                raise InputError(
-                    f"{where}: {way.objective} trains on no source images; leave selection and batch_size out."
-                )
-        elif way.selection is None:
-            raise InputError(
-                f"{where}: {way.objective} trains on source images; name a selection: "
-                f"{', '.join(selections) or 'none'}."
-            )
-        else:
-            choose(selections, way.selection, f"selection ({where}.selection)")
-        if way.only_selected_classes and not kind.needs_source_labels:
-            raise InputError(f"{where}.only_selected_classes: {way.objective} has no head for the source.")
+    for target in config.targets:
+        overridden = "reuse" in config.overrides.to_dict().get(target, {}).get("finetune", {})
+        field = f"config.overrides[{target!r}].finetune.reuse" if overridden else "config.finetune.reuse"
+        fields.check_unique([str(way) for way in settings.reuses(config, target)], field)
+        for index, way in enumerate(settings.reuses(config, target)):
+            _check_way(way, f"{field}[{index}]", selections)
+
+
+def _check_way(way: Reuse, where: str, selections: Mapping[str, SelectionSettings]) -> None:
+    """Checks that a way of reuse names a selection if and only if its objective trains on source images."""
+    objective = REUSE[way.objective]
+    if objective.source_views:
+        if way.selection is None:
+            named = ", ".join(selections) or "none"
+            raise InputError(f"{where}: {way.objective} trains on source images; name a selection: {named}.")
+        choose(selections, way.selection, f"selection ({where}.selection)")
+    elif way.selection is not None or way.batch_size is not None:
+        raise InputError(f"{where}: {way.objective} trains on no source images; leave selection and batch_size out.")
+    if way.only_selected_classes and not objective.settings:
+        raise InputError(f"{where}.only_selected_classes: {way.objective} has no head for the source.")
 
 
 def check_data(work: Workspace) -> None:
     """Checks that the source images suit the selections, and the checkpoints the ways to reuse them."""
-    config, source = work.config, work.source(work.reused, "train")
+    config = work.config
+    ways = [way for target in config.targets for way in settings.reuses(config, target) if "finetune" in config.stages]
+    if "select" not in config.stages and not ways:
+        return
+    source = work.source(work.reused, "train")
     for name, selection in settings.selections(config).items() if "select" in config.stages else ():
         where, last = f"config.select.selections[{name!r}]", selection.first - 1 + selection.num_selected
         if selection.kind == "cluster":
@@ -73,10 +83,10 @@ def check_data(work: Workspace) -> None:
         for class_name in names:
             known = dict.fromkeys(source.class_names)
             choose(known, class_name, f"class of {work.reused} (config.select.labels[{target!r}])")
-    if any(REUSE[way.objective].needs_relationship for way in settings.reuses(config)):
+    if any(REUSE[way.objective].arrays for way in ways):
         for snapshot in work.snapshots:
             if not work.checkpoint(snapshot).has_head:
                 raise InputError(
-                    f"config.reuse: cotuning needs the classification head of pre-training, which checkpoint "
+                    f"config.finetune.reuse: cotuning needs the classification head of pre-training, which checkpoint "
                     f"{snapshot.name} does not have: leave cotuning out, or the checkpoint."
                 )

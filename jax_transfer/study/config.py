@@ -27,7 +27,7 @@ from jax_transfer.ranking.candidates import Replaced
 from jax_transfer.records import METRICS
 from jax_transfer.report.tables import OBJECTIVE_NAMES
 from jax_transfer.results import PLAIN
-from jax_transfer.study.settings import DataSettings, PretrainSettings, Reuse, SelectSettings, SpectralSettings
+from jax_transfer.study.settings import DataSettings, PretrainSettings, SelectSettings, SpectralSettings
 from jax_transfer.study.stages import STAGES
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
@@ -39,8 +39,8 @@ from jax_transfer.transfer.probe import ProbeSettings
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "paper")
 CHANGEABLE_ANYWHERE = ("checkpoints", "remat")
 
-# Fields to which entries may be added, or from which they may be left out; those that stay must not change.
-GROWING = ("config.select.selections", "config.reuse")
+# Fields, in any section, to which entries may be added, or from which they may be left out; the others must not change.
+GROWING = ("selections", "reuse")
 
 # Fields whose keys are targets.
 BY_TARGET = ("overrides", "metrics")
@@ -130,7 +130,8 @@ class Study:
     name: str = "study"
     # Random seed for initialisation, data order, augmentation, subsets and splits.
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
-    # The stages to run, in the order of jax_transfer.study.stages.STAGES. "select" is only needed for config.reuse.
+    # The stages to run, in the order of jax_transfer.study.stages.STAGES. "select" is only needed for
+    # config.finetune.reuse.
     stages: Annotated[tuple[Annotated[str, OneOf(STAGES, "stage")], ...], Listed(True, True)] = tuple(
         name for name in STAGES if name != "select"
     )
@@ -157,9 +158,6 @@ class Study:
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     select: SelectSettings = SelectSettings()
-    # Ways of fine-tuning with pre-training data, which the stage "finetune" compares with the plain one; see `Reuse`:
-    # ({"objective": "joint", "selection": "uot", "source_weights": (0.1, 1.0)}, {"objective": "cotuning"}, ...).
-    reuse: tuple[Reuse, ...] = ()
     # Target -> fields of probe and finetune whose values differ for this target:
     # {"tfds:cifar10": {"probe": {"epochs": 150}}}.
     overrides: dict[str, dict] = dataclasses.field(default_factory=dict)
@@ -275,10 +273,14 @@ def _used(config: dict) -> dict:
     return {**config, "pretrain": pretrain}
 
 
-def _by_name(config: dict) -> dict:
-    """Names the entries of `reuse`, so that entries that both configs have can be compared."""
-    reuse = {" with ".join(filter(None, (e["objective"], e.get("selection")))): dict(e) for e in config["reuse"]}
-    return {**config, "reuse": reuse}
+def _by_name(config: Any) -> Any:
+    """Names the entries of each `reuse`, so that the entries that two configs have can be compared."""
+    if not isinstance(config, dict):
+        return config
+    named = {name: _by_name(value) for name, value in config.items()}
+    if isinstance(entries := named.get("reuse"), list | tuple):
+        named["reuse"] = {" with ".join(filter(None, (e["objective"], e.get("selection")))): dict(e) for e in entries}
+    return named
 
 
 def _differences(old: Mapping, new: Mapping, where: str) -> list[str]:
@@ -287,7 +289,7 @@ def _differences(old: Mapping, new: Mapping, where: str) -> list[str]:
         if (where == "config" and name in CHANGEABLE) or name in CHANGEABLE_ANYWHERE:
             continue
         a, b = old.get(name), new.get(name)
-        if where in GROWING and (a is None or b is None):
+        if where.rpartition(".")[2] in GROWING and (a is None or b is None):
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             lines += _differences(a, b, f"{where}.{name}")

@@ -19,12 +19,12 @@ from jax_transfer.study import estimates, settings
 from jax_transfer.study.epochs import Snapshot, finetuned_snapshots
 from jax_transfer.study.grid import IMAGES, SPLIT_OF, choice, columns, point_of, rates, tried
 from jax_transfer.study.reuse import num_source_views, points, training
-from jax_transfer.study.settings import Reuse
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.finetune import (
     Candidate,
     Finetuned,
     FinetuneSettings,
+    Reuse,
     finetune,
     grid,
     total_steps,
@@ -57,7 +57,7 @@ def run(work: Workspace) -> None:
     rows.forget_failures()
     devices.wait_for_all("fine-tuning: rows are read")  # a row that one process writes must not be news to another
     for target in work.config.targets:
-        for reuse in (None, *settings.reuses(work.config)):
+        for reuse in (None, *settings.reuses(work.config, target)):
             _run(work, target, reuse, rows)
 
 
@@ -165,11 +165,10 @@ def divergence(result: Finetuned) -> str:
 
 def describe(work: Workspace) -> str:
     """Describes this stage for the plan."""
-    ways = [None, *settings.reuses(work.config)]
-    tunings = [settings.finetune_settings(work.config, target) for target in work.config.targets]
-    most = max(len(points(tuning, reuse)) for tuning in tunings for reuse in ways)
-    named = "".join(f", {reuse}" for reuse in ways[1:])
-    return estimates.checkpoints(work) + named + (f", up to {most} settings each" if most > 1 else "")
+    ways = {target: [None, *settings.reuses(work.config, target)] for target in work.config.targets}
+    most = max(len(points(settings.finetune_settings(work.config, t), way)) for t, own in ways.items() for way in own)
+    named = dict.fromkeys(str(way) for own in ways.values() for way in own if way)
+    return ", ".join((estimates.checkpoints(work), *named)) + (f", up to {most} settings each" if most > 1 else "")
 
 
 def gigaflops(work: Workspace) -> float:
@@ -181,7 +180,7 @@ def gigaflops(work: Workspace) -> float:
     for target in work.config.targets:
         tuning = settings.finetune_settings(work.config, target)
         step = estimates.finetune_step_gigaflops(work, target)
-        for reuse in (None, *settings.reuses(work.config)):
+        for reuse in (None, *settings.reuses(work.config, target)):
             runs, count = {TEST: tuning.num_seeds}, len(points(tuning, reuse))
             if count > 1:
                 runs[SPLIT_OF[tuning.choose]] = count
@@ -248,7 +247,7 @@ def _tuning_key(tuning: FinetuneSettings, changes: Mapping[str, float]) -> str:
     values = dataclasses.asdict(tuning)
     # The choice of checkpoints and the number of seeds change no fine-tuned model, and `remat` only by rounding.
     values |= {"checkpoints": None, "num_seeds": None}
-    for name in ("remat", "learning_rates", "weight_decays", "choose"):
+    for name in ("remat", "learning_rates", "weight_decays", "choose", "reuse"):
         del values[name]
     values["optimizer"] |= changes
     # Files older than these settings stay valid.

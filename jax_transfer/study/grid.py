@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping
 from jax_transfer.results import PLAIN, TEST, TEST_GRID, VALIDATION, TransferRow
 from jax_transfer.study import reuse as reusing
 from jax_transfer.study.epochs import Snapshot
-from jax_transfer.study.settings import Reuse
-from jax_transfer.transfer.finetune import FinetuneSettings
+from jax_transfer.transfer.finetune import FinetuneSettings, Reuse
 
 # Value of `config.finetune.choose` and `config.probe.choose` -> the split of the rows of the grid.
 SPLIT_OF = {"validation": VALIDATION, "test": TEST_GRID}

@@ -1,4 +1,4 @@
-"""How fine-tuning reuses pre-training data (`config.reuse`): its objective, feeds, arrays and grid of settings."""
+"""How fine-tuning reuses pre-training data (`config.finetune.reuse`): its objective, feeds, arrays and grid of settings."""
 
 import dataclasses
 import functools
@@ -15,10 +15,9 @@ from jax_transfer.data.subsets import stratified_split
 from jax_transfer.models import Net
 from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.select import selected_images
-from jax_transfer.study.settings import Reuse
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.objectives import OBJECTIVES, REUSE, Objective
-from jax_transfer.transfer.finetune import FinetuneSettings, grid
+from jax_transfer.transfer.finetune import FinetuneSettings, Reuse, grid
 from jax_transfer.transfer.relationship import category_relationship
 
 TARGET, SOURCE = "train", "source"  # names of the feeds; an epoch is one pass over the images of the target
@@ -59,8 +58,7 @@ def points(tuning: FinetuneSettings, reuse: Reuse | None) -> list[dict[str, floa
     replaced = {
         name: value for name in ("learning_rates", "weight_decays") if (value := getattr(reuse, name)) is not None
     }
-    rates = grid(dataclasses.replace(tuning, **replaced))
-    return [{**point, "source_weight": weight} for point in rates for weight in reuse.source_weights]
+    return grid(dataclasses.replace(tuning, **replaced), reuse.source_weights)
 
 
 def training(
@@ -91,14 +89,14 @@ def training(
         return Training(functools.partial(OBJECTIVES["supervised"], net, tuning.augment), feeds, {})
     kind = REUSE[reuse.objective]
     make = functools.partial(kind.make, net, tuning.augment)
-    if kind.needs_relationship:
+    if kind.arrays:
         return Training(make, feeds, _relationship(work, snapshot, target))
     assert reuse.selection is not None  # checked with the config
     source = selected_images(work, snapshot, target, reuse.selection)
     if reuse.only_selected_classes:
         source = of_classes(source, np.unique(source.labels).tolist())
-    if kind.needs_source_labels:
-        make = functools.partial(make, num_source_classes=source.num_classes, head_std=tuning.head_std)
+    given = {"num_source_classes": source.num_classes, "head_std": tuning.head_std}
+    make = functools.partial(make, **{name: given[name] for name in kind.settings})
     crops = crops_of(make(source_weight=1.0).views[SOURCE])
     images = work.feed_of(source, preprocessing, crops).on(mesh)
     return Training(make, {**feeds, SOURCE: (images, reuse.batch_size or tuning.batch_size)}, {})

@@ -14,10 +14,8 @@ from jax_transfer.features.means import REPRESENTATIONS
 from jax_transfer.fields import (
     Count,
     Few,
-    Listed,
     NotNegative,
     OneOf,
-    Positive,
     Probability,
     Rule,
     Steps,
@@ -26,9 +24,9 @@ from jax_transfer.fields import (
 from jax_transfer.models import MODELS
 from jax_transfer.records import InputError
 from jax_transfer.selection.strategies import SelectionSettings
-from jax_transfer.training.objectives import OBJECTIVES, REUSE
+from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OptimizerSettings
-from jax_transfer.transfer.finetune import Augmentations, FinetuneSettings, grid
+from jax_transfer.transfer.finetune import Augmentations, FinetuneSettings, Reuse, grid
 from jax_transfer.transfer.probe import ProbeSettings
 
 
@@ -96,7 +94,7 @@ class SpectralSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SelectSettings:
-    """The fields of `config.select`: which source images may be reused in fine-tuning, see `config.reuse`."""
+    """The fields of `config.select`: which source images may be reused in fine-tuning, see `config.finetune.reuse`."""
 
     # The data set to select from; unset: config.source.dataset.
     dataset: str = ""
@@ -116,30 +114,6 @@ class SelectSettings:
 
     def __post_init__(self):
         fields.check_itself(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reuse:
-    """An entry of `config.reuse`: a way of fine-tuning with source images or source labels, besides plain fine-tuning.
-
-    Unset fields have the values of `config.finetune`.
-    """
-
-    objective: Annotated[str, OneOf(REUSE, "objective of fine-tuning")]
-    # A key of config.select.selections, for an objective that trains on source images.
-    selection: str | None = None
-    # Number of source images in a step; unset: as many as target images.
-    batch_size: Count | None = None
-    # Weights of the loss that is added to that of plain fine-tuning, which become part of the grid of settings.
-    source_weights: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] = (1.0,)
-    learning_rates: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] | None = None
-    weight_decays: Annotated[tuple[NotNegative, ...], Listed(filled=True, unique=True)] | None = None
-    # joint: whether the head for the source has all of its classes, or only the selected ones.
-    only_selected_classes: bool = False
-
-    def __str__(self) -> str:
-        """Names it in messages."""
-        return f"{self.objective} with {self.selection}" if self.selection else self.objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,19 +274,17 @@ def selections(config: StudyConfig) -> dict[str, SelectionSettings]:
     return {n: fields.make(SelectionSettings, entry, f"{where}[{n!r}]", partial=True) for n, entry in entries.items()}
 
 
-def reuses(config: StudyConfig) -> list[Reuse]:
-    """Returns the ways of fine-tuning with pre-training data, in order.
+def reuses(config: StudyConfig, target: str) -> list[Reuse]:
+    """Returns the ways of fine-tuning on a target with pre-training data, in order.
 
     >>> from jax_transfer.study.config import default_config
     >>> config = default_config()
-    >>> config.reuse = ({"objective": "joint", "selection": "uot"},)
-    >>> str(reuses(config)[0])
+    >>> config.finetune.reuse = ({"objective": "joint", "selection": "uot"},)
+    >>> str(reuses(config, "tfds:mnist")[0])
     'joint with uot'
     """
-    return [
-        fields.make(Reuse, dict(entry), f"config.reuse[{index}]", partial=True)
-        for index, entry in enumerate(config.reuse)
-    ]
+    entries = finetune_settings(config, target).reuse
+    return [fields.make(Reuse, dict(entry), f"reuse[{i}]", partial=True) for i, entry in enumerate(entries)]
 
 
 def pretrain_optimizer(config: StudyConfig) -> OptimizerSettings:

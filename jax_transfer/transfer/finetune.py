@@ -31,7 +31,7 @@ from jax_transfer.models.net import Net, with_new_head, without_projection
 from jax_transfer.records import InputError
 from jax_transfer.training.evaluation import Measure, classification
 from jax_transfer.training.loop import train
-from jax_transfer.training.objectives import Objective
+from jax_transfer.training.objectives import REUSE, Objective
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
 from jax_transfer.training.state import evaluated, init_state
 from jax_transfer.training.steps import make_train_step, many_steps_of_many, memory_advice, train_step_gigaflops
@@ -46,6 +46,30 @@ RATES = ("learning_rate", "weight_decay")  # optimizer settings that a candidate
 
 Augmentation = Annotated[str, OneOf(ChainMap(CROPS, AUGMENTATIONS, MIXINGS), "augmentation")]
 Augmentations = Annotated[tuple[Augmentation, ...], Listed(first=CROPS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reuse:
+    """An entry of `config.finetune.reuse`: a way of fine-tuning with source images or source labels, besides plain fine-tuning.
+
+    Unset fields have the values of `config.finetune`.
+    """
+
+    objective: Annotated[str, OneOf(REUSE, "objective of fine-tuning")]
+    # A key of config.select.selections, for an objective that trains on source images.
+    selection: str | None = None
+    # Number of source images in a step; unset: as many as target images.
+    batch_size: Count | None = None
+    # Weights of the loss that is added to that of plain fine-tuning, which become part of the grid of settings.
+    source_weights: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] = (1.0,)
+    learning_rates: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] | None = None
+    weight_decays: Annotated[tuple[NotNegative, ...], Listed(filled=True, unique=True)] | None = None
+    # joint: whether the head for the source has all of its classes, or only the selected ones.
+    only_selected_classes: bool = False
+
+    def __str__(self) -> str:
+        """Names it in messages."""
+        return f"{self.objective} with {self.selection}" if self.selection else self.objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +102,9 @@ class FinetuneSettings:
     # training on the others; the chosen one is trained again on all training images and tested once. test: the best
     # accuracy on the test images, which is optimistic ("Ranking Neural Checkpoints" defines its ground truth G so).
     choose: Annotated[str, OneOf(dict.fromkeys(CHOICES), "choice")] = "validation"
+    # Ways of fine-tuning with pre-training data, which are compared with plain fine-tuning:
+    # ({"objective": "joint", "selection": "uot", "source_weights": (0.1, 1.0)}, {"objective": "cotuning"}, ...).
+    reuse: tuple[Reuse, ...] = ()
 
     def __post_init__(self):
         check_itself(self)

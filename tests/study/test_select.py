@@ -17,8 +17,9 @@ from jax_transfer.results import TEST, VALIDATION, Rows, picture
 from jax_transfer.study import checks, reuse
 from jax_transfer.study.config import differences
 from jax_transfer.study.select import selected_images
-from jax_transfer.study.settings import Reuse, finetune_settings, reuses
+from jax_transfer.study.settings import finetune_settings, reuses
 from jax_transfer.study.workspace import Workspace
+from jax_transfer.transfer.finetune import Reuse
 
 SOURCE = "embedded:mnist_5k?train=300&test=60"
 TARGET = "embedded:digits?train=160&test=64"
@@ -45,7 +46,7 @@ def reuse_config(**changes):
         "select__dataset": SOURCE,
         "select__selections": SELECTIONS,
         "select__labels": {TARGET: ("3", "8")},
-        "reuse": WAYS,
+        "finetune__reuse": WAYS,
         "finetune__steps": 4,
         "finetune__num_seeds": 2,
     }
@@ -82,7 +83,9 @@ def test_selections_have_a_row_for_each_selected_class_or_cluster(study):
 def test_every_way_of_reuse_has_results_for_all_seeds(study):
     _, rows = study
     results = {
-        (r["objective"], r["selection"], r["seed"]): r for r in rows["transfer"] if r["split"] == TEST and not r["error"]
+        (r["objective"], r["selection"], r["seed"]): r
+        for r in rows["transfer"]
+        if r["split"] == TEST and not r["error"]
     }
     ways = [("supervised", None), *((way["objective"], way.get("selection")) for way in WAYS)]
     assert list(results) == [(*way, seed) for way in ways for seed in (0, 1)]
@@ -191,7 +194,7 @@ def test_copies_of_test_images_are_listed_and_left_out(folders, tmp_path):
         select__selections={"uot": {"strategy": "uot", "num_selected": 2}},
         select__labels={},
         select__exclude_duplicates=True,
-        reuse=(),
+        finetune__reuse=(),
         preprocessing__image_size=16,
     )
     rows = run_stages(config, tmp_path)
@@ -215,7 +218,9 @@ def test_joint_trains_on_the_whole_source_head_or_only_on_the_selected_classes(s
     for only in (False, True):
         way = Reuse("joint", "random", only_selected_classes=only)
         needed = reuse.training(work, snapshot, TARGET, "train", net, tuning, way, mesh)
-        params, _ = jax.eval_shape(lambda key, n=needed: n.make_objective(source_weight=1.0).init(key), jax.random.key(0))
+        params, _ = jax.eval_shape(
+            lambda key, n=needed: n.make_objective(source_weight=1.0).init(key), jax.random.key(0)
+        )
         sizes.append(params["source_head"]["bias"].shape[0])
     assert sizes == [10, 3]
     work.close()
@@ -223,16 +228,21 @@ def test_joint_trains_on_the_whole_source_head_or_only_on_the_selected_classes(s
 
 def test_selections_and_ways_may_be_added_or_left_out_but_not_changed():
     before = to_json(reuse_config())
-    more = reuse_config(reuse=WAYS[:2], select__selections={**SELECTIONS, "all": {"strategy": "uot", "num_selected": 10}})
+    more = reuse_config(
+        finetune__reuse=WAYS[:2], select__selections={**SELECTIONS, "all": {"strategy": "uot", "num_selected": 10}}
+    )
     assert differences(before, to_json(more)) == []
     changed = reuse_config(select__selections={**SELECTIONS, "uot": {"strategy": "uot", "num_selected": 4}})
     assert differences(before, to_json(changed)) == ["config.select.selections.uot.num_selected was 3, is 4"]
     weights = [{**WAYS[0], "source_weights": (0.5,)}, *WAYS[1:]]
-    assert "config.reuse.joint with uot.source_weights" in differences(before, to_json(reuse_config(reuse=tuple(weights))))[0]
+    assert (
+        "config.finetune.reuse.joint with uot.source_weights"
+        in differences(before, to_json(reuse_config(finetune__reuse=tuple(weights))))[0]
+    )
 
 
 def test_ways_are_named_by_objective_and_selection():
-    assert [str(way) for way in reuses(reuse_config())] == [
+    assert [str(way) for way in reuses(reuse_config(), TARGET)] == [
         "joint with uot",
         "joint with random",
         "weak_strong with clusters",
@@ -241,16 +251,16 @@ def test_ways_are_named_by_objective_and_selection():
 
 
 REFUSED = [
-    ({"reuse": ({"objective": "joint"},)}, r"config\.reuse\[0\]: joint trains on source images; name a selection: clusters, greedy"),
-    ({"reuse": ({"objective": "joint", "selection": "uto"},)}, r"selection \(config\.reuse\[0\]\.selection\): 'uto'.*'uot'"),
-    ({"reuse": ({"objective": "join", "selection": "uot"},)}, r"config\.reuse\[0\]\.objective\): 'join'"),
-    ({"reuse": ({"selection": "uot"},)}, r"config\.reuse\[0\] lacks objective"),
-    ({"reuse": (WAYS[0], WAYS[0])}, r"config\.reuse lists 'joint with uot' twice"),
-    ({"reuse": ({"objective": "cotuning", "selection": "uot"},)}, "cotuning trains on no source images"),
-    ({"reuse": ({"objective": "weak_strong", "selection": "uot", "only_selected_classes": True},)}, "has no head for the"),
-    ({"reuse": ({"objective": "joint", "selection": "uot", "source_weights": ()},)}, r"source_weights is empty"),
+    ({"finetune__reuse": ({"objective": "joint"},)}, r"config\.finetune\.reuse\[0\]: joint trains on source images; name a selection: clusters, greedy"),
+    ({"finetune__reuse": ({"objective": "joint", "selection": "uto"},)}, r"selection \(config\.finetune\.reuse\[0\]\.selection\): 'uto'.*'uot'"),
+    ({"finetune__reuse": ({"objective": "join", "selection": "uot"},)}, r"config\.finetune\.reuse\[0\]\.objective\): 'join'"),
+    ({"finetune__reuse": ({"selection": "uot"},)}, r"config\.finetune\.reuse\[0\] lacks objective"),
+    ({"finetune__reuse": (WAYS[0], WAYS[0])}, r"config\.finetune\.reuse lists 'joint with uot' twice"),
+    ({"finetune__reuse": ({"objective": "cotuning", "selection": "uot"},)}, "cotuning trains on no source images"),
+    ({"finetune__reuse": ({"objective": "weak_strong", "selection": "uot", "only_selected_classes": True},)}, "has no head for the"),
+    ({"finetune__reuse": ({"objective": "joint", "selection": "uot", "source_weights": ()},)}, r"source_weights is empty"),
     ({"select__selections": {"x": {"strategy": "ott"}}}, r"strategy \(config\.select\.selections\['x'\]\.strategy\): 'ott'"),
-    ({"select__selections": {}, "reuse": ()}, r"config\.select\.selections is empty"),
+    ({"select__selections": {}, "finetune__reuse": ()}, r"config\.select\.selections is empty"),
     ({"select__selections": {**SELECTIONS, "x": {"strategy": "labels", "kind": "cluster"}}}, "clusters have none"),
     ({"select__selections": {**SELECTIONS, "x": {"kind": "cluster", "num_clusters": 5}}}, "ranks up to 100 of num_clusters"),
     ({"select__labels": {"tfds:pets": ("cat",)}}, r"config\.select\.labels; it must be one of config\.targets"),
@@ -299,14 +309,14 @@ def test_too_few_selected_images_for_a_batch_are_refused_by_name(study, tmp_path
     (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
     one_class = {"uot": {"strategy": "uot", "num_selected": 1}}
     ways = ({"objective": "joint", "selection": "uot", "batch_size": 100},)
-    config = reuse_config(stages=("select", "finetune"), select__selections=one_class, reuse=ways)
+    config = reuse_config(stages=("select", "finetune"), select__selections=one_class, finetune__reuse=ways)
     with pytest.raises(InputError, match=r"training images, fewer than one batch of 100|feed source"):
         run_stages(config, tmp_path)
 
 
 def test_projections_are_refused_where_there_are_none(study):
     workdir, _ = study
-    with pytest.raises(InputError, match='supervised pre-training has no projection; use config.select.representation'):
+    with pytest.raises(InputError, match="supervised pre-training has no projection; use config.select.representation"):
         run_stages(reuse_config(stages=("select",), select__representation="projection"), workdir)
 
 
@@ -314,7 +324,7 @@ def test_random_selections_of_two_targets_differ(tmp_path):
     other = "embedded:digits?train=100&test=64"
     selections = {"random": {"strategy": "random", "num_selected": 5}}
     config = reuse_config(
-        targets=(TARGET, other), stages=("pretrain", "select"), select__selections=selections, reuse=()
+        targets=(TARGET, other), stages=("pretrain", "select"), select__selections=selections, finetune__reuse=()
     )
     run_stages(config, tmp_path)
     rows = Rows(tmp_path / "results", "selection").rows
@@ -326,7 +336,7 @@ def test_wanted_names_are_those_that_source_and_target_share_by_default(study, t
     workdir, _ = study
     (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
     selections = {"labels": {"strategy": "labels"}}
-    config = reuse_config(stages=("select",), select__selections=selections, select__labels={}, reuse=())
+    config = reuse_config(stages=("select",), select__selections=selections, select__labels={}, finetune__reuse=())
     rows = run_stages(config, tmp_path)["selection"]
     names = load_source(SOURCE, "train").class_names
     assert [json.loads(json.dumps(row["class"])) for row in rows] == list(names)

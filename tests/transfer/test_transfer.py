@@ -400,7 +400,7 @@ def _reuse(name, net, settings, candidates, epochs=(), **fixed):
     views = make(**{"source_weight": 0.0, **candidates[0].changes, **candidates[0].arrays}).views
     sources = {"train": (_images("train"), 16), "source": (_source_images(), 8)}
     feeds = {}
-    for feed in reuse.feeds:
+    for feed in views:
         source, batch_size = sources[feed]
         feeds[feed] = (make_feed(source, PREPROCESSING, mesh, 1.0, 2, crops=crops_of(views[feed])), batch_size)
     test = _feed("test", mesh)

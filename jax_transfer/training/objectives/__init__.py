@@ -9,14 +9,14 @@ REUSE holds objectives for fine-tuning alone, which reuse what a checkpoint was 
 from jax_transfer.training.objectives.cotuning import cotuning
 from jax_transfer.training.objectives.joint import joint
 from jax_transfer.training.objectives.objective import Objective as Objective
-from jax_transfer.training.objectives.objective import Reuse
+from jax_transfer.training.objectives.objective import ReuseObjective
 from jax_transfer.training.objectives.supervised import supervised
 from jax_transfer.training.objectives.weak_strong import weak_strong
 
 OBJECTIVES = {"supervised": supervised}
 
 REUSE = {
-    "joint": Reuse(joint, feeds=("train", "source"), settings=("num_source_classes", "head_std")),
-    "weak_strong": Reuse(weak_strong, feeds=("train", "source")),
-    "cotuning": Reuse(cotuning, feeds=("train",), arrays=("relationship", "source_head")),
+    "joint": ReuseObjective(joint, source_views=1, settings=("num_source_classes", "head_std")),
+    "weak_strong": ReuseObjective(weak_strong, source_views=2),
+    "cotuning": ReuseObjective(cotuning, source_views=0, arrays=("relationship", "source_head")),
 }

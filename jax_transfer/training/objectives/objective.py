@@ -50,7 +50,7 @@ class Objective(NamedTuple):
     groups: Callable[[Params], Any] = all_backbone
 
 
-class Reuse(NamedTuple):
+class ReuseObjective(NamedTuple):
     """An objective of fine-tuning that reuses what a checkpoint was pre-trained on, and what it must be given for that.
 
     Attributes:
@@ -59,12 +59,12 @@ class Reuse(NamedTuple):
         `source_weight`, which may be traced, times that of the source.
       feeds: what the objective reads: "train", the target, first, and perhaps "source", the pre-training data.
       settings: names of further keyword arguments: "num_source_classes" of an objective that needs the labels of the
-        "source" feed, and "head_std" of one that makes a new head.
+        source, and "head_std" of one that makes a new head for them.
       arrays: names of the keyword arguments that are arrays, as in `transfer.finetune.Candidate.arrays`.
     """
 
     make: Callable[..., Objective]
-    feeds: tuple[str, ...]
+    source_views: int
     settings: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
 
