@@ -1,4 +1,4 @@
-"""How fine-tuning reuses pre-training data (`config.finetune.reuse`): its objective, feeds, arrays and grid of settings."""
+"""How fine-tuning reuses pre-training data (`config.finetune.reuse`): its objective, feeds, arrays and grid."""
 
 import dataclasses
 import functools

@@ -50,7 +50,7 @@ Augmentations = Annotated[tuple[Augmentation, ...], Listed(first=CROPS)]
 
 @dataclasses.dataclass(frozen=True)
 class Reuse:
-    """An entry of `config.finetune.reuse`: a way of fine-tuning with source images or source labels, besides plain fine-tuning.
+    """An entry of `config.finetune.reuse`: a way of fine-tuning with source images or source labels.
 
     Unset fields have the values of `config.finetune`.
     """
