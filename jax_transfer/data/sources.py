@@ -3,7 +3,8 @@
 A name has the form `kind:rest[?option=value&option=value]`: `tfds:cifar10`, `folder:/my/images?train=500&test=200`,
 `embedded:digits`, `tfds:cifar10?classes=cat+dog&per_class=100`. The kinds are the keys of SOURCES, and the options
 are the keys of `subsets.OPTIONS`. `train_fraction=0.3` splits all images anew: 30 % of each class for training, the
-others for testing; the other options apply to these splits.
+others for testing; the other options apply to these splits. `imbalance=10` keeps a long tail of the training images,
+with ten times as many of the first class as of the last; see `subsets.long_tail`.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from sklearn.datasets import load_digits
 from jax_transfer.choose import choose
 from jax_transfer.data import examine, folders
 from jax_transfer.data.source import SPLITS, WHOLE, Source, content_hash, from_arrays, read_arrays, shared
-from jax_transfer.data.subsets import FIRST, OPTIONS, Option, part_of_only_split
+from jax_transfer.data.subsets import EXCLUSIVE, FIRST, OPTIONS, Option, part_of_only_split
 from jax_transfer.data.tfds_sets import load_tfds
 from jax_transfer.data.transforms import DECODING_VERSION, decode_file, resize_square
 from jax_transfer.records import InputError, printable
@@ -109,8 +110,11 @@ def _parse_name(name: str) -> tuple[str, list[tuple[Option, Any]]]:
     if not (mark and re.fullmatch(r"\w+=[^=&/]*(&\w+=[^=&/]*)*", tail)):
         return name, []
     pairs = [pair.split("=") for pair in tail.split("&")]
-    if len({key for key, _ in pairs}) < len(pairs):
+    keys = {key for key, _ in pairs}
+    if len(keys) < len(pairs):
         raise InputError(f"{name!r}: an option is given twice; give each option once.")
+    if keys.issuperset(EXCLUSIVE):
+        raise InputError(f"{name!r}: {' and '.join(EXCLUSIVE)} exclude each other; give one of them.")
     pairs.sort(key=lambda pair: FIRST.index(pair[0]) if pair[0] in FIRST else len(FIRST))
     options = []
     for key, text in pairs:

@@ -4,6 +4,8 @@ Every subset is the same for the same `seed` on any machine (numpy's Generator) 
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,6 +89,62 @@ def fraction(labels: np.ndarray, part: float, seed: int, class_names: Sequence[s
     [6, 3]
     """
     return capped(labels, max(1, round(part * len(labels))), seed)
+
+
+def pareto(positions: np.ndarray) -> np.ndarray:
+    """Returns the exponents of a long tail after a Pareto distribution: log10(1 + 9 x) at each position x in [0, 1].
+
+    With a ratio of 10, class sizes fall as 1 / (1 + 9 x): fast at first, then slowly.
+
+    >>> pareto(np.array([0.0, 0.5, 1.0])).round(2).tolist()
+    [0.0, 0.74, 1.0]
+    """
+    return np.log1p(9 * positions) / math.log(10)
+
+
+def exponential(positions: np.ndarray) -> np.ndarray:
+    """Returns the exponents of a long tail that falls by the same factor from class to class: the positions.
+
+    Cui et al., 2019, "Class-balanced loss based on effective number of samples", section 5.1.
+    """
+    return positions
+
+
+def long_tail(
+    labels: np.ndarray,
+    ratio: float,
+    seed: int,
+    class_names: Sequence[str],
+    shape: Callable[[np.ndarray], np.ndarray] = pareto,
+) -> np.ndarray:
+    """Draws random images so that the classes, in their order, become smaller and smaller.
+
+    Class i of c keeps n r^(-shape(i / (c - 1))) images, where n is the size of the largest class and r the ratio; this
+    number is rounded to the nearest whole number (halves to even), and is at least 1 and at most the size of the class.
+    The first class keeps n, the last one n / r. A single class keeps all its images, and so does every class if the
+    ratio is 1. With the same seed, a larger ratio keeps some of the images of a smaller one, and `pareto` some of those
+    of `exponential`.
+
+    Args:
+      labels: int [n].
+      ratio: size of the first class divided by that of the last one, at least 1.
+      class_names: names of the c classes.
+      shape: `pareto` or `exponential`: maps positions in [0, 1] to exponents, rising from 0 to 1.
+
+    Returns:
+      Sorted indices into `labels`.
+
+    >>> labels = np.repeat(np.arange(4), 40)
+    >>> np.bincount(labels[long_tail(labels, 10, seed=0, class_names="abcd")]).tolist()
+    [40, 10, 6, 4]
+    >>> np.bincount(labels[long_tail(labels, 10, seed=0, class_names="abcd", shape=exponential)]).tolist()
+    [40, 19, 9, 4]
+    """
+    generator = np.random.default_rng(seed)
+    counts = np.bincount(labels, minlength=len(class_names))
+    kept = np.rint(counts.max() * ratio ** -shape(np.linspace(0, 1, len(counts)))).astype(int)
+    chosen = [generator.permutation(np.flatnonzero(labels == k))[: max(1, number)] for k, number in enumerate(kept)]
+    return np.sort(np.concatenate(chosen))
 
 
 def stratified_split(labels: np.ndarray, test_fraction: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
@@ -210,6 +268,12 @@ def _share(text: str) -> float:
     return float(text)
 
 
+def _ratio(text: str) -> float:
+    if not 1 <= float(text) < math.inf:
+        raise ValueError(text)
+    return float(text)
+
+
 def _part(text: str) -> float:
     if not 0 < float(text) < 1:
         raise ValueError(text)
@@ -232,5 +296,13 @@ OPTIONS = {
     "train": Option(("train",), _count, "a whole number of training images, 1 or more", _select_by(capped)),
     "test": Option(("test",), _count, "a whole number of test images, 1 or more", _select_by(capped)),
     "fraction": Option(("train",), _share, "a number in (0, 1]", _select_by(fraction)),
+    "imbalance": Option(("train",), _ratio, "a finite number of at least 1", _select_by(long_tail)),
+    "exponential_imbalance": Option(
+        ("train",),
+        _ratio,
+        "a finite number of at least 1",
+        _select_by(functools.partial(long_tail, shape=exponential)),
+    ),
 }
 FIRST = ("train_fraction", "classes")  # applied first, in this order, since the others apply to what they leave
+EXCLUSIVE = ("imbalance", "exponential_imbalance")  # two shapes of the same long tail, of which a name has one

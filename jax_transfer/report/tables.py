@@ -57,6 +57,7 @@ TARGET_OPTIONS = {
     "per_class": "{} per class",
     "fraction": "fraction {}",
     "imbalance": "imbalance {}",
+    "exponential_imbalance": "exponential imbalance {}",
     "train_fraction": "train fraction {}",
 }
 
