@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from jax_transfer.selection.select import label_selection, random_selection
-from jax_transfer.selection.transport import METRICS, Selection, greedy_ot_selection, uot_selection
+from jax_transfer.selection.select import label_selection, random_selection, shared_names
+from jax_transfer.selection.transport import COST_SCALES, Selection, greedy_ot_selection, uot_selection
 
 from jax_transfer.choose import choose
 from jax_transfer.fields import Count, OneOf, Positive, check_itself
@@ -38,7 +38,7 @@ class Strategy(NamedTuple):
 
     Attributes:
       has_similarity: whether its similarity measures anything.
-      needs_names: whether it needs the names of classes, so that it cannot select clusters.
+      needs_names: whether it goes by the names of classes, so that it cannot select clusters. It selects all that match.
     """
 
     select: Callable[[Problem, "SelectionSettings", int], Selection]
@@ -68,7 +68,16 @@ def _random(problem: Problem, settings: "SelectionSettings", count: int) -> Sele
 
 
 def _labels(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:
-    return label_selection(problem.source_names, problem.target_names, wanted=problem.wanted)
+    return label_selection(problem.source_names, wanted_names(problem))
+
+
+def wanted_names(problem: Problem) -> Sequence[str]:
+    """Returns the names that a selection by label looks for.
+
+    >>> wanted_names(Problem(np.eye(2), np.eye(2), ("cat", "sea lion"), ("Sea-Lion", "dog")))
+    ['sea lion']
+    """
+    return problem.wanted or shared_names(problem.source_names, problem.target_names)
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -93,7 +102,7 @@ class SelectionSettings:
     # Rank by similarity of the first one: 101 leaves out the 100 most similar ones.
     first: Count = 1
     # Distance between mean features: "cosine" or "l2"; unset: cosine for uot and l2 for greedy_ot, as in the paper.
-    metric: Annotated[str, OneOf(METRICS, "metric")] | None = None
+    metric: Annotated[str, OneOf(COST_SCALES, "metric")] | None = None
     # uot: what distances are divided by; unset: 0.01 for cosine and 0.1 for l2.
     cost_scale: Positive | None = None
     # uot: weights of the entropy and of the two marginals in equation 5 of Liu et al., 2022.
@@ -124,12 +133,13 @@ def select(problem: Problem, settings: SelectionSettings) -> Selection:
     strategy = choose(STRATEGIES, settings.strategy, "strategy")
     if strategy.needs_names and settings.kind == "cluster":
         raise InputError(f"strategy {settings.strategy!r} goes by the names of classes, and clusters have none.")
-    available = len(problem.source_names)
-    last = settings.first - 1 + settings.num_selected
-    if not strategy.needs_names and last > available:
+    if strategy.needs_names:
+        return strategy.select(problem, settings, 0)
+    last, available = settings.first - 1 + settings.num_selected, len(problem.source_names)
+    if last > available:
         raise InputError(
             f"ranks {settings.first} to {last} of {available} {KINDS[settings.kind]} are asked for: use a smaller "
             "num_selected or first."
         )
-    selection = strategy.select(problem, settings, min(last, available))
-    return selection._replace(indices=np.asarray(selection.indices)[settings.first - 1 :])
+    selection = strategy.select(problem, settings, last)
+    return dataclasses.replace(selection, indices=selection.indices[settings.first - 1 :])

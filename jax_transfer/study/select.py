@@ -20,7 +20,7 @@ from jax_transfer.records import InputError
 from jax_transfer.results import OverlapRow, Rows, SelectionRow, picture, write_atomically
 from jax_transfer.selection.clusters import group_means, kmeans
 from jax_transfer.selection.overlap import confirmed, near_pairs
-from jax_transfer.selection.strategies import STRATEGIES, Problem, SelectionSettings, select
+from jax_transfer.selection.strategies import STRATEGIES, Problem, SelectionSettings, select, wanted_names
 from jax_transfer.study import settings
 from jax_transfer.study.epochs import Snapshot, finetuned_snapshots
 from jax_transfer.study.workspace import Workspace
@@ -91,7 +91,7 @@ def selected_images(work: Workspace, snapshot: Snapshot, target: str, name: str)
     if not chosen:
         raise InputError(
             f'selection {name!r} for {target} with checkpoint {snapshot.name} has not been made: add "select" to '
-            "config.stages."
+            "config.stages, or, by label, name the classes in config.select.labels."
         )
     kept = np.isin(_units(work, snapshot, selection).labels, chosen)
     if work.config.select.exclude_duplicates:
@@ -114,6 +114,9 @@ def _select(
         # Different targets get different random selections.
         work.config.seed + zlib.crc32(f"{target} {name}".encode()),
     )
+    if STRATEGIES[selection.strategy].needs_names and not wanted_names(problem):
+        log.info("Selection %s for %s: no class of %s has the name of one of its classes.", name, target, work.reused)
+        return
     try:
         result = select(problem, selection)
     except InputError as error:
