@@ -286,9 +286,15 @@ def _check_value(value, annotation, where: str, field: str, default) -> None:
         for key, element in dict(value).items():
             _check_type(key, str, f"a name in {where}")
             _check_value(element, arguments[1], f"{where}[{key!r}]", f"{where}[{key!r}]", inspect.Parameter.empty)
-    elif dataclasses.is_dataclass(origin):
+    elif dataclasses.is_dataclass(origin):  # fields that have a default may be missing
         _check_type(value, dict, where)
-        check(dict(value), schema(origin), where)
+        declared = schema(origin)
+        defaults = {
+            name: field.default
+            for name, field in declared.items()
+            if isinstance(field, Field) and field.default is not inspect.Parameter.empty
+        }
+        check({**defaults, **dict(value)}, declared, where)
     else:
         _check_type(value, origin, where)
         for rule in rules:

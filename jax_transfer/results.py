@@ -36,6 +36,8 @@ VALIDATION = "validation"  # a grid point, trained on four fifths of the trainin
 TEST_GRID = "test_grid"  # a grid point, trained on all training images; the one with the best test accuracy is chosen
 GRID = (VALIDATION, TEST_GRID)
 
+PLAIN = "supervised"  # the value of `TransferRow.objective` for a training on the target's own images alone
+
 # Result file -> version of its numbers. Increase it when a change makes the same study write different numbers: rows of
 # an older version are then computed again. Lines without a version count as version 1.
 VERSIONS = {
@@ -102,7 +104,7 @@ class TransferRow:
     seconds: float
     gflops: float
     error: str = ""
-    objective: str = "supervised"
+    objective: str = PLAIN
     selection: str | None = None
     shots: int | None = None
     draw: int | None = None
@@ -495,7 +497,7 @@ def _is_current(file: str, line: Row, where: str) -> bool:
             "use that version, or another --workdir."
         )
     required = {field.name for field in dataclasses.fields(ROWS[file][0]) if field.default is dataclasses.MISSING}
-    columns = [COLUMNS.get(name, name) for name in ROWS[file][1] if name in required]
+    columns = [str(COLUMNS.get(name, name)) for name in ROWS[file][1] if name in required]
     if missing := [column for column in columns if column not in line]:
         raise InputError(f"{where} lacks {', '.join(missing)}; remove the line and rerun its stage.")
     return version == VERSIONS[file]
@@ -539,14 +541,27 @@ def _older(count: int, outcome: str) -> str:
     return f"{rows} {were} computed by an older version of jax_transfer and {are} {outcome}"
 
 
+def is_plain(row: TransferRow | Row) -> bool:
+    """Returns whether a row of results/transfer.jsonl is a probe or plain fine-tuning.
+
+    Any other row belongs to a way of fine-tuning that reuses source images or source labels. Everything that compares
+    checkpoints reads plain rows only.
+
+    >>> is_plain({"objective": "supervised"}), is_plain({"objective": "joint", "selection": "uot"})
+    (True, False)
+    """
+    return (row.get("objective", PLAIN) if isinstance(row, dict) else row.objective) == PLAIN
+
+
 def results_of(rows: Iterable[TransferRow]) -> set[tuple[str, str, str, int]]:
-    """Returns (checkpoint, target, method, seed) of each result among the rows, leaving out the points of a grid.
+    """Returns (checkpoint, target, method, seed) of each plain result, leaving out the points of a grid.
 
     >>> row = TransferRow("5", None, "tfds:mnist", "finetune", 0, 0.1, 0.9, 0.9, 800, 200, 1.0, 1.0, split=VALIDATION)
     >>> results_of([row]), results_of([dataclasses.replace(row, split=TEST)])
     (set(), {('5', 'tfds:mnist', 'finetune', 0)})
     """
-    return {(row.checkpoint, row.target, row.method, row.seed) for row in rows if row.split not in GRID}
+    plain = (row for row in rows if row.split not in GRID and is_plain(row))
+    return {(row.checkpoint, row.target, row.method, row.seed) for row in plain}
 
 
 class Rows:

@@ -18,7 +18,7 @@ from jax_transfer.logs import log
 from jax_transfer.records import METRICS
 from jax_transfer.report.grid import SWEPT, is_result, swept
 from jax_transfer.report.tables import METHODS, epoch_name, is_number, method_name, percent, showable, target_names
-from jax_transfer.results import Row
+from jax_transfer.results import Row, is_plain
 
 DEFAULT = "accuracy"
 STAR = "*"  # in terminal tables, marks a method of `grid.swept`
@@ -50,12 +50,18 @@ def with_metrics(rows: Iterable[Row], metrics: Mapping[str, str]) -> list[Row]:
 def by_metric(results: Mapping[str, Sequence[Row]]) -> dict[str, Sequence[Row]]:
     """Adds the metric of the target, from results/targets.jsonl, to the transfer and spectral rows of a study.
 
+    The rows of "transfer" are the plain ones, see `results.is_plain`. If there are others, "reuse" holds all rows of
+    fine-tuning, including the plain ones.
+
     >>> results = {"targets": [{"target": "a", "metric": "accuracy"}], "transfer": [{"target": "a"}]}
     >>> by_metric(results)["transfer"]
     [{'target': 'a', 'metric': 'accuracy'}]
     """
     metrics = {row["target"]: row["metric"] for row in results.get("targets", [])}
     changed = {name: with_metrics(results[name], metrics) for name in ("transfer", "spectral") if name in results}
+    rows = changed.get("transfer", [])
+    if not all(map(is_plain, rows)):
+        changed |= {"transfer": list(filter(is_plain, rows)), "reuse": [r for r in rows if r["method"] == "finetune"]}
     return {**results, **changed}
 
 

@@ -7,12 +7,13 @@ the points here and in the table of all rows only.
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
-from jax_transfer.report.tables import EN_DASH, counted, is_number, method_name, showable, target_names
-from jax_transfer.results import GRID, TEST, TEST_GRID, Row
+from jax_transfer.report.tables import EN_DASH, counted, is_number, method_name, showable, target_names, way_name
+from jax_transfer.results import GRID, PLAIN, TEST, TEST_GRID, Row
 
 # What an accuracy is if its settings were chosen on the test images (G in "Ranking Neural Checkpoints").
 SWEPT = "best of the sweep on the test images"
-SETTINGS = {"learning_rate": "learning rate", "weight_decay": "weight decay"}  # column -> its name in a sentence
+# Column -> its name in a sentence.
+SETTINGS = {"learning_rate": "learning rate", "weight_decay": "weight decay", "source_weight": "source weight"}
 FEW = 3  # as many checkpoints are named instead of counted
 
 Setting = tuple[float | None, ...]  # the values of SETTINGS
@@ -69,9 +70,10 @@ def swept_words(pairs: Iterable[tuple[str, str]], method: str, names: dict[str, 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """The grid of settings of one target and method.
+    """The grid of settings of one target and method, and of one way of fine-tuning.
 
     Attributes:
+      objective, selection: as in `results.TransferRow`.
       tried: the settings in the grid, in ascending order.
       chosen: chosen setting -> the checkpoints for which it was chosen.
       on_test: whether the settings were chosen on the test images.
@@ -81,11 +83,18 @@ class Grid:
 
     target: str
     method: str
+    objective: str
+    selection: str | None
     tried: list[Setting]
     chosen: dict[Setting, list[str]]
     on_test: bool
     num_points: int
     num_diverged: int
+
+    @property
+    def name(self) -> str:
+        """The name of the method, or of the way of fine-tuning if it reuses source data."""
+        return method_name(self.method) if self.objective == PLAIN else way_name(self.objective, self.selection)
 
     def values(self, i: int) -> list[float]:
         """Returns the values of the i-th of SETTINGS in the grid, in ascending order."""
@@ -111,19 +120,18 @@ def grids(transfer_rows: Sequence[Row]) -> list[Grid]:
     >>> points = [{**row, "split": "validation", "learning_rate": rate} for rate in (0.01, 0.1)]
     >>> (grid,) = grids([*points, {**row, "split": "test", "learning_rate": 0.1}])
     >>> grid.tried, grid.chosen
-    ([(0.01, None), (0.1, None)], {(0.1, None): ['5']})
+    ([(0.01, None, None), (0.1, None, None)], {(0.1, None, None): ['5']})
     """
     found = []
-    for target, method in dict.fromkeys((r["target"], r["method"]) for r in transfer_rows if not is_result(r)):
-        own = [row for row in transfer_rows if (row["target"], row["method"]) == (target, method)]
+    for key in dict.fromkeys(_key(row) for row in transfer_rows if not is_result(row)):
+        own = [row for row in transfer_rows if _key(row) == key]
         points, chosen = [row for row in own if not is_result(row)], {}
         for row in own:
             if is_result(row) and not row["error"]:
                 chosen.setdefault(_setting(row), {})[row["checkpoint"]] = None
         found.append(
             Grid(
-                target,
-                method,
+                *key,
                 sorted({_setting(row) for row in points}, key=lambda s: [(v is not None, v or 0) for v in s]),
                 {setting: list(names) for setting, names in chosen.items()},
                 any(row["split"] == TEST_GRID for row in points),
@@ -134,13 +142,18 @@ def grids(transfer_rows: Sequence[Row]) -> list[Grid]:
     return found
 
 
+def _key(row: Row) -> tuple[str, str, str, str | None]:
+    """Returns the target, method, objective and selection of a row."""
+    return row["target"], row["method"], row.get("objective", PLAIN), row.get("selection")
+
+
 def _setting(row: Row) -> Setting:
     """Returns the settings of a row, without the last digits, in which float32 differs from the config."""
     return tuple(float(f"{row[name]:.6g}") if is_number(row.get(name)) else None for name in SETTINGS)
 
 
 def grid_rows(transfer_rows: Sequence[Row]) -> list[Row]:
-    """Formats `grids` for the page: one dict per target and method, column title -> text.
+    """Formats `grids` for the page: one dict per grid, column title -> text.
 
     >>> row = {"target": "a", "method": "probe", "checkpoint": "5", "error": "", "weight_decay": None}
     >>> points = [{**row, "split": "validation", "learning_rate": rate} for rate in (0.01, 0.1)]
@@ -152,7 +165,7 @@ def grid_rows(transfer_rows: Sequence[Row]) -> list[Row]:
     return [
         {
             "Target": names[grid.target],
-            "Method": method_name(grid.method),
+            "Method": grid.name,
             "Settings tried": f"{_tried(grid)} ({counted(len(grid.tried), 'setting')})",
             "Chosen on": "the test images" if grid.on_test else "validation images",
             "Chosen": "; ".join(f"{_words(grid, s)}: {_who(c)}" for s, c in _most_first(grid)) or EN_DASH,
@@ -178,7 +191,7 @@ def grid_sentences(transfer_rows: Sequence[Row]) -> Iterator[str]:
     """
     names = target_names(row["target"] for row in transfer_rows)
     for grid in grids(transfer_rows):
-        subject = f"{names[grid.target]}, {method_name(grid.method)}"
+        subject = f"{names[grid.target]}, {grid.name}"
         if grid.on_test:
             yield (
                 f"{subject}: the accuracies are the {SWEPT}. As these images chose the settings, they say what is "

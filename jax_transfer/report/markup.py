@@ -31,7 +31,9 @@ td { border-bottom: 1px solid var(--line); }
 td:not(.n) { white-space: normal; overflow-wrap: anywhere; min-width: 5.5rem; max-width: 20rem; }
 th.n, td.n { text-align: right; padding-left: .75rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem; }
+.figures + .figures { margin-top: 1.5rem; }
 figure { margin: 0; }
+figure img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 figure svg { display: block; width: 100%; max-width: 30rem; height: auto; background: #fff; border-radius: 4px; }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 figcaption { margin-top: .4rem; max-width: 30rem; }

@@ -8,18 +8,28 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from jax_transfer.records import METRICS, InputError
-from jax_transfer.report import figures, figures_by_name, score_figures, spectral, spectral_figures, tables, used
+from jax_transfer.report import (
+    figures,
+    figures_by_name,
+    reuse_section,
+    score_figures,
+    spectral,
+    spectral_figures,
+    tables,
+    used,
+)
 from jax_transfer.report.answer import answer
 from jax_transfer.report.best import by_metric, given, is_given
 from jax_transfer.report.grid import choice_note, grid_rows, grid_sentences, is_result, swept
 from jax_transfer.report.markup import escape, inline_svg, to_page
 from jax_transfer.report.style import to_svg
 from jax_transfer.report.trust import trust_note, trust_rows
-from jax_transfer.results import Row, column_names, read_rows
+from jax_transfer.results import Row, column_names, is_plain, read_rows
 
 LONG_TABLE = 15  # number of rows; longer tables are collapsed
 MANY_NAMES = 6  # number of given checkpoints in the head of the page
 MANY_FIGURES = 12  # number per section; with more, all groups but the first are collapsed
+OPTIONAL = ("selection", "overlap")  # result files that are listed as missing only if the study plans them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +39,10 @@ class Page:
     Attributes:
       config: the content of the study's config.json.
       results: result file -> its rows as on disk.
-      read: like `results`, with the metric added to each row of transfer and spectral (`best.by_metric`).
+      read: like `results`, with the metric added to each row of transfer and spectral, and with the rows of
+        fine-tuning that reuses source data apart from the plain ones (`best.by_metric`).
       written_by: result file -> the stages that write it.
+      results_folder: folder of the result files and pictures.
       figures: folder for the SVG files.
       taken: names already used for SVG files.
     """
@@ -39,6 +51,7 @@ class Page:
     results: dict[str, list[Row]]
     read: Mapping[str, Sequence[Row]]
     written_by: Mapping[str, Sequence[str]]
+    results_folder: pathlib.Path
     figures: pathlib.Path
     taken: set[str] = dataclasses.field(default_factory=set)
 
@@ -54,6 +67,11 @@ class Page:
         own = not all(map(is_given, self.results.get("transfer", [])))
         planned = "pretrain" in self.config.get("stages", ())
         return own or planned or not self.given or bool(self.results.get("pretrain"))
+
+    def plans(self, name: str) -> bool:
+        """Returns whether the study runs a stage that writes a result file; True if its stages are unknown."""
+        stages = self.config.get("stages")
+        return stages is None or bool(set(stages) & set(self.written_by.get(name, ())))
 
     def not_run(self, name: str) -> str:
         """Returns a paragraph that says that a result file has no rows, and which stages write it."""
@@ -95,7 +113,7 @@ def write_report(workdir: pathlib.Path, written_by: Mapping[str, Sequence[str]] 
     for name, rows in results.items():
         tables.to_csv(rows, report / f"{name}.csv", column_names(name, rows))
     title = tables.showable(config.get("name") or workdir.resolve().name)
-    page = Page(config, results, by_metric(results), written_by, report / "figures")
+    page = Page(config, results, by_metric(results), written_by, workdir / "results", report / "figures")
     body = _head(title, page)
     for heading, section in SECTIONS.items():
         if content := list(section(page)):
@@ -141,7 +159,17 @@ def _given(names: Sequence[str]) -> str:
 
 def _answer(page: Page) -> Iterator[str]:
     """Yields statements about which checkpoint is best: over all targets, per target, and as tables."""
-    yield from list(answer(page.read.get("transfer", []))) or [page.not_run("transfer")]
+    missing = [] if page.results.get("transfer") else [page.not_run("transfer")]
+    yield from list(answer(page.read.get("transfer", []))) or missing
+
+
+def _reuse(page: Page) -> Iterator[str]:
+    """Yields whether fine-tuning gains by reusing source data, how, and what was selected from it."""
+    for part in reuse_section.section(page.read, page.config, page.results_folder):
+        if isinstance(part, str):
+            yield part
+        else:
+            yield from _drawn(part, page)
 
 
 def _targets(page: Page) -> Iterator[str]:
@@ -196,8 +224,8 @@ def _checkpoints(page: Page) -> Iterator[str]:
 
 
 def _paper(page: Page) -> Iterator[str]:
-    """Yields a table of the paper's numbers beside ours."""
-    if paper := page.config.get("paper"):
+    """Yields a table of the paper's numbers beside those of our epochs."""
+    if paper := [entry for entry in page.config.get("paper") or () if entry.get("epoch") is not None]:
         yield tables.to_html(spectral.paper_rows(page.read, paper))
 
 
@@ -238,7 +266,7 @@ def _trust(page: Page) -> Iterator[str]:
 
 def _grid(page: Page) -> Iterator[str]:
     """Yields which settings were tried and chosen, and what to think of the choices."""
-    rows = page.read.get("transfer", [])
+    rows = page.results.get("transfer", [])  # of all ways of fine-tuning
     if cells := grid_rows(rows):
         yield tables.to_html(cells)
         items = "".join(f"<li>{escape(sentence)}</li>" for sentence in grid_sentences(rows))
@@ -269,14 +297,19 @@ def _failures(page: Page) -> Iterator[str]:
         "spectral": "component",
     }  # file -> column that names what was computed
     failed = [
-        {"Checkpoint": row["checkpoint"], "Target": row["target"], "What": row[column], "Why": row["error"]}
+        {"Checkpoint": row["checkpoint"], "Target": row["target"], "What": _what(row, column), "Why": row["error"]}
         for name, column in columns.items()
-        for row in page.read.get(name, [])
+        for row in page.results.get(name, [])
         if row.get("error") and is_result(row)
     ]
     if failed:
         yield "<p>These values are excluded from all rankings. The next run tries to compute them again.</p>"
         yield tables.to_html(failed)
+
+
+def _what(row: Row, column: str) -> str:
+    """Returns what a row records, with the way of fine-tuning if it reuses source data."""
+    return row[column] if is_plain(row) else tables.way_name(row["objective"], row["selection"])
 
 
 def _file_stem(name: str, taken: set[str]) -> str:
@@ -293,23 +326,26 @@ def _file_stem(name: str, taken: set[str]) -> str:
 
 
 def _figures(section: figures.Section, page: Page) -> Iterator[str]:
-    """Yields the figures of a section by group, and writes each figure to a file."""
+    """Yields the figures of a section."""
     if not ((section.for_trajectories and page.has_trajectory) or (section.for_given and page.given)):
         return
     missing = [name for name in section.needs if not page.read.get(name)]
     if missing:
         yield from map(page.not_run, missing)
         return
+    yield from list(_drawn(section.draw(page.read), page)) or ["<p>The results contain no values to draw yet.</p>"]
+
+
+def _drawn(drawings: Iterable[figures.Drawing], page: Page) -> Iterator[str]:
+    """Yields figures by group, and writes each figure to a file."""
     groups = {}
-    for drawing in section.draw(page.read):
+    for drawing in drawings:
         svg = to_svg(drawing.figure)
         stem = _file_stem(drawing.name, page.taken)
         tables.write_text(page.figures / f"{stem}.svg", svg)
         element = inline_svg(svg, f"f{len(page.taken)}-", drawing.caption)
         caption = f"<figcaption>{escape(drawing.caption)}</figcaption>"
         groups.setdefault(drawing.group, []).append(f"<figure>{element}{caption}</figure>")
-    if not groups:
-        yield "<p>The results contain no values to draw yet.</p>"
     fold = sum(map(len, groups.values())) > MANY_FIGURES and len(groups) > 1
     for number, (group, elements) in enumerate(groups.items()):
         grid = '<div class="figures">' + "\n".join(elements) + "</div>"
@@ -327,7 +363,8 @@ def _tables(page: Page) -> Iterator[str]:
     )
     for name in dict.fromkeys((*page.written_by, *page.results)):
         rows = page.results.get(name)
-        if not rows and name == "pretrain" and not page.has_trajectory:
+        unplanned = (name == "pretrain" and not page.has_trajectory) or (name in OPTIONAL and not page.plans(name))
+        if not rows and unplanned:
             continue
         if not rows:
             yield f"<h3>{escape(name)}</h3>"
@@ -349,6 +386,7 @@ def _configuration(page: Page) -> Iterator[str]:
 
 # Sections in the order of the page: heading -> function that yields HTML. A section that yields nothing is left out.
 SECTIONS: dict[str, Callable[[Page], Iterator[str]]] = {
+    "Reusing pre-training data": _reuse,
     "Which checkpoint transfers best": _answer,
     "Targets": _targets,
     "Given checkpoints": _checkpoints,

@@ -260,8 +260,8 @@ def paper_rows(results: Results, paper: Sequence[Row]) -> list[Row]:
 
     Args:
       results: result file -> its rows.
-      paper: `config.paper`. Each entry holds "target", "epoch" (ours), "what" ("source", "FE", "FT", "FE main",
-        "FE residual", "FT main" or "FT residual"), "accuracy" (theirs) and "where" (where the paper reports it).
+      paper: the entries of `config.paper` with an epoch. Each holds "target", "epoch" (ours), "what" ("source", "FE",
+        "FT", "FE main", "FE residual", "FT main" or "FT residual"), "accuracy" (theirs) and "where" (in the paper).
 
     >>> entry = {"target": "", "epoch": 5, "what": "source", "accuracy": 0.7024, "where": "Table 1"}
     >>> (row,) = paper_rows({"pretrain": [{"epoch": 5, "test_accuracy": 0.5}]}, [entry])

@@ -10,10 +10,10 @@ import io
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeGuard
 
-from jax_transfer.results import Row, column_names, write_atomically
+from jax_transfer.results import PLAIN, Row, column_names, write_atomically
 
 EN_DASH = "–"
 
@@ -22,6 +22,14 @@ METHODS = {
     "probe": ("FE", "as a frozen feature extractor (FE)"),
     "probe_converged": ("FE converged", "as a frozen feature extractor with a converged probe"),
     "finetune": ("FT", "when fine-tuned (FT)"),
+}
+
+# Objective of fine-tuning -> its name in tables, and in a sentence. The first one uses the target's own images alone.
+OBJECTIVE_NAMES = {
+    PLAIN: ("Plain", "plain fine-tuning"),
+    "joint": ("Joint", "joint fine-tuning"),
+    "weak_strong": ("Weak-strong", "weak-strong fine-tuning"),
+    "cotuning": ("Co-Tuning", "Co-Tuning"),
 }
 
 # Score -> its usual name in the literature.
@@ -79,14 +87,24 @@ def short_target(target: str) -> str:
     >>> short_target("folder:/my/birds")
     'birds'
     """
-    name, mark, query = showable(target).partition("?")
-    pairs = [pair.partition("=") for pair in re.split("[&,]", query)]
-    if mark and not all(key.isidentifier() and equals for key, equals, _ in pairs):
-        name, pairs = showable(target), []  # here the question mark is part of a folder's name
+    name, options = split_target(showable(target))
     source, colon, rest = name.partition(":")
     name = (rest.rstrip("/").rpartition("/")[2] or rest) if colon and source in ("tfds", "folder", "embedded") else name
-    options = [TARGET_OPTIONS.get(key, key + " {}").replace("{}", value) for key, _, value in pairs if key]
-    return f"{name} ({', '.join(options)})" if options else name
+    words = [TARGET_OPTIONS.get(key, key + " {}").replace("{}", value) for key, value in options.items()]
+    return f"{name} ({', '.join(words)})" if words else name
+
+
+def split_target(target: str) -> tuple[str, dict[str, str]]:
+    """Splits the name of a target into its address and its options.
+
+    >>> split_target("tfds:mnist?fraction=0.2&test=100")
+    ('tfds:mnist', {'fraction': '0.2', 'test': '100'})
+    """
+    address, mark, query = target.partition("?")
+    pairs = [pair.partition("=") for pair in re.split("[&,]", query)] if mark else []
+    if not all(key.isidentifier() and equals for key, equals, _ in pairs):
+        return target, {}  # here the question mark is part of a folder's name
+    return address, {key: value for key, _, value in pairs}
 
 
 def target_names(targets: Iterable[str]) -> dict[str, str]:
@@ -107,6 +125,28 @@ def method_name(method: str) -> str:
     ('FT', 'mine')
     """
     return METHODS[method][0] if method in METHODS else showable(method)
+
+
+def way_name(objective: str, selection: str | None) -> str:
+    """Returns the short name of a way of fine-tuning: its objective and the selection of source images, if any.
+
+    >>> way_name("joint", "uot"), way_name("supervised", None)
+    ('Joint, uot', 'Plain')
+    """
+    return ", ".join([_objective(objective, 0), *([showable(selection)] if selection else [])])
+
+
+def way_words(objective: str, selection: str | None) -> str:
+    """Returns the name of a way of fine-tuning for a sentence.
+
+    >>> way_words("joint", "uot"), way_words("cotuning", None)
+    ('joint fine-tuning with uot', 'Co-Tuning')
+    """
+    return " with ".join([_objective(objective, 1), *([showable(selection)] if selection else [])])
+
+
+def _objective(objective: str, form: int) -> str:
+    return OBJECTIVE_NAMES[objective][form] if objective in OBJECTIVE_NAMES else showable(objective)
 
 
 def counted(number: int, noun: str) -> str:
@@ -229,8 +269,13 @@ def format_value(value) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.4f}" if abs(value) >= 1e-3 else f"{value:.2e}"
 
 
-def to_html(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
+def to_html(rows: Sequence[Row], columns: Sequence[str] | None = None, bold: Collection[tuple[int, str]] = ()) -> str:
     """Returns rows as an HTML table with all strings escaped. Numeric columns are right-aligned (class `n`).
+
+    Args:
+      rows: the rows to show.
+      columns: the columns in order; all columns of the rows by default.
+      bold: (index of the row, column) of the cells in bold print.
 
     >>> print(to_html([{"score": "LogME", "tau": 0.5}]))
     <div class="table"><table>
@@ -244,8 +289,10 @@ def to_html(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
     numeric = [all(line[i] == EN_DASH or line[i][:1] in "+-0123456789" for line in cells) for i in range(len(columns))]
     css = [' class="n"' if right else "" for right in numeric]
     head = "".join(f"<th{c}>{html.escape(showable(name))}</th>" for c, name in zip(css, columns, strict=True))
-    body = "\n".join(
-        "<tr>" + "".join(f"<td{c}>{html.escape(cell)}</td>" for c, cell in zip(css, line, strict=True)) + "</tr>"
-        for line in cells
-    )
+
+    def cell(i: int, j: int) -> str:
+        text = html.escape(cells[i][j])
+        return f"<td{css[j]}>" + (f"<strong>{text}</strong>" if (i, columns[j]) in bold else text) + "</td>"
+
+    body = "\n".join("<tr>" + "".join(cell(i, j) for j in range(len(columns))) + "</tr>" for i in range(len(cells)))
     return f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'

@@ -25,6 +25,8 @@ from jax_transfer.fields import (
 from jax_transfer.logs import log
 from jax_transfer.ranking.candidates import Replaced
 from jax_transfer.records import METRICS
+from jax_transfer.report.tables import OBJECTIVE_NAMES
+from jax_transfer.results import PLAIN
 from jax_transfer.study.settings import DataSettings, PretrainSettings, SelectSettings, SpectralSettings
 from jax_transfer.study.stages import STAGES
 from jax_transfer.training.objectives import OBJECTIVES
@@ -90,7 +92,7 @@ class TrajectorySettings:
     steps: str | None = None
 
 
-PAPER_RESULTS = ("source", "FE", "FT", "FE main", "FE residual", "FT main", "FT residual")
+PAPER_RESULTS = ("source", "FE", "FT", "FE main", "FE residual", "FT main", "FT residual", "recall")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +101,22 @@ class PaperAccuracy:
 
     Attributes:
       target: name of the target; "" for an accuracy on the source.
-      epoch: the epoch of the study whose accuracy is shown beside it.
-      what: which accuracy it is: "source", "FE", "FT", "FE main", "FE residual", "FT main" or "FT residual".
+      what: which accuracy it is: "source", "FE", "FT", "FE main", "FE residual", "FT main" or "FT residual"; or
+        "recall", the share of the related source classes that a selection holds.
       accuracy: in [0, 1].
       where: where the paper reports it, such as "Table 1".
+      epoch: the epoch of the study whose accuracy is shown beside it; unset for an accuracy ("FT") of a given
+        checkpoint, which is shown among the ways of fine-tuning that reuse source data.
+      objective, selection: which way of fine-tuning it is, as in `results.TransferRow`; "" for no selection.
     """
 
     target: str
-    epoch: Annotated[int, Rule(lambda x: x >= 0, "not be negative")]
     what: Annotated[str, OneOf(dict.fromkeys(PAPER_RESULTS), "what")]
     accuracy: NotNegative
     where: str
+    epoch: Annotated[int, Rule(lambda x: x >= 0, "not be negative")] | None = None
+    objective: Annotated[str, OneOf(OBJECTIVE_NAMES, "objective")] = PLAIN
+    selection: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +161,7 @@ class Study:
         tuple[Annotated[str, OneOf(ChainMap(SCORES, FINETUNE_SCORES), "score")], ...], Listed(unique=True)
     ] = ("logme", "leep", "nce")
     # Accuracies from the paper, which the report shows beside ours; see `PaperAccuracy`:
-    # ({"target": "tfds:mnist", "epoch": 5, "what": "FE main", "accuracy": 0.9, "where": "Table 1"}, ...).
+    # ({"target": "tfds:mnist", "what": "FE main", "accuracy": 0.9, "where": "Table 1", "epoch": 5}, ...).
     paper: tuple[PaperAccuracy, ...] = ()
     spectral: SpectralSettings = SpectralSettings()
     data: DataSettings = DataSettings()

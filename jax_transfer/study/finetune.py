@@ -16,7 +16,7 @@ from jax_transfer.data.crops import crops_of
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.logs import log
 from jax_transfer.models import Net
-from jax_transfer.results import TEST, TEST_GRID, VALIDATION, VERSIONS, Rows, TransferRow, results_of
+from jax_transfer.results import TEST, TEST_GRID, VALIDATION, VERSIONS, Rows, TransferRow, is_plain, results_of
 from jax_transfer.study import estimates, settings
 from jax_transfer.study.epochs import Snapshot, finetuned_snapshots
 from jax_transfer.study.grid import IMAGES, SPLIT_OF, choice, rates, tried
@@ -204,8 +204,8 @@ def chosen_rates(work: Workspace, snapshots: Sequence[Snapshot], target: str) ->
     """Returns checkpoint -> the point of the grid with which it was fine-tuned on a target; {} without a grid."""
     if len(grid(settings.finetune_settings(work.config, target))) == 1:
         return {snapshot: {} for snapshot in snapshots}
-    rows = Rows(work.results, "transfer").rows
-    chosen = {row.checkpoint: row for row in rows if (row.target, row.method, row.split) == (target, "finetune", TEST)}
+    rows, key = filter(is_plain, Rows(work.results, "transfer").rows), (target, "finetune", TEST)
+    chosen = {row.checkpoint: row for row in rows if (row.target, row.method, row.split) == key}
     return {snapshot: rates(chosen[snapshot.name]) for snapshot in snapshots}
 
 

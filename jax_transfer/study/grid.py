@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from jax_transfer.results import TEST, TEST_GRID, VALIDATION, TransferRow
+from jax_transfer.results import TEST, TEST_GRID, VALIDATION, TransferRow, is_plain
 from jax_transfer.study.epochs import Snapshot
 from jax_transfer.transfer.finetune import FinetuneSettings, grid
 
@@ -16,12 +16,12 @@ IMAGES = {TEST: ("train", "test"), TEST_GRID: ("train", "test"), VALIDATION: ("f
 def tried(
     rows: Iterable[TransferRow], snapshot: Snapshot, target: str, split: str
 ) -> dict[tuple[float, float | None], TransferRow]:
-    """Returns the rows of the grid of a checkpoint on a target, keyed by (learning rate, weight decay)."""
+    """Returns the rows of the grid of plain fine-tuning, keyed by (learning rate, weight decay)."""
     key = snapshot.name, target, "finetune", split
     return {
         (row.learning_rate, row.weight_decay): row
         for row in rows
-        if (row.checkpoint, row.target, row.method, row.split) == key
+        if (row.checkpoint, row.target, row.method, row.split) == key and is_plain(row)
     }
 
 

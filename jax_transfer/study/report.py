@@ -22,7 +22,7 @@ from jax_transfer.logs import log
 from jax_transfer.records import METRICS
 from jax_transfer.report.best import accuracy_by, with_metrics
 from jax_transfer.report.page import write_report
-from jax_transfer.results import GRID, RankingRow, Rows, TargetRow, to_json_dict
+from jax_transfer.results import GRID, RankingRow, Rows, TargetRow, is_plain, to_json_dict
 from jax_transfer.study.epochs import finetuned_snapshots
 from jax_transfer.study.workspace import Workspace
 
@@ -49,7 +49,7 @@ def describe(work: Workspace) -> str:
 def _ranking(work: Workspace) -> list[RankingRow]:
     """Computes a row for each target, method and score, over all checkpoints of the method, whether scored or not."""
     transfer, scored = (Rows(work.results, name).rows for name in ("transfer", "scores"))
-    transfer = [row for row in transfer if row.split not in GRID]
+    transfer = [row for row in transfer if row.split not in GRID and is_plain(row)]
     measured = with_metrics(map(to_json_dict, transfer), work.metrics)
     ranking = []
     for target in work.config.targets:

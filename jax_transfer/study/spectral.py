@@ -25,7 +25,16 @@ from jax_transfer.logs import log
 from jax_transfer.records import Features
 from jax_transfer.report.best import with_metrics
 from jax_transfer.report.spectral import shown_checkpoints
-from jax_transfer.results import TEST, EmbeddingRow, Rows, SimilarityRow, SpectralRow, SpectrumRow, to_json_dict
+from jax_transfer.results import (
+    TEST,
+    EmbeddingRow,
+    Rows,
+    SimilarityRow,
+    SpectralRow,
+    SpectrumRow,
+    is_plain,
+    to_json_dict,
+)
 from jax_transfer.study import estimates, groups
 from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.finetune import chosen_rates, tune_again, tuned_checkpoint
@@ -45,7 +54,7 @@ def run(work: Workspace) -> None:
     rows = Rows(work.results, "spectral")
     rows.forget_failures()
     _forget_other_metrics(work, rows)
-    transfer = Rows(work.results, "transfer").rows
+    transfer = list(filter(is_plain, Rows(work.results, "transfer").rows))
     for target in work.config.targets:
         _explain(work, target, "pretrained", work.snapshots, lambda s, split, t=target: work.features(s, t, split))
         key = target, "finetune", TEST, ""
@@ -227,10 +236,9 @@ def _similarities(work: Workspace, target: str, stage: str, snapshots: list[Snap
 def _embeddings(work: Workspace, target: str, stage: str, snapshots: list[Snapshot], load: Load) -> None:
     """Writes t-SNE embeddings for the checkpoints in Table 1, see `shown_checkpoints`."""
     rows = Rows(work.results, "embedding")
-    results = {
-        name: with_metrics(map(to_json_dict, Rows(work.results, name).rows), work.metrics)
-        for name in ("transfer", "spectral")
-    }
+    transfer, spectral = (Rows(work.results, name).rows for name in ("transfer", "spectral"))
+    found = {"transfer": filter(is_plain, transfer), "spectral": spectral}
+    results = {name: with_metrics(map(to_json_dict, own), work.metrics) for name, own in found.items()}
     images = _some_images(work, target, work.config.spectral.embedded_images)
     shown = shown_checkpoints(results, target) if len(images) else []
     chosen = [snapshot for snapshot in snapshots if snapshot.name in shown]
