@@ -13,8 +13,8 @@ STUDIES = sorted(
 )
 
 
-# The first three do not start from `tiny`, and the last one trains by steps.
-ALONE = ("quickstart", "t2t_vit_14_imagenet", "study_checkpoints", "neucrab_group2")
+# The first five do not start from `tiny`, and the last one trains by steps.
+ALONE = ("quickstart", "t2t_vit_14_imagenet", "study_checkpoints", "uot_resnet18", "uot_moco", "neucrab_group2")
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name not in ALONE])
