@@ -199,3 +199,38 @@ def test_errors_state_the_expected_value():
 
 def test_default_config_has_every_field_of_a_study():
     assert default_config().to_dict().keys() == fields.schema(config.Study()).keys()
+
+
+# --- numbers of a paper
+
+
+def test_a_number_of_a_paper_needs_no_epoch_or_way():
+    study = default_config()
+    earlier = {"target": "tfds:mnist", "epoch": 5, "what": "FE main", "accuracy": 0.9, "where": "Table 1"}
+    way = {"target": "tfds:mnist", "what": "FT", "accuracy": 0.9, "where": "Table 1", "objective": "joint"}
+    study.paper = (earlier, way, {**way, "selection": "uot", "what": "recall", "epoch": None})
+    checks.check(study)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": -1}, r"config\.paper\[0\]\.epoch = -1: must not be negative"),
+        ({"what": "FTs"}, r"what \(config\.paper\[0\]\.what\): 'FTs'.*'FT'"),
+        ({"objective": "join"}, r"objective \(config\.paper\[0\]\.objective\): 'join'.*'joint'"),
+        ({"select": "uot"}, r"field of config\.paper\[0\]: 'select'.*'selection'"),
+        ({"where": None}, r"config\.paper\[0\]\.where is unset"),
+    ],
+)
+def test_a_wrong_number_of_a_paper_is_named(change, message):
+    study = default_config()
+    study.paper = ({"target": "tfds:mnist", "what": "FT", "accuracy": 0.9, "where": "Table 1", **change},)
+    with pytest.raises(InputError, match=message):
+        checks.check(study)
+
+
+def test_what_has_no_default_must_be_given():
+    study = default_config()
+    study.paper = ({"target": "tfds:mnist", "what": "FT", "where": "Table 1"},)
+    with pytest.raises(InputError, match=r"config\.paper\[0\] lacks accuracy: add what is missing"):
+        checks.check(study)

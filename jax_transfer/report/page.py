@@ -69,7 +69,7 @@ class Page:
         return own or planned or not self.given or bool(self.results.get("pretrain"))
 
     def plans(self, name: str) -> bool:
-        """Returns whether a stage that writes a result file is one of the study's, or it is not known which these are."""
+        """Returns whether the study runs a stage that writes a result file; True if its stages are unknown."""
         stages = self.config.get("stages")
         return stages is None or bool(set(stages) & set(self.written_by.get(name, ())))
 

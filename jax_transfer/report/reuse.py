@@ -122,11 +122,9 @@ def sentence(points: Mapping[Way, Point], metric: str, on_test: bool = False) ->
     best, plain = best_way(points), points.get(PLAIN_WAY)
     qualified = f"{METRICS[metric]}{f', {SWEPT}' if on_test else ''}"
     if best is None:
-        return (
-            f"Plain fine-tuning reaches {_accuracy(plain, qualified)}; no other way has an accuracy yet."
-            if plain
-            else ""
-        )
+        if plain is None:
+            return ""
+        return f"Plain fine-tuning reaches {_accuracy(plain, qualified)}; no other way has an accuracy yet."
     point, number = points[best], sum(way != PLAIN_WAY for way in points)
     subject = way_words(*best)
     subject = f"{subject[0].upper()}{subject[1:]}"
@@ -134,9 +132,9 @@ def sentence(points: Mapping[Way, Point], metric: str, on_test: bool = False) ->
     text = f"{subject} {of} {_accuracy(point, qualified)}"
     if plain is None:
         return f"{text}; plain fine-tuning has no accuracy yet."
-    gain = point.mean - plain.mean
+    gain = round(point.mean - plain.mean, 12)
     if gain == 0:
-        return f"{text}, as does plain fine-tuning."
+        return f"{text}, the same as plain fine-tuning."
     side = "above" if gain > 0 else "below"
     text += f", {in_points(abs(gain))} {side} plain fine-tuning ({_seeds(percent(plain.mean), plain, '; ')})"
     spread = seed_spread([point, plain], max(point.num_seeds, plain.num_seeds))

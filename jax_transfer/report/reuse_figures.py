@@ -1,7 +1,7 @@
 """Draws what was selected and what fine-tuning with it gave, after Figures 2b, 3 and 4 of the paper on reuse.
 
-"Improved Fine-Tuning by Better Leveraging Pre-Training Data" (Liu et al., NeurIPS 2022). Each figure compares selections
-or targets that differ in one setting only, see `families`.
+"Improved Fine-Tuning by Better Leveraging Pre-Training Data" (Liu et al., NeurIPS 2022). Each figure compares
+selections or targets that differ in one setting only, see `families`.
 """
 
 import itertools
@@ -149,9 +149,8 @@ def low_data(by_way: Mapping[Way, Mapping[float, Point]], target: str, metric: s
     >>> [axes.get_ylabel() for axes in low_data({PLAIN_WAY: points}, "a", "accuracy").axes]
     ['Accuracy (%)']
     """
-    looks = {way: (GREY, "o") if way == PLAIN_WAY else None for way in by_way}
     others = [way for way in by_way if way != PLAIN_WAY]
-    looks |= {way: LOOKS[i % len(LOOKS)] for i, way in enumerate(others)}
+    looks = {PLAIN_WAY: (GREY, "o"), **{way: LOOKS[i % len(LOOKS)] for i, way in enumerate(others)}}
     plain = by_way.get(PLAIN_WAY, {})
     panels = 2 if others and plain else 1
     figure = Figure(figsize=(WIDTH, 1.9 + 0.14 * len(by_way) + 1.2 * (panels - 1)), layout="constrained")
@@ -277,7 +276,7 @@ def _levels(reused: Reused, select: Mapping[str, Any], target: str, objective: s
 
 def draw_accuracies(
     reused: Reused, select: Mapping[str, Any], selected: Selected, names: Mapping[str, str]
-) -> Iterator:
+) -> Iterator[Drawing]:
     """Yields the figures of accuracies: by part of the training images, by number of selected classes and by rank.
 
     Args:

@@ -44,7 +44,7 @@ def section(
         if found:
             yield from _accuracies(found, config, chosen, names)
         else:
-            yield "<p>Nothing has been fine-tuned with the selected images: stage <code>finetune</code> has not run.</p>"
+            yield "<p>No model was fine-tuned with what was selected: stage <code>finetune</code> has not run.</p>"
         if chosen:
             yield from _selections(found, config, chosen, names, checkpoint, folder)
         yield from _overlap(_of(overlap, checkpoint), config.get("select") or {}, names)
@@ -58,14 +58,13 @@ def _accuracies(
     found: Reused, config: Mapping[str, Any], chosen: Selected, names: Mapping[str, str]
 ) -> Iterator[str | list[Drawing]]:
     """Yields the answer, the tables of accuracies and their figures."""
-    sentences = {t: reuse.sentence(by_way, found.metrics[t], t in found.swept) for t, by_way in found.points.items()}
+    told = ((t, reuse.sentence(by_way, found.metrics[t], t in found.swept)) for t, by_way in found.points.items())
+    sentences = {target: text for target, text in told if text}
     overall = reuse.overall(found)
     if overall or len(sentences) == 1:
         yield f'<p class="answer">{escape(overall or next(iter(sentences.values())))}</p>'
     if overall or len(sentences) > 1:
-        items = (
-            f"<li><strong>{escape(names[t])}.</strong> {escape(text)}</li>" for t, text in sentences.items() if text
-        )
+        items = (f"<li><strong>{escape(names[t])}.</strong> {escape(text)}</li>" for t, text in sentences.items())
         yield f"<ul>{''.join(items)}</ul>"
     several = any(point.num_seeds > 1 for by_way in found.points.values() for point in by_way.values())
     if not several:

@@ -1,7 +1,7 @@
-"""Shows what was selected from the source images: recall of related classes, sizes, convergence, overlap with a test set.
+"""Shows what was selected from the source images: recall, sizes, convergence, and overlap with test images.
 
-The rows are those of results/selection.jsonl and results/overlap.jsonl. The recall is that of section 4.4 and Table 4 of
-"Improved Fine-Tuning by Better Leveraging Pre-Training Data" (Liu et al., NeurIPS 2022).
+The rows are those of results/selection.jsonl and results/overlap.jsonl. The recall of related classes is that of
+section 4.4 and Table 4 of "Improved Fine-Tuning by Better Leveraging Pre-Training Data" (Liu et al., NeurIPS 2022).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -86,8 +86,8 @@ def selection_rows(
       reused: what fine-tuning with the selections gave, if it has run.
       recalls: the recalls that the paper reports, see `reuse.paper_accuracies`.
 
-    >>> rows, selections = [{"kind": "class", "class": "jay", "rank": 1, "num_images": 1300}], {"uot": {"strategy": "uot"}}
-    >>> (cells,) = selection_rows({("a", "uot"): rows}, selections, {"a": {"jay"}}, {"a": "cub"}, None, {})
+    >>> rows = {("a", "uot"): [{"kind": "class", "class": "jay", "rank": 1, "num_images": 1300}]}
+    >>> (cells,) = selection_rows(rows, {"uot": {"strategy": "uot"}}, {"a": {"jay"}}, {"a": "cub"}, None, {})
     >>> cells["How"], cells["Selected"], cells["Images"], cells["Recall (%)"]
     ('UOT, cosine', '1 class', '1,300', '100.00')
     """
@@ -156,7 +156,7 @@ def overlap_sentence(rows: Sequence[Row], name: str, left_out: bool) -> str:
       name: display name of the target.
       left_out: `config.select.exclude_duplicates`.
 
-    >>> print(overlap_sentence([{"source_image": 1, "test_image": 5}, {"source_image": 1, "test_image": 6}], "cub", True))
+    >>> print(overlap_sentence([{"source_image": 1, "test_image": image} for image in (5, 6)], "cub", True))
     1 source image nearly equals a test image of cub (2 test images). It was left out.
     """
     images, tests = (len({row[column] for row in rows}) for column in ("source_image", "test_image"))

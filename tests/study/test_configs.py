@@ -1,8 +1,12 @@
 """The protocols in configs/ are those that their papers state."""
 
+import pathlib
+
+import numpy as np
 import pytest
 
-from helpers.source_files import get_config
+from helpers.source_files import config_file, get_config
+from jax_transfer.checkpoints import load_checkpoint
 from jax_transfer.data import catalog
 from jax_transfer.study import checks, settings
 
@@ -33,3 +37,74 @@ def test_resnet50_transfers_to_shenzhen_for_a_thousand_iterations():
         frozen, tuned = settings.probe_settings(config, target), settings.finetune_settings(config, target)
         assert (frozen.steps, frozen.learning_rates, frozen.schedule) == (6000, (0.01,), "constant")
         assert (tuned.steps, tuned.optimizer.learning_rate) == (9000, 0.1)
+
+
+# --- reuse of pre-training data
+
+VARIANTS = [("uot_resnet18", variant) for variant in config_file("uot_resnet18").VARIANTS] + [
+    ("uot_moco", variant) for variant in ("full", "cost_scale", "gaps", "smoke")
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_reuse_names_selections_that_exist_and_variants_are_valid(name, variant):
+    config = get_config(name, variant).copy_and_resolve_references()
+    if variant != "smoke":
+        config.checkpoints = ("random:resnet18",)  # in place of a file
+    checks.check(config)
+    for target in config.targets:
+        ways = settings.finetune_settings(config, target).reuse
+        assert len({(way["objective"], way["selection"]) for way in ways}) == len(ways)
+        assert {way["selection"] for way in ways if way["selection"]} <= set(config.select.selections)
+        labels = [n for n, selection in config.select.selections.items() if selection["strategy"] == "labels"]
+        assert target in config.select.labels or not any(way["selection"] in labels for way in ways)
+    tunings = [settings.finetune_settings(config, target) for target in config.targets]
+    ways = {(way["objective"], way["selection"] or "") for tuning in tunings for way in tuning.reuse}
+    for entry in config.paper:
+        plain = (entry["objective"], entry["selection"]) == ("supervised", "")
+        assert plain or entry["what"] == "recall" or (entry["objective"], entry["selection"]) in ways
+        assert entry["what"] == "FT" or entry["selection"] in config.select.selections
+
+
+@pytest.mark.parametrize(
+    ("name", "averages"),
+    [
+        ("uot_resnet18", {"TABLE_1A": (78.98, 79.34, 79.32, 79.84, 80.15)}),
+        ("uot_moco", {"TABLE_1B": (81.82, 82.83, 82.76, 84.75, 82.56, 83.16, 83.17), "TABLE_2": (83.04,)}),
+    ],
+)
+def test_numbers_of_the_paper_have_its_averages(name, averages):
+    """The paper rounds to two decimals."""
+    for table, expected in averages.items():
+        found = [np.mean(row) for row in getattr(config_file(name), table).values()]
+        np.testing.assert_allclose(found, expected, atol=0.00501)
+
+
+@pytest.mark.parametrize("name", ["uot_resnet18", "uot_moco"])
+def test_reuse_trains_as_the_paper_says(name):
+    config = get_config(name, "full")
+    for target in config.targets:
+        tuning = settings.finetune_settings(config, target)
+        assert (tuning.epochs, tuning.steps, tuning.batch_size, tuning.num_seeds) == (100, None, 256, 3)
+        assert schedule(tuning.optimizer) == ("step", (0.6, 0.8), 0.1)
+        assert (tuning.optimizer.name, tuning.optimizer.nesterov, tuning.choose) == ("sgd", True, "validation")
+    assert set(config.metrics.to_dict().values()) == {"accuracy"}
+
+
+def test_related_classes_are_those_of_the_authors(reference_dir):
+    with np.load(reference_dir / "uot" / "resnet18_ImageNet_means.npz") as means:
+        wnids, is_bird, kinds = (means[name] for name in ("wnid", "is_bird", "name"))
+    resnet18, moco = config_file("uot_resnet18"), config_file("uot_moco")
+    assert set(resnet18.BIRDS.split()) == set(wnids[is_bird]) and resnet18.BIRDS == moco.BIRDS
+    assert set(resnet18.DOG_BREEDS.split()) == set(wnids[kinds == "dog"])
+    assert (len(resnet18.BIRDS.split()), len(resnet18.DOG_BREEDS.split())) == (59, 118)
+
+
+def test_smoke_of_moco_reads_a_file_in_the_layout_of_moco():
+    (given,) = get_config("uot_moco", "smoke").checkpoints
+    path, _, model = given.partition("=")
+    checkpoint = load_checkpoint(path, model, keep_projection=True)
+    assert "projection" in checkpoint.params and not checkpoint.has_head
+    assert any("module.encoder_q" in note for note in checkpoint.notes)
+    before = pathlib.Path(path).read_bytes()
+    assert config_file("uot_moco").moco_file() == pathlib.Path(path) and before == pathlib.Path(path).read_bytes()
