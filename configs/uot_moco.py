@@ -127,7 +127,7 @@ def full():
     config.source.dataset = IMAGENET
     config.targets = TARGETS
     config.metrics = dict.fromkeys(config.targets, "accuracy")  # as in the paper, on every target
-    config.select.features = "projection"
+    config.select.representation = "projection"
     config.select.selections = {
         "random": {"strategy": "random"},
         "greedy_ot": {"strategy": "greedy_ot"},

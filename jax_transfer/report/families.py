@@ -1,9 +1,12 @@
 """Finds the selections of source images, and the targets, that differ in one setting only: what a figure varies."""
 
+import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from jax_transfer.report.tables import showable, split_target
+from jax_transfer.selection.strategies import KINDS, USUAL_METRICS, SelectionSettings
+from jax_transfer.selection.transport import COST_SCALES
 
 # Strategy of a selection -> its name on the page, and the settings on which it depends besides its kind.
 NUMBERS = ("num_selected", "first")
@@ -14,12 +17,7 @@ STRATEGIES = {
     "labels": ("label-based", ()),
 }
 
-# The values of settings that a selection leaves unset: for all selections, by strategy, and by metric.
-USUAL = {"kind": "class", "num_selected": 100, "first": 1, "num_clusters": 2000}
-USUAL |= {"epsilon": 1.0, "tau_source": 1.0, "tau_target": 100.0}
-PLURALS = {"class": "classes", "cluster": "clusters"}  # kind of a selection -> its plural
-USUAL_METRIC = {"uot": "cosine", "greedy_ot": "l2"}
-USUAL_COST_SCALE = {"cosine": 0.01, "l2": 0.1}
+USUAL = dataclasses.asdict(SelectionSettings())  # values of the settings that a selection leaves unset
 
 Selections = Mapping[str, Mapping[str, Any]]  # config.select.selections
 
@@ -55,8 +53,8 @@ def usual_values(selection: Mapping[str, Any]) -> dict[str, Any]:
     >>> usual_values({"strategy": "uot", "metric": "l2"})["cost_scale"]
     0.1
     """
-    metric = USUAL_METRIC.get(selection["strategy"])
-    return {**USUAL, "metric": metric, "cost_scale": USUAL_COST_SCALE.get(selection.get("metric") or metric or "")}
+    metric = USUAL_METRICS.get(selection["strategy"])
+    return {**USUAL, "metric": metric, "cost_scale": COST_SCALES.get(selection.get("metric") or metric or "")}
 
 
 def words(selection: Mapping[str, Any], without: Collection[str] = (), with_metric: bool = False) -> str:
@@ -89,7 +87,7 @@ def words(selection: Mapping[str, Any], without: Collection[str] = (), with_metr
 
 def _numbers(values: Mapping[str, Any], without: Collection[str]) -> str:
     """Says which classes or clusters a selection takes."""
-    number, first, kind = values["num_selected"], values["first"], PLURALS.get(values["kind"], values["kind"])
+    number, first, kind = values["num_selected"], values["first"], KINDS.get(values["kind"], values["kind"])
     of = f"of {values['num_clusters']:,}" if "num_clusters" in values and "num_clusters" not in without else ""
     if first == 1:
         return " ".join(filter(None, (f"{number:,}", of, kind)))
@@ -102,7 +100,7 @@ def number_of(number: int, kind: str) -> str:
     >>> number_of(1, "class"), number_of(1300, "cluster")
     ('1 class', '1,300 clusters')
     """
-    return f"{number:,} {kind if number == 1 else PLURALS.get(kind, kind)}"
+    return f"{number:,} {kind if number == 1 else KINDS.get(kind, kind)}"
 
 
 def families(selections: Selections, field: str) -> list[Family]:

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jax_transfer.report import reuse, reuse_figures, reuse_tables, selected, tables
-from jax_transfer.report.families import PLURALS, condition, families, words
+from jax_transfer.report.families import condition, families, words
 from jax_transfer.report.figures import Drawing
 from jax_transfer.report.markup import escape
 from jax_transfer.report.reuse import Paper, Reused
 from jax_transfer.report.selected import Selected
 from jax_transfer.results import Row, picture
+from jax_transfer.selection.strategies import KINDS
 
 LONG_TABLE = 15  # number of rows; longer tables are collapsed
 FEW_LISTS = 6  # number of lists of classes; more of them are collapsed together
@@ -176,7 +177,7 @@ def _picture(folder: pathlib.Path, checkpoint: str, key: tuple[str, str], rows: 
     data = base64.b64encode(path.read_bytes()).decode()
     names = [tables.showable(row["class"]) for row in rows]
     first = f"{', '.join(names[:4])} and so on" if len(names) > 4 else tables.listed(names)
-    text = f"{target}: images of the first {PLURALS[rows[0]['kind']]} of {key[1]}, a row for each: {first}."
+    text = f"{target}: images of the first {KINDS[rows[0]['kind']]} of {key[1]}, a row for each: {first}."
     image = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(text)}">'
     return f"<figure>{image}<figcaption>{escape(text)}</figcaption></figure>"
 

@@ -38,7 +38,7 @@ class Strategy(NamedTuple):
 
     Attributes:
       has_similarity: whether its similarity measures anything.
-      needs_names: whether it goes by the names of classes, so that it cannot select clusters. It selects all that match.
+      needs_names: whether it goes by the names of classes. It then selects all that match, and cannot select clusters.
     """
 
     select: Callable[[Problem, "SelectionSettings", int], Selection]
@@ -51,7 +51,7 @@ def _uot(problem: Problem, settings: "SelectionSettings", count: int) -> Selecti
         problem.source_means,
         problem.target_means,
         count,
-        metric=settings.metric or "cosine",
+        metric=settings.metric or USUAL_METRICS["uot"],
         cost_scale=settings.cost_scale,
         epsilon=settings.epsilon,
         tau_source=settings.tau_source,
@@ -60,7 +60,7 @@ def _uot(problem: Problem, settings: "SelectionSettings", count: int) -> Selecti
 
 
 def _greedy_ot(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:
-    return greedy_ot_selection(problem.source_means, problem.target_means, count, metric=settings.metric or "l2")
+    return greedy_ot_selection(problem.source_means, problem.target_means, count, metric=settings.metric or USUAL_METRICS["greedy_ot"])
 
 
 def _random(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:
@@ -88,6 +88,7 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 KINDS = {"class": "classes", "cluster": "clusters"}  # what a selection consists of -> its plural
+USUAL_METRICS = {"uot": "cosine", "greedy_ot": "l2"}  # strategy that measures distances -> its metric in the paper
 
 
 @dataclasses.dataclass(frozen=True)
