@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from jax_transfer.records import METRICS
 from jax_transfer.report import best
 from jax_transfer.report.best import Point
-from jax_transfer.report.families import PLURALS, Family, by_fraction, families, settled, usual_values, words
+from jax_transfer.report.families import Family, by_fraction, families, settled, usual_values, words
 from jax_transfer.report.figures import Drawing
 from jax_transfer.report.reuse import PLAIN_WAY, Reused, Way
 from jax_transfer.report.selected import Related, Selected, recall
@@ -38,6 +38,7 @@ from jax_transfer.report.style import (
 )
 from jax_transfer.report.tables import is_number, short_target, way_name, way_words
 from jax_transfer.results import Row
+from jax_transfer.selection.strategies import KINDS
 
 LOOKS = ((BLUE, "o"), (VERMILION, "D"), (GREEN, "^"), (PURPLE, "v"), (ORANGE, "P"), (SKY, "s"))
 OTHER = "#B5B9C0"  # classes that are not related to the target
@@ -304,7 +305,7 @@ def draw_accuracies(
         for target in reused.points:
             metric, way = reused.metrics[target], way_words(objective, None)
             levels = _levels(reused, select, target, objective)
-            for kind, unit in PLURALS.items():
+            for kind, unit in KINDS.items():
                 of_kind = {n: s for n, s in selections.items() if settled(s)["kind"] == kind}
                 lines = _lines_of(reused, families(of_kind, "num_selected"), target, objective)
                 if lines:
@@ -391,7 +392,7 @@ def draw_similarities(
         rows = [by_rank[rank] for rank in sorted(by_rank)]
         related = classes.get(target, ()) if rows[0]["kind"] == "class" else ()
         blue = " Blue: source classes that are related to the target." if related else ""
-        caption = f"{names[target]}: similarity of the first source {PLURALS[rows[0]['kind']]} by {label}.{blue}"
+        caption = f"{names[target]}: similarity of the first source {KINDS[rows[0]['kind']]} by {label}.{blue}"
         group = names[target] if len(drawn) > MANY else ""
         figure = similarity(rows, related, target, label)
         yield Drawing(group, f"reuse-similarity-{names[target]}-{label}", caption, figure)
