@@ -270,7 +270,10 @@ def materialize(
 
 
 def each_image(
-    source: Source, use: Callable[[int, np.ndarray], object], progress: Callable[[int], object] | None = None
+    source: Source,
+    use: Callable[[int, np.ndarray], object],
+    progress: Callable[[int], object] | None = None,
+    threads: int = THREADS,
 ) -> None:
     """Reads all images of a source in parallel threads and calls use(i, image) for each.
 
@@ -279,6 +282,7 @@ def each_image(
     Args:
       use: called in several threads at a time; the order of the calls is not that of the images.
       progress: called as progress(number_done) after each chunk.
+      threads: number of threads.
 
     >>> sides = {}
     >>> each_image(load_source("embedded:digits?test=20", "test"), lambda i, image: sides.update({i: len(image)}))
@@ -292,7 +296,7 @@ def each_image(
             use(i, image)
         return stop
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for done in pool.map(read, range(0, len(source), CHUNK)):
             if progress:
                 progress(done)

@@ -1,11 +1,13 @@
 """Images, files of images and folders of images for tests."""
 
+import functools
 import io
 import struct
 import zlib
 
 import numpy as np
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 
 def write_images(folder, count, seed=0, size=(12, 10)):
@@ -14,6 +16,14 @@ def write_images(folder, count, seed=0, size=(12, 10)):
     generator = np.random.default_rng([seed, *folder.name.encode()])
     for i in range(count):
         Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+
+
+@functools.cache
+def photographs():
+    """Returns twelve real images [h, w, 3] without common content: parts of the two photographs in scikit-learn."""
+    china, flower = load_sample_images().images  # 427 x 640
+    parts = [photo[y : y + 200, x : x + 210] for photo in (china, flower) for y in (0, 220) for x in (0, 210, 420)]
+    return [np.ascontiguousarray(part) for part in parts]
 
 
 def encoded(image, kind, **options):
