@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from jax_transfer.selection.select import label_selection, random_selection, shared_names
-from jax_transfer.selection.transport import COST_SCALES, Selection, greedy_ot_selection, uot_selection
 
 from jax_transfer.choose import choose
 from jax_transfer.fields import Count, OneOf, Positive, check_itself
 from jax_transfer.records import InputError
+from jax_transfer.selection.select import label_selection, random_selection, shared_names
+from jax_transfer.selection.transport import COST_SCALES, Selection, greedy_ot_selection, uot_selection
 
 
 class Problem(NamedTuple):
@@ -60,7 +60,9 @@ def _uot(problem: Problem, settings: "SelectionSettings", count: int) -> Selecti
 
 
 def _greedy_ot(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:
-    return greedy_ot_selection(problem.source_means, problem.target_means, count, metric=settings.metric or USUAL_METRICS["greedy_ot"])
+    return greedy_ot_selection(
+        problem.source_means, problem.target_means, count, metric=settings.metric or USUAL_METRICS["greedy_ot"]
+    )
 
 
 def _random(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:

@@ -19,7 +19,7 @@ from jax_transfer.logs import log
 from jax_transfer.records import InputError
 from jax_transfer.results import OverlapRow, Rows, SelectionRow, picture, write_atomically
 from jax_transfer.selection.clusters import group_means, kmeans
-from jax_transfer.selection.overlap import confirmed, near_pairs
+from jax_transfer.selection.overlap import find_overlap
 from jax_transfer.selection.strategies import STRATEGIES, Problem, SelectionSettings, select, wanted_names
 from jax_transfer.study import settings
 from jax_transfer.study.epochs import Snapshot, finetuned_snapshots
@@ -217,30 +217,31 @@ def _kept(work: Workspace, snapshot: Snapshot, dataset: str, kind: str, compute)
 
 
 def _find_duplicates(work: Workspace, snapshot: Snapshot, target: str, rows: Rows) -> None:
-    """Writes a row for each source image that nearly equals a test image: first by hashes, then by features."""
+    """Writes a row for each source image that nearly equals a test image, by its hash and by its features."""
     source, test = work.source(work.reused, "train"), work.source(target, "test")
-    pairs = near_pairs(_hashes(work, source), _hashes(work, test))
-    found = confirmed(
-        pairs, *(_features_of(work, snapshot, part, pairs[:, i]) for i, part in enumerate((source, test)))
-    )
-    for pair in found:
+    checkpoint = work.checkpoint(snapshot)
+
+    def features(images: Source) -> np.ndarray:
+        return np.asarray(work.features_of(checkpoint, images).features)
+
+    found = find_overlap(source, test, features, source_hashes=_hashes(work, source))
+    for i, j, distance, similarity in zip(found.source, found.test, found.distance, found.similarity, strict=True):
         row = OverlapRow(
             snapshot.name,
             target,
-            pair.source,
-            pair.test,
-            source.class_names[source.labels[pair.source]],
-            test.class_names[test.labels[pair.test]],
-            pair.distance,
-            pair.similarity,
+            int(i),
+            int(j),
+            source.class_names[source.labels[i]],
+            test.class_names[test.labels[j]],
+            int(distance),
+            float(similarity),
         )
         rows.append(row)
-    if found:
-        count = len({pair.source for pair in found})
-        left_out = (
-            "are left out" if work.config.select.exclude_duplicates else "stay (config.select.exclude_duplicates)"
-        )
-        log.info("%d images of %s nearly equal a test image of %s; they %s.", count, work.reused, target, left_out)
+    for note in found.notes:
+        log.info("%s and %s: %s", work.reused, target, note)
+    left_out = "are left out" if work.config.select.exclude_duplicates else "stay (config.select.exclude_duplicates)"
+    count = len(np.unique(found.source))
+    log.info("%d images of %s nearly equal a test image of %s; they %s.", count, work.reused, target, left_out)
 
 
 def _hashes(work: Workspace, source: Source) -> np.ndarray:
@@ -255,14 +256,6 @@ def _hashes(work: Workspace, source: Source) -> np.ndarray:
             write_atomically(path, buffer.getvalue())
         return computed
     return np.load(path)
-
-
-def _features_of(work: Workspace, snapshot: Snapshot, source: Source, indices: np.ndarray) -> np.ndarray:
-    """Returns the features [m, d] of the images at `indices` [m] of a source, which may repeat."""
-    distinct, positions = np.unique(indices, return_inverse=True)
-    if not len(distinct):
-        return np.zeros((0, work.checkpoint(snapshot).net.feature_dim), np.float32)
-    return np.asarray(work.features_of(work.checkpoint(snapshot), subset(source, distinct)).features)[positions]
 
 
 def _contact_sheet(source: Source, rows: Sequence[np.ndarray]) -> bytes:
