@@ -1,10 +1,10 @@
 """Perceptual hashes: copies of an image that differ in compression, size or brightness have nearly equal hashes.
 
-The hash is pHash (Zauner, 2010, "Implementation and benchmarking of perceptual image hash functions", section 3.2.1) in
-its usual 64-bit form: the image is shrunk to 32 x 32 gray pixels, whatever its shape, and each bit says whether one of
-the 63 lowest frequencies of its discrete cosine transform exceeds their median. The first bit, in the place of the
-mean, is always set. An image whose shrunk form has a single gray value has no hash; it gets 0 and equals no other.
-A mirrored copy and a copy without 5 % of the image at two of its sides are other images for this hash.
+The hash is pHash (Zauner, 2010, "Implementation and benchmarking of perceptual image hash functions") in its usual
+64-bit form: the image is shrunk to 32 x 32 gray pixels, whatever its shape, and each bit says whether one of the lowest
+8 x 8 frequencies of its discrete cosine transform exceeds their median. The first bit, in the place of the mean, is
+always set. An image whose shrunk form has a single gray value has no hash: it gets 0, and is in no pair. A mirrored
+copy is another image for this hash, and so are half of the copies that lack 5 % of the image at two sides.
 """
 
 import dataclasses
