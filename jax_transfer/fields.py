@@ -176,7 +176,7 @@ def check_itself(settings) -> None:
     check(dataclasses.asdict(settings), schema(type(settings)), type(settings).__name__)
 
 
-def make(kind: type, values: Mapping, where: str, partial: bool = False):
+def make(kind: type, values: Mapping, where: str):
     """Builds a settings dataclass from the values of a section of a config, after checking them.
 
     >>> @dataclasses.dataclass(frozen=True)
@@ -189,22 +189,32 @@ def make(kind: type, values: Mapping, where: str, partial: bool = False):
       kind: the settings dataclass.
       values: field -> value.
       where: the name of the section in messages.
-      partial: whether fields with a default may be missing.
 
     Raises:
       InputError: if a value is not valid. The message names the field with its section, and what was expected.
     """
-    (_check_entry if partial else check)(values, schema(kind), where)
+    check(values, schema(kind), where)
     return _build(kind, values)
 
 
 def _build(kind: type, values: Mapping):
     types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(kind)}
-    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    sections = {
-        name: _build(types[name], value) for name, value in plain.items() if dataclasses.is_dataclass(types[name])
-    }
-    return kind(**plain | sections)
+    return kind(**{name: _built(types[name], value) for name, value in values.items()})
+
+
+def _built(annotation, value):
+    """Returns a value of a field, with settings dataclasses in place of the dictionaries that a config holds."""
+    annotation, _ = _split(annotation)
+    origin, arguments = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _built(arguments[0], value)
+    if dataclasses.is_dataclass(origin):
+        return _build(typing.cast(type, origin), value)
+    if origin is dict and arguments:
+        return {name: _built(arguments[1], element) for name, element in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(_built(arguments[0], element) for element in value) if arguments else tuple(value)
+    return value
 
 
 def check(values: Mapping, fields: Schema, where: str, partial: bool = False) -> None:

@@ -488,7 +488,7 @@ def _is_current(file: str, line: Row, where: str) -> bool:
             "use that version, or another --workdir."
         )
     required = {field.name for field in dataclasses.fields(ROWS[file][0]) if field.default is dataclasses.MISSING}
-    columns = [COLUMNS.get(name, name) for name in ROWS[file][1] if name in required]
+    columns = [str(COLUMNS.get(name, name)) for name in ROWS[file][1] if name in required]
     if missing := [column for column in columns if column not in line]:
         raise InputError(f"{where} lacks {', '.join(missing)}; remove the line and rerun its stage.")
     return version == VERSIONS[file]

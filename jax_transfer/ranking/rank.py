@@ -264,7 +264,9 @@ def _scores(checkpoint, features, num_classes, scores, where) -> Iterator[tuple[
         yield score, value
 
 
-def _log_plan(loaders: dict[Candidate, Callable[[], Checkpoint]], target: _Target) -> dict[Candidate, Checkpoint | str]:
+def _log_plan(
+    loaders: Mapping[Candidate, Callable[[], Checkpoint]], target: _Target
+) -> dict[Candidate, Checkpoint | str]:
     """Logs, before the work starts, what will be done and roughly how long it will take.
 
     One checkpoint of each group is read for the estimate.

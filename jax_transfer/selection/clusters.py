@@ -61,9 +61,10 @@ def kmeans(
 ) -> Clusters:
     """Clusters vectors by Lloyd's iterations from a greedy k-means++ start on a sample of them.
 
-    Lloyd, "Least squares quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++", SODA 2007. The metric cosine
-    is spherical K-means (Dhillon and Modha, 2001): vectors and centres have length 1. A cluster that loses all of its
-    vectors continues from the vector that is farthest from its centre.
+    Lloyd, "Least squares quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++", SODA 2007. With the metric
+    cosine this is spherical K-means (Dhillon and Modha, "Concept decompositions for large sparse text data using
+    clustering", 2001): vectors and centres have length 1. A cluster that loses all of its vectors continues from the
+    vector that is farthest from its centre.
 
     The peak of memory is three times the size of x, with x itself, and 0.6 GB or less for tiles, labels and the start:
     at most 2.2 GB for a million vectors of 128 dimensions and 2,000 clusters.
@@ -74,8 +75,8 @@ def kmeans(
       metric: "cosine" or "l2" (Euclidean distance), static.
       seed: seed of the start. The same seed gives the same clusters on the same device.
       max_iterations: maximum number of iterations. More are made while a cluster is empty.
-      tolerance: the iterations stop when one lowers the inertia by no more than this fraction of it. At the default, the
-        inertia is a thousandth above that of a fixed point or less; 0 stops when it no longer falls.
+      tolerance: the iterations stop when one lowers the inertia by no more than this fraction of it. At the default,
+        the inertia is about a thousandth above that of the fixed point; 0 stops when it no longer falls.
 
     Returns:
       `Clusters`, whose labels are the nearest centres, and whose inertia is that of both.
@@ -149,9 +150,9 @@ def _tiling(n: int, k: int, backend: str | None = None) -> dict[str, Any]:
 
     Accelerators add up rows `as_product` with a one-hot matrix, since otherwise the order of the sums is random there.
     """
-    backend = backend or jax.default_backend()
-    tiles = math.ceil(n * k / TILE.get(backend, TILE["default"]))
-    return {"rows": math.ceil(n / min(tiles, n)), "as_product": backend != "cpu"}
+    is_cpu = (backend or jax.default_backend()) == "cpu"
+    tiles = math.ceil(n * k / TILE["cpu" if is_cpu else "default"])
+    return {"rows": math.ceil(n / min(tiles, n)), "as_product": not is_cpu}
 
 
 def _padded(x: Shaped[Array, "n ..."], rows: int, value) -> Shaped[Array, "tiles rows ..."]:

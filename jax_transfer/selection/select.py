@@ -48,7 +48,7 @@ def label_selection(source_names: Sequence[str], wanted: Sequence[str]) -> Selec
       wanted: names of the classes to select, such as those of birds.
 
     Returns:
-      A `Selection` with the indices in the order of the source, and the similarity 1 for selected classes, 0 for others.
+      A `Selection` with the indices in the order of the source. The similarity is 1 for selected classes, 0 for others.
 
     Raises:
       InputError: if no name is wanted, or no source class has a wanted name; the message gives the nearest names.
@@ -97,12 +97,12 @@ def shared_names(source_names: Sequence[str], target_names: Sequence[str]) -> li
 
 
 def _as_names(value: Sequence[str], name: str) -> list[str]:
-    names = [value] if isinstance(value, str) else list(value)
-    wrong = next((each for each in names if not isinstance(each, str)), None)
-    if isinstance(value, str) or wrong is not None:
-        shown = f"is {printable(repr(value))}" if wrong is None else f"holds {printable(repr(wrong))}"
-        raise InputError(f"{name} {shown}: expected a list of names.")
-    return names
+    if isinstance(value, str):
+        raise InputError(f"{name} is {printable(repr(value))}: expected a list of names.")
+    for each in value:
+        if not isinstance(each, str):
+            raise InputError(f"{name} holds {printable(repr(each))}: expected a list of names.")
+    return list(value)
 
 
 def _synonyms(name: str, argument: str) -> set[str]:

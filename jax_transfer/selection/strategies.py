@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Annotated, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jax_transfer.choose import choose
@@ -48,8 +49,8 @@ class Strategy(NamedTuple):
 
 def _uot(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:
     return uot_selection(
-        problem.source_means,
-        problem.target_means,
+        jnp.asarray(problem.source_means),
+        jnp.asarray(problem.target_means),
         count,
         metric=settings.metric or USUAL_METRICS["uot"],
         cost_scale=settings.cost_scale,
@@ -60,9 +61,8 @@ def _uot(problem: Problem, settings: "SelectionSettings", count: int) -> Selecti
 
 
 def _greedy_ot(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:
-    return greedy_ot_selection(
-        problem.source_means, problem.target_means, count, metric=settings.metric or USUAL_METRICS["greedy_ot"]
-    )
+    source, target = jnp.asarray(problem.source_means), jnp.asarray(problem.target_means)
+    return greedy_ot_selection(source, target, count, metric=settings.metric or USUAL_METRICS["greedy_ot"])
 
 
 def _random(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_transfer.analysis.arguments import as_count, as_number
+from jax_transfer.analysis.arguments import as_count, as_features, as_number, is_traced
 from jax_transfer.choose import choose
 from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
@@ -83,8 +83,8 @@ def uot_selection(
 
     Returns:
       A `Selection` with the source marginal P 1 as similarity. It can be below the smallest float32, so the ranking is
-      that of its logarithm. `converged` is False if the iterations ended before, or a traced mean is not finite or, with
-      the metric cosine, 0: the similarity is then NaN.
+      that of its logarithm. `converged` is False if max_iterations did not suffice. If a traced mean is not finite or,
+      with the metric cosine, 0, it is False as well and the similarity is NaN.
 
     Raises:
       InputError: if the means have the wrong type or shape or differ in d, a mean is not finite or, with the metric
@@ -117,6 +117,8 @@ def greedy_ot_selection(
     target_means: Float[Array, "t d"],
     num_selected: int = 100,
     metric: str = "l2",
+    *,
+    target_counts: Int[Array, "t"] | None = None,
 ) -> Selection:
     """Selects the source classes with the smallest mean distance to all target classes.
 
@@ -129,12 +131,14 @@ def greedy_ot_selection(
       target_means: mean features of the target classes.
       num_selected: number of classes to select, static.
       metric: "l2" for the Euclidean distance, as in both papers, or "cosine" for 1 - cos; static.
+      target_counts: number of images of each target class, its weight in the mean; None: equal weights. The authors'
+        scripts use the counts.
 
     Returns:
       A `Selection` with the negative mean distance as similarity.
 
     Raises:
-      InputError: as in `uot_selection`.
+      InputError: as in `uot_selection`, or if target_counts is not a positive number for each target class.
 
     Example:
       >>> import jax.numpy as jnp
@@ -144,7 +148,9 @@ def greedy_ot_selection(
     """
     choose(COST_SCALES, metric, "metric")
     source, target, num_selected = _checked(source_means, target_means, num_selected, metric)
-    similarity = -jnp.mean(_distances(source, target, metric), axis=1)
+    weights = jnp.ones(len(target), source.dtype) if target_counts is None else _as_weights(target_counts, len(target))
+    # Not a matrix product, whose rounding may differ between equal rows, nor in lower precision on accelerators.
+    similarity = -jnp.sum(_distances(source, target, metric) * (weights / jnp.sum(weights)), axis=1)
     return _ranked(similarity, similarity, num_selected, True, 0)
 
 
@@ -190,6 +196,21 @@ def _checked(source_means, target_means, num_selected, metric: str):
             "features, those of one checkpoint."
         )
     return source, target, as_num_selected(num_selected, len(source), "source_means holds")
+
+
+def _as_weights(target_counts, t: int) -> Float[Array, "t"]:
+    weights = as_features(target_counts, "target_counts", "t")
+    if len(weights) != t:
+        raise InputError(
+            f"target_counts holds {len(weights):,} numbers: expected one for each of {t:,} target classes."
+        )
+    if not is_traced(weights):
+        wrong = np.flatnonzero(~(np.isfinite(weights) & (np.asarray(weights) > 0)))
+        if len(wrong):
+            raise InputError(
+                f"target_counts[{wrong[0]}] is {weights[wrong[0]]:g}: expected a positive number of images."
+            )
+    return weights
 
 
 def as_num_selected(num_selected, num_source: int, holder: str) -> int:

@@ -35,8 +35,8 @@ def check(config: StudyConfig) -> None:
     for target in config.targets:
         overridden = "reuse" in config.overrides.to_dict().get(target, {}).get("finetune", {})
         field = f"config.overrides[{target!r}].finetune.reuse" if overridden else "config.finetune.reuse"
-        fields.check_unique([str(way) for way in settings.reuses(config, target)], field)
-        for index, way in enumerate(settings.reuses(config, target)):
+        fields.check_unique([str(way) for way in settings.finetune_settings(config, target).reuse], field)
+        for index, way in enumerate(settings.finetune_settings(config, target).reuse):
             _check_way(way, f"{field}[{index}]", selections)
 
 
@@ -57,7 +57,12 @@ def _check_way(way: Reuse, where: str, selections: Mapping[str, SelectionSetting
 def check_data(work: Workspace) -> None:
     """Checks that the source images suit the selections, and the checkpoints the ways to reuse them."""
     config = work.config
-    ways = [way for target in config.targets for way in settings.reuses(config, target) if "finetune" in config.stages]
+    ways = [
+        way
+        for target in config.targets
+        for way in settings.finetune_settings(config, target).reuse
+        if "finetune" in config.stages
+    ]
     if "select" not in config.stages and not ways:
         return
     source = work.source(work.reused, "train")

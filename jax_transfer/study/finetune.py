@@ -57,7 +57,7 @@ def run(work: Workspace) -> None:
     rows.forget_failures()
     devices.wait_for_all("fine-tuning: rows are read")  # a row that one process writes must not be news to another
     for target in work.config.targets:
-        for reuse in (None, *settings.reuses(work.config, target)):
+        for reuse in (None, *settings.finetune_settings(work.config, target).reuse):
             _run(work, target, reuse, rows)
 
 
@@ -165,7 +165,7 @@ def divergence(result: Finetuned) -> str:
 
 def describe(work: Workspace) -> str:
     """Describes this stage for the plan."""
-    ways = {target: [None, *settings.reuses(work.config, target)] for target in work.config.targets}
+    ways = {target: [None, *settings.finetune_settings(work.config, target).reuse] for target in work.config.targets}
     most = max(len(points(settings.finetune_settings(work.config, t), way)) for t, own in ways.items() for way in own)
     named = dict.fromkeys(str(way) for own in ways.values() for way in own if way)
     return ", ".join((estimates.checkpoints(work), *named)) + (f", up to {most} settings each" if most > 1 else "")
@@ -180,7 +180,7 @@ def gigaflops(work: Workspace) -> float:
     for target in work.config.targets:
         tuning = settings.finetune_settings(work.config, target)
         step = estimates.finetune_step_gigaflops(work, target)
-        for reuse in (None, *settings.reuses(work.config, target)):
+        for reuse in (None, *settings.finetune_settings(work.config, target).reuse):
             runs, count = {TEST: tuning.num_seeds}, len(points(tuning, reuse))
             if count > 1:
                 runs[SPLIT_OF[tuning.choose]] = count

@@ -1,6 +1,7 @@
 """The grid of settings of a target: what its rows are, which points of fine-tuning have rows, and which is chosen."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from jax_transfer.results import PLAIN, TEST, TEST_GRID, VALIDATION, TransferRow
 from jax_transfer.study import reuse as reusing
@@ -40,7 +41,7 @@ def tried(
     }
 
 
-def columns(reuse: Reuse | None) -> dict[str, str | None]:
+def columns(reuse: Reuse | None) -> dict[str, Any]:
     """Returns the columns by which rows tell ways of fine-tuning apart.
 
     >>> columns(None)

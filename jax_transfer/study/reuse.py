@@ -109,12 +109,13 @@ def _relationship(work: Workspace, snapshot: Snapshot, target: str) -> dict[str,
     """
     checkpoint = work.checkpoint(snapshot)
     train = work.features(snapshot, target, "train")
-    fit, held_out = stratified_split(np.asarray(train.labels))
+    logits, labels = np.asarray(train.logits), np.asarray(train.labels)
+    fit, held_out = stratified_split(labels)
     relationship = category_relationship(
-        train.logits[fit],
-        train.labels[fit],
-        train.logits[held_out],
-        train.labels[held_out],
+        logits[fit],
+        labels[fit],
+        logits[held_out],
+        labels[held_out],
         work.source(target, "train").num_classes,
     )
     head = checkpoint.model["params"]

@@ -40,7 +40,7 @@ class Units(NamedTuple):
 
     labels: np.ndarray
     means: np.ndarray
-    names: Sequence[str]
+    names: tuple[str, ...]
 
     @property
     def counts(self) -> np.ndarray:
@@ -112,7 +112,7 @@ def _select(
         work.source(target, "train").class_names,
         work.config.select.labels.get(target),
         # Different targets get different random selections.
-        work.config.seed + zlib.crc32(f"{target} {name}".encode()),
+        (work.config.seed + zlib.crc32(f"{target} {name}".encode())) % 2**31,
     )
     if STRATEGIES[selection.strategy].needs_names and not wanted_names(problem):
         log.info("Selection %s for %s: no class of %s has the name of one of its classes.", name, target, work.reused)
@@ -152,7 +152,7 @@ def _units(work: Workspace, snapshot: Snapshot, selection: SelectionSettings) ->
     source = work.source(work.reused, "train")
     if selection.kind == "cluster":
         labels, means = _clusters(work, snapshot, selection.num_clusters)
-        return Units(labels, means, [f"cluster {number}" for number in range(len(means))])
+        return Units(labels, means, tuple(f"cluster {number}" for number in range(len(means))))
     if source.num_classes < 2:
         raise InputError(
             f"{work.reused} has a single class, so there are no classes to select from: select clusters, with "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from jax_transfer import fields
 from jax_transfer.analysis.embedding import MOST_POINTS
@@ -26,7 +26,7 @@ from jax_transfer.records import InputError
 from jax_transfer.selection.strategies import SelectionSettings
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OptimizerSettings
-from jax_transfer.transfer.finetune import Augmentations, FinetuneSettings, Reuse, grid
+from jax_transfer.transfer.finetune import Augmentations, FinetuneSettings, grid
 from jax_transfer.transfer.probe import ProbeSettings
 
 
@@ -92,6 +92,9 @@ class SpectralSettings:
         fields.check_itself(self)
 
 
+SELECTIONS: dict[str, Any] = {name: {"strategy": name} for name in ("random", "greedy_ot", "uot")}
+
+
 @dataclasses.dataclass(frozen=True)
 class SelectSettings:
     """The fields of `config.select`: which source images may be reused in fine-tuning, see `config.finetune.reuse`."""
@@ -100,9 +103,7 @@ class SelectSettings:
     dataset: str = ""
     # Name -> a selection; all of its fields are in jax_transfer.selection.strategies.SelectionSettings:
     # {"uot_50": {"strategy": "uot", "num_selected": 50}}.
-    selections: dict[str, SelectionSettings] = dataclasses.field(
-        default_factory=lambda: {name: {"strategy": name} for name in ("random", "greedy_ot", "uot")}
-    )
+    selections: dict[str, SelectionSettings] = dataclasses.field(default_factory=lambda: dict(SELECTIONS))
     # Target -> the names of the source classes that are selected by label; a target without an entry: the names that
     # its classes share with the source. The share of them that another selection finds is its recall.
     labels: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -269,22 +270,7 @@ def selections(config: StudyConfig) -> dict[str, SelectionSettings]:
     >>> selections(default_config())["uot"].num_selected
     100
     """
-    where = "config.select.selections"
-    entries = config.select.selections.to_dict()
-    return {n: fields.make(SelectionSettings, entry, f"{where}[{n!r}]", partial=True) for n, entry in entries.items()}
-
-
-def reuses(config: StudyConfig, target: str) -> list[Reuse]:
-    """Returns the ways of fine-tuning on a target with pre-training data, in order.
-
-    >>> from jax_transfer.study.config import default_config
-    >>> config = default_config()
-    >>> config.finetune.reuse = ({"objective": "joint", "selection": "uot"},)
-    >>> str(reuses(config, "tfds:mnist")[0])
-    'joint with uot'
-    """
-    entries = finetune_settings(config, target).reuse
-    return [fields.make(Reuse, dict(entry), f"reuse[{i}]", partial=True) for i, entry in enumerate(entries)]
+    return fields.make(SelectSettings, config.select.to_dict(), "config.select").selections
 
 
 def pretrain_optimizer(config: StudyConfig) -> OptimizerSettings:

@@ -17,7 +17,7 @@ from jax_transfer.results import TEST, VALIDATION, Rows, picture
 from jax_transfer.study import checks, reuse
 from jax_transfer.study.config import differences
 from jax_transfer.study.select import selected_images
-from jax_transfer.study.settings import finetune_settings, reuses
+from jax_transfer.study.settings import finetune_settings
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.finetune import Reuse
 
@@ -242,7 +242,7 @@ def test_selections_and_ways_may_be_added_or_left_out_but_not_changed():
 
 
 def test_ways_are_named_by_objective_and_selection():
-    assert [str(way) for way in reuses(reuse_config(), TARGET)] == [
+    assert [str(way) for way in finetune_settings(reuse_config(), TARGET).reuse] == [
         "joint with uot",
         "joint with random",
         "weak_strong with clusters",
