@@ -32,6 +32,7 @@ FOLDERS = (
     "features",
     "transfer",
     "analysis",
+    "selection",
     "report",
     "ranking",
     "study",
