@@ -18,11 +18,13 @@ from jax_transfer.analysis.agreement import (
     weighted_kendall,
 )
 from jax_transfer.choose import choose
+from jax_transfer.data.catalog import known_overlap
 from jax_transfer.logs import log
 from jax_transfer.records import METRICS
 from jax_transfer.report.best import accuracy_by, with_metrics
 from jax_transfer.report.page import write_report
 from jax_transfer.results import GRID, RankingRow, Rows, TargetRow, is_plain, to_json_dict
+from jax_transfer.study import settings
 from jax_transfer.study.epochs import finetuned_snapshots
 from jax_transfer.study.workspace import Workspace
 
@@ -90,11 +92,17 @@ def record_targets(work: Workspace) -> None:
             list(train.class_names[:NUM_NAMES]),
             len(train),
             len(test),
-            list(dict.fromkeys((*train.notes, *test.notes))),
+            list(dict.fromkeys((*train.notes, *test.notes, *_known_overlap(work, target)))),
         )
         new.append(row)
     rows = Rows(work.results, "targets")
     rows.replace([*new, *(row for row in rows.rows if row.target not in work.config.targets)])
+
+
+def _known_overlap(work: Workspace, target: str) -> list[str]:
+    """Returns what is known of images that a target shares with the source images that the study reuses."""
+    reuses = settings.finetune_settings(work.config, target).reuse or "select" in work.config.stages
+    return list(filter(None, [known_overlap(work.reused, target)])) if reuses else []
 
 
 def ranking_row(

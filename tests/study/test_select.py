@@ -14,7 +14,7 @@ from jax_transfer.features.means import class_means, on_device
 from jax_transfer.fields import to_json
 from jax_transfer.records import InputError
 from jax_transfer.results import TEST, VALIDATION, Rows, picture
-from jax_transfer.study import checks, reuse
+from jax_transfer.study import checks, report, reuse
 from jax_transfer.study.config import differences
 from jax_transfer.study.select import selected_images
 from jax_transfer.study.settings import finetune_settings
@@ -329,6 +329,18 @@ def test_projections_are_refused_where_there_are_none(study):
     workdir, _ = study
     with pytest.raises(InputError, match="supervised pre-training has no projection; use config"):
         run_stages(reuse_config(stages=("select",), select__representation="projection"), workdir)
+
+
+def test_page_says_that_dogs_are_images_of_imagenet(tmp_path, monkeypatch):
+    config = reuse_config()
+    work = Workspace(config, tmp_path)
+    config.select.dataset, dogs = "tfds:imagenet2012", work.source(TARGET, "train")
+    config.targets = ("tfds:stanford_dogs",)
+    monkeypatch.setattr(work, "source", lambda *_: dogs)
+    report.record_targets(work)
+    (row,) = Rows(work.results, "targets").rows
+    assert any("Stanford Dogs" in note and "ImageNet" in note for note in row.notes)
+    work.close()
 
 
 def test_random_selections_of_two_targets_differ(tmp_path):
