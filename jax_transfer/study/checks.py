@@ -365,10 +365,9 @@ def _field(config: StudyConfig, target: str, section: str, field: str) -> str:
 
 def _check_by_target(config: StudyConfig, schema: fields.Schema) -> None:
     """Checks that the keys of the fields in BY_TARGET are targets of the study, and checks the fields in overrides."""
-    by_target = {f"config.{field}": config[field] for field in study_config.BY_TARGET}
-    for where, entries in {**by_target, "config.select.labels": config.select.labels}.items():
-        for target in entries:
-            choose(dict.fromkeys(config.targets), target, f"target ({where}; it must be one of config.targets)")
+    for field in study_config.BY_TARGET:
+        for target in study_config.at(config, field):
+            choose(dict.fromkeys(config.targets), target, f"target (config.{field}; it must be one of config.targets)")
     sections = {name: schema[name] for name in ("probe", "finetune")}
     for target, override in config.overrides.items():
         where = f"config.overrides[{target!r}]"

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF009  the defaults are frozen
 
 import dataclasses
+import functools
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -43,7 +44,7 @@ CHANGEABLE_ANYWHERE = ("checkpoints", "remat")
 GROWING = ("selections", "reuse")
 
 # Fields whose keys are targets.
-BY_TARGET = ("overrides", "metrics")
+BY_TARGET = ("overrides", "metrics", "select.labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +194,15 @@ def default_config() -> StudyConfig:
     return fields.section(schema())
 
 
+def at(config: StudyConfig, field: str) -> Any:
+    """Returns the value of a field by its path.
+
+    >>> at(default_config(), "select.dataset")
+    ''
+    """
+    return functools.reduce(lambda section, name: section[name], field.split("."), config)
+
+
 def follow_targets(config: StudyConfig, names: Sequence[str]) -> None:
     """Drops the entries for targets that are no longer in `config.targets`, which the command line has replaced.
 
@@ -207,7 +217,7 @@ def follow_targets(config: StudyConfig, names: Sequence[str]) -> None:
       names: the fields whose entries are dropped, a subset of BY_TARGET.
     """
     for name in names:
-        entries = config.get(name)
+        entries = at(config, name)
         if not isinstance(entries, StudyConfig):
             continue
         dropped = [target for target in entries if target not in config.targets]
