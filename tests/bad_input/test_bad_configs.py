@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+import re
 import string
 import sys
 
@@ -388,8 +389,9 @@ def test_targets_with_dots_on_the_command_line():
 @pytest.mark.parametrize("field", BY_TARGET)
 def test_a_field_of_an_unknown_target_lists_the_targets(field):
     config = study()
-    put(config, (field,), {"folder:/data/v1.3/x": dict(zip(BY_TARGET, ({}, "accuracy"), strict=True))[field]})
-    with pytest.raises(InputError, match=rf"config\.{field}.*v1\.3/x.*Valid: embedded:digits\?train=200&test=64"):
+    value = {"overrides": {}, "metrics": "accuracy", "select.labels": ("jay",)}[field]
+    put(config, field.split("."), {"folder:/data/v1.3/x": value})
+    with pytest.raises(InputError, match=rf"config\.{re.escape(field)}.*v1\.3/x.*Valid: embedded:digits\?train=200&test=64"):
         checks.check(config)
 
 
