@@ -54,13 +54,13 @@ def test_reuse_names_selections_that_exist_and_variants_are_valid(name, variant)
     checks.check(config)
     for target in config.targets:
         ways = settings.finetune_settings(config, target).reuse
-        assert len({(way["objective"], way["selection"]) for way in ways}) == len(ways)
-        assert {way["selection"] for way in ways if way["selection"]} <= set(config.select.selections)
+        assert len({(way.objective, way.selection) for way in ways}) == len(ways)
+        assert {way.selection for way in ways if way.selection} <= set(config.select.selections)
         labels = [n for n, selection in config.select.selections.items() if selection["strategy"] == "labels"]
-        by_label = any(way["selection"] in labels for way in ways)
+        by_label = any(way.selection in labels for way in ways)
         assert target in config.select.labels or not by_label or variant == "reduced"  # which has names in common
     tunings = [settings.finetune_settings(config, target) for target in config.targets]
-    ways = {(way["objective"], way["selection"] or "") for tuning in tunings for way in tuning.reuse}
+    ways = {(way.objective, way.selection or "") for tuning in tunings for way in tuning.reuse}
     for entry in config.paper:
         plain = (entry["objective"], entry["selection"]) == ("supervised", "")
         assert plain or entry["what"] == "recall" or (entry["objective"], entry["selection"]) in ways
