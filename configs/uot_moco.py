@@ -60,7 +60,7 @@ TARGETS = (
     "tfds:stanford_cars",
     CUB,
     "tfds:pets",
-    "tfds:sun397",
+    "tfds:sun397_part1",
     "folder:data/fgvc_aircraft",
     "tfds:dtd",
     "tfds:caltech101",

@@ -50,7 +50,7 @@ from jax_transfer.study.config import default_config
 
 IMAGENET = "tfds:imagenet2012"
 DOGS, CUB, CALTECH, AIRCRAFT = "tfds:stanford_dogs", "tfds:cub200", "tfds:caltech101", "folder:data/fgvc_aircraft"
-TARGETS = (DOGS, "tfds:stanford_cars", CUB, "tfds:pets", "tfds:sun397", AIRCRAFT, "tfds:dtd", CALTECH)
+TARGETS = (DOGS, "tfds:stanford_cars", CUB, "tfds:pets", "tfds:sun397_part1", AIRCRAFT, "tfds:dtd", CALTECH)
 
 # The classes of ImageNet that are birds or dogs, by WordNet id, which is their name in TFDS.
 BIRDS = """

@@ -16,6 +16,7 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -25,6 +26,8 @@ import threading
 import typing
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 from jax_transfer import devices
 from jax_transfer.logs import log
@@ -286,6 +289,8 @@ class SelectionRow:
       similarity: similarity to the target, higher is closer; null if the strategy does not measure any.
       label: the number of the class or cluster.
       num_images: its number of source images, including those that nearly equal a test image.
+      num_selected: number of rows of the selection, so that an unfinished one is noticed.
+      made_from: hash of the settings and of the classes or clusters that were selected from.
       converged: whether the solver of the strategy converged.
     """
 
@@ -298,6 +303,8 @@ class SelectionRow:
     similarity: float | None
     label: int
     num_images: int
+    num_selected: int
+    made_from: str
     converged: bool = True
     version: int = VERSIONS["selection"]
 
@@ -382,7 +389,7 @@ ROWS = {
     "targets": (TargetRow, ("target",)),
     "checkpoints": (CheckpointRow, ("checkpoint",)),
     "usage": (UsageRow, ("stage", "run")),
-    "selection": (SelectionRow, ("checkpoint", "target", "strategy", "class_")),
+    "selection": (SelectionRow, ("checkpoint", "target", "strategy", "rank")),
     "overlap": (OverlapRow, ("checkpoint", "target", "source_image", "test_image")),
 }
 
@@ -678,6 +685,20 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_array(path: pathlib.Path, array: np.ndarray) -> None:
+    """Writes an array as `.npy`, in the same way.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "array.npy"
+    >>> write_array(path, np.arange(3))
+    >>> np.load(path).tolist()
+    [0, 1, 2]
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomically(path, buffer.getvalue())
 
 
 def lock_workdir(workdir: pathlib.Path) -> typing.IO | contextlib.ExitStack:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jax_transfer.data.batches import Feed
-from jax_transfer.devices import replicate, replicated
+from jax_transfer.devices import replicated
 from jax_transfer.models.net import Output
 
 
@@ -34,6 +34,11 @@ def projection(output: Output) -> Float[Array, "b d"]:
 
 
 REPRESENTATIONS = {"features": features, "projection": projection}
+
+
+def _zeros(mesh: Mesh, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """Returns zeros that are made on the devices, with a copy on each."""
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=replicated(mesh))()
 
 
 def class_means(
@@ -78,8 +83,7 @@ def class_means(
     for batch in feed.evaluation_batches(batch_size):
         x = represent(forward(model, batch))
         if totals is None:
-            start = np.zeros((num_classes, x.shape[1]), np.float32), np.zeros(num_classes, np.int32)
-            totals = replicate(start, mesh)
+            totals = _zeros(mesh, (num_classes, x.shape[1])), _zeros(mesh, (num_classes,), jnp.int32)
         totals = add(totals, x, batch.labels, batch.mask)
     assert totals is not None  # a source has at least one image
     sums, counts = jax.device_get(totals)
@@ -118,7 +122,7 @@ def on_device(
     for start, batch in zip(range(0, n, batch_size), feed.evaluation_batches(batch_size), strict=True):
         x = represent(forward(model, batch))
         if held is None:
-            held = replicate(np.zeros((-(-n // batch_size) * batch_size, x.shape[1]), np.float32), mesh)
+            held = _zeros(mesh, (-(-n // batch_size) * batch_size, x.shape[1]))
         held = put(held, x, np.int32(start))
     assert held is not None  # a source has at least one image
     return held.addressable_data(0)[:n]

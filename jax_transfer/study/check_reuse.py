@@ -4,10 +4,15 @@ from collections.abc import Mapping
 
 from jax_transfer import fields
 from jax_transfer.choose import choose
+from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.fields import StudyConfig
 from jax_transfer.records import InputError
+from jax_transfer.results import Rows
+from jax_transfer.selection.select import shared_names
 from jax_transfer.selection.strategies import STRATEGIES, SelectionSettings
 from jax_transfer.study import settings
+from jax_transfer.study.epochs import Snapshot, finetuned_snapshots
+from jax_transfer.study.select import not_made
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.objectives import REUSE
 from jax_transfer.transfer.finetune import Reuse
@@ -28,6 +33,11 @@ def check(config: StudyConfig) -> None:
                 f"config.select.selections[{name!r}] asks for ranks up to {last} of num_clusters = "
                 f"{selection.num_clusters}: use more clusters, or a smaller num_selected or first."
             )
+    if config.select.exclude_duplicates and not config.select.find_duplicates:
+        raise InputError(
+            "config.select.exclude_duplicates = True, but config.select.find_duplicates = False: duplicates must be found "
+            "to be left out; set both, or neither."
+        )
     if "select" in config.stages and not selections:
         raise InputError(
             'config.select.selections is empty: name at least one, or leave "select" out of config.stages.'
@@ -38,6 +48,12 @@ def check(config: StudyConfig) -> None:
         fields.check_unique([str(way) for way in settings.finetune_settings(config, target).reuse], field)
         for index, way in enumerate(settings.finetune_settings(config, target).reuse):
             _check_way(way, f"{field}[{index}]", selections)
+            mixings = [name for name in settings.finetune_settings(config, target).augment if name in MIXINGS]
+            if mixings and REUSE[way.objective].source_views > 1:
+                raise InputError(
+                    f"{field}[{index}]: {way.objective} compares two views of an image, which config.finetune.augment "
+                    f"mixes with another one by {mixings[0]!r}: leave one of them out."
+                )
 
 
 def _check_way(way: Reuse, where: str, selections: Mapping[str, SelectionSettings]) -> None:
@@ -55,18 +71,34 @@ def _check_way(way: Reuse, where: str, selections: Mapping[str, SelectionSetting
 
 
 def check_data(work: Workspace) -> None:
-    """Checks that the source images suit the selections, and the checkpoints the ways to reuse them."""
+    """Checks that the source images suit the selections, and the checkpoints the ways to reuse them.
+
+    Raises:
+      InputError: if they do not, or the study reuses a selection that no stage makes.
+    """
     config = work.config
-    ways = [
-        way
-        for target in config.targets
-        for way in settings.finetune_settings(config, target).reuse
-        if "finetune" in config.stages
-    ]
-    if "select" not in config.stages and not ways:
+    targets = config.targets if "finetune" in config.stages else ()
+    ways = {target: settings.finetune_settings(config, target).reuse for target in targets}
+    if "select" in config.stages:
+        _check_selections(work)
+    if not any(ways.values()):
         return
     source = work.source(work.reused, "train")
-    for name, selection in settings.selections(config).items() if "select" in config.stages else ():
+    for target, own in ways.items():
+        for way in own:
+            if REUSE[way.objective].settings and source.num_classes < 2:
+                raise InputError(
+                    f"{way} needs labels of the source images, and {work.reused} has a single class: use weak_strong "
+                    "with clusters."
+                )
+            for snapshot in finetuned_snapshots(config, work.snapshots, target):
+                _check_checkpoint(work, snapshot, target, way)
+
+
+def _check_selections(work: Workspace) -> None:
+    """Checks that the source images suit the selections, and that images can be compared."""
+    config, source = work.config, work.source(work.reused, "train")
+    for name, selection in settings.selections(config).items():
         where, last = f"config.select.selections[{name!r}]", selection.first - 1 + selection.num_selected
         if selection.kind == "cluster":
             if selection.num_clusters > len(source):
@@ -88,10 +120,29 @@ def check_data(work: Workspace) -> None:
         for class_name in names:
             known = dict.fromkeys(source.class_names)
             choose(known, class_name, f"class of {work.reused} (config.select.labels[{target!r}])")
-    if any(REUSE[way.objective].arrays for way in ways):
+    if config.select.representation == "projection":
         for snapshot in work.snapshots:
-            if not work.checkpoint(snapshot).has_head:
-                raise InputError(
-                    f"config.finetune.reuse: cotuning needs the classification head of pre-training, which checkpoint "
-                    f"{snapshot.name} does not have: leave cotuning out, or the checkpoint."
-                )
+            work.with_projection(snapshot)  # raises an InputError if there is none
+
+
+def _check_checkpoint(work: Workspace, snapshot: Snapshot, target: str, way: Reuse) -> None:
+    """Checks that a checkpoint has what a way of fine-tuning reuses: a classification head, or selected images."""
+    if REUSE[way.objective].arrays and not work.checkpoint(snapshot).has_head:
+        raise InputError(
+            f"{way} (reuse on {target}) needs the classification head of pre-training, which checkpoint {snapshot.name} "
+            "does not have: leave the one or the other out."
+        )
+    if way.selection is None:
+        return
+    settings_of = settings.selections(work.config)[way.selection]
+    if "select" not in work.config.stages:
+        key, rows = (snapshot.name, target, way.selection), Rows(work.results, "selection").rows
+        if not any((row.checkpoint, row.target, row.strategy) == key for row in rows):
+            raise InputError(f"{not_made(way.selection, target, snapshot)}.")
+    elif STRATEGIES[settings_of.strategy].needs_names and not work.config.select.labels.get(target):
+        names = (work.source(dataset, "train").class_names for dataset in (work.reused, target))
+        if not shared_names(*names):
+            raise InputError(
+                f"{way}: no class of {work.reused} has the name of a class of {target}; name those to select in "
+                "config.select.labels."
+            )

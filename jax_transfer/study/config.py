@@ -28,10 +28,11 @@ from jax_transfer.ranking.candidates import Replaced
 from jax_transfer.records import METRICS
 from jax_transfer.report.tables import OBJECTIVE_NAMES
 from jax_transfer.results import PLAIN
+from jax_transfer.selection.strategies import SelectionSettings
 from jax_transfer.study.settings import DataSettings, PretrainSettings, SelectSettings, SpectralSettings
 from jax_transfer.study.stages import STAGES
 from jax_transfer.training.objectives import OBJECTIVES
-from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings
+from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings, Reuse
 from jax_transfer.transfer.probe import ProbeSettings
 
 # Fields that may change between two runs in the same working directory. A change adds or leaves out
@@ -41,7 +42,7 @@ CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "p
 CHANGEABLE_ANYWHERE = ("checkpoints", "remat")
 
 # Fields, in any section, to which entries may be added, or from which they may be left out; the others must not change.
-GROWING = ("selections", "reuse")
+GROWING = ("selections", "reuse", "labels")
 
 # Fields whose keys are targets.
 BY_TARGET = ("overrides", "metrics", "select.labels")
@@ -269,7 +270,7 @@ def _completed(config: dict, defaults: dict) -> dict:
         **config,
         **{
             name: _completed(config.get(name) or {}, default)
-            if isinstance(default, dict)
+            if isinstance(default, dict) and name not in fields.NAMED_BY_USER
             else config.get(name, default)
             for name, default in defaults.items()
         },
@@ -283,13 +284,42 @@ def _used(config: dict) -> dict:
     return {**config, "pretrain": pretrain}
 
 
+def with_earlier_entries(old: dict, new: dict) -> dict:
+    """Returns the config `new` with the entries of GROWING that only an earlier config of the same study has.
+
+    They are written to config.json, so that an entry cannot come back with other settings than those of its rows.
+
+    >>> old, new = ({"finetune": {"reuse": [{"objective": name}]}} for name in ("joint", "cotuning"))
+    >>> with_earlier_entries(old, new)["finetune"]["reuse"]
+    [{'objective': 'cotuning'}, {'objective': 'joint'}]
+    """
+    result = dict(new)
+    for name, earlier in old.items():
+        if name in GROWING and isinstance(earlier, list | tuple):
+            own = [_way(entry) for entry in new.get(name, ())]
+            result[name] = [*new.get(name, ()), *(entry for entry in earlier if _way(entry) not in own)]
+        elif isinstance(earlier, dict) and isinstance(new.get(name), dict):
+            missing = {key: entry for key, entry in earlier.items() if key not in new[name]} if name in GROWING else {}
+            result[name] = {**with_earlier_entries(earlier, new[name]), **missing}
+    return result
+
+
+def _way(entry: Mapping) -> str:
+    """Returns what identifies an entry of `reuse`."""
+    return " with ".join(filter(None, (entry["objective"], entry.get("selection"))))
+
+
 def _by_name(config: Any) -> Any:
-    """Names the entries of each `reuse`, so that the entries that two configs have can be compared."""
+    """Completes the entries of `reuse` and `selections` with their defaults, and names those of `reuse`."""
     if not isinstance(config, dict):
         return config
     named = {name: _by_name(value) for name, value in config.items()}
     if isinstance(entries := named.get("reuse"), list | tuple):
-        named["reuse"] = {" with ".join(filter(None, (e["objective"], e.get("selection")))): dict(e) for e in entries}
+        usual = dataclasses.asdict(Reuse("joint"))
+        named["reuse"] = {_way(entry): {**usual, **entry} for entry in entries}
+    if isinstance(entries := named.get("selections"), dict):
+        usual = dataclasses.asdict(SelectionSettings())
+        named["selections"] = {name: {**usual, **entry} for name, entry in entries.items()}
     return named
 
 

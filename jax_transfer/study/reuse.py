@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from jax_transfer.data.batches import Feed
 from jax_transfer.data.crops import crops_of
-from jax_transfer.data.source import of_classes
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.models import Net
+from jax_transfer.results import write_array
 from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.select import selected_images
 from jax_transfer.study.workspace import Workspace
@@ -58,7 +58,8 @@ def points(tuning: FinetuneSettings, reuse: Reuse | None) -> list[dict[str, floa
     replaced = {
         name: value for name in ("learning_rates", "weight_decays") if (value := getattr(reuse, name)) is not None
     }
-    return grid(dataclasses.replace(tuning, **replaced), reuse.source_weights)
+    weights = reuse.source_weights or (REUSE[reuse.objective].source_weight,)
+    return grid(dataclasses.replace(tuning, **replaced), weights)
 
 
 def training(
@@ -92,9 +93,8 @@ def training(
     if kind.arrays:
         return Training(make, feeds, _relationship(work, snapshot, target))
     assert reuse.selection is not None  # checked with the config
-    source = selected_images(work, snapshot, target, reuse.selection)
-    if reuse.only_selected_classes:
-        source = of_classes(source, np.unique(source.labels).tolist())
+    chosen = selected_images(work, snapshot, target, reuse.selection)
+    source = work.part(work.reused, chosen.tobytes(), reuse.only_selected_classes)
     given = {"num_source_classes": source.num_classes, "head_std": tuning.head_std}
     make = functools.partial(make, **{name: given[name] for name in kind.settings})
     crops = crops_of(make(source_weight=1.0).views[SOURCE])
@@ -105,20 +105,20 @@ def training(
 def _relationship(work: Workspace, snapshot: Snapshot, target: str) -> dict[str, Any]:
     """Returns the head of the checkpoint, and how its classes are related to those of the target.
 
-    The relationship is learned on the part "fit" of the training images and calibrated on the part "held_out".
+    The relationship is learned on the part "fit" of the training images and calibrated on the part "held_out". It is
+    kept in a file, since the regression takes minutes for a thousand source classes.
     """
-    checkpoint = work.checkpoint(snapshot)
-    train = work.features(snapshot, target, "train")
-    logits, labels = np.asarray(train.logits), np.asarray(train.labels)
-    fit, held_out = stratified_split(labels)
-    relationship = category_relationship(
-        logits[fit],
-        labels[fit],
-        logits[held_out],
-        labels[held_out],
-        work.source(target, "train").num_classes,
-    )
+    checkpoint, source = work.checkpoint(snapshot), work.source(target, "train")
+    features = work.features_of.path(checkpoint, source)
+    assert features is not None  # a study keeps its features
+    path = features.with_name(f"relationship-{features.stem}.npy")
+    if not path.exists():
+        train = work.features(snapshot, target, "train")
+        logits, labels = np.asarray(train.logits), np.asarray(train.labels)
+        fit, held_out = stratified_split(labels)
+        parts = logits[fit], labels[fit], logits[held_out], labels[held_out]
+        write_array(path, category_relationship(*parts, source.num_classes))
     head = checkpoint.model["params"]
     for name in checkpoint.net.classifier:
         head = head[name]
-    return {"relationship": relationship, "source_head": head}
+    return {"relationship": np.load(path), "source_head": head}

@@ -10,7 +10,7 @@ from jax_transfer.logs import log
 from jax_transfer.records import InputError
 from jax_transfer.results import Rows, UsageRow, lock_workdir, write_atomically
 from jax_transfer.study import checks, plan, report
-from jax_transfer.study.config import differences
+from jax_transfer.study.config import differences, with_earlier_entries
 from jax_transfer.study.stages import STAGES
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.usage import Usage
@@ -91,12 +91,14 @@ def open_workdir(config: StudyConfig, workdir: pathlib.Path):
     lock = lock_workdir(workdir)
     path, new = workdir / "config.json", to_json(config)
     if path.exists():
-        different = differences(json.loads(path.read_text(encoding="utf-8")), new)
+        old = json.loads(path.read_text(encoding="utf-8"))
+        different = differences(old, new)
         if different:
             raise InputError(
                 f"--workdir={workdir} was made with another config: {'; '.join(different)}. "
                 "Use that config again, or another --workdir."
             )
+        new = with_earlier_entries(old, new)
     if devices.is_first_process():
         write_atomically(path, json.dumps(new, indent=1, ensure_ascii=False).encode())
     return lock

@@ -1,6 +1,8 @@
 """The "select" stage: selects classes or clusters of source images for each target, and finds copies of test images."""
 
+import dataclasses
 import io
+import json
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,12 +14,12 @@ import PIL.ImageOps
 from jax_transfer import devices, logs
 from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.data.hashing import hashes
-from jax_transfer.data.source import Source, subset
+from jax_transfer.data.source import Source, content_hash
 from jax_transfer.features.extract import make_forward
 from jax_transfer.features.means import REPRESENTATIONS, class_means, on_device
 from jax_transfer.logs import log
 from jax_transfer.records import InputError
-from jax_transfer.results import OverlapRow, Rows, SelectionRow, picture, write_atomically
+from jax_transfer.results import OverlapRow, Rows, SelectionRow, picture, write_array, write_atomically
 from jax_transfer.selection.clusters import group_means, kmeans
 from jax_transfer.selection.overlap import find_overlap
 from jax_transfer.selection.strategies import STRATEGIES, Problem, SelectionSettings, select, wanted_names
@@ -68,83 +70,135 @@ def describe(work: Workspace) -> str:
 def gigaflops(work: Workspace) -> float:
     """Computes the work of the forward passes over all source and target images, in GFLOP."""
     total = 0.0
+    seen = set()
     for target in work.config.targets:
-        images = len(work.source(work.reused, "train")) + len(work.source(target, "train"))
         for snapshot in finetuned_snapshots(work.config, work.snapshots, target):
+            datasets = [target] if snapshot in seen else [work.reused, target]
+            seen.add(snapshot)
+            images = sum(len(work.source(dataset, "train")) for dataset in datasets)
             total += images * work.gigaflops_per_image(snapshot)
     return total
 
 
-def selected_images(work: Workspace, snapshot: Snapshot, target: str, name: str) -> Source:
-    """Returns the training images of the source that a selection has selected, with the labels of all source classes.
+def selected_images(work: Workspace, snapshot: Snapshot, target: str, name: str) -> np.ndarray:
+    """Returns the indices of the training images of the source that a selection has selected, int64 [m], ascending.
 
     Images that nearly equal a test image of the target are left out if the config says so.
 
     Raises:
-      InputError: if the selection has not been made.
+      InputError: if the selection has not been made, or was made from other classes or clusters.
     """
-    selection, source = settings.selections(work.config)[name], work.source(work.reused, "train")
-    key = snapshot.name, target
-    chosen = [
-        r.label for r in Rows(work.results, "selection").rows if (r.checkpoint, r.target, r.strategy) == (*key, name)
-    ]
-    if not chosen:
-        raise InputError(
-            f'selection {name!r} for {target} with checkpoint {snapshot.name} has not been made: add "select" to '
-            "config.stages, or, by label, name the classes in config.select.labels."
-        )
-    kept = np.isin(_units(work, snapshot, selection).labels, chosen)
+    selection = settings.selections(work.config)[name]
+    units = _units(work, snapshot, selection)
+    found = _complete(work, snapshot, target, name, units, Rows(work.results, "selection"))
+    if not found:
+        raise InputError(f"{not_made(name, target, snapshot)}.")
+    kept = np.isin(units.labels, [row.label for row in found])
     if work.config.select.exclude_duplicates:
         overlaps = Rows(work.results, "overlap").rows
-        kept[[row.source_image for row in overlaps if (row.checkpoint, row.target) == key]] = False
-    return subset(source, np.flatnonzero(kept))
+        kept[[r.source_image for r in overlaps if (r.checkpoint, r.target) == (snapshot.name, target)]] = False
+    return np.flatnonzero(kept).astype(np.int64)
+
+
+def not_made(name: str, target: str, snapshot: Snapshot) -> str:
+    """Says that a selection is missing, and what makes it."""
+    return (
+        f"selection {name!r} for {target} with checkpoint {snapshot.name} has not been made: "
+        'add "select" to config.stages, or, by label, name the classes in config.select.labels'
+    )
 
 
 def _select(
     work: Workspace, snapshot: Snapshot, target: str, name: str, selection: SelectionSettings, rows: Rows
 ) -> None:
-    """Makes a selection, and writes its rows and its picture unless they are complete."""
+    """Makes a selection and writes its rows and its picture, unless the rows are complete."""
     units = _units(work, snapshot, selection)
+    strategy, where = STRATEGIES[selection.strategy], f"config.select.selections[{name!r}] for {target}"
+    if _complete(work, snapshot, target, name, units, rows):
+        return
+    means, counts = _class_means(work, snapshot, target)
+    for dataset, names, numbers in ((work.reused, units.names, units.counts), (target, None, counts)):
+        empty = np.flatnonzero(numbers == 0)
+        if strategy.has_similarity and len(empty):
+            names = names or work.source(dataset, "train").class_names
+            raise InputError(
+                f"{where}: class {names[empty[0]]!r} of {dataset} has no training images, so it has no mean feature: leave "
+                "it out with ?classes=, or use more images."
+            )
     problem = Problem(
         units.means,
-        _class_means(work, snapshot, target)[0],
+        means,
         units.names,
         work.source(target, "train").class_names,
         work.config.select.labels.get(target),
-        # Different targets get different random selections.
-        (work.config.seed + zlib.crc32(f"{target} {name}".encode())) % 2**31,
+        # Different targets get different random selections; of those of a target, a larger one contains a smaller one.
+        (work.config.seed + zlib.crc32(f"{target} {selection.kind}".encode())) % 2**31,
     )
-    if STRATEGIES[selection.strategy].needs_names and not wanted_names(problem):
+    if strategy.needs_names and not wanted_names(problem):
         log.info("Selection %s for %s: no class of %s has the name of one of its classes.", name, target, work.reused)
         return
     try:
         result = select(problem, selection)
     except InputError as error:
-        raise InputError(f"config.select.selections[{name!r}] from {work.reused} for {target}: {error}") from error
+        raise InputError(f"{where} from {work.reused}: {error}") from error
     if not result.converged:
         log.warning("Selection %s for %s, checkpoint %s: the solver did not converge.", name, target, snapshot.name)
-    has_similarity = STRATEGIES[selection.strategy].has_similarity
-    for rank, unit in enumerate(np.asarray(result.indices).tolist(), selection.first):
+    chosen = np.asarray(result.indices).tolist()
+    key = snapshot.name, target, name
+    unfinished = [row for row in rows.rows if (row.checkpoint, row.target, row.strategy) == key]
+    if unfinished:
+        rows.replace([row for row in rows.rows if row not in unfinished])
+    made_from = _made_from(work, snapshot, target, name, units)
+    for rank, unit in enumerate(chosen, selection.first):
         row = SelectionRow(
-            snapshot.name,
-            target,
-            name,
-            selection.kind,
-            units.names[unit],
-            rank,
-            float(result.similarity[unit]) if has_similarity else None,
-            unit,
-            int(units.counts[unit]),
-            bool(result.converged),
+            *key,
+            kind=selection.kind,
+            class_=units.names[unit],
+            rank=rank,
+            similarity=float(result.similarity[unit]) if strategy.has_similarity else None,
+            label=unit,
+            num_images=int(units.counts[unit]),
+            num_selected=len(chosen),
+            made_from=made_from,
+            converged=bool(result.converged),
         )
         rows.append(row)
-    path = picture(work.results, snapshot.name, target, name)
-    if devices.is_first_process() and not path.exists():
-        source = work.source(work.reused, "train")
-        shown = [np.flatnonzero(units.labels == unit) for unit in np.asarray(result.indices)[:PICTURED_CLASSES]]
-        write_atomically(path, _contact_sheet(source, shown))
-    names = [units.names[unit] for unit in np.asarray(result.indices)[:5]]
-    log.info("Selection %s for %s, checkpoint %s: %s, ...", name, target, snapshot.name, ", ".join(names))
+    if devices.is_first_process():
+        shown = [np.flatnonzero(units.labels == unit) for unit in chosen[:PICTURED_CLASSES]]
+        write_atomically(picture(work.results, *key), _contact_sheet(work.source(work.reused, "train"), shown))
+    first = ", ".join(units.names[unit] for unit in chosen[:5])
+    log.info("Selection %s for %s, checkpoint %s: %s, ...", name, target, snapshot.name, first)
+
+
+def _complete(
+    work: Workspace, snapshot: Snapshot, target: str, name: str, units: Units, rows: Rows
+) -> list[SelectionRow]:
+    """Returns the rows of a selection, or none if they are not complete.
+
+    Raises:
+      InputError: if the selection was made with other settings, or from other classes or clusters.
+    """
+    found = [row for row in rows.rows if (row.checkpoint, row.target, row.strategy) == (snapshot.name, target, name)]
+    if not found or len(found) < found[0].num_selected:
+        return []
+    if found[0].made_from != _made_from(work, snapshot, target, name, units):
+        raise InputError(
+            f"{rows.path}: selection {name!r} for {target} with checkpoint {snapshot.name} was made with other settings, "
+            "or from other classes or clusters (clusters may differ between devices): give it another name, or use "
+            "another --workdir."
+        )
+    return found
+
+
+def _made_from(work: Workspace, snapshot: Snapshot, target: str, name: str, units: Units) -> str:
+    """Returns a hash of what determines a selection."""
+    return content_hash(
+        json.dumps(dataclasses.asdict(settings.selections(work.config)[name]), sort_keys=True),
+        json.dumps([work.config.select.representation, work.config.seed, work.config.select.labels.get(target)]),
+        work.checkpoint(snapshot).fingerprint,
+        *(work.source(dataset, "train").fingerprint for dataset in (work.reused, target)),
+        np.ascontiguousarray(units.labels, np.int32).tobytes(),
+    )[:16]
 
 
 def _units(work: Workspace, snapshot: Snapshot, selection: SelectionSettings) -> Units:
@@ -250,11 +304,7 @@ def _hashes(work: Workspace, source: Source) -> np.ndarray:
     if not path.exists():
         with logs.progress(len(source), f"hash {source.name} {source.split}", "images") as bar:
             computed = hashes(source, progress=lambda done: bar.update(done - bar.n))
-        if devices.is_first_process():
-            buffer = io.BytesIO()
-            np.save(buffer, computed)
-            write_atomically(path, buffer.getvalue())
-        return computed
+        write_array(path, computed)
     return np.load(path)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 
 from jax_transfer import devices, logs
 from jax_transfer.checkpoints import Checkpoint, with_classes
@@ -15,7 +16,7 @@ from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.checkpoints.trajectory import Trajectory
 from jax_transfer.data.batches import Feed, ResidentCrops, Streamed, make_feed, steps_per_epoch
 from jax_transfer.data.crops import Crop
-from jax_transfer.data.source import Source, subset
+from jax_transfer.data.source import Source, of_classes, subset
 from jax_transfer.data.sources import load_source
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.data.transforms import Preprocessing
@@ -93,6 +94,18 @@ class Workspace:
             fit, held_out = stratified_split(train.labels)
             return subset(train, fit if split == "fit" else held_out)
         return load_source(dataset, split, seed=self.config.seed, on_corrupt=self.config.data.on_corrupt)
+
+    @kept(4)
+    def part(self, dataset: str, indices: bytes, renumber: bool) -> Source:
+        """Returns the training images at `indices`, the bytes of an int64 array [m], of a data set.
+
+        Equal arguments give the same object, so that its feed is read once.
+
+        Args:
+          renumber: whether the classes that occur are numbered 0, 1, ..., instead of as in the data set.
+        """
+        part = subset(self.source(dataset, "train"), np.frombuffer(indices, np.int64))
+        return of_classes(part, np.unique(part.labels).tolist()) if renumber else part
 
     def metric(self, target: str) -> str:
         """Returns the metric of a target, a key of `records.METRICS`: the one in the config, or else the usual one."""
@@ -244,6 +257,7 @@ class Workspace:
         replaced = {k: v for k, v in self.config.checkpoint_preprocessing.items() if v is not None}
         return load(candidate, replaced, self.config.seed, keep_projection)
 
+    @kept(1)
     def with_projection(self, snapshot: Snapshot) -> Checkpoint:
         """Loads a checkpoint of the study with its weights and its projection.
 

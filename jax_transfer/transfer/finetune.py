@@ -60,8 +60,9 @@ class Reuse:
     selection: str | None = None
     # Number of source images in a step; unset: as many as target images.
     batch_size: Count | None = None
-    # Weights of the loss that is added to that of plain fine-tuning, which become part of the grid of settings.
-    source_weights: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] = (1.0,)
+    # Weights of the loss that is added to that of plain fine-tuning, which become part of the grid of settings; unset:
+    # 2.3 for cotuning, and 1 for the others.
+    source_weights: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] | None = None
     learning_rates: Annotated[tuple[Positive, ...], Listed(filled=True, unique=True)] | None = None
     weight_decays: Annotated[tuple[NotNegative, ...], Listed(filled=True, unique=True)] | None = None
     # joint: whether the head for the source has all of its classes, or only the selected ones.

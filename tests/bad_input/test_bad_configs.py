@@ -391,7 +391,9 @@ def test_a_field_of_an_unknown_target_lists_the_targets(field):
     config = study()
     value = {"overrides": {}, "metrics": "accuracy", "select.labels": ("jay",)}[field]
     put(config, field.split("."), {"folder:/data/v1.3/x": value})
-    with pytest.raises(InputError, match=rf"config\.{re.escape(field)}.*v1\.3/x.*Valid: embedded:digits\?train=200&test=64"):
+    with pytest.raises(
+        InputError, match=rf"config\.{re.escape(field)}.*v1\.3/x.*Valid: embedded:digits\?train=200&test=64"
+    ):
         checks.check(config)
 
 

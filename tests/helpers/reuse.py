@@ -82,6 +82,8 @@ def selected_rows(target, name, classes, first=1, similar=True, kind="class", co
                 float(5 * np.exp(-(first + i) / 30)) if similar else None,
                 i,
                 1300 - i,
+                len(classes),
+                "0123456789abcdef",
                 converged,
             )
         )

@@ -8,17 +8,19 @@ import pytest
 from PIL import Image
 
 from helpers.studies import one_epoch_config, run_stages
+from jax_transfer.data.source import subset
 from jax_transfer.data.sources import load_source
 from jax_transfer.features.extract import make_forward
 from jax_transfer.features.means import class_means, on_device
 from jax_transfer.fields import to_json
 from jax_transfer.records import InputError
 from jax_transfer.results import TEST, VALIDATION, Rows, picture
-from jax_transfer.study import checks, report, reuse
-from jax_transfer.study.config import differences
+from jax_transfer.study import checks, report, reuse, select
+from jax_transfer.study.config import differences, with_earlier_entries
 from jax_transfer.study.select import selected_images
 from jax_transfer.study.settings import finetune_settings
 from jax_transfer.study.workspace import Workspace
+from jax_transfer.training.objectives import REUSE
 from jax_transfer.transfer.finetune import Reuse
 
 SOURCE = "embedded:mnist_5k?train=300&test=60"
@@ -129,9 +131,10 @@ def test_selected_images_are_all_images_of_the_selected_classes(study):
     for name in ("uot", "labels"):
         chosen = [row["label"] for row in rows["selection"] if row["strategy"] == name]
         selected = selected_images(work, snapshot, TARGET, name)
-        assert sorted(set(selected.labels.tolist())) == sorted(chosen)
-        assert len(selected) == np.isin(source.labels, chosen).sum()
-        assert selected.num_classes == source.num_classes
+        np.testing.assert_array_equal(selected, np.flatnonzero(np.isin(source.labels, chosen)))
+        part = work.part(SOURCE, selected.tobytes(), renumber=False)
+        assert part is work.part(SOURCE, selected.tobytes(), renumber=False)  # so that its feed is read once
+        assert part.num_classes == source.num_classes and set(part.labels.tolist()) == set(chosen)
     clusters = selected_images(work, snapshot, TARGET, "clusters")
     assert len(clusters) == sum(row["num_images"] for row in rows["selection"] if row["strategy"] == "clusters")
     work.close()
@@ -228,6 +231,11 @@ def test_joint_trains_on_the_whole_source_head_or_only_on_the_selected_classes(s
 
 def test_selections_and_ways_may_be_added_or_left_out_but_not_changed():
     before = to_json(reuse_config())
+    fewer = reuse_config(finetune__reuse=(), select__selections={"next": {**SELECTIONS["next"], "kind": "class"}})
+    assert differences(before, to_json(fewer)) == []  # a default may be written out
+    kept = with_earlier_entries(before, to_json(fewer))
+    assert differences(before, kept) == [] and set(kept["select"]["selections"]) == set(SELECTIONS)
+    assert len(kept["finetune"]["reuse"]) == len(WAYS)
     more = reuse_config(
         finetune__reuse=WAYS[:2], select__selections={**SELECTIONS, "all": {"strategy": "uot", "num_selected": 10}}
     )
@@ -270,6 +278,8 @@ REFUSED = [
         "weak_strong has no head for the source",
     ),
     (way(objective="joint", selection="uot", source_weights=()), "source_weights is empty"),
+    ({"finetune__augment": ("mixup",)}, "weak_strong compares two views of an image, which .* mixes .* by 'mixup'"),
+    ({"select__exclude_duplicates": True, "select__find_duplicates": False}, "duplicates must be found to be left out"),
     (selection(strategy="ott"), r"strategy \(config\.select\.selections\['x'\]\.strategy\): 'ott'"),
     ({"select__selections": {}, "finetune__reuse": ()}, r"config\.select\.selections is empty"),
     (selection(strategy="labels", kind="cluster"), "clusters have none"),
@@ -289,6 +299,15 @@ REFUSED_WITH_DATA = [
     ({"select__labels": {TARGET: ("dog",)}}, r"class of embedded:mnist_5k.*config\.select\.labels.*'dog'"),
     (selection(kind="cluster"), r"num_clusters = 2000: .* only 300 training images"),
     ({"select__dataset": "embedded:mnist_5k?classes=3"}, "has a single class, so there are no classes to select from"),
+    (
+        {
+            "select__dataset": "embedded:mnist_5k?classes=3",
+            "select__selections": {"uot": SELECTIONS["clusters"]},
+            "select__labels": {},
+            "finetune__reuse": WAYS[:1],
+        },
+        "joint with uot needs labels of the source images",
+    ),
 ]
 
 
@@ -303,7 +322,9 @@ def test_selections_that_the_source_does_not_suit_are_refused(changes, message, 
 def test_cotuning_refuses_a_checkpoint_without_head(tmp_path):
     config = reuse_config(stages=("select", "finetune"), checkpoints=("random:resnet10?width=4&stem=cifar",))
     work = Workspace(config, tmp_path)
-    with pytest.raises(InputError, match=r"cotuning needs the classification head .* random resnet10.* does not have"):
+    with pytest.raises(
+        InputError, match=r"cotuning .* needs the classification head .* random resnet10.* does not have"
+    ):
         checks.check_data(work)
     work.close()
 
@@ -311,8 +332,10 @@ def test_cotuning_refuses_a_checkpoint_without_head(tmp_path):
 def test_reuse_without_a_selection_names_the_stage(study, tmp_path):
     workdir, _ = study
     (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    work = Workspace(reuse_config(stages=("finetune",)), tmp_path)
     with pytest.raises(InputError, match='has not been made: add "select" to'):
-        run_stages(reuse_config(stages=("finetune",)), tmp_path)
+        checks.check_data(work)
+    work.close()
 
 
 def test_too_few_selected_images_for_a_batch_are_refused_by_name(study, tmp_path):
@@ -327,8 +350,10 @@ def test_too_few_selected_images_for_a_batch_are_refused_by_name(study, tmp_path
 
 def test_projections_are_refused_where_there_are_none(study):
     workdir, _ = study
+    work = Workspace(reuse_config(select__representation="projection"), workdir)
     with pytest.raises(InputError, match="supervised pre-training has no projection; use config"):
-        run_stages(reuse_config(stages=("select",), select__representation="projection"), workdir)
+        checks.check_data(work)
+    work.close()
 
 
 def test_page_says_that_dogs_are_images_of_imagenet(tmp_path, monkeypatch):
@@ -341,6 +366,45 @@ def test_page_says_that_dogs_are_images_of_imagenet(tmp_path, monkeypatch):
     (row,) = Rows(work.results, "targets").rows
     assert any("Stanford Dogs" in note and "ImageNet" in note for note in row.notes)
     work.close()
+
+
+def test_class_without_images_is_named(study, tmp_path):
+    workdir, _ = study
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    config = reuse_config(stages=("select",), finetune__reuse=(), select__selections={"uot": SELECTIONS["uot"]})
+    work = Workspace(config, tmp_path)
+    train, read = work.source(SOURCE, "train"), work.caches["source"]
+    without = subset(train, np.flatnonzero(train.labels != 7))
+    work.caches["source"] = lambda *key: without if key == (SOURCE, "train") else read(*key)
+    with pytest.raises(InputError, match=r"class '7' of embedded:mnist_5k.* has no training images"):
+        select.run(work)
+    work.close()
+
+
+def test_selection_from_other_clusters_is_refused(study, tmp_path):
+    workdir, _ = study
+    (tmp_path / "results").mkdir()
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    text = (workdir / "results/selection.jsonl").read_text()
+    (tmp_path / "results/selection.jsonl").write_text(text.replace('"made_from": "', '"made_from": "x'))
+    with pytest.raises(InputError, match="was made with other settings, or from other classes or clusters"):
+        run_stages(reuse_config(stages=("select",)), tmp_path)
+
+
+def test_unset_source_weight_is_the_usual_one_of_the_objective():
+    tuning = finetune_settings(reuse_config(), TARGET)
+    weights = {name: reuse.points(tuning, Reuse(name))[0]["source_weight"] for name in REUSE}
+    assert weights == {"joint": 1.0, "weak_strong": 1.0, "cotuning": 2.3}
+
+
+def test_larger_random_selection_contains_a_smaller_one(study, tmp_path):
+    workdir, _ = study
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    selections = {str(count): {"strategy": "random", "num_selected": count} for count in (3, 6)}
+    config = reuse_config(stages=("select",), select__selections=selections, finetune__reuse=())
+    rows = run_stages(config, tmp_path)["selection"]
+    few, many = ([row["label"] for row in rows if row["strategy"] == name] for name in ("3", "6"))
+    assert many[:3] == few
 
 
 def test_random_selections_of_two_targets_differ(tmp_path):

@@ -18,5 +18,5 @@ OBJECTIVES = {"supervised": supervised}
 REUSE = {
     "joint": ReuseObjective(joint, source_views=1, settings=("num_source_classes", "head_std")),
     "weak_strong": ReuseObjective(weak_strong, source_views=2),
-    "cotuning": ReuseObjective(cotuning, source_views=0, arrays=("relationship", "source_head")),
+    "cotuning": ReuseObjective(cotuning, source_views=0, arrays=("relationship", "source_head"), source_weight=2.3),
 }

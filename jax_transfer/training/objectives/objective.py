@@ -56,17 +56,20 @@ class ReuseObjective(NamedTuple):
     Attributes:
       make: `make(net, augment, source_weight=..., **settings, **arrays) -> Objective`. `net` has a head for the classes
         of the target, `augment` the names of the augmentations of its images, and the loss is that of the target plus
-        `source_weight`, which may be traced, times that of the source.
-      feeds: what the objective reads: "train", the target, first, and perhaps "source", the pre-training data.
+        `source_weight`, which may be traced, times that of the source. The first feed is "train", the target.
+      source_views: number of views of each image of the feed "source", the pre-training data; 0 for an objective that
+        trains on no source images.
       settings: names of further keyword arguments: "num_source_classes" of an objective that needs the labels of the
         source, and "head_std" of one that makes a new head for them.
       arrays: names of the keyword arguments that are arrays, as in `transfer.finetune.Candidate.arrays`.
+      source_weight: the usual weight of the source.
     """
 
     make: Callable[..., Objective]
     source_views: int
     settings: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
+    source_weight: float = 1.0
 
 
 def head_and_backbone(heads: Sequence[tuple[str, ...]], params: Params):
