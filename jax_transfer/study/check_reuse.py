@@ -35,8 +35,8 @@ def check(config: StudyConfig) -> None:
             )
     if config.select.exclude_duplicates and not config.select.find_duplicates:
         raise InputError(
-            "config.select.exclude_duplicates = True, but config.select.find_duplicates = False: duplicates must be found "
-            "to be left out; set both, or neither."
+            "config.select.exclude_duplicates = True, but config.select.find_duplicates = False: duplicates must be "
+            "found to be left out; set both, or neither."
         )
     if "select" in config.stages and not selections:
         raise InputError(
@@ -129,8 +129,8 @@ def _check_checkpoint(work: Workspace, snapshot: Snapshot, target: str, way: Reu
     """Checks that a checkpoint has what a way of fine-tuning reuses: a classification head, or selected images."""
     if REUSE[way.objective].arrays and not work.checkpoint(snapshot).has_head:
         raise InputError(
-            f"{way} (reuse on {target}) needs the classification head of pre-training, which checkpoint {snapshot.name} "
-            "does not have: leave the one or the other out."
+            f"{way} (reuse on {target}) needs the classification head of pre-training, which {snapshot.name} does "
+            "not have: leave the one or the other out."
         )
     if way.selection is None:
         return

@@ -122,7 +122,7 @@ def _select(
         if strategy.has_similarity and len(empty):
             names = names or work.source(dataset, "train").class_names
             raise InputError(
-                f"{where}: class {names[empty[0]]!r} of {dataset} has no training images, so it has no mean feature: leave "
+                f"{where}: class {names[empty[0]]!r} of {dataset} has no training images and so no mean feature: leave "
                 "it out with ?classes=, or use more images."
             )
     problem = Problem(
@@ -183,7 +183,7 @@ def _complete(
         return []
     if found[0].made_from != _made_from(work, snapshot, target, name, units):
         raise InputError(
-            f"{rows.path}: selection {name!r} for {target} with checkpoint {snapshot.name} was made with other settings, "
+            f"{rows.path}: selection {name!r} for {target}, checkpoint {snapshot.name}, was made with other settings, "
             "or from other classes or clusters (clusters may differ between devices): give it another name, or use "
             "another --workdir."
         )

@@ -279,7 +279,7 @@ REFUSED = [
     ),
     (way(objective="joint", selection="uot", source_weights=()), "source_weights is empty"),
     ({"finetune__augment": ("mixup",)}, "weak_strong compares two views of an image, which .* mixes .* by 'mixup'"),
-    ({"select__exclude_duplicates": True, "select__find_duplicates": False}, "duplicates must be found to be left out"),
+    ({"select__exclude_duplicates": True, "select__find_duplicates": False}, "duplicates must be found to"),
     (selection(strategy="ott"), r"strategy \(config\.select\.selections\['x'\]\.strategy\): 'ott'"),
     ({"select__selections": {}, "finetune__reuse": ()}, r"config\.select\.selections is empty"),
     (selection(strategy="labels", kind="cluster"), "clusters have none"),
