@@ -111,7 +111,7 @@ def _relationship(work: Workspace, snapshot: Snapshot, target: str) -> dict[str,
     checkpoint, source = work.checkpoint(snapshot), work.source(target, "train")
     features = work.features_of.path(checkpoint, source)
     assert features is not None  # a study keeps its features
-    path = features.with_name(f"relationship-{features.stem}.npy")
+    path = features.parent / "selection" / f"relationship-{features.stem}.npy"
     if not path.exists():
         train = work.features(snapshot, target, "train")
         logits, labels = np.asarray(train.logits), np.asarray(train.labels)

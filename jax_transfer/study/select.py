@@ -249,7 +249,7 @@ def _kept(work: Workspace, snapshot: Snapshot, dataset: str, kind: str, compute)
     checkpoint, source = _checkpoint(work, snapshot), work.source(dataset, "train")
     features = work.features_of.path(checkpoint, source)
     assert features is not None  # a study keeps its features
-    path = features.with_name(f"{kind}-{work.config.select.representation}-{features.name}")
+    path = features.parent / "selection" / f"{kind}-{work.config.select.representation}-{features.name}"
     exists = all(devices.gather(path.exists()))
     if not exists:
         mesh = devices.make_global_mesh()
@@ -295,12 +295,12 @@ def _find_duplicates(work: Workspace, snapshot: Snapshot, target: str, rows: Row
         log.info("%s and %s: %s", work.reused, target, note)
     left_out = "are left out" if work.config.select.exclude_duplicates else "stay (config.select.exclude_duplicates)"
     count = len(np.unique(found.source))
-    log.info("%d images of %s nearly equal a test image of %s; they %s.", count, work.reused, target, left_out)
+    log.info("Images of %s that nearly equal a test image of %s: %d; they %s.", work.reused, target, count, left_out)
 
 
 def _hashes(work: Workspace, source: Source) -> np.ndarray:
     """Returns the perceptual hashes of all images of a source, from a file if it exists."""
-    path = work.workdir / "features" / f"hashes-{source.fingerprint[:32]}.npy"
+    path = work.workdir / "features" / "selection" / f"hashes-{source.fingerprint[:32]}.npy"
     if not path.exists():
         with logs.progress(len(source), f"hash {source.name} {source.split}", "images") as bar:
             computed = hashes(source, progress=lambda done: bar.update(done - bar.n))
