@@ -123,5 +123,5 @@ def make_reuse_results(targets=TARGETS, seeds=(0, 1, 2)):
 
 def overlap_row(target, source_image, test_image, distance=0, similarity=0.99):
     """Returns a row of results/overlap.jsonl."""
-    row = OverlapRow(CHECKPOINT, target, source_image, test_image, distance, similarity, "jay", "Blue Jay")
+    row = OverlapRow(CHECKPOINT, target, source_image, test_image, "jay", "Blue Jay", distance, similarity)
     return to_json_dict(row)
