@@ -24,8 +24,8 @@ from jax_transfer.selection.vectors import as_vectors, unit
 TILE = {"cpu": 2**23, "default": 2**26}
 # The start chooses each centre among this many candidates, on this many rows a cluster. With many candidates, a sample
 # of the rows gives better centres in less time than all rows with the 2 + log k candidates of scikit-learn.
-CANDIDATES = 32
-START_ROWS = 20
+CANDIDATES = 64
+START_ROWS = 40
 SMALLEST = 1e-10  # squared distance to the nearest centre below which a row equals it, relative to the largest |x|^2
 
 
