@@ -22,6 +22,7 @@ class Problem(NamedTuple):
       target_means: float32 [t, d], mean feature of each class of the target.
       source_names: names of the s classes or clusters.
       target_names: names of the t classes.
+      target_counts: int [t], number of training images of each class of the target; None: equal weights.
       wanted: names of the classes to select by label; None: the names that source and target share.
       seed: seed of a random selection.
     """
@@ -30,6 +31,7 @@ class Problem(NamedTuple):
     target_means: np.ndarray
     source_names: Sequence[str]
     target_names: Sequence[str]
+    target_counts: np.ndarray | None = None
     wanted: Sequence[str] | None = None
     seed: int = 0
 
@@ -62,7 +64,9 @@ def _uot(problem: Problem, settings: "SelectionSettings", count: int) -> Selecti
 
 def _greedy_ot(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:
     source, target = jnp.asarray(problem.source_means), jnp.asarray(problem.target_means)
-    return greedy_ot_selection(source, target, count, metric=settings.metric or USUAL_METRICS["greedy_ot"])
+    metric = settings.metric or USUAL_METRICS["greedy_ot"]
+    counts = None if problem.target_counts is None else jnp.asarray(problem.target_counts)
+    return greedy_ot_selection(source, target, count, metric=metric, target_counts=counts)
 
 
 def _random(problem: Problem, settings: "SelectionSettings", count: int) -> Selection:

@@ -130,6 +130,7 @@ def _select(
         means,
         units.names,
         work.source(target, "train").class_names,
+        counts,
         work.config.select.labels.get(target),
         # Different targets get different random selections; of those of a target, a larger one contains a smaller one.
         (work.config.seed + zlib.crc32(f"{target} {selection.kind}".encode())) % 2**31,
