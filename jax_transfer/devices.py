@@ -268,6 +268,15 @@ def has_cudnn_attention() -> bool:
     return is_cuda and float(device.compute_capability) >= 8
 
 
+def kind() -> str:
+    """Returns the kind of the devices: "cpu", "gpu" or "tpu".
+
+    >>> kind() in ("cpu", "gpu", "tpu")
+    True
+    """
+    return jax.default_backend()
+
+
 def compute_dtype():
     """Returns the dtype of activations: bfloat16, or float32 on CPU, where bfloat16 is emulated and slow."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
+from jax_transfer import devices
 from jax_transfer.analysis.arguments import as_count, as_features, as_labels, as_number, as_seed, is_traced
 from jax_transfer.choose import choose
 from jax_transfer.numerics import positive
@@ -150,7 +151,7 @@ def _tiling(n: int, k: int, backend: str | None = None) -> dict[str, Any]:
 
     Accelerators add up rows `as_product` with a one-hot matrix, since otherwise the order of the sums is random there.
     """
-    is_cpu = (backend or jax.default_backend()) == "cpu"
+    is_cpu = (backend or devices.kind()) == "cpu"
     tiles = math.ceil(n * k / TILE["cpu" if is_cpu else "default"])
     return {"rows": math.ceil(n / min(tiles, n)), "as_product": not is_cpu}
 
