@@ -256,7 +256,6 @@ def smoke():
     config.finetune.reuse = (
         {"objective": "joint", "selection": "uot", "source_weights": (0.3,)},
         {"objective": "weak_strong", "selection": "uot_clusters", "source_weights": (1.0,)},
-        {"objective": "weak_strong", "selection": "uot_fewer_clusters", "source_weights": (1.0,)},
     )
     config.overrides = {}
     config.paper = ()
