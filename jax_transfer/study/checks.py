@@ -68,14 +68,12 @@ def check(config: StudyConfig) -> None:
             _field(config, target, "finetune", "microbatches"),
             _field(config, target, "finetune", "batch_size"),
         )
-        for index, way in enumerate(settings.finetune_settings(config, target).reuse):
+        for index, way in enumerate(tuning.reuse):
             if num_source_views(way) and way.batch_size:
                 field = f"{_field(config, target, 'finetune', 'reuse')}[{index}].batch_size"
                 devices.check_microbatches(tuning.microbatches, way.batch_size, "config.finetune.microbatches", field)
         _check_lowest_rate(config, target)
-        if tuning.choose == "test" and all(
-            len(points(tuning, way)) == 1 for way in (None, *settings.finetune_settings(config, target).reuse)
-        ):
+        if tuning.choose == "test" and all(len(points(tuning, way)) == 1 for way in (None, *tuning.reuse)):
             raise InputError(
                 f'{_field(config, target, "finetune", "choose")} = "test", but there is nothing to choose: give '
                 'several values of learning_rates or weight_decays, or leave it at "validation".'
@@ -97,7 +95,7 @@ def check(config: StudyConfig) -> None:
 def _check_lowest_rate(config: StudyConfig, target: str) -> None:
     """Checks that no schedule of the grid of fine-tuning would rise to a rate that is meant to be its lowest."""
     tuning = settings.finetune_settings(config, target)
-    ways = (None, *settings.finetune_settings(config, target).reuse)
+    ways = (None, *tuning.reuse)
     lowest = min(point["learning_rate"] for way in ways for point in points(tuning, way))
     for field in ("min_learning_rate", "warmup_learning_rate"):
         if getattr(tuning.optimizer, field) > lowest:
@@ -141,9 +139,7 @@ def _finetuning_batches(config: StudyConfig) -> Batches:
         tuning = settings.finetune_settings(config, target)
         field = _field(config, target, "finetune", "batch_size")
         batches[field] = (tuning.batch_size, tuning.microbatches)
-        for index, way in enumerate(
-            settings.finetune_settings(config, target).reuse
-        ):  # one forward pass over all views
+        for index, way in enumerate(tuning.reuse):  # one forward pass over all views
             images = num_source_views(way) * (way.batch_size or tuning.batch_size)
             batches[f"{field} with reuse[{index}]"] = (tuning.batch_size + images, tuning.microbatches)
     return batches
@@ -219,7 +215,7 @@ def check_data(work: Workspace) -> None:
         tuning = settings.finetune_settings(config, target)
         if "finetune" in config.stages:
             steps_per_epoch(len(work.source(target, "train")), tuning.batch_size, f"{target} (config.finetune)")
-            ways = (None, *settings.finetune_settings(config, target).reuse)
+            ways = (None, *tuning.reuse)
             if tuning.choose == "validation" and any(len(points(tuning, way)) > 1 for way in ways):
                 _check_validation(work, target, tuning.batch_size)
         if "scores" in config.stages and early_epochs(config.scores):

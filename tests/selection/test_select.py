@@ -76,7 +76,7 @@ def test_names_are_compared_by_synonym_without_case_and_separators(wanted, indic
 @pytest.mark.parametrize(
     ("source_names", "wanted", "message"),
     (
-        (NAMES, ["tiger", "crane"], r"wanted holds 'tiger', which is none of the 7 source.*similar names: 'tiger cat'"),
+        (NAMES, ["tiger", "crane"], r"wanted holds 'tiger', but none of the 7 source.*similar names: 'tiger cat'"),
         (NAMES, ["cranes"], "similar names: 'crane'"),
         (NAMES, ["dog"], "wanted holds 'dog', which is none"),
         (NAMES, ["xyzzy"], "expected names of source classes.$"),
