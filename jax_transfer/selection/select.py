@@ -66,8 +66,8 @@ def label_selection(source_names: Sequence[str], wanted: Sequence[str]) -> Selec
             close = difflib.get_close_matches(_normalised(name), sorted(known), n=3)
             hint = f"; similar names: {', '.join(map(repr, close))}" if close else ""
             raise InputError(
-                f"wanted holds {printable(name)!r}, but none of the {len(names):,} source classes has that name: expected "
-                f"names of source classes{hint}."
+                f"wanted holds {printable(name)!r}, but none of the {len(names):,} source classes has that name: "
+                f"expected names of source classes{hint}."
             )
         wanted_names |= found
     if not wanted_names:

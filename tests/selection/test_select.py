@@ -78,7 +78,7 @@ def test_names_are_compared_by_synonym_without_case_and_separators(wanted, indic
     (
         (NAMES, ["tiger", "crane"], r"wanted holds 'tiger', but none of the 7 source.*similar names: 'tiger cat'"),
         (NAMES, ["cranes"], "similar names: 'crane'"),
-        (NAMES, ["dog"], "wanted holds 'dog', which is none"),
+        (NAMES, ["dog"], "wanted holds 'dog', but none"),
         (NAMES, ["xyzzy"], "expected names of source classes.$"),
         (NAMES, [], "wanted is empty"),
         (NAMES, "crane", "wanted is 'crane': expected a list of names"),
