@@ -6,8 +6,19 @@ import pathlib
 import pytest
 import threadpoolctl
 
+from jax_transfer import xla_flags  # sets XLA_FLAGS; imports no JAX
+
 if not os.environ.get("JAX_TRANSFER_TEST_GPU"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before any test file imports jax
+
+# Compiling takes most of the time of the tests, and their arrays are small, so XLA optimises little here. The smoke
+# variants of .ci/run are compiled as users compile them; JAX_DISABLE_MOST_OPTIMIZATIONS=0 does the same for the tests.
+EMITTERS = "xla_cpu_use_fusion_emitters"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "0" if os.environ.get("JAX_TRANSFER_TEST_GPU") else "1")
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and xla_flags.is_known(EMITTERS):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if EMITTERS not in flags and not flags.startswith("/"):
+        os.environ["XLA_FLAGS"] = f"{flags} --{EMITTERS}=false".strip()
 
 # The workers share the cores, so BLAS threads spend more time waiting for each other than computing.
 threadpoolctl.threadpool_limits(1, "blas")  # for numpy, which a pytest plugin has already imported

@@ -5,17 +5,12 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from jax_transfer.report.tables import showable, split_target
-from jax_transfer.selection.strategies import KINDS, USUAL_METRICS, SelectionSettings
+from jax_transfer.selection.strategies import KINDS, STRATEGIES, USUAL_METRICS, SelectionSettings
 from jax_transfer.selection.transport import COST_SCALES
 
-# Strategy of a selection -> its name on the page, and the settings on which it depends besides its kind.
+# Strategy of a selection -> its name on the page, where that is another one.
+NAMES = {"uot": "UOT", "greedy_ot": "greedy-OT", "labels": "label-based"}
 NUMBERS = ("num_selected", "first")
-STRATEGIES = {
-    "uot": ("UOT", ("metric", *NUMBERS, "cost_scale", "epsilon", "tau_source", "tau_target")),
-    "greedy_ot": ("greedy-OT", ("metric", *NUMBERS)),
-    "random": ("random", NUMBERS),
-    "labels": ("label-based", ()),
-}
 
 USUAL = dataclasses.asdict(SelectionSettings())  # values of the settings that a selection leaves unset
 
@@ -38,13 +33,15 @@ def settled(selection: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings on which a selection depends, with the usual values of those that it leaves unset.
 
     >>> settled({"strategy": "greedy_ot", "num_selected": 50, "epsilon": 1.0})
-    {'strategy': 'greedy_ot', 'kind': 'class', 'metric': 'l2', 'num_selected': 50, 'first': 1}
+    {'strategy': 'greedy_ot', 'kind': 'class', 'num_selected': 50, 'first': 1, 'metric': 'l2'}
     """
     strategy, usual = selection["strategy"], usual_values(selection)
     given = {name: value for name, value in selection.items() if value is not None}
-    used = ("kind", *STRATEGIES[strategy][1]) if strategy in STRATEGIES else tuple(given)
-    clusters = ("num_clusters",) if given.get("kind") == "cluster" else ()
-    return {"strategy": strategy, **{name: (usual | given).get(name) for name in (*used, *clusters)}}
+    uses = STRATEGIES[strategy].uses if strategy in STRATEGIES else (*given, "num_clusters")
+    used = dict.fromkeys(("strategy", "kind", *uses))
+    if given.get("kind") != "cluster":
+        used.pop("num_clusters", None)
+    return {name: (usual | given).get(name) for name in used}
 
 
 def usual_values(selection: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +68,7 @@ def words(selection: Mapping[str, Any], without: Collection[str] = (), with_metr
     ('UOT, classes 101 to 200', 'UOT')
     """
     values, usual = settled(selection), usual_values(selection)
-    parts = [STRATEGIES[values["strategy"]][0] if values["strategy"] in STRATEGIES else showable(values["strategy"])]
+    parts = [NAMES.get(values["strategy"], showable(values["strategy"]))]
     if "metric" in values and "metric" not in without and (with_metric or values["metric"] != usual["metric"]):
         parts.append(showable(values["metric"]))
     if "num_selected" in values and not set(NUMBERS) & set(without):

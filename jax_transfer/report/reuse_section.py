@@ -48,7 +48,8 @@ def section(
             yield "<p>No model was fine-tuned with what was selected: stage <code>finetune</code> has not run.</p>"
         if chosen:
             yield from _selections(found, config, chosen, names, checkpoint, folder)
-        yield from _overlap(_of(overlap, checkpoint), config.get("select") or {}, names)
+        searched = list(dict.fromkeys(row["target"] for row in of_selections))
+        yield from _overlap(_of(overlap, checkpoint), searched, config.get("select") or {}, names)
 
 
 def _of(rows: Sequence[Row], checkpoint: str) -> list[Row]:
@@ -182,15 +183,29 @@ def _picture(folder: pathlib.Path, checkpoint: str, key: tuple[str, str], rows: 
     return f"<figure>{image}<figcaption>{escape(text)}</figcaption></figure>"
 
 
-def _overlap(rows: Sequence[Row], select: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[str]:
-    """Yields how many source images nearly equal a test image of each target, and the nearest pairs."""
-    if rows:
+def _overlap(
+    rows: Sequence[Row], searched: Sequence[str], select: Mapping[str, Any], names: Mapping[str, str]
+) -> Iterator[str]:
+    """Yields how many source images nearly equal a test image of each target, and the nearest pairs.
+
+    Args:
+      rows: the rows of results/overlap.jsonl.
+      searched: the targets with selections. Their test images were searched for, if the config says so.
+      select: `config.select`.
+      names: target -> display name.
+    """
+    targets = dict.fromkeys([*(row["target"] for row in rows), *searched])
+    if targets:
         yield "<h3>Source images that nearly equal a test image</h3>"
-    for target in dict.fromkeys(row["target"] for row in rows):
+    if targets and not rows and not select.get("find_duplicates"):
+        yield "<p>Not searched for: <code>config.select.find_duplicates</code> is off.</p>"
+        return
+    for target in targets:
         own = [row for row in rows if row["target"] == target]
         sentence = selected.overlap_sentence(own, names[target], bool(select.get("exclude_duplicates")))
         yield f"<p>{escape(sentence)}</p>"
-        yield tables.to_html(selected.overlap_rows(own))
+        if own:
+            yield tables.to_html(selected.overlap_rows(own))
 
 
 def _selections_of(config: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

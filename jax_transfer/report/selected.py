@@ -158,7 +158,11 @@ def overlap_sentence(rows: Sequence[Row], name: str, left_out: bool) -> str:
 
     >>> print(overlap_sentence([{"source_image": 1, "test_image": image} for image in (5, 6)], "cub", True))
     1 source image nearly equals a test image of cub (2 test images). It was left out.
+    >>> print(overlap_sentence([], "cub", True))
+    No source image nearly equals a test image of cub.
     """
+    if not rows:
+        return f"No source image nearly equals a test image of {name}."
     images, tests = (len({row[column] for row in rows}) for column in ("source_image", "test_image"))
     them, were = ("It", "was") if images == 1 else ("They", "were")
     text = f"{counted(images, 'source image')} nearly {'equals' if images == 1 else 'equal'} a test image of {name}"

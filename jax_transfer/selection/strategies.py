@@ -40,11 +40,13 @@ class Strategy(NamedTuple):
     """A strategy, `select(problem, settings, count)` -> the `count` most similar classes or clusters.
 
     Attributes:
+      uses: the settings on which it depends, besides the strategy itself; any other must keep its usual value.
       has_similarity: whether its similarity measures anything.
       needs_names: whether it goes by the names of classes. It then selects all that match, and cannot select clusters.
     """
 
     select: Callable[[Problem, "SelectionSettings", int], Selection]
+    uses: tuple[str, ...]
     has_similarity: bool = True
     needs_names: bool = False
 
@@ -86,11 +88,12 @@ def wanted_names(problem: Problem) -> Sequence[str]:
     return problem.wanted or shared_names(problem.source_names, problem.target_names)
 
 
+_RANKS = ("kind", "num_selected", "first", "num_clusters")
 STRATEGIES: dict[str, Strategy] = {
-    "uot": Strategy(_uot),
-    "greedy_ot": Strategy(_greedy_ot),
-    "random": Strategy(_random, has_similarity=False),
-    "labels": Strategy(_labels, has_similarity=False, needs_names=True),
+    "uot": Strategy(_uot, (*_RANKS, "metric", "cost_scale", "epsilon", "tau_source", "tau_target")),
+    "greedy_ot": Strategy(_greedy_ot, (*_RANKS, "metric")),
+    "random": Strategy(_random, _RANKS, has_similarity=False),
+    "labels": Strategy(_labels, (), has_similarity=False, needs_names=True),
 }
 
 KINDS = {"class": "classes", "cluster": "clusters"}  # what a selection consists of -> its plural
@@ -104,7 +107,7 @@ class SelectionSettings:
     strategy: Annotated[str, OneOf(STRATEGIES, "strategy")] = "uot"
     # Whether classes are selected, or clusters of the features, which need no labels.
     kind: Annotated[str, OneOf(KINDS, "kind")] = "class"
-    # Number of classes or clusters. By label, all classes with a matching name are selected.
+    # Number of classes or clusters. By label, all classes with a matching name are selected, and this is not used.
     num_selected: Count = 100
     # Rank by similarity of the first one: 101 leaves out the 100 most similar ones.
     first: Count = 1
@@ -121,6 +124,19 @@ class SelectionSettings:
 
     def __post_init__(self):
         check_itself(self)
+
+
+def unused(settings: SelectionSettings) -> list[str]:
+    """Returns the settings that have an unusual value although the selection does not depend on them.
+
+    >>> unused(SelectionSettings("labels", num_selected=50)), unused(SelectionSettings("uot", num_clusters=500))
+    (['num_selected'], ['num_clusters'])
+    """
+    uses = set(choose(STRATEGIES, settings.strategy, "strategy").uses) | {"strategy"}
+    if settings.kind != "cluster":
+        uses.discard("num_clusters")
+    fields = dataclasses.fields(settings)
+    return [f.name for f in fields if f.name not in uses and getattr(settings, f.name) != f.default]
 
 
 def select(problem: Problem, settings: SelectionSettings) -> Selection:

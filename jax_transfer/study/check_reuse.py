@@ -9,7 +9,7 @@ from jax_transfer.fields import StudyConfig
 from jax_transfer.records import InputError
 from jax_transfer.results import Rows
 from jax_transfer.selection.select import shared_names
-from jax_transfer.selection.strategies import STRATEGIES, SelectionSettings
+from jax_transfer.selection.strategies import STRATEGIES, SelectionSettings, unused
 from jax_transfer.study import settings
 from jax_transfer.study.epochs import Snapshot, finetuned_snapshots
 from jax_transfer.study.select import not_made
@@ -26,6 +26,12 @@ def check(config: StudyConfig) -> None:
             raise InputError(
                 f"config.select.selections[{name!r}]: strategy {selection.strategy!r} goes by the names of classes, "
                 'and clusters have none; use "kind": "class".'
+            )
+        if ignored := unused(selection):
+            of = " with classes" if ignored[0] in STRATEGIES[selection.strategy].uses else ""
+            raise InputError(
+                f"config.select.selections[{name!r}].{ignored[0]} = {getattr(selection, ignored[0])!r}, but strategy "
+                f"{selection.strategy!r}{of} does not use it: leave it out."
             )
         last = selection.first - 1 + selection.num_selected
         if selection.kind == "cluster" and last > selection.num_clusters:

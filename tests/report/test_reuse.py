@@ -408,6 +408,15 @@ def test_near_duplicates_are_counted_and_shown(left_out, words):
     assert [row["Bits of the hash that differ"] for row in rows] == [0, 1, 3, 4, 4]
 
 
+@pytest.mark.parametrize(
+    ("searched", "words"),
+    [(True, "No source image nearly equals a test image of cub200."), (False, "config.select.find_duplicates is off")],
+)
+def test_no_near_duplicates_and_no_search_are_told_apart(searched, words):
+    config = reuse.config(find_duplicates=searched)
+    assert words in words_of({**reuse.make_reuse_results(), "overlap": []}, config)
+
+
 def test_pictures_are_part_of_the_page_and_described(tmp_path):
     results, data = reuse.make_reuse_results(), b"\xff\xd8 a picture"
     for target, name in ((CUB, "uot"), (CUB, "random")):

@@ -284,6 +284,10 @@ REFUSED = [
     ({"select__selections": {}, "finetune__reuse": ()}, r"config\.select\.selections is empty"),
     (selection(strategy="labels", kind="cluster"), "clusters have none"),
     (selection(kind="cluster", num_clusters=5), "ranks up to 100 of num_clusters"),
+    (selection(strategy="labels", num_selected=50), "num_selected = 50, but strategy 'labels' does not use it"),
+    (selection(strategy="random", metric="l2"), "metric = 'l2', but strategy 'random' does not use it"),
+    (selection(strategy="greedy_ot", epsilon=2.0), "epsilon = 2.0, but strategy 'greedy_ot' does not use it"),
+    (selection(num_clusters=5), "num_clusters = 5, but strategy 'uot' with classes does not use it"),
     ({"select__labels": {"tfds:pets": ("cat",)}}, r"config\.select\.labels; it must be one of config\.targets"),
 ]
 
