@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -224,37 +224,56 @@ def _checkpoint(work: Workspace, snapshot: Snapshot) -> Checkpoint:
 
 def _class_means(work: Workspace, snapshot: Snapshot, dataset: str) -> tuple[np.ndarray, ...]:
     """Returns the mean feature of each class of the training images of a data set, and the numbers of images."""
-    return _kept(work, snapshot, dataset, "means", class_means)
+
+    def means(missing, *arguments, represent):
+        yield missing[0], class_means(*arguments, represent=represent)
+
+    return _kept(work, snapshot, dataset, "means", means)
 
 
 def _clusters(work: Workspace, snapshot: Snapshot, count: int) -> tuple[np.ndarray, ...]:
-    """Returns the cluster of each source image, in the features of a checkpoint, and the mean of each cluster."""
+    """Returns the cluster of each source image, in the features of a checkpoint, and the mean of each cluster.
 
-    def cluster(*arguments, represent) -> tuple[np.ndarray, ...]:
+    The other numbers of clusters that the config asks for are found at the same time, since extracting the features of
+    all source images is the longest part.
+    """
+    chosen = settings.selections(work.config).values()
+    numbers = sorted({selection.num_clusters for selection in chosen if selection.kind == "cluster"})
+    counts = {f"clusters-{number}-{work.config.seed}": number for number in numbers}
+
+    def cluster(missing, *arguments, represent):
         x = on_device(*arguments, represent=represent)
-        clusters = kmeans(x, count, metric="cosine", seed=work.config.seed)
-        if not clusters.converged:
-            log.warning("K-means of %s did not converge in %d iterations.", work.reused, clusters.iterations)
-        means, _ = group_means(x, clusters.labels, count)
-        return np.asarray(clusters.labels), np.asarray(means)
+        for kind in missing:
+            clusters = kmeans(x, counts[kind], metric="cosine", seed=work.config.seed)
+            if not clusters.converged:
+                log.warning("K-means of %s did not converge in %d iterations.", work.reused, clusters.iterations)
+            means, _ = group_means(x, clusters.labels, counts[kind])
+            yield kind, (np.asarray(clusters.labels), np.asarray(means))
 
-    return _kept(work, snapshot, work.reused, f"clusters-{count}-{work.config.seed}", cluster)
+    return _kept(work, snapshot, work.reused, f"clusters-{count}-{work.config.seed}", cluster, also=counts)
 
 
-def _kept(work: Workspace, snapshot: Snapshot, dataset: str, kind: str, compute) -> tuple[np.ndarray, ...]:
+def _kept(
+    work: Workspace, snapshot: Snapshot, dataset: str, kind: str, compute, also: Iterable[str] = ()
+) -> tuple[np.ndarray, ...]:
     """Returns arrays that are computed from all training images of a data set, from a file if it exists.
 
     Args:
-      compute: compute(forward, model, feed, mesh, batch_size, represent=...) -> the arrays.
+      kind: names the arrays, and their file.
+      compute: compute(missing, forward, model, feed, mesh, batch_size, represent=...) -> pairs of a kind that is
+        missing and its arrays.
+      also: other kinds, which are computed with this one if they are missing too.
     """
     checkpoint, source = _checkpoint(work, snapshot), work.source(dataset, "train")
     features = work.features_of.path(checkpoint, source)
     assert features is not None  # a study keeps its features
-    path = features.parent / "selection" / f"{kind}-{work.config.select.representation}-{features.name}"
-    exists = all(devices.gather(path.exists()))
-    if not exists:
+    folder, name = features.parent / "selection", f"{work.config.select.representation}-{features.name}"
+    paths = {each: folder / f"{each}-{name}" for each in (kind, *also)}
+    exist = {each: all(devices.gather(path.exists())) for each, path in paths.items()}
+    if not exist[kind]:
         mesh = devices.make_global_mesh()
-        arrays = compute(
+        computed = compute(
+            [each for each, exists in exist.items() if not exists],
             make_forward(checkpoint.net, checkpoint.preprocessing, mesh),
             devices.replicate(checkpoint.model, mesh),
             work.feed(dataset, "train", checkpoint.preprocessing, everywhere=True),
@@ -262,12 +281,13 @@ def _kept(work: Workspace, snapshot: Snapshot, dataset: str, kind: str, compute)
             work.config.data.eval_batch_size,
             represent=REPRESENTATIONS[work.config.select.representation],
         )
-        if devices.is_first_process():
-            buffer = io.BytesIO()
-            np.savez(buffer, *arrays)
-            write_atomically(path, buffer.getvalue())
-        devices.wait_for_all(f"{path.name} is written")
-    with np.load(path) as file:
+        for each, arrays in computed:
+            if devices.is_first_process():
+                buffer = io.BytesIO()
+                np.savez(buffer, *arrays)
+                write_atomically(paths[each], buffer.getvalue())
+        devices.wait_for_all(f"{paths[kind].name} is written")
+    with np.load(paths[kind]) as file:
         return tuple(file.values())
 
 

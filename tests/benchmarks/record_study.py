@@ -12,7 +12,7 @@ import pathlib
 import shutil
 
 from jax_transfer import devices
-from jax_transfer.report import best, tables
+from jax_transfer.report import best, reuse, reuse_tables, tables
 from jax_transfer.report import spectral as report_spectral
 from jax_transfer.report.comparison import comparison_rows, comparisons
 from jax_transfer.results import read_rows
@@ -32,28 +32,59 @@ def _answer(transfer_rows: list[dict]) -> str:
     return "\n".join(map(markdown, filter(None, (by_name, by_epoch)))) or markdown([])
 
 
+def _reuse(results: dict) -> str:
+    """Formats the ways of reusing source data for each checkpoint, as on the page; "" without any."""
+    parts = []
+    for found in reuse.collect(results.get("reuse", [])):
+        names = tables.target_names(list(found.points))
+        for target, by_way in found.points.items():
+            sentence = reuse.sentence(by_way, found.metrics[target], target in found.swept)
+            parts.append(f"**{names[target]}.** {sentence}\n".replace("\N{NO-BREAK SPACE}", " "))
+        for heading, titles in reuse_tables.columns(list(found.points), names):
+            table = reuse_tables.mean_table(found, titles, reuse_tables.ways_in(found, list(titles), {}))
+            parts.append(f"{heading}, mean of the seeds ± half of the spread:\n\n{markdown(table.rows)}")
+    return "\n".join(parts)
+
+
+def _stages(rows: list[dict]) -> list[dict]:
+    """Formats the time and memory of each stage."""
+    return [
+        {
+            "Stage": row["stage"],
+            "Minutes": f"{row['seconds'] / 60:.1f}",
+            "Of it compiling, s": f"{row['compile_seconds']:.0f}",
+            "Host memory so far, GB": f"{row['host_gigabytes']:.1f}",
+        }
+        for row in rows
+    ]
+
+
 def readme(config: dict, results: dict, command: str, device: str, note: str) -> str:
     """Writes the text of the README."""
     images = sum(row["seconds"] for row in results.get("pretrain", []) if tables.is_number(row["seconds"]))
-    tuned = sum(r["seconds"] for r in results.get("transfer", []) if r["method"] == "finetune" and not r["error"])
+    finetuned = results.get("reuse") or [r for r in results.get("transfer", []) if r["method"] == "finetune"]
+    tuned = sum(row["seconds"] for row in finetuned if not row["error"])
     stories = "\n".join(f"- **{name}.** {words}" for name, words in report_spectral.story(results))
+    why, paper = report_spectral.table_1(results), config.get("paper") or []
     parts = {
-        "Comparison with the paper": markdown(report_spectral.paper_rows(results, config.get("paper") or [])),
-        "Which checkpoint transfers best": _answer(results.get("transfer", [])),
-        "Why": f"{stories}\n\n{markdown(report_spectral.table_1(results))}",
+        "Comparison with the paper": markdown(report_spectral.paper_rows(results, paper)) if paper else "",
+        "Which checkpoint transfers best": "" if "reuse" in results else _answer(results.get("transfer", [])),
+        "Reusing source data": _reuse(results),
+        "Why": f"{stories}\n\n{markdown(why)}" if why else "",
+        "Time and memory": markdown(_stages(results.get("usage", []))),
     }
     head = (
         f"# {config['name']}\n\n    {command}\n\nRan on {device}; pre-training took {images / 60:.1f} min, fine-tuning "
     )
     head += f"{tuned / 60:.1f} min. {note}\n\nThe page with all figures is [`report/index.html`](report/index.html). "
     head += "The rows are in [`results/`](results), and the configuration in [`config.json`](config.json).\n"
-    body = "".join(f"\n## {title}\n\n{text}" for title, text in parts.items())
+    body = "".join(f"\n## {title}\n\n{text}" for title, text in parts.items() if text)
     figures = [
         f"\n![{name}](report/figures/{name})\n"
         for name in sorted(path.name for path in (pathlib.Path(config["workdir"]) / "report/figures").glob("*.svg"))
         if name.startswith(("transfer_curves", "components", "tsne"))
     ]
-    return head + body + "\n## Figures 1, 4 and 5\n" + "".join(figures)
+    return head + body + ("\n## Figures 1, 4 and 5\n" + "".join(figures) if figures else "")
 
 
 def main():

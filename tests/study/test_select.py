@@ -431,3 +431,18 @@ def test_wanted_names_are_those_that_source_and_target_share_by_default(study, t
     rows = run_stages(config, tmp_path)["selection"]
     names = load_source(SOURCE, "train").class_names
     assert [json.loads(json.dumps(row["class"])) for row in rows] == list(names)
+
+
+def test_all_numbers_of_clusters_are_found_in_the_same_features(study, tmp_path, monkeypatch):
+    workdir, rows = study
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    calls = []
+    monkeypatch.setattr(select, "on_device", lambda *args, **kwargs: calls.append(1) or on_device(*args, **kwargs))
+    fewer = {**SELECTIONS["clusters"], "num_clusters": 6}
+    selections = {"fewer": fewer, "clusters": SELECTIONS["clusters"]}
+    config = reuse_config(stages=("select",), select__selections=selections, finetune__reuse=())
+    found = run_stages(config, tmp_path)["selection"]
+    assert len(calls) == 1
+    alone = [row for row in rows["selection"] if row["strategy"] == "clusters"]
+    assert [row for row in found if row["strategy"] == "clusters"] == alone
+    assert max(row["label"] for row in found if row["strategy"] == "fewer") < 6
