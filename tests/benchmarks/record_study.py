@@ -82,9 +82,9 @@ def readme(config: dict, results: dict, command: str, device: str, note: str) ->
     figures = [
         f"\n![{name}](report/figures/{name})\n"
         for name in sorted(path.name for path in (pathlib.Path(config["workdir"]) / "report/figures").glob("*.svg"))
-        if name.startswith(("transfer_curves", "components", "tsne"))
+        if name.startswith("reuse" if "reuse" in results else ("transfer_curves", "components", "tsne"))
     ]
-    return head + body + ("\n## Figures 1, 4 and 5\n" + "".join(figures) if figures else "")
+    return head + body + ("\n## Figures\n" + "".join(figures) if figures else "")
 
 
 def main():
