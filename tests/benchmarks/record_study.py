@@ -37,8 +37,7 @@ def _reuse(results: dict) -> str:
     parts = []
     for found in reuse.collect(results.get("reuse", [])):
         names = tables.target_names(list(found.points))
-        for target, by_way in found.points.items():
-            sentence = reuse.sentence(by_way, found.metrics[target], target in found.swept)
+        for target, sentence in reuse.sentences(found).items():
             parts.append(f"**{names[target]}.** {sentence}\n".replace("\N{NO-BREAK SPACE}", " "))
         for heading, titles in reuse_tables.columns(list(found.points), names):
             table = reuse_tables.mean_table(found, titles, reuse_tables.ways_in(found, list(titles), {}))
@@ -82,9 +81,9 @@ def readme(config: dict, results: dict, command: str, device: str, note: str) ->
     figures = [
         f"\n![{name}](report/figures/{name})\n"
         for name in sorted(path.name for path in (pathlib.Path(config["workdir"]) / "report/figures").glob("*.svg"))
-        if name.startswith(("transfer_curves", "components", "tsne"))
+        if name.startswith("reuse" if "reuse" in results else ("transfer_curves", "components", "tsne"))
     ]
-    return head + body + ("\n## Figures 1, 4 and 5\n" + "".join(figures) if figures else "")
+    return head + body + ("\n## Figures\n" + "".join(figures) if figures else "")
 
 
 def main():
