@@ -12,12 +12,14 @@ from typing import cast
 import rich
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
+from rich.text import Text
 
 from jax_transfer import devices, fields, logs, preemption
 from jax_transfer.preemption import Preempted
 from jax_transfer.ranking import command
 from jax_transfer.records import InputError, printable
-from jax_transfer.report import best, comparison, grid, trust
+from jax_transfer.report import best, comparison, grid, reuse, trust
+from jax_transfer.report.tables import target_names
 from jax_transfer.results import read_rows
 from jax_transfer.study import runner
 from jax_transfer.study.config import BY_TARGET, default_config, follow_targets
@@ -78,6 +80,10 @@ def _print_summary(results: pathlib.Path) -> None:
         rich.print(comparison.comparison_table(compared))
     if best.trajectories(transfer):
         rich.print(best.summary_table(transfer))
+    for reused in reuse.collect(rows.get("reuse", [])):
+        names = target_names(list(reused.points))
+        for target, text in reuse.sentences(reused).items():
+            rich.print(Text(f"{reused.label}, {names[target]}: {text}"))
     if method := trust.ground_truth(ranking):
         rich.print(trust.trust_table(ranking, scored, method, grid.swept(transfer)))
 

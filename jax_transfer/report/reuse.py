@@ -146,6 +146,17 @@ def sentence(points: Mapping[Way, Point], metric: str, on_test: bool = False) ->
     return f"{text}. The spread over seeds is {in_points(spread)}."
 
 
+def sentences(reused: Reused) -> dict[str, str]:
+    """Returns `sentence` for each target that has an accuracy.
+
+    >>> row = {"target": "a", "method": "finetune", "checkpoint": "run", "epoch": None, "objective": "cotuning"}
+    >>> sentences(collect([{**row, "accuracy": 0.5}])[0])["a"].replace(chr(160), " ")
+    'Co-Tuning reaches 50.00 % accuracy; plain fine-tuning has no accuracy yet.'
+    """
+    told = ((t, sentence(by_way, reused.metrics[t], t in reused.swept)) for t, by_way in reused.points.items())
+    return {target: text for target, text in told if text}
+
+
 def _accuracy(point: Point, metric: str) -> str:
     """Returns the mean of a point in words, with the best seed in brackets."""
     text = f"{percent(point.mean)} {metric}"

@@ -60,9 +60,7 @@ def _accuracies(
     found: Reused, config: Mapping[str, Any], chosen: Selected, names: Mapping[str, str]
 ) -> Iterator[str | list[Drawing]]:
     """Yields the answer, the tables of accuracies and their figures."""
-    told = ((t, reuse.sentence(by_way, found.metrics[t], t in found.swept)) for t, by_way in found.points.items())
-    sentences = {target: text for target, text in told if text}
-    overall = reuse.overall(found)
+    sentences, overall = reuse.sentences(found), reuse.overall(found)
     if overall or len(sentences) == 1:
         yield f'<p class="answer">{escape(overall or next(iter(sentences.values())))}</p>'
     if overall or len(sentences) > 1:
@@ -178,7 +176,7 @@ def _picture(folder: pathlib.Path, checkpoint: str, key: tuple[str, str], rows: 
     data = base64.b64encode(path.read_bytes()).decode()
     names = [tables.showable(row["class"]) for row in rows]
     first = f"{', '.join(names[:4])} and so on" if len(names) > 4 else tables.listed(names)
-    text = f"{target}: images of the first {KINDS[rows[0]['kind']]} of {key[1]}, a row for each: {first}."
+    text = f"{target}: images of the first {KINDS[rows[0]['kind']]} of selection {key[1]}, a row for each: {first}."
     image = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(text)}">'
     return f"<figure>{image}<figcaption>{escape(text)}</figcaption></figure>"
 

@@ -170,7 +170,7 @@ def overlap_sentence(rows: Sequence[Row], name: str, left_out: bool) -> str:
     if left_out:
         return f"{text}left out."
     return (
-        f"{text}not left out, so part of a gain by reuse may be leakage; --config.select.exclude_duplicates leaves "
+        f"{text}not left out, so part of a gain by reuse may be leakage; config.select.exclude_duplicates leaves "
         f"{'it' if images == 1 else 'them'} out."
     )
 

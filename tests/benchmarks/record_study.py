@@ -37,8 +37,7 @@ def _reuse(results: dict) -> str:
     parts = []
     for found in reuse.collect(results.get("reuse", [])):
         names = tables.target_names(list(found.points))
-        for target, by_way in found.points.items():
-            sentence = reuse.sentence(by_way, found.metrics[target], target in found.swept)
+        for target, sentence in reuse.sentences(found).items():
             parts.append(f"**{names[target]}.** {sentence}\n".replace("\N{NO-BREAK SPACE}", " "))
         for heading, titles in reuse_tables.columns(list(found.points), names):
             table = reuse_tables.mean_table(found, titles, reuse_tables.ways_in(found, list(titles), {}))

@@ -12,6 +12,7 @@ import pytest
 from helpers import reports, reuse
 from helpers.reports import Elements, write_workdir
 from helpers.reuse import BIRDS, CALTECH, CHECKPOINT, CLASSES, CUB, GAINS, SELECTIONS
+from jax_transfer import main
 from jax_transfer.report import families, grid, page, reuse_figures, reuse_section, reuse_tables, selected, tables
 from jax_transfer.report import reuse as report_reuse
 from jax_transfer.report.best import Point, by_metric
@@ -112,6 +113,13 @@ def test_terminal_tables_and_stages_read_plain_fine_tuning_only(tmp_path):
     write_workdir(tmp_path, {})
     Rows(tmp_path, "transfer").replace([row, reused])
     assert chosen_rates(work, [tuned], "tfds:mnist") == {tuned: {"learning_rate": 0.1, "weight_decay": 0.0}}
+
+
+def test_command_prints_the_answer_for_each_target(tmp_path, capsys):
+    main._print_summary(write_workdir(tmp_path, reuse.make_reuse_results()) / "results")
+    printed = " ".join(capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ").split())
+    for target in ("cub200", "caltech101"):
+        assert f"{CHECKPOINT}, {target}: Joint fine-tuning with uot is the best of 5 ways" in printed
 
 
 def test_scores_are_ranked_by_plain_accuracies(tmp_path):
@@ -426,7 +434,10 @@ def test_pictures_are_part_of_the_page_and_described(tmp_path):
     elements = Elements(html_of(results, folder=tmp_path / "results")).elements
     images = [attributes for tag, attributes in elements if tag == "img"]
     assert [image["src"] for image in images] == ["data:image/jpeg;base64," + base64.b64encode(data).decode()] * 2
-    assert "images of the first classes of uot, a row for each: jay, magpie, chickadee, bulbul" in images[0]["alt"]
+    assert (
+        "images of the first classes of selection uot, a row for each: jay, magpie, chickadee, bulbul"
+        in images[0]["alt"]
+    )
 
 
 # --- figures
