@@ -96,6 +96,18 @@ def reference_dir():
     return folder
 
 
+@pytest.fixture
+def fully_optimised():
+    """Compiles the programs of a test as users do, for tests of rounding; returns options for `jax.jit`."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield {EMITTERS: True} if f"--{EMITTERS}=false" in os.environ.get("XLA_FLAGS", "") else {}
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _few_compiled_programs():
     """Clears compiled programs between test files, long before their memory maps reach Linux's limit of 65,530."""

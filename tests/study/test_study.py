@@ -379,8 +379,8 @@ def test_rows_drop_incomplete_lines_and_duplicate_keys(tmp_path):
 # --- devices
 
 
-# With the usual rate, one ReLU that rounding switches on or off changes the later losses by 1e-4; it happens in these 16
-# steps with --xla_cpu_max_isa=AVX2.
+# With the usual rate, one ReLU that rounding switches on or off changes the later losses by 1e-4; it happens in these
+# 16 steps with --xla_cpu_max_isa=AVX2.
 SMALL_RATE = "--config.pretrain.optimizer.learning_rate=0.002"
 
 

@@ -36,6 +36,7 @@ from jax_transfer.training.state import divide, evaluated, init_state, join
 from jax_transfer.training.steps import make_train_step, many_steps, many_steps_of_many
 
 
+@pytest.mark.usefixtures("fully_optimised")
 def test_resident_and_streamed_feeds_train_identically():
     resident, streamed = feed_of(random_source()), feed_of(random_source(), gigabytes=0.0)
     assert isinstance(resident, batches.Resident) and isinstance(streamed, batches.Streamed)
