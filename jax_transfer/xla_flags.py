@@ -25,8 +25,8 @@ def without_slow_convolutions(flags: str) -> str:
     return f"{flags} --{FLAG}=-individual_convolution".strip()
 
 
-def is_known(flag: str) -> bool:
-    """Returns whether every installed copy of XLA knows a flag, since an unknown flag aborts the process.
+def is_known() -> bool:
+    """Returns whether every installed copy of XLA knows the flag, since an unknown flag aborts the process.
 
     jaxlib is searched for the name, which takes some milliseconds. Plugins for accelerators bring their own copies, and
     where they are installed the speed on a CPU hardly matters: the answer is then False.
@@ -37,7 +37,7 @@ def is_known(flag: str) -> bool:
     if jaxlib is None or jaxlib.origin is None:
         return False
     return any(
-        _contains(library, flag.encode()) for library in pathlib.Path(jaxlib.origin).parent.glob("libjax_common.*")
+        _contains(library, FLAG.encode()) for library in pathlib.Path(jaxlib.origin).parent.glob("libjax_common.*")
     )
 
 
@@ -50,5 +50,5 @@ def set_flags() -> None:
     """Sets XLA_FLAGS for this process, unless JAX has already compiled a program, and for those that it starts."""
     before = os.environ.get("XLA_FLAGS", "")
     after = without_slow_convolutions(before)
-    if after != before and is_known(FLAG):  # a process started by this one need not search jaxlib again
+    if after != before and is_known():  # a process started by this one need not search jaxlib again
         os.environ["XLA_FLAGS"] = after
