@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_images
 def write_images(folder, count, seed=0, size=(12, 10)):
     """Writes `count` different images to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng([seed, *folder.name.encode()])
+    generator = np.random.default_rng([*np.ravel(seed).tolist(), *folder.name.encode()])
     for i in range(count):
         Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
 
