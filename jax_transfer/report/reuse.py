@@ -45,6 +45,7 @@ class Reused:
       points: target -> way -> accuracy by the target's metric; a way without an accuracy is missing.
       metrics: target -> a key of `records.METRICS`.
       swept: the targets on which the settings were chosen on the test images.
+      num_test: target -> number of test images, where the rows say it.
     """
 
     checkpoint: str
@@ -53,6 +54,7 @@ class Reused:
     points: Points
     metrics: dict[str, str]
     swept: frozenset[str]
+    num_test: dict[str, int]
 
 
 def way_of(row: Row) -> Way:
@@ -87,7 +89,8 @@ def collect(rows: Sequence[Row]) -> list[Reused]:
             points[target] = {way: point for way, point in by_way.items() if point}
         metrics = {target: metric_of(own, target) for target in points}
         on_test = frozenset(target for target, _ in swept(own))
-        reused.append(Reused(checkpoint, label_of(own[0]), ways, points, metrics, on_test))
+        num_test = {row["target"]: row["num_test"] for row in own if row.get("num_test")}
+        reused.append(Reused(checkpoint, label_of(own[0]), ways, points, metrics, on_test, num_test))
     return reused
 
 
@@ -106,13 +109,25 @@ def best_way(points: Mapping[Way, Point]) -> Way | None:
     return max(others, key=lambda way: points[way].mean, default=None)
 
 
-def sentence(points: Mapping[Way, Point], metric: str, on_test: bool = False) -> str:
+def due_to_chance(a: float, b: float, num_test: int) -> float:
+    """Returns the difference of two accuracies that the choice of the test images alone exceeds in 1 of 20 cases.
+
+    The images are taken as independent for both accuracies; since both are measured on the same ones, this is cautious.
+
+    >>> round(due_to_chance(0.2, 0.2, 40), 3), round(due_to_chance(0.9, 0.9, 6000), 3)
+    (0.175, 0.011)
+    """
+    return 1.96 * ((a * (1 - a) + b * (1 - b)) / num_test) ** 0.5
+
+
+def sentence(points: Mapping[Way, Point], metric: str, on_test: bool = False, num_test: int | None = None) -> str:
     """Says which way of reusing source data is best on a target, and how it compares with plain fine-tuning.
 
     Args:
       points: way -> accuracy.
       metric: a key of `records.METRICS`.
       on_test: whether the settings were chosen on the test images.
+      num_test: number of test images.
 
     >>> points = {PLAIN_WAY: Point(0.80, 0.79, 0.81, 3), Way("joint", "uot"): Point(0.85, 0.84, 0.86, 3)}
     >>> print(sentence(points, "accuracy").replace(chr(160), " "))
@@ -128,7 +143,12 @@ def sentence(points: Mapping[Way, Point], metric: str, on_test: bool = False) ->
     point, number = points[best], sum(way != PLAIN_WAY for way in points)
     subject = way_words(*best)
     subject = f"{subject[0].upper()}{subject[1:]}"
-    of = f"is the best of {number} ways of reusing source data, with" if number > 1 else "reaches"
+    ties = sum(way != PLAIN_WAY and points[way].mean == point.mean for way in points)
+    if ties > 1:
+        which = "equal" if ties == number else f"the {ties} best of {number}"
+        of = f"and {counted(ties - 1, 'other way')} of reusing source data are {which}, with"
+    else:
+        of = f"is the best of {number} ways of reusing source data, with" if number > 1 else "reaches"
     text = f"{subject} {of} {_accuracy(point, qualified)}"
     if plain is None:
         return f"{text}; plain fine-tuning has no accuracy yet."
@@ -138,12 +158,14 @@ def sentence(points: Mapping[Way, Point], metric: str, on_test: bool = False) ->
     side = "above" if gain > 0 else "below"
     text += f", {in_points(abs(gain))} {side} plain fine-tuning ({_seeds(percent(plain.mean), plain, '; ')})"
     spread = seed_spread([point, plain], max(point.num_seeds, plain.num_seeds))
+    chance = due_to_chance(point.mean, plain.mean, num_test) if num_test and metric == "accuracy" else 0.0
+    few = f"with {num_test or 0:,} test images, a difference of up to {in_points(chance)} may be due to chance"
     if spread is None:
-        return f"{text}."
+        return f"{text}. W{few[1:]}." if abs(gain) <= chance else f"{text}."
     if abs(gain) <= spread:
         clear = "no clear gain" if gain > 0 else "no clear loss"
         return f"{text}. This is no more than the spread over seeds ({in_points(spread)}), so there is {clear}."
-    return f"{text}. The spread over seeds is {in_points(spread)}."
+    return f"{text}. The spread over seeds is {in_points(spread)}{f', but {few}' if abs(gain) <= chance else ''}."
 
 
 def sentences(reused: Reused) -> dict[str, str]:
@@ -153,7 +175,10 @@ def sentences(reused: Reused) -> dict[str, str]:
     >>> sentences(collect([{**row, "accuracy": 0.5}])[0])["a"].replace(chr(160), " ")
     'Co-Tuning reaches 50.00 % accuracy; plain fine-tuning has no accuracy yet.'
     """
-    told = ((t, sentence(by_way, reused.metrics[t], t in reused.swept)) for t, by_way in reused.points.items())
+    told = (
+        (t, sentence(by_way, reused.metrics[t], t in reused.swept, reused.num_test.get(t)))
+        for t, by_way in reused.points.items()
+    )
     return {target: text for target, text in told if text}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jax_transfer.report import reuse, reuse_figures, reuse_tables, selected, tables
-from jax_transfer.report.families import condition, families, words
+from jax_transfer.report.families import USUAL, condition, families, words
 from jax_transfer.report.figures import Drawing
 from jax_transfer.report.markup import escape
 from jax_transfer.report.reuse import Paper, Reused
@@ -31,6 +31,7 @@ def section(
     >>> list(section({}, {}, pathlib.Path()))
     []
     """
+    config = {**config, "select": _completed(config.get("select") or {})}
     reused = {found.checkpoint: found for found in reuse.collect(results.get("reuse", []))}
     selection_rows, overlap = results.get("selection") or [], results.get("overlap") or []
     checkpoints = list(dict.fromkeys((*reused, *(row["checkpoint"] for row in selection_rows))))
@@ -50,6 +51,12 @@ def section(
             yield from _selections(found, config, chosen, names, checkpoint, folder)
         searched = list(dict.fromkeys(row["target"] for row in of_selections))
         yield from _overlap(_of(overlap, checkpoint), searched, config.get("select") or {}, names)
+
+
+def _completed(select: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns `config.select` with the strategy of each selection, which a config may leave out."""
+    selections = select.get("selections") or {}
+    return {**select, "selections": {name: {"strategy": USUAL["strategy"], **s} for name, s in selections.items()}}
 
 
 def _of(rows: Sequence[Row], checkpoint: str) -> list[Row]:

@@ -12,6 +12,7 @@ from jax_transfer.selection.select import shared_names
 from jax_transfer.selection.strategies import STRATEGIES, SelectionSettings, unused
 from jax_transfer.study import settings
 from jax_transfer.study.epochs import Snapshot, finetuned_snapshots
+from jax_transfer.study.reuse import check_number, num_source_views
 from jax_transfer.study.select import not_made
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.objectives import REUSE
@@ -89,10 +90,14 @@ def check_data(work: Workspace) -> None:
         _check_selections(work)
     if not any(ways.values()):
         return
-    source = work.source(work.reused, "train")
     for target, own in ways.items():
         for way in own:
-            if REUSE[way.objective].settings and source.num_classes < 2:
+            views, given = num_source_views(way), REUSE[way.objective].settings
+            source = work.source(work.reused, "train") if views or given else None
+            if source is not None and views:
+                tuning = settings.finetune_settings(config, target)
+                check_number(len(source), f"{way}: the source has", work.reused, way, tuning)
+            if source is not None and given and source.num_classes < 2:
                 raise InputError(
                     f"{way} needs labels of the source images, and {work.reused} has a single class: use weak_strong "
                     "with clusters."

@@ -12,6 +12,7 @@ from jax_transfer.data.batches import Feed
 from jax_transfer.data.crops import crops_of
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.models import Net
+from jax_transfer.records import InputError
 from jax_transfer.results import write_array
 from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.select import selected_images
@@ -94,12 +95,29 @@ def training(
         return Training(make, feeds, _relationship(work, snapshot, target))
     assert reuse.selection is not None  # checked with the config
     chosen = selected_images(work, snapshot, target, reuse.selection)
+    check_number(len(chosen), f"{reuse}: selection {reuse.selection!r} holds", work.reused, reuse, tuning)
     source = work.part(work.reused, chosen.tobytes(), reuse.only_selected_classes)
     given = {"num_source_classes": source.num_classes, "head_std": tuning.head_std}
     make = functools.partial(make, **{name: given[name] for name in kind.settings})
     crops = crops_of(make(source_weight=1.0).views[SOURCE])
     images = work.feed_of(source, preprocessing, crops).on(mesh)
     return Training(make, {**feeds, SOURCE: (images, reuse.batch_size or tuning.batch_size)}, {})
+
+
+def check_number(number: int, what: str, dataset: str, reuse: Reuse, tuning: FinetuneSettings) -> None:
+    """Checks that there are enough images of the source for a step.
+
+    >>> check_number(10, "joint with uot: the source has", "folder:source", Reuse("joint", "uot"), FinetuneSettings())
+    Traceback (most recent call last):
+    jax_transfer.records.InputError: joint with uot: the source has 10 images of folder:source, fewer than the 128 of a
+    step: set a smaller 'batch_size' in this entry of config.finetune.reuse, or select more.
+    """
+    batch_size = reuse.batch_size or tuning.batch_size
+    if number < batch_size:
+        raise InputError(
+            f"{what} {number} images of {dataset}, fewer than the {batch_size} of a step: set a smaller 'batch_size' "
+            "in this entry of config.finetune.reuse, or select more."
+        )
 
 
 def _relationship(work: Workspace, snapshot: Snapshot, target: str) -> dict[str, Any]:

@@ -79,6 +79,18 @@ def record_usage(results: pathlib.Path, stage: str, used: Usage) -> None:
         rows.append(UsageRow(stage, run, **vars(used)))
 
 
+def has_results(workdir: pathlib.Path) -> bool:
+    """Returns whether a study has come so far that its config must not change: past the checks of its data.
+
+    >>> import tempfile
+    >>> has_results(pathlib.Path(tempfile.mkdtemp()))
+    False
+    """
+    results, checkpoints = workdir / "results", workdir / "checkpoints"
+    rows = any(path.stat().st_size for path in results.glob("*.jsonl"))
+    return rows or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+
+
 def open_workdir(config: StudyConfig, workdir: pathlib.Path):
     """Locks a study's working directory and writes its config.
 
@@ -92,13 +104,13 @@ def open_workdir(config: StudyConfig, workdir: pathlib.Path):
     path, new = workdir / "config.json", to_json(config)
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
-        different = differences(old, new)
-        if different:
+        different, begun = differences(old, new), has_results(workdir)
+        if different and begun:
             raise InputError(
                 f"--workdir={workdir} was made with another config: {'; '.join(different)}. "
                 "Use that config again, or another --workdir."
             )
-        new = with_earlier_entries(old, new)
+        new = with_earlier_entries(old, new) if begun else new
     if devices.is_first_process():
         write_atomically(path, json.dumps(new, indent=1, ensure_ascii=False).encode())
     return lock

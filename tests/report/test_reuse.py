@@ -596,3 +596,25 @@ def test_figures_without_a_value_are_left_out():
 def test_a_target_on_which_every_way_failed_has_no_sentence():
     failed = [{**row, "accuracy": None, "error": "diverged"} for row in reuse.reuse_rows(CUB)]
     assert 'class="answer"' not in html_of({"transfer": failed})
+
+
+def test_a_selection_without_a_strategy_has_the_usual_one():
+    results = reuse.make_reuse_results()
+    config = reuse.config(selections={**SELECTIONS, "uot": {"num_selected": 100}})
+    assert words_of(results, config) == words_of(results, reuse.config())
+
+
+def test_a_gain_that_few_test_images_cannot_show_is_qualified():
+    plain, better = Point(0.16, 0.15, 0.17, 2), Point(0.21, 0.20, 0.22, 2)
+    points = {PLAIN_WAY: plain, Way("joint", "uot"): better}
+    few = sentence(points, "accuracy", num_test=40).replace("\N{NO-BREAK SPACE}", " ")
+    assert "The spread over seeds is 2.00 points, but with 40 test images, a difference of up to 16.98 points" in few
+    assert "due to chance" not in sentence(points, "accuracy", num_test=4000)
+
+
+def test_ties_are_named_together():
+    ways = [Way("joint", "uot"), Way("cotuning", None), Way("joint", "random")]
+    points = {PLAIN_WAY: Point(0.1, 0.1, 0.1, 1), **{way: Point(0.2, 0.2, 0.2, 1) for way in ways}}
+    assert "and 2 other ways of reusing source data are equal, with" in sentence(points, "accuracy")
+    points[ways[2]] = Point(0.15, 0.15, 0.15, 1)
+    assert "and 1 other way of reusing source data are the 2 best of 3, with" in sentence(points, "accuracy")

@@ -15,7 +15,7 @@ from jax_transfer.features.means import class_means, on_device
 from jax_transfer.fields import to_json
 from jax_transfer.records import InputError
 from jax_transfer.results import TEST, VALIDATION, Rows, picture
-from jax_transfer.study import checks, report, reuse, select
+from jax_transfer.study import checks, report, reuse, runner, select
 from jax_transfer.study.config import differences, with_earlier_entries
 from jax_transfer.study.select import selected_images
 from jax_transfer.study.settings import finetune_settings
@@ -348,7 +348,9 @@ def test_too_few_selected_images_for_a_batch_are_refused_by_name(study, tmp_path
     one_class = {"uot": {"strategy": "uot", "num_selected": 1}}
     ways = ({"objective": "joint", "selection": "uot", "batch_size": 100},)
     config = reuse_config(stages=("select", "finetune"), select__selections=one_class, finetune__reuse=ways)
-    with pytest.raises(InputError, match=r"training images, fewer than one batch of 100|feed source"):
+    with pytest.raises(
+        InputError, match=r"uot: selection 'uot' holds \d+ images of .*, fewer than the 100 of a step: set a"
+    ):
         run_stages(config, tmp_path)
 
 
@@ -446,3 +448,20 @@ def test_all_numbers_of_clusters_are_found_in_the_same_features(study, tmp_path,
     alone = [row for row in rows["selection"] if row["strategy"] == "clusters"]
     assert [row for row in found if row["strategy"] == "clusters"] == alone
     assert max(row["label"] for row in found if row["strategy"] == "fewer") < 6
+
+
+def test_source_with_fewer_images_than_a_step_is_refused_before_anything_runs(tmp_path):
+    ways = ({"objective": "joint", "selection": "uot", "batch_size": 400},)
+    work = Workspace(reuse_config(finetune__reuse=ways), tmp_path)
+    with pytest.raises(InputError, match=r"the source has 300 images of .*, fewer than the 400 of a step: set a"):
+        checks.check_data(work)
+
+
+def test_a_study_that_its_checks_refused_may_change_its_config(tmp_path):
+    refused = reuse_config(finetune__reuse=({"objective": "joint", "selection": "uot", "batch_size": 400},))
+    with pytest.raises(InputError, match="fewer than the 400"):
+        runner.run(refused, tmp_path)
+    runner.open_workdir(reuse_config(finetune__reuse=({"objective": "joint", "selection": "uot"},)), tmp_path).close()
+    (tmp_path / "results/transfer.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match="was made with another config"):
+        runner.open_workdir(refused, tmp_path)

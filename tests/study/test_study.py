@@ -338,6 +338,8 @@ def test_labels_out_of_range_are_refused(tmp_path):
 def test_workdir_of_another_config_names_the_differing_fields(tmp_path):
     open_workdir(tiny_config(), tmp_path).close()
     open_workdir(tiny_config(stages=("report",)), tmp_path).close()
+    (tmp_path / "results").mkdir(exist_ok=True)
+    (tmp_path / "results/targets.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"config\.pretrain\.epochs was 2, is 3; config\.seed was 0, is 1"):
         open_workdir(tiny_config(seed=1, pretrain__epochs=3), tmp_path)
 
