@@ -47,9 +47,8 @@ Prepare the data sets as for `resnet50_imagenet.py`.
 Variants: `full`, Tables 1a and 4 and Figure 2b; `classes`, Figure 3a, 50 to 300 classes; `low_data`, Figure 3b, 20 to
 80 % of the training images; `long_tail`, Table 3; `cost_scale`, Figure 4a, only selects; `gaps`, Figure 4b, tenths of
 ImageNet by rank; `half`, half of the source images; `reduced`, all ways of fine-tuning from a ResNet-10 that is
-pre-trained on Tiny-ImageNet, on 20 % and on a long tail of Caltech101, recorded in
-docs/results/uot_caltech101; `smoke`, all ways of fine-tuning on a tiny pre-training of
-Tiny-ImageNet, with Caltech101 as the target, at 32 pixels.
+pre-trained on Tiny-ImageNet, on 20 % and on a long tail of Caltech101, recorded in docs/results/uot_caltech101;
+`smoke`, all ways of fine-tuning on a tiny pre-training of Tiny-ImageNet, with Caltech101 as the target, at 32 pixels.
 """
 
 from jax_transfer.choose import choose

@@ -92,16 +92,14 @@ def check_data(work: Workspace) -> None:
         return
     for target, own in ways.items():
         for way in own:
-            views, given = num_source_views(way), REUSE[way.objective].settings
-            source = work.source(work.reused, "train") if views or given else None
-            if source is not None and views:
-                tuning = settings.finetune_settings(config, target)
+            if num_source_views(way):
+                source, tuning = work.source(work.reused, "train"), settings.finetune_settings(config, target)
                 check_number(len(source), f"{way}: the source has", work.reused, way, tuning)
-            if source is not None and given and source.num_classes < 2:
-                raise InputError(
-                    f"{way} needs labels of the source images, and {work.reused} has a single class: use weak_strong "
-                    "with clusters."
-                )
+                if REUSE[way.objective].settings and source.num_classes < 2:
+                    raise InputError(
+                        f"{way} needs labels of the source images, and {work.reused} has a single class: use "
+                        "weak_strong with clusters."
+                    )
             for snapshot in finetuned_snapshots(config, work.snapshots, target):
                 _check_checkpoint(work, snapshot, target, way)
 
