@@ -75,8 +75,6 @@ class Page:
 
     def not_run(self, name: str) -> str:
         """Returns a paragraph that says that a result file has no rows, and which stages write it."""
-        if name == "overlap" and self.results.get("selection"):  # the stage has run and found nothing
-            return "<p>No rows in <code>results/overlap.jsonl</code>.</p>"
         stages = " or ".join(self.written_by.get(name, ()))
         why = f": stage {stages} has not run" if stages else ""
         return f"<p>No results in <code>results/{escape(name)}.jsonl</code>{why}.</p>"

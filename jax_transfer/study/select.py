@@ -312,6 +312,8 @@ def _find_duplicates(work: Workspace, snapshot: Snapshot, target: str, rows: Row
             float(similarity),
         )
         rows.append(row)
+    if not rows.rows:
+        rows.replace([])  # an empty file: searched, and found nothing
     for note in found.notes:
         log.info("%s and %s: %s", work.reused, target, note)
     left_out = "are left out" if work.config.select.exclude_duplicates else "stay (config.select.exclude_duplicates)"

@@ -465,3 +465,8 @@ def test_a_study_that_its_checks_refused_may_change_its_config(tmp_path):
     (tmp_path / "results/transfer.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match="was made with another config"):
         runner.open_workdir(refused, tmp_path)
+
+
+def test_a_search_that_finds_no_copies_leaves_an_empty_file(study):
+    workdir, rows = study
+    assert rows["overlap"] == [] and (workdir / "results/overlap.jsonl").read_bytes() == b""
