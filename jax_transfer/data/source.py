@@ -31,6 +31,7 @@ class Source:
       metric: the metric that papers report on this data set, "accuracy" or "mean_class_accuracy".
       notes: sentences on what readers of the results should know about the data.
       extra: name -> array [n, ...] with further data for each image, such as the tokens of its captions.
+      captions: the captions of each image, at least one; () for a data set without captions.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Source:
     metric: str = "accuracy"
     notes: tuple[str, ...] = ()
     extra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    captions: tuple[tuple[str, ...], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -67,6 +69,7 @@ def subset(source: Source, indices: np.ndarray) -> Source:
         read=functools.partial(_read_subset, source.read, indices),
         fingerprint=content_hash(source.fingerprint, indices.tobytes()),
         extra={name: array[indices] for name, array in source.extra.items()},
+        captions=tuple(source.captions[i] for i in indices) if source.captions else (),
     )
 
 

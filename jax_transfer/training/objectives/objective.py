@@ -38,6 +38,8 @@ class Objective(NamedTuple):
       has_head: whether the net has a logit for each source class, as class accuracy, LEEP and NCE need.
       groups: `groups(params)` labels each parameter "backbone" or "head"
         (`OptimizerSettings.head_learning_rate_factor`).
+      extra: names of the arrays in `Views.extra` of the first feed that the loss reads, such as "tokens", the tokens of
+        the captions of each image.
     """
 
     init: Callable[[jax.Array, Model | None], tuple[Params, Aux]]
@@ -48,6 +50,7 @@ class Objective(NamedTuple):
     views: dict[str, tuple[tuple[str, ...], ...]]
     has_head: bool = True
     groups: Callable[[Params], Any] = all_backbone
+    extra: tuple[str, ...] = ()
 
 
 class ReuseObjective(NamedTuple):
