@@ -6,6 +6,7 @@ config.pretrain.augment, which are the same in every epoch.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 
 import jax
@@ -28,6 +29,16 @@ from jax_transfer.study.workspace import Workspace
 
 USUAL_IMAGES = 2000
 NUM_VIEWS = 3  # of each image: as it is, and two augmented ones
+NAMES = {
+    "knn_accuracy": "k-NN accuracy",
+    "effective_rank": "effective rank",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+}
+# Features have collapsed if they have a smaller effective rank or a larger uniformity. With random weights, ResNets,
+# MobileNets and ViTs have a rank above 4 and a uniformity below -0.01, even on 200 digits.
+LEAST_RANK = 2.0
+MOST_UNIFORMITY = -0.001
 
 Judged = dict[str, float | None]  # columns of PretrainRow
 
@@ -117,3 +128,55 @@ def measure(
         "alignment": float(alignment(first, second)),
         "uniformity": float(uniformity(plain)),
     }
+
+
+def words(row: PretrainRow, has_head: bool) -> list[str]:
+    """Lists the numbers of a row, other than the loss, for the log.
+
+    Args:
+      has_head: whether the objective has classes; otherwise accuracies that are NaN are left out.
+
+    >>> row = PretrainRow(1, 0.5, math.nan, math.nan, 9.0, 1.0, "a", "1", "b", 5, effective_rank=9.04, uniformity=-1.5)
+    >>> words(row, has_head=False)
+    ['effective rank 9.0', 'uniformity -1.5000']
+    """
+    accuracies = {"train_accuracy": "train accuracy", "test_accuracy": "test accuracy"}
+    shown = {column: name for column, name in accuracies.items() if has_head or not math.isnan(getattr(row, column))}
+    values = {name: getattr(row, column) for column, name in {**shown, **NAMES}.items()}
+    return [f"{n} {v:.{1 if n == NAMES['effective_rank'] else 4}f}" for n, v in values.items() if v is not None]
+
+
+def has_collapsed(row: PretrainRow) -> bool:
+    """Returns whether nearly all features of test images lie on one line through 0, or have the same direction.
+
+    Random weights do not count as a collapse.
+
+    >>> row = PretrainRow(1, 0.5, 0.0, 0.0, 9.0, 1.0, "a", "1", "b", 5, effective_rank=1.2, uniformity=-0.5)
+    >>> has_collapsed(row), has_collapsed(dataclasses.replace(row, epoch=0, step=0))
+    (True, False)
+    """
+    if not row.step or row.effective_rank is None or row.uniformity is None:
+        return False
+    return row.effective_rank < LEAST_RANK or row.uniformity > MOST_UNIFORMITY
+
+
+def warn_of_collapse(row: PretrainRow, rows: Iterable[PretrainRow], label: str) -> None:
+    """Logs a warning if the representation has collapsed, but only for the first such row of a pre-training.
+
+    Args:
+      row: the new row.
+      rows: all rows of results/pretrain.jsonl.
+      label: the name of the epoch, such as "epoch 3".
+    """
+    name = row.checkpoint.rpartition("/")[0]
+    own = [each for each in rows if each.checkpoint.rpartition("/")[0] == name and (each.step or 0) < (row.step or 0)]
+    if devices.is_first_process() and has_collapsed(row) and not any(map(has_collapsed, own)):
+        log.warning(
+            "%s: the representation has collapsed (effective rank %.1f, uniformity %.4f): the features of test images "
+            "are nearly the same or differ in one direction only. Stop, and try a lower "
+            "config.pretrain.optimizer.learning_rate, a larger config.pretrain.batch_size, stronger "
+            "config.pretrain.augment, or another temperature if the objective has one.",
+            label,
+            row.effective_rank,
+            row.uniformity,
+        )
