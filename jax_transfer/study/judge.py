@@ -1,7 +1,8 @@
 """Judges the epochs of a pre-training by the features of test images, as is needed where there are no classes.
 
-Every epoch sees the same test images of the source: each as it is, and two views of it with the augmentations of
-config.pretrain.augment, which are the same in every epoch.
+Every epoch sees the same test images of the source: each as it is, and two views of it with the augmentations of the
+pre-training, which are the same in every epoch. The features are those of the backbone, which is what is transferred,
+and not those behind a projector.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ Judged = dict[str, float | None]  # columns of PretrainRow
 
 def num_images(work: Workspace, pretraining: Pretraining) -> int:
     """Returns the number of the source's test images by which each epoch is judged; 0 if it is not."""
-    most = work.config.pretrain.judged_images
+    most = work.recipe(pretraining).section.judged_images
     if most is None:
         most = 0 if work.objective(pretraining).has_head else USUAL_IMAGES
     number = min(most, len(work.source(pretraining.source, "test")))
@@ -70,7 +71,7 @@ def make_judge(
         return lambda model, stop: {}
     net, batch_size = work.source_net(pretraining), config.data.eval_batch_size
     # An image that is mixed with another one is no view of it.
-    augmentations = tuple(name for name in config.pretrain.augment if name not in MIXINGS)
+    augmentations = tuple(name for name in work.recipe(pretraining).section.augment if name not in MIXINGS)
     names = ((), augmentations, augmentations)
     test = work.source(pretraining.source, "test")
     chosen = subset(test, capped(test.labels, n, config.seed))
@@ -122,11 +123,12 @@ def measure(
     >>> {name: round(value, 2) for name, value in judged.items()}
     {'knn_accuracy': 0.0, 'effective_rank': 4.0, 'alignment': 0.0, 'uniformity': -4.0}
     """
+    x, u, v, y = map(jnp.asarray, (plain, first, second, labels))
     return {
-        "knn_accuracy": float(knn_accuracy(plain, labels, num_classes)) if num_classes > 1 else None,
-        "effective_rank": float(rankme(plain)),
-        "alignment": float(alignment(first, second)),
-        "uniformity": float(uniformity(plain)),
+        "knn_accuracy": float(knn_accuracy(x, y, num_classes)) if num_classes > 1 else None,
+        "effective_rank": float(rankme(x)),
+        "alignment": float(alignment(u, v)),
+        "uniformity": float(uniformity(x)),
     }
 
 
@@ -160,23 +162,24 @@ def has_collapsed(row: PretrainRow) -> bool:
     return row.effective_rank < LEAST_RANK or row.uniformity > MOST_UNIFORMITY
 
 
-def warn_of_collapse(row: PretrainRow, rows: Iterable[PretrainRow], label: str) -> None:
+def warn_of_collapse(row: PretrainRow, rows: Iterable[PretrainRow], label: str, where: str) -> None:
     """Logs a warning if the representation has collapsed, but only for the first such row of a pre-training.
 
     Args:
       row: the new row.
       rows: all rows of results/pretrain.jsonl.
       label: the name of the epoch, such as "epoch 3".
+      where: the section of the config that holds the settings, see `settings.Recipe`.
     """
     name = row.checkpoint.rpartition("/")[0]
     own = [each for each in rows if each.checkpoint.rpartition("/")[0] == name and (each.step or 0) < (row.step or 0)]
     if devices.is_first_process() and has_collapsed(row) and not any(map(has_collapsed, own)):
         log.warning(
             "%s: the representation has collapsed (effective rank %.1f, uniformity %.4f): the features of test images "
-            "are nearly the same or differ in one direction only. Stop, and try a lower "
-            "config.pretrain.optimizer.learning_rate, a larger config.pretrain.batch_size, stronger "
-            "config.pretrain.augment, or another temperature if the objective has one.",
+            "are nearly the same or differ in one direction only. Try a lower %s.optimizer.learning_rate, a larger "
+            "batch_size, stronger augmentations, or another temperature if the objective has one.",
             label,
             row.effective_rank,
             row.uniformity,
+            where,
         )

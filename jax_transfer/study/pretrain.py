@@ -331,7 +331,7 @@ def _log_row(row: PretrainRow, training: _Training) -> None:
     label += f" (epoch {row.epoch:g})" if unit == "step" else ""
     numbers = [f"loss {row.train_loss:.4f}", *judge.words(row, training.objective.has_head)]
     log.info("%s: %s, %.0f images/s", label, ", ".join(numbers), row.images_per_second)
-    judge.warn_of_collapse(row, training.rows.rows, label)
+    judge.warn_of_collapse(row, training.rows.rows, label, training.recipe.where)
 
 
 def _initial_state(training: _Training, saved: list[int]) -> tuple[dict, dict | None]:
@@ -349,7 +349,7 @@ def _initial_state(training: _Training, saved: list[int]) -> tuple[dict, dict | 
     tested = training.evaluate(state)
     if tested is None:
         raise Preempted  # nothing is lost, because the same command repeats the same initialisation
-    training.record(0, state, **tested)
+    training.record(0, state, None, **tested)
     return state, None
 
 
