@@ -92,7 +92,8 @@ def rankme(x: Float[Array, "n d"]) -> Float[Array, ""]:
       >>> round(float(rankme(jnp.eye(4))), 2), round(float(rankme(jnp.ones((4, 4)))), 2)
       (4.0, 1.0)
     """
-    s = singular_values(x)
+    x = as_features(x)
+    s = singular_values(x / positive(jnp.max(jnp.abs(x))))  # so that no singular value overflows
     p = s / positive(jnp.sum(s)) + RANKME_EPS
     return jnp.exp(-jnp.sum(p * jnp.log(p)))
 
