@@ -34,7 +34,7 @@ def unit(x):
 
 
 def vote(x, y, k):
-    """Returns the leave-one-out accuracy; of classes with equal votes, the one with the larger sum of similarities wins."""
+    """Returns the leave-one-out accuracy; the larger sum of similarities wins among classes with equal votes."""
     similarities, right = unit(x) @ unit(x).T, []
     for i, similarity in enumerate(similarities):
         nearest = [j for j in np.argsort(-similarity) if j != i][:k]
