@@ -52,10 +52,13 @@ def check(config: StudyConfig) -> None:
     for index, model in enumerate(config.model.others):
         other_model = fields.schema(study_config.OtherModel)
         fields.check(dict(model), other_model, f"config.model.others[{index}]", partial=True)
-    other_pretraining = {name: f for name, f in study_config.pretrain_schema().items() if name not in settings.LENGTH}
+    other_pretraining = {
+        **{name: field for name, field in study_config.pretrain_schema().items() if name not in settings.SHARED},
+        "source": fields.schema(study_config.SourceData)["dataset"],
+    }
     for index, entry in enumerate(config.pretrain.others):
         fields.check(dict(entry), other_pretraining, f"config.pretrain.others[{index}]", partial=True)
-    fields.check_unique(settings.sources(config), "config.source")
+    fields.check_unique([config.source.dataset, *config.source.others], "config.source")
     check_reuse.check(config)
     if "pretrain" in config.stages:
         _check_pretraining_batches(config)
@@ -129,7 +132,7 @@ Batches = dict[str, tuple[int, int]]  # field of the config -> (images in a batc
 def _pretraining_batches(config: StudyConfig) -> Batches:
     """Returns the batches of pre-training, if the study runs it."""
     batches = {}
-    for where, section in settings.recipes(config).values() if "pretrain" in config.stages else ():
+    for where, section, _ in settings.recipes(config).values() if "pretrain" in config.stages else ():
         feeds = {f"{where}.feeds.{name}.batch_size": feed.batch_size for name, feed in section.feeds.items()}
         sizes = {f"{where}.batch_size": section.batch_size, **feeds}
         batches |= {field: (size, section.microbatches) for field, size in sizes.items()}

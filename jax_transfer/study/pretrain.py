@@ -53,12 +53,12 @@ def describe(work: Workspace) -> str:
 def gigaflops(work: Workspace) -> float:
     """Computes the work of all pre-training and of the test of each checkpoint, in GFLOP."""
     total = 0.0
-    for model, recipe in itertools.product(work.models, work.recipes):
-        trained = [p for p in work.pretrainings if (p.model, p.objective) == (model, recipe)]
+    for model, label in itertools.product(work.models, work.recipes):
+        trained = [p for p in work.pretrainings if (p.model, p.objective) == (model, label)]
         pretraining = trained[0]
         objective, sizes = work.objective(pretraining), feed_sizes(work, pretraining)
-        where, section = work.recipe(pretraining)
-        optimizer = settings.pretrain_optimizer(section, where)
+        recipe = work.recipe(pretraining)
+        optimizer = settings.pretrain_optimizer(recipe.section, recipe.where)
         step = estimates.step_gigaflops(work, objective, optimizer, sizes, work.preprocessing)
         image = work.features_of.gigaflops_per_image(work.source_net(pretraining), work.preprocessing)
         for pretraining in trained:
@@ -73,7 +73,7 @@ def feed_sizes(work: Workspace, pretraining: Pretraining) -> dict[str, tuple[str
     Raises:
       InputError: if the feeds are not exactly those that the objective reads.
     """
-    where, section = work.recipe(pretraining)
+    where, section, _ = work.recipe(pretraining)
     main, *others = work.objective(pretraining).views
     if set(others) != set(section.feeds):
         raise InputError(
@@ -180,8 +180,8 @@ class _Training:
 
     @functools.cached_property
     def optimizer(self):
-        where, section = self.recipe
-        return make_optimizer(settings.pretrain_optimizer(section, where), self.total_steps, self.objective.groups)
+        optimizer = settings.pretrain_optimizer(self.recipe.section, self.recipe.where)
+        return make_optimizer(optimizer, self.total_steps, self.objective.groups)
 
     @property
     def memory(self) -> dict:

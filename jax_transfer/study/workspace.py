@@ -201,8 +201,8 @@ class Workspace:
         Raises:
           InputError: if its data set has fewer images than a batch.
         """
-        source, (where, section) = self.source(pretraining.source, "train"), self.recipe(pretraining)
-        return steps_per_epoch(len(source), section.batch_size, f"{pretraining.source} ({where})")
+        source, recipe = self.source(pretraining.source, "train"), self.recipe(pretraining)
+        return steps_per_epoch(len(source), recipe.section.batch_size, f"{pretraining.source} ({recipe.where})")
 
     def step(self, saved: Saved) -> int:
         """Returns the training step at which an entry of a trajectory is saved."""
