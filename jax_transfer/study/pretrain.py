@@ -47,7 +47,7 @@ def describe(work: Workspace) -> str:
     last, unit = length(work.config)
     sizes = dict.fromkeys(str(recipe.section.batch_size) for recipe in work.recipes.values())
     batch = f"{' or '.join(sizes)} of " if unit == "step" else ""
-    return f"{last:,} {unit}s of {batch}{images} images"
+    return f"{', '.join(work.recipes)}: {last:,} {unit}s of {batch}{images} images"
 
 
 def gigaflops(work: Workspace) -> float:

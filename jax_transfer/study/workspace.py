@@ -272,8 +272,9 @@ class Workspace:
           InputError: if it has none.
         """
         if not isinstance(snapshot.origin, Candidate):
+            objective = self.recipe(snapshot.origin.pretraining).section.objective
             raise InputError(
-                f"checkpoint {snapshot.name}: a checkpoint that the study pre-trains has no projection; use "
+                f"checkpoint {snapshot.name}: {objective} pre-training has no projection; use "
                 'config.select.representation = "features".'
             )
         with logs.muted():
