@@ -133,12 +133,18 @@ class Workspace:
           everywhere: whether to place it on the devices of all processes, all of which must then call this method.
           crops: the crop of each view (`crops_of`).
         """
-        everywhere = everywhere and jax.process_count() > 1
-        return self._feed(self.source(dataset, split), preprocessing.reading, everywhere, crops if any(crops) else ())
+        return self.feed_of(self.source(dataset, split), preprocessing, crops, everywhere)
 
-    def feed_of(self, source: Source, preprocessing: Preprocessing, crops: tuple[Crop | None, ...] = ()) -> Feed:
+    def feed_of(
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        crops: tuple[Crop | None, ...] = (),
+        everywhere: bool = False,
+    ) -> Feed:
         """Returns the feed of a part of a data set; the arguments are those of `feed`."""
-        return self._feed(source, preprocessing.reading, False, crops if any(crops) else ())
+        everywhere = everywhere and jax.process_count() > 1
+        return self._feed(source, preprocessing.reading, everywhere, crops if any(crops) else ())
 
     @kept(4)
     def _feed(
