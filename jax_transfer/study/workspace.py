@@ -27,7 +27,7 @@ from jax_transfer.models import Net
 from jax_transfer.ranking.candidates import Candidate, load
 from jax_transfer.records import Features, InputError
 from jax_transfer.results import Rows, TransferRow
-from jax_transfer.study import epochs, given, settings
+from jax_transfer.study import epochs, given, settings, text
 from jax_transfer.study.epochs import Pretraining, Saved, Snapshot
 from jax_transfer.training.objectives import OBJECTIVES, Objective
 
@@ -130,12 +130,18 @@ class Workspace:
           everywhere: whether to place it on the devices of all processes, all of which must then call this method.
           crops: the crop of each view (`crops_of`).
         """
-        everywhere = everywhere and jax.process_count() > 1
-        return self._feed(self.source(dataset, split), preprocessing.reading, everywhere, crops if any(crops) else ())
+        return self.feed_of(self.source(dataset, split), preprocessing, crops, everywhere)
 
-    def feed_of(self, source: Source, preprocessing: Preprocessing, crops: tuple[Crop | None, ...] = ()) -> Feed:
+    def feed_of(
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        crops: tuple[Crop | None, ...] = (),
+        everywhere: bool = False,
+    ) -> Feed:
         """Returns the feed of a part of a data set; the arguments are those of `feed`."""
-        return self._feed(source, preprocessing.reading, False, crops if any(crops) else ())
+        everywhere = everywhere and jax.process_count() > 1
+        return self._feed(source, preprocessing.reading, everywhere, crops if any(crops) else ())
 
     @kept(4)
     def _feed(
@@ -182,6 +188,18 @@ class Workspace:
     def _make_objective(self, net: Net) -> Objective:
         config = self.config.pretrain
         return OBJECTIVES[config.objective](net, tuple(config.augment), **settings.objective_settings(self.config))
+
+    @kept()
+    def trained_on(self, pretraining: Pretraining) -> Source:
+        """Returns the images on which a pre-training trains, with what its objective reads of them in `extra`.
+
+        Raises:
+          InputError: if the objective reads captions and the data set has none.
+        """
+        source = self.source(pretraining.source, "train")
+        if "tokens" in self.objective(pretraining).extra:
+            return text.with_language(source, self.folder(pretraining), settings.objective_settings(self.config))
+        return source
 
     def folder(self, pretraining: Pretraining) -> pathlib.Path:
         """Returns the folder of a pre-training's `checkpoints/`, which for the first one is the working directory."""
