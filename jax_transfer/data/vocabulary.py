@@ -89,7 +89,7 @@ def read_vocabulary(path: pathlib.Path) -> Vocabulary:
     """
     try:
         tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
-    except Exception as error:  # noqa: BLE001  tokenizers raises plain Exceptions
+    except Exception as error:  # tokenizers raises plain ones
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} cannot be read ({reason}): restore it, or use another --workdir.") from error
     if [tokenizer.token_to_id(name) for name in SPECIAL] != [PADDING, START, END]:
