@@ -78,6 +78,7 @@ class PretrainRow:
     effective_rank: float | None = None
     alignment: float | None = None
     uniformity: float | None = None
+    objective: str = PLAIN
     version: int = VERSIONS["pretrain"]
 
 

@@ -88,9 +88,14 @@ def test_objective_settings_become_a_config_section(monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "toy", toy)
     study = default_config()
     assert study.pretrain.toy.to_dict() == {"temperature": 0.2, "queue": 64, "parts": ("a",), "plain": 1.5}
-    assert settings.objective_settings(study) == {"label_smoothing": 0.0}
+    assert settings.objective_settings(study.pretrain) == {"label_smoothing": 0.0}
     study.pretrain.objective, study.pretrain.toy.queue = "toy", 128
-    assert settings.objective_settings(study) == {"temperature": 0.2, "queue": 128, "parts": ("a",), "plain": 1.5}
+    assert settings.objective_settings(study.pretrain) == {
+        "temperature": 0.2,
+        "queue": 128,
+        "parts": ("a",),
+        "plain": 1.5,
+    }
     checks.check(study)
     study.pretrain.toy.temperature = 2.0
     with pytest.raises(InputError, match=r"config\.pretrain\.toy\.temperature = 2\.0: must lie in \[0, 1\]"):
@@ -173,7 +178,7 @@ def test_section_accepts_values_for_unset_fields():
     checks.check(study)
     assert settings.finetune_settings(study, "tfds:mnist") == FinetuneSettings(steps=10)
     assert settings.probe_settings(study, "tfds:mnist") == ProbeSettings()
-    assert settings.pretrain_optimizer(study) == PretrainSettings().optimizer
+    assert settings.pretrain_optimizer(study.pretrain) == PretrainSettings().optimizer
 
 
 def test_options_are_read_at_validation_time():

@@ -52,7 +52,13 @@ def check(config: StudyConfig) -> None:
     for index, model in enumerate(config.model.others):
         other_model = fields.schema(study_config.OtherModel)
         fields.check(dict(model), other_model, f"config.model.others[{index}]", partial=True)
-    fields.check_unique(settings.sources(config), "config.source")
+    other_pretraining = {
+        **{name: field for name, field in study_config.pretrain_schema().items() if name not in settings.SHARED},
+        "source": fields.schema(study_config.SourceData)["dataset"],
+    }
+    for index, entry in enumerate(config.pretrain.others):
+        fields.check(dict(entry), other_pretraining, f"config.pretrain.others[{index}]", partial=True)
+    fields.check_unique([config.source.dataset, *config.source.others], "config.source")
     check_reuse.check(config)
     if "pretrain" in config.stages:
         _check_pretraining_batches(config)
@@ -82,7 +88,8 @@ def check(config: StudyConfig) -> None:
             check_early_stops(config, target)
         _check_probes(config, target)
     settings.preprocessing(config)
-    if any(crops_of([config.pretrain.augment, *_finetuning_views(config)])):
+    views = [recipe.section.augment for recipe in settings.recipes(config).values()]
+    if any(crops_of([*views, *_finetuning_views(config)])):
         where = "interpolation of random crops (config.preprocessing.interpolation)"
         choose(FILTERS, config.preprocessing.interpolation, where)
     if pretrainings(config):
@@ -124,12 +131,12 @@ Batches = dict[str, tuple[int, int]]  # field of the config -> (images in a batc
 
 def _pretraining_batches(config: StudyConfig) -> Batches:
     """Returns the batches of pre-training, if the study runs it."""
-    if "pretrain" not in config.stages:
-        return {}
-    pretrain = config.pretrain
-    feeds = {f"config.pretrain.feeds.{name}.batch_size": feed.batch_size for name, feed in pretrain.feeds.items()}
-    sizes = {"config.pretrain.batch_size": pretrain.batch_size, **feeds}
-    return {field: (size, pretrain.microbatches) for field, size in sizes.items()}
+    batches = {}
+    for where, section, _ in settings.recipes(config).values() if "pretrain" in config.stages else ():
+        feeds = {f"{where}.feeds.{name}.batch_size": feed.batch_size for name, feed in section.feeds.items()}
+        sizes = {f"{where}.batch_size": section.batch_size, **feeds}
+        batches |= {field: (size, section.microbatches) for field, size in sizes.items()}
+    return batches
 
 
 def _finetuning_batches(config: StudyConfig) -> Batches:
@@ -182,11 +189,10 @@ def _check_image_size(config: StudyConfig) -> None:
 def _check_pretraining_batches(config: StudyConfig) -> None:
     """Checks that the batches of all feeds divide over the devices, and on each device into parts."""
     mesh = devices.make_global_mesh()  # all processes train together
-    others = {f"config.pretrain.feeds.{name}": feed.batch_size for name, feed in config.pretrain.feeds.items()}
-    for section, size in {"config.pretrain": config.pretrain.batch_size, **others}.items():
-        field, parts = f"{section}.batch_size", config.pretrain.microbatches
+    for field, (size, parts) in _pretraining_batches(config).items():
         device_batch = devices.check_batch_size(size, mesh, field)
-        devices.check_microbatches(parts, device_batch, "config.pretrain.microbatches", field)
+        where = field.removesuffix(".batch_size").partition(".feeds.")[0]
+        devices.check_microbatches(parts, device_batch, f"{where}.microbatches", field)
 
 
 def check_data(work: Workspace) -> None:
@@ -199,8 +205,10 @@ def check_data(work: Workspace) -> None:
     devices.check_batch_size(config.data.eval_batch_size, work.mesh, "config.data.eval_batch_size")
     batch = ""
     if "pretrain" in config.stages:
-        size, num_devices = config.pretrain.batch_size, devices.make_global_mesh().size
-        batch = f"; global batch {size}, {size // num_devices} on each device"
+        num_devices = devices.make_global_mesh().size
+        sizes = dict.fromkeys(recipe.section.batch_size for recipe in work.recipes.values())
+        each = " or ".join(f"{size}, {size // num_devices} on each device" for size in sizes)
+        batch = f"; global batch {each}"
     log.info("%s%s", devices.description(), batch)
     _check_datasets(work)
     _check_given(work)
@@ -295,7 +303,7 @@ def _check_given(work: Workspace) -> None:
 def _check_datasets(work: Workspace) -> None:
     """Checks the images, labels and classes of every data set."""
     config = work.config
-    feeds = [feed.dataset for feed in config.pretrain.feeds.values()]
+    feeds = [feed.dataset for recipe in work.recipes.values() for feed in recipe.section.feeds.values()]
     for dataset in dict.fromkeys((*work.sources, *feeds, *config.targets)):
         train, test = work.source(dataset, "train"), work.source(dataset, "test")
         for source in (train, test):
@@ -316,7 +324,8 @@ def _check_pretraining_data(work: Workspace) -> None:
     """Checks for every pre-training its length, that each feed has the images of a batch, and what is saved already."""
     for pretraining in work.pretrainings:
         for index, (feed, (dataset, size)) in enumerate(feed_sizes(work, pretraining).items()):
-            section = f"config.pretrain.feeds.{feed}" if index else "config.pretrain"
+            where = work.recipe(pretraining).where
+            section = f"{where}.feeds.{feed}" if index else where
             steps_per_epoch(len(work.source(dataset, "train")), size, f"{dataset} ({section})")
         steps = work.config.pretrain.steps or 0
         if (epochs := steps // work.steps_per_epoch(pretraining)) > MOST_CHECKPOINTS:

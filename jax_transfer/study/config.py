@@ -175,14 +175,22 @@ class Study:
     data: DataSettings = DataSettings()
 
 
-def schema() -> Schema:
-    """Returns the fields of a config. `pretrain` includes a section for each objective, with the objective's arguments.
+def pretrain_schema() -> Schema:
+    """Returns the fields of `config.pretrain`, which include a section for each objective with its arguments.
 
-    >>> schema()["seed"].default, schema()["pretrain"]["supervised"]["label_smoothing"].default
-    (0, 0.0)
+    >>> pretrain_schema()["supervised"]["label_smoothing"].default
+    0.0
     """
-    pretrain = fields.schema(PretrainSettings()) | {name: fields.keywords(make) for name, make in OBJECTIVES.items()}
-    return {**fields.schema(Study()), "pretrain": pretrain}
+    return fields.schema(PretrainSettings()) | {name: fields.keywords(make) for name, make in OBJECTIVES.items()}
+
+
+def schema() -> Schema:
+    """Returns the fields of a config.
+
+    >>> schema()["seed"].default, schema()["pretrain"]["epochs"].default
+    (0, 200)
+    """
+    return {**fields.schema(Study()), "pretrain": pretrain_schema()}
 
 
 def default_config() -> StudyConfig:
@@ -279,8 +287,9 @@ def _completed(config: dict, defaults: dict) -> dict:
 
 def _used(config: dict) -> dict:
     """Removes the settings of objectives that the config does not use."""
-    objective = config["pretrain"]["objective"]
-    pretrain = {name: v for name, v in config["pretrain"].items() if name == objective or name not in OBJECTIVES}
+    pretrain = config["pretrain"]
+    used = {pretrain["objective"], *(entry.get("objective") for entry in pretrain["others"])}
+    pretrain = {name: value for name, value in pretrain.items() if name in used or name not in OBJECTIVES}
     return {**config, "pretrain": pretrain}
 
 

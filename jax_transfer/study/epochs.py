@@ -1,6 +1,7 @@
 """The checkpoints of a study: which epochs or steps of its pre-training runs, and which given ones, are evaluated."""
 
 import dataclasses
+import itertools
 import pathlib
 import re
 import reprlib
@@ -30,16 +31,18 @@ class Length(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """One model trained on one source, which gives one trajectory.
+    """One model trained on one source with one objective, which gives one trajectory.
 
     Attributes:
       model: label of the model in the study, see `settings.models`.
       source: name of the data set.
+      objective: label of the recipe in the study, see `settings.recipes`.
       name: identifies this pre-training in a study with several; "" if it is the only one.
     """
 
     model: str
     source: str
+    objective: str
     name: str
 
 
@@ -65,7 +68,7 @@ class Snapshot:
 
 
 def pretrainings(config: StudyConfig, started: bool = False) -> list[Pretraining]:
-    """Lists the pre-training runs of a study: one for every model on every source.
+    """Lists the pre-training runs of a study: one for every model on every source with every objective.
 
     A study with given checkpoints has none, unless it runs the stage "pretrain", now or in an earlier run (`started`).
 
@@ -77,20 +80,20 @@ def pretrainings(config: StudyConfig, started: bool = False) -> list[Pretraining
     """
     if config.checkpoints and "pretrain" not in config.stages and not started:
         return []
-    models, sources = settings.models(config), settings.sources(config)
+    models, sources, recipes = settings.models(config), settings.sources(config), settings.recipes(config)
     short = _short_names(sources)
     result = []
-    for model in models:
-        for source in sources:
-            parts = [*([model] if len(models) > 1 else []), *([short[source]] if len(sources) > 1 else [])]
-            result.append(Pretraining(model, source, "/".join(parts)))
+    for model, source, (label, recipe) in itertools.product(models, sources, recipes.items()):
+        parts = ((model, models), (short[source], sources), (label, recipes))
+        if source in recipe.sources:
+            result.append(Pretraining(model, source, label, "/".join(part for part, all_ in parts if len(all_) > 1)))
     return result
 
 
 def snapshot(pretraining: Pretraining, number: int) -> Snapshot:
     """Returns the checkpoint of an epoch or step: "5", or "resnet18/cifar10/5" with several models and sources.
 
-    >>> snapshot(Pretraining("resnet18", "tfds:cifar10", "resnet18/cifar10"), 5).name
+    >>> snapshot(Pretraining("resnet18", "tfds:cifar10", "supervised", "resnet18/cifar10"), 5).name
     'resnet18/cifar10/5'
     """
     return Snapshot(Saved(pretraining, number), f"{pretraining.name}/{number}".lstrip("/"))

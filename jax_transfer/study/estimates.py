@@ -26,7 +26,11 @@ def checkpoints(work: Workspace) -> str:
     given = len(work.snapshots) - len(own)
     if not own:
         return f"{given} given checkpoint{'s' if given > 1 else ''}"
-    many = [kind for kind, names in (("model", work.models), ("source", work.sources)) if len(names) > 1]
+    many = [
+        kind
+        for kind, names in (("model", work.models), ("source", work.sources), ("objective", work.recipes))
+        if len(names) > 1
+    ]
     each = f" of each {' and '.join(many)}" if many else ""
     unit, numbers = length(work.config).unit, sorted(set(own))
     shown = ", ".join(map(str, numbers)) if len(numbers) <= 12 else f"{numbers[0]}, {numbers[1]}, ... {numbers[-1]}"

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import reprlib
@@ -23,6 +24,7 @@ from jax_transfer.records import InputError
 from jax_transfer.results import PretrainRow, Rows, from_json_dict
 from jax_transfer.study import estimates, settings
 from jax_transfer.study.epochs import Pretraining, Saved, evaluated_numbers, length, saved_at, snapshot
+from jax_transfer.study.settings import Recipe
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.evaluation import classification
 from jax_transfer.training.loop import Epoch, train
@@ -44,18 +46,20 @@ def describe(work: Workspace) -> str:
     """Describes this stage for the plan."""
     images = " and ".join(f"{len(work.source(source, 'train')):,}" for source in work.sources)
     last, unit = length(work.config)
-    batch = f"{work.config.pretrain.batch_size} of " if unit == "step" else ""
-    return f"{last:,} {unit}s of {batch}{images} images"
+    sizes = dict.fromkeys(str(recipe.section.batch_size) for recipe in work.recipes.values())
+    batch = f"{' or '.join(sizes)} of " if unit == "step" else ""
+    return f"{', '.join(work.recipes)}: {last:,} {unit}s of {batch}{images} images"
 
 
 def gigaflops(work: Workspace) -> float:
     """Computes the work of all pre-training and of the test of each checkpoint, in GFLOP."""
     total = 0.0
-    for model in work.models:
-        trained = [pretraining for pretraining in work.pretrainings if pretraining.model == model]
+    for model, label in itertools.product(work.models, work.recipes):
+        trained = [p for p in work.pretrainings if (p.model, p.objective) == (model, label)]
         pretraining = trained[0]
         objective, sizes = work.objective(pretraining), feed_sizes(work, pretraining)
-        optimizer = settings.pretrain_optimizer(work.config)
+        recipe = work.recipe(pretraining)
+        optimizer = settings.pretrain_optimizer(recipe.section, recipe.where)
         sources = training_sources(work, pretraining)
         fed = {feed: (sources[feed], size) for feed, (_, size) in sizes.items()}
         step = estimates.step_gigaflops(objective, optimizer, fed, work.preprocessing)
@@ -67,21 +71,21 @@ def gigaflops(work: Workspace) -> float:
 
 
 def feed_sizes(work: Workspace, pretraining: Pretraining) -> dict[str, tuple[str, int]]:
-    """Returns feed -> (data set, number of images in a step): first the source, then `config.pretrain.feeds`.
+    """Returns feed -> (data set, number of images in a step): first the source, then the `feeds` of the recipe.
 
     Raises:
       InputError: if the feeds are not exactly those that the objective reads.
     """
-    config = work.config.pretrain
+    where, section, _ = work.recipe(pretraining)
     main, *others = work.objective(pretraining).views
-    if set(others) != set(config.feeds):
+    if set(others) != set(section.feeds):
         raise InputError(
-            f"config.pretrain.feeds has {', '.join(config.feeds) or 'no feeds'}; in addition to the source ({main}), "
-            f"the objective {config.objective} reads {', '.join(others) or 'none'}. Give exactly these, each with its "
+            f"{where}.feeds has {', '.join(section.feeds) or 'no feeds'}; in addition to the source ({main}), the "
+            f"objective {section.objective} reads {', '.join(others) or 'none'}. Give exactly these, each with its "
             "dataset and batch_size."
         )
-    further = {name: (config.feeds[name].dataset, config.feeds[name].batch_size) for name in others}
-    return {main: (pretraining.source, config.batch_size), **further}
+    further = {name: (section.feeds[name].dataset, section.feeds[name].batch_size) for name in others}
+    return {main: (pretraining.source, section.batch_size), **further}
 
 
 def training_sources(work: Workspace, pretraining: Pretraining) -> dict[str, Source]:
@@ -154,6 +158,10 @@ class _Training:
         """Mesh over the devices of all processes, which train together."""
         return devices.make_global_mesh() if jax.process_count() > 1 else self.work.mesh
 
+    @property
+    def recipe(self) -> Recipe:
+        return self.work.recipe(self.pretraining)
+
     @functools.cached_property
     def net(self) -> Net:
         return self.work.source_net(self.pretraining)
@@ -182,27 +190,26 @@ class _Training:
 
     @functools.cached_property
     def optimizer(self):
-        return make_optimizer(settings.pretrain_optimizer(self.work.config), self.total_steps, self.objective.groups)
+        optimizer = settings.pretrain_optimizer(self.recipe.section, self.recipe.where)
+        return make_optimizer(optimizer, self.total_steps, self.objective.groups)
 
     @property
     def memory(self) -> dict:
         """The settings that save memory."""
-        config = self.work.config.pretrain
-        return {"remat": config.remat, "microbatches": config.microbatches}
+        section = self.recipe.section
+        return {"remat": section.remat, "microbatches": section.microbatches}
 
     def make_step(self, **memory):
         """Makes the training step, not yet compiled."""
-        preprocessing, decay = self.work.preprocessing, self.work.config.pretrain.ema_decay
+        preprocessing, decay = self.work.preprocessing, self.recipe.section.ema_decay
         classes = self.feed.num_classes
         return make_train_step(self.objective, self.optimizer, preprocessing, classes, decay, **memory)
 
     @functools.cached_property
     def start(self):
         """Compiled function that makes the state at step 0."""
-        config = self.work.config
-        make = functools.partial(
-            init_state, self.objective, self.optimizer, config.seed, ema=bool(config.pretrain.ema_decay)
-        )
+        seed, average = self.work.config.seed, bool(self.recipe.section.ema_decay)
+        make = functools.partial(init_state, self.objective, self.optimizer, seed, ema=average)
         return jax.jit(make, out_shardings=devices.replicated(self.mesh))
 
     @functools.cached_property
@@ -245,6 +252,7 @@ class _Training:
             source=self.pretraining.source,
             checkpoint=saved.name,
             model=self.pretraining.model,
+            objective=self.recipe.section.objective,
             test_accuracy=test_accuracy,
             step=step,
             train_loss=measured.get("train_loss", math.nan),
@@ -286,7 +294,7 @@ def _train(training: _Training, saved: list[int]) -> None:
             stop=preemption.requested,
             pauses=[step for step in training.numbers if step > last],
             begun=begun,
-            advice=memory_advice("config.pretrain", **training.memory),
+            advice=memory_advice(training.recipe.where, **training.memory),
         ):
             if epoch.diverged_at[0] is not None:
                 _raise_divergence(training, epoch.diverged_at[0])
@@ -366,7 +374,8 @@ def _raise_divergence(training: _Training, step: int) -> None:
     last_good = training.numbers[max(saved for saved in training.numbers if saved <= step)]
     raise InputError(
         f"The training loss is not finite at step {step} (epoch {epoch}). The last good checkpoint in "
-        f"{training.trajectory.folder} is {unit} {last_good}. Try a lower config.pretrain.optimizer.learning_rate."
+        f"{training.trajectory.folder} is {unit} {last_good}. Try a lower "
+        f"{training.recipe.where}.optimizer.learning_rate."
     )
 
 

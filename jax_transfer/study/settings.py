@@ -2,7 +2,8 @@
 
 import dataclasses
 import inspect
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 from jax_transfer import fields
 from jax_transfer.analysis.embedding import MOST_POINTS
@@ -66,6 +67,10 @@ class PretrainSettings:
     # Data sets on which the objective trains in addition to config.source.dataset, keyed by the objective's names:
     # {"unlabelled": {"dataset": "tfds:cifar10", "batch_size": 64}}.
     feeds: dict[str, FeedSettings] = dataclasses.field(default_factory=dict)
+    # Further pre-trainings of each model on each source, of the same length: each is this section with the fields that
+    # it replaces, ({"objective": "simclr", "augment": ("resized_crop", "flip"), "simclr": {"temperature": 0.2}}, ...).
+    # "source" in an entry is its only source. The checkpoints of all are ranked together.
+    others: tuple[dict, ...] = ()
 
     def __post_init__(self):
         fields.check_itself(self)
@@ -195,7 +200,9 @@ def sources(config: StudyConfig) -> list[str]:
     >>> sources(default_config())
     ['tfds:cifar10']
     """
-    return [config.source.dataset, *config.source.others]
+    own = [entry["source"] for entry in config.pretrain.others if "source" in entry]
+    common = [config.source.dataset, *config.source.others]
+    return [*common, *(source for source in dict.fromkeys(own) if source not in common)]
 
 
 def make_net(config: StudyConfig, model: dict, num_classes: int, dtype=None):
@@ -273,24 +280,86 @@ def selections(config: StudyConfig) -> dict[str, SelectionSettings]:
     return fields.make(SelectSettings, config.select.to_dict(), "config.select").selections
 
 
-def pretrain_optimizer(config: StudyConfig) -> OptimizerSettings:
+class Recipe(NamedTuple):
+    """How to pre-train.
+
+    Attributes:
+      where: the name of the section in messages: "config.pretrain" or "config.pretrain.others[0]".
+      section: the fields of `config.pretrain`, with those that an entry of `others` replaces.
+      sources: the data sets on which to pre-train in this way.
+    """
+
+    where: str
+    section: StudyConfig
+    sources: tuple[str, ...]
+
+
+SHARED = ("epochs", "steps", "others")  # fields of `config.pretrain` that an entry of `others` cannot replace
+
+
+def recipes(config: StudyConfig) -> dict[str, Recipe]:
+    """Returns the ways to pre-train each model: label -> recipe, first that of `config.pretrain` itself.
+
+    The label is the name of the objective, followed by a number from the second recipe with the same objective.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> config = default_config()
+    >>> config.pretrain.others = ({"supervised": {"label_smoothing": 0.1}},)
+    >>> {label: recipe.section.supervised.label_smoothing for label, recipe in recipes(config).items()}
+    {'supervised': 0.0, 'supervised_2': 0.1}
+
+    Raises:
+      InputError: if two recipes are equal.
+    """
+    base, common = config.pretrain.to_dict(), (config.source.dataset, *config.source.others)
+    by_label: dict[str, Recipe] = {}
+    for index, entry in enumerate(({}, *config.pretrain.others)):
+        where = f"config.pretrain.others[{index - 1}]" if index else "config.pretrain"
+        replaced = {name: value for name, value in dict(entry).items() if name != "source"}
+        recipe = Recipe(
+            where, StudyConfig(_replaced(base, replaced)), (entry["source"],) if "source" in entry else common
+        )
+        for earlier in by_label.values():
+            if earlier.section == recipe.section and set(earlier.sources) & set(recipe.sources):
+                raise InputError(f"{where} is the same pre-training as {earlier.where}: leave it out.")
+        label, number = recipe.section.objective, 1
+        while label in by_label:
+            number += 1
+            label = f"{recipe.section.objective}_{number}"
+        by_label[label] = recipe
+    return by_label
+
+
+def _replaced(section: Mapping, entry: Mapping) -> dict:
+    """Returns a section with the fields that an entry gives, in nested sections too."""
+    result = dict(section)
+    for name, value in dict(entry).items():
+        nested = isinstance(value, Mapping | StudyConfig) and name not in fields.NAMED_BY_USER
+        result[name] = _replaced(section[name], dict(value)) if nested else value
+    return result
+
+
+def pretrain_optimizer(section: StudyConfig, where: str = "config.pretrain") -> OptimizerSettings:
     """Returns the settings of the optimizer for pre-training.
 
     >>> from jax_transfer.study.config import default_config
-    >>> pretrain_optimizer(default_config()).schedule
+    >>> pretrain_optimizer(default_config().pretrain).schedule
     'cosine'
+
+    Args:
+      section, where: a `Recipe`.
     """
-    return fields.make(OptimizerSettings, config.pretrain.optimizer.to_dict(), "config.pretrain.optimizer")
+    return fields.make(OptimizerSettings, section.optimizer.to_dict(), f"{where}.optimizer")
 
 
-def objective_settings(config: StudyConfig) -> dict:
-    """Returns the arguments of the objective, from its section of `config.pretrain`.
+def objective_settings(section: StudyConfig) -> dict:
+    """Returns the arguments of the objective of a pre-training, from the subsection with its name.
 
     >>> from jax_transfer.study.config import default_config
-    >>> objective_settings(default_config())
+    >>> objective_settings(default_config().pretrain)
     {'label_smoothing': 0.0}
     """
-    return config.pretrain[config.pretrain.objective].to_dict()
+    return section[section.objective].to_dict()
 
 
 def _of_target(kind: type, config: StudyConfig, part: Literal["probe", "finetune"], target: str):

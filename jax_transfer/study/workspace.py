@@ -29,6 +29,7 @@ from jax_transfer.records import Features, InputError
 from jax_transfer.results import Rows, TransferRow
 from jax_transfer.study import epochs, given, settings, text
 from jax_transfer.study.epochs import Pretraining, Saved, Snapshot
+from jax_transfer.study.settings import Recipe
 from jax_transfer.training.objectives import OBJECTIVES, Objective
 
 P = ParamSpec("P")
@@ -60,6 +61,7 @@ class Workspace:
       preprocessing: the preprocessing of the models that the study pre-trains; a given checkpoint has its own.
       models: label of each model to pre-train -> its name in MODELS and its settings.
       sources: the data sets to pre-train on.
+      recipes: label of each way to pre-train -> its objective and settings.
       snapshots: the checkpoints to evaluate.
       features_of: the cache of features, called with a checkpoint and a source.
       caches: the cached results of the methods decorated with `kept`.
@@ -74,6 +76,7 @@ class Workspace:
         self.pretrainings: list[Pretraining] = epochs.pretrainings(config, started)
         self.models: dict[str, dict] = settings.models(config) if self.pretrainings else {}
         self.sources: list[str] = settings.sources(config) if self.pretrainings else []
+        self.recipes: dict[str, Recipe] = settings.recipes(config) if self.pretrainings else {}
         recorded = given.names(Rows(self.results, "checkpoints")) if config.checkpoints else {}
         self.snapshots: list[Snapshot] = epochs.evaluated_snapshots(config, started, recorded)
         self.features_of = FeatureCache(
@@ -178,16 +181,20 @@ class Workspace:
     def source_net(self, pretraining: Pretraining) -> Net:
         """Returns the net to pre-train, without a head if the objective does not train one."""
         net = self.net(pretraining.model, self.source(pretraining.source, "train").num_classes)
-        return net if self._make_objective(net).has_head else self.net(pretraining.model, 0)
+        return net if self._make_objective(pretraining, net).has_head else self.net(pretraining.model, 0)
 
     @kept()
     def objective(self, pretraining: Pretraining) -> Objective:
         """Returns the objective that a pre-training minimises."""
-        return self._make_objective(self.source_net(pretraining))
+        return self._make_objective(pretraining, self.source_net(pretraining))
 
-    def _make_objective(self, net: Net) -> Objective:
-        config = self.config.pretrain
-        return OBJECTIVES[config.objective](net, tuple(config.augment), **settings.objective_settings(self.config))
+    def _make_objective(self, pretraining: Pretraining, net: Net) -> Objective:
+        section = self.recipe(pretraining).section
+        return OBJECTIVES[section.objective](net, tuple(section.augment), **settings.objective_settings(section))
+
+    def recipe(self, pretraining: Pretraining) -> Recipe:
+        """Returns the objective and the settings of a pre-training."""
+        return self.recipes[pretraining.objective]
 
     @kept()
     def trained_on(self, pretraining: Pretraining) -> Source:
@@ -198,7 +205,9 @@ class Workspace:
         """
         source = self.source(pretraining.source, "train")
         if "tokens" in self.objective(pretraining).extra:
-            return text.with_language(source, self.folder(pretraining), settings.objective_settings(self.config))
+            return text.with_language(
+                source, self.folder(pretraining), settings.objective_settings(self.recipe(pretraining).section)
+            )
         return source
 
     def folder(self, pretraining: Pretraining) -> pathlib.Path:
@@ -212,8 +221,8 @@ class Workspace:
         Raises:
           InputError: if its data set has fewer images than a batch.
         """
-        source = self.source(pretraining.source, "train")
-        return steps_per_epoch(len(source), self.config.pretrain.batch_size, f"{pretraining.source} (config.pretrain)")
+        source, recipe = self.source(pretraining.source, "train"), self.recipe(pretraining)
+        return steps_per_epoch(len(source), recipe.section.batch_size, f"{pretraining.source} ({recipe.where})")
 
     def step(self, saved: Saved) -> int:
         """Returns the training step at which an entry of a trajectory is saved."""
@@ -283,8 +292,9 @@ class Workspace:
           InputError: if it has none.
         """
         if not isinstance(snapshot.origin, Candidate):
+            objective = self.recipe(snapshot.origin.pretraining).section.objective
             raise InputError(
-                f"checkpoint {snapshot.name}: {self.config.pretrain.objective} pre-training has no projection; use "
+                f"checkpoint {snapshot.name}: {objective} pre-training has no projection; use "
                 'config.select.representation = "features".'
             )
         with logs.muted():

@@ -148,7 +148,7 @@ def build(config, workdir):
     np.uint32(config.seed + config.finetune.num_seeds)
     evaluated_numbers(config)
     for optimizer in (
-        settings.pretrain_optimizer(config),
+        settings.pretrain_optimizer(config.pretrain),
         *(settings.finetune_settings(config, target).optimizer for target in config.targets),
     ):
         schedule = make_schedule(optimizer, 100)

@@ -57,10 +57,10 @@ def pretraining_step(config, batch_size: int, mesh):
     """Lowers the pre-training step of a config for the devices of `mesh`."""
     net = settings.make_net(config, settings.models(config)[config.model.name], NUM_CLASSES, jnp.bfloat16)
     augment = tuple(name for name in config.pretrain.augment if name != "rand_augment")
-    objective = OBJECTIVES["supervised"](net, augment, **settings.objective_settings(config))
+    objective = OBJECTIVES["supervised"](net, augment, **settings.objective_settings(config.pretrain))
     (feed,) = objective.views
     steps = config.pretrain.epochs * (NUM_IMAGES // config.pretrain.batch_size)
-    optimizer = make_optimizer(settings.pretrain_optimizer(config), steps)
+    optimizer = make_optimizer(settings.pretrain_optimizer(config.pretrain), steps)
     preprocessing, decay = settings.preprocessing(config), config.pretrain.ema_decay
     memory = {"remat": config.pretrain.remat, "microbatches": config.pretrain.microbatches}
     step = make_train_step(objective, optimizer, preprocessing, {feed: NUM_CLASSES}, decay, **memory)

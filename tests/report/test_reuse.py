@@ -109,7 +109,7 @@ def test_terminal_tables_and_stages_read_plain_fine_tuning_only(tmp_path):
     work = types.SimpleNamespace(
         config=config, results=tmp_path, metrics={}, metric=lambda target: "accuracy", snapshots=[]
     )
-    tuned = snapshot(Pretraining("resnet18", "tfds:cifar10", ""), 5)
+    tuned = snapshot(Pretraining("resnet18", "tfds:cifar10", "supervised", ""), 5)
     write_workdir(tmp_path, {})
     Rows(tmp_path, "transfer").replace([row, reused])
     assert chosen_rates(work, [tuned], "tfds:mnist") == {tuned: {"learning_rate": 0.1, "weight_decay": 0.0}}

@@ -152,7 +152,7 @@ def test_checkpoint_holds_the_average_and_its_accuracy(tmp_path):
     work = Workspace(config, tmp_path)
     pretrain_stage.run(work)
     objective = work.objective(work.pretrainings[0])
-    optimizer = make_optimizer(settings.pretrain_optimizer(config), 16)
+    optimizer = make_optimizer(settings.pretrain_optimizer(config.pretrain), 16)
     shapes = abstract(
         jax.eval_shape(lambda: init_state(objective, optimizer, 0, ema=True)), devices.replicated(work.mesh)
     )
@@ -211,7 +211,7 @@ def test_full_recipe_equals_the_released_one():
     config = get_config("t2t_vit_14_imagenet", "full")
     checks.check(config)
     steps = 300 * (1_281_167 // 512)
-    schedule = settings.pretrain_optimizer(config)
+    schedule = settings.pretrain_optimizer(config.pretrain)
     rate = make_schedule(schedule, steps)
     np.testing.assert_allclose([rate(0), rate(steps // 30), rate(steps)], [1e-6, 5e-4, 1e-5], rtol=1e-3)
     tokens = OptimizerSettings(name="adamw", learning_rate=1.0, weight_decay=0.05, decay_norm_and_bias=False)
