@@ -16,6 +16,7 @@ from jax_transfer import devices, logs, preemption
 from jax_transfer.checkpoints.trajectory import Trajectory, abstract
 from jax_transfer.data.batches import Joined, joined
 from jax_transfer.data.crops import crops_of
+from jax_transfer.data.source import Source
 from jax_transfer.logs import log
 from jax_transfer.models import Net
 from jax_transfer.preemption import Preempted
@@ -59,7 +60,9 @@ def gigaflops(work: Workspace) -> float:
         objective, sizes = work.objective(pretraining), feed_sizes(work, pretraining)
         recipe = work.recipe(pretraining)
         optimizer = settings.pretrain_optimizer(recipe.section, recipe.where)
-        step = estimates.step_gigaflops(work, objective, optimizer, sizes, work.preprocessing)
+        sources = training_sources(work, pretraining)
+        fed = {feed: (sources[feed], size) for feed, (_, size) in sizes.items()}
+        step = estimates.step_gigaflops(objective, optimizer, fed, work.preprocessing)
         image = work.features_of.gigaflops_per_image(work.source_net(pretraining), work.preprocessing)
         for pretraining in trained:
             steps = saved_at(work.config, work.steps_per_epoch(pretraining)).values()
@@ -85,6 +88,12 @@ def feed_sizes(work: Workspace, pretraining: Pretraining) -> dict[str, tuple[str
         )
     further = {name: (section.feeds[name].dataset, section.feeds[name].batch_size) for name in others}
     return {main: (pretraining.source, section.batch_size), **further}
+
+
+def training_sources(work: Workspace, pretraining: Pretraining) -> dict[str, Source]:
+    """Returns feed -> the images on which a pre-training trains."""
+    main, *others = feed_sizes(work, pretraining).items()
+    return {main[0]: work.trained_on(pretraining), **{n: work.source(dataset, "train") for n, (dataset, _) in others}}
 
 
 def check_saved(work: Workspace, pretraining: Pretraining) -> None:
@@ -168,7 +177,8 @@ class _Training:
         """All feeds of the objective, joined into one."""
         sizes = feed_sizes(self.work, self.pretraining)
         crops = {name: crops_of(views) for name, views in self.objective.views.items()}
-        feeds = {n: self.work.feed(d, "train", self.work.preprocessing, True, crops[n]) for n, (d, _) in sizes.items()}
+        sources = training_sources(self.work, self.pretraining)
+        feeds = {n: self.work.feed_of(s, self.work.preprocessing, crops[n], True) for n, s in sources.items()}
         return joined({name: (feeds[name], size) for name, (_, size) in sizes.items()})
 
     @functools.cached_property

@@ -27,7 +27,7 @@ from jax_transfer.models import Net
 from jax_transfer.ranking.candidates import Candidate, load
 from jax_transfer.records import Features, InputError
 from jax_transfer.results import Rows, TransferRow
-from jax_transfer.study import epochs, given, settings
+from jax_transfer.study import epochs, given, settings, text
 from jax_transfer.study.epochs import Pretraining, Saved, Snapshot
 from jax_transfer.study.settings import Recipe
 from jax_transfer.training.objectives import OBJECTIVES, Objective
@@ -195,6 +195,20 @@ class Workspace:
     def recipe(self, pretraining: Pretraining) -> Recipe:
         """Returns the objective and the settings of a pre-training."""
         return self.recipes[pretraining.objective]
+
+    @kept()
+    def trained_on(self, pretraining: Pretraining) -> Source:
+        """Returns the images on which a pre-training trains, with what its objective reads of them in `extra`.
+
+        Raises:
+          InputError: if the objective reads captions and the data set has none.
+        """
+        source = self.source(pretraining.source, "train")
+        if "tokens" in self.objective(pretraining).extra:
+            return text.with_language(
+                source, self.folder(pretraining), settings.objective_settings(self.recipe(pretraining).section)
+            )
+        return source
 
     def folder(self, pretraining: Pretraining) -> pathlib.Path:
         """Returns the folder of a pre-training's `checkpoints/`, which for the first one is the working directory."""

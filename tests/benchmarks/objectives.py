@@ -47,8 +47,8 @@ def probes(rows: list[dict]) -> list[dict]:
         first, last = ([row["accuracy"] for row in trained if row["epoch"] == epoch] for epoch in _ends(trained))
         spread = max(max(x) - min(x) for x in (first, last))
         gain = sum(last) / len(last) - sum(first) / len(first)
-        table.setdefault(name, {"Pre-training": name})[names[target]] = (
-            f"{_mean(first)} -> {_mean(last)}" + ("" if gain > spread else " (not ahead)")
+        table.setdefault(name, {"Pre-training": name})[names[target]] = f"{_mean(first)} -> {_mean(last)}" + (
+            "" if gain > spread else " (not ahead)"
         )
     return list(table.values())
 
