@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import matplotlib
 import matplotlib.axes
+import matplotlib.ticker
 from matplotlib.figure import Figure
 
 from jax_transfer.records import METRICS, InputError

@@ -12,8 +12,8 @@ from jax_transfer import devices
 from jax_transfer.fields import Count, Few, Positive, between
 from jax_transfer.models.net import Net, gaussian
 from jax_transfer.models.text import text_tower
-from jax_transfer.records import InputError
 from jax_transfer.training.objectives.objective import Objective
+from jax_transfer.training.objectives.parts import check_compared, unit
 
 MOST_SCALE = 100.0  # section 2.5: logits are scaled by at most 100
 
@@ -54,9 +54,6 @@ def clip(
       The objective. Its metric "contrast" is the share of images whose own caption has the largest logit. Its model is
       the net alone; `zero_shot_head` makes a head for it from captions of classes.
 
-    Raises:
-      InputError: from the loss, if a batch, or a part of it (`microbatches`), has a single image.
-
     Example:
       >>> from jax_transfer.models.resnet import resnet10
       >>> net = resnet10(num_classes=0, width=8)
@@ -84,11 +81,6 @@ def clip(
 
     def loss(params, aux, views, key):
         (images,), tokens = views["train"].images, views["train"].extra["tokens"]
-        if len(images) < 2:
-            raise InputError(
-                "clip compares the images of a batch with each other, but has a batch (or a microbatch) of 1 image: use "
-                "a larger config.pretrain.batch_size or fewer config.pretrain.microbatches."
-            )
         key_net, key_caption = jax.random.split(key)
         output, stats = net.apply_train(params["net"], aux["stats"], images, key_net)
         drawn = jax.random.randint(key_caption, (len(tokens), 1, 1), 0, tokens.shape[1])
@@ -113,17 +105,9 @@ def clip(
         views={"train": (augment,)},
         has_head=False,
         extra=("tokens",),
+        check=check_compared,
         zero_shot_head=zero_shot_head,
     )
-
-
-def unit(x: Float[Array, "*b e"]) -> Float[Array, "*b e"]:
-    """Divides vectors by their lengths; a vector of zeros stays one.
-
-    >>> unit(jnp.array([3.0, 4.0])).round(1).tolist()
-    [0.6, 0.8]
-    """
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
 @jax.custom_vjp
