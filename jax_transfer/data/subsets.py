@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jax_transfer.data.source import SPLITS, WHOLE, Source, of_classes, subset
+from jax_transfer.data.templates import CAPTIONS
 from jax_transfer.records import InputError
 
 
@@ -287,6 +288,12 @@ def _names(text: str) -> list[str]:
     return names
 
 
+def _captions(text: str) -> Callable[[Source, int], Source]:
+    if text not in CAPTIONS:
+        raise ValueError(text)
+    return CAPTIONS[text]
+
+
 OPTIONS = {
     "train_fraction": Option(SPLITS, _part, "a number between 0 and 1", resplit, whole=True),
     "classes": Option(
@@ -303,6 +310,7 @@ OPTIONS = {
         "a finite number of at least 1",
         _select_by(functools.partial(long_tail, shape=exponential)),
     ),
+    "captions": Option(SPLITS, _captions, " or ".join(CAPTIONS), lambda source, make, seed: make(source, seed)),
 }
 FIRST = ("train_fraction", "classes")  # applied first, in this order, since the others apply to what they leave
 EXCLUSIVE = ("imbalance", "exponential_imbalance")  # two shapes of the same long tail, of which a name has one

@@ -20,45 +20,51 @@ from jax_transfer import devices
 FEWEST_TOKENS_ON_TPU = 512
 
 
-def attention(q, k, v: Float[Array, "b heads n d"], scale: float) -> Float[Array, "b heads n d"]:
-    """Computes softmax(scale q k^T) v, with the softmax in float32.
+def attention(q, k, v: Float[Array, "b heads n d"], scale: float, causal: bool = False) -> Float[Array, "b heads n d"]:
+    """Computes softmax(scale q k^T) v, with the softmax in float32; if `causal`, a token sees none that follows it.
 
     >>> x = jax.random.normal(jax.random.key(0), (1, 2, 5, 4))
     >>> attention(x, x, x, 0.5).shape
     (1, 2, 5, 4)
     """
-    plain, width = functools.partial(written_out, scale=scale), v.shape[-1]
+    plain, width = functools.partial(written_out, scale=scale, causal=causal), v.shape[-1]
     if v.dtype != jnp.bfloat16 or jax.sharding.get_abstract_mesh().empty:
         return plain(q, k, v)
     kernels = {}
     if v.shape[2] >= FEWEST_TOKENS_ON_TPU:
-        kernels["tpu"] = functools.partial(on_tpu, scale=scale)
+        kernels["tpu"] = functools.partial(on_tpu, scale=scale, causal=causal)
     if devices.has_cudnn_attention() and width % 8 == 0 and width <= 128:
-        kernels["cuda"] = functools.partial(on_gpu, scale=scale)
+        kernels["cuda"] = functools.partial(on_gpu, scale=scale, causal=causal)
     return jax.lax.platform_dependent(q, k, v, default=plain, **kernels)
 
 
-def written_out(q, k, v: Float[Array, "b heads n d"], scale: float) -> Float[Array, "b heads n d"]:
+def written_out(
+    q, k, v: Float[Array, "b heads n d"], scale: float, causal: bool = False
+) -> Float[Array, "b heads n d"]:
     """Computes attention with two matrix products and a softmax.
 
     The axis of the heads comes before that of the tokens, since other layouts make the products slower on a CPU.
     """
-    return jax.nn.softmax(((q * scale) @ jnp.swapaxes(k, 2, 3)).astype(jnp.float32)).astype(v.dtype) @ v
+    weights = ((q * scale) @ jnp.swapaxes(k, 2, 3)).astype(jnp.float32)
+    if causal:
+        weights = jnp.where(jnp.tri(q.shape[2], dtype=bool), weights, -jnp.inf)
+    return jax.nn.softmax(weights).astype(v.dtype) @ v
 
 
-def on_gpu(q, k, v: Float[Array, "b heads n d"], scale: float) -> Float[Array, "b heads n d"]:
+def on_gpu(q, k, v: Float[Array, "b heads n d"], scale: float, causal: bool = False) -> Float[Array, "b heads n d"]:
     """Computes attention with cuDNN's fused kernel, which takes tokens before heads."""
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn"), 1, 2)
+    joined = jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=causal, implementation="cudnn")
+    return jnp.swapaxes(joined, 1, 2)
 
 
-def on_tpu(q, k, v: Float[Array, "b heads n d"], scale: float) -> Float[Array, "b heads n d"]:
+def on_tpu(q, k, v: Float[Array, "b heads n d"], scale: float, causal: bool = False) -> Float[Array, "b heads n d"]:
     """Computes attention with the Pallas kernel of JAX, on each device for its own images.
 
     The compiler cannot split a Pallas kernel over devices, so `shard_map` does it, with the mesh of the context (see
     `devices.on_mesh`).
     """
-    kernel, mesh = functools.partial(_pallas, scale=scale), jax.sharding.get_abstract_mesh()
+    kernel, mesh = functools.partial(_pallas, scale=scale, causal=causal), jax.sharding.get_abstract_mesh()
     if "data" in mesh.auto_axes:  # not within a `shard_map`, where the work is split already
         kernel = jax.shard_map(kernel, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), check_vma=False)
     return kernel(q, k, v)
@@ -77,7 +83,7 @@ def tokens_on_tpu(n: int) -> tuple[int, int]:
     return padded[block], block
 
 
-def _pallas(q, k, v, scale):
+def _pallas(q, k, v, scale, causal):
     b, _, n, _ = q.shape
     padded, block = tokens_on_tpu(n)
     q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padded - n), (0, 0))) for x in (q, k, v))
@@ -91,4 +97,5 @@ def _pallas(q, k, v, scale):
     )  # fmt: skip
     # Tokens attend only to those of their own segment: real tokens never see padding.
     segments = tpu.SegmentIds(real, real)
-    return tpu.flash_attention(q, k, v, segment_ids=segments, sm_scale=scale, block_sizes=sizes)[:, :, :n]
+    options = {"segment_ids": segments, "sm_scale": scale, "block_sizes": sizes}
+    return tpu.flash_attention(q, k, v, causal=causal, **options)[:, :, :n]

@@ -78,6 +78,65 @@ class Net:
     projection: tuple[int, ...] = ()
 
 
+class Functions(NamedTuple):
+    """A module as jitted pure functions, see `pure_functions`; the attributes are those of `Net`, for any input."""
+
+    init: Callable
+    apply: Callable
+    apply_train: Callable
+    shapes: dict[str, tuple[int, ...]]
+
+
+def pure_functions(name: str, make_module: Callable[[nnx.Rngs], nnx.Module]) -> Functions:
+    """Turns a module into pure functions. `make_module` is only traced, so no weights are allocated.
+
+    Args:
+      name: describes the module in messages.
+      make_module: builds the module from an `nnx.Rngs`; the docstring of this file describes how the module is called.
+        Arrays without elements, such as the kernel [d, 0] of a head for 0 classes, are left out of the dictionaries, so
+        that a module needs no special code for a net without a head.
+
+    Raises:
+      TypeError: if the module holds variables other than parameters and BatchNorm statistics.
+
+    >>> class Twice(nnx.Module):
+    ...     def __init__(self, rngs):
+    ...         self.factor = nnx.Param(jnp.full(1, 2.0))
+    ...     def __call__(self, x, train, rngs):
+    ...         return self.factor[...] * x
+    >>> functions = pure_functions("twice", Twice)
+    >>> params, stats = functions.init(jax.random.key(0))
+    >>> functions.apply(params, stats, jnp.ones(3)).tolist()
+    [2.0, 2.0, 2.0]
+    """
+    module = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
+    graph, abstract_params, abstract_stats, rest = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
+    if others := ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)]:
+        raise TypeError(f"{name} holds state that is neither Param nor BatchStat: {', '.join(others)}")
+
+    def merge(params, stats):
+        return nnx.merge(
+            graph,
+            _to_state(abstract_params, params, f"params do not fit {name}"),
+            _to_state(abstract_stats, stats, f"stats do not fit {name}"),
+        )
+
+    def init(key):
+        module = make_module(nnx.Rngs(key))
+        return _to_dict(nnx.state(module, nnx.Param)), _to_dict(nnx.state(module, nnx.BatchStat))
+
+    def apply(params, stats, inputs):
+        return merge(params, stats)(inputs, train=False, rngs=None)
+
+    def apply_train(params, stats, inputs, key):
+        module = merge(params, stats)
+        output = module(inputs, train=True, rngs=nnx.Rngs(dropout=key))
+        return output, _to_dict(nnx.state(module, nnx.BatchStat))
+
+    shapes = {**_shapes("params", abstract_params), **_shapes("stats", abstract_stats)}
+    return Functions(jax.jit(init), jax.jit(apply), jax.jit(apply_train), shapes)
+
+
 def make_net(
     name: str,
     make_module: Callable[[nnx.Rngs], nnx.Module],
@@ -87,13 +146,11 @@ def make_net(
     min_image_size: int,
     classifier: tuple[str, ...],
 ) -> Net:
-    """Makes a Net from a module. `make_module` is only traced, so no weights are allocated.
+    """Makes a Net from a module.
 
     Args:
       name, num_classes, feature_dim, min_image_size, classifier: see `Net`.
-      make_module: builds the module from an `nnx.Rngs`; the docstring of this file describes how the module is called.
-        Arrays without elements, such as the kernel [d, 0] of a head for 0 classes, are left out of the dictionaries, so
-        that a module needs no special code for a net without a head.
+      make_module: as in `pure_functions`; the module returns an `Output`.
 
     Raises:
       TypeError: if the module holds variables other than parameters and BatchNorm statistics.
@@ -111,40 +168,14 @@ def make_net(
     >>> net.apply(params, stats, jnp.ones((1, 4, 4, 3))).features.tolist()
     [[1.0, 1.0, 1.0]]
     """
-    module = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
-    graph, abstract_params, abstract_stats, rest = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
-    if others := ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)]:
-        raise TypeError(f"{name} holds state that is neither Param nor BatchStat: {', '.join(others)}")
-
-    def merge(params, stats):
-        return nnx.merge(
-            graph,
-            _to_state(abstract_params, params, f"params do not fit {name} with {num_classes} classes"),
-            _to_state(abstract_stats, stats, f"stats do not fit {name}"),
-        )
-
-    def init(key):
-        module = make_module(nnx.Rngs(key))
-        return _to_dict(nnx.state(module, nnx.Param)), _to_dict(nnx.state(module, nnx.BatchStat))
-
-    def apply(params, stats, images):
-        return merge(params, stats)(images, train=False, rngs=None)
-
-    def apply_train(params, stats, images, key):
-        module = merge(params, stats)
-        output = module(images, train=True, rngs=nnx.Rngs(dropout=key))
-        return output, _to_dict(nnx.state(module, nnx.BatchStat))
-
+    functions = pure_functions(f"{name} with {num_classes} classes", make_module)
     return Net(
         name=name,
         num_classes=num_classes,
         feature_dim=feature_dim,
         min_image_size=min_image_size,
-        init=jax.jit(init),
-        apply=jax.jit(apply),
-        apply_train=jax.jit(apply_train),
         classifier=classifier,
-        shapes={**_shapes("params", abstract_params), **_shapes("stats", abstract_stats)},
+        **functions._asdict(),
     )
 
 

@@ -67,25 +67,26 @@ def split_heads(x: Float[Array, "b n e"], parts: int, num_heads: int) -> Float[A
     return jnp.transpose(x.reshape(b, n, parts, num_heads, -1), (2, 0, 3, 1, 4))
 
 
-def attend(q, k, v: Float[Array, "b heads n d"], scale: float) -> Float[Array, "b n e"]:
+def attend(q, k, v: Float[Array, "b heads n d"], scale: float, causal: bool = False) -> Float[Array, "b n e"]:
     """Computes attention and joins the heads."""
     b, heads, n, d = v.shape
-    return jnp.swapaxes(attention(q, k, v, scale), 1, 2).reshape(b, n, heads * d)
+    return jnp.swapaxes(attention(q, k, v, scale, causal), 1, 2).reshape(b, n, heads * d)
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with dropout on its output."""
+    """Multi-head self-attention with dropout on its output; if `causal`, a token sees none that follows it."""
 
-    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool, dropout: float, dtype, rngs: nnx.Rngs):
+    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool, dropout: float, dtype, rngs, causal: bool = False):
         self.qkv = linear(dim, 3 * dim, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
+        self.causal = causal
 
     def __call__(self, x: Float[Array, "b n d"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:
         q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
-        x = self.proj(attend(q, k, v, self.scale))
+        x = self.proj(attend(q, k, v, self.scale, self.causal))
         return self.dropout(x, deterministic=not train, rngs=rngs)
 
 
@@ -109,11 +110,12 @@ class Block(nnx.Module):
     for an image with probability `drop_path`; otherwise, their output is scaled by 1 / (1 - drop_path).
     """
 
-    def __init__(self, dim, num_heads, hidden, *, qkv_bias, eps, dropout, drop_path, dtype, rngs: nnx.Rngs):
+    def __init__(self, dim, num_heads, hidden, *, qkv_bias, eps, dropout, drop_path, dtype, rngs, causal=False):
         self.norm1 = LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, dropout=dropout, dtype=dtype, rngs=rngs)
+        options = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+        self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, causal=causal, **options)
         self.norm2 = LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, hidden, dropout=dropout, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, hidden, **options)
         self.drop_path = nnx.Dropout(drop_path, broadcast_dims=(1, 2))
 
     def __call__(self, x: Float[Array, "b n d"], train: bool, rngs: nnx.Rngs | None) -> Float[Array, "b n d"]:

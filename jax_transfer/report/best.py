@@ -344,7 +344,7 @@ def summary_rows(transfer_rows: Sequence[Row]) -> list[Row]:
         {
             "Target": names[row["target"]],
             "Method": method_name(row["method"]) + (f" ({SWEPT})" if row["swept"] else ""),
-            **({"Source": _marked_source(row)} if several else {}),
+            **({"Pre-training": _marked_source(row)} if several else {}),
             **metric_cell(metrics, row["metric"]),
             "Best epoch": epoch_name(row["best_epoch"]),
             title: percent(row["best_accuracy"]),
@@ -386,7 +386,7 @@ def summary_table(transfer_rows: Sequence[Row]) -> Table:
         padding=(0, 1, 0, 0),
     )
     several = len(trajectories(transfer_rows)) > 1
-    for column in ("Target", "Method", *(("Source",) if several else ())):
+    for column in ("Target", "Method", *(("Pre-training",) if several else ())):
         table.add_column(column)
     for column in ("Best\nepoch", "\n%", "Last\nepoch", "\n%", "Gain\npoints", "Seed\nspread"):
         table.add_column(column, justify="right", no_wrap=True)

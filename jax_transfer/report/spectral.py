@@ -148,7 +148,7 @@ def table_1(results: Results) -> list[Row]:
                 row = first[checkpoint]
                 table.append({
                     "Target": names[target],
-                    **({"Source": source} if several and not has_given else {}),
+                    **({"Pre-training": source} if several and not has_given else {}),
                     "Task": method_name(method) + words,
                     **best.metric_cell(metrics.values(), metrics[target]),
                     **({"Checkpoint": label_of(row)} if has_given else {"Epoch": epoch_name(row["epoch"])}),

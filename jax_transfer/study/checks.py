@@ -18,6 +18,7 @@ from jax_transfer.study import check_reuse, given, settings
 from jax_transfer.study import config as study_config
 from jax_transfer.study.epochs import (
     MOST_CHECKPOINTS,
+    Pretraining,
     Saved,
     evaluated_numbers,
     given_snapshots,
@@ -28,6 +29,7 @@ from jax_transfer.study.epochs import (
 from jax_transfer.study.pretrain import check_saved, feed_sizes
 from jax_transfer.study.reuse import num_source_views, points
 from jax_transfer.study.workspace import Workspace
+from jax_transfer.training.objectives.objective import Division
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 from jax_transfer.transfer.probe import PROTOCOLS, grid_points, validation_rows
 
@@ -52,10 +54,13 @@ def check(config: StudyConfig) -> None:
     for index, model in enumerate(config.model.others):
         other_model = fields.schema(study_config.OtherModel)
         fields.check(dict(model), other_model, f"config.model.others[{index}]", partial=True)
-    other_pretraining = {name: f for name, f in study_config.pretrain_schema().items() if name not in settings.LENGTH}
+    other_pretraining = {
+        **{name: field for name, field in study_config.pretrain_schema().items() if name not in settings.SHARED},
+        "source": fields.schema(study_config.SourceData)["dataset"],
+    }
     for index, entry in enumerate(config.pretrain.others):
         fields.check(dict(entry), other_pretraining, f"config.pretrain.others[{index}]", partial=True)
-    fields.check_unique(settings.sources(config), "config.source")
+    fields.check_unique([config.source.dataset, *config.source.others], "config.source")
     check_reuse.check(config)
     if "pretrain" in config.stages:
         _check_pretraining_batches(config)
@@ -129,7 +134,7 @@ Batches = dict[str, tuple[int, int]]  # field of the config -> (images in a batc
 def _pretraining_batches(config: StudyConfig) -> Batches:
     """Returns the batches of pre-training, if the study runs it."""
     batches = {}
-    for where, section in settings.recipes(config).values() if "pretrain" in config.stages else ():
+    for where, section, _ in settings.recipes(config).values() if "pretrain" in config.stages else ():
         feeds = {f"{where}.feeds.{name}.batch_size": feed.batch_size for name, feed in section.feeds.items()}
         sizes = {f"{where}.batch_size": section.batch_size, **feeds}
         batches |= {field: (size, section.microbatches) for field, size in sizes.items()}
@@ -324,6 +329,7 @@ def _check_pretraining_data(work: Workspace) -> None:
             where = work.recipe(pretraining).where
             section = f"{where}.feeds.{feed}" if index else where
             steps_per_epoch(len(work.source(dataset, "train")), size, f"{dataset} ({section})")
+        _check_division(work, pretraining)
         steps = work.config.pretrain.steps or 0
         if (epochs := steps // work.steps_per_epoch(pretraining)) > MOST_CHECKPOINTS:
             raise InputError(
@@ -331,6 +337,19 @@ def _check_pretraining_data(work: Workspace) -> None:
                 f"is saved; the most are {MOST_CHECKPOINTS:,}: use fewer steps, or more images."
             )
         check_saved(work, pretraining)
+
+
+def _check_division(work: Workspace, pretraining: Pretraining) -> None:
+    """Checks that the objective of a pre-training can be computed with its batches."""
+    where, section, _ = work.recipe(pretraining)
+    size, net = section.batch_size, work.source_net(pretraining)
+    group = work.models[pretraining.model].get("batch_norm_group") or size // section.microbatches
+    has_batch_norm = any(name.startswith("stats/") for name in net.shapes)
+    division = Division(size, section.microbatches, group if has_batch_norm else None)
+    try:
+        work.objective(pretraining).check(division)
+    except InputError as error:
+        raise InputError(f"{where} with the objective {section.objective}: {error}") from error
 
 
 def check_early_stops(config: StudyConfig, target: str, steps_an_epoch: int | None = None) -> None:

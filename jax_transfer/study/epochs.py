@@ -83,9 +83,10 @@ def pretrainings(config: StudyConfig, started: bool = False) -> list[Pretraining
     models, sources, recipes = settings.models(config), settings.sources(config), settings.recipes(config)
     short = _short_names(sources)
     result = []
-    for model, source, recipe in itertools.product(models, sources, recipes):
-        parts = ((model, models), (short[source], sources), (recipe, recipes))
-        result.append(Pretraining(model, source, recipe, "/".join(part for part, all_ in parts if len(all_) > 1)))
+    for model, source, (label, recipe) in itertools.product(models, sources, recipes.items()):
+        parts = ((model, models), (short[source], sources), (label, recipes))
+        if source in recipe.sources:
+            result.append(Pretraining(model, source, label, "/".join(part for part, all_ in parts if len(all_) > 1)))
     return result
 
 

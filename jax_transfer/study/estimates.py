@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import jax
 
+from jax_transfer.data.source import Source
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import Net
 from jax_transfer.study import settings
@@ -38,24 +39,22 @@ def checkpoints(work: Workspace) -> str:
 
 
 def step_gigaflops(
-    work: Workspace,
     objective: Objective,
     optimizer: OptimizerSettings,
-    sizes: Mapping[str, tuple[str, int]],
+    sizes: Mapping[str, tuple[Source, int]],
     preprocessing: Preprocessing,
 ) -> float:
     """Computes the work of one training step, in GFLOP.
 
     Args:
-      sizes: feed -> (data set, number of images in a step).
+      sizes: feed -> (source, number of images in a step).
       preprocessing: the preprocessing of the images.
     """
     transformation = make_optimizer(optimizer, 1, objective.groups)
-    sources = {feed: (work.source(dataset, "train"), size) for feed, (dataset, size) in sizes.items()}
-    num_classes = {feed: source.num_classes for feed, (source, _) in sources.items()}
+    num_classes = {feed: source.num_classes for feed, (source, _) in sizes.items()}
     step = make_train_step(objective, transformation, preprocessing, num_classes)
     state = jax.eval_shape(functools.partial(init_state, objective, transformation, 0))
-    return train_step_gigaflops(step, state, sources, objective.views, preprocessing)
+    return train_step_gigaflops(step, state, sizes, objective.views, preprocessing)
 
 
 def finetune_step_gigaflops(work: Workspace, target: str) -> dict[Snapshot, float]:
@@ -70,7 +69,7 @@ def finetune_step_gigaflops(work: Workspace, target: str) -> dict[Snapshot, floa
     @functools.cache
     def count(net: Net, preprocessing: Preprocessing) -> float:
         objective = OBJECTIVES["supervised"](net, tuning.augment)
-        sizes = {"train": (target, tuning.batch_size)}
-        return step_gigaflops(work, objective, tuning.optimizer, sizes, preprocessing)
+        sizes = {"train": (train, tuning.batch_size)}
+        return step_gigaflops(objective, tuning.optimizer, sizes, preprocessing)
 
     return {s: count(work.tuned_net(s, target), work.checkpoint(s).preprocessing) for s in work.snapshots}

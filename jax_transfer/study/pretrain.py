@@ -16,6 +16,7 @@ from jax_transfer import devices, logs, preemption
 from jax_transfer.checkpoints.trajectory import Trajectory, abstract
 from jax_transfer.data.batches import Joined, joined
 from jax_transfer.data.crops import crops_of
+from jax_transfer.data.source import Source
 from jax_transfer.logs import log
 from jax_transfer.models import Net
 from jax_transfer.preemption import Preempted
@@ -47,19 +48,21 @@ def describe(work: Workspace) -> str:
     last, unit = length(work.config)
     sizes = dict.fromkeys(str(recipe.section.batch_size) for recipe in work.recipes.values())
     batch = f"{' or '.join(sizes)} of " if unit == "step" else ""
-    return f"{last:,} {unit}s of {batch}{images} images"
+    return f"{', '.join(work.recipes)}: {last:,} {unit}s of {batch}{images} images"
 
 
 def gigaflops(work: Workspace) -> float:
     """Computes the work of all pre-training and of the test of each checkpoint, in GFLOP."""
     total = 0.0
-    for model, recipe in itertools.product(work.models, work.recipes):
-        trained = [p for p in work.pretrainings if (p.model, p.objective) == (model, recipe)]
+    for model, label in itertools.product(work.models, work.recipes):
+        trained = [p for p in work.pretrainings if (p.model, p.objective) == (model, label)]
         pretraining = trained[0]
         objective, sizes = work.objective(pretraining), feed_sizes(work, pretraining)
-        where, section = work.recipe(pretraining)
-        optimizer = settings.pretrain_optimizer(section, where)
-        step = estimates.step_gigaflops(work, objective, optimizer, sizes, work.preprocessing)
+        recipe = work.recipe(pretraining)
+        optimizer = settings.pretrain_optimizer(recipe.section, recipe.where)
+        sources = training_sources(work, pretraining)
+        fed = {feed: (sources[feed], size) for feed, (_, size) in sizes.items()}
+        step = estimates.step_gigaflops(objective, optimizer, fed, work.preprocessing)
         image = work.features_of.gigaflops_per_image(work.source_net(pretraining), work.preprocessing)
         for pretraining in trained:
             steps = saved_at(work.config, work.steps_per_epoch(pretraining)).values()
@@ -75,7 +78,7 @@ def feed_sizes(work: Workspace, pretraining: Pretraining) -> dict[str, tuple[str
     Raises:
       InputError: if the feeds are not exactly those that the objective reads.
     """
-    where, section = work.recipe(pretraining)
+    where, section, _ = work.recipe(pretraining)
     main, *others = work.objective(pretraining).views
     if set(others) != set(section.feeds):
         raise InputError(
@@ -85,6 +88,12 @@ def feed_sizes(work: Workspace, pretraining: Pretraining) -> dict[str, tuple[str
         )
     further = {name: (section.feeds[name].dataset, section.feeds[name].batch_size) for name in others}
     return {main: (pretraining.source, section.batch_size), **further}
+
+
+def training_sources(work: Workspace, pretraining: Pretraining) -> dict[str, Source]:
+    """Returns feed -> the images on which a pre-training trains."""
+    main, *others = feed_sizes(work, pretraining).items()
+    return {main[0]: work.trained_on(pretraining), **{n: work.source(dataset, "train") for n, (dataset, _) in others}}
 
 
 def check_saved(work: Workspace, pretraining: Pretraining) -> None:
@@ -168,7 +177,8 @@ class _Training:
         """All feeds of the objective, joined into one."""
         sizes = feed_sizes(self.work, self.pretraining)
         crops = {name: crops_of(views) for name, views in self.objective.views.items()}
-        feeds = {n: self.work.feed(d, "train", self.work.preprocessing, True, crops[n]) for n, (d, _) in sizes.items()}
+        sources = training_sources(self.work, self.pretraining)
+        feeds = {n: self.work.feed_of(s, self.work.preprocessing, crops[n], True) for n, s in sources.items()}
         return joined({name: (feeds[name], size) for name, (_, size) in sizes.items()})
 
     @functools.cached_property
@@ -182,8 +192,8 @@ class _Training:
 
     @functools.cached_property
     def optimizer(self):
-        where, section = self.recipe
-        return make_optimizer(settings.pretrain_optimizer(section, where), self.total_steps, self.objective.groups)
+        optimizer = settings.pretrain_optimizer(self.recipe.section, self.recipe.where)
+        return make_optimizer(optimizer, self.total_steps, self.objective.groups)
 
     @property
     def memory(self) -> dict:

@@ -75,7 +75,7 @@ class PretrainSettings:
     )
     # Further pre-trainings of each model on each source, of the same length: each is this section with the fields that
     # it replaces, ({"objective": "simclr", "augment": ("resized_crop", "flip"), "simclr": {"temperature": 0.2}}, ...).
-    # The checkpoints of all are ranked together.
+    # "source" in an entry is its only source. The checkpoints of all are ranked together.
     others: tuple[dict, ...] = ()
 
     def __post_init__(self):
@@ -206,7 +206,9 @@ def sources(config: StudyConfig) -> list[str]:
     >>> sources(default_config())
     ['tfds:cifar10']
     """
-    return [config.source.dataset, *config.source.others]
+    own = [entry["source"] for entry in config.pretrain.others if "source" in entry]
+    common = [config.source.dataset, *config.source.others]
+    return [*common, *(source for source in dict.fromkeys(own) if source not in common)]
 
 
 def make_net(config: StudyConfig, model: dict, num_classes: int, dtype=None):
@@ -290,17 +292,19 @@ class Recipe(NamedTuple):
     Attributes:
       where: the name of the section in messages: "config.pretrain" or "config.pretrain.others[0]".
       section: the fields of `config.pretrain`, with those that an entry of `others` replaces.
+      sources: the data sets on which to pre-train in this way.
     """
 
     where: str
     section: StudyConfig
+    sources: tuple[str, ...]
 
 
-LENGTH = ("epochs", "steps", "others")  # fields of `config.pretrain` that an entry of `others` cannot replace
+SHARED = ("epochs", "steps", "others")  # fields of `config.pretrain` that an entry of `others` cannot replace
 
 
 def recipes(config: StudyConfig) -> dict[str, Recipe]:
-    """Returns how to pre-train each model on each source: label -> recipe, first that of `config.pretrain` itself.
+    """Returns the ways to pre-train each model: label -> recipe, first that of `config.pretrain` itself.
 
     The label is the name of the objective, followed by a number from the second recipe with the same objective.
 
@@ -313,19 +317,22 @@ def recipes(config: StudyConfig) -> dict[str, Recipe]:
     Raises:
       InputError: if two recipes are equal.
     """
-    base = config.pretrain.to_dict()
+    base, common = config.pretrain.to_dict(), (config.source.dataset, *config.source.others)
     by_label: dict[str, Recipe] = {}
     for index, entry in enumerate(({}, *config.pretrain.others)):
         where = f"config.pretrain.others[{index - 1}]" if index else "config.pretrain"
-        section = StudyConfig(_replaced(base, entry))
+        replaced = {name: value for name, value in dict(entry).items() if name != "source"}
+        recipe = Recipe(
+            where, StudyConfig(_replaced(base, replaced)), (entry["source"],) if "source" in entry else common
+        )
         for earlier in by_label.values():
-            if earlier.section == section:
+            if earlier.section == recipe.section and set(earlier.sources) & set(recipe.sources):
                 raise InputError(f"{where} is the same pre-training as {earlier.where}: leave it out.")
-        label, number = section.objective, 1
+        label, number = recipe.section.objective, 1
         while label in by_label:
             number += 1
-            label = f"{section.objective}_{number}"
-        by_label[label] = Recipe(where, section)
+            label = f"{recipe.section.objective}_{number}"
+        by_label[label] = recipe
     return by_label
 
 

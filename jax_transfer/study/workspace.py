@@ -27,7 +27,7 @@ from jax_transfer.models import Net
 from jax_transfer.ranking.candidates import Candidate, load
 from jax_transfer.records import Features, InputError
 from jax_transfer.results import Rows, TransferRow
-from jax_transfer.study import epochs, given, settings
+from jax_transfer.study import epochs, given, settings, text
 from jax_transfer.study.epochs import Pretraining, Saved, Snapshot
 from jax_transfer.study.settings import Recipe
 from jax_transfer.training.objectives import OBJECTIVES, Objective
@@ -196,6 +196,20 @@ class Workspace:
         """Returns the objective and the settings of a pre-training."""
         return self.recipes[pretraining.objective]
 
+    @kept()
+    def trained_on(self, pretraining: Pretraining) -> Source:
+        """Returns the images on which a pre-training trains, with what its objective reads of them in `extra`.
+
+        Raises:
+          InputError: if the objective reads captions and the data set has none.
+        """
+        source = self.source(pretraining.source, "train")
+        if "tokens" in self.objective(pretraining).extra:
+            return text.with_language(
+                source, self.folder(pretraining), settings.objective_settings(self.recipe(pretraining).section)
+            )
+        return source
+
     def folder(self, pretraining: Pretraining) -> pathlib.Path:
         """Returns the folder of a pre-training's `checkpoints/`, which for the first one is the working directory."""
         first = pretraining == self.pretrainings[0]
@@ -207,8 +221,8 @@ class Workspace:
         Raises:
           InputError: if its data set has fewer images than a batch.
         """
-        source, (where, section) = self.source(pretraining.source, "train"), self.recipe(pretraining)
-        return steps_per_epoch(len(source), section.batch_size, f"{pretraining.source} ({where})")
+        source, recipe = self.source(pretraining.source, "train"), self.recipe(pretraining)
+        return steps_per_epoch(len(source), recipe.section.batch_size, f"{pretraining.source} ({recipe.where})")
 
     def step(self, saved: Saved) -> int:
         """Returns the training step at which an entry of a trajectory is saved."""
@@ -278,8 +292,9 @@ class Workspace:
           InputError: if it has none.
         """
         if not isinstance(snapshot.origin, Candidate):
+            objective = self.recipe(snapshot.origin.pretraining).section.objective
             raise InputError(
-                f"checkpoint {snapshot.name}: a checkpoint that the study pre-trains has no projection; use "
+                f"checkpoint {snapshot.name}: {objective} pre-training has no projection; use "
                 'config.select.representation = "features".'
             )
         with logs.muted():

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from jax_transfer.choose import choose
-from jax_transfer.fields import NotNegative, OneOf, Part, Positive, Probability, UpTo, check_itself
+from jax_transfer.fields import NotNegative, OneOf, Part, Positive, Probability, Rule, UpTo, check_itself
 
 
 def constant(settings: "OptimizerSettings", rate: float, steps: int) -> optax.Schedule:
@@ -81,7 +81,7 @@ def adam(
       >>> round(float(updates), 2)
       -0.1
     """
-    return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.adam(schedule))
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.adam(schedule, settings.b1, settings.b2))
 
 
 def adamw(
@@ -98,12 +98,13 @@ def adamw(
       >>> round(float(updates), 2)
       -0.05
     """
-    return optax.adamw(schedule, weight_decay=weight_decay, mask=mask)
+    return optax.adamw(schedule, settings.b1, settings.b2, weight_decay=weight_decay, mask=mask)
 
 
 EMBEDDINGS = ("cls_token", "pos_embed")  # parameters of a transformer that timm never decays
 
 OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw}
+DECAY = Rule(lambda x: 0 <= x < 1, "lie in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,9 @@ class OptimizerSettings:
     head_learning_rate_factor: NotNegative = 1.0
     momentum: Probability = 0.9
     nesterov: bool = False
+    # Adam and AdamW: decay rates of the averages of the gradient and of its square, the betas of torch.
+    b1: Annotated[float, DECAY] = 0.9
+    b2: Annotated[float, DECAY] = 0.999
     weight_decay: NotNegative = 0.0
     # Whether BatchNorm parameters, biases and embeddings are decayed too, as in torch; large-batch recipes exclude
     # them.

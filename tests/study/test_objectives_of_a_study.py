@@ -66,6 +66,11 @@ def test_names_hold_model_source_and_objective():
     assert names == [f"{source}/{label}" for source in ("digits", "mnist_5k") for label in settings.recipes(config)]
 
 
+def test_an_entry_may_have_a_source_of_its_own():
+    names = [pretraining.name for pretraining in pretrainings(make_config({"source": "embedded:mnist_5k"}, SMOOTHED))]
+    assert names == ["digits/supervised", "digits/supervised_3", "mnist_5k/supervised_2"]
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

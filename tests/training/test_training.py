@@ -577,3 +577,14 @@ def test_only_devices_module_accesses_devices():
         str(p) for p in package.rglob("*.py") if p.name != "devices.py" and any(w in p.read_text() for w in words)
     ]
     assert not offenders
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_betas_of_adam_are_those_of_the_settings(name):
+    """After gradients 1 and 0 the step is m / sqrt(v) with m = b1 (1 - b1) / (1 - b1^2), and v the same with b2."""
+    optimizer = make_optimizer(OptimizerSettings(name=name, learning_rate=1.0, b1=0.5, b2=0.98), 10)
+    params = jnp.zeros(())
+    _, state = optimizer.update(jnp.ones(()), optimizer.init(params), params)
+    update, _ = optimizer.update(jnp.zeros(()), state, params)
+    average, square = (b * (1 - b) / (1 - b**2) for b in (0.5, 0.98))
+    np.testing.assert_allclose(update, -average / np.sqrt(square), rtol=1e-5)

@@ -6,14 +6,17 @@ config. Keyword arguments with defaults are settings of the objective and become
 REUSE holds objectives for fine-tuning alone, which reuse what a checkpoint was pre-trained on.
 """
 
+from jax_transfer.training.objectives.clip import clip
 from jax_transfer.training.objectives.cotuning import cotuning
 from jax_transfer.training.objectives.joint import joint
+from jax_transfer.training.objectives.moco_v2 import moco_v2
 from jax_transfer.training.objectives.objective import Objective as Objective
 from jax_transfer.training.objectives.objective import ReuseObjective
+from jax_transfer.training.objectives.simclr import simclr
 from jax_transfer.training.objectives.supervised import supervised
 from jax_transfer.training.objectives.weak_strong import weak_strong
 
-OBJECTIVES = {"supervised": supervised}
+OBJECTIVES = {"supervised": supervised, "moco_v2": moco_v2, "simclr": simclr, "clip": clip}
 
 REUSE = {
     "joint": ReuseObjective(joint, source_views=1, settings=("num_source_classes", "head_std")),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.records import Views
@@ -21,6 +21,20 @@ def all_backbone(params: Params):
       {'conv': 'backbone', 'fc': 'backbone'}
     """
     return jax.tree.map(lambda _: "backbone", params)
+
+
+class Division(NamedTuple):
+    """How the images of the first feed are divided in a training step.
+
+    Attributes:
+      batch_size: images of a step, over all devices.
+      microbatches: number of parts that are processed one after another.
+      batch_norm_group: images that BatchNorm normalises together; None for a net without BatchNorm.
+    """
+
+    batch_size: int
+    microbatches: int = 1
+    batch_norm_group: int | None = None
 
 
 class Objective(NamedTuple):
@@ -40,6 +54,10 @@ class Objective(NamedTuple):
         (`OptimizerSettings.head_learning_rate_factor`).
       extra: names of the arrays in `Views.extra` of the first feed that the loss reads, such as "tokens", the tokens of
         the captions of each image.
+      check: `check(division)` raises an InputError if the objective cannot be computed with batches of this size, or
+        would not be what it is meant to be. Its message names the fields without their section.
+      zero_shot_head: `zero_shot_head(params, tokens [c, k, length]) -> {"kernel": [d, c], "bias": [c]}`, a head of the
+        net for c classes from the tokens of k captions of each class; None for an objective without language.
     """
 
     init: Callable[[jax.Array, Model | None], tuple[Params, Aux]]
@@ -51,6 +69,8 @@ class Objective(NamedTuple):
     has_head: bool = True
     groups: Callable[[Params], Any] = all_backbone
     extra: tuple[str, ...] = ()
+    check: Callable[[Division], None] = lambda division: None
+    zero_shot_head: Callable[[Params, Int[Array, "c k length"]], dict[str, Array]] | None = None
 
 
 class ReuseObjective(NamedTuple):

@@ -10,6 +10,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jax_transfer.models.net import Net, Output
+from jax_transfer.records import InputError
+from jax_transfer.training.objectives.objective import Division
 
 
 def loss_and_accuracy(
@@ -43,6 +45,35 @@ def linear(head: dict[str, Array], features: Float[Array, "b d"]) -> Float[Array
     return features @ head["kernel"] + head["bias"]
 
 
+def unit(x: Float[Array, "*b e"]) -> Float[Array, "*b e"]:
+    """Divides vectors by their lengths, in float32; a vector of zeros stays one.
+
+    Example:
+      >>> unit(jnp.array([3.0, 4.0])).round(1).tolist()
+      [0.6, 0.8]
+    """
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
+
+def check_compared(division: Division) -> None:
+    """Checks batches of a loss that compares the images of a batch with each other (`Objective.check`).
+
+    Raises:
+      InputError: if there is only one image, or the batch is divided into parts.
+
+    Example:
+      >>> check_compared(Division(batch_size=256))
+    """
+    if division.microbatches > 1:
+        raise InputError(
+            f"microbatches = {division.microbatches}: the loss compares the images of a whole batch with each other; "
+            "leave it at 1, and save memory with remat or a smaller batch_size."
+        )
+    if division.batch_size < 2:
+        raise InputError("batch_size = 1: the loss compares the images of a batch with each other; use 2 or more.")
+
+
 def in_one_pass(
     net: Net, params: Any, stats: Any, batches: Sequence[Float[Array, "_ h w 3"]], key: jax.Array
 ) -> tuple[list[Output], Any]:
@@ -71,8 +102,8 @@ def in_one_pass(
 
     def rows(part, end):
         def select(x):
-            own = x.reshape(blocks, -1, *x.shape[1:])[:, end - part.shape[1] : end]
-            return own.reshape(-1, *x.shape[1:])
+            own = x.reshape(blocks, len(x) // blocks, *x.shape[1:])[:, end - part.shape[1] : end]
+            return own.reshape(blocks * part.shape[1], *x.shape[1:])  # not -1: logits may have no columns
 
         return jax.tree.map(select, output)
 

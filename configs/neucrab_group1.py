@@ -1,0 +1,148 @@
+"""NeuCRaB, group I: how well scores rank checkpoints of mixed supervision, from labels to generative models.
+
+    python -m jax_transfer.main --config=configs/neucrab_group1.py --workdir=runs/neucrab_group1
+
+Reproduces Table 1 of "Ranking Neural Checkpoints" (Li et al., CVPR 2021): 16 ResNet-50s, and one trained from scratch,
+ranked for Caltech101, Flowers102, SUN397 and Patch Camelyon. The run prints the table at the end. The paper's table, in
+percent, averaged over the four targets:
+
+                            Recall@1   Rel@1  Recall@3   Rel@3  Pearson  Kendall   GFLOPS
+    Linear (1 epoch)            0.00   96.97     25.00   98.79    23.56    18.44   4.95E4
+    Linear (5 epochs)          25.00   98.79     50.00   98.94    49.77    32.33   4.97E4
+    Linear (converged)         50.00   99.63     75.00   99.65    68.97    53.43   5.33E4
+    Fine-tune (1 epoch)        25.00   97.45     25.00   97.66    30.25    22.15   6.51E5
+    Fine-tune (5 epochs)        0.00   91.09     25.00   98.61    48.19    36.78   4.28E6
+    MI (alpha 0.01)             0.00   64.67      0.00   87.96     2.39    -0.31   1.62E5
+    MI (alpha 0.50)             0.00   66.71     25.00   90.31    -4.91   -13.05   1.62E5
+    MI w/ PCA (alpha 0.01)      0.00   89.45     50.00   99.27    16.16    20.67   5.58E4
+    MI w/ PCA (alpha 0.50)      0.00   86.49     25.00   94.28   -24.72   -16.06   5.58E4
+    LEEP                           -       -         -       -        -        -        -
+    N-LEEP                     75.00   99.65     75.00   99.65    84.30    76.00    12.85
+
+LEEP and NCE need a classification head, which most of these checkpoints lack: they have "-".
+
+Of the 16 checkpoints, 14 are trained here: supervised on ImageNet (Sup-100%-Img), iNaturalist and Places-365;
+supervised with the exemplar loss (Sup-Exemplar-100%); rotation, relative patch location, jigsaw and exemplar;
+semi-supervised rotation and exemplar with 10 % of the labels; and the encoders of VAE, WAE-MMD, WAE-UKL and WAE-GAN. Two
+are the discriminators of BigGAN, conditional and unconditional, which are not trained here: give their weights as
+checkpoints beside the random initialisation,
+
+    --config.checkpoints="('random:resnet50', 'cond_biggan.safetensors=resnet50', 'uncond_biggan.safetensors=resnet50')"
+
+The paper takes its 14 checkpoints on ImageNet from "The Visual Task Adaptation Benchmark" (Zhai et al., 2019,
+arXiv:1910.04867); how each was trained differs from objective to objective and is not in the document at hand. Ours: one
+recipe for all, that of `neucrab_group2.py` for 90 epochs (SGD with momentum 0.9, learning rate 0.1 with a cosine
+schedule, weight decay 1e-4, batches of 256 images, crops and flips), with a tenth of the learning rate in the
+autoencoders, whose losses are sums over pixels; groups of 32 images in BatchNorm; and the settings of fine-tuning and
+its sweep, which are those of `neucrab_group2.py`. Our results: not measured at this size.
+
+Variants: `full`; `reduced`, which pre-trains on 10,000 images of CIFAR-10 and publishes each objective's curve
+(docs/results/objectives.md); `smoke`, on CIFAR-10 to MNIST, in two minutes on two CPU cores.
+"""
+
+from jax_transfer.choose import choose
+from jax_transfer.study.config import default_config
+from jax_transfer.study.smoke import tiny
+
+TABLE = (
+    "linear_1",
+    "linear_5",
+    "linear_converged",
+    "finetune_1",
+    "finetune_5",
+    "mi_alpha_0.01",
+    "mi_alpha_0.5",
+    "mi_pca_alpha_0.01",
+    "mi_pca_alpha_0.5",
+    "leep",
+    "nleep",
+)
+IMAGENET = "tfds:imagenet2012"
+RATE = 0.1
+AUTOENCODERS = ("vae", "wae_mmd", "wae_ukl", "wae_gan")
+
+
+def objectives(source: str, rate: float) -> tuple[dict, ...]:
+    """Returns the pre-trainings on a source in addition to the supervised one."""
+    labelled = {"labelled": {"dataset": f"{source}{'&' if '?' in source else '?'}fraction=0.1", "batch_size": 64}}
+    return (
+        {"objective": "sup_exemplar"},
+        *({"objective": name} for name in ("rotation", "relative_patch", "jigsaw", "exemplar")),
+        *({"objective": name, "feeds": labelled} for name in ("semi_rotation", "semi_exemplar")),
+        *({"objective": name, "optimizer": {"learning_rate": rate / 10}} for name in AUTOENCODERS),
+    )
+
+
+def full():
+    config = default_config()
+    config.name = "NeuCRaB, group I"
+    config.model.name = "resnet50"
+    config.model.batch_norm_group = 32
+    config.source.dataset = IMAGENET
+    config.preprocessing.image_size = 224
+    config.preprocessing.crop_fraction = 0.875
+    config.pretrain.epochs = 90
+    config.pretrain.batch_size = 256
+    config.pretrain.augment = ("resized_crop", "flip")
+    config.pretrain.optimizer.learning_rate = RATE
+    config.pretrain.optimizer.weight_decay = 1e-4
+    config.pretrain.others = (
+        *objectives(IMAGENET, RATE),
+        *({"source": source} for source in ("tfds:inaturalist2017", "tfds:places365")),
+    )
+    config.trajectory.epochs = "90"
+    config.checkpoints = ("random:resnet50",)
+    config.targets = ("tfds:caltech101", "tfds:flowers102", "tfds:sun397", "tfds:patch_camelyon")
+    config.metrics = dict.fromkeys(config.targets, "accuracy")  # as in the paper, on every target
+    config.finetune.steps = 9000
+    config.finetune.augment = ("random_crop", "flip")
+    config.finetune.optimizer.schedule = "cosine"
+    # The paper's G: the best test accuracy of a sweep.
+    config.finetune.learning_rates = (0.001, 0.01, 0.1)
+    config.finetune.weight_decays = (0.0, 1e-4)
+    config.finetune.choose = "test"
+    config.stages = ("pretrain", "features", "probe", "finetune", "scores", "report")
+    config.scores = (*TABLE, "logme", "nce", "h_score", "transrate")
+    return config
+
+
+def reduced():
+    """Pre-trains a narrow ResNet-10 on 10,000 images of CIFAR-10 with every objective, judged after each epoch."""
+    config = full()
+    config.name = "Objectives on CIFAR-10"
+    config.model.name, config.model.stem, config.model.width = "resnet10", "cifar", 16
+    config.source.dataset = "tfds:cifar10?train=10000&test=2000"
+    config.preprocessing.image_size = 32
+    config.preprocessing.crop_fraction = 1.0
+    config.pretrain.epochs = 10
+    config.pretrain.batch_size = 128
+    config.pretrain.judged_images = 2000
+    config.pretrain.optimizer.learning_rate = 0.05
+    config.pretrain.others = objectives("tfds:cifar10", 0.05)
+    config.trajectory.epochs = "0,2,5,10"
+    config.checkpoints = ()
+    config.targets = ("tfds:cifar10?train=2000&test=2000", "tfds:mnist?per_class=20&test=2000")
+    config.metrics = dict.fromkeys(config.targets, "accuracy")
+    config.probe.methods = ("probe_converged",)
+    config.probe.num_seeds = 3
+    config.stages = ("pretrain", "features", "probe", "scores", "report")
+    config.scores = ("logme", "nleep")
+    return config
+
+
+def smoke():
+    config = tiny(full())
+    config.model.batch_norm_group = 16
+    config.source.dataset = "tfds:cifar10?train=512&test=256"
+    config.pretrain.epochs = 1
+    config.pretrain.batch_size = 32
+    config.pretrain.others = objectives("tfds:cifar10?train=512", 0.05)
+    config.trajectory.epochs = "1"
+    config.checkpoints = ("random:resnet10",)
+    config.scores = ("linear_1", "leep", "nleep", "logme")
+    return config
+
+
+def get_config(variant: str = "full"):
+    variants = {"full": full, "reduced": reduced, "smoke": smoke}
+    return choose(variants, variant, "variant of configs/neucrab_group1.py")()
