@@ -1,4 +1,4 @@
-"""What several objectives have in common: the classification loss, a second head, and one pass over several batches."""
+"""What several objectives have in common: the classification loss, further layers, and one pass over several batches."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jax_transfer.models.net import Net, Output
+from jax_transfer.models.net import Net, Output, gaussian
 
 
 def loss_and_accuracy(
@@ -41,6 +41,16 @@ def linear(head: dict[str, Array], features: Float[Array, "b d"]) -> Float[Array
       [[3.0, 4.0]]
     """
     return features @ head["kernel"] + head["bias"]
+
+
+def new_linear(key: jax.Array, inputs: int, outputs: int) -> dict[str, Array]:
+    """Draws a linear layer for `linear`: its kernel from N(0, 1 / inputs), so that the scale is kept; its bias is 0.
+
+    Example:
+      >>> jax.tree.map(jnp.shape, new_linear(jax.random.key(0), 64, 4))
+      {'bias': (4,), 'kernel': (64, 4)}
+    """
+    return {"kernel": gaussian(key, (inputs, outputs), inputs**-0.5), "bias": jnp.zeros(outputs)}
 
 
 def in_one_pass(
