@@ -74,15 +74,15 @@ def in_one_pass(
       ([(2, 1), (4, 1)], 0.67)
     """
     blocks = math.gcd(*map(len, batches))
-    divided = [images.reshape(blocks, -1, *images.shape[1:]) for images in batches]
+    divided = [images.reshape(blocks, len(images) // blocks, *images.shape[1:]) for images in batches]
     together = jnp.concatenate(divided, 1)
     output, stats = net.apply_train(params, stats, together.reshape(-1, *together.shape[2:]), key)
     ends = [sum(part.shape[1] for part in divided[: i + 1]) for i in range(len(divided))]
 
     def rows(part, end):
         def select(x):
-            own = x.reshape(blocks, -1, *x.shape[1:])[:, end - part.shape[1] : end]
-            return own.reshape(-1, *x.shape[1:])
+            own = x.reshape(*together.shape[:2], *x.shape[1:])[:, end - part.shape[1] : end]
+            return own.reshape(blocks * part.shape[1], *x.shape[1:])  # no -1, since logits may have no columns
 
         return jax.tree.map(select, output)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax_transfer.fields import Count, NotNegative
 from jax_transfer.models.net import Net
 from jax_transfer.training.objectives.exemplar import Copies
-from jax_transfer.training.objectives.objective import Objective, head_and_backbone
+from jax_transfer.training.objectives.objective import LABELLED, Objective, head_and_backbone
 from jax_transfer.training.objectives.parts import in_one_pass, linear, loss_and_accuracy, new_linear
 from jax_transfer.training.objectives.triplet import batch_hard_triplet_loss, check_copies
 
@@ -55,11 +55,11 @@ def semi_exemplar(
         return {"net": params, "head": head}, {"stats": stats}
 
     def loss(params, aux, views, key):
-        images = (*views["train"].images, *views["labelled"].images)
+        images = (*views["train"].images, *views[LABELLED].images)
         outputs, stats = in_one_pass(net, params["net"], aux["stats"], images, key)
         embedded = jnp.stack([linear(params["head"], output.features) for output in outputs[:copies]], 1)
         logits = jnp.stack([output.logits for output in outputs[copies:]], 1)
-        labels = jnp.repeat(views["labelled"].labels, copies, axis=0)
+        labels = jnp.repeat(views[LABELLED].labels, copies, axis=0)
         value, accuracy = loss_and_accuracy(logits.reshape(-1, net.num_classes), labels)
         triplet_loss = batch_hard_triplet_loss(embedded)
         metrics = {"accuracy": accuracy, "triplet_loss": triplet_loss}
@@ -69,6 +69,6 @@ def semi_exemplar(
         init,
         loss,
         model=lambda params, aux: {"params": params["net"], "stats": aux["stats"]},
-        views={"train": (augment,) * copies, "labelled": (augment,) * copies},
+        views={"train": (augment,) * copies, LABELLED: (augment,) * copies},
         groups=functools.partial(head_and_backbone, (("net", *net.classifier), ("head",))),
     )

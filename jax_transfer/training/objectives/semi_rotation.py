@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jax_transfer.fields import NotNegative
 from jax_transfer.models.net import Net
-from jax_transfer.training.objectives.objective import Objective, head_and_backbone
+from jax_transfer.training.objectives.objective import LABELLED, Objective, head_and_backbone
 from jax_transfer.training.objectives.parts import in_one_pass, loss_and_accuracy, new_linear
 from jax_transfer.training.objectives.rotation import four_rotations, rotation_loss_and_accuracy
 
@@ -40,9 +40,9 @@ def semi_rotation(net: Net, augment: tuple[str, ...], weight: NotNegative = 1.0)
         return {"net": params, "head": new_linear(jax.random.fold_in(key, 1), net.feature_dim, 4)}, {"stats": stats}
 
     def loss(params, aux, views, key):
-        images = [four_rotations(views[feed].images[0]) for feed in ("train", "labelled")]
+        images = [four_rotations(views[feed].images[0]) for feed in ("train", LABELLED)]
         (of_all, of_labelled), stats = in_one_pass(net, params["net"], aux["stats"], images, key)
-        labels = jnp.repeat(views["labelled"].labels, 4, axis=0)
+        labels = jnp.repeat(views[LABELLED].labels, 4, axis=0)
         value, accuracy = loss_and_accuracy(of_labelled.logits, labels)
         rotation_loss, rotation_accuracy = rotation_loss_and_accuracy(params["head"], of_all.features)
         metrics = {"accuracy": accuracy, "rotation_loss": rotation_loss, "rotation_accuracy": rotation_accuracy}
@@ -52,6 +52,6 @@ def semi_rotation(net: Net, augment: tuple[str, ...], weight: NotNegative = 1.0)
         init,
         loss,
         model=lambda params, aux: {"params": params["net"], "stats": aux["stats"]},
-        views={"train": (augment,), "labelled": (augment,)},
+        views={"train": (augment,), LABELLED: (augment,)},
         groups=functools.partial(head_and_backbone, (("net", *net.classifier), ("head",))),
     )
