@@ -356,10 +356,8 @@ def on_devices(name, count):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-QUICK = "semi_exemplar"
-
-
-@pytest.mark.parametrize("name", [QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SMALL if n != QUICK)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
 def test_training_is_equal_on_one_and_four_devices_which_exchange_no_images(name):
     (one, alone, _), (four, together, exchanged_arrays) = on_devices(name, 1), on_devices(name, 4)
     assert (one, four) == (1, 4)
