@@ -29,7 +29,7 @@ from jax_transfer.study.epochs import (
 from jax_transfer.study.pretrain import check_saved, feed_sizes
 from jax_transfer.study.reuse import num_source_views, points
 from jax_transfer.study.workspace import Workspace
-from jax_transfer.training.objectives.objective import Division
+from jax_transfer.training.objectives.objective import LABELLED, Division
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 from jax_transfer.transfer.probe import PROTOCOLS, grid_points, validation_rows
 
@@ -329,6 +329,8 @@ def _check_pretraining_data(work: Workspace) -> None:
             where = work.recipe(pretraining).where
             section = f"{where}.feeds.{feed}" if index else where
             steps_per_epoch(len(work.source(dataset, "train")), size, f"{dataset} ({section})")
+            if feed == LABELLED:
+                _check_labelled(work, dataset, pretraining.source, section)
         _check_division(work, pretraining)
         steps = work.config.pretrain.steps or 0
         if (epochs := steps // work.steps_per_epoch(pretraining)) > MOST_CHECKPOINTS:
@@ -350,6 +352,16 @@ def _check_division(work: Workspace, pretraining: Pretraining) -> None:
         work.objective(pretraining).check(division)
     except InputError as error:
         raise InputError(f"{where} with the objective {section.objective}: {error}") from error
+
+
+def _check_labelled(work: Workspace, dataset: str, source: str, section: str) -> None:
+    """Checks that the labels of a feed are those that the head of the net stands for: the classes of the source."""
+    labelled, own = (work.source(name, "train").class_names for name in (dataset, source))
+    if labelled != own:
+        raise InputError(
+            f"{section}.dataset = {dataset} has {len(labelled)} classes, which are not the {len(own)} of {source} in the "
+            f"same order: the net learns those of the source, so use images of it, such as a tenth with fraction=0.1."
+        )
 
 
 def check_early_stops(config: StudyConfig, target: str, steps_an_epoch: int | None = None) -> None:

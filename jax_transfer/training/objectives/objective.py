@@ -10,6 +10,7 @@ from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.records import Views
 
 Params = Any  # a tree of everything trained by gradients, such as a net, a projector, a text tower or several heads
+LABELLED = "labelled"  # the feed of images that have labels, of the classes of the first feed, where others have none
 Aux = dict[str, Any]  # everything that changes by other means: BatchNorm statistics, a momentum encoder, a queue
 
 

@@ -1,4 +1,4 @@
-"""What several objectives have in common: the classification loss, a second head, and one pass over several batches."""
+"""What several objectives have in common: the classification loss, further layers, and one pass over several batches."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jax_transfer.models.net import Net, Output
+from jax_transfer.models.net import Net, Output, gaussian
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives.objective import Division
 
@@ -74,6 +74,16 @@ def check_compared(division: Division) -> None:
         raise InputError("batch_size = 1: the loss compares the images of a batch with each other; use 2 or more.")
 
 
+def new_linear(key: jax.Array, inputs: int, outputs: int) -> dict[str, Array]:
+    """Draws a linear layer for `linear`: its kernel from N(0, 1 / inputs), so that the scale is kept; its bias is 0.
+
+    Example:
+      >>> jax.tree.map(jnp.shape, new_linear(jax.random.key(0), 64, 4))
+      {'bias': (4,), 'kernel': (64, 4)}
+    """
+    return {"kernel": gaussian(key, (inputs, outputs), inputs**-0.5), "bias": jnp.zeros(outputs)}
+
+
 def in_one_pass(
     net: Net, params: Any, stats: Any, batches: Sequence[Float[Array, "_ h w 3"]], key: jax.Array
 ) -> tuple[list[Output], Any]:
@@ -95,7 +105,7 @@ def in_one_pass(
       ([(2, 1), (4, 1)], 0.67)
     """
     blocks = math.gcd(*map(len, batches))
-    divided = [images.reshape(blocks, -1, *images.shape[1:]) for images in batches]
+    divided = [images.reshape(blocks, len(images) // blocks, *images.shape[1:]) for images in batches]
     together = jnp.concatenate(divided, 1)
     output, stats = net.apply_train(params, stats, together.reshape(-1, *together.shape[2:]), key)
     ends = [sum(part.shape[1] for part in divided[: i + 1]) for i in range(len(divided))]
