@@ -50,6 +50,7 @@ class Objective(NamedTuple):
       model: `model(params, aux) -> {"params", "stats"}` of the net that is stored, evaluated and transferred. It must
         select leaves of its arguments and not compute new ones, since they are stored once, as part of the model.
       views: feed -> names of the augmentations (`data.augment`) of each view. An epoch is one pass over the first feed.
+        The labels of a feed named LABELLED are those of the classes of the first feed.
       has_head: whether the net has a logit for each source class, as class accuracy, LEEP and NCE need.
       groups: `groups(params)` labels each parameter "backbone" or "head"
         (`OptimizerSettings.head_learning_rate_factor`).

@@ -36,10 +36,10 @@ def _squared_distances(embeddings: Float[Array, "b m e"]) -> tuple[Float[Array, 
     if images < 2 or copies < 2:
         raise InputError(
             f"a triplet loss compares copies of several images, and a batch has {images} of {copies} copies: use a "
-            "batch_size (or a part of it, with microbatches) and copies of at least 2."
+            "batch_size and copies of at least 2, and as many images in each of the microbatches."
         )
-    norm = jnp.sqrt(jnp.maximum(jnp.square(embeddings).sum(-1, keepdims=True), 1e-12))
-    unit = embeddings / norm
+    # The bound keeps the gradient finite at 0.
+    unit = embeddings * jax.lax.rsqrt(jnp.maximum(jnp.square(embeddings).sum(-1, keepdims=True), 1e-12))
     # In bfloat16 or TF32, the default on accelerators, small distances would be noise.
     same = 2 - 2 * jnp.einsum("ice,ide->icd", unit, unit, precision="highest")
     every = 2 - 2 * jnp.einsum("ice,jde->icjd", unit, unit, precision="highest")
