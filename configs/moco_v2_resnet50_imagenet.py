@@ -117,7 +117,7 @@ def reduced():
     config.name = "Supervised, MoCo-v2, SimCLR and CLIP on Tiny-ImageNet"
     config.model.name, config.model.width = "resnet10", 16
     config.source.dataset = "tfds:tiny_imagenet?captions=templates"
-    config.preprocessing.image_size = 64
+    config.preprocessing.image_size = 48
     config.preprocessing.crop_fraction = 1.0
     config.pretrain = default_config().pretrain
     config.pretrain.epochs = 20

@@ -138,8 +138,9 @@ def gray(key, images, preprocessing, probability=0.2):
 
     >>> import jax
     >>> import jax.numpy as jnp
-    >>> gray(jax.random.key(0), jnp.array([[[[1.0, 0.0, 0.0]]]]), None, probability=1.0).round(3).tolist()
-    [[[[0.299, 0.299, 0.299]]]]
+    >>> red = jnp.array([[[[1.0, 0.0, 0.0]]]])
+    >>> [round(x, 3) for x in gray(jax.random.key(0), red, None, probability=1.0).ravel().tolist()]
+    [0.299, 0.299, 0.299]
     """
     return jnp.where(_drawn(key, len(images), probability), luma(images), images)
 

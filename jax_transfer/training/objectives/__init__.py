@@ -8,6 +8,7 @@ REUSE holds objectives for fine-tuning alone, which reuse what a checkpoint was 
 
 from jax_transfer.training.objectives.clip import clip
 from jax_transfer.training.objectives.cotuning import cotuning
+from jax_transfer.training.objectives.dino import dino
 from jax_transfer.training.objectives.exemplar import exemplar
 from jax_transfer.training.objectives.jigsaw import jigsaw
 from jax_transfer.training.objectives.joint import joint
@@ -27,6 +28,7 @@ OBJECTIVES = {
     "supervised": supervised,
     "moco_v2": moco_v2,
     "simclr": simclr,
+    "dino": dino,
     "clip": clip,
     "rotation": rotation,
     "relative_patch": relative_patch,

@@ -13,7 +13,7 @@ from jax_transfer.fields import Count, Few, Positive, between
 from jax_transfer.models.net import Net, gaussian
 from jax_transfer.models.text import text_tower
 from jax_transfer.training.objectives.objective import Objective
-from jax_transfer.training.objectives.parts import check_compared, unit
+from jax_transfer.training.objectives.parts import check_compared, similarities, unit
 
 MOST_SCALE = 100.0  # section 2.5: logits are scaled by at most 100
 
@@ -87,7 +87,7 @@ def clip(
         caption = jnp.take_along_axis(tokens, drawn, axis=1)[:, 0]
         x = unit(output.features.astype(jnp.float32) @ params["projection"]["kernel"])
         t = unit(tower.apply(params["text"], {}, caption))
-        logits = scale(params["log_scale"]) * x @ t.T
+        logits = scale(params["log_scale"]) * similarities(x, t)
         entropy, own = optax.softmax_cross_entropy_with_integer_labels, jnp.arange(len(images))
         value = (entropy(logits, own).mean() + entropy(logits.T, own).mean()) / 2
         return value, ({"stats": stats}, {"contrast": (logits.argmax(-1) == own).mean()})

@@ -8,7 +8,7 @@ from jax_transfer.fields import Count, Positive, Probability
 from jax_transfer.models.net import Net, gaussian, with_projection, without_projection
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives.objective import Division, Objective
-from jax_transfer.training.objectives.parts import check_compared, unit
+from jax_transfer.training.objectives.parts import check_compared, moved_towards, similarities, unit
 
 
 def moco_v2(
@@ -70,15 +70,13 @@ def moco_v2(
     def loss(params, aux, views, key):
         first, second = views["train"].images
         key_query, key_key, key_order = jax.random.split(key, 3)
-        # With this formula, parameters that equal those of the net stay bitwise the same.
-        move = lambda old, new: old + (1 - momentum) * (jax.lax.stop_gradient(new) - old)  # noqa: E731
-        key_params = jax.tree.map(move, aux["key_params"], params)
+        key_params = moved_towards(aux["key_params"], params, momentum)
         output, stats = net.apply_train(params, aux["stats"], first, key_query)
         queries = unit(output.projection)
         order = jax.random.permutation(key_order, len(second))
         output, key_stats = net.apply_train(key_params, aux["key_stats"], second[order], key_key)
         keys = jax.lax.stop_gradient(unit(output.projection)[jnp.argsort(order)])
-        own, others = (queries * keys).sum(-1, keepdims=True), queries @ aux["queue"].T
+        own, others = (queries * keys).sum(-1, keepdims=True), similarities(queries, aux["queue"])
         logits = jnp.concatenate([own, others], -1) / temperature
         value = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.zeros(len(first), int)).mean()
         queue = jax.lax.dynamic_update_slice_in_dim(aux["queue"], keys, aux["next"], axis=0)

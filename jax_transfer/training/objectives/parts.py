@@ -49,11 +49,35 @@ def unit(x: Float[Array, "*b e"]) -> Float[Array, "*b e"]:
     """Divides vectors by their lengths, in float32; a vector of zeros stays one.
 
     Example:
-      >>> unit(jnp.array([3.0, 4.0])).round(1).tolist()
+      >>> [round(x, 2) for x in unit(jnp.array([3.0, 4.0])).tolist()]
       [0.6, 0.8]
     """
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
+
+def similarities(x: Float[Array, "a e"], y: Float[Array, "b e"]) -> Float[Array, "a b"]:
+    """Computes the inner product of each vector of x with each of y, in float32 on every device.
+
+    Of vectors that are split over devices, those of y are gathered, and a row of the result stays with its vector of x.
+
+    Example:
+      >>> similarities(jnp.eye(2), jnp.ones((3, 2))).tolist()
+      [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    return jnp.matmul(x, y.T, precision="float32")
+
+
+def moved_towards(old: Any, new: Any, momentum: float) -> Any:
+    """Moves a tree by 1 - momentum towards another one, through which no gradient flows.
+
+    With this formula, values that equal those of the other tree stay bitwise the same.
+
+    Example:
+      >>> jax.tree.map(float, moved_towards({"w": 1.0}, {"w": 3.0}, momentum=0.5))
+      {'w': 2.0}
+    """
+    return jax.tree.map(lambda a, b: a + (1 - momentum) * (jax.lax.stop_gradient(b) - a), old, new)
 
 
 def check_compared(division: Division) -> None:
