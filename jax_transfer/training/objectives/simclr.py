@@ -67,6 +67,7 @@ def simclr(
       model is the net alone, without the projection.
 
     Example:
+      >>> import jax
       >>> from jax_transfer.models.resnet import resnet10
       >>> objective = simclr(resnet10(num_classes=0, width=8), ("flip",), hidden_dim=128, projection_dim=32)
       >>> params, aux = jax.eval_shape(objective.init, jax.random.key(0), None)
