@@ -319,8 +319,13 @@ def _check_datasets(work: Workspace) -> None:
                 )
         if train.class_names != test.class_names:
             raise InputError(f"{dataset}: the train and test splits have different classes.")
-        if train.num_classes < 2:
+        if train.num_classes < 2 and (dataset in config.targets or _learns_classes(work, dataset)):
             raise InputError(f"{dataset} has a single class ({train.class_names[0]!r}): at least two are needed.")
+
+
+def _learns_classes(work: Workspace, dataset: str) -> bool:
+    """Returns whether a pre-training on a data set trains a head for its classes."""
+    return any(work.objective(p).has_head for p in work.pretrainings if p.source == dataset)
 
 
 def _check_pretraining_data(work: Workspace) -> None:
