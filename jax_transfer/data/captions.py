@@ -318,8 +318,9 @@ def _read_coco(path: pathlib.Path, root: pathlib.Path) -> Found:
     find, found = _finder(path, root), Found()
     try:
         content = json.loads(path.read_bytes())
-        names = {entry["id"]: entry["file_name"] for entry in content["images"]}
-        annotations = [(entry["image_id"], entry["caption"]) for entry in content["annotations"]]
+        names = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
+        annotations = [(entry["image_id"], str(entry["caption"])) for entry in content["annotations"]]
+        captioned = {number for number, _ in annotations}
     except (ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     except (KeyError, TypeError) as error:
@@ -329,8 +330,7 @@ def _read_coco(path: pathlib.Path, root: pathlib.Path) -> Found:
         ) from error
     images = {number: find(name) for number, name in names.items()}
     for number, caption in annotations:
-        found.add(images.get(number), names.get(number, f"image_id {number}"), str(caption))
-    captioned = {number for number, _ in annotations}
+        found.add(images.get(number), names.get(number, f"image_id {number}"), caption)
     found.bare += [image for number, image in images.items() if image and number not in captioned]
     return found
 
