@@ -129,6 +129,7 @@ def _pretrain(work: Workspace, pretraining: Pretraining) -> None:
         log.info("Pre-training on %s is complete: %d checkpoints.", _label(pretraining), len(saved))
         return
     folder = work.folder(pretraining)
+    work.trained_on(pretraining)  # its vocabulary is kept before the first checkpoint, which later starts rely on
     with (
         contextlib.closing(Trajectory(folder / "checkpoints")) as trajectory,
         contextlib.closing(logs.tensorboard(work.workdir)) as board,
