@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 
 from jax_transfer.choose import choose
 from jax_transfer.data import examine, folders
+from jax_transfer.data.captions import load_captions
 from jax_transfer.data.source import SPLITS, WHOLE, Source, content_hash, from_arrays, read_arrays, shared
 from jax_transfer.data.subsets import EXCLUSIVE, FIRST, OPTIONS, Option, part_of_only_split
 from jax_transfer.data.tfds_sets import load_tfds
@@ -230,7 +231,7 @@ def _read_files(findings: examine.Findings, paths, indices):
     return [decode_file(paths[int(i)], findings.depth) for i in indices]
 
 
-SOURCES = {"tfds": load_tfds, "folder": _load_folder, "embedded": _load_embedded}
+SOURCES = {"tfds": load_tfds, "folder": _load_folder, "embedded": _load_embedded, "captions": load_captions}
 
 
 def materialize(

@@ -74,6 +74,22 @@ def capped(labels: np.ndarray, most: int, seed: int, class_names: Sequence[str] 
     return np.sort(np.concatenate(chosen))
 
 
+def random_images(labels: np.ndarray, most: int, seed: int, class_names: Sequence[str] = ()) -> np.ndarray:
+    """Draws at most `most` random images, whatever their classes; a smaller subset is contained in each larger one.
+
+    Args:
+      labels: int [n].
+      class_names: unused.
+
+    Returns:
+      Sorted indices [min(most, n)] into `labels`.
+
+    >>> len(random_images(np.zeros(90, int), 9, seed=0))
+    9
+    """
+    return np.sort(np.random.default_rng(seed).permutation(len(labels))[:most])
+
+
 def fraction(labels: np.ndarray, part: float, seed: int, class_names: Sequence[str] = ()) -> np.ndarray:
     """Draws a random fraction `part`, in (0, 1], of the images, keeping the proportions of the classes.
 
@@ -301,6 +317,7 @@ OPTIONS = {
     ),
     "per_class": Option(("train",), _count, "a whole number of images per class, 1 or more", _select_by(few_shot)),
     "train": Option(("train",), _count, "a whole number of training images, 1 or more", _select_by(capped)),
+    "images": Option(("train",), _count, "a whole number of training images, 1 or more", _select_by(random_images)),
     "test": Option(("test",), _count, "a whole number of test images, 1 or more", _select_by(capped)),
     "fraction": Option(("train",), _share, "a number in (0, 1]", _select_by(fraction)),
     "imbalance": Option(("train",), _ratio, "a finite number of at least 1", _select_by(long_tail)),

@@ -5,7 +5,7 @@ import difflib
 import functools
 import logging
 import os
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +22,7 @@ from jax_transfer.data.transforms import DECODING_VERSION, WEAK_PEAK
 from jax_transfer.records import InputError
 
 CHUNK = 256  # number of records whose labels are read at a time
+CAPTIONS = ("captions", "caption")  # names of the feature with captions
 LABEL_THREADS = 16  # they mostly wait for the disk
 
 
@@ -68,8 +69,12 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
     features: dict[str, Any] = dict(builder.info.features.items())  # pyright: ignore  tfds leaves its type open
     splits = builder.info.splits
     image, label = features.get("image"), features.get("label")
-    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
-        raise InputError(f"tfds:{rest} needs the features 'image' and 'label', but has {', '.join(features)}.")
+    class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+    caption = next((name for name in CAPTIONS if name in features), "")
+    if not (isinstance(image, tfds.features.Image) and (class_names or caption)):
+        raise InputError(
+            f"tfds:{rest} needs the features 'image' and 'label' (or captions), but has {', '.join(features)}."
+        )
     if not splits:
         raise absent
     only = next(iter(splits)) if len(splits) == 1 else ""
@@ -88,15 +93,18 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
     fingerprint = content_hash(builder.info.full_name, expression, *sizes, str(DECODING_VERSION))
     # The folder and times tell apart data sets that were prepared again with the same sizes.
     key = content_hash(fingerprint, str(builder.data_path), *(str(stat.mtime) for stat in stats.values()))
-    read_labels = functools.partial(_read_tfds_labels, undecoded, f"tfds:{rest} ({expression})")
+    what = f"tfds:{rest} ({expression})"
+    read_labels = functools.partial(_read_tfds_labels, undecoded, what)
+    no_labels = np.zeros(len(undecoded), np.int32)
     source = Source(
         f"tfds:{rest}",
         split,
-        tuple(label.names),
-        cached_labels(key, len(undecoded), len(label.names), read_labels),
+        class_names or ("image",),
+        cached_labels(key, len(undecoded), len(class_names), read_labels) if class_names else no_labels,
         functools.partial(_read_tfds, decoded),
         fingerprint,
         entry.metric if entry else "accuracy",
+        captions=read_captions(undecoded, caption, what) if caption else (),
     )
     notes = []
     if only and split in SPLITS:
@@ -126,6 +134,42 @@ def _notes_on_sample(source: Source) -> list[str]:
             f"(such as number {weak[0]} of {source.split})."
         )
     return notes
+
+
+def read_captions(records, feature: str, what: str) -> tuple[tuple[str, ...], ...]:
+    """Returns the captions of each record.
+
+    Args:
+      records: has a length, and `__getitems__(indices)`, a list of dictionaries.
+      feature: name of the captions in a record: a text, a list of texts, or a dictionary with these as "text", or a list
+        of such dictionaries.
+      what: names the records in messages.
+
+    Raises:
+      InputError: if a record has no captions.
+
+    >>> class Records(list):
+    ...     def __getitems__(self, indices):
+    ...         return [self[i] for i in indices]
+    >>> read_captions(Records([{"captions": {"text": [b"a cat", b"one cat"]}}]), "captions", "mine")
+    (('a cat', 'one cat'),)
+    """
+    captions: list[tuple[str, ...]] = []
+    for start in range(0, len(records), CHUNK):
+        found = records.__getitems__(range(start, min(start + CHUNK, len(records))))
+        captions += [tuple(filter(None, _texts(record[feature]))) for record in found]
+    if bare := [i for i, texts in enumerate(captions) if not texts]:
+        raise InputError(f"{what}: images without a caption: {len(bare)} (such as number {bare[0]}).")
+    return tuple(captions)
+
+
+def _texts(value) -> list[str]:
+    """Returns the texts of the feature "captions" of a record, see `read_captions`."""
+    if isinstance(value, Mapping):
+        return _texts(value["text"])
+    if isinstance(value, bytes | str):
+        return [" ".join((value.decode() if isinstance(value, bytes) else value).split())]
+    return [text for element in value for text in _texts(element)]
 
 
 def _read_tfds_labels(data_source, what: str) -> np.ndarray:

@@ -5,6 +5,7 @@ begins, both for the square that the host keeps and for the part of this square 
 """
 
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -14,7 +15,7 @@ import stat
 import struct
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
@@ -311,22 +312,42 @@ def decode_file(path: str | pathlib.Path, depth: int = 16) -> np.ndarray:
 
 def read_pixels(path: str | pathlib.Path) -> np.ndarray:
     """Decodes an image file to uint8 or uint16 [h, w, c]: gray (c = 1), RGB (3) or RGBA (4); see `decode_file`."""
-    name = printable(path)
+    return _read_pixels(path, functools.partial(_file_content, path))
+
+
+def decode_bytes(content: bytes, name: str) -> np.ndarray:
+    """Decodes the content of an image file to uint8 [h, w, 3], as `decode_file` does; `name` names it in errors.
+
+    >>> with io.BytesIO() as file:
+    ...     Image.new("L", (4, 3)).save(file, "png")
+    ...     decode_bytes(file.getvalue(), "gray.png").shape
+    (3, 4, 3)
+    """
+    return to_uint8_rgb(_read_pixels(name, lambda: content))
+
+
+def _file_content(path: str | pathlib.Path) -> bytes:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
+        raise OSError("not a regular file")
+    if status.st_size > MOST_BYTES:
+        raise OSError(f"the file is larger than {MOST_BYTES // 2**30} GiB")
+    return pathlib.Path(path).read_bytes()
+
+
+def _read_pixels(name: str | pathlib.Path, read: Callable[[], bytes]) -> np.ndarray:
+    """Decodes the content that `read` returns; the errors name it `name`."""
+    name, content = printable(name), b""
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
-            raise OSError("not a regular file")
-        if status.st_size > MOST_BYTES:
-            raise OSError(f"the file is larger than {MOST_BYTES // 2**30} GiB")
-        data, orientation = pixels_only(pathlib.Path(path).read_bytes())
+        content = read()
+        data, orientation = pixels_only(content)
         return UPRIGHT[orientation](_pixels(data))
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: the image is too large to decode safely ({printable(error)})") from error
     except DECODE_ERRORS as error:
         reason = printable(str(error) or type(error).__name__)
         if isinstance(error, Image.UnidentifiedImageError):
-            empty = pathlib.Path(path).stat().st_size == 0
-            reason = "the file is empty" if empty else f"not an image in a supported format: {', '.join(FORMATS)}"
+            reason = "the file is empty" if not content else f"not an image in a supported format: {', '.join(FORMATS)}"
         raise InputError(f"{name}: cannot be read as an image ({reason}); replace or remove the file.") from error
 
 

@@ -31,6 +31,9 @@ class Vocabulary:
 
     tokenizer: tokenizers.Tokenizer
 
+    def __post_init__(self):
+        self.tokenizer.encode_special_tokens = True  # "[END]" in a caption is text, not the token
+
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 

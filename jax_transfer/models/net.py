@@ -213,6 +213,17 @@ def with_new_head(params, net: Net, key, std: float = 0.01):
         "kernel": gaussian(key, (net.feature_dim, net.num_classes), std),
         "bias": jnp.zeros(net.num_classes, jnp.float32),
     }
+    return with_head(params, net, head)
+
+
+def with_head(params, net: Net, head: dict[str, Array]):
+    """Returns `params` with the classification head {"kernel": [d, s], "bias": [s]}; the other parameters are kept.
+
+    >>> from jax_transfer.models.resnet import resnet10
+    >>> head = {"kernel": jnp.zeros((64, 3)), "bias": jnp.zeros(3)}
+    >>> sorted(with_head({"conv1": {}}, resnet10(num_classes=3, width=8), head))
+    ['conv1', 'fc']
+    """
     return _replace(params, net.classifier, head)
 
 

@@ -21,6 +21,7 @@ EN_DASH = "–"
 METHODS = {
     "probe": ("FE", "as a frozen feature extractor (FE)"),
     "probe_converged": ("FE converged", "as a frozen feature extractor with a converged probe"),
+    "zero_shot": ("Zero-shot", "without training, by the names of the classes"),
     "finetune": ("FT", "when fine-tuned (FT)"),
 }
 

@@ -14,7 +14,7 @@ from jax_transfer.models import MODELS
 from jax_transfer.ranking.candidates import Candidate, load
 from jax_transfer.records import InputError
 from jax_transfer.results import Rows
-from jax_transfer.study import check_reuse, given, settings
+from jax_transfer.study import check_reuse, given, settings, zero_shot
 from jax_transfer.study import config as study_config
 from jax_transfer.study.epochs import (
     MOST_CHECKPOINTS,
@@ -119,9 +119,10 @@ def _check_probes(config: StudyConfig, target: str) -> None:
     """Checks the methods of the probes on a target, and that there is something to choose if that is asked for."""
     probing = settings.probe_settings(config, target)
     for method in probing.methods:
-        choose(PROTOCOLS, method, "probe (config.probe.methods)")
-    if probing.choose == "test" and all(len(grid_points(PROTOCOLS[m], probing)) == 1 for m in probing.methods):
-        lists = [field for method in probing.methods for _, field in PROTOCOLS[method].grid]
+        choose({**PROTOCOLS, zero_shot.METHOD: None}, method, "probe (config.probe.methods)")
+    fitted = [PROTOCOLS[method] for method in probing.methods if method in PROTOCOLS]
+    if probing.choose == "test" and fitted and all(len(grid_points(protocol, probing)) == 1 for protocol in fitted):
+        lists = [field for protocol in fitted for _, field in protocol.grid]
         raise InputError(
             f'{_field(config, target, "probe", "choose")} = "test", but there is nothing to choose: give several '
             f'values of {" or ".join(lists)}, or leave it at "validation".'
@@ -234,12 +235,14 @@ def check_data(work: Workspace) -> None:
             check_early_stops(config, target, steps)
         if "probe" in config.stages:
             _check_validation_images(work, target)
+            zero_shot.check(work, target)
 
 
 def _check_validation_images(work: Workspace, target: str) -> None:
     """Checks that some training images of a target can be held out, if a probe chooses among settings on them."""
     probing = settings.probe_settings(work.config, target)
-    if probing.choose == "validation" and any(len(grid_points(PROTOCOLS[m], probing)) > 1 for m in probing.methods):
+    fitted = [PROTOCOLS[method] for method in probing.methods if method in PROTOCOLS]
+    if probing.choose == "validation" and any(len(grid_points(protocol, probing)) > 1 for protocol in fitted):
         try:
             validation_rows(work.source(target, "train").labels, probing)
         except InputError as error:
@@ -318,12 +321,17 @@ def _check_datasets(work: Workspace) -> None:
                 )
         if train.class_names != test.class_names:
             raise InputError(f"{dataset}: the train and test splits have different classes.")
-        if train.num_classes < 2:
+        if train.num_classes < 2 and (dataset in config.targets or _learns_classes(work, dataset)):
             raise InputError(f"{dataset} has a single class ({train.class_names[0]!r}): at least two are needed.")
 
 
+def _learns_classes(work: Workspace, dataset: str) -> bool:
+    """Returns whether a pre-training on a data set trains a head for its classes."""
+    return any(work.objective(p).has_head for p in work.pretrainings if p.source == dataset)
+
+
 def _check_pretraining_data(work: Workspace) -> None:
-    """Checks for every pre-training its length, that each feed has the images of a batch, and what is saved already."""
+    """Checks for every pre-training its length, that each feed has the images of a batch, what is saved, and captions."""
     for pretraining in work.pretrainings:
         for index, (feed, (dataset, size)) in enumerate(feed_sizes(work, pretraining).items()):
             where = work.recipe(pretraining).where
@@ -339,6 +347,7 @@ def _check_pretraining_data(work: Workspace) -> None:
                 f"is saved; the most are {MOST_CHECKPOINTS:,}: use fewer steps, or more images."
             )
         check_saved(work, pretraining)
+        work.trained_on(pretraining)
 
 
 def _check_division(work: Workspace, pretraining: Pretraining) -> None:

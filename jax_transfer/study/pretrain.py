@@ -131,6 +131,7 @@ def _pretrain(work: Workspace, pretraining: Pretraining) -> None:
         log.info("Pre-training on %s is complete: %d checkpoints.", _label(pretraining), len(saved))
         return
     folder = work.folder(pretraining)
+    work.trained_on(pretraining)  # its vocabulary is kept before the first checkpoint, which later starts rely on
     with (
         contextlib.closing(Trajectory(folder / "checkpoints")) as trajectory,
         contextlib.closing(logs.tensorboard(work.workdir)) as board,
@@ -184,7 +185,7 @@ class _Training:
     @functools.cached_property
     def numbers(self) -> dict[int, int]:
         """Step at which a checkpoint is saved -> the number of the checkpoint."""
-        return {step: n for n, step in saved_at(self.work.config, self.feed.steps_per_epoch).items()}
+        return {step: n for n, step in saved_at(self.work.config, self.work.steps_per_epoch(self.pretraining)).items()}
 
     @property
     def total_steps(self) -> int:
@@ -285,6 +286,18 @@ class _Training:
         """Reads the state that a trajectory stores under a number, which is an epoch or a step."""
         trees = trajectory.restore(number, *divide(self.objective, self.abstract))
         return join(self.objective, self.abstract, *trees)
+
+
+def read_state(work: Workspace, saved: Saved) -> dict:
+    """Reads the whole training state of a checkpoint (`training.state`), such as the text tower of CLIP.
+
+    Raises:
+      InputError: if the checkpoint is not there or cannot be read.
+    """
+    trajectory = work.trajectory_with(saved)
+    training = _Training(work, saved.pretraining, trajectory, Rows(work.results, "pretrain"), board=None)
+    state = abstract(jax.eval_shape(training.start), devices.replicated(work.mesh))
+    return join(training.objective, state, *trajectory.restore(saved.number, *divide(training.objective, state)))
 
 
 def _train(training: _Training, saved: list[int]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from jax_transfer.features.extract import stack
 from jax_transfer.logs import log
 from jax_transfer.results import GRID, TEST, Rows, results_of
-from jax_transfer.study import estimates, groups, settings
+from jax_transfer.study import estimates, groups, settings, zero_shot
 from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.grid import SPLIT_OF
 from jax_transfer.study.workspace import Workspace
@@ -23,6 +23,9 @@ def run(work: Workspace) -> None:
         probing = settings.probe_settings(work.config, target)
         seeds = [work.config.seed + s for s in range(probing.num_seeds)]
         for method in probing.methods:
+            if method == zero_shot.METHOD:
+                zero_shot.run(work, target, rows)
+                continue
             if len(grid_points(PROTOCOLS[method], probing)) > 1:
                 _forget_random_choices(rows, target, method)
             done = results_of(rows.rows)

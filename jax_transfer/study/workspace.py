@@ -204,11 +204,10 @@ class Workspace:
           InputError: if the objective reads captions and the data set has none.
         """
         source = self.source(pretraining.source, "train")
-        if "tokens" in self.objective(pretraining).extra:
-            return text.with_language(
-                source, self.folder(pretraining), settings.objective_settings(self.recipe(pretraining).section)
-            )
-        return source
+        if "tokens" not in self.objective(pretraining).extra:
+            return source
+        section = self.recipe(pretraining).section
+        return text.with_language(source, self.folder(pretraining), settings.objective_settings(section))
 
     def folder(self, pretraining: Pretraining) -> pathlib.Path:
         """Returns the folder of a pre-training's `checkpoints/`, which for the first one is the working directory."""

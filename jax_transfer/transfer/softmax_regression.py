@@ -23,7 +23,8 @@ CHOICES = ("validation", "test")
 class ProbeSettings:
     """The fields of `config.probe`."""
 
-    # Keys of jax_transfer.transfer.probe.PROTOCOLS: "probe" is FE as in the papers; "probe_converged" uses L-BFGS.
+    # Keys of jax_transfer.transfer.probe.PROTOCOLS: "probe" is FE as in the papers; "probe_converged" uses L-BFGS. And
+    # "zero_shot", the head that CLIP makes from the names of the classes, without training.
     methods: Annotated[tuple[str, ...], Listed(filled=True, unique=True)] = ("probe",)
     epochs: Count = 100
     # Number of training steps, since the papers state iterations for some data sets. If set, it is used instead of
