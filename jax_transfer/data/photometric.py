@@ -1,9 +1,9 @@
 """Changes of colour and sharpness: pure functions of images and of drawn parameters, with those of torchvision.
 
-Images are float [b, h, w, 3] in [0, 1], and parameters [b], one for each image, or scalars. Each function equals that of
-torchvision for floating-point images to a twentieth of a grey level (on photographs and noise), and that of PIL to one,
-but for two: PIL turns the hue in an HSV of 8 bits, which is up to 14 grey levels off, and replaces a Gaussian by three
-boxes, up to 39 on noise. The random augmentations of `data.augment` draw the parameters.
+Images are float [b, h, w, 3] in [0, 1], and parameters [b], one for each image, or scalars. Each function equals that
+of torchvision for floating-point images to a twentieth of a grey level (on photographs and noise), and that of PIL to
+one, but for two: PIL turns the hue in an HSV of 8 bits, which is up to 14 grey levels off, and replaces a Gaussian by
+three boxes, up to 39 on noise. The random augmentations of `data.augment` draw the parameters.
 """
 
 import math

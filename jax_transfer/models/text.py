@@ -28,7 +28,7 @@ class TextTransformer(nnx.Module):
         length = self.pos_embed.shape[0]
         if tokens.shape[1:] != (length,):
             raise InputError(
-                f"tokens have shape {list(tokens.shape)}, expected [b, {length}]: encode captions to the context length."
+                f"tokens have shape {list(tokens.shape)}, expected [b, {length}]: encode captions to this length."
             )
         x = (self.token_embed[...][tokens] + self.pos_embed[...]).astype(self.dtype)
         for block in self.blocks:

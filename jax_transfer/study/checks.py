@@ -331,7 +331,7 @@ def _learns_classes(work: Workspace, dataset: str) -> bool:
 
 
 def _check_pretraining_data(work: Workspace) -> None:
-    """Checks for every pre-training its length, that each feed has the images of a batch, what is saved, and captions."""
+    """Checks for every pre-training its length, its batches, its images and captions, and what is saved."""
     for pretraining in work.pretrainings:
         for index, (feed, (dataset, size)) in enumerate(feed_sizes(work, pretraining).items()):
             where = work.recipe(pretraining).where
@@ -369,7 +369,7 @@ def _check_labelled(work: Workspace, dataset: str, source: str, section: str) ->
     if labelled != own:
         raise InputError(
             f"{section}.dataset = {dataset} has {len(labelled)} classes, which are not the {len(own)} of {source} in the "
-            f"same order: the net learns those of the source, so use images of it, such as a tenth with fraction=0.1."
+            "same order: the net learns those of the source, so use images of it, such as a tenth with fraction=0.1."
         )
 
 

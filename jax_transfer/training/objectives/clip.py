@@ -32,10 +32,10 @@ def clip(
 ) -> Objective:
     """Makes the objective "which caption belongs to which image of the batch, and which image to which caption".
 
-    Figure 3 of the paper: with unit vectors x_i of the images, t_i of their captions and s = exp(log_scale), the loss is
-    the mean of the cross-entropies of softmax_j(s x_i t_j) and softmax_j(s t_i x_j), both with the target j = i, over
-    the global batch. x is a linear projection without bias of the features of the net, t the output of `text_tower`; s
-    is learned and at most 100. At each step one of the captions of an image is drawn.
+    Figure 3 of the paper: with unit vectors x_i of the images, t_i of their captions and s = exp(log_scale), the loss
+    is the mean of the cross-entropies of softmax_j(s x_i t_j) and softmax_j(s t_i x_j), both with the target j = i,
+    over the global batch. x is a linear projection without bias of the features of the net, t the output of
+    `text_tower`; s is learned and at most 100. At each step one of the captions of an image is drawn.
 
     The feed is "train", with "tokens" int [b, k, context_length] (`data.vocabulary`) in `extra`. Its labels are not
     used. Equal captions of two images of a batch count as wrong matches of each other, as in the paper; captions that

@@ -30,14 +30,14 @@ def dino(
 ) -> Objective:
     """Makes the objective of DINO: cross-entropies between the teacher's and the student's outputs for different views.
 
-    Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, arXiv:2104.14294, algorithm 1.
-    With the outputs t of the teacher for the two global views, s of the student for all views, and the centre c:
+    Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, arXiv:2104.14294, algorithm
+    1. With the outputs t of the teacher for the two global views, s of the student for all views, and the centre c:
 
-        loss = mean over global views i and all views j != i of -sum_k softmax((t_i - c) / t_T)_k log softmax(s_j / t_S)_k
+        loss = mean_{i global, j != i} -sum_k p_ik log softmax(s_j / t_S)_k,   p_i = softmax((t_i - c) / t_T)
 
-    The teacher moves by 1 - momentum towards the student before each step, and c by 1 - center_momentum towards the mean
-    of the teacher's outputs after it. Outputs come from a head of three layers with GELU, a bottleneck of unit length,
-    and a linear layer whose columns have unit length.
+    The teacher moves by 1 - momentum towards the student before each step, and c by 1 - center_momentum towards the
+    mean of the teacher's outputs after it. Outputs come from a head of three layers with GELU, a bottleneck of unit
+    length, and a linear layer whose columns have unit length.
 
     Ours, since an objective does not know how long training is: the momentum and the teacher's temperature are constant
     (the paper raises the former to 1, and the latter from 0.04 to 0.07), and the last layer is not frozen in the first

@@ -28,9 +28,9 @@ def moco_v2(
         loss = mean( -log( exp(q k / temperature) / (exp(q k / temperature) + sum_j exp(q n_j / temperature)) ) )
 
     Equation 1 of He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, with the
-    projection and the temperature of Chen et al., "Improved Baselines with Momentum Contrastive Learning", 2020. k comes
-    from a copy of the net and of its projection that moves by 1 - momentum towards them before each step (equation 2),
-    and has BatchNorm statistics of its own. The keys of a step then replace the oldest ones in the queue.
+    projection and the temperature of Chen et al., "Improved Baselines with Momentum Contrastive Learning", 2020. k
+    comes from a copy of the net and of its projection that moves by 1 - momentum towards them before each step
+    (equation 2), and has BatchNorm statistics of its own. The keys of a step then replace the oldest ones in the queue.
 
     Queries and keys of an image must not be normalised with the same images, or the net learns to recognise the
     statistics of its BatchNorm group instead of the image (section 3.3): keys are computed from the batch in a random

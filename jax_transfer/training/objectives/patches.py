@@ -1,7 +1,7 @@
 """Patches of images, and the task of telling where they come from, for `relative_patch` and `jigsaw`.
 
-Following Kolesnikov et al. (2019, arXiv:1901.09005, section 3.2): an image is cut into a grid of 3 x 3 cells, a patch at
-a random place of each cell is normalised by itself, and the embeddings of several patches are classified together.
+Following Kolesnikov et al. (2019, arXiv:1901.09005, section 3.2): an image is cut into a grid of 3 x 3 cells, a patch
+at a random place of each cell is normalised by itself, and the embeddings of several patches are classified together.
 """
 
 import functools
