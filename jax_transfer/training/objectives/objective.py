@@ -40,7 +40,7 @@ class Objective(NamedTuple):
         (`OptimizerSettings.head_learning_rate_factor`).
       extra: names of the arrays in `Views.extra` of the first feed that the loss reads, such as "tokens", the tokens of
         the captions of each image.
-      zero_shot_head: `zero_shot_head(params, tokens [c, k, length]) -> {"kernel": [d, c], "bias": [c]}`, a head of the
+      zero_shot_head: `zero_shot_head(params, tokens [c, k, l]) -> {"kernel": [d, c], "bias": [c]}`, a head of the
         net for c classes from the tokens of k captions of each class; None for an objective without language.
     """
 
@@ -53,7 +53,7 @@ class Objective(NamedTuple):
     has_head: bool = True
     groups: Callable[[Params], Any] = all_backbone
     extra: tuple[str, ...] = ()
-    zero_shot_head: Callable[[Params, Int[Array, "c k length"]], dict[str, Array]] | None = None
+    zero_shot_head: Callable[[Params, Int[Array, "c k l"]], dict[str, Array]] | None = None
 
 
 class ReuseObjective(NamedTuple):
