@@ -15,8 +15,8 @@ the release's eight GPUs.
 Transfer, FE and FT, is that of `resnet50_imagenet.py`, on the same targets. Every 20th epoch is evaluated.
 
 Variants: `full`; `reduced`, which compares supervised, MoCo-v2, SimCLR and CLIP pre-training (with captions made from
-the names of the classes) on the 20,000 images of Tiny-ImageNet that are at hand, for equal numbers of steps, transferred
-to Caltech101 and MNIST; `smoke`, from CIFAR-10 to MNIST within a minute on two CPU cores.
+the names of the classes) on the 20,000 images of Tiny-ImageNet that are at hand, for equal numbers of steps,
+transferred to Caltech101 and MNIST; `smoke`, from CIFAR-10 to MNIST within a minute on two CPU cores.
 """
 
 from jax_transfer.choose import choose
@@ -117,7 +117,7 @@ def reduced():
     config.name = "Supervised, MoCo-v2, SimCLR and CLIP on Tiny-ImageNet"
     config.model.name, config.model.width = "resnet10", 16
     config.source.dataset = "tfds:tiny_imagenet?captions=templates"
-    config.preprocessing.image_size = 64
+    config.preprocessing.image_size = 48
     config.preprocessing.crop_fraction = 1.0
     config.pretrain = default_config().pretrain
     config.pretrain.epochs = 20

@@ -23,15 +23,15 @@ LEEP and NCE need a classification head, which most of these checkpoints lack: t
 
 Of the 16 checkpoints, 14 are trained here: supervised on ImageNet (Sup-100%-Img), iNaturalist and Places-365;
 supervised with the exemplar loss (Sup-Exemplar-100%); rotation, relative patch location, jigsaw and exemplar;
-semi-supervised rotation and exemplar with 10 % of the labels; and the encoders of VAE, WAE-MMD, WAE-UKL and WAE-GAN. Two
-are the discriminators of BigGAN, conditional and unconditional, which are not trained here: give their weights as
+semi-supervised rotation and exemplar with 10 % of the labels; and the encoders of VAE, WAE-MMD, WAE-UKL and WAE-GAN.
+Two are the discriminators of BigGAN, conditional and unconditional, which are not trained here: give their weights as
 checkpoints beside the random initialisation,
 
     --config.checkpoints="('random:resnet50', 'cond_biggan.safetensors=resnet50', 'uncond_biggan.safetensors=resnet50')"
 
 The paper takes its 14 checkpoints on ImageNet from "The Visual Task Adaptation Benchmark" (Zhai et al., 2019,
-arXiv:1910.04867); how each was trained differs from objective to objective and is not in the document at hand. Ours: one
-recipe for all, that of `neucrab_group2.py` for 90 epochs (SGD with momentum 0.9, learning rate 0.1 with a cosine
+arXiv:1910.04867); how each was trained differs from objective to objective and is not in the document at hand. Ours:
+one recipe for all, that of `neucrab_group2.py` for 90 epochs (SGD with momentum 0.9, learning rate 0.1 with a cosine
 schedule, weight decay 1e-4, batches of 256 images, crops and flips), with a tenth of the learning rate in the
 autoencoders, whose losses are sums over pixels; groups of 32 images in BatchNorm; and the settings of fine-tuning and
 its sweep, which are those of `neucrab_group2.py`. Our results: not measured at this size.

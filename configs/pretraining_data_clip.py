@@ -9,9 +9,9 @@ at this size.
 
 Pre-training follows public releases: AdamW with betas 0.9 and 0.999, learning rate 1e-3 with a cosine schedule after
 5,000 steps of warm-up, weight decay 0.1 but not on biases and gains, batches of 1,024, a learned temperature that
-scales similarities by at most 100, and random crops of 90 to 100 % of the area, "random square crops of resized images".
-The release's README has the augmentations of SimCLR instead: --config.pretrain.augment="('resized_crop', 'jitter',
-'gray', 'blur', 'flip')". BatchNorm normalises the global batch.
+scales similarities by at most 100, and random crops of 90 to 100 % of the area, "random square crops of resized
+images". The release's README has the augmentations of SimCLR instead: --config.pretrain.augment="('resized_crop',
+'jitter', 'gray', 'blur', 'flip')". BatchNorm normalises the global batch.
 
 A source is a folder with captioned images (`jax_transfer.data.captions`): COCO, a table, or what img2dataset downloads;
 or any data set with `?captions=templates`, whose captions are made from the names of its classes. Add further ones with

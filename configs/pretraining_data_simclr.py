@@ -2,10 +2,10 @@
 
     python -m jax_transfer.main --config=configs/pretraining_data_simclr.py --workdir=runs/pretraining_data_simclr
 
-For section "Effect of pre-training loss" of "The Role of Pre-training Data in Transfer Learning" (Entezari et al., 2023),
-which replaces the loss of `pretraining_data_clip.py` with SimCLR's on the same images. The document at hand is a summary
-without numbers: SimCLR transfers better in the few-shot regime, and the difference shrinks with more images. Our
-results: not measured at this size.
+For section "Effect of pre-training loss" of "The Role of Pre-training Data in Transfer Learning" (Entezari et al.,
+2023), which replaces the loss of `pretraining_data_clip.py` with SimCLR's on the same images. The document at hand is a
+summary without numbers: SimCLR transfers better in the few-shot regime, and the difference shrinks with more images.
+Our results: not measured at this size.
 
 Pre-training follows the public release of SLIP (Mu et al., 2022), as the summary says: AdamW with betas 0.9 and 0.98,
 learning rate 1e-3 with a cosine schedule, weight decay 0.1, 16 epochs with two epochs of warm-up, batches of 1,024, the

@@ -34,6 +34,7 @@ from jax_transfer.analysis.linear import linear_accuracy
 from jax_transfer.analysis.logme import logme
 from jax_transfer.analysis.mutual_information import mutual_information
 from jax_transfer.analysis.nleep import Pca, nleep, nleep_gigaflops, pca
+from jax_transfer.analysis.representation import alignment, knn_accuracy, rankme, uniformity
 from jax_transfer.analysis.spectral import (
     Similarities,
     SpectralComponents,
@@ -279,12 +280,14 @@ __all__ = [
     "Score",
     "Similarities",
     "SpectralComponents",
+    "alignment",
     "batched_spectral_components",
     "effective_rank",
     "h_score",
     "h_score_shrunk",
     "kendall",
     "kendall_interval",
+    "knn_accuracy",
     "leep",
     "linear_accuracy",
     "logme",
@@ -294,6 +297,7 @@ __all__ = [
     "nleep",
     "pca",
     "pearson",
+    "rankme",
     "recall_at_k",
     "regret",
     "relative_accuracy_at_k",
@@ -306,6 +310,7 @@ __all__ = [
     "stratified_fifth",
     "transrate",
     "tsne",
+    "uniformity",
     "weighted_kendall",
     "why_undefined",
 ]

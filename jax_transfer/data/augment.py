@@ -8,14 +8,17 @@ larger, and normalises. `views` computes all the views that an objective asks fo
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jax_transfer.choose import choose
+from jax_transfer.data import photometric
 from jax_transfer.data.crops import CROPS, crops_of
 from jax_transfer.data.mixing import MIXINGS
+from jax_transfer.data.photometric import luma
 from jax_transfer.data.rand_augment import rand_augment
 from jax_transfer.data.rand_augment_fixmatch import rand_augment_fixmatch
 from jax_transfer.data.transforms import Preprocessing, crop_start
@@ -81,16 +84,98 @@ def color_jitter(key, images, preprocessing, strength=0.4):
         key, (3, images.shape[0], 1, 1, 1), images.dtype, minval=1 - strength, maxval=1 + strength
     )
     images = images * factors[0]
-    gray = _luminance(images)
+    gray = luma(images)
     mean = gray.mean((1, 2, 3), keepdims=True)
     images = mean + (images - mean) * factors[1]
-    gray = _luminance(images)
+    gray = luma(images)
     return jnp.clip(gray + (images - gray) * factors[2], 0, 1)
 
 
-def _luminance(images):
-    """Returns the luma [b, h, w, 1] of RGB images (ITU-R 601-2)."""
-    return (images * jnp.array([0.299, 0.587, 0.114], images.dtype)).sum(-1, keepdims=True)
+def jitter(key, images, preprocessing, probability=0.8, strength=0.4, hue=0.1):
+    """Changes brightness, contrast, saturation and hue of some images, in a random order: torchvision's ColorJitter.
+
+    The factors of the first three are uniform in [1 - strength, 1 + strength], the shift of the hue is uniform in
+    [-hue, hue]. With the defaults it is that of MoCo v2, SLIP and DINO.
+
+    Args:
+      probability: share of the images that are changed.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> gray = jnp.full((1, 2, 2, 3), 0.5)
+    >>> jittered = jitter(jax.random.key(0), gray, None)
+    >>> bool(((0.3 <= jittered) & (jittered <= 0.7)).all())  # only the brightness of a gray image changes
+    True
+    """
+    b = len(images)
+    key_factors, key_shift, key_order, key_chosen = jax.random.split(key, 4)
+    factors = jax.random.uniform(key_factors, (3, b), minval=1 - strength, maxval=1 + strength)
+    shifts = jax.random.uniform(key_shift, (b,), minval=-hue, maxval=hue)
+    # Each image has an order of the three blends, and a number of blends that come before its hue is turned: the hue,
+    # the most costly of the four, is computed once.
+    order = jnp.argsort(jax.random.uniform(key_order, (b, 4)), -1)
+    blends = jnp.argsort(order[:, :3], -1)  # [b, 3], in the order in which they are made
+    num_before = order[:, 3]
+
+    def blended(changed, index, wanted):
+        kind = blends[:, index].reshape(-1, 1, 1, 1)
+        gray = luma(changed)
+        other = jnp.where(kind == 0, 0.0, jnp.where(kind == 1, gray.mean((1, 2, 3), keepdims=True), gray))
+        chosen = jnp.take_along_axis(factors, blends[:, index][None], 0)[0]
+        return photometric.blend(changed, other, jnp.where(wanted, chosen, 1.0))
+
+    changed = images
+    for index in range(3):
+        changed = blended(changed, index, index < num_before)
+    changed = photometric.adjust_hue(changed, shifts)
+    for index in range(3):
+        changed = blended(changed, index, index >= num_before)
+    return jnp.where(_drawn(key_chosen, b, probability), changed, images)
+
+
+def gray(key, images, preprocessing, probability=0.2):
+    """Removes the colours of some images.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> red = jnp.array([[[[1.0, 0.0, 0.0]]]])
+    >>> [round(x, 3) for x in gray(jax.random.key(0), red, None, probability=1.0).ravel().tolist()]
+    [0.299, 0.299, 0.299]
+    """
+    return jnp.where(_drawn(key, len(images), probability), luma(images), images)
+
+
+def blur(key, images, preprocessing, probability=0.5, sigma=(0.1, 2.0)):
+    """Blurs some images with a Gaussian, whose standard deviation in pixels is uniform between those of `sigma`.
+
+    The range is the one that SimCLR, MoCo v2 and DINO use for images of 224 pixels.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> blur(jax.random.key(0), jnp.ones((2, 16, 16, 3)), None).shape
+    (2, 16, 16, 3)
+    """
+    key_sigma, key_chosen = jax.random.split(key)
+    sigmas = jax.random.uniform(key_sigma, (len(images),), minval=sigma[0], maxval=sigma[1])
+    chosen = _drawn(key_chosen, len(images), probability).reshape(-1)
+    radius = min(photometric.blur_radius(sigma[1]), min(images.shape[1:3]) - 1)
+    return photometric.gaussian_blur(images, jnp.where(chosen, sigmas, 0.0), radius)
+
+
+def solarize(key, images, preprocessing, probability=0.2):
+    """Inverts the values of some images that are at least 128 of 255.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> solarize(jax.random.key(0), jnp.ones((1, 1, 1, 3)), None, probability=1.0).tolist()
+    [[[[0.0, 0.0, 0.0]]]]
+    """
+    return jnp.where(_drawn(key, len(images), probability), photometric.solarize(images), images)
+
+
+def _drawn(key, count: int, probability: float):
+    """Draws which images are changed, [b, 1, 1, 1]."""
+    return jax.random.bernoulli(key, probability, (count, 1, 1, 1))
 
 
 def random_erase(key, images, preprocessing, probability=0.25, area=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3)):
@@ -140,6 +225,12 @@ AUGMENTATIONS = {
     "pad_crop": pad_crop,
     "random_crop": random_crop,
     "color_jitter": color_jitter,
+    "jitter": jitter,
+    "gray": gray,
+    "blur": blur,
+    "blur_always": functools.partial(blur, probability=1.0),
+    "blur_rarely": functools.partial(blur, probability=0.1),
+    "solarize": solarize,
     "rand_augment": rand_augment,
     "rand_augment_fixmatch": rand_augment_fixmatch,
     "random_erase": random_erase,

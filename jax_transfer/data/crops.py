@@ -34,7 +34,13 @@ class Crop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
 
-CROPS = {"resized_crop": Crop()}
+CROPS = {
+    "resized_crop": Crop(),
+    "resized_crop_20": Crop(area=(0.2, 1.0)),  # MoCo v2
+    "resized_crop_90": Crop(area=(0.9, 1.0)),  # CLIP
+    "global_crop": Crop(area=(0.4, 1.0)),  # DINO
+    "local_crop": Crop(area=(0.05, 0.4)),  # DINO
+}
 
 
 def crops_of(views: Sequence[Sequence[str]]) -> tuple[Crop | None, ...]:

@@ -141,8 +141,8 @@ def read_captions(records, feature: str, what: str) -> tuple[tuple[str, ...], ..
 
     Args:
       records: has a length, and `__getitems__(indices)`, a list of dictionaries.
-      feature: name of the captions in a record: a text, a list of texts, or a dictionary with these as "text", or a list
-        of such dictionaries.
+      feature: name of the captions in a record: a text, a list of texts, or a dictionary with these as "text", or a
+        list of such dictionaries.
       what: names the records in messages.
 
     Raises:

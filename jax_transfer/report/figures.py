@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import matplotlib
 import matplotlib.axes
+import matplotlib.ticker
 from matplotlib.figure import Figure
 
 from jax_transfer.records import METRICS, InputError
@@ -190,38 +191,94 @@ def source_accuracy(pretrain_rows: Sequence[Row], source: str = "") -> Figure:
         "train_accuracy": (1, 100, ORANGE, "s", "Train"),
         "test_accuracy": (1, 100, BLUE, "o", "Test"),
     }
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    all_axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.4))
-    rows = sorted(trajectories(pretrain_rows).get(source, []), key=lambda row: row["epoch"])
-    epochs: list[float] = []
-    for column, (panel, scale, color, marker, label) in curves.items():
-        points = [(row["epoch"], scale * row[column]) for row in rows if is_number(row[column])]
-        if points:
-            x, y = zip(*points, strict=True)
-            marker = marker if len(x) <= MANY_POINTS else ""
-            all_axes[panel].plot(x, y, color=color, marker=marker, label=label, clip_on=False)
-            epochs += x
+    points = {column: _points(pretrain_rows, source, column) for column in curves}
+    epochs = [epoch for column in points.values() for epoch in column]
     if not epochs:
         raise InputError("results/pretrain.jsonl has no loss and no accuracy; run stage pretrain.")
+    has_accuracies = bool(points["train_accuracy"] or points["test_accuracy"])
+    figure = Figure(figsize=(WIDTH, 3.2 if has_accuracies else 1.7), layout="constrained")
+    heights = (1, 1.4)[: 1 + has_accuracies]
+    all_axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for column, (panel, scale, color, marker, label) in curves.items():
+        if points[column]:
+            marker = marker if len(points[column]) <= MANY_POINTS else ""
+            x, y = list(points[column]), [scale * value for value in points[column].values()]
+            all_axes[panel].plot(x, y, color=color, marker=marker, label=label, clip_on=False)
     all_axes[0].set_ylabel("Train loss (nats)")
-    percent_axis(all_axes[1], "Accuracy (%)")
-    if all_axes[1].lines:
+    if has_accuracies:
+        percent_axis(all_axes[1], "Accuracy (%)")
         legend_above(all_axes[1], columns=2)
-    epoch_axis(all_axes[1], epochs)
+    epoch_axis(all_axes[-1], epochs)
     figure.align_ylabels(all_axes)
-    figure.suptitle(cut(f"Pre-training: {source}" if source else "Pre-training", 38))
+    figure.suptitle(_pretraining_title(source))
     return figure
 
 
-def _draw_source_accuracy(results: Results) -> Iterator[Drawing]:
-    columns = ("train_loss", "train_accuracy", "test_accuracy")
-    if not any(is_number(row[column]) for row in results["pretrain"] for column in columns):
-        return
-    for source in trajectories(results["pretrain"]):
-        caption = f"Loss and accuracy on {source or 'the source data'}. Epoch 0 is random initialisation."
-        yield Drawing(
-            "", f"source_accuracy{source and '-'}{source}", caption, source_accuracy(results["pretrain"], source)
-        )
+def _points(pretrain_rows: Sequence[Row], source: str, column: str) -> dict[float, float]:
+    """Returns the numbers in a column of a pre-training, in the order of its epochs: epoch -> number."""
+    rows = sorted(trajectories(pretrain_rows).get(source, []), key=lambda row: row["epoch"])
+    return {row["epoch"]: row[column] for row in rows if is_number(row.get(column))}
+
+
+def _pretraining_title(source: str) -> str:
+    return cut(f"Pre-training: {source}" if source else "Pre-training", 38)
+
+
+# Column of results/pretrain.jsonl by which an epoch is judged without a head -> scale, label.
+JUDGED = {
+    "knn_accuracy": (100, "k-NN acc. (%)"),
+    "effective_rank": (1, "Effective rank"),
+    "alignment": (1, "Alignment"),
+    "uniformity": (1, "Uniformity"),
+}
+
+
+@matplotlib.rc_context(STYLE)
+def judged_epochs(pretrain_rows: Sequence[Row], source: str = "") -> Figure:
+    """Draws the numbers by which epochs are judged without a head against epoch, each on its own axes.
+
+    Args:
+      pretrain_rows: rows of results/pretrain.jsonl.
+      source: the pre-training, if the study has several; see `best.source_of`.
+
+    Raises:
+      InputError: if no row holds such a number.
+
+    >>> row = {"checkpoint": "1", "epoch": 1, "knn_accuracy": 0.5, "effective_rank": 9.1}
+    >>> [axes.get_ylabel() for axes in judged_epochs([row]).axes]
+    ['k-NN acc. (%)', 'Effective rank']
+    """
+    points = {column: found for column in JUDGED if (found := _points(pretrain_rows, source, column))}
+    if not points:
+        raise InputError("results/pretrain.jsonl has no judged epoch; set config.pretrain.judged_images.")
+    figure = Figure(figsize=(WIDTH, 0.5 + 0.9 * len(points)), layout="constrained")
+    all_axes = figure.subplots(len(points), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (column, values) in zip(all_axes, points.items(), strict=True):
+        scale, label = JUDGED[column]
+        marker = "o" if len(values) <= MANY_POINTS else ""
+        axes.plot(list(values), [scale * value for value in values.values()], color=BLUE, marker=marker, clip_on=False)
+        axes.set_ylabel(label)
+        axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+    epoch_axis(all_axes[-1], [epoch for values in points.values() for epoch in values])
+    figure.align_ylabels(all_axes)
+    figure.suptitle(_pretraining_title(source))
+    return figure
+
+
+def _draw_pretraining(results: Results) -> Iterator[Drawing]:
+    rows = results["pretrain"]
+    for source in trajectories(rows):
+        of, end = source or "the source data", f"{source and '-'}{source}"
+        if any(_points(rows, source, column) for column in ("train_loss", "train_accuracy", "test_accuracy")):
+            caption = f"Loss and accuracy on {of}. Epoch 0 is random initialisation."
+            yield Drawing("", f"source_accuracy{end}", caption, source_accuracy(rows, source))
+        if any(_points(rows, source, column) for column in JUDGED):
+            caption = (
+                f"The features of test images of {of}: leave-one-out accuracy of 20 nearest neighbours; effective rank "
+                "(RankMe); mean squared distance of two augmented views of an image (alignment: smaller is closer); "
+                "and how evenly directions spread (uniformity: smaller is more even; near 0 all are the same)."
+            )
+            yield Drawing("", f"judged_epochs{end}", caption, judged_epochs(rows, source))
 
 
 def _draw_transfer_curves(results: Results) -> Iterator[Drawing]:
@@ -241,5 +298,5 @@ def _draw_transfer_curves(results: Results) -> Iterator[Drawing]:
 # Heading of a section of the page -> its figures.
 FIGURES = {
     "Transfer along the trajectory": Section(("transfer",), _draw_transfer_curves, for_given=False),
-    "Pre-training": Section(("pretrain",), _draw_source_accuracy, for_given=False),
+    "Pre-training": Section(("pretrain",), _draw_pretraining, for_given=False),
 }

@@ -18,6 +18,7 @@ from jax_transfer.study import check_reuse, given, settings, zero_shot
 from jax_transfer.study import config as study_config
 from jax_transfer.study.epochs import (
     MOST_CHECKPOINTS,
+    Pretraining,
     Saved,
     evaluated_numbers,
     given_snapshots,
@@ -28,6 +29,7 @@ from jax_transfer.study.epochs import (
 from jax_transfer.study.pretrain import check_saved, feed_sizes
 from jax_transfer.study.reuse import num_source_views, points
 from jax_transfer.study.workspace import Workspace
+from jax_transfer.training.objectives.objective import LABELLED, Division
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 from jax_transfer.transfer.probe import PROTOCOLS, grid_points, validation_rows
 
@@ -329,12 +331,15 @@ def _learns_classes(work: Workspace, dataset: str) -> bool:
 
 
 def _check_pretraining_data(work: Workspace) -> None:
-    """Checks for every pre-training its length, that each feed has the images of a batch, what is saved, and captions."""
+    """Checks for every pre-training its length, its batches, its images and captions, and what is saved."""
     for pretraining in work.pretrainings:
         for index, (feed, (dataset, size)) in enumerate(feed_sizes(work, pretraining).items()):
             where = work.recipe(pretraining).where
             section = f"{where}.feeds.{feed}" if index else where
             steps_per_epoch(len(work.source(dataset, "train")), size, f"{dataset} ({section})")
+            if feed == LABELLED:
+                _check_labelled(work, dataset, pretraining.source, section)
+        _check_division(work, pretraining)
         steps = work.config.pretrain.steps or 0
         if (epochs := steps // work.steps_per_epoch(pretraining)) > MOST_CHECKPOINTS:
             raise InputError(
@@ -343,6 +348,30 @@ def _check_pretraining_data(work: Workspace) -> None:
             )
         check_saved(work, pretraining)
         work.trained_on(pretraining)
+
+
+def _check_division(work: Workspace, pretraining: Pretraining) -> None:
+    """Checks that the objective of a pre-training can be computed with its batches."""
+    where, section, _ = work.recipe(pretraining)
+    size, net = section.batch_size, work.source_net(pretraining)
+    group = work.models[pretraining.model].get("batch_norm_group") or size // section.microbatches
+    has_batch_norm = any(name.startswith("stats/") for name in net.shapes)
+    division = Division(size, section.microbatches, group if has_batch_norm else None)
+    try:
+        work.objective(pretraining).check(division)
+    except InputError as error:
+        raise InputError(f"{where} with the objective {section.objective}: {error}") from error
+
+
+def _check_labelled(work: Workspace, dataset: str, source: str, section: str) -> None:
+    """Checks that the labels of a feed are those that the head of the net stands for: the classes of the source."""
+    labelled, own = (work.source(name, "train").class_names for name in (dataset, source))
+    if labelled != own:
+        raise InputError(
+            f"{section}.dataset = {dataset} has {len(labelled)} classes, which are not the {len(own)} of {source} in "
+            "the same order: the net learns those of the source, so use images of it, such as a tenth with "
+            "fraction=0.1."
+        )
 
 
 def check_early_stops(config: StudyConfig, target: str, steps_an_epoch: int | None = None) -> None:

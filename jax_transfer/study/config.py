@@ -37,9 +37,10 @@ from jax_transfer.transfer.probe import ProbeSettings
 
 # Fields that may change between two runs in the same working directory. A change adds or leaves out
 # work, but existing results stay valid. The same holds for the fields in CHANGEABLE_ANYWHERE, in any section:
-# `checkpoints`, `finetune.checkpoints` and its overrides, and `remat`, which changes results only by rounding.
+# `checkpoints`, `finetune.checkpoints` and its overrides, `remat`, which changes results only by rounding, and
+# `judged_images`, which changes no trained model.
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "paper")
-CHANGEABLE_ANYWHERE = ("checkpoints", "remat")
+CHANGEABLE_ANYWHERE = ("checkpoints", "remat", "judged_images")
 
 # Fields, in any section, to which entries may be added, or from which they may be left out; the others must not change.
 GROWING = ("selections", "reuse", "labels")

@@ -22,7 +22,7 @@ from jax_transfer.models import Net
 from jax_transfer.preemption import Preempted
 from jax_transfer.records import InputError
 from jax_transfer.results import PretrainRow, Rows, from_json_dict
-from jax_transfer.study import estimates, settings
+from jax_transfer.study import estimates, judge, settings
 from jax_transfer.study.epochs import Pretraining, Saved, evaluated_numbers, length, saved_at, snapshot
 from jax_transfer.study.settings import Recipe
 from jax_transfer.study.workspace import Workspace
@@ -66,7 +66,9 @@ def gigaflops(work: Workspace) -> float:
         image = work.features_of.gigaflops_per_image(work.source_net(pretraining), work.preprocessing)
         for pretraining in trained:
             steps = saved_at(work.config, work.steps_per_epoch(pretraining)).values()
-            total += max(steps) * step + len(steps) * len(work.source(pretraining.source, "test")) * image
+            images = len(work.source(pretraining.source, "test"))
+            images += judge.NUM_VIEWS * judge.num_images(work, pretraining)
+            total += max(steps) * step + len(steps) * images * image
     return total
 
 
@@ -223,6 +225,11 @@ class _Training:
         """Function that computes the test accuracy of a model."""
         return classification(self.net, self.work.preprocessing, self.mesh, stacked=False)
 
+    @functools.cached_property
+    def judge(self):
+        """Function that judges a model by its features of test images."""
+        return judge.make_judge(self.work, self.pretraining, self.mesh)
+
     def step_gigaflops(self) -> float:
         """Computes the work of one training step on one device, in GFLOP."""
         whole = train_step_gigaflops(
@@ -239,27 +246,32 @@ class _Training:
         metrics = self.measure(model, test, self.work.config.data.eval_batch_size, preemption.requested)
         return metrics[0]["accuracy"] if metrics else None
 
-    def record(self, step: int, state: dict, test_accuracy: float, so_far: dict | None = None, **measured: float):
+    def evaluate(self, state: dict) -> dict[str, float | None] | None:
+        """Computes the columns of the row that need test images; None if a stop is requested."""
+        accuracy = self.test_accuracy(state)
+        if accuracy is None:
+            return None
+        judged = self.judge(evaluated(self.objective, state), preemption.requested)
+        return None if judged is None else {"test_accuracy": accuracy, **judged}
+
+    def record(self, step: int, state: dict, so_far: dict | None = None, **measured: float | None) -> PretrainRow:
         """Saves the checkpoint of a step, then writes its row and returns it.
 
         Args:
           so_far: `Epoch.begun()` if the step is within an epoch, which is then resumed from this checkpoint.
-          measured: the other numbers of the row; those that are missing are NaN.
+          measured: the other numbers of the row. Those that are missing are NaN, or None if the column may be None.
         """
         number = self.numbers[step]
         saved = snapshot(self.pretraining, number)
+        missing = ("train_loss", "train_accuracy", "test_accuracy", "images_per_second", "seconds")
         row = PretrainRow(
             epoch=self.work.epoch(saved),
             source=self.pretraining.source,
             checkpoint=saved.name,
             model=self.pretraining.model,
             objective=self.recipe.section.objective,
-            test_accuracy=test_accuracy,
             step=step,
-            train_loss=measured.get("train_loss", math.nan),
-            train_accuracy=measured.get("train_accuracy", math.nan),
-            images_per_second=measured.get("images_per_second", math.nan),
-            seconds=measured.get("seconds", math.nan),
+            **{**dict.fromkeys(missing, math.nan), **measured},
         )
         metadata = {**_metadata(self.work, self.pretraining, row), **({"so_far": so_far} if so_far else {})}
         self.trajectory.save(number, *divide(self.objective, state), metadata)
@@ -311,20 +323,20 @@ def _train(training: _Training, saved: list[int]) -> None:
         ):
             if epoch.diverged_at[0] is not None:
                 _raise_divergence(training, epoch.diverged_at[0])
-            accuracy = None if epoch.stopped else training.test_accuracy(epoch.state)
-            if accuracy is None:
+            tested = None if epoch.stopped else training.evaluate(epoch.state)
+            if tested is None:
                 _save_stopped(training, epoch)
                 raise Preempted
             means = {name: float(value) for name, value in epoch.means.items()}
             row = training.record(
                 epoch.step,
                 epoch.state,
-                accuracy,
                 epoch.begun() if epoch.step % training.feed.steps_per_epoch else None,
                 train_loss=means["loss"],
                 train_accuracy=means.get("accuracy", math.nan),
                 seconds=epoch.seconds,
                 images_per_second=epoch.images_per_second,
+                **tested,
             )
             _log_row(row, training)
         training.trajectory.wait()
@@ -337,18 +349,12 @@ def _last_step(training: _Training, saved: list[int]) -> int:
 
 def _log_row(row: PretrainRow, training: _Training) -> None:
     last, unit = length(training.work.config)
-    log.info(
-        "%s%s %d/%d%s: loss %.4f, train accuracy %.4f, test accuracy %.4f, %.0f images/s",
-        f"{training.pretraining.name}, " if training.pretraining.name else "",
-        unit,
-        getattr(row, unit),
-        last,
-        f" (epoch {row.epoch:g})" if unit == "step" else "",
-        row.train_loss,
-        row.train_accuracy,
-        row.test_accuracy,
-        row.images_per_second,
-    )
+    label = f"{training.pretraining.name}, " if training.pretraining.name else ""
+    label += f"{unit} {getattr(row, unit):d}/{last}"
+    label += f" (epoch {row.epoch:g})" if unit == "step" else ""
+    numbers = [f"loss {row.train_loss:.4f}", *judge.words(row, training.objective.has_head)]
+    log.info("%s: %s, %.0f images/s", label, ", ".join(numbers), row.images_per_second)
+    judge.warn_of_collapse(row, training.rows.rows, label, training.recipe.where)
 
 
 def _initial_state(training: _Training, saved: list[int]) -> tuple[dict, dict | None]:
@@ -363,10 +369,10 @@ def _initial_state(training: _Training, saved: list[int]) -> tuple[dict, dict | 
         log.info("Resuming pre-training on %s after %s %d.", label, length(training.work.config).unit, saved[-1])
         return training.restore(training.trajectory, saved[-1]), training.trajectory.metadata(saved[-1]).get("so_far")
     state = training.start()
-    accuracy = training.test_accuracy(state)
-    if accuracy is None:
+    tested = training.evaluate(state)
+    if tested is None:
         raise Preempted  # nothing is lost, because the same command repeats the same initialisation
-    training.record(0, state, accuracy)
+    training.record(0, state, None, **tested)
     return state, None
 
 

@@ -67,6 +67,12 @@ class PretrainSettings:
     # Data sets on which the objective trains in addition to config.source.dataset, keyed by the objective's names:
     # {"unlabelled": {"dataset": "tfds:cifar10", "batch_size": 64}}.
     feeds: dict[str, FeedSettings] = dataclasses.field(default_factory=dict)
+    # Number of the source's test images by which every epoch is judged without a head: k-nearest-neighbour accuracy,
+    # effective rank, alignment and uniformity, see jax_transfer.study.judge. If unset, 2,000 for an objective without
+    # classes and 0 for any other; 0 leaves it out. A run may resume with another value.
+    judged_images: Annotated[int, Rule(lambda x: x == 0 or x >= 2, "be 2 or more, or 0 to judge no epoch")] | None = (
+        None
+    )
     # Further pre-trainings of each model on each source, of the same length: each is this section with the fields that
     # it replaces, ({"objective": "simclr", "augment": ("resized_crop", "flip"), "simclr": {"temperature": 0.2}}, ...).
     # "source" in an entry is its only source. The checkpoints of all are ranked together.

@@ -11,10 +11,11 @@ import argparse
 import json
 import pathlib
 
+from record_study import markdown
+
 from jax_transfer.report import best
 from jax_transfer.report.tables import is_number, percent, target_names
 from jax_transfer.results import read_rows
-from record_study import markdown
 
 SHOWN = 12  # epochs in a table, at most
 

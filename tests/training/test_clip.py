@@ -18,7 +18,9 @@ from helpers.training_parts import tiny_net
 from jax_transfer.models.net import Output
 from jax_transfer.records import InputError, Views
 from jax_transfer.training.objectives import OBJECTIVES
-from jax_transfer.training.objectives.clip import MOST_SCALE, scale, unit
+from jax_transfer.training.objectives.clip import MOST_SCALE, scale
+from jax_transfer.training.objectives.objective import Division
+from jax_transfer.training.objectives.parts import unit
 
 SIZE = {"vocabulary_size": 300, "context_length": 6, "embedding_dim": 5, "text_width": 8, "text_layers": 1}
 DIM = 7
@@ -127,9 +129,12 @@ def test_unit_of_zeros_has_a_finite_gradient():
     assert np.isfinite(jax.grad(lambda x: unit(x).sum())(jnp.zeros(3))).all()
 
 
-def test_a_batch_of_one_is_refused(clip, params):
-    with pytest.raises(InputError, match=r"a microbatch\) of 1 image: use a larger config\.pretrain\.batch_size"):
-        jax.eval_shape(clip.loss, params, {"stats": {}}, random_views(1), jax.random.key(0))
+@pytest.mark.parametrize(
+    ("division", "message"), [(Division(1), "batch_size = 1: the loss compares"), (Division(8, 2), "microbatches = 2")]
+)
+def test_batches_of_one_and_parts_of_a_batch_are_refused(clip, division, message):
+    with pytest.raises(InputError, match=message):
+        clip.check(division)
 
 
 def test_loss_falls_and_aux_keeps_its_shapes():

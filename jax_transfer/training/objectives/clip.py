@@ -12,8 +12,8 @@ from jax_transfer import devices
 from jax_transfer.fields import Count, Few, Positive, between
 from jax_transfer.models.net import Net, gaussian
 from jax_transfer.models.text import text_tower
-from jax_transfer.records import InputError
 from jax_transfer.training.objectives.objective import Objective
+from jax_transfer.training.objectives.parts import check_compared, similarities, unit
 
 MOST_SCALE = 100.0  # section 2.5: logits are scaled by at most 100
 
@@ -32,14 +32,14 @@ def clip(
 ) -> Objective:
     """Makes the objective "which caption belongs to which image of the batch, and which image to which caption".
 
-    Figure 3 of the paper: with unit vectors x_i of the images, t_i of their captions and s = exp(log_scale), the loss is
-    the mean of the cross-entropies of softmax_j(s x_i t_j) and softmax_j(s t_i x_j), both with the target j = i, over
-    the global batch. x is a linear projection without bias of the features of the net, t the output of `text_tower`; s
-    is learned and at most 100. At each step one of the captions of an image is drawn.
+    Figure 3 of the paper: with unit vectors x_i of the images, t_i of their captions and s = exp(log_scale), the loss
+    is the mean of the cross-entropies of softmax_j(s x_i t_j) and softmax_j(s t_i x_j), both with the target j = i,
+    over the global batch. x is a linear projection without bias of the features of the net, t the output of
+    `text_tower`; s is learned and at most 100. At each step one of the captions of an image is drawn.
 
-    The feed is "train", with "tokens" int [b, k, l] (`data.vocabulary`) in `extra`, l at most `context_length`. Its labels are not
-    used. Equal captions of two images of a batch count as wrong matches of each other, as in the paper; captions that
-    are the bare names of a few classes are mostly equal, so that the loss stays above log(b / classes).
+    The feed is "train", with "tokens" int [b, k, l] (`data.vocabulary`) in `extra`, l at most `context_length`. Its
+    labels are not used. Equal captions of two images of a batch count as wrong matches of each other, as in the paper;
+    captions that are the bare names of a few classes are mostly equal, so that the loss stays above log(b / classes).
 
     Args:
       net: a net without a head.
@@ -53,9 +53,6 @@ def clip(
     Returns:
       The objective. Its metric "contrast" is the share of images whose own caption has the largest logit. Its model is
       the net alone; `zero_shot_head` makes a head for it from captions of classes.
-
-    Raises:
-      InputError: from the loss, if a batch, or a part of it (`microbatches`), has a single image.
 
     Example:
       >>> from jax_transfer.models.resnet import resnet10
@@ -84,18 +81,13 @@ def clip(
 
     def loss(params, aux, views, key):
         (images,), tokens = views["train"].images, views["train"].extra["tokens"]
-        if len(images) < 2:
-            raise InputError(
-                "clip compares the images of a batch with each other, but has a batch (or a microbatch) of 1 image: use "
-                "a larger config.pretrain.batch_size or fewer config.pretrain.microbatches."
-            )
         key_net, key_caption = jax.random.split(key)
         output, stats = net.apply_train(params["net"], aux["stats"], images, key_net)
         drawn = jax.random.randint(key_caption, (len(tokens), 1, 1), 0, tokens.shape[1])
         caption = jnp.take_along_axis(tokens, drawn, axis=1)[:, 0]
         x = unit(output.features.astype(jnp.float32) @ params["projection"]["kernel"])
         t = unit(tower.apply(params["text"], {}, caption))
-        logits = scale(params["log_scale"]) * x @ t.T
+        logits = scale(params["log_scale"]) * similarities(x, t)
         entropy, own = optax.softmax_cross_entropy_with_integer_labels, jnp.arange(len(images))
         value = (entropy(logits, own).mean() + entropy(logits.T, own).mean()) / 2
         return value, ({"stats": stats}, {"contrast": (logits.argmax(-1) == own).mean()})
@@ -113,17 +105,9 @@ def clip(
         views={"train": (augment,)},
         has_head=False,
         extra=("tokens",),
+        check=check_compared,
         zero_shot_head=zero_shot_head,
     )
-
-
-def unit(x: Float[Array, "*b e"]) -> Float[Array, "*b e"]:
-    """Divides vectors by their lengths; a vector of zeros stays one.
-
-    >>> unit(jnp.array([3.0, 4.0])).round(1).tolist()
-    [0.6, 0.8]
-    """
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
 @jax.custom_vjp

@@ -10,6 +10,7 @@ from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.records import Views
 
 Params = Any  # a tree of everything trained by gradients, such as a net, a projector, a text tower or several heads
+LABELLED = "labelled"  # the feed of images that have labels, of the classes of the first feed, where others have none
 Aux = dict[str, Any]  # everything that changes by other means: BatchNorm statistics, a momentum encoder, a queue
 
 
@@ -21,6 +22,20 @@ def all_backbone(params: Params):
       {'conv': 'backbone', 'fc': 'backbone'}
     """
     return jax.tree.map(lambda _: "backbone", params)
+
+
+class Division(NamedTuple):
+    """How the images of the first feed are divided in a training step.
+
+    Attributes:
+      batch_size: images of a step, over all devices.
+      microbatches: number of parts that are processed one after another.
+      batch_norm_group: images that BatchNorm normalises together; None for a net without BatchNorm.
+    """
+
+    batch_size: int
+    microbatches: int = 1
+    batch_norm_group: int | None = None
 
 
 class Objective(NamedTuple):
@@ -35,11 +50,14 @@ class Objective(NamedTuple):
       model: `model(params, aux) -> {"params", "stats"}` of the net that is stored, evaluated and transferred. It must
         select leaves of its arguments and not compute new ones, since they are stored once, as part of the model.
       views: feed -> names of the augmentations (`data.augment`) of each view. An epoch is one pass over the first feed.
+        The labels of a feed named LABELLED are those of the classes of the first feed.
       has_head: whether the net has a logit for each source class, as class accuracy, LEEP and NCE need.
       groups: `groups(params)` labels each parameter "backbone" or "head"
         (`OptimizerSettings.head_learning_rate_factor`).
       extra: names of the arrays in `Views.extra` of the first feed that the loss reads, such as "tokens", the tokens of
         the captions of each image.
+      check: `check(division)` raises an InputError if the objective cannot be computed with batches of this size, or
+        would not be what it is meant to be. Its message names the fields without their section.
       zero_shot_head: `zero_shot_head(params, tokens [c, k, l]) -> {"kernel": [d, c], "bias": [c]}`, a head of the
         net for c classes from the tokens of k captions of each class; None for an objective without language.
     """
@@ -53,6 +71,7 @@ class Objective(NamedTuple):
     has_head: bool = True
     groups: Callable[[Params], Any] = all_backbone
     extra: tuple[str, ...] = ()
+    check: Callable[[Division], None] = lambda division: None
     zero_shot_head: Callable[[Params, Int[Array, "c k l"]], dict[str, Array]] | None = None
 
 

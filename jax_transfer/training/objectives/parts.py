@@ -1,4 +1,4 @@
-"""What several objectives have in common: the classification loss, a second head, and one pass over several batches."""
+"""What several objectives have in common: classification, further layers, similarities, and one pass over batches."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jax_transfer.models.net import Net, Output
+from jax_transfer.models.net import Net, Output, gaussian
+from jax_transfer.records import InputError
+from jax_transfer.training.objectives.objective import Division
 
 
 def loss_and_accuracy(
@@ -43,6 +45,69 @@ def linear(head: dict[str, Array], features: Float[Array, "b d"]) -> Float[Array
     return features @ head["kernel"] + head["bias"]
 
 
+def unit(x: Float[Array, "*b e"]) -> Float[Array, "*b e"]:
+    """Divides vectors by their lengths, in float32; a vector of zeros stays one.
+
+    Example:
+      >>> [round(x, 2) for x in unit(jnp.array([3.0, 4.0])).tolist()]
+      [0.6, 0.8]
+    """
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
+
+def similarities(x: Float[Array, "a e"], y: Float[Array, "b e"]) -> Float[Array, "a b"]:
+    """Computes the inner product of each vector of x with each of y, in float32 on every device.
+
+    Of vectors that are split over devices, those of y are gathered, and a row of the result stays with its vector of x.
+
+    Example:
+      >>> similarities(jnp.eye(2), jnp.ones((3, 2))).tolist()
+      [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    return jnp.matmul(x, y.T, precision="float32")
+
+
+def moved_towards(old: Any, new: Any, momentum: float) -> Any:
+    """Moves a tree by 1 - momentum towards another one, through which no gradient flows.
+
+    With this formula, values that equal those of the other tree stay bitwise the same.
+
+    Example:
+      >>> jax.tree.map(float, moved_towards({"w": 1.0}, {"w": 3.0}, momentum=0.5))
+      {'w': 2.0}
+    """
+    return jax.tree.map(lambda a, b: a + (1 - momentum) * (jax.lax.stop_gradient(b) - a), old, new)
+
+
+def check_compared(division: Division) -> None:
+    """Checks batches of a loss that compares the images of a batch with each other (`Objective.check`).
+
+    Raises:
+      InputError: if there is only one image, or the batch is divided into parts.
+
+    Example:
+      >>> check_compared(Division(batch_size=256))
+    """
+    if division.microbatches > 1:
+        raise InputError(
+            f"microbatches = {division.microbatches}: the loss compares the images of a whole batch with each other; "
+            "leave it at 1, and save memory with remat or a smaller batch_size."
+        )
+    if division.batch_size < 2:
+        raise InputError("batch_size = 1: the loss compares the images of a batch with each other; use 2 or more.")
+
+
+def new_linear(key: jax.Array, inputs: int, outputs: int) -> dict[str, Array]:
+    """Draws a linear layer for `linear`: its kernel from N(0, 1 / inputs), so that the scale is kept; its bias is 0.
+
+    Example:
+      >>> jax.tree.map(jnp.shape, new_linear(jax.random.key(0), 64, 4))
+      {'bias': (4,), 'kernel': (64, 4)}
+    """
+    return {"kernel": gaussian(key, (inputs, outputs), inputs**-0.5), "bias": jnp.zeros(outputs)}
+
+
 def in_one_pass(
     net: Net, params: Any, stats: Any, batches: Sequence[Float[Array, "_ h w 3"]], key: jax.Array
 ) -> tuple[list[Output], Any]:
@@ -64,15 +129,15 @@ def in_one_pass(
       ([(2, 1), (4, 1)], 0.67)
     """
     blocks = math.gcd(*map(len, batches))
-    divided = [images.reshape(blocks, -1, *images.shape[1:]) for images in batches]
+    divided = [images.reshape(blocks, len(images) // blocks, *images.shape[1:]) for images in batches]
     together = jnp.concatenate(divided, 1)
     output, stats = net.apply_train(params, stats, together.reshape(-1, *together.shape[2:]), key)
     ends = [sum(part.shape[1] for part in divided[: i + 1]) for i in range(len(divided))]
 
     def rows(part, end):
         def select(x):
-            own = x.reshape(blocks, -1, *x.shape[1:])[:, end - part.shape[1] : end]
-            return own.reshape(-1, *x.shape[1:])
+            own = x.reshape(blocks, len(x) // blocks, *x.shape[1:])[:, end - part.shape[1] : end]
+            return own.reshape(blocks * part.shape[1], *x.shape[1:])  # not -1: logits may have no columns
 
         return jax.tree.map(select, output)
 
