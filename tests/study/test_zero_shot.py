@@ -75,7 +75,7 @@ def test_the_row_is_the_accuracy_of_the_net_with_the_head_and_fine_tuning_starts
     work, expected = Workspace(config(), workdir), rows["transfer"][-1]["accuracy"]
     snapshot = work.snapshots[-1]
     tokens = zero_shot.class_tokens(work, snapshot.origin.pretraining, work.source(TARGET, "train").class_names)
-    assert tokens.shape == (10, 80, 20)
+    assert tokens.shape[:2] == (10, 80) and tokens.shape[2] <= 20
     head, _ = zero_shot.zero_shot_head(work, snapshot.origin, tokens)
     net, checkpoint = work.tuned_net(snapshot, TARGET), work.checkpoint(snapshot)
     test, mesh = work.feed(TARGET, "test", work.preprocessing), devices.make_mesh()
