@@ -36,7 +36,7 @@ schedule, weight decay 1e-4, batches of 256 images, crops and flips), with a ten
 autoencoders, whose losses are sums over pixels; groups of 32 images in BatchNorm; and the settings of fine-tuning and
 its sweep, which are those of `neucrab_group2.py`. Our results: not measured at this size.
 
-Variants: `full`; `reduced`, which pre-trains on 10,000 images of CIFAR-10 and publishes each objective's curve
+Variants: `full`; `reduced`, which pre-trains on 5,000 images of CIFAR-10 and publishes each objective's curve
 (docs/results/objectives.md); `smoke`, on CIFAR-10 to MNIST, in two minutes on two CPU cores.
 """
 
@@ -107,23 +107,23 @@ def full():
 
 
 def reduced():
-    """Pre-trains a narrow ResNet-10 on 10,000 images of CIFAR-10 with every objective, judged after each epoch."""
+    """Pre-trains a narrow ResNet-10 on 5,000 images of CIFAR-10 with every objective, judged after each epoch."""
     config = full()
     config.name = "Objectives on CIFAR-10"
     config.model.name, config.model.stem, config.model.width = "resnet10", "cifar", 16
-    config.source.dataset = "tfds:cifar10?train=10000&test=2000"
-    config.preprocessing.image_size = 32
+    config.source.dataset = "tfds:cifar10?train=5000&test=2000"
+    config.preprocessing.image_size = 24
     config.preprocessing.crop_fraction = 1.0
-    config.pretrain.epochs = 10
-    config.pretrain.batch_size = 128
+    config.pretrain.epochs = 6
+    config.pretrain.batch_size = 64
     config.pretrain.judged_images = 2000
     config.pretrain.optimizer.learning_rate = 0.05
     config.pretrain.others = objectives("tfds:cifar10", 0.05)
-    config.trajectory.epochs = "0,2,5,10"
+    config.trajectory.epochs = "0,6"
     config.checkpoints = ()
     config.targets = ("tfds:cifar10?train=2000&test=2000", "tfds:mnist?per_class=20&test=2000")
     config.metrics = dict.fromkeys(config.targets, "accuracy")
-    config.probe.methods = ("probe_converged",)
+    config.probe.steps, config.probe.epochs = None, 30
     config.probe.num_seeds = 3
     config.stages = ("pretrain", "features", "probe", "scores", "report")
     config.scores = ("logme", "nleep")
