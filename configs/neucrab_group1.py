@@ -118,7 +118,7 @@ def reduced():
     config.pretrain.batch_size = 64
     config.pretrain.judged_images = 2000
     config.pretrain.optimizer.learning_rate = 0.05
-    config.pretrain.others = objectives("tfds:cifar10", 0.05)
+    config.pretrain.others = objectives("tfds:cifar10?train=5000", 0.05)
     config.trajectory.epochs = "0,6"
     config.checkpoints = ()
     config.targets = ("tfds:cifar10?train=2000&test=2000", "tfds:mnist?per_class=20&test=2000")
