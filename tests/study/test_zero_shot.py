@@ -152,6 +152,7 @@ def test_only_checkpoints_with_language_are_able(tmp_path):
         ({"source__dataset": "embedded:digits?train=640"}, r"digits\?train=640 has no captions: use captions:DIR"),
         ({"pretrain__objective": "supervised"}, "no checkpoint of this study is pre-trained with language"),
         ({"pretrain__clip__vocabulary_size": 200}, r"clip\.vocabulary_size = 200: must lie in \[300, 100000\]"),
+        ({"pretrain__batch_size": 1}, r"config\.pretrain\.batch_size = 1: the loss compares the images"),
         ({"pretrain__clip__text_heads": 3}, "width 32 has 3 heads"),
         ({"probe__methods": ("zero-shot",)}, "Did you mean 'zero_shot'"),
     ],
@@ -160,13 +161,6 @@ def test_a_study_that_cannot_work_is_refused_in_one_line(changes, message, tmp_p
     with pytest.raises(InputError, match=message) as caught:
         run_stages(config(**changes), tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_a_batch_of_one_is_refused_before_training(tmp_path):
-    work = Workspace(config(pretrain__batch_size=1), tmp_path)
-    with pytest.raises(InputError, match=r"of 1 image: use a larger config\.pretrain\.batch_size"):
-        pretrain.gigaflops(work)
-    work.close()
 
 
 @pytest.mark.slow
