@@ -12,6 +12,7 @@ from jax_transfer.training.objectives.dino import dino
 from jax_transfer.training.objectives.exemplar import exemplar
 from jax_transfer.training.objectives.jigsaw import jigsaw
 from jax_transfer.training.objectives.joint import joint
+from jax_transfer.training.objectives.mae import mae
 from jax_transfer.training.objectives.moco_v2 import moco_v2
 from jax_transfer.training.objectives.objective import Objective as Objective
 from jax_transfer.training.objectives.objective import ReuseObjective
@@ -45,6 +46,7 @@ OBJECTIVES = {
     "wae_mmd": wae_mmd,
     "wae_gan": wae_gan,
     "wae_ukl": wae_ukl,
+    "mae": mae,
 }
 
 REUSE = {
