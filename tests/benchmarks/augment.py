@@ -23,7 +23,7 @@ from jax_transfer.data import augment
 from jax_transfer.data.transforms import Preprocessing
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from helpers import torchvision_transforms  # noqa: E402
+from helpers import torchvision_transforms
 
 VIEW = ("jitter", "gray", "blur", "flip")
 
