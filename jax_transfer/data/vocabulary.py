@@ -109,8 +109,8 @@ def read_vocabulary(path: pathlib.Path) -> Vocabulary:
 def with_tokens(source: Source, vocabulary: Vocabulary, length: int) -> Source:
     """Returns a source with the tokens of its captions in `extra`: "tokens", int32 [n, k, l].
 
-    k is the largest number of captions of an image; images with fewer captions repeat them. l is the number of tokens of
-    the longest caption, at most `length`.
+    k is the largest number of captions of an image; images with fewer captions repeat them. l is the number of tokens
+    of the longest caption, at most `length`.
 
     Raises:
       InputError: if the source has no captions.

@@ -54,8 +54,8 @@ def text_tower(
     """Makes the text tower of CLIP. It has no statistics, and is the same in training and evaluation.
 
     `apply(params, {}, tokens) -> embeddings` maps tokens int [b, l] (`data.vocabulary`), of which 0 is padding at the
-    end, to float32 [b, embedding_dim], not normalised. Padding changes nothing, so l need only be as long as the longest
-    caption. Blocks are those of the vision transformers, with
+    end, to float32 [b, embedding_dim], not normalised. Padding changes nothing, so l need only be as long as the
+    longest caption. Blocks are those of the vision transformers, with
     exact gelu and weights from N(0, 0.02^2). Equal arguments give the same functions.
 
     Args:
