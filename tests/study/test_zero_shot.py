@@ -102,6 +102,7 @@ def test_the_row_is_the_accuracy_of_the_net_with_the_head_and_fine_tuning_starts
     work.close()
 
 
+@pytest.mark.slow
 def test_resuming_reads_the_vocabulary_and_equals_an_uninterrupted_run(study, tmp_path, monkeypatch):
     workdir, _ = study
     num_checks = [0]
@@ -152,7 +153,7 @@ def test_only_checkpoints_with_language_are_able(tmp_path):
         ({"source__dataset": "embedded:digits?train=640"}, r"digits\?train=640 has no captions: use captions:DIR"),
         ({"pretrain__objective": "supervised"}, "no checkpoint of this study is pre-trained with language"),
         ({"pretrain__clip__vocabulary_size": 200}, r"clip\.vocabulary_size = 200: must lie in \[300, 100000\]"),
-        ({"pretrain__batch_size": 1}, r"config\.pretrain\.batch_size = 1: the loss compares the images"),
+        ({"pretrain__batch_size": 1}, r"config\.pretrain with the objective clip: batch_size = 1: the loss compares"),
         ({"pretrain__clip__text_heads": 3}, "width 32 has 3 heads"),
         ({"probe__methods": ("zero-shot",)}, "Did you mean 'zero_shot'"),
     ],
