@@ -33,8 +33,8 @@ The paper takes its 14 checkpoints on ImageNet from "The Visual Task Adaptation 
 arXiv:1910.04867); how each was trained differs from objective to objective and is not in the document at hand. Ours:
 one recipe for all, that of `neucrab_group2.py` for 90 epochs (SGD with momentum 0.9, learning rate 0.1 with a cosine
 schedule, weight decay 1e-4, batches of 256 images, crops and flips), with colour jitter and grayscale where copies of
-an image are told apart; groups of 32 images in BatchNorm; and the settings of fine-tuning and its sweep, which are
-those of `neucrab_group2.py`. Our results: not measured at this size.
+an image are told apart; and the settings of fine-tuning and its sweep, which are those of `neucrab_group2.py`.
+BatchNorm normalises the global batch. Our results: not measured at this size.
 
 Variants: `full`; `reduced`, which pre-trains on 5,000 images of CIFAR-10 and publishes each objective's curve
 (docs/results/objectives.md); `smoke`, on CIFAR-10 to MNIST, in two minutes on two CPU cores.
@@ -78,7 +78,6 @@ def full():
     config = default_config()
     config.name = "NeuCRaB, group I"
     config.model.name = "resnet50"
-    config.model.batch_norm_group = 32
     config.source.dataset = IMAGENET
     config.preprocessing.image_size = 224
     config.preprocessing.crop_fraction = 0.875
@@ -133,7 +132,6 @@ def reduced():
 
 def smoke():
     config = tiny(full())
-    config.model.batch_norm_group = 16
     config.source.dataset = "tfds:cifar10?train=512&test=256"
     config.pretrain.epochs = 1
     config.pretrain.batch_size = 32
