@@ -80,8 +80,9 @@ def test_an_entry_may_replace_settings_of_the_model(tmp_path):
     assert work.source_net(work.pretrainings[0]) is not work.source_net(work.pretrainings[1])
     pretrain.run(work)
     work.close()
-    settings_of = [load_checkpoint(path / "checkpoints/1").settings for path in (tmp_path, tmp_path /
-    "others/supervised_2")] assert [found.get("batch_norm_group") for found in settings_of] == [None, 16]
+    folders = (tmp_path, tmp_path / "others/supervised_2")
+    settings_of = [load_checkpoint(folder / "checkpoints/1").settings for folder in folders]
+    assert [found.get("batch_norm_group") for found in settings_of] == [None, 16]
 
 
 @pytest.mark.parametrize(
@@ -93,8 +94,8 @@ def test_an_entry_may_replace_settings_of_the_model(tmp_path):
         ({"optimizer": {"learning_rate": -1.0}}, r"others\[0\]\.optimizer\.learning_rate = -1\.0: must be positive"),
         ({"batch_size": 0}, r"others\[0\]\.batch_size = 0"),
         ({"model": {"name": "resnet18"}}, r"field of config\.pretrain\.others\[0\]\.model: 'name'"),
-        ({"model": {"batch_norm_group": 24}}, r"others\[0\]\.batch_size = 64 does not divide into the groups of
-        batch_norm"), ({}, r"others\[0\] is the same pre-training as config\.pretrain"),
+        ({"model": {"batch_norm_group": 24}}, r"others\[0\]\.batch_size = 64 does not divide into the groups of batch"),
+        ({}, r"others\[0\] is the same pre-training as config\.pretrain"),
     ],
 )
 def test_invalid_entry_is_refused(entry, message):

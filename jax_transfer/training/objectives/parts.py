@@ -123,9 +123,8 @@ def check_compared_views(division: Division) -> None:
     check_compared(division)
     if (division.batch_norm_group or division.batch_size) < division.batch_size:
         raise InputError(
-            f"BatchNorm normalises groups of {division.batch_norm_group} images (batch_norm_group), by whose statistics
-            " "the net could recognise the views of an image: leave batch_norm_group unset, so that the whole batch is "
-            "normalised together."
+            f"BatchNorm normalises groups of {division.batch_norm_group} images (batch_norm_group), whose statistics "
+            "give the views of an image away: leave it unset, so that the whole batch is normalised together."
         )
 
 
