@@ -1,5 +1,7 @@
 """The decoder of the autoencoders, as pure functions of a dictionary: codes to images by transposed convolutions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -28,7 +30,9 @@ def new_decoder(key: jax.Array, code_dim: int, width: int) -> dict:
     channels = [*(width * 2**i for i in reversed(range(DOUBLINGS))), 3]
     keys = jax.random.split(key, 1 + DOUBLINGS)
     first = (code_dim, GRID * GRID * channels[0])
-    params: dict = {"project": {"kernel": gaussian(keys[0], first, code_dim**-0.5), "bias": jnp.zeros(first[1])}}
+    params: dict[str, Any] = {
+        "project": {"kernel": gaussian(keys[0], first, code_dim**-0.5), "bias": jnp.zeros(first[1])}
+    }
     for i in range(DOUBLINGS):
         inputs, outputs = channels[i], channels[i + 1]
         std = ((1 if outputs == 3 else 2) / (4 * inputs)) ** 0.5  # a pixel of the output sums 2x2 of the input
@@ -61,8 +65,8 @@ def decode(params: dict, codes: Float[Array, "b e"], height: int, width: int) ->
     """
     if height % FACTOR or width % FACTOR:
         raise InputError(
-            f"images of {height}x{width} pixels cannot be decoded: use a preprocessing.image_size that is a multiple "
-            f"of {FACTOR}, such as {FACTOR * max(1, round(height / FACTOR))}."
+            f"images of {height}x{width} pixels cannot be decoded: use a preprocessing.image_size that is a multiple of "
+            f"{FACTOR}, such as {FACTOR * max(1, round(height / FACTOR))}."
         )
     x = codes.astype(jnp.float32) @ params["project"]["kernel"] + params["project"]["bias"]
     x = x.reshape(len(codes), GRID, GRID, -1)

@@ -121,7 +121,7 @@ def pure_functions(name: str, make_module: Callable[[nnx.Rngs], nnx.Module]) -> 
     if others := ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)]:
         raise TypeError(f"{name} holds state that is neither Param nor BatchStat: {', '.join(others)}")
 
-    def merge(params, stats):
+    def merge(params, stats) -> Any:
         return nnx.merge(
             graph,
             _to_state(abstract_params, params, f"params do not fit {name}"),

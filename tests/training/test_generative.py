@@ -169,7 +169,7 @@ def test_loss_equals_numpy(trial):
         codes = Codes(mean, log_variance, mean + np.exp(log_variance / 2) * noise)
         penalty = weight * (expected_kl(codes) if name == "vae" else expected_mixture_kl(codes))
     else:
-        codes = Codes(encoded, None, encoded)
+        codes = Codes(encoded, np.full_like(encoded, -np.inf), encoded)
         if name == "wae_mmd":
             penalty = weight * expected_mmd(prior, encoded)
         else:

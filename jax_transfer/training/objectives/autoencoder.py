@@ -19,13 +19,12 @@ class Codes(NamedTuple):
     """The distributions q(z | x_i) = N(mean_i, diag(exp(log_variance_i))) of the codes of images, and a draw from each.
 
     Attributes:
-      mean, log_variance: parameters of the distributions; of a deterministic encoder, the variance is 0 and
-        `log_variance` is None.
+      mean, log_variance: parameters of the distributions; the latter is -inf for a deterministic encoder.
       z: the codes that are decoded.
     """
 
     mean: Float[Array, "b e"]
-    log_variance: Float[Array, "b e"] | None
+    log_variance: Float[Array, "b e"]
     z: Float[Array, "b e"]
 
 
@@ -53,7 +52,7 @@ def deterministic_codes(layer: dict[str, Array], features: Float[Array, "b d"], 
       [[5.0, 5.0, 5.0]]
     """
     z = linear(layer, features.astype(jnp.float32))
-    return Codes(z, None, z)
+    return Codes(z, jnp.full_like(z, -jnp.inf), z)
 
 
 def autoencoder(
