@@ -4,6 +4,8 @@ A module is called as `module(images, train, rngs) -> Output`. With `train` (a P
 statistics of the batch and dropout is active. `rngs` is an `nnx.Rngs` with a "dropout" stream, or None. Modules hold
 only `nnx.Param` and `nnx.BatchStat` variables: build `nnx.Dropout` without `rngs` and pass it the `rngs` of the call.
 
+A module whose images are made of patches may also have a method `encode(images, kept, train, rngs) -> tokens`.
+
 Arrays are matched between the module and the dictionaries by name, never by position: checkpoints turn list indices
 into strings, which sort as 0, 1, 10, 11, 2, so matching by position would permute the layers of a list longer than ten.
 """
@@ -13,7 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +64,9 @@ class Net:
         normalises with the statistics of the global batch, or of its groups, and the dropout masks are drawn with
         `key`. The outputs of its blocks carry the name BLOCK.
       classifier: path of the classification head in `params`, such as ("fc",).
+      encode_train: `encode_train(params, stats, images, kept, key) -> tokens` float32 [b, 1 + m, d] of the class token
+        and of the patches `kept` int [b, m] of each image, which alone are seen, in training mode. Patches are numbered
+        row by row. None for a net that needs all of an image.
       shapes: flat name -> shape of each array of {"params", "stats"}.
       projection: columns of the outputs of the linear layers of the projection; () for a net without one.
     """
@@ -74,6 +79,7 @@ class Net:
     apply: Callable
     apply_train: Callable
     classifier: tuple[str, ...]
+    encode_train: Callable | None = None
     shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     projection: tuple[int, ...] = ()
 
@@ -85,6 +91,7 @@ class Functions(NamedTuple):
     apply: Callable
     apply_train: Callable
     shapes: dict[str, tuple[int, ...]]
+    encode_train: Callable | None
 
 
 def pure_functions(name: str, make_module: Callable[[nnx.Rngs], nnx.Module]) -> Functions:
@@ -114,7 +121,7 @@ def pure_functions(name: str, make_module: Callable[[nnx.Rngs], nnx.Module]) -> 
     if others := ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)]:
         raise TypeError(f"{name} holds state that is neither Param nor BatchStat: {', '.join(others)}")
 
-    def merge(params, stats):
+    def merge(params, stats) -> Any:
         return nnx.merge(
             graph,
             _to_state(abstract_params, params, f"params do not fit {name}"),
@@ -133,8 +140,13 @@ def pure_functions(name: str, make_module: Callable[[nnx.Rngs], nnx.Module]) -> 
         output = module(inputs, train=True, rngs=nnx.Rngs(dropout=key))
         return output, _to_dict(nnx.state(module, nnx.BatchStat))
 
+    def encode_train(params, stats, images, kept, key):
+        whole: Any = merge(params, stats)
+        return whole.encode(images, kept, train=True, rngs=nnx.Rngs(dropout=key))
+
     shapes = {**_shapes("params", abstract_params), **_shapes("stats", abstract_stats)}
-    return Functions(jax.jit(init), jax.jit(apply), jax.jit(apply_train), shapes)
+    encode = jax.jit(encode_train) if hasattr(module, "encode") else None
+    return Functions(jax.jit(init), jax.jit(apply), jax.jit(apply_train), shapes, encode)
 
 
 def make_net(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models.layers import DTYPES
@@ -85,13 +85,27 @@ class VisionTransformer(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
+        x = self._blocks(self._embed(images), train, rngs)
+        features = self.norm(x[:, 0].astype(jnp.float32))
+        return Output(logits=self.head(features), features=features)
+
+    def encode(
+        self, images: Float[Array, "b h w 3"], kept: Int[Array, "b m"], train: bool, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b 1+m d"]:
+        """Returns the class token and the tokens of the patches `kept`, which see no others, after the LayerNorm."""
+        x = self._embed(images)
+        x = jnp.concatenate([x[:, :1], jnp.take_along_axis(x[:, 1:], kept[..., None], axis=1)], axis=1)
+        return self.norm(self._blocks(x, train, rngs).astype(jnp.float32))
+
+    def _embed(self, images):
         check_images(images, self.image_size)
-        x = join_class_token(self.patch_embed(images.astype(self.dtype)), self.cls_token[...], self.pos_embed[...])
+        return join_class_token(self.patch_embed(images.astype(self.dtype)), self.cls_token[...], self.pos_embed[...])
+
+    def _blocks(self, x, train, rngs):
         x = self.dropout(x, deterministic=not train, rngs=rngs)
         for block in self.blocks:
             x = block_output(block(x, train, rngs))
-        features = self.norm(x[:, 0].astype(jnp.float32))
-        return Output(logits=self.head(features), features=features)
+        return x
 
 
 def resize_position_embedding(

@@ -28,4 +28,6 @@ SMALL = {
     "sup_exemplar": {"embedding": 12, "copies": 3, "weight": 0.7},
     "semi_rotation": {"weight": 0.7},
     "semi_exemplar": {"embedding": 12, "copies": 3, "weight": 0.7},
+    **{name: {"latent_dim": 6, "decoder_width": 4} for name in ("vae", "wae_mmd", "wae_ukl", "wae_gan")},
+    "mae": {"decoder_layers": 1, "decoder_width": 24, "decoder_heads": 2},
 }

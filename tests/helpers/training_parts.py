@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -14,6 +15,8 @@ from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS
 from jax_transfer.models.layers import BatchNorm, in_groups
 from jax_transfer.models.net import Output, make_net
+from jax_transfer.models.transformer import Size
+from jax_transfer.models.vit import VisionTransformer
 from jax_transfer.training.loop import train
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
@@ -69,6 +72,17 @@ def tiny_net(num_classes=CLASSES, batch_norm=False, group=None):
     """Returns a net that compiles in a fraction of a second; `group`: images that BatchNorm normalises together."""
     module = in_groups(functools.partial(Tiny, num_classes=num_classes, batch_norm=batch_norm), group)
     return make_net("tiny", module, num_classes=num_classes, feature_dim=16, min_image_size=1, classifier=("fc",))
+
+
+@functools.cache
+def tiny_vit(image_size=24, patch=8):
+    """Returns a vision transformer of two blocks without a head."""
+
+    def make_module(rngs):
+        rates = {"dropout": 0.0, "stochastic_depth": 0.0}
+        return VisionTransformer(Size(12, 2, 3), patch, image_size, 0, dtype=jnp.float32, rngs=rngs, **rates)
+
+    return make_net("vit", make_module, num_classes=0, feature_dim=12, min_image_size=image_size, classifier=("head",))
 
 
 def feed_of(source, gigabytes=1.0):

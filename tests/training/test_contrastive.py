@@ -365,6 +365,7 @@ def configure(objective, changes):
         *((name, {"pretrain.microbatches": 2}, r"microbatches = 2: .*leave it at 1, and") for name in NAMES),
         ("moco_v2", {"pretrain.batch_size": 1, "model.batch_norm_group": None}, r"batch_size = 1: .* use 2 or more"),
         ("simclr", {"pretrain.batch_size": 1, "model.batch_norm_group": None}, r"batch_size = 1: .* use 2 or more"),
+        ("simclr", {}, r"groups of 8 images \(batch_norm_group\), .* leave it unset, so that the whole batch"),
     ],
 )
 def test_batches_are_checked(objective, changes, message, tmp_path):
@@ -377,7 +378,8 @@ def test_batches_are_checked(objective, changes, message, tmp_path):
 @pytest.mark.parametrize(
     ("objective", "changes"),
     [
-        *((name, {}) for name in NAMES),
+        ("moco_v2", {}),
+        ("dino", {}),
         ("simclr", {"model.batch_norm_group": None}),
         (
             "moco_v2",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.objectives import SMALL
-from helpers.training_parts import structured_source, tiny_net
+from helpers.training_parts import structured_source, tiny_net, tiny_vit
 from jax_transfer import devices
 from jax_transfer.data.batches import joined, make_feed
 from jax_transfer.data.transforms import Preprocessing
@@ -25,6 +25,8 @@ STEPS = 20
 
 def make(name, augment=("color_jitter",)):
     """Returns an objective and its net, which has a head only if the objective needs one."""
+    if name == "mae":  # hides patches
+        return OBJECTIVES[name](tiny_vit(), augment, **SMALL[name]), tiny_vit()
     net = tiny_net(batch_norm=True)
     if not OBJECTIVES[name](net, augment, **SMALL[name]).has_head:
         net = tiny_net(num_classes=0, batch_norm=True)

@@ -50,11 +50,15 @@ def make(name, augment=(), net=None):
 
 
 def some_views(objective):
-    """Returns random views of 12 pixels of the feeds of an objective."""
+    """Returns random views of 12 pixels of the feeds of an objective, each image with a colour of its own."""
     rng, sizes = np.random.default_rng(3), {"train": NUM_TRAIN, "labelled": NUM_LABELLED}
+
+    def images(n):
+        return (2 * rng.normal(size=(n, 1, 1, 3)) + rng.normal(size=(n, 12, 12, 3))).astype(np.float32)
+
     return {
         feed: Views(
-            tuple(rng.normal(size=(sizes[feed], 12, 12, 3)).astype(np.float32) for _ in views),
+            tuple(images(sizes[feed]) for _ in views),
             (np.arange(sizes[feed]) % CLASSES).astype(np.int32),
             np.ones(sizes[feed], bool),
         )

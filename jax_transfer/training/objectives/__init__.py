@@ -12,6 +12,7 @@ from jax_transfer.training.objectives.dino import dino
 from jax_transfer.training.objectives.exemplar import exemplar
 from jax_transfer.training.objectives.jigsaw import jigsaw
 from jax_transfer.training.objectives.joint import joint
+from jax_transfer.training.objectives.mae import mae
 from jax_transfer.training.objectives.moco_v2 import moco_v2
 from jax_transfer.training.objectives.objective import Objective as Objective
 from jax_transfer.training.objectives.objective import ReuseObjective
@@ -22,6 +23,10 @@ from jax_transfer.training.objectives.semi_rotation import semi_rotation
 from jax_transfer.training.objectives.simclr import simclr
 from jax_transfer.training.objectives.sup_exemplar import sup_exemplar
 from jax_transfer.training.objectives.supervised import supervised
+from jax_transfer.training.objectives.vae import vae
+from jax_transfer.training.objectives.wae_gan import wae_gan
+from jax_transfer.training.objectives.wae_mmd import wae_mmd
+from jax_transfer.training.objectives.wae_ukl import wae_ukl
 from jax_transfer.training.objectives.weak_strong import weak_strong
 
 OBJECTIVES = {
@@ -37,6 +42,11 @@ OBJECTIVES = {
     "sup_exemplar": sup_exemplar,
     "semi_rotation": semi_rotation,
     "semi_exemplar": semi_exemplar,
+    "vae": vae,
+    "wae_mmd": wae_mmd,
+    "wae_gan": wae_gan,
+    "wae_ukl": wae_ukl,
+    "mae": mae,
 }
 
 REUSE = {

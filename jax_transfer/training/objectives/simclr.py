@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from jax_transfer.fields import Count, Positive
 from jax_transfer.models.net import Net, with_projection, without_projection
 from jax_transfer.training.objectives.objective import Objective
-from jax_transfer.training.objectives.parts import check_compared, in_one_pass, similarities, unit
+from jax_transfer.training.objectives.parts import check_compared_views, in_one_pass, similarities, unit
 from jax_transfer.training.objectives.triplet import check_copies
 
 
@@ -99,5 +99,5 @@ def simclr(
         model=lambda params, aux: {"params": without_projection(params), "stats": aux["stats"]},
         views={"train": (augment, augment)},
         has_head=False,
-        check=check_compared,
+        check=check_compared_views,
     )
