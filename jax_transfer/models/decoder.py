@@ -65,8 +65,8 @@ def decode(params: dict, codes: Float[Array, "b e"], height: int, width: int) ->
     """
     if height % FACTOR or width % FACTOR:
         raise InputError(
-            f"images of {height}x{width} pixels cannot be decoded: use a preprocessing.image_size that is a multiple of "
-            f"{FACTOR}, such as {FACTOR * max(1, round(height / FACTOR))}."
+            f"images of {height}x{width} pixels cannot be decoded: use a preprocessing.image_size that is a multiple "
+            f"of {FACTOR}, such as {FACTOR * max(1, round(height / FACTOR))}."
         )
     x = codes.astype(jnp.float32) @ params["project"]["kernel"] + params["project"]["bias"]
     x = x.reshape(len(codes), GRID, GRID, -1)

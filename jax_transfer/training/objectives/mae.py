@@ -59,8 +59,8 @@ def mae(
     """Makes the objective of a masked autoencoder, the mean squared error of the values of the hidden patches.
 
     He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, arXiv:2111.06377. The net sees only the
-    visible patches, a random quarter of each image by default; a transformer predicts the values of the hidden ones from
-    their tokens. These values are those of the augmented and normalised image, with mean 0 and variance 1 in each patch
+    visible patches, a random quarter of each image by default; a transformer predicts the values of the hidden ones
+    from their tokens. These values are those of the augmented and normalised image, with mean 0 and variance 1 in each patch
     (`patch_values`). The paper's position embedding of the net is fixed; ours is learned, as in supervised training.
 
     Its feed is "train"; its labels are not used.
@@ -95,7 +95,8 @@ def mae(
     m = round(n * (1 - mask_ratio))
     if not 0 < m < n:
         raise InputError(
-            f"mask_ratio = {mask_ratio}: {m} of the {n} patches of {net.name} would be visible; some must be, and not all."
+            f"mask_ratio = {mask_ratio}: {m} of the {n} patches of {net.name} would be visible; some must be, "
+            "and not all."
         )
     decoder = masked_decoder(
         token_dim=net.feature_dim,
