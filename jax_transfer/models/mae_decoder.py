@@ -1,5 +1,4 @@
-"""The decoder of masked autoencoders (He et al., 2022, arXiv:2111.06377): a transformer over visible and hidden
-patches."""
+"""The decoder of masked autoencoders (He et al., 2022, arXiv:2111.06377), a transformer over all patches."""
 
 import functools
 
@@ -21,7 +20,7 @@ def grid_sinusoids(rows: int, columns: int, dim: int) -> Float[np.ndarray, "n d"
     [sin(column w), cos(column w), sin(row w), cos(row w)] (Vaswani et al., 2017, arXiv:1706.03762, section 3.5, for
     each axis; the order is that of the authors of MAE).
 
-    >>> grid_sinusoids(1, 2, 4).round(2).tolist()
+    >>> [[round(float(x), 2) for x in row] for row in grid_sinusoids(1, 2, 4)]
     [[0.0, 1.0, 0.0, 1.0], [0.84, 0.54, 0.0, 1.0]]
     """
     frequencies = 10_000.0 ** (-np.arange(dim // 4) / (dim // 4))
@@ -66,8 +65,7 @@ def masked_decoder(
     `apply(params, {}, (tokens, places)) -> predictions` maps the tokens [b, 1 + m, token_dim] of the class token and of
     m visible patches to values float32 [b, n, outputs] for all n patches. Patch j of image i is the visible patch
     number `places[i, j]` if that is less than m, and hidden otherwise: `places` int [b, n] holds 0 to n - 1 once each.
-    Blocks are those of the vision transformers, with weights from N(0, 0.02^2). Equal arguments give the same
-    functions.
+    Blocks are those of the vision transformers, with weights from N(0, 0.02^2). Equal arguments give the same object.
 
     Args:
       token_dim: columns of the tokens.

@@ -321,7 +321,7 @@ def shapes(pattern, text):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_of_four_devices_computes_its_own_images(name, on_four_devices):
-    """A device has 8 of 32 images: each convolution sees their views, and only moco_v2 exchanges images for its keys."""
+    """A device has 8 of 32 images: each convolution sees their views; only moco_v2 exchanges images, for its keys."""
     text = pathlib.Path(on_four_devices / f"{name}.txt").read_text()
     activations = [shape for shape in shapes("convolution", text) if shape[1:3] == (8, 8)]
     most = {"moco_v2": 8, "simclr": 8 * 2, "dino": 8 * 3}[name]

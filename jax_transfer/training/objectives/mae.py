@@ -96,7 +96,8 @@ def mae(
     m = round(n * (1 - mask_ratio))
     if not 0 < m < n:
         raise InputError(
-            f"mask_ratio = {mask_ratio}: {m} of the {n} patches of {net.name} would be visible; some must be, not all."
+            f"mask_ratio = {mask_ratio}: {m} of the {n} patches of {net.name} would be visible; some must be, "
+            "and not all."
         )
     decoder = masked_decoder(
         token_dim=net.feature_dim,
