@@ -33,6 +33,8 @@ def test_same_captions_give_same_file_in_any_order_and_process(vocabulary, tmp_p
     vocabulary.save(tmp_path / "own.json")
     assert (tmp_path / "own.json").read_bytes() == (tmp_path / "other.json").read_bytes()
     assert len(vocabulary) == 400
+    repeated = train_vocabulary([*CAPTIONS, *CAPTIONS[:1] * 500], 400)  # equal captions count once
+    assert repeated.tokenizer.to_str() == vocabulary.tokenizer.to_str()
 
 
 def test_rows_are_start_caption_end_and_padding(vocabulary):
