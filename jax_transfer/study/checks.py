@@ -335,8 +335,8 @@ def _check_labelled(work: Workspace, dataset: str, source: str, section: str) ->
     labelled, own = (work.source(name, "train").class_names for name in (dataset, source))
     if labelled != own:
         raise InputError(
-            f"{section}.dataset = {dataset} has {len(labelled)} classes, which are not the {len(own)} of {source} in the "
-            f"same order: the net learns those of the source, so use images of it, such as a tenth with fraction=0.1."
+            f"{section}.dataset = {dataset} has {len(labelled)} classes, which are not the {len(own)} of {source} in "
+            f"the same order: the net learns those of the source, so use images of it, such as a tenth with fraction=0.1."
         )
 
 

@@ -25,8 +25,9 @@ def exemplar(
     """Makes the objective "triplet loss of the embeddings of several augmented copies of each image".
 
     Each image is a class of its own, whose examples are its copies (Dosovitskiy et al., 2014). As in Kolesnikov et al.
-    (2019, arXiv:1901.09005), there is no weight for each image, but a triplet loss with semi-hard negatives in the batch
-    (`triplet.semi_hard_triplet_loss`), on a linear embedding of the features. The copies go through the net in one pass.
+    (2019, arXiv:1901.09005), there is no weight for each image, but a triplet loss with semi-hard negatives in the
+    batch (`triplet.semi_hard_triplet_loss`), on a linear embedding of the features. The copies go through the net in
+    one pass.
 
     Args:
       net: a net; its classification head, if it has one, is not used.

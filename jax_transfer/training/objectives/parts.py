@@ -1,4 +1,4 @@
-"""What several objectives have in common: the classification loss, further layers, and one pass over several batches."""
+"""What several objectives share: the classification loss, further layers, and one pass over several batches."""
 
 import math
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Patches of images, and the task of telling where they come from, for `relative_patch` and `jigsaw`.
 
-Following Kolesnikov et al. (2019, arXiv:1901.09005, section 3.2): an image is cut into a grid of 3 x 3 cells, a patch at
-a random place of each cell is normalised by itself, and the embeddings of several patches are classified together.
+Following Kolesnikov et al. (2019, arXiv:1901.09005, section 3.2): an image is cut into a grid of 3 x 3 cells, a patch
+at a random place of each cell is normalised by itself, and the embeddings of several patches are classified together.
 """
 
 import functools
@@ -75,9 +75,9 @@ def classify_tuples(
     fixed size, such as a ViT. A linear layer embeds the features of each patch. The embeddings of the patches of a
     tuple are concatenated, and a hidden layer with ReLU and a linear one classify them as one of the s tuples.
 
-    In Kolesnikov et al. the hidden layer also has BatchNorm and dropout, which are left out, and the representation that
-    they evaluate is the mean over nine patches. Here the features are those of the whole image, as for every checkpoint,
-    although BatchNorm has averaged the statistics of patches.
+    In Kolesnikov et al. the hidden layer also has BatchNorm and dropout, which are left out, and the representation
+    that they evaluate is the mean over nine patches. Here the features are those of the whole image, as for every
+    checkpoint, although BatchNorm has averaged the statistics of patches.
 
     Args:
       net: a net; its classification head, if it has one, is not used.

@@ -50,8 +50,8 @@ def _squared_distances(embeddings: Float[Array, "b m e"]) -> tuple[Float[Array, 
 def semi_hard_triplet_loss(embeddings: Float[Array, "b m e"], margin: float) -> Float[Array, ""]:
     """Returns the mean of max(0, margin + p - n) over all ordered pairs of copies of an image.
 
-    p is the squared distance of the two copies, and n that from the first copy to a semi-hard negative: the nearest copy
-    of another image that is farther than p, or, if there is none, the farthest one (Schroff et al., 2015,
+    p is the squared distance of the two copies, and n that from the first copy to a semi-hard negative: the nearest
+    copy of another image that is farther than p, or, if there is none, the farthest one (Schroff et al., 2015,
     arXiv:1503.03832, section 3.2). Embeddings are first scaled to length 1.
 
     Args:
@@ -79,9 +79,9 @@ def semi_hard_triplet_loss(embeddings: Float[Array, "b m e"], margin: float) -> 
 def batch_hard_triplet_loss(embeddings: Float[Array, "b m e"]) -> Float[Array, ""]:
     """Returns the mean of log(1 + exp(p - n)) over all copies of all images.
 
-    p is the distance from a copy to the farthest copy of its image, and n that to the nearest copy of another image: the
-    batch-hard loss with a soft margin (Hermans et al., 2017, arXiv:1703.07737, equation 5 and section 2). Embeddings are
-    first scaled to length 1. Distances are at least 1e-6, where their gradient is 0.
+    p is the distance from a copy to the farthest copy of its image, and n that to the nearest copy of another image:
+    the batch-hard loss with a soft margin (Hermans et al., 2017, arXiv:1703.07737, equation 5 and section 2).
+    Embeddings are first scaled to length 1. Distances are at least 1e-6, where their gradient is 0.
 
     Args:
       embeddings: those of m copies of each of b images.
