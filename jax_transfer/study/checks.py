@@ -336,7 +336,8 @@ def _check_labelled(work: Workspace, dataset: str, source: str, section: str) ->
     if labelled != own:
         raise InputError(
             f"{section}.dataset = {dataset} has {len(labelled)} classes, which are not the {len(own)} of {source} in "
-            f"the same order: the net learns those of the source, so use images of it, such as a tenth with fraction=0.1."
+            "the same order: the net learns those of the source, so use images of it, such as a tenth with "
+            "fraction=0.1."
         )
 
 
