@@ -36,8 +36,8 @@ schedule, weight decay 1e-4, batches of 256 images, crops and flips), with colou
 an image are told apart; and the settings of fine-tuning and its sweep, which are those of `neucrab_group2.py`.
 BatchNorm normalises the global batch. Our results: not measured at this size.
 
-Variants: `full`; `reduced`, which pre-trains on 5,000 images of CIFAR-10 and publishes each objective's curve
-(docs/results/objectives.md); `smoke`, on CIFAR-10 to MNIST, in two minutes on two CPU cores.
+Variants: `full`; `reduced`, which pre-trains on 5,000 images of CIFAR-10 and judges every epoch of each objective;
+`smoke`, on CIFAR-10 to MNIST, in two minutes on two CPU cores.
 """
 
 from jax_transfer.choose import choose
