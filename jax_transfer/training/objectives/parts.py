@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """What several objectives have in common: classification, further layers, similarities, and one pass over batches."""
-=======
-"""What several objectives share: the classification loss, further layers, and one pass over several batches."""
->>>>>>> pretext
 
 import math
 from collections.abc import Sequence
