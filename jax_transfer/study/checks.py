@@ -294,11 +294,12 @@ def _check_given(work: Workspace) -> None:
     headless = [checkpoint.name for checkpoint in checkpoints.values() if not checkpoint.has_head]
     if need_head and headless and "scores" in config.stages:
         need = f"{' and '.join(need_head)} need{'s' if len(need_head) == 1 else ''} a classification head"
+        which = f"{' and '.join(headless)} (config.checkpoints) {'does' if len(headless) == 1 else 'do'} not have"
         if not any(work.checkpoint(snapshot).has_head for snapshot in work.snapshots):
             raise InputError(
-                f"config.scores: {need}, which no checkpoint of config.checkpoints has: leave out {need_head[0]}."
+                f"config.scores: {need}, which {which}, nor any other checkpoint of the study: leave these scores out."
             )
-        log.info("%s, which %s does not have: there is none for it.", need, " and ".join(headless))
+        log.info("%s, which %s: there are no such scores of %s.", need, which, "it" if len(headless) == 1 else "them")
     _check_batch_norm_groups(_finetuning_batches(config), {c.name: c.settings for c in checkpoints.values()})
     for checkpoint in checkpoints.values() if any(crops_of(_finetuning_views(config))) else ():
         where = f"interpolation of random crops ({checkpoint.name}; config.checkpoint_preprocessing.interpolation)"

@@ -255,8 +255,9 @@ def _tuning_key(tuning: FinetuneSettings, changes: Mapping[str, float]) -> str:
         del values["microbatches"]
     if values["head_std"] == 0.01:
         del values["head_std"]
-    if values["optimizer"]["head_learning_rate_factor"] == 1:
-        del values["optimizer"]["head_learning_rate_factor"]
+    for name, usual in (("head_learning_rate_factor", 1), ("b1", 0.9), ("b2", 0.999)):
+        if values["optimizer"][name] == usual:
+            del values["optimizer"][name]
     return json.dumps(values, sort_keys=True)
 
 

@@ -75,7 +75,7 @@ def test_from_arrays_refuses_invalid_labels(images, labels, names, message):
         ("embedded:", "kind:name"),
         ("embeded:digits", "Did you mean 'embedded'"),
         ("embedded:digit", "Did you mean 'digits'"),
-        ("embedded:digits?per_clas=3", "Did you mean 'per_class'.*fraction, imbalance, per_class, test, train"),
+        ("embedded:digits?per_clas=3", "Did you mean 'per_class'.*fraction, images, imbalance, per_class, test, train"),
         ("embedded:digits?per_class=0", "per_class must be a whole number.*'0'"),
         ("embedded:digits?train=many", "train must be a whole number.*'many'"),
         ("embedded:digits?train=", "train must be a whole number.*''"),
@@ -265,7 +265,7 @@ def test_reading_tfds_does_not_import_tensorflow(tfds_dir):
         ("mura", "folder:DIR"),
         ("shenzhen_cxr", "folder:DIR"),
         ("tiny_imagenet", "folder:DIR"),
-        ("celeb_a", "'image' and 'label', but has"),
+        ("celeb_a", r"'image' and 'label' \(or captions\), but has"),
     ],
 )
 def test_missing_and_unknown_tfds_sets_are_named(name, message, tmp_path, monkeypatch):

@@ -436,5 +436,5 @@ def test_a_module_with_random_state_is_refused():
         def __init__(self, rngs):
             self.dropout = nnx.Dropout(0.5, rngs=rngs)
 
-    with pytest.raises(TypeError, match=r"keeps holds state .*dropout/rngs"):
+    with pytest.raises(TypeError, match=r"keeps with 1 classes holds state .*dropout/rngs"):
         make_net("keeps", WithState, num_classes=1, feature_dim=1, min_image_size=1, classifier=("fc",))

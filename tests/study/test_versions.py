@@ -224,7 +224,6 @@ def test_key_of_fine_tuned_features_is_that_of_earlier_versions():
     }  # fmt: skip
     key = finetune_stage._tuning_key
     assert key(tuning, {"learning_rate": 0.3}) == json.dumps(earlier, sort_keys=True)
-    changed = {
-        key(dataclasses.replace(tuning, **change), {}) for change in ({}, {"head_std": 0.1}, {"microbatches": 2})
-    }
-    assert len(changed) == 3
+    other_beta = {"optimizer": dataclasses.replace(tuning.optimizer, b2=0.98)}
+    changes = ({}, {"head_std": 0.1}, {"microbatches": 2}, other_beta)
+    assert len({key(dataclasses.replace(tuning, **change), {}) for change in changes}) == 4

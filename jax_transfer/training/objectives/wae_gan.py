@@ -51,6 +51,7 @@ def criticise(critic: dict, codes: Float[Array, "b e"]) -> Float[Array, " b"]:
     """Computes the logits of a critic.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> criticise(new_critic(jax.random.key(0), inputs=8, width=16, layers=2), jnp.ones((3, 8))).shape
       (3,)
     """
@@ -63,6 +64,7 @@ def adversarial_loss(prior: Float[Array, " a"], codes: Float[Array, " b"]) -> Fl
     """Computes -mean log D(prior) - mean log(1 - D(codes)), of the logits of a critic D; log 4 if it is undecided.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> round(float(adversarial_loss(jnp.zeros(2), jnp.zeros(2))), 3)
       1.386
     """
