@@ -86,6 +86,7 @@ ADAMW = {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1, "decay_nor
 REDUCED = (
     {
         "objective": "moco_v2",
+        "model": {"batch_norm_group": 32},
         "augment": AUGMENT,
         "optimizer": {"learning_rate": 0.06, "weight_decay": 1e-4},
         "moco_v2": {"queue_size": 4096, "momentum": 0.99, "hidden_dim": 128},
@@ -115,7 +116,7 @@ REDUCED = (
 def reduced():
     config = full()
     config.name = "Supervised, MoCo-v2, SimCLR and CLIP on Tiny-ImageNet"
-    config.model.name, config.model.width = "resnet10", 16
+    config.model.name, config.model.width, config.model.batch_norm_group = "resnet10", 16, None
     config.source.dataset = "tfds:tiny_imagenet?captions=templates"
     config.preprocessing.image_size = 48
     config.preprocessing.crop_fraction = 1.0

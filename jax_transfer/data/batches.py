@@ -525,7 +525,8 @@ def make_feed(
     crops = tuple(crops) if any(crops) else ()
     if crops:
         choose(cropping.FILTERS, preprocessing.interpolation, "interpolation of crops (preprocessing.interpolation)")
-    squares, room = 3 * len(source) * preprocessing.host_size**2, resident_gigabytes * 1e9
+    squares = 3 * len(source) * preprocessing.host_size**2
+    room = resident_gigabytes * 1e9 - sum(array.nbytes for array in source.extra.values())
     if crops and _needs_squares(crops):
         room -= squares
     if squares > room or devices.spans_processes(mesh):

@@ -170,7 +170,8 @@ def _by_split(root: pathlib.Path, files: Sequence[pathlib.Path]) -> tuple[dict[s
         raise InputError(f"captions:{root}: {files[0].name} is no training split; rename it if it is, or add one.")
     splits = {"train": train, **({"test": test} if test else {})}
     unread = [path for path in files if not any(path in paths for paths in splits.values())]
-    return splits, [f"{path.name} is not read, since it is another split." for path in unread[:1]]
+    note = f"Not read, captions of another split: {len(unread)} files (such as {unread[0].name})." if unread else ""
+    return splits, [note] if note else []
 
 
 def _role(path: pathlib.Path, root: pathlib.Path) -> str | None:
@@ -201,8 +202,8 @@ def _make_split(root: pathlib.Path, files, read: Callable, on_corrupt: str, key:
     }
     images = list(found.captions)
     if on_corrupt == "skip":
-        problems["damaged images"] = damaged = _damaged(images)
-        images = [image for image in images if str(image) not in set(damaged)]
+        problems["damaged images"] = list(map(str, damaged := _damaged(images)))
+        images = [image for image in images if image not in damaged]
     notes = []
     for what, names in problems.items():
         if not names:
@@ -230,8 +231,8 @@ def _content(image: Image) -> str:
     return f"{image} {status.st_size} {status.st_mtime_ns}"
 
 
-def _damaged(images: Sequence[Image]) -> list[str]:
-    """Returns the names of the images that cannot be decoded."""
+def _damaged(images: Sequence[Image]) -> dict[Image, None]:
+    """Returns the images that cannot be decoded, as keys."""
 
     def is_damaged(image: Image) -> bool:
         try:
@@ -241,7 +242,7 @@ def _damaged(images: Sequence[Image]) -> list[str]:
         return False
 
     with ThreadPoolExecutor() as pool:
-        return [str(image) for image, bad in zip(images, pool.map(is_damaged, images), strict=True) if bad]
+        return {image: None for image, bad in zip(images, pool.map(is_damaged, images), strict=True) if bad}
 
 
 def _read(images: Sequence[Image], parts: tuple[Split, ...], indices) -> list[np.ndarray]:

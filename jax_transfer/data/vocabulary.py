@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 PADDING, START, END = 0, 1, 2  # tokens
 SPECIAL = ("[PAD]", "[START]", "[END]")  # their names in the file
+CHUNK = 10_000  # captions that are encoded at a time
 SMALLEST = len(SPECIAL) + 256  # every byte is a token, so that any text can be encoded
 
 
@@ -37,16 +38,21 @@ class Vocabulary:
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
-    def encode(self, captions: Sequence[str], length: int) -> Int[np.ndarray, "n length"]:
-        """Encodes captions as int32 tokens: START, the caption, END, and PADDING up to `length`.
+    def encode(self, captions: Sequence[str], length: int) -> Int[np.ndarray, "n l"]:
+        """Encodes captions as int32 tokens: START, the caption, END, and PADDING to the length l of the longest one.
 
-        Longer captions are cut, so that END is always there; the log says how many.
+        Captions of more than `length` tokens are cut, so that END is always there; the log says how many.
         """
-        encoded = [tokens.ids for tokens in self.tokenizer.encode_batch(list(captions), add_special_tokens=False)]
-        rows = np.full((len(encoded), length), PADDING, np.int32)
+        encoded = [
+            np.asarray(tokens.ids, np.int32)
+            for start in range(0, len(captions), CHUNK)
+            for tokens in self.tokenizer.encode_batch(captions[start : start + CHUNK], add_special_tokens=False)
+        ]
+        longest = max(map(len, encoded), default=0) + 2
+        rows = np.full((len(encoded), min(longest, length)), PADDING, np.int32)
         for row, ids in zip(rows, encoded, strict=True):
             kept = ids[: length - 2]
-            row[: len(kept) + 2] = [START, *kept, END]
+            row[: len(kept) + 2] = START, *kept, END
         if long := sum(len(ids) > length - 2 for ids in encoded):
             logger.warning("%d of %d captions are longer than %d tokens and are cut.", long, len(encoded), length)
         return rows
@@ -65,8 +71,8 @@ def train_vocabulary(captions: Iterable[str], size: int) -> Vocabulary:
       InputError: if `size` is less than SMALLEST.
 
     >>> vocabulary = train_vocabulary(["a photo of a cat", "a photo of a dog"], size=300)
-    >>> vocabulary.encode(["a photo of a cat"], length=10).shape
-    (1, 10)
+    >>> vocabulary.encode(["a photo of a cat", "a cat"], length=77).shape
+    (2, 7)
     """
     if size < SMALLEST:
         raise InputError(f"a vocabulary of {size} tokens: expected at least {SMALLEST}, one for each byte and 3 more.")
@@ -101,9 +107,10 @@ def read_vocabulary(path: pathlib.Path) -> Vocabulary:
 
 
 def with_tokens(source: Source, vocabulary: Vocabulary, length: int) -> Source:
-    """Returns a source with the tokens of its captions in `extra`: "tokens", int32 [n, k, length].
+    """Returns a source with the tokens of its captions in `extra`: "tokens", int32 [n, k, l].
 
-    k is the largest number of captions of an image; images with fewer captions repeat them.
+    k is the largest number of captions of an image; images with fewer captions repeat them. l is the number of tokens
+    of the longest caption, at most `length`.
 
     Raises:
       InputError: if the source has no captions.
@@ -112,8 +119,8 @@ def with_tokens(source: Source, vocabulary: Vocabulary, length: int) -> Source:
     >>> source = from_arrays(np.zeros((2, 8, 8), np.uint8), [0, 1])
     >>> source = dataclasses.replace(source, captions=(("a cat", "one cat"), ("a dog",)))
     >>> vocabulary = train_vocabulary(["a cat", "one cat", "a dog"], size=300)
-    >>> with_tokens(source, vocabulary, length=6).extra["tokens"].shape
-    (2, 2, 6)
+    >>> with_tokens(source, vocabulary, length=77).extra["tokens"].shape
+    (2, 2, 4)
     """
     check_has_captions(source)
     number: dict[str, int] = {}  # captions from class names are few

@@ -141,7 +141,8 @@ def pure_functions(name: str, make_module: Callable[[nnx.Rngs], nnx.Module]) -> 
         return output, _to_dict(nnx.state(module, nnx.BatchStat))
 
     def encode_train(params, stats, images, kept, key):
-        return merge(params, stats).encode(images, kept, train=True, rngs=nnx.Rngs(dropout=key))
+        whole: Any = merge(params, stats)
+        return whole.encode(images, kept, train=True, rngs=nnx.Rngs(dropout=key))
 
     shapes = {**_shapes("params", abstract_params), **_shapes("stats", abstract_stats)}
     encode = jax.jit(encode_train) if hasattr(module, "encode") else None

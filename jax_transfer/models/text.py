@@ -25,12 +25,13 @@ class TextTransformer(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, tokens: Int[Array, "b l"], train: bool, rngs: nnx.Rngs | None = None) -> Float[Array, "b e"]:
-        length = self.pos_embed.shape[0]
-        if tokens.shape[1:] != (length,):
+        length = tokens.shape[1]
+        if length > self.pos_embed.shape[0]:
             raise InputError(
-                f"tokens have shape {list(tokens.shape)}, expected [b, {length}]: encode captions to this length."
+                f"captions have {length} tokens, and the text tower has a context of {self.pos_embed.shape[0]}: encode "
+                "them to at most that length."
             )
-        x = (self.token_embed[...][tokens] + self.pos_embed[...]).astype(self.dtype)
+        x = (self.token_embed[...][tokens] + self.pos_embed[:length]).astype(self.dtype)
         for block in self.blocks:
             x = block_output(block(x, train, rngs))
         # Only the last token before the padding, the end of the caption, has seen all others.
@@ -52,13 +53,14 @@ def text_tower(
 ) -> Functions:
     """Makes the text tower of CLIP. It has no statistics, and is the same in training and evaluation.
 
-    `apply(params, {}, tokens) -> embeddings` maps tokens int [b, context_length] (`data.vocabulary`), of which 0 is
-    padding at the end, to float32 [b, embedding_dim], not normalised. Blocks are those of the vision transformers, with
+    `apply(params, {}, tokens) -> embeddings` maps tokens int [b, l] (`data.vocabulary`), of which 0 is padding at the
+    end, to float32 [b, embedding_dim], not normalised. Padding changes nothing, so l need only be as long as the
+    longest caption. Blocks are those of the vision transformers, with
     exact gelu and weights from N(0, 0.02^2). Equal arguments give the same functions.
 
     Args:
       vocabulary_size: rows of the token embedding.
-      context_length: tokens of a caption.
+      context_length: the most tokens of a caption.
       embedding_dim: columns of the result.
       width, layers, heads: width of the tokens, number of blocks, and heads of each attention layer.
       dtype: dtype of the matrix products in the blocks.

@@ -28,6 +28,7 @@ from jax_transfer.study.epochs import (
 )
 from jax_transfer.study.pretrain import check_saved, feed_sizes
 from jax_transfer.study.reuse import num_source_views, points
+from jax_transfer.study.settings import Recipe
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.objectives.objective import LABELLED, Division
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
@@ -57,6 +58,7 @@ def check(config: StudyConfig) -> None:
     other_pretraining = {
         **{name: field for name, field in study_config.pretrain_schema().items() if name not in settings.SHARED},
         "source": fields.schema(study_config.SourceData)["dataset"],
+        "model": {n: f for n, f in fields.schema(study_config.OtherModel).items() if n != "name"},
     }
     for index, entry in enumerate(config.pretrain.others):
         fields.check(dict(entry), other_pretraining, f"config.pretrain.others[{index}]", partial=True)
@@ -96,8 +98,10 @@ def check(config: StudyConfig) -> None:
         choose(FILTERS, config.preprocessing.interpolation, where)
     if pretrainings(config):
         _check_image_size(config)
-        batches = {**_pretraining_batches(config), **_finetuning_batches(config)}
-        _check_batch_norm_groups(batches, settings.models(config))
+        for recipe in settings.recipes(config).values():
+            own = _recipe_batches(recipe) if "pretrain" in config.stages else {}
+            models = {label: settings.model_of(m, recipe) for label, m in settings.models(config).items()}
+            _check_batch_norm_groups({**own, **_finetuning_batches(config)}, models)
     given_snapshots(config)
 
 
@@ -135,11 +139,16 @@ Batches = dict[str, tuple[int, int]]  # field of the config -> (images in a batc
 def _pretraining_batches(config: StudyConfig) -> Batches:
     """Returns the batches of pre-training, if the study runs it."""
     batches = {}
-    for where, section, _ in settings.recipes(config).values() if "pretrain" in config.stages else ():
-        feeds = {f"{where}.feeds.{name}.batch_size": feed.batch_size for name, feed in section.feeds.items()}
-        sizes = {f"{where}.batch_size": section.batch_size, **feeds}
-        batches |= {field: (size, section.microbatches) for field, size in sizes.items()}
+    for recipe in settings.recipes(config).values() if "pretrain" in config.stages else ():
+        batches |= _recipe_batches(recipe)
     return batches
+
+
+def _recipe_batches(recipe: Recipe) -> Batches:
+    where, section = recipe.where, recipe.section
+    feeds = {f"{where}.feeds.{name}.batch_size": feed.batch_size for name, feed in section.feeds.items()}
+    sizes = {f"{where}.batch_size": section.batch_size, **feeds}
+    return {field: (size, section.microbatches) for field, size in sizes.items()}
 
 
 def _finetuning_batches(config: StudyConfig) -> Batches:
@@ -281,14 +290,15 @@ def _check_given(work: Workspace) -> None:
                 "epochs anyway: leave it out, or use another --workdir."
             )
     checkpoints = {s.origin: work.checkpoint(s) for s in work.snapshots if isinstance(s.origin, Candidate)}
-    for checkpoint in checkpoints.values():
-        need_head = [name for name in config.scores if name in SCORES and SCORES[name].needs == "logits"]
-        need = "needs" if len(need_head) == 1 else "need"
-        if need_head and "scores" in config.stages and not checkpoint.has_head:
+    need_head = [name for name in config.scores if name in SCORES and SCORES[name].needs == "logits"]
+    headless = [checkpoint.name for checkpoint in checkpoints.values() if not checkpoint.has_head]
+    if need_head and headless and "scores" in config.stages:
+        need = f"{' and '.join(need_head)} need{'s' if len(need_head) == 1 else ''} a classification head"
+        if not any(work.checkpoint(snapshot).has_head for snapshot in work.snapshots):
             raise InputError(
-                f"config.scores: {' and '.join(need_head)} {need} a classification head, which {checkpoint.name} "
-                "(config.checkpoints) does not have: leave these scores or this checkpoint out."
+                f"config.scores: {need}, which no checkpoint of config.checkpoints has: leave out {need_head[0]}."
             )
+        log.info("%s, which %s does not have: there is none for it.", need, " and ".join(headless))
     _check_batch_norm_groups(_finetuning_batches(config), {c.name: c.settings for c in checkpoints.values()})
     for checkpoint in checkpoints.values() if any(crops_of(_finetuning_views(config))) else ():
         where = f"interpolation of random crops ({checkpoint.name}; config.checkpoint_preprocessing.interpolation)"
@@ -352,9 +362,9 @@ def _check_pretraining_data(work: Workspace) -> None:
 
 def _check_division(work: Workspace, pretraining: Pretraining) -> None:
     """Checks that the objective of a pre-training can be computed with its batches."""
-    where, section, _ = work.recipe(pretraining)
+    where, section, *_ = work.recipe(pretraining)
     size, net = section.batch_size, work.source_net(pretraining)
-    group = work.models[pretraining.model].get("batch_norm_group") or size // section.microbatches
+    group = work.model(pretraining).get("batch_norm_group") or size // section.microbatches
     has_batch_norm = any(name.startswith("stats/") for name in net.shapes)
     division = Division(size, section.microbatches, group if has_batch_norm else None)
     try:

@@ -78,7 +78,7 @@ def feed_sizes(work: Workspace, pretraining: Pretraining) -> dict[str, tuple[str
     Raises:
       InputError: if the feeds are not exactly those that the objective reads.
     """
-    where, section, _ = work.recipe(pretraining)
+    where, section, *_ = work.recipe(pretraining)
     main, *others = work.objective(pretraining).views
     if set(others) != set(section.feeds):
         raise InputError(
@@ -433,7 +433,7 @@ def _metadata(work: Workspace, pretraining: Pretraining, row: PretrainRow) -> di
     }
     return {
         "model": {
-            **settings.net_arguments(work.config, work.models[pretraining.model]),
+            **settings.net_arguments(work.config, work.model(pretraining)),
             "num_classes": work.source_net(pretraining).num_classes,
         },
         "preprocessing": work.preprocessing.to_json(),

@@ -75,7 +75,8 @@ class PretrainSettings:
     )
     # Further pre-trainings of each model on each source, of the same length: each is this section with the fields that
     # it replaces, ({"objective": "simclr", "augment": ("resized_crop", "flip"), "simclr": {"temperature": 0.2}}, ...).
-    # "source" in an entry is its only source. The checkpoints of all are ranked together.
+    # "source" in an entry is its only source, and "model" replaces settings of the models: {"batch_norm_group": 32}.
+    # The checkpoints of all are ranked together.
     others: tuple[dict, ...] = ()
 
     def __post_init__(self):
@@ -293,11 +294,13 @@ class Recipe(NamedTuple):
       where: the name of the section in messages: "config.pretrain" or "config.pretrain.others[0]".
       section: the fields of `config.pretrain`, with those that an entry of `others` replaces.
       sources: the data sets on which to pre-train in this way.
+      model: settings of the model that replace those of `config.model`.
     """
 
     where: str
     section: StudyConfig
     sources: tuple[str, ...]
+    model: dict[str, Any]
 
 
 SHARED = ("epochs", "steps", "others")  # fields of `config.pretrain` that an entry of `others` cannot replace
@@ -321,12 +324,16 @@ def recipes(config: StudyConfig) -> dict[str, Recipe]:
     by_label: dict[str, Recipe] = {}
     for index, entry in enumerate(({}, *config.pretrain.others)):
         where = f"config.pretrain.others[{index - 1}]" if index else "config.pretrain"
-        replaced = {name: value for name, value in dict(entry).items() if name != "source"}
+        replaced = {name: value for name, value in dict(entry).items() if name not in ("source", "model")}
         recipe = Recipe(
-            where, StudyConfig(_replaced(base, replaced)), (entry["source"],) if "source" in entry else common
+            where,
+            StudyConfig(_replaced(base, replaced)),
+            (entry["source"],) if "source" in entry else common,
+            dict(entry.get("model", {})),
         )
         for earlier in by_label.values():
-            if earlier.section == recipe.section and set(earlier.sources) & set(recipe.sources):
+            same = (earlier.section, earlier.model) == (recipe.section, recipe.model)
+            if same and set(earlier.sources) & set(recipe.sources):
                 raise InputError(f"{where} is the same pre-training as {earlier.where}: leave it out.")
         label, number = recipe.section.objective, 1
         while label in by_label:
@@ -334,6 +341,17 @@ def recipes(config: StudyConfig) -> dict[str, Recipe]:
             label = f"{recipe.section.objective}_{number}"
         by_label[label] = recipe
     return by_label
+
+
+def model_of(model: Mapping, recipe: Recipe) -> dict:
+    """Returns the settings of one of the config's `models` for a pre-training; a model ignores what it does not have.
+
+    >>> recipe = Recipe("config.pretrain", StudyConfig(), (), {"batch_norm_group": 32})
+    >>> model_of({"name": "resnet18"}, recipe), model_of({"name": "vit_tiny_patch16_224"}, recipe)
+    ({'name': 'resnet18', 'batch_norm_group': 32}, {'name': 'vit_tiny_patch16_224'})
+    """
+    own = {name: value for name, value in recipe.model.items() if MODELS[model["name"]].takes(name)}
+    return {name: value for name, value in {**model, **own}.items() if value is not None}
 
 
 def _replaced(section: Mapping, entry: Mapping) -> dict:

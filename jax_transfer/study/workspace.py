@@ -173,15 +173,19 @@ class Workspace:
             )
         return feed
 
-    def net(self, model: str, num_classes: int) -> Net:
-        """Builds one of the study's models with a head for `num_classes` classes, in the precision of the device."""
-        return settings.make_net(self.config, self.models[model], num_classes, devices.compute_dtype())
+    def model(self, pretraining: Pretraining) -> dict:
+        """Returns the name and the settings of the model of a pre-training."""
+        return settings.model_of(self.models[pretraining.model], self.recipe(pretraining))
+
+    def net(self, pretraining: Pretraining, num_classes: int) -> Net:
+        """Builds the net of a pre-training with a head for `num_classes` classes, in the precision of the device."""
+        return settings.make_net(self.config, self.model(pretraining), num_classes, devices.compute_dtype())
 
     @kept()
     def source_net(self, pretraining: Pretraining) -> Net:
         """Returns the net to pre-train, without a head if the objective does not train one."""
-        net = self.net(pretraining.model, self.source(pretraining.source, "train").num_classes)
-        return net if self._make_objective(pretraining, net).has_head else self.net(pretraining.model, 0)
+        net = self.net(pretraining, self.source(pretraining.source, "train").num_classes)
+        return net if self._make_objective(pretraining, net).has_head else self.net(pretraining, 0)
 
     @kept()
     def objective(self, pretraining: Pretraining) -> Objective:
@@ -255,7 +259,7 @@ class Workspace:
         if isinstance(snapshot.origin, Candidate):
             return given.without_weights(snapshot, self._load(snapshot.origin), read_model)
         saved, pretraining = snapshot.origin, snapshot.origin.pretraining
-        arguments = settings.net_arguments(self.config, self.models[pretraining.model])
+        arguments = settings.net_arguments(self.config, self.model(pretraining))
         return Checkpoint.stored(
             snapshot.name,
             self.source_net(pretraining),

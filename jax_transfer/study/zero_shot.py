@@ -88,9 +88,7 @@ def check(work: Workspace, target: str) -> None:
         )
 
 
-def class_tokens(
-    work: Workspace, pretraining: Pretraining, class_names: Sequence[str]
-) -> Int[np.ndarray, "c k length"]:
+def class_tokens(work: Workspace, pretraining: Pretraining, class_names: Sequence[str]) -> Int[np.ndarray, "c k l"]:
     """Returns the tokens of captions of classes, one with each of TEMPLATES, in the vocabulary of a pre-training.
 
     Raises:
@@ -99,10 +97,10 @@ def class_tokens(
     length = settings.objective_settings(work.recipe(pretraining).section)["context_length"]
     vocabulary = read_vocabulary(work.folder(pretraining) / text.FILE)
     captions = [caption for name in class_names for caption in captions_of(name)]
-    return vocabulary.encode(captions, length).reshape(len(class_names), -1, length)
+    return vocabulary.encode(captions, length).reshape(len(class_names), len(TEMPLATES), -1)
 
 
-def zero_shot_head(work: Workspace, saved: Saved, tokens: Int[np.ndarray, "c k length"]) -> tuple[dict, float]:
+def zero_shot_head(work: Workspace, saved: Saved, tokens: Int[np.ndarray, "c k l"]) -> tuple[dict, float]:
     """Makes a linear head on a checkpoint's features from captions of classes.
 
     Embeddings of the captions of a class are normalised, averaged and normalised again (Radford et al., 2021,

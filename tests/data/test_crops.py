@@ -91,7 +91,7 @@ def torchvision_box(uniforms, height, width, crop):
 # --- boxes
 
 
-@pytest.mark.parametrize("crop", [CROP, Crop(area=(0.2, 1.0)), Crop(area=(0.9, 1.0), ratio=(2.0, 3.0))])
+@pytest.mark.parametrize("crop", [*CROPS.values(), Crop(area=(0.9, 1.0), ratio=(2.0, 3.0))])
 @pytest.mark.parametrize("sides", [(375, 500), (500, 333), (32, 32), (10, 300), (300, 10), (1, 1), (3, 2)])
 def test_boxes_are_those_of_torchvision(crop, sides):
     uniforms = crops.draws(seed=1, step=2, batch_size=200)
@@ -216,6 +216,19 @@ def test_two_crops_are_different_windows_of_the_same_images(gigabytes):
         np.testing.assert_array_equal(a.windows[0], b.windows[0])
         assert (b.windows[0] != b.windows[1]).any()
         np.testing.assert_array_equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 0.0])
+def test_each_view_of_a_feed_has_its_own_crop(gigabytes):
+    source = pictures(sides=(60, 90))
+    views = (("global_crop", "flip"), ("local_crop",), (), ("resized_crop_90",))
+    (batch,) = batches_of(feed_of(source, gigabytes, crops_of(views)), range(5, 6), batch_size=4)
+    assert len(batch.windows) == 3 and batch.images is not None
+    images = source.read(epochs_order(len(source), range(5, 6), 3, 4)[0])
+    for i, name in enumerate(("global_crop", "local_crop", "resized_crop_90")):
+        boxes = crops.boxes(CROPS[name], crops.draws(3, 5, 4, window=i), np.full(4, 60), np.full(4, 90))
+        expected = [crops.window(image, box, 16, "bilinear") for image, box in zip(images, boxes, strict=True)]
+        assert np.abs(batch.windows[i].astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("gigabytes", [1.0, 0.0])

@@ -37,7 +37,7 @@ def test_same_captions_give_same_file_in_any_order_and_process(vocabulary, tmp_p
 
 def test_rows_are_start_caption_end_and_padding(vocabulary):
     row, longer = vocabulary.encode(["a tree frog.", "a picture of a jellyfish seen from above."], 40)
-    assert row.dtype == np.int32 and row.shape == (40,)
+    assert row.dtype == np.int32 and row.shape == longer.shape == (np.count_nonzero(longer),)
     for tokens in (row, longer):
         length = np.count_nonzero(tokens)
         assert tokens[0] == START and tokens[length - 1] == END and (tokens[length:] == PADDING).all()
@@ -48,7 +48,7 @@ def test_rows_are_start_caption_end_and_padding(vocabulary):
 @pytest.mark.parametrize("caption", ["", "Größe 東京 🐸", "[PAD] [END]", "A  TREE\tfrog"])
 def test_any_text_can_be_encoded_and_decoded(vocabulary, caption):
     (row,) = vocabulary.encode([caption], 60)
-    assert row[0] == START and np.count_nonzero(row) < 60 and (row < len(vocabulary)).all()
+    assert row[0] == START and len(row) < 60 and (row < len(vocabulary)).all()
     ids = [token for token in row.tolist() if token > END]
     if "[" not in caption:
         assert vocabulary.tokenizer.decode(ids, skip_special_tokens=False).strip() == caption.lower().strip()
@@ -76,12 +76,15 @@ def test_saved_vocabulary_encodes_equally(vocabulary, tmp_path):
 def test_fewer_captions_are_repeated_and_a_subset_keeps_its_tokens(vocabulary):
     source = from_arrays(np.zeros((3, 8, 8), np.uint8), [0, 0, 1])
     source = dataclasses.replace(source, captions=(("a frog", "b"), ("a", "b", "c"), ("tree",)))
-    tokens = with_tokens(source, vocabulary, 7).extra["tokens"]
+    tokens = with_tokens(source, vocabulary, 77).extra["tokens"]
     for captions, row in zip((("a frog", "b", "a frog"), ("a", "b", "c"), ("tree",) * 3), tokens, strict=True):
-        np.testing.assert_array_equal(row, vocabulary.encode(captions, 7))
-    np.testing.assert_array_equal(
-        with_tokens(subset(source, np.array([2, 0])), vocabulary, 7).extra["tokens"][:, 0], tokens[[2, 0], 0]
-    )
+        own = vocabulary.encode(captions, 77)
+        np.testing.assert_array_equal(row[:, : own.shape[1]], own)
+        assert (row[:, own.shape[1] :] == PADDING).all()
+    assert tokens.shape[:2] == (3, 3) and (tokens[..., -1] != PADDING).any()
+    part = with_tokens(subset(source, np.array([2, 0])), vocabulary, 77)
+    np.testing.assert_array_equal(part.extra["tokens"][:, 0], tokens[[2, 0], 0][:, : part.extra["tokens"].shape[-1]])
+    assert with_tokens(source, vocabulary, 3).extra["tokens"].shape == (3, 3, 3)
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"a": 1}', "\x00"])

@@ -1,8 +1,10 @@
 """Source, nets, feed, step and state of a small training."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -11,8 +13,10 @@ from jax_transfer.data import batches
 from jax_transfer.data.source import from_arrays
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS
-from jax_transfer.models.layers import BatchNorm
+from jax_transfer.models.layers import BatchNorm, in_groups
 from jax_transfer.models.net import Output, make_net
+from jax_transfer.models.transformer import Size
+from jax_transfer.models.vit import VisionTransformer
 from jax_transfer.training.loop import train
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
@@ -29,6 +33,17 @@ def random_source(n=44, split="train", size=8):
     labels = np.arange(n) % CLASSES
     images = rng.integers(0, 60, (n, size, size, 3)) + 50 * labels[:, None, None, None]
     return from_arrays(images.astype(np.uint8), labels.astype(np.int32), name="stripes", split=split)
+
+
+def structured_source(n=32, size=24, extra=None):
+    """Returns images with a colour of their own, darker to the top and away from the centre; the class is the hue."""
+    rng, line = np.random.default_rng(0), np.linspace(-1, 1, size)
+    shape = 0.35 * line[:, None] - 0.5 * (line[:, None] ** 2 + line[None] ** 2)
+    labels = np.arange(n) % CLASSES
+    colours = rng.uniform(0.4, 0.6, (n, 3)) + 0.4 * np.eye(CLASSES)[labels, :3]
+    images = colours[:, None, None] * (1 + shape[None, ..., None]) + rng.normal(0, 0.01, (n, size, size, 3))
+    source = from_arrays((255 * images.clip(0, 1)).astype(np.uint8), labels.astype(np.int32))
+    return dataclasses.replace(source, extra=extra or {})
 
 
 @functools.cache
@@ -53,10 +68,21 @@ class Tiny(nnx.Module):
 
 
 @functools.cache
-def tiny_net(num_classes=CLASSES, batch_norm=False):
-    """Returns a net that compiles in a fraction of a second."""
-    module = functools.partial(Tiny, num_classes=num_classes, batch_norm=batch_norm)
+def tiny_net(num_classes=CLASSES, batch_norm=False, group=None):
+    """Returns a net that compiles in a fraction of a second; `group`: images that BatchNorm normalises together."""
+    module = in_groups(functools.partial(Tiny, num_classes=num_classes, batch_norm=batch_norm), group)
     return make_net("tiny", module, num_classes=num_classes, feature_dim=16, min_image_size=1, classifier=("fc",))
+
+
+@functools.cache
+def tiny_vit(image_size=24, patch=8):
+    """Returns a vision transformer of two blocks without a head."""
+
+    def make_module(rngs):
+        rates = {"dropout": 0.0, "stochastic_depth": 0.0}
+        return VisionTransformer(Size(12, 2, 3), patch, image_size, 0, dtype=jnp.float32, rngs=rngs, **rates)
+
+    return make_net("vit", make_module, num_classes=0, feature_dim=12, min_image_size=image_size, classifier=("head",))
 
 
 def feed_of(source, gigabytes=1.0):

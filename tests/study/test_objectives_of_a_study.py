@@ -5,9 +5,11 @@ import pytest
 from helpers.source_files import get_config
 from helpers.studies import results_without_times
 from jax_transfer import study
+from jax_transfer.checkpoints import load_checkpoint
 from jax_transfer.records import InputError
-from jax_transfer.study import checks, settings
+from jax_transfer.study import checks, pretrain, settings
 from jax_transfer.study.epochs import pretrainings
+from jax_transfer.study.workspace import Workspace
 
 SMOOTHED = {
     "supervised": {"label_smoothing": 0.1},
@@ -71,6 +73,18 @@ def test_an_entry_may_have_a_source_of_its_own():
     assert names == ["digits/supervised", "digits/supervised_3", "mnist_5k/supervised_2"]
 
 
+def test_an_entry_may_replace_settings_of_the_model(tmp_path):
+    config = make_config({"model": {"batch_norm_group": 16}})
+    work = Workspace(config, tmp_path)
+    assert [work.model(p).get("batch_norm_group") for p in work.pretrainings] == [None, 16]
+    assert work.source_net(work.pretrainings[0]) is not work.source_net(work.pretrainings[1])
+    pretrain.run(work)
+    work.close()
+    folders = (tmp_path, tmp_path / "others/supervised_2")
+    settings_of = [load_checkpoint(folder / "checkpoints/1").settings for folder in folders]
+    assert [found.get("batch_norm_group") for found in settings_of] == [None, 16]
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -79,6 +93,8 @@ def test_an_entry_may_have_a_source_of_its_own():
         ({"supervised": {"smoothing": 0.1}}, r"field of config\.pretrain\.others\[0\]\.supervised: 'smoothing'"),
         ({"optimizer": {"learning_rate": -1.0}}, r"others\[0\]\.optimizer\.learning_rate = -1\.0: must be positive"),
         ({"batch_size": 0}, r"others\[0\]\.batch_size = 0"),
+        ({"model": {"name": "resnet18"}}, r"field of config\.pretrain\.others\[0\]\.model: 'name'"),
+        ({"model": {"batch_norm_group": 24}}, r"others\[0\]\.batch_size = 64 does not divide into the groups of batch"),
         ({}, r"others\[0\] is the same pre-training as config\.pretrain"),
     ],
 )

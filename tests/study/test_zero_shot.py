@@ -75,7 +75,7 @@ def test_the_row_is_the_accuracy_of_the_net_with_the_head_and_fine_tuning_starts
     work, expected = Workspace(config(), workdir), rows["transfer"][-1]["accuracy"]
     snapshot = work.snapshots[-1]
     tokens = zero_shot.class_tokens(work, snapshot.origin.pretraining, work.source(TARGET, "train").class_names)
-    assert tokens.shape == (10, 80, 20)
+    assert tokens.shape[:2] == (10, 80) and tokens.shape[2] <= 20
     head, _ = zero_shot.zero_shot_head(work, snapshot.origin, tokens)
     net, checkpoint = work.tuned_net(snapshot, TARGET), work.checkpoint(snapshot)
     test, mesh = work.feed(TARGET, "test", work.preprocessing), devices.make_mesh()
@@ -102,6 +102,7 @@ def test_the_row_is_the_accuracy_of_the_net_with_the_head_and_fine_tuning_starts
     work.close()
 
 
+@pytest.mark.slow
 def test_resuming_reads_the_vocabulary_and_equals_an_uninterrupted_run(study, tmp_path, monkeypatch):
     workdir, _ = study
     num_checks = [0]
@@ -152,6 +153,7 @@ def test_only_checkpoints_with_language_are_able(tmp_path):
         ({"source__dataset": "embedded:digits?train=640"}, r"digits\?train=640 has no captions: use captions:DIR"),
         ({"pretrain__objective": "supervised"}, "no checkpoint of this study is pre-trained with language"),
         ({"pretrain__clip__vocabulary_size": 200}, r"clip\.vocabulary_size = 200: must lie in \[300, 100000\]"),
+        ({"pretrain__batch_size": 1}, r"config\.pretrain with the objective clip: batch_size = 1: the loss compares"),
         ({"pretrain__clip__text_heads": 3}, "width 32 has 3 heads"),
         ({"probe__methods": ("zero-shot",)}, "Did you mean 'zero_shot'"),
     ],
@@ -160,13 +162,6 @@ def test_a_study_that_cannot_work_is_refused_in_one_line(changes, message, tmp_p
     with pytest.raises(InputError, match=message) as caught:
         run_stages(config(**changes), tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_a_batch_of_one_is_refused_before_training(tmp_path):
-    work = Workspace(config(pretrain__batch_size=1), tmp_path)
-    with pytest.raises(InputError, match=r"of 1 image: use a larger config\.pretrain\.batch_size"):
-        pretrain.gigaflops(work)
-    work.close()
 
 
 @pytest.mark.slow

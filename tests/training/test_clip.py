@@ -184,6 +184,7 @@ print(json.dumps([jax.device_count(), float(value), float(metrics["contrast"]), 
 """
 
 
+@pytest.mark.slow
 def test_one_and_four_devices_give_the_same_loss_and_gather_only_embeddings():
     results = []
     for count in (1, 4):

@@ -7,20 +7,17 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from helpers.source_files import REPOSITORY
-from helpers.training_parts import tiny_net
+from helpers.training_parts import tiny_net, tiny_vit
 from jax_transfer import devices
 from jax_transfer.data.batches import joined, make_feed
 from jax_transfer.data.source import from_arrays
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.models import MODELS, make_net
+from jax_transfer.models import MODELS
 from jax_transfer.models.mae_decoder import masked_decoder
-from jax_transfer.models.transformer import Size
-from jax_transfer.models.vit import VisionTransformer
 from jax_transfer.records import InputError, Views
 from jax_transfer.training.loop import train
 from jax_transfer.training.objectives import OBJECTIVES
@@ -33,12 +30,7 @@ SIZE, PATCH, N, M = 16, 4, 16, 4  # pixels, pixels, patches, visible ones
 DECODER = {"decoder_layers": 1, "decoder_width": 24, "decoder_heads": 2}
 
 
-def make_module(rngs):
-    rates = {"dropout": 0.0, "stochastic_depth": 0.0}
-    return VisionTransformer(Size(12, 2, 3), PATCH, SIZE, 0, dtype=jnp.float32, rngs=rngs, **rates)
-
-
-NET = make_net("vit", make_module, num_classes=0, feature_dim=12, min_image_size=SIZE, classifier=("head",))
+NET = tiny_vit(SIZE, PATCH)
 
 
 def some_images(b=3):

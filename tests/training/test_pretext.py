@@ -1,7 +1,6 @@
 """The objectives without labels, or with a few: rotations, patches and exemplars."""
 
 import functools
-import inspect
 import itertools
 import json
 import os
@@ -15,11 +14,11 @@ import numpy as np
 import pytest
 
 from helpers.images import write_images
+from helpers.objectives import SMALL
 from helpers.source_files import REPOSITORY, get_config
-from helpers.training_parts import CLASSES, tiny_net
+from helpers.training_parts import CLASSES, structured_source, tiny_net
 from jax_transfer import devices
 from jax_transfer.data.batches import joined, make_feed
-from jax_transfer.data.source import from_arrays
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.models import MODELS
 from jax_transfer.records import InputError, Views
@@ -36,15 +35,7 @@ from jax_transfer.training.optimizers import OptimizerSettings, make_optimizer
 from jax_transfer.training.state import divide, init_state
 from jax_transfer.training.steps import make_train_step, many_steps
 
-SMALL = {
-    "rotation": {},
-    "relative_patch": {"embedding": 12, "hidden": 20},
-    "jigsaw": {"embedding": 12, "hidden": 20, "permutations": 6, "permutations_per_step": 3},
-    "exemplar": {"embedding": 12, "copies": 3},
-    "sup_exemplar": {"embedding": 12, "copies": 3, "weight": 0.7},
-    "semi_rotation": {"weight": 0.7},
-    "semi_exemplar": {"embedding": 12, "copies": 3, "weight": 0.7},
-}
+PRETEXT = ("rotation", "relative_patch", "jigsaw", "exemplar", "sup_exemplar", "semi_rotation", "semi_exemplar")
 WITH_LABELS = ("sup_exemplar", "semi_rotation", "semi_exemplar")
 SQUARES = Preprocessing(image_size=24)
 NUM_TRAIN, NUM_LABELLED = 8, 4
@@ -59,11 +50,15 @@ def make(name, augment=(), net=None):
 
 
 def some_views(objective):
-    """Returns random views of 12 pixels of the feeds of an objective."""
+    """Returns random views of 12 pixels of the feeds of an objective, each image with a colour of its own."""
     rng, sizes = np.random.default_rng(3), {"train": NUM_TRAIN, "labelled": NUM_LABELLED}
+
+    def images(n):
+        return (2 * rng.normal(size=(n, 1, 1, 3)) + rng.normal(size=(n, 12, 12, 3))).astype(np.float32)
+
     return {
         feed: Views(
-            tuple(rng.normal(size=(sizes[feed], 12, 12, 3)).astype(np.float32) for _ in views),
+            tuple(images(sizes[feed]) for _ in views),
             (np.arange(sizes[feed]) % CLASSES).astype(np.int32),
             np.ones(sizes[feed], bool),
         )
@@ -220,7 +215,7 @@ def expected_loss(name, net, params, views, key):
     return np.mean(losses)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", PRETEXT)
 def test_loss_equals_numpy(name):
     net = net_for(name)
     objective = make(name, net=net)
@@ -244,7 +239,7 @@ def test_small_patches_are_enlarged_for_nets_of_a_fixed_image_size(name):
     assert loss.shape == ()
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", PRETEXT)
 def test_model_is_the_net_alone_and_selects_leaves(name):
     net = net_for(name, functools.partial(tiny_net, batch_norm=True))
     params, stats = net.init(jax.random.key(1))
@@ -256,7 +251,7 @@ def test_model_is_the_net_alone_and_selects_leaves(name):
     assert "head" in rest["params"]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", PRETEXT)
 def test_all_heads_are_in_the_group_head(name):
     objective = make(name)
     params, _ = jax.eval_shape(objective.init, jax.random.key(0), None)
@@ -264,12 +259,6 @@ def test_all_heads_are_in_the_group_head(name):
     in_net = {"fc": {"bias": "head", "kernel": "head"}} if name in WITH_LABELS else {}
     assert groups["net"] == {"conv": {"bias": "backbone", "kernel": "backbone"}, **in_net}
     assert set(jax.tree.leaves(groups["head"])) == {"head"}
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_settings_of_these_tests_exist(name):
-    parameters = inspect.signature(OBJECTIVES[name]).parameters
-    assert set(SMALL[name]) <= set(parameters) - {"net", "augment"}
 
 
 @pytest.mark.parametrize("name", ["exemplar", "sup_exemplar", "semi_exemplar"])
@@ -286,27 +275,16 @@ def test_exemplars_refuse_mixed_images_and_a_batch_of_one(name):
 # --- training
 
 
-def structured_source(n=32, size=24):
-    """Returns images with a colour of their own, darker to the top and away from the centre; the class is the hue."""
-    rng, line = np.random.default_rng(0), np.linspace(-1, 1, size)
-    shape = 0.35 * line[:, None] - 0.5 * (line[:, None] ** 2 + line[None] ** 2)
-    labels = np.arange(n) % CLASSES
-    colours = rng.uniform(0.4, 0.6, (n, 3)) + 0.4 * np.eye(CLASSES)[labels, :3]
-    images = colours[:, None, None] * (1 + shape[None, ..., None]) + rng.normal(0, 0.01, (n, size, size, 3))
-    return from_arrays((255 * images.clip(0, 1)).astype(np.uint8), labels.astype(np.int32))
-
-
-ADAM = OptimizerSettings("adam", learning_rate=0.01)
 SGD = OptimizerSettings(learning_rate=0.05)  # keeps the size of differences by rounding
 
 
-def training(name, settings=ADAM):
+def training(name):
     """Returns the compiled steps of an objective on a tiny net with BatchNorm, its feeds and its first state."""
     net = net_for(name, functools.partial(tiny_net, batch_norm=True))
     objective = make(name, ("color_jitter",), net)
     feed = make_feed(structured_source(), SQUARES, devices.make_mesh())
     feeds = joined({name: (feed, size) for name, size in zip(objective.views, (16, 8), strict=False)})
-    optimizer = make_optimizer(settings, 100, objective.groups)
+    optimizer = make_optimizer(SGD, 100, objective.groups)
     step = make_train_step(objective, optimizer, SQUARES, feeds.num_classes)
     state = devices.replicate(init_state(objective, optimizer, 0), feed.mesh)
     return many_steps(step, feeds.fetch, feed.mesh), feeds, state
@@ -318,12 +296,6 @@ def losses_and_state(run, feeds, state, steps):
         state = epoch.state
         losses += epoch.metrics["loss"].tolist()
     return losses, state
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_loss_falls_in_twenty_steps(name):
-    losses, _ = losses_and_state(*training(name), 20)
-    assert np.isfinite(losses).all() and np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])
 
 
 ON_DEVICES = """
@@ -340,7 +312,7 @@ def numbers_and_exchanges(name):
 
     Sums over the devices are not counted as an exchange.
     """
-    run, feeds, state = training(name, SGD)
+    run, feeds, state = training(name)
     (item,) = feeds.items(range(1), 1, 0)
     program = run.lower(state, feeds.held, item, 1).compile().as_text()
     shapes = re.findall(r"f32\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\(", program)
@@ -357,7 +329,7 @@ def on_devices(name, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", PRETEXT)
 def test_training_is_equal_on_one_and_four_devices_which_exchange_no_images(name):
     (one, alone, _), (four, together, exchanged_arrays) = on_devices(name, 1), on_devices(name, 4)
     assert (one, four) == (1, 4)

@@ -308,7 +308,7 @@ def test_augmentation_keeps_range_and_reaches_the_model_size(name):
     assert out.shape == (5, 32, 32, 3) and out.dtype == jnp.float32
     assert name == "random_erase" or (out.min() >= 0 and out.max() <= 1)
     np.testing.assert_array_equal(out, view(1))
-    assert any((out != view(seed)).any() for seed in (2, 3, 4))  # random_erase changes few images
+    assert any((out != view(seed)).any() for seed in range(2, 12))  # some change few images
 
 
 def test_flip_mirrors_about_half_of_the_images():

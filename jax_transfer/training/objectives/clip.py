@@ -37,15 +37,15 @@ def clip(
     over the global batch. x is a linear projection without bias of the features of the net, t the output of
     `text_tower`; s is learned and at most 100. At each step one of the captions of an image is drawn.
 
-    The feed is "train", with "tokens" int [b, k, context_length] (`data.vocabulary`) in `extra`. Its labels are not
-    used. Equal captions of two images of a batch count as wrong matches of each other, as in the paper; captions that
-    are the bare names of a few classes are mostly equal, so that the loss stays above log(b / classes).
+    The feed is "train", with "tokens" int [b, k, l] (`data.vocabulary`) in `extra`, l at most `context_length`. Its
+    labels are not used. Equal captions of two images of a batch count as wrong matches of each other, as in the paper;
+    captions that are the bare names of a few classes are mostly equal, so that the loss stays above log(b / classes).
 
     Args:
       net: a net without a head.
       augment: names of the augmentations.
       vocabulary_size: rows of the embedding of tokens, and the most tokens of the vocabulary.
-      context_length: tokens of a caption, with its start and end; longer ones are cut.
+      context_length: the most tokens of a caption, with its start and end; longer ones are cut.
       embedding_dim: dimension of x and t. The paper has 1024 for ResNet-50.
       text_width, text_layers, text_heads: size of the text tower.
       initial_temperature: 1 / s at the start.

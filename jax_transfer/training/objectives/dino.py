@@ -9,8 +9,10 @@ from jaxtyping import Array, Float
 
 from jax_transfer.fields import Count, Positive, Probability, between
 from jax_transfer.models.net import Net, gaussian
-from jax_transfer.training.objectives.objective import Objective, head_and_backbone
+from jax_transfer.records import InputError
+from jax_transfer.training.objectives.objective import Division, Objective, head_and_backbone
 from jax_transfer.training.objectives.parts import in_one_pass, linear, moved_towards, new_linear, unit
+from jax_transfer.training.objectives.triplet import check_copies
 
 
 def dino(
@@ -59,6 +61,9 @@ def dino(
       The objective. Its metric "entropy" is that of the teacher's mean prediction, in nats, which is near 0 if the
       outputs have collapsed to one. Its model is the teacher, which the paper evaluates, without its head.
 
+    Raises:
+      InputError: if a view mixes images.
+
     Example:
       >>> from jax_transfer.models.resnet import resnet10
       >>> objective = dino(resnet10(num_classes=0, width=8), ("flip",), num_local=2, output_dim=64, hidden_dim=32)
@@ -68,6 +73,7 @@ def dino(
       >>> sorted(params), aux["center"].shape
       (['head', 'net'], (64,))
     """
+    check_copies("dino", (*augment, *second_augment, *local_augment))
 
     def init(key, model=None):
         params, stats = net.init(key) if model is None else (model["params"], model["stats"])
@@ -106,6 +112,13 @@ def dino(
         }
         return value, (new_aux, {"entropy": -(mean * jnp.log(mean + 1e-12)).sum()})
 
+    def check(division: Division) -> None:
+        if division.microbatches > 1:
+            raise InputError(
+                f"microbatches = {division.microbatches}: the teacher and the centre of its outputs move once for a "
+                "whole batch; leave it at 1, and save memory with remat, a smaller batch_size or fewer local views."
+            )
+
     return Objective(
         init,
         loss,
@@ -113,6 +126,7 @@ def dino(
         views={"train": (augment, second_augment, *(local_augment,) * num_local)},
         has_head=False,
         groups=functools.partial(head_and_backbone, (("head",),)),
+        check=check,
     )
 
 

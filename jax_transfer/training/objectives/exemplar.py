@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax_transfer.fields import Count, Positive, between
 from jax_transfer.models.net import Net
 from jax_transfer.training.objectives.objective import Objective, head_and_backbone
-from jax_transfer.training.objectives.parts import check_compared, in_one_pass, linear, new_linear
+from jax_transfer.training.objectives.parts import check_compared_views, in_one_pass, linear, new_linear
 from jax_transfer.training.objectives.triplet import check_copies, semi_hard_triplet_loss
 
 Copies = Annotated[int, between(2, 100)]
@@ -67,5 +67,5 @@ def exemplar(
         views={"train": (augment,) * copies},
         has_head=False,
         groups=functools.partial(head_and_backbone, (("head",),)),
-        check=check_compared,
+        check=check_compared_views,
     )

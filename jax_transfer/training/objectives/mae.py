@@ -61,7 +61,7 @@ def mae(
     He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, arXiv:2111.06377. The net sees only the
     visible patches, a random quarter of each image by default; a transformer predicts the values of the hidden ones
     from their tokens. These values are those of the augmented and normalised image, with mean 0 and variance 1 in each
-    patch (`patch_values`). The position embedding of the paper's net is fixed; here it is learned, as in supervised
+    patch (`patch_values`). The paper's position embedding of the net is fixed; ours is learned, as in supervised
     training.
 
     Its feed is "train"; its labels are not used.

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jax_transfer import devices
 from jax_transfer.fields import Count, Positive, Probability
 from jax_transfer.models.net import Net, gaussian, with_projection, without_projection
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives.objective import Division, Objective
 from jax_transfer.training.objectives.parts import check_compared, moved_towards, similarities, unit
+from jax_transfer.training.objectives.triplet import check_copies
 
 
 def moco_v2(
@@ -51,6 +53,9 @@ def moco_v2(
       The objective. Its metric "contrast" is the share of queries whose own key has the largest logit. Its model is the
       net of the queries, without the projection.
 
+    Raises:
+      InputError: if `augment` mixes images.
+
     Example:
       >>> from jax_transfer.models.resnet import resnet10
       >>> objective = moco_v2(resnet10(num_classes=0, width=8), ("flip",), queue_size=64, projection_dim=16)
@@ -58,6 +63,7 @@ def moco_v2(
       >>> sorted(aux), aux["queue"].shape
       (['key_params', 'key_stats', 'next', 'queue', 'stats'], (64, 16))
     """
+    check_copies("moco_v2", augment)
     net = with_projection(net, (hidden_dim, projection_dim))
 
     def init(key, model=None):
@@ -74,7 +80,7 @@ def moco_v2(
         output, stats = net.apply_train(params, aux["stats"], first, key_query)
         queries = unit(output.projection)
         order = jax.random.permutation(key_order, len(second))
-        output, key_stats = net.apply_train(key_params, aux["key_stats"], second[order], key_key)
+        output, key_stats = net.apply_train(key_params, aux["key_stats"], devices.keep_split(second[order]), key_key)
         keys = jax.lax.stop_gradient(unit(output.projection)[jnp.argsort(order)])
         own, others = (queries * keys).sum(-1, keepdims=True), similarities(queries, aux["queue"])
         logits = jnp.concatenate([own, others], -1) / temperature

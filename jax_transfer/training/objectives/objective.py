@@ -58,7 +58,7 @@ class Objective(NamedTuple):
         the captions of each image.
       check: `check(division)` raises an InputError if the objective cannot be computed with batches of this size, or
         would not be what it is meant to be. Its message names the fields without their section.
-      zero_shot_head: `zero_shot_head(params, tokens [c, k, length]) -> {"kernel": [d, c], "bias": [c]}`, a head of the
+      zero_shot_head: `zero_shot_head(params, tokens [c, k, l]) -> {"kernel": [d, c], "bias": [c]}`, a head of the
         net for c classes from the tokens of k captions of each class; None for an objective without language.
     """
 
@@ -72,7 +72,7 @@ class Objective(NamedTuple):
     groups: Callable[[Params], Any] = all_backbone
     extra: tuple[str, ...] = ()
     check: Callable[[Division], None] = lambda division: None
-    zero_shot_head: Callable[[Params, Int[Array, "c k length"]], dict[str, Array]] | None = None
+    zero_shot_head: Callable[[Params, Int[Array, "c k l"]], dict[str, Array]] | None = None
 
 
 class ReuseObjective(NamedTuple):

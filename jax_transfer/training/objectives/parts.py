@@ -108,6 +108,26 @@ def new_linear(key: jax.Array, inputs: int, outputs: int) -> dict[str, Array]:
     return {"kernel": gaussian(key, (inputs, outputs), inputs**-0.5), "bias": jnp.zeros(outputs)}
 
 
+def check_compared_views(division: Division) -> None:
+    """Checks batches of a loss that tells views of an image from other images, all from one pass (`Objective.check`).
+
+    Views of an image are beside each other, and a group of images that BatchNorm normalises together has statistics by
+    which the net could tell them from the images of other groups, without looking at the image.
+
+    Raises:
+      InputError: as `check_compared`, or if BatchNorm normalises groups that are smaller than the batch.
+
+    Example:
+      >>> check_compared_views(Division(batch_size=256, batch_norm_group=256))
+    """
+    check_compared(division)
+    if (division.batch_norm_group or division.batch_size) < division.batch_size:
+        raise InputError(
+            f"BatchNorm normalises groups of {division.batch_norm_group} images (batch_norm_group), whose statistics "
+            "give the views of an image away: leave it unset, so that the whole batch is normalised together."
+        )
+
+
 def in_one_pass(
     net: Net, params: Any, stats: Any, batches: Sequence[Float[Array, "_ h w 3"]], key: jax.Array
 ) -> tuple[list[Output], Any]:

@@ -75,7 +75,9 @@ def classify_tuples(
     fixed size, such as a ViT. A linear layer embeds the features of each patch. The embeddings of the patches of a
     tuple are concatenated, and a hidden layer with ReLU and a linear one classify them as one of the s tuples.
 
-    In Kolesnikov et al. the hidden layer also has BatchNorm and dropout, which are left out.
+    In Kolesnikov et al. the hidden layer also has BatchNorm and dropout, which are left out, and the representation
+    that they evaluate is the mean over nine patches. Here the features are those of the whole image, as for every
+    checkpoint, although BatchNorm has averaged the statistics of patches.
 
     Args:
       net: a net; its classification head, if it has one, is not used.

@@ -9,7 +9,13 @@ from jax_transfer.fields import Count, NotNegative
 from jax_transfer.models.net import Net
 from jax_transfer.training.objectives.exemplar import Copies
 from jax_transfer.training.objectives.objective import LABELLED, Objective, head_and_backbone
-from jax_transfer.training.objectives.parts import check_compared, in_one_pass, linear, loss_and_accuracy, new_linear
+from jax_transfer.training.objectives.parts import (
+    check_compared_views,
+    in_one_pass,
+    linear,
+    loss_and_accuracy,
+    new_linear,
+)
 from jax_transfer.training.objectives.triplet import batch_hard_triplet_loss, check_copies
 
 
@@ -71,5 +77,5 @@ def semi_exemplar(
         model=lambda params, aux: {"params": params["net"], "stats": aux["stats"]},
         views={"train": (augment,) * copies, LABELLED: (augment,) * copies},
         groups=functools.partial(head_and_backbone, (("net", *net.classifier), ("head",))),
-        check=check_compared,
+        check=check_compared_views,
     )

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 from jax_transfer.fields import Count, Positive
 from jax_transfer.models.net import Net, with_projection, without_projection
 from jax_transfer.training.objectives.objective import Objective
-from jax_transfer.training.objectives.parts import check_compared, in_one_pass, similarities, unit
+from jax_transfer.training.objectives.parts import check_compared_views, in_one_pass, similarities, unit
+from jax_transfer.training.objectives.triplet import check_copies
 
 
 def nt_xent(x: Float[Array, "b p"], y: Float[Array, "b p"], temperature: float) -> Float[Array, "2 b"]:
@@ -66,6 +67,9 @@ def simclr(
       The objective. Its metric "contrast" is the share of first views whose most similar second view is their own. Its
       model is the net alone, without the projection.
 
+    Raises:
+      InputError: if `augment` mixes images.
+
     Example:
       >>> import jax
       >>> from jax_transfer.models.resnet import resnet10
@@ -74,6 +78,7 @@ def simclr(
       >>> params["projection"]["2"]["kernel"].shape, "projection" in objective.model(params, aux)["params"]
       ((128, 32), False)
     """
+    check_copies("simclr", augment)
     net = with_projection(net, (hidden_dim, projection_dim))
 
     def init(key, model=None):
@@ -94,5 +99,5 @@ def simclr(
         model=lambda params, aux: {"params": without_projection(params), "stats": aux["stats"]},
         views={"train": (augment, augment)},
         has_head=False,
-        check=check_compared,
+        check=check_compared_views,
     )

@@ -31,7 +31,7 @@ def mixture_kl(codes: Codes) -> Float[Array, ""]:
       >>> round(abs(float(mixture_kl(Codes(mean, log_variance, jnp.ones((4, 2)))))), 5)
       0.0
     """
-    mean, log_variance, z = codes
+    mean, log_variance, z = codes.mean, jnp.asarray(codes.log_variance), codes.z
     # The differences are not expanded into products, because variances may be small; the compiler fuses the sum.
     squares = (jnp.square(z[:, None] - mean) * jnp.exp(-log_variance) + log_variance).sum(-1)
     log_mixture = jax.nn.logsumexp(-squares / 2, axis=1) - math.log(len(z))
