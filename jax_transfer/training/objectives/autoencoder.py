@@ -90,6 +90,13 @@ def autoencoder(
     Returns:
       The objective. Its metrics are the two terms of the loss, "squared_error" and "penalty". Its model is the net
       alone, without the layer of the codes and the decoder.
+
+    Example:
+      >>> from jax_transfer.models.resnet import resnet10
+      >>> net, sizes = resnet10(num_classes=0, width=8), {"latent_dim": 16, "decoder_width": 4}
+      >>> plain = autoencoder(net, (), deterministic_codes, lambda critic, codes, key, weight: 0.0, **sizes, weight=0.0)
+      >>> sorted(jax.eval_shape(plain.init, jax.random.key(0), None)[0])
+      ['code', 'critic', 'decoder', 'net']
     """
     columns = 2 * latent_dim if encode is gaussian_codes else latent_dim
 
