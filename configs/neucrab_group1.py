@@ -61,9 +61,9 @@ IMAGENET = "tfds:imagenet2012"
 COPIES = ("resized_crop", "jitter", "gray", "flip")
 
 
-def objectives(source: str) -> tuple[dict, ...]:
-    """Returns the pre-trainings on a source in addition to the supervised one."""
-    labelled = {"labelled": {"dataset": f"{source}{'&' if '?' in source else '?'}fraction=0.1", "batch_size": 64}}
+def objectives(source: str, num_labelled: int = 64) -> tuple[dict, ...]:
+    """Returns the pre-trainings on a source beside the supervised one; a step takes `num_labelled` images with labels."""
+    labelled = {"labelled": {"dataset": f"{source}{'&' if '?' in source else '?'}fraction=0.1", "batch_size": num_labelled}}
     return (
         {"objective": "sup_exemplar", "augment": COPIES},
         *({"objective": name} for name in ("rotation", "relative_patch", "jigsaw")),
@@ -135,7 +135,7 @@ def smoke():
     config.source.dataset = "tfds:cifar10?train=512&test=256"
     config.pretrain.epochs = 1
     config.pretrain.batch_size = 32
-    config.pretrain.others = objectives("tfds:cifar10?train=512")
+    config.pretrain.others = objectives("tfds:cifar10?train=512", num_labelled=16)
     config.trajectory.epochs = "1"
     config.checkpoints = ("random:resnet10",)
     config.scores = ("linear_1", "leep", "nleep", "logme")
