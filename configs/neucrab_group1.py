@@ -62,8 +62,9 @@ COPIES = ("resized_crop", "jitter", "gray", "flip")
 
 
 def objectives(source: str, num_labelled: int = 64) -> tuple[dict, ...]:
-    """Returns the pre-trainings on a source beside the supervised one; a step takes `num_labelled` images with labels."""
-    labelled = {"labelled": {"dataset": f"{source}{'&' if '?' in source else '?'}fraction=0.1", "batch_size": num_labelled}}
+    """Returns the pre-trainings on a source beside the supervised one, some with `num_labelled` labels in a step."""
+    tenth = f"{source}{'&' if '?' in source else '?'}fraction=0.1"
+    labelled = {"labelled": {"dataset": tenth, "batch_size": num_labelled}}
     return (
         {"objective": "sup_exemplar", "augment": COPIES},
         *({"objective": name} for name in ("rotation", "relative_patch", "jigsaw")),
