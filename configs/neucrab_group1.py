@@ -139,6 +139,8 @@ def smoke():
     config.pretrain.others = objectives("tfds:cifar10?train=512", num_labelled=16)
     config.trajectory.epochs = "1"
     config.checkpoints = ("random:resnet10",)
+    config.finetune.learning_rates, config.finetune.weight_decays = (0.02,), (0.0,)
+    config.finetune.choose = "validation"
     config.scores = ("linear_1", "leep", "nleep", "logme")
     return config
 
