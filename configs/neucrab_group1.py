@@ -137,6 +137,8 @@ def smoke():
     config.pretrain.epochs = 1
     config.pretrain.batch_size = 32
     config.pretrain.others = objectives("tfds:cifar10?train=512", num_labelled=16)
+    for name in ("exemplar", "sup_exemplar", "semi_exemplar"):
+        config.pretrain[name].copies = 2
     config.trajectory.epochs = "1"
     config.checkpoints = ("random:resnet10",)
     config.finetune.learning_rates, config.finetune.weight_decays = (0.02,), (0.0,)
