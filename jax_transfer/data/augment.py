@@ -95,7 +95,7 @@ def jitter(key, images, preprocessing, probability=0.8, strength=0.4, hue=0.1):
     """Changes brightness, contrast, saturation and hue of some images, in a random order: torchvision's ColorJitter.
 
     The factors of the first three are uniform in [1 - strength, 1 + strength], the shift of the hue is uniform in
-    [-hue, hue]. With the defaults it is that of MoCo v2, SLIP and DINO.
+    [-hue, hue]. With the defaults it is that of MoCo v2 and SLIP; BYOL and DINO halve the change of saturation.
 
     Args:
       probability: share of the images that are changed.
