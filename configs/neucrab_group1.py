@@ -36,7 +36,8 @@ schedule, weight decay 1e-4, batches of 256 images, crops and flips), with colou
 an image are told apart; and the settings of fine-tuning and its sweep, which are those of `neucrab_group2.py`.
 BatchNorm normalises the global batch. Our results: not measured at this size.
 
-Variants: `full`; `reduced`, which pre-trains on 5,000 images of CIFAR-10 and judges every epoch of each objective;
+Variants: `full`; `reduced`, which pre-trains on 5,000 images of CIFAR-10 with each objective, and DINO, and judges
+every epoch; `reduced_mae`, its like for masked autoencoding, which needs a vision transformer;
 `smoke`, on CIFAR-10 to MNIST, in two minutes on two CPU cores.
 """
 
@@ -111,16 +112,25 @@ def reduced():
     """Pre-trains a narrow ResNet-10 on 5,000 images of CIFAR-10 with every objective, judged after each epoch."""
     config = full()
     config.name = "Objectives on CIFAR-10"
-    config.model.name, config.model.stem, config.model.width = "resnet10", "cifar", 16
+    config.model.name, config.model.stem, config.model.width = "resnet10", "cifar", 8
     config.source.dataset = "tfds:cifar10?train=5000&test=2000"
-    config.preprocessing.image_size = 24
+    config.preprocessing.image_size = 32
     config.preprocessing.crop_fraction = 1.0
-    config.pretrain.epochs = 6
+    config.pretrain.epochs = 8
     config.pretrain.batch_size = 64
     config.pretrain.judged_images = 2000
-    config.pretrain.optimizer.learning_rate = 0.05
-    config.pretrain.others = objectives("tfds:cifar10?train=5000")
-    config.trajectory.epochs = "0,6"
+    config.pretrain.optimizer = default_config().pretrain.optimizer
+    config.pretrain.optimizer.name, config.pretrain.optimizer.learning_rate = "adam", 1e-3
+    for name in ("relative_patch", "jigsaw"):
+        config.pretrain[name].embedding, config.pretrain[name].hidden = 64, 256
+    for name in ("exemplar", "sup_exemplar", "semi_exemplar"):
+        config.pretrain[name].embedding, config.pretrain[name].copies = 64, 2
+    dino = {"output_dim": 1024, "hidden_dim": 256, "bottleneck_dim": 64, "momentum": 0.99}
+    config.pretrain.others = (
+        *objectives("tfds:cifar10?train=5000"),
+        {"objective": "dino", "augment": ("global_crop", "jitter", "gray", "blur_always", "flip"), "dino": dino},
+    )
+    config.trajectory.epochs = "0,8"
     config.checkpoints = ()
     config.targets = ("tfds:cifar10?train=2000&test=2000", "tfds:mnist?per_class=20&test=2000")
     config.metrics = dict.fromkeys(config.targets, "accuracy")
@@ -128,6 +138,16 @@ def reduced():
     config.probe.num_seeds = 3
     config.stages = ("pretrain", "features", "probe", "scores", "report")
     config.scores = ("logme", "nleep")
+    return config
+
+
+def reduced_mae():
+    """Pre-trains a small vision transformer with labels and by masked autoencoding, otherwise as `reduced`."""
+    config = reduced()
+    config.name = "Masked autoencoding on CIFAR-10"
+    config.model.name, config.model.stem, config.model.width = "vit_tiny_patch8_64", None, None
+    config.pretrain.mae.decoder_layers, config.pretrain.mae.decoder_width, config.pretrain.mae.decoder_heads = 2, 96, 4
+    config.pretrain.others = ({"objective": "mae"},)
     return config
 
 
@@ -148,5 +168,5 @@ def smoke():
 
 
 def get_config(variant: str = "full"):
-    variants = {"full": full, "reduced": reduced, "smoke": smoke}
+    variants = {"full": full, "reduced": reduced, "reduced_mae": reduced_mae, "smoke": smoke}
     return choose(variants, variant, "variant of configs/neucrab_group1.py")()

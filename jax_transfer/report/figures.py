@@ -184,7 +184,7 @@ def source_accuracy(pretrain_rows: Sequence[Row], source: str = "") -> Figure:
 
     >>> row = {"checkpoint": "1", "epoch": 1, "train_loss": 0.5, "train_accuracy": 0.8, "test_accuracy": 0.7}
     >>> [axes.get_ylabel() for axes in source_accuracy([row]).axes]
-    ['Train loss (nats)', 'Accuracy (%)']
+    ['Train loss', 'Accuracy (%)']
     """
     curves = {  # column -> axes, scale, colour, marker, label
         "train_loss": (0, 1, ORANGE, "s", "Train"),
@@ -204,7 +204,7 @@ def source_accuracy(pretrain_rows: Sequence[Row], source: str = "") -> Figure:
             marker = marker if len(points[column]) <= MANY_POINTS else ""
             x, y = list(points[column]), [scale * value for value in points[column].values()]
             all_axes[panel].plot(x, y, color=color, marker=marker, label=label, clip_on=False)
-    all_axes[0].set_ylabel("Train loss (nats)")
+    all_axes[0].set_ylabel("Train loss")
     if has_accuracies:
         percent_axis(all_axes[1], "Accuracy (%)")
         legend_above(all_axes[1], columns=2)

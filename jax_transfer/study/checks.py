@@ -92,10 +92,8 @@ def check(config: StudyConfig) -> None:
             check_early_stops(config, target)
         _check_probes(config, target)
     settings.preprocessing(config)
-    views = [recipe.section.augment for recipe in settings.recipes(config).values()]
-    if any(crops_of([*views, *_finetuning_views(config)])):
-        where = "interpolation of random crops (config.preprocessing.interpolation)"
-        choose(FILTERS, config.preprocessing.interpolation, where)
+    if any(crops_of(_finetuning_views(config))):
+        _check_interpolation(config)
     if pretrainings(config):
         _check_image_size(config)
         for recipe in settings.recipes(config).values():
@@ -167,6 +165,12 @@ def _finetuning_batches(config: StudyConfig) -> Batches:
 def _finetuning_views(config: StudyConfig) -> list[tuple[str, ...]]:
     """Returns the augmentations of fine-tuning on each target."""
     return [settings.finetune_settings(config, target).augment for target in config.targets]
+
+
+def _check_interpolation(config: StudyConfig) -> None:
+    """Checks that random crops can be resized in the way of the config."""
+    where = "interpolation of random crops (config.preprocessing.interpolation)"
+    choose(FILTERS, config.preprocessing.interpolation, where)
 
 
 def _check_batch_norm_groups(batches: Batches, models: Mapping[str, Mapping]) -> None:
@@ -351,6 +355,9 @@ def _check_pretraining_data(work: Workspace) -> None:
             if feed == LABELLED:
                 _check_labelled(work, dataset, pretraining.source, section)
         _check_division(work, pretraining)
+        # An objective may have views of its own beside `augment`.
+        if any(any(crops_of(views)) for views in work.objective(pretraining).views.values()):
+            _check_interpolation(work.config)
         steps = work.config.pretrain.steps or 0
         if (epochs := steps // work.steps_per_epoch(pretraining)) > MOST_CHECKPOINTS:
             raise InputError(

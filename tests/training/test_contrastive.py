@@ -396,7 +396,22 @@ def test_valid_batches_are_accepted(objective, changes, tmp_path):
     checks.check_data(Workspace(configure(objective, changes), tmp_path))
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_crops_that_an_objective_names_itself_are_checked(tmp_path):
+    config = configure("dino", {"preprocessing.interpolation": "nearest", "pretrain.augment": ("flip",)})
+    with pytest.raises(
+        InputError, match=r"interpolation of random crops \(config\.preprocessing\.interpolation\): 'nea"
+    ):
+        checks.check_data(Workspace(config, tmp_path))
+
+
+def test_a_queue_that_the_batch_does_not_divide_is_refused_by_the_loss_too(computed):
+    objective, _ = computed["moco_v2"]
+    params, aux = objective.init(jax.random.key(0), None)
+    with pytest.raises(InputError, match="queue_size = 24 is not a multiple of batch_size = 5: use 25,"):
+        objective.loss(params, aux, some_views(2, b=5), jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", (*NAMES, "clip"))
 def test_mixed_images_are_refused(name):
-    with pytest.raises(InputError, match=f"objective {name} compares copies of one image, .* by 'mixup': leave it out"):
+    with pytest.raises(InputError, match=f"objective {name} compares single images, .* by 'mixup': leave it out"):
         OBJECTIVES[name](tiny_net(num_classes=0), ("flip", "mixup"), **SMALL[name])

@@ -263,7 +263,7 @@ def test_all_heads_are_in_the_group_head(name):
 
 @pytest.mark.parametrize("name", ["exemplar", "sup_exemplar", "semi_exemplar"])
 def test_exemplars_refuse_mixed_images_and_a_batch_of_one(name):
-    with pytest.raises(InputError, match=f"objective {name} compares copies of one image, .* by 'mixup': leave it out"):
+    with pytest.raises(InputError, match=f"objective {name} compares single images, .* by 'mixup': leave it out"):
         make(name, ("flip", "mixup"))
     objective = make(name)
     params, aux = jax.eval_shape(objective.init, jax.random.key(0), None)

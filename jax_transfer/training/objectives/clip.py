@@ -13,7 +13,7 @@ from jax_transfer.fields import Count, Few, Positive, between
 from jax_transfer.models.net import Net, gaussian
 from jax_transfer.models.text import text_tower
 from jax_transfer.training.objectives.objective import Objective
-from jax_transfer.training.objectives.parts import check_compared, similarities, unit
+from jax_transfer.training.objectives.parts import check_compared, check_unmixed, similarities, unit
 
 MOST_SCALE = 100.0  # section 2.5: logits are scaled by at most 100
 
@@ -54,6 +54,9 @@ def clip(
       The objective. Its metric "contrast" is the share of images whose own caption has the largest logit. Its model is
       the net alone; `zero_shot_head` makes a head for it from captions of classes.
 
+    Raises:
+      InputError: if `augment` mixes images.
+
     Example:
       >>> from jax_transfer.models.resnet import resnet10
       >>> net = resnet10(num_classes=0, width=8)
@@ -62,6 +65,7 @@ def clip(
       >>> params["projection"]["kernel"].shape, sorted(params)
       ((64, 512), ['log_scale', 'net', 'projection', 'text'])
     """
+    check_unmixed("clip", augment)
     tower = text_tower(
         vocabulary_size=vocabulary_size,
         context_length=context_length,

@@ -11,8 +11,7 @@ from jax_transfer.fields import Count, Positive, Probability, between
 from jax_transfer.models.net import Net, gaussian
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives.objective import Division, Objective, head_and_backbone
-from jax_transfer.training.objectives.parts import in_one_pass, linear, moved_towards, new_linear, unit
-from jax_transfer.training.objectives.triplet import check_copies
+from jax_transfer.training.objectives.parts import check_unmixed, in_one_pass, linear, moved_towards, new_linear, unit
 
 
 def dino(
@@ -73,7 +72,7 @@ def dino(
       >>> sorted(params), aux["center"].shape
       (['head', 'net'], (64,))
     """
-    check_copies("dino", (*augment, *second_augment, *local_augment))
+    check_unmixed("dino", (*augment, *second_augment, *local_augment))
 
     def init(key, model=None):
         params, stats = net.init(key) if model is None else (model["params"], model["stats"])

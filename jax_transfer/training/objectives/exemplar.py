@@ -9,8 +9,14 @@ import jax.numpy as jnp
 from jax_transfer.fields import Count, Positive, between
 from jax_transfer.models.net import Net
 from jax_transfer.training.objectives.objective import Objective, head_and_backbone
-from jax_transfer.training.objectives.parts import check_compared_views, in_one_pass, linear, new_linear
-from jax_transfer.training.objectives.triplet import check_copies, semi_hard_triplet_loss
+from jax_transfer.training.objectives.parts import (
+    check_compared_views,
+    check_unmixed,
+    in_one_pass,
+    linear,
+    new_linear,
+)
+from jax_transfer.training.objectives.triplet import semi_hard_triplet_loss
 
 Copies = Annotated[int, between(2, 100)]
 
@@ -48,7 +54,7 @@ def exemplar(
       >>> exemplar(resnet10(num_classes=0, width=8), ("flip",), copies=3).views
       {'train': (('flip',), ('flip',), ('flip',))}
     """
-    check_copies("exemplar", augment)
+    check_unmixed("exemplar", augment)
 
     def init(key, model=None):
         params, stats = net.init(key) if model is None else (model["params"], model["stats"])

@@ -9,8 +9,7 @@ from jax_transfer.fields import Count, Positive, Probability
 from jax_transfer.models.net import Net, gaussian, with_projection, without_projection
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives.objective import Division, Objective
-from jax_transfer.training.objectives.parts import check_compared, moved_towards, similarities, unit
-from jax_transfer.training.objectives.triplet import check_copies
+from jax_transfer.training.objectives.parts import check_compared, check_unmixed, moved_towards, similarities, unit
 
 
 def moco_v2(
@@ -54,7 +53,7 @@ def moco_v2(
       net of the queries, without the projection.
 
     Raises:
-      InputError: if `augment` mixes images.
+      InputError: if `augment` mixes images; from the loss, if the batch does not divide the queue.
 
     Example:
       >>> from jax_transfer.models.resnet import resnet10
@@ -63,7 +62,7 @@ def moco_v2(
       >>> sorted(aux), aux["queue"].shape
       (['key_params', 'key_stats', 'next', 'queue', 'stats'], (64, 16))
     """
-    check_copies("moco_v2", augment)
+    check_unmixed("moco_v2", augment)
     net = with_projection(net, (hidden_dim, projection_dim))
 
     def init(key, model=None):
@@ -75,6 +74,7 @@ def moco_v2(
 
     def loss(params, aux, views, key):
         first, second = views["train"].images
+        check_queue(len(first))
         key_query, key_key, key_order = jax.random.split(key, 3)
         key_params = moved_towards(aux["key_params"], params, momentum)
         output, stats = net.apply_train(params, aux["stats"], first, key_query)
@@ -95,13 +95,16 @@ def moco_v2(
         }
         return value, (new_aux, {"contrast": (logits.argmax(-1) == 0).mean()})
 
+    def check_queue(batch_size: int) -> None:
+        if queue_size % batch_size:
+            raise InputError(
+                f"moco_v2.queue_size = {queue_size} is not a multiple of batch_size = {batch_size}: use "
+                f"{max(1, round(queue_size / batch_size)) * batch_size}, or another batch_size."
+            )
+
     def check(division: Division) -> None:
         check_compared(division)
-        if queue_size % division.batch_size:
-            raise InputError(
-                f"moco_v2.queue_size = {queue_size} is not a multiple of batch_size = {division.batch_size}: use "
-                f"{max(1, round(queue_size / division.batch_size)) * division.batch_size}, or another batch_size."
-            )
+        check_queue(division.batch_size)
         if division.batch_norm_group == division.batch_size:
             raise InputError(
                 f"BatchNorm normalises all {division.batch_size} images of a batch together, which tells new keys from "

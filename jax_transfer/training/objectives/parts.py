@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.models.net import Net, Output, gaussian
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives.objective import Division
@@ -78,6 +79,22 @@ def moved_towards(old: Any, new: Any, momentum: float) -> Any:
       {'w': 2.0}
     """
     return jax.tree.map(lambda a, b: a + (1 - momentum) * (jax.lax.stop_gradient(b) - a), old, new)
+
+
+def check_unmixed(objective: str, augment: Sequence[str]) -> None:
+    """Checks that each image, after `augment`, shows one image of the data set, as its view or its caption does.
+
+    Raises:
+      InputError: if an augmentation mixes images.
+
+    Example:
+      >>> check_unmixed("exemplar", ("flip", "color_jitter"))
+    """
+    if mixings := [name for name in augment if name in MIXINGS]:
+        raise InputError(
+            f"the objective {objective} compares single images, and augment mixes images by {mixings[0]!r}: leave it "
+            "out."
+        )
 
 
 def check_compared(division: Division) -> None:

@@ -110,7 +110,9 @@ def classify_tuples(
         if patches.shape[1] < net.min_image_size:
             sides = (net.min_image_size, net.min_image_size)
             patches = jax.image.resize(patches, (len(patches), *sides, patches.shape[-1]), "bilinear")
-        output, stats = net.apply_train(params["net"], aux["stats"], patches, key_net)
+        output, _ = net.apply_train(params["net"], aux["stats"], patches, key_net)
+        # The stored net sees whole images, so BatchNorm's statistics for it are theirs.
+        _, stats = net.apply_train(jax.lax.stop_gradient(params["net"]), aux["stats"], images, key_net)
         embedded = linear(params["head"]["embedding"], output.features).reshape(-1, PATCHES, embedding)
         classes = jax.random.permutation(key_draw, choices)[:drawn]
         joined = embedded[:, jnp.asarray(tuples)[classes]].reshape(-1, shown * embedding)

@@ -11,12 +11,13 @@ from jax_transfer.training.objectives.exemplar import Copies
 from jax_transfer.training.objectives.objective import LABELLED, Objective, head_and_backbone
 from jax_transfer.training.objectives.parts import (
     check_compared_views,
+    check_unmixed,
     in_one_pass,
     linear,
     loss_and_accuracy,
     new_linear,
 )
-from jax_transfer.training.objectives.triplet import batch_hard_triplet_loss, check_copies
+from jax_transfer.training.objectives.triplet import batch_hard_triplet_loss
 
 
 def semi_exemplar(
@@ -53,7 +54,7 @@ def semi_exemplar(
       >>> semi_exemplar(resnet10(num_classes=5, width=8), ("flip",), copies=2).views
       {'train': (('flip',), ('flip',)), 'labelled': (('flip',), ('flip',))}
     """
-    check_copies("semi_exemplar", augment)
+    check_unmixed("semi_exemplar", augment)
 
     def init(key, model=None):
         params, stats = net.init(key) if model is None else (model["params"], model["stats"])

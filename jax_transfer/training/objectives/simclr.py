@@ -7,8 +7,7 @@ from jaxtyping import Array, Float
 from jax_transfer.fields import Count, Positive
 from jax_transfer.models.net import Net, with_projection, without_projection
 from jax_transfer.training.objectives.objective import Objective
-from jax_transfer.training.objectives.parts import check_compared_views, in_one_pass, similarities, unit
-from jax_transfer.training.objectives.triplet import check_copies
+from jax_transfer.training.objectives.parts import check_compared_views, check_unmixed, in_one_pass, similarities, unit
 
 
 def nt_xent(x: Float[Array, "b p"], y: Float[Array, "b p"], temperature: float) -> Float[Array, "2 b"]:
@@ -78,7 +77,7 @@ def simclr(
       >>> params["projection"]["2"]["kernel"].shape, "projection" in objective.model(params, aux)["params"]
       ((128, 32), False)
     """
-    check_copies("simclr", augment)
+    check_unmixed("simclr", augment)
     net = with_projection(net, (hidden_dim, projection_dim))
 
     def init(key, model=None):

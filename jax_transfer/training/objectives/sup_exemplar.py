@@ -11,12 +11,13 @@ from jax_transfer.training.objectives.exemplar import Copies
 from jax_transfer.training.objectives.objective import Objective, head_and_backbone
 from jax_transfer.training.objectives.parts import (
     check_compared_views,
+    check_unmixed,
     in_one_pass,
     linear,
     loss_and_accuracy,
     new_linear,
 )
-from jax_transfer.training.objectives.triplet import batch_hard_triplet_loss, check_copies
+from jax_transfer.training.objectives.triplet import batch_hard_triplet_loss
 
 
 def sup_exemplar(
@@ -52,7 +53,7 @@ def sup_exemplar(
       >>> objective.views, objective.has_head
       ({'train': (('flip',), ('flip',))}, True)
     """
-    check_copies("sup_exemplar", augment)
+    check_unmixed("sup_exemplar", augment)
 
     def init(key, model=None):
         params, stats = net.init(key) if model is None else (model["params"], model["stats"])

@@ -4,24 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.records import InputError
-
-
-def check_copies(objective: str, augment: tuple[str, ...]) -> None:
-    """Checks that copies of an image, made by `augment`, show this image alone.
-
-    Raises:
-      InputError: if an augmentation mixes images.
-
-    Example:
-      >>> check_copies("exemplar", ("flip", "color_jitter"))
-    """
-    if mixings := [name for name in augment if name in MIXINGS]:
-        raise InputError(
-            f"the objective {objective} compares copies of one image, and augment mixes images by {mixings[0]!r}: "
-            "leave it out."
-        )
 
 
 def _squared_distances(embeddings: Float[Array, "b m e"]) -> tuple[Float[Array, "b m m"], Float[Array, "b m b*m"]]:

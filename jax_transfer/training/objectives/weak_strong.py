@@ -6,11 +6,9 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
-from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.models.net import Net
-from jax_transfer.records import InputError
 from jax_transfer.training.objectives.objective import Objective, head_and_backbone
-from jax_transfer.training.objectives.parts import in_one_pass, loss_and_accuracy
+from jax_transfer.training.objectives.parts import check_unmixed, in_one_pass, loss_and_accuracy
 
 STRONG = "rand_augment_fixmatch"  # what a strong view has in addition to a weak one
 
@@ -40,11 +38,7 @@ def weak_strong(net: Net, augment: tuple[str, ...], *, source_weight: float | Fl
       >>> weak_strong(resnet10(num_classes=5, width=8), ("flip",), source_weight=0.3).views["source"]
       (('flip',), ('flip', 'rand_augment_fixmatch'))
     """
-    if mixings := [name for name in augment if name in MIXINGS]:
-        raise InputError(
-            f"the objective weak_strong compares two views of one image, and augment mixes images by {mixings[0]!r}: "
-            f"leave it out."
-        )
+    check_unmixed("weak_strong", augment)
 
     def init(key, model=None):
         params, stats = net.init(key) if model is None else (model["params"], model["stats"])
