@@ -106,8 +106,10 @@ def open_workdir(config: StudyConfig, workdir: pathlib.Path):
         old = json.loads(path.read_text(encoding="utf-8"))
         different, begun = differences(old, new), has_results(workdir)
         if different and begun:
+            more = f"; and {len(different) - 4} more fields" if different[5:] else ""
+            shown = [field if len(field) < 200 else f"{field[:160]}..." for field in different[: 4 if more else 5]]
             raise InputError(
-                f"--workdir={workdir} was made with another config: {'; '.join(different)}. "
+                f"--workdir={workdir} was made with another config: {'; '.join(shown)}{more}. "
                 "Use that config again, or another --workdir."
             )
         new = with_earlier_entries(old, new) if begun else new

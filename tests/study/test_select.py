@@ -16,7 +16,7 @@ from jax_transfer.fields import to_json
 from jax_transfer.records import InputError
 from jax_transfer.results import TEST, VALIDATION, Rows, picture
 from jax_transfer.study import checks, report, reuse, runner, select
-from jax_transfer.study.config import differences, with_earlier_entries
+from jax_transfer.study.config import default_config, differences, with_earlier_entries
 from jax_transfer.study.select import selected_images
 from jax_transfer.study.settings import finetune_settings
 from jax_transfer.study.workspace import Workspace
@@ -463,8 +463,11 @@ def test_a_study_that_its_checks_refused_may_change_its_config(tmp_path):
         runner.run(refused, tmp_path)
     runner.open_workdir(reuse_config(finetune__reuse=({"objective": "joint", "selection": "uot"},)), tmp_path).close()
     (tmp_path / "results/transfer.jsonl").write_text("{}\n")
-    with pytest.raises(InputError, match="was made with another config"):
+    with pytest.raises(InputError, match=r"was made with another config: config.* was .*\. Use that config again"):
         runner.open_workdir(refused, tmp_path)
+    with pytest.raises(InputError, match=r"; and \d+ more fields\. Use") as error:
+        runner.open_workdir(default_config(), tmp_path)
+    assert len(str(error.value)) < 1200
 
 
 def test_a_search_that_finds_no_copies_leaves_an_empty_file(study):

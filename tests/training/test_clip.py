@@ -10,11 +10,9 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from helpers.source_files import REPOSITORY
-from helpers.training_parts import tiny_net
 from jax_transfer.models.net import Output
 from jax_transfer.records import InputError, Views
 from jax_transfer.training.objectives import OBJECTIVES
@@ -135,32 +133,6 @@ def test_unit_of_zeros_has_a_finite_gradient():
 def test_batches_of_one_and_parts_of_a_batch_are_refused(clip, division, message):
     with pytest.raises(InputError, match=message):
         clip.check(division)
-
-
-def test_loss_falls_and_aux_keeps_its_shapes():
-    net = tiny_net(batch_norm=True)
-    objective = OBJECTIVES["clip"](net, (), **SIZE, text_heads=2)
-    assert not objective.has_head and objective.extra == ("tokens",)
-    params, aux = objective.init(jax.random.key(0), None)
-    assert jax.tree.structure(objective.model(params, aux)) == jax.tree.structure(
-        dict(zip(("params", "stats"), net.init(jax.random.key(0)), strict=True))
-    )
-    views = random_views(16)["train"]
-    colours = np.random.default_rng(2).random((16, 1, 1, 3), np.float32)
-    views = {"train": Views((np.broadcast_to(colours, (16, 8, 8, 3)),), views.labels, views.mask, views.extra)}
-    optimizer = optax.adam(0.01)
-
-    @jax.jit
-    def step(params, aux, state, key):
-        (value, (aux, _)), gradient = jax.value_and_grad(objective.loss, has_aux=True)(params, aux, views, key)
-        updates, state = optimizer.update(gradient, state)
-        return optax.apply_updates(params, updates), aux, state, value
-
-    state, losses, shapes = optimizer.init(params), [], jax.tree.map(jnp.shape, aux)
-    for i in range(20):
-        params, aux, state, value = step(params, aux, state, jax.random.key(i))
-        losses.append(float(value))
-    assert losses[-1] < losses[0] - 0.3 and jax.tree.map(jnp.shape, aux) == shapes
 
 
 # A child process, since the number of simulated devices is fixed at the start of a process.
