@@ -128,7 +128,7 @@ def reduced():
     dino = {"output_dim": 1024, "hidden_dim": 256, "bottleneck_dim": 64, "momentum": 0.99}
     config.pretrain.others = (
         *objectives("tfds:cifar10?train=5000"),
-        {"objective": "dino", "augment": ("global_crop", "jitter", "gray", "blur_always", "flip"), "dino": dino},
+        {"objective": "dino", "augment": ("global_crop", "jitter_byol", "gray", "blur_always", "flip"), "dino": dino},
     )
     config.trajectory.epochs = "0,8"
     config.checkpoints = ()

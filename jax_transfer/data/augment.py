@@ -91,11 +91,12 @@ def color_jitter(key, images, preprocessing, strength=0.4):
     return jnp.clip(gray + (images - gray) * factors[2], 0, 1)
 
 
-def jitter(key, images, preprocessing, probability=0.8, strength=0.4, hue=0.1):
+def jitter(key, images, preprocessing, probability=0.8, strength=0.4, saturation=0.4, hue=0.1):
     """Changes brightness, contrast, saturation and hue of some images, in a random order: torchvision's ColorJitter.
 
-    The factors of the first three are uniform in [1 - strength, 1 + strength], the shift of the hue is uniform in
-    [-hue, hue]. With the defaults it is that of MoCo v2 and SLIP; BYOL and DINO halve the change of saturation.
+    The factors of the first two are uniform in [1 - strength, 1 + strength], that of the saturation is uniform in
+    [1 - saturation, 1 + saturation], and the shift of the hue in [-hue, hue]. The defaults are those of MoCo v2 and
+    SLIP; "jitter_byol" has the saturation of BYOL and DINO, 0.2.
 
     Args:
       probability: share of the images that are changed.
@@ -109,7 +110,8 @@ def jitter(key, images, preprocessing, probability=0.8, strength=0.4, hue=0.1):
     """
     b = len(images)
     key_factors, key_shift, key_order, key_chosen = jax.random.split(key, 4)
-    factors = jax.random.uniform(key_factors, (3, b), minval=1 - strength, maxval=1 + strength)
+    strengths = jnp.array([[strength], [strength], [saturation]])
+    factors = jax.random.uniform(key_factors, (3, b), minval=1 - strengths, maxval=1 + strengths)
     shifts = jax.random.uniform(key_shift, (b,), minval=-hue, maxval=hue)
     # Each image has an order of the three blends, and a number of blends that come before its hue is turned: the hue,
     # the most costly of the four, is computed once.
@@ -226,6 +228,7 @@ AUGMENTATIONS = {
     "random_crop": random_crop,
     "color_jitter": color_jitter,
     "jitter": jitter,
+    "jitter_byol": functools.partial(jitter, saturation=0.2),
     "gray": gray,
     "blur": blur,
     "blur_always": functools.partial(blur, probability=1.0),

@@ -117,15 +117,17 @@ def test_parameters_of_each_image_are_its_own():
     np.testing.assert_array_equal(photometric.gaussian_blur(x, 0.0, 7), x)  # no blur
 
 
-def test_jitter_is_a_product_of_its_four_changes_in_some_order():
+@pytest.mark.parametrize(("name", "saturation"), [("jitter", 0.4), ("jitter_byol", 0.2)])
+def test_jitter_is_a_product_of_its_four_changes_in_some_order(name, saturation):
     """Each image equals one of the 24 orders with the drawn parameters, and all four positions of the hue occur."""
     import itertools
 
     b, key = 64, jax.random.key(3)
     x = jnp.broadcast_to(jnp.asarray(synthetic()[1:2]) / 255, (b, SIZE, SIZE, 3))[:, ::8, ::8]
-    found = np.asarray(augment.jitter(key, x, None, probability=1.0))
+    found = np.asarray(functools.partial(augment.AUGMENTATIONS[name], probability=1.0)(key, x, None))
     key_factors, key_shift, *_ = jax.random.split(key, 4)
-    factors = jax.random.uniform(key_factors, (3, b), minval=0.6, maxval=1.4)
+    strengths = np.float32([[0.4], [0.4], [saturation]])
+    factors = jax.random.uniform(key_factors, (3, b), minval=1 - strengths, maxval=1 + strengths)
     shifts = jax.random.uniform(key_shift, (b,), minval=-0.1, maxval=0.1)
     changes = [
         lambda x: photometric.adjust_brightness(x, factors[0]),
@@ -140,7 +142,15 @@ def test_jitter_is_a_product_of_its_four_changes_in_some_order():
     assert {orders[i].index(3) for i in errors.argmin(0)} == {0, 1, 2, 3}
 
 
-RANDOM = {"jitter": 0.8, "gray": 0.2, "blur": 0.5, "blur_always": 1.0, "blur_rarely": 0.1, "solarize": 0.2}
+RANDOM = {
+    "jitter": 0.8,
+    "jitter_byol": 0.8,
+    "gray": 0.2,
+    "blur": 0.5,
+    "blur_always": 1.0,
+    "blur_rarely": 0.1,
+    "solarize": 0.2,
+}
 
 
 @pytest.mark.parametrize("name", RANDOM)

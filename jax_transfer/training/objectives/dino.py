@@ -18,8 +18,8 @@ def dino(
     net: Net,
     augment: tuple[str, ...],
     *,
-    second_augment: tuple[str, ...] = ("global_crop", "jitter", "gray", "blur_rarely", "solarize", "flip"),
-    local_augment: tuple[str, ...] = ("local_crop", "jitter", "gray", "blur", "flip"),
+    second_augment: tuple[str, ...] = ("global_crop", "jitter_byol", "gray", "blur_rarely", "solarize", "flip"),
+    local_augment: tuple[str, ...] = ("local_crop", "jitter_byol", "gray", "blur", "flip"),
     num_local: Annotated[int, between(0, 100)] = 0,
     output_dim: Count = 65_536,
     hidden_dim: Count = 2048,
@@ -49,7 +49,7 @@ def dino(
     Args:
       net: a net without a head.
       augment, second_augment: names of the augmentations of the two global views. The paper has
-        ("global_crop", "jitter", "gray", "blur_always", "flip") for the first.
+        ("global_crop", "jitter_byol", "gray", "blur_always", "flip") for the first.
       local_augment, num_local: names of the augmentations of the local views, which only the student sees, and their
         number. The paper has 10 of them.
       output_dim: columns of the outputs.

@@ -77,7 +77,8 @@ def classify_tuples(
 
     In Kolesnikov et al. the hidden layer also has BatchNorm and dropout, which are left out, and the representation
     that they evaluate is the mean over nine patches. Here the features are those of the whole image, as for every
-    checkpoint, although BatchNorm has averaged the statistics of patches.
+    checkpoint, and so are the averages of BatchNorm's statistics, which a forward pass of the whole images gives. Those
+    of patches, which are standardised, do not suit whole images.
 
     Args:
       net: a net; its classification head, if it has one, is not used.
