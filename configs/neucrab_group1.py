@@ -116,7 +116,7 @@ def reduced():
     config.source.dataset = "tfds:cifar10?train=5000&test=2000"
     config.preprocessing.image_size = 32
     config.preprocessing.crop_fraction = 1.0
-    config.pretrain.epochs = 8
+    config.pretrain.epochs = 5
     config.pretrain.batch_size = 64
     config.pretrain.judged_images = 2000
     config.pretrain.optimizer = default_config().pretrain.optimizer
@@ -130,7 +130,7 @@ def reduced():
         *objectives("tfds:cifar10?train=5000"),
         {"objective": "dino", "augment": ("global_crop", "jitter_byol", "gray", "blur_always", "flip"), "dino": dino},
     )
-    config.trajectory.epochs = "0,8"
+    config.trajectory.epochs = "0,5"
     config.checkpoints = ()
     config.targets = ("tfds:cifar10?train=2000&test=2000", "tfds:mnist?per_class=20&test=2000")
     config.metrics = dict.fromkeys(config.targets, "accuracy")
