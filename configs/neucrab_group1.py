@@ -34,7 +34,8 @@ arXiv:1910.04867); how each was trained differs from objective to objective and 
 one recipe for all, that of `neucrab_group2.py` for 90 epochs (SGD with momentum 0.9, learning rate 0.1 with a cosine
 schedule, weight decay 1e-4, batches of 256 images, crops and flips), with colour jitter and grayscale where copies of
 an image are told apart; and the settings of fine-tuning and its sweep, which are those of `neucrab_group2.py`.
-BatchNorm normalises the global batch. Our results: not measured at this size.
+BatchNorm normalises the global batch. Our results: not measured at this size; what each objective teaches a small net
+is in docs/results/objectives.md.
 
 Variants: `full`; `reduced`, which pre-trains on 5,000 images of CIFAR-10 with each objective, and DINO, and judges
 every epoch; `reduced_mae`, its like for masked autoencoding, which needs a vision transformer;
