@@ -280,4 +280,7 @@ def test_two_processes_train_as_one(name, tmp_path):
         assert process.wait(300) == 0, log.read_text()[-3000:]
         losses[how] = [row["train_loss"] for row in results_without_times(workdir)["pretrain.jsonl"][1:]]
     assert len(losses["one device"]) == 6
-    np.testing.assert_allclose(losses["two processes"], losses["one device"], rtol=1e-4)
+    # In 30 steps rounding grows to half a thousandth. With the negatives of its own process alone, the loss of SimCLR
+    # would be smaller by log 2.
+    np.testing.assert_allclose(losses["two processes"][0], losses["one device"][0], rtol=2e-5)
+    np.testing.assert_allclose(losses["two processes"], losses["one device"], rtol=2e-3)
