@@ -18,8 +18,8 @@ Transfer, FE and FT, is that of `resnet50_imagenet.py`, on the same targets. Eve
 
 Variants: `full`; `reduced`, which compares supervised, MoCo-v2, SimCLR and CLIP pre-training (with captions made from
 the names of the classes) on the 20,000 images of Tiny-ImageNet that are at hand, for equal numbers of steps,
-transferred to Caltech101 and MNIST, in about an hour on two idle CPU cores; `smoke`, from CIFAR-10 to MNIST within a
-minute on two CPU cores.
+transferred to Caltech101 and MNIST, in about an hour and a quarter on two idle CPU cores; `smoke`, from CIFAR-10 to
+MNIST within a minute on two CPU cores.
 """
 
 from jax_transfer.choose import choose

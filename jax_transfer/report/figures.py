@@ -320,7 +320,8 @@ def _draw_pretraining(results: Results) -> Iterator[Drawing]:
         if any(_points(rows, source, column) for column in JUDGED):
             caption = (
                 f"The features of test images of {of}: leave-one-out accuracy of 20 nearest neighbours; effective rank "
-                "(RankMe); mean squared distance of two augmented views of an image (alignment: smaller is closer); "
+                "(RankMe); mean squared distance of two views of an image, with the augmentations of this "
+                "pre-training (alignment: smaller is closer); "
                 "and how evenly directions spread (uniformity: smaller is more even; near 0 all are the same)."
             )
             yield Drawing("", f"judged_epochs{end}", caption, judged_epochs(rows, source))
@@ -333,8 +334,8 @@ def _draw_transfer_curves(results: Results) -> Iterator[Drawing]:
     for target, metric in dict.fromkeys((row["target"], row["metric"]) for row in best_rows):
         if 1 < len({row["source"] for row in best_rows if row["target"] == target}) <= len(PRETRAINING_STYLES):
             caption = (
-                f"{names[target]}: {METRICS[metric]} of each pre-training against its epoch. Stars and dotted lines mark "
-                "the best epoch. Bands span all seeds."
+                f"{names[target]}: {METRICS[metric]} of each pre-training against its epoch. Stars and dotted lines "
+                "mark the best epoch. Bands span all seeds."
             )
             yield Drawing("", f"compared_trajectories-{names[target]}", caption, compared_trajectories(rows, target))
     for target, source, metric in dict.fromkeys((row["target"], row["source"], row["metric"]) for row in best_rows):

@@ -20,9 +20,16 @@ from jax_transfer.results import read_rows
 SHOWN = 12  # epochs in a table, at most
 HEAD = """# What frozen features learn from each objective
 
-Made by `tests/benchmarks/objectives.py` from the result rows of the studies below. "(not ahead)" marks a probe whose last
-epoch is not above the random initialisation by more than the larger spread over the probe's seeds: the objective has
-taught these features nothing that the probe can use, at this size and length.
+Made by `tests/benchmarks/objectives.py` from the result rows of the studies below.
+
+- A probe is marked "(not ahead)" if its last epoch is not above the random initialisation by more than the larger spread
+  over the probe's seeds. That is no proof that nothing was learned: with few images the spread is large. A converged
+  probe (`probe_converged`) is the same for all seeds, so that its spread is 0.
+- Alignment is that of views with the augmentations of each pre-training: weaker ones make it smaller, so it compares
+  epochs of a pre-training, not pre-trainings.
+- Pre-training has one seed. Epochs are equal in images, not in work: two views, patches or copies take longer.
+- Patches of 8 pixels teach a net of width 8 little in five epochs; the wider net that learns from them for ten epochs,
+  with 24 permutations instead of 100, has a section of its own and is compared with its own random initialisation.
 """
 
 
@@ -91,13 +98,18 @@ def section(workdir: pathlib.Path, command: str) -> str:
     pretrain, transfer = (read_rows(workdir / f"results/{name}.jsonl") for name in ("pretrain", "transfer"))
     minutes = sum(row["seconds"] for row in pretrain if is_number(row["seconds"])) / 60
     return (
-        f"## {config['name']}\n\n```bash\n{command}\n```\n\n{config['model']['name']} on `{config['source']['dataset']}` at "
-        f"{config['preprocessing']['image_size']} pixels, {config['pretrain']['epochs']} epochs; pre-training took "
+        f"## {config['name']}\n\n```bash\n{command}\n```\n\n{_net(config['model'])} on `{config['source']['dataset']}` "
+        f"at {config['preprocessing']['image_size']} pixels, {config['pretrain']['epochs']} epochs; pre-training took "
         f"{minutes:.0f} min.\n\nk-NN accuracy on held-out source images by epoch, in percent (epoch 0 is the random "
         f"initialisation), and the last epoch's representation:\n\n{markdown(curves(pretrain))}\nA linear probe on "
         "frozen features, at epoch 0 -> at the last epoch, mean ± half of the spread over seeds, in percent:\n\n"
         f"{markdown(probes(transfer))}"
     )
+
+
+def _net(model: dict) -> str:
+    """Names a net and its width."""
+    return model["name"] + (f" of width {model['width']:g}" if model.get("width") else "")
 
 
 def main():
