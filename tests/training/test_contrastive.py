@@ -398,7 +398,10 @@ def test_valid_batches_are_accepted(objective, changes, tmp_path):
 
 
 def test_crops_that_an_objective_names_itself_are_checked(tmp_path):
-    config = configure("dino", {"preprocessing.interpolation": "nearest", "pretrain.augment": ("flip",)})
+    config = configure(
+        "dino",
+        {"model.batch_norm_group": None, "preprocessing.interpolation": "nearest", "pretrain.augment": ("flip",)},
+    )
     with pytest.raises(
         InputError, match=r"interpolation of random crops \(config\.preprocessing\.interpolation\): 'nea"
     ):
