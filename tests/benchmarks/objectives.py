@@ -30,6 +30,8 @@ Made by `tests/benchmarks/objectives.py` from the result rows of the studies bel
 - Pre-training has one seed. Epochs are equal in images, not in work: two views, patches or copies take longer.
 - Patches of 8 pixels teach a net of width 8 little in five epochs; the wider net that learns from them for ten epochs,
   with 24 permutations instead of 100, has a section of its own and is compared with its own random initialisation.
+- Masked autoencoding fails here: after five epochs its features are worse than random ones. The vision transformer that it
+  needs has learned next to nothing with labels either, so this says that the run is too short, and no more.
 """
 
 
