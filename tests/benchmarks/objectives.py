@@ -22,16 +22,16 @@ HEAD = """# What frozen features learn from each objective
 
 Made by `tests/benchmarks/objectives.py` from the result rows of the studies below.
 
-- A probe is marked "(not ahead)" if its last epoch is not above the random initialisation by more than the larger spread
-  over the probe's seeds. That is no proof that nothing was learned: with few images the spread is large. A converged
-  probe (`probe_converged`) is the same for all seeds, so that its spread is 0.
+- A probe is marked "(not ahead)" if its last epoch is not above the random initialisation by more than the larger
+  spread over the probe's seeds. That is no proof that nothing was learned: with few images the spread is large. A
+  converged probe (`probe_converged`) is the same for all seeds, so that its spread is 0.
 - Alignment is that of views with the augmentations of each pre-training: weaker ones make it smaller, so it compares
   epochs of a pre-training, not pre-trainings.
 - Pre-training has one seed. Epochs are equal in images, not in work: two views, patches or copies take longer.
 - Patches of 8 pixels teach a net of width 8 little in five epochs; the wider net that learns from them for ten epochs,
   with 24 permutations instead of 100, has a section of its own and is compared with its own random initialisation.
-- Masked autoencoding fails here: after five epochs its features are worse than random ones. The vision transformer that it
-  needs has learned next to nothing with labels either, so this says that the run is too short, and no more.
+- Masked autoencoding fails here: after five epochs its features are worse than random ones. The vision transformer that
+  it needs has learned next to nothing with labels either, so this says that the run is too short, and no more.
 """
 
 

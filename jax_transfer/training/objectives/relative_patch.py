@@ -19,7 +19,7 @@ def relative_patch(
     embedding: Count = 1000,
     hidden: Count = 4096,
 ) -> Objective:
-    """Makes the objective "mean cross-entropy of predicting in which of the eight places around the centre a patch lies".
+    """Makes the objective "mean cross-entropy of predicting in which of eight places around the centre a patch lies".
 
     Doersch et al. (2015), as Kolesnikov et al. (2019, arXiv:1901.09005) implement it: all eight patches around the
     centre of a 3 x 3 grid are compared with it, and an image of 255 pixels has cells of 85 and patches of 64. See
