@@ -38,7 +38,7 @@ BatchNorm normalises the global batch. Our results: not measured at this size; w
 is in docs/results/objectives.md.
 
 Variants: `full`; `reduced`, which pre-trains on 5,000 images of CIFAR-10 with each objective, and DINO, and judges
-every epoch; `reduced_mae`, its like for masked autoencoding, which needs a vision transformer;
+every epoch; `reduced_mae`, the same for masked autoencoding, which needs a vision transformer;
 `smoke`, on CIFAR-10 to MNIST, in two minutes on two CPU cores.
 """
 

@@ -1,6 +1,7 @@
 """Writes how well the frozen features of each objective do beside random ones, from studies that judge every epoch.
 
-    python tests/benchmarks/objectives.py OUTPUT.md WORKDIR [WORKDIR ...] --command="..." [--command="..." ...]
+    python tests/benchmarks/objectives.py OUTPUT.md WORKDIR [WORKDIR ...] --command="..." [--command="..." ...] \\
+        [--note="..."]
 
 For each study: the command that made it; a table with the k-NN accuracy of every epoch, the effective
 rank, alignment and uniformity of the last one; the accuracy of a probe on each target, at epoch 0 and at the last one,
@@ -28,10 +29,6 @@ Made by `tests/benchmarks/objectives.py` from the result rows of the studies bel
 - Alignment is that of views with the augmentations of each pre-training: weaker ones make it smaller, so it compares
   epochs of a pre-training, not pre-trainings.
 - Pre-training has one seed. Epochs are equal in images, not in work: two views, patches or copies take longer.
-- Patches of 8 pixels teach a net of width 8 little in five epochs; the wider net that learns from them for ten epochs,
-  with 24 permutations instead of 100, has a section of its own and is compared with its own random initialisation.
-- Masked autoencoding fails here: after five epochs its features are worse than random ones. The vision transformer that
-  it needs has learned next to nothing with labels either, so this says that the run is too short, and no more.
 """
 
 
@@ -119,9 +116,12 @@ def main():
     parser.add_argument("output", type=pathlib.Path)
     parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
     parser.add_argument("--command", action="append", required=True, help="the command of each study, in their order")
+    parser.add_argument("--note", default="", help="what to know when reading the tables")
     flags = parser.parse_args()
     sections = [section(*each) for each in zip(flags.workdirs, flags.command, strict=True)]
-    flags.output.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
+    flags.output.write_text(
+        "\n".join([HEAD, *([f"{flags.note.strip()}\n"] if flags.note else []), *sections]), encoding="utf-8"
+    )
     print(flags.output)
 
 
