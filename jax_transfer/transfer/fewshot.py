@@ -5,10 +5,10 @@ directions predicts argmax_c w_c . f(x) with embeddings f(x) and weights w_c of 
 few images of a new class can serve as its weights at once. The scale by which the paper multiplies these cosines is
 positive and the same for all classes: it changes the probabilities but not the prediction, and is left out here.
 
-`draw_episodes` chooses the images of many episodes, `imprint` tests the classifiers of all of them in one compiled call,
-and `interval` sums the episodes up. With the weights of a tuned classifier for the seen classes, this is the protocol of
-"Towards Inadequately Pre-trained Models in Transfer Learning", table 4. Without, it is a fast protocol for any
-checkpoint: every class is imprinted, and the nearest prototype by cosine is predicted.
+`draw_episodes` chooses the images of many episodes, `imprint` tests the classifiers of all of them in one compiled
+call, and `interval` sums the episodes up. With the weights of a tuned classifier for the seen classes, this is the
+protocol of "Towards Inadequately Pre-trained Models in Transfer Learning", table 4. Without, it is a fast protocol for
+any checkpoint: every class is imprinted, and the nearest prototype by cosine is predicted.
 """
 
 import dataclasses
@@ -103,9 +103,9 @@ def prototypes(x: Float[Array, "n *copies d"], y: Int[Array, "n"], num_classes: 
 
     Example:
       >>> import jax.numpy as jnp
-      >>> x = jnp.array([[2.0, 0.0], [0.0, 5.0], [0.0, -1.0]])
-      >>> prototypes(x, jnp.array([0, 0, 2]), num_classes=3).round(2).tolist()
-      [[0.71, 0.71], [0.0, 0.0], [0.0, -1.0]]
+      >>> x = jnp.array([[2.0, 0.0], [5.0, 0.0], [0.0, -3.0]])
+      >>> prototypes(x, jnp.array([0, 0, 2]), num_classes=3).tolist()
+      [[1.0, 0.0], [0.0, 0.0], [0.0, -1.0]]
     """
     x, num_classes = _as_embeddings(x, "x", copies=True), _as_count(num_classes, "num_classes")
     if isinstance(y, jax.core.Tracer):
@@ -457,8 +457,8 @@ def _as_rows(rows, y: Int[np.ndarray, "n"], unseen: Int[np.ndarray, "u"]) -> Int
     rows = _as_integers(rows, "rows", ndim=3)
     if not rows.size or rows.shape[1] != len(unseen):
         raise InputError(
-            f"rows has the shape {list(rows.shape)}: expected [episodes, {len(unseen)}, shots] for {len(unseen)} unseen "
-            "classes."
+            f"rows has the shape {list(rows.shape)}: expected [episodes, {len(unseen)}, shots] for {len(unseen)} "
+            "unseen classes."
         )
     if rows.max() >= len(y):
         raise InputError(f"rows holds the index {rows.max():,}: expected 0 to {len(y) - 1:,}, a training image.")

@@ -3,13 +3,13 @@
 python tests/benchmarks/fewshot.py [--episodes=100 --classes=200 --seen=100 --images=30 --test=10000 --d=512 --shots=5]
 
 Prints one JSON line for each of two loops: the median seconds of alternating runs, by the clock and of processor time
-(all threads), and their ratios (numpy / ours; goal: at least 10 on two CPU cores). Both sides are given the episodes and
-start from the same embeddings. The loop "plain" does for each episode what its formula says: it divides the embeddings
-by their lengths, averages class by class, and takes the largest cosine among all classes. "tuned" keeps all that
-episodes share: the directions, and the cosines of the test images with the seen classes; what remains is hardly more than
-the matrix product with the prototypes, which numpy computes as fast as XLA does. --seen=0 imprints all classes. --numpy
-sets how many of the episodes numpy computes; its seconds are those of all, in proportion. On a machine that does other
-work too, the seconds of the processor say more than those of the clock.
+(all threads), and their ratios (numpy / ours; goal: at least 10 on two CPU cores). Both sides are given the episodes
+and start from the same embeddings. The loop "plain" does for each episode what its formula says: it divides the
+embeddings by their lengths, averages class by class, and takes the largest cosine among all classes. "tuned" keeps all
+that episodes share: the directions, and the cosines of the test images with the seen classes; what remains is hardly
+more than the matrix product with the prototypes, which numpy computes as fast as XLA does. --seen=0 imprints all
+classes. --numpy sets how many of the episodes numpy computes; its seconds are those of all, in proportion. On a machine
+that does other work too, the seconds of the processor say more than those of the clock.
 """
 
 import argparse

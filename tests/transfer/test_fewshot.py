@@ -23,7 +23,7 @@ C, D = 7, 6
 
 
 def embeddings(seed, n=70, num_test=61, copies=None, signs=False):
-    """Returns a problem with all classes in training and test; `signs`: of directions along the axes, with many ties."""
+    """Returns a problem with all classes in training and test; `signs`: of axes, with many ties."""
     generator = np.random.default_rng(seed)
     y, y_test = (np.concatenate([np.arange(C), generator.integers(0, C, k - C)]) for k in (n, num_test))
     y = np.concatenate([y, np.repeat(np.arange(C), 5)])
