@@ -17,12 +17,13 @@ import operator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_transfer.numerics import positive
 from jax_transfer.records import InputError, printable
 
-SCORES_AT_A_TIME = 2**21  # similarities of test images, to training images or prototypes, that are in memory
+SCORES_AT_A_TIME = 2**22  # similarities of test images, to training images or prototypes, that are in memory
 LEAST_IMAGES = 32  # test images that are classified at a time, however many similarities each of them has
 READING = 16  # multiplications of a matrix product that take as long as reading one similarity
 
@@ -108,7 +109,7 @@ def prototypes(x: Float[Array, "n *copies d"], y: Int[Array, "n"], num_classes: 
       [[1.0, 0.0], [0.0, 0.0], [0.0, -1.0]]
     """
     x, num_classes = _as_embeddings(x, "x", copies=True), _as_count(num_classes, "num_classes")
-    if isinstance(y, jax.core.Tracer):
+    if isinstance(y, Tracer):
         labels = y
     else:
         labels = _as_labels(y, "y", len(x))
