@@ -13,6 +13,7 @@ any checkpoint: every class is imprinted, and the nearest prototype by cosine is
 
 import dataclasses
 import operator
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,56 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_transfer.numerics import positive
+from jax_transfer.fields import Count, Few, Listed, OneOf, Rule, check_itself
+from jax_transfer.numerics import positive, unit
 from jax_transfer.records import InputError, printable
 
 SCORES_AT_A_TIME = 2**22  # similarities of test images, to training images or prototypes, that are in memory
 LEAST_IMAGES = 32  # test images that are classified at a time, however many similarities each of them has
 READING = 16  # multiplications of a matrix product that take as long as reading one similarity
+
+
+class Protocol(NamedTuple):
+    """Which classes a few-shot classifier imprints, and where the weights of the others come from.
+
+    Attributes:
+      has_seen: whether some classes have learned weights; otherwise all classes are imprinted.
+      is_tuned: whether the checkpoint is tuned on the seen classes, with a cosine classifier whose weights are theirs.
+        Otherwise theirs are the `prototypes` of all their training images.
+    """
+
+    has_seen: bool
+    is_tuned: bool
+
+
+PROTOCOLS = {
+    "imprinting": Protocol(has_seen=True, is_tuned=True),
+    "imprinting_frozen": Protocol(has_seen=True, is_tuned=False),
+    "prototypes": Protocol(has_seen=False, is_tuned=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotSettings:
+    """The fields of `config.fewshot`. The schedule of "imprinting" is that of `config.finetune`, without its grid."""
+
+    methods: Annotated[tuple[Annotated[str, OneOf(PROTOCOLS, "method")], ...], Listed(True, True)] = tuple(PROTOCOLS)
+    # Numbers of training images from which a class is imprinted.
+    shots: Annotated[tuple[Few, ...], Listed(True, True)] = (1, 2, 5, 10, 20)
+    # Number of random draws of these images; rows hold means over the draws and their 95 % intervals.
+    num_episodes: Few = 100
+    # Target -> names of the classes that are learned, and of those that are imprinted. By default the first half of the
+    # classes is learned and the others are imprinted; with one of the two, the other holds all remaining classes.
+    seen: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    unseen: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # Columns of the embedding layer that "imprinting" adds to a checkpoint; unset: none, the features are compared.
+    embedding_dim: Count | None = None
+    # Number of copies of each training image, augmented as config.finetune.augment says, whose embeddings are averaged
+    # for imprinting; 0: the image as it is.
+    augmented_copies: Annotated[int, Rule(lambda x: 0 <= x <= 100, "lie in [0, 100]")] = 0
+
+    def __post_init__(self):
+        check_itself(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +97,7 @@ class FewShotProblem:
       split: the seen and the unseen classes.
       weights: learned weights of the seen classes, in the order of `split.seen`, of any scale; None if there are none.
         Without tuning, the `prototypes` of all their training images can take their place.
+      image_weights: weight of each test image in the accuracies (`cross_validation.image_weights`); None: all equal.
     """
 
     x: Float[Array | np.ndarray, "n *copies d"]
@@ -60,11 +106,14 @@ class FewShotProblem:
     y_test: Int[Array | np.ndarray, "m"]
     split: ClassSplit
     weights: Float[Array | np.ndarray, "b d"] | None = None
+    image_weights: Float[np.ndarray, "m"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class FewShotResult:
     """Accuracies of the classifiers of all episodes, in [0, 1]; NaN without test images of these classes.
+
+    With `image_weights`, they are weighted means.
 
     Attributes:
       unseen: of the test images of unseen classes, among all classes.
@@ -115,7 +164,7 @@ def prototypes(x: Float[Array, "n *copies d"], y: Int[Array, "n"], num_classes: 
         labels = _as_labels(y, "y", len(x))
         if labels.max() >= num_classes:
             raise InputError(f"y holds the label {labels.max()}: expected 0 to {num_classes - 1} (num_classes).")
-    return _unit(jax.ops.segment_sum(_mean_directions(x), jnp.asarray(labels), num_classes))
+    return unit(jax.ops.segment_sum(_mean_directions(x), jnp.asarray(labels), num_classes))
 
 
 def split_classes(num_classes: int, seen=None, unseen=None) -> ClassSplit:
@@ -235,20 +284,20 @@ def imprint(problem: FewShotProblem, rows: Int[np.ndarray, "episodes u shots"]) 
     # Only these rows are compared. They depend on no draw, so other episodes need no other program.
     pool = np.flatnonzero(np.isin(y, unseen))
     place = _positions(y_test, np.concatenate([seen, unseen]))
-    counts, finite = _count_right(x, pool, np.searchsorted(pool, rows), x_test, place, weights)
-    counts = {name: np.asarray(count) for name, count in counts.items()}
-    num_seen = int((place < len(seen)).sum())
-    num_unseen, valid = len(place) - num_seen, bool(finite)
+    each = _as_image_weights(problem.image_weights, len(place))
+    right, finite = _sum_right(x, pool, np.searchsorted(pool, rows), x_test, place, each, weights)
+    right = {name: np.asarray(total, np.float64) for name, total in right.items()}
+    is_seen, valid = place < len(seen), bool(finite)
 
-    def share(count, total):
-        return np.where(valid and total > 0, count / max(total, 1), np.nan)
+    def share(sums, of):
+        return np.where(valid and of.any(), sums / max(each[of].sum(dtype=np.float64), 1e-30), np.nan)
 
     return FewShotResult(
-        unseen=share(counts["unseen"], num_unseen),
-        seen=share(counts["seen"], num_seen),
-        all=share(counts["unseen"] + counts["seen"], len(place)),
-        unseen_only=share(counts["unseen_only"], num_unseen),
-        seen_only=float(share(counts["seen_only"], num_seen)),
+        unseen=share(right["unseen"], ~is_seen),
+        seen=share(right["seen"], is_seen),
+        all=share(right["unseen"] + right["seen"], np.ones_like(is_seen)),
+        unseen_only=share(right["unseen_only"], ~is_seen),
+        seen_only=float(share(right["seen_only"], is_seen)),
     )
 
 
@@ -284,23 +333,28 @@ def interval(values: Float[np.ndarray, "episodes"]) -> tuple[float, float]:
 
 
 @jax.jit
-def _count_right(
+def _sum_right(
     x: Float[Array, "n *copies d"],
     pool: Int[Array, "p"],
     rows: Int[Array, "episodes u shots"],
     x_test: Float[Array, "m d"],
     place: Int[Array, "m"],
+    each: Float[Array, "m"],
     weights: Float[Array, "b d"],
-) -> tuple[dict[str, Int[Array, "*episodes"]], Bool[Array, ""]]:
-    """Counts the test images that each episode classifies correctly, and returns whether all embeddings are finite.
+) -> tuple[dict[str, Float[Array, "*episodes"]], Bool[Array, ""]]:
+    """Adds up the weights of the test images that each episode classifies correctly.
 
     Args:
       pool: rows of x that episodes use.
       rows: positions in `pool`.
       place: position of the class of each test image among the b + u classes.
+      each: weight of each test image.
+
+    Returns:
+      (sums by name, whether all embeddings are finite).
     """
     (m, d), (episodes, u, shots), b = x_test.shape, rows.shape, len(weights)
-    directions, weights = _mean_directions(x[pool]), _unit(weights)
+    directions, weights = _mean_directions(x[pool]), unit(weights)
     finite = jnp.isfinite(directions).all() & jnp.isfinite(x_test).all() & jnp.isfinite(weights).all()
     # The weights of a classifier are read from its images once, or its similarities from theirs for each test image.
     shares = len(pool) * d + READING * episodes * u * shots < episodes * u * d
@@ -311,32 +365,33 @@ def _count_right(
 
     def of_chunk(chunk):
         # Test images are the last axis: a row is read as a whole, and the maximum over classes is one of vectors.
-        x, place = chunk
+        x, place, each = chunk
         best_seen, right_seen = _best(weights @ x.T, place)
         similarities = directions @ x.T if shares else None
 
         def of_episode(episode):
             rows, scales = episode
             if similarities is None:
-                scores = _unit(_sums(directions, rows)) @ x.T
+                scores = unit(_sums(directions, rows)) @ x.T
             else:
                 scores = _sums(similarities, rows) * scales[:, None]
             best, right = _best(scores, place - b)
             return {
-                "unseen": (right & (best > best_seen)).sum(),
-                "seen": (right_seen & (best_seen >= best)).sum(),
-                "unseen_only": right.sum(),
+                "unseen": each @ (right & (best > best_seen)),
+                "seen": each @ (right_seen & (best_seen >= best)),
+                "unseen_only": each @ right,
             }
 
-        return jax.lax.map(of_episode, (rows, scales)) | {"seen_only": right_seen.sum()}
+        return jax.lax.map(of_episode, (rows, scales)) | {"seen_only": each @ right_seen}
 
     size = min(m, max(LEAST_IMAGES, SCORES_AT_A_TIME // (len(pool) if shares else max(b, u))))
     padding = -m % size
-    x_test = jnp.pad(_unit(x_test), ((0, padding), (0, 0))).reshape(-1, size, d)
+    x_test = jnp.pad(unit(x_test), ((0, padding), (0, 0))).reshape(-1, size, d)
     place = jnp.pad(place, (0, padding), constant_values=-1).reshape(-1, size)
+    each = jnp.pad(each, (0, padding)).reshape(-1, size)
     with jax.default_matmul_precision("float32"):
-        counts = jax.lax.map(of_chunk, (x_test, place))
-    return {name: count.sum(0) for name, count in counts.items()}, finite
+        sums = jax.lax.map(of_chunk, (x_test, place, each))
+    return {name: own.sum(0) for name, own in sums.items()}, finite
 
 
 def _best(scores: Float[Array, "c t"], label: Int[Array, "t"]) -> tuple[Float[Array, "t"], Bool[Array, "t"]]:
@@ -368,13 +423,7 @@ def _sums(table: Float[Array, "p t"], rows: Int[Array, "u shots"]) -> Float[Arra
 
 def _mean_directions(x: Float[Array, "n *copies d"]) -> Float[Array, "n d"]:
     """Returns the direction of each embedding, averaged over the copies of an image if there are several."""
-    return _unit(x) if x.ndim == 2 else _unit(x).mean(1)
-
-
-def _unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-    """Divides vectors by their lengths, without overflow; a vector of zeros stays one."""
-    x = x / positive(jnp.max(jnp.abs(x), -1, keepdims=True))
-    return x / positive(jnp.linalg.norm(x, axis=-1, keepdims=True))
+    return unit(x) if x.ndim == 2 else unit(x).mean(1)
 
 
 def _refuse_overlap(seen: Int[np.ndarray, "b"], unseen: Int[np.ndarray, "u"]) -> None:
@@ -451,6 +500,18 @@ def _as_weights(weights, b: int, d: int) -> Float[Array, "b d"]:
             "for each seen class."
         )
     return _as_embeddings(weights, "weights") if b else jnp.zeros((0, d), jnp.float32)
+
+
+def _as_image_weights(each, m: int) -> Float[np.ndarray, "m"]:
+    """Converts the weights of m test images; None becomes ones."""
+    if each is None:
+        return np.ones(m, np.float32)
+    if np.shape(each) != (m,) or not (np.isfinite(each) & (np.asarray(each) > 0)).all():
+        raise InputError(
+            f"image_weights has the shape {list(np.shape(each))}: expected {m:,} positive numbers, one for each test "
+            "image."
+        )
+    return np.asarray(each, np.float32)
 
 
 def _as_rows(rows, y: Int[np.ndarray, "n"], unseen: Int[np.ndarray, "u"]) -> Int[np.ndarray, "episodes u shots"]:

@@ -80,9 +80,9 @@ def loop(problem, rows):
 def path(request, monkeypatch):
     """Runs a test with the similarities to training images, and with a matrix product an episode."""
     monkeypatch.setattr(fewshot, "READING", -1e9 if request.param == "shared" else 1e9)
-    fewshot._count_right.clear_cache()
+    fewshot._sum_right.clear_cache()
     yield request.param
-    fewshot._count_right.clear_cache()
+    fewshot._sum_right.clear_cache()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -125,7 +125,7 @@ def test_chunks_of_test_images_change_nothing(images, path, monkeypatch):
     whole = imprint(problem, rows)
     monkeypatch.setattr(fewshot, "SCORES_AT_A_TIME", 1)
     monkeypatch.setattr(fewshot, "LEAST_IMAGES", images)
-    fewshot._count_right.clear_cache()
+    fewshot._sum_right.clear_cache()
     for name, values in dataclasses.asdict(imprint(problem, rows)).items():
         np.testing.assert_array_equal(values, getattr(whole, name))
 
@@ -183,11 +183,11 @@ def test_scale_of_embeddings_and_weights_changes_nothing(scale, path):
 def test_all_episodes_share_one_program_and_new_draws_too():
     problem = with_seen(embeddings(7))
     unseen = problem.split.unseen
-    fewshot._count_right.clear_cache()
+    fewshot._sum_right.clear_cache()
     draws = [draw_episodes(problem.y, unseen, 2, 5, seed) for seed in range(3)]
     results = [imprint(problem, rows) for rows in draws]
     assert len({len(np.unique(rows)) for rows in draws}) > 1  # some draws use more images than others
-    assert fewshot._count_right._cache_size() == 1 and all(result.all.shape == (5,) for result in results)
+    assert fewshot._sum_right._cache_size() == 1 and all(result.all.shape == (5,) for result in results)
     assert not np.array_equal(results[0].all, results[1].all)
 
 
@@ -204,9 +204,10 @@ def test_memory_does_not_grow_with_the_product_of_episodes_and_test_images():
             shape(100, 200, 5, dtype=np.int32),
             shape(10_000, 512),
             shape(10_000, dtype=np.int32),
+            shape(10_000),
             shape(0, 512),
         )
-        compiled = fewshot._count_right.lower(*arguments).compile()
+        compiled = fewshot._sum_right.lower(*arguments).compile()
         inputs = 4 * 512 * (10_000 + pool)  # their directions are kept
         assert compiled.memory_analysis().temp_size_in_bytes < 2.5 * inputs + 60e6
 
