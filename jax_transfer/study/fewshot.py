@@ -140,8 +140,9 @@ def class_split(work: Workspace, target: str) -> ClassSplit:
         where = f"class of {target} (config.fewshot.{field}[{target!r}])"
         return [choose(numbers, name, where) for name in chosen[target]] if target in chosen else None
 
+    seen, unseen = listed("seen", few.seen), listed("unseen", few.unseen)
     try:
-        split = split_classes(len(names), listed("seen", few.seen), listed("unseen", few.unseen))
+        split = split_classes(len(names), seen, unseen)
     except InputError as error:
         raise InputError(f"config.fewshot, {target}: {error}") from error
     return ClassSplit(np.sort(split.seen), np.sort(split.unseen))
