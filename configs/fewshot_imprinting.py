@@ -2,10 +2,11 @@
 
     python -m jax_transfer.main --config=configs/fewshot_imprinting.py --workdir=runs/fewshot_imprinting
 
-Reproduces Table 4 of "Towards Inadequately Pre-trained Models in Transfer Learning" (Deng et al., ICCV 2023): each epoch
-is tuned on 100 of the 200 classes, and the weights of the other 100 are imprinted from N images of each (Qi, Brown and
-Lowe, CVPR 2018, arXiv:1712.07136). The accuracy on the 100 classes is to choose the epoch. The paper's numbers, in
-percent; it does not say whether an unseen class competes with the 100 others only or with all 200, and ours show both:
+Reproduces Table 4 of "Towards Inadequately Pre-trained Models in Transfer Learning" (Deng et al., ICCV 2023): each
+epoch is tuned on 100 of the 200 classes, and the weights of the other 100 are imprinted from N images of each (Qi,
+Brown and Lowe, CVPR 2018, arXiv:1712.07136). The accuracy on the 100 classes is to choose the epoch. The paper's
+numbers, in percent; it does not say whether an unseen class competes with the 100 others only or with all 200, and ours
+show both:
 
     epoch   N = 1   N = 2   N = 5  N = 10  N = 20   100 classes
        50   52.07   55.64   60.77   63.95   65.64         81.28
