@@ -40,9 +40,9 @@ def section(rows: Sequence[Row], paper: Sequence[Row]) -> Iterator[str | list[Dr
       paper: the entries of `config.paper`, of which those of few-shot classifiers are shown.
     """
     names = tables.target_names(row["target"] for row in rows)
-    for (target, method, metric), own in _groups(rows).items():
+    for (target, method, metric), own in groups(rows).items():
         yield f"<h3>{escape(names[target])}: {escape(METHODS.get(method, method))}</h3>"
-        yield f'<p class="quiet">{escape(_conditions(own, metric))} {escape(EXPLAINED.get(method, ""))}</p>'
+        yield f'<p class="quiet">{escape(conditions(own, metric))} {escape(EXPLAINED.get(method, ""))}</p>'
         has_seen = own[0]["seen_only"] is not None
         theirs = [entry for entry in paper if entry["target"] == target] if method == "imprinting" else []
         if chosen := choice_rows(own) if has_seen else []:
@@ -50,7 +50,7 @@ def section(rows: Sequence[Row], paper: Sequence[Row]) -> Iterator[str | list[Dr
             yield tables.to_html(chosen)
         if has_seen:
             yield "<p>Accuracy on unseen classes, among all classes:</p>"
-        table, bold = shots_table(own, AMONG_ALL if has_seen else ALL)
+        table, bold = shots_table(own, column_of(own))
         yield tables.to_html(table, bold=bold)
         if any(is_shown(entry["what"]) for entry in theirs):
             yield "<p>The paper's accuracies; it does not say among which classes:</p>"
@@ -66,21 +66,39 @@ def section(rows: Sequence[Row], paper: Sequence[Row]) -> Iterator[str | list[Dr
                 yield [Drawing("", f"fewshot {names[target]} {method} {source}", caption, curves(trajectory, target))]
 
 
-def _groups(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Returns (target, method, metric) -> its rows that have accuracies."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+def groups(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """Returns (target, method, metric) -> its rows that have accuracies.
+
+    >>> rows = [{"target": "a", "method": "prototypes", "metric": "accuracy", "error": e} for e in ("", "NaN")]
+    >>> {key: len(own) for key, own in groups(rows).items()}
+    {('a', 'prototypes', 'accuracy'): 1}
+    """
+    found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if not row["error"]:
-            groups.setdefault((row["target"], row["method"], row["metric"]), []).append(row)
-    return groups
+            found.setdefault((row["target"], row["method"], row["metric"]), []).append(row)
+    return found
+
+
+def column_of(rows: Sequence[Row]) -> str:
+    """Returns the column of the accuracy that the table of a method shows.
+
+    >>> column_of([{"seen_only": 0.5}]), column_of([{"seen_only": None}])
+    ('unseen', 'all')
+    """
+    return AMONG_ALL if rows[0]["seen_only"] is not None else ALL
 
 
 def _of(source: str) -> str:
     return f" of {source}" if source else ""
 
 
-def _conditions(rows: Sequence[Row], metric: str) -> str:
-    """Returns a sentence on the numbers of classes and draws."""
+def conditions(rows: Sequence[Row], metric: str) -> str:
+    """Returns a sentence on the numbers of classes and draws.
+
+    >>> conditions([{"num_seen": 0, "num_unseen": 10, "num_episodes": 100}], "accuracy")
+    '10 classes, by accuracy; means over 100 draws of the images, and half the width of their 95 % interval.'
+    """
     row = rows[0]
     seen = (
         f"{row['num_seen']} seen and {row['num_unseen']} unseen classes"
@@ -201,9 +219,9 @@ def curves(rows: Sequence[Row], target: str) -> Figure:
       rows: the rows of one trajectory, target, method and metric.
       target: name of the target.
     """
-    column = AMONG_ALL if rows[0]["seen_only"] is not None else ALL
+    column = column_of(rows)
     shots = sorted({row["shots"] for row in rows})
-    figure = Figure(figsize=(WIDTH, 2.0 + 0.14 * len(shots)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.2 + 0.14 * len(shots)), layout="constrained")
     axes = figure.subplots()
     for i, n in enumerate(shots):
         own = sorted((row for row in rows if row["shots"] == n), key=lambda row: row["epoch"])
