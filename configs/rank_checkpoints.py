@@ -29,6 +29,7 @@ def smoke():
     config.target = "embedded:digits?per_class=20"
     config.preprocessing.image_size = 32
     config.preprocessing.crop_fraction = 1.0
+    config.shots = (1, 5)
     return config
 
 

@@ -57,6 +57,7 @@ VERSIONS = {
     "usage": 1,
     "selection": 1,
     "overlap": 1,
+    "fewshot": 1,
 }
 
 
@@ -332,6 +333,51 @@ class OverlapRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class FewShotRow:
+    """A row that records how well classifiers of a few images a class do, in the mean over many draws of these images.
+
+    Each accuracy has half the width of its 95 % interval over the draws; null if there are no seen classes.
+
+    Attributes:
+      method: a key of `transfer.fewshot.PROTOCOLS`.
+      shots: number of training images from which each unseen class was imprinted.
+      metric: the metric of all accuracies, a key of METRICS.
+      unseen, seen, all: accuracy on the test images of these classes, among all classes.
+      unseen_only: accuracy on the test images of unseen classes, among the unseen classes.
+      seen_only: accuracy on the test images of seen classes, among the seen classes, which depends on no draw.
+      num_seen, num_unseen: numbers of classes.
+      num_train: number of training images of the tuning, 0 without any.
+      seconds, gflops: of the tuning, which serves all shots; 0 without any.
+    """
+
+    checkpoint: str
+    epoch: float | None
+    target: str
+    method: str
+    shots: int
+    num_episodes: int
+    metric: str
+    unseen: float
+    unseen_interval: float
+    seen: float | None
+    seen_interval: float | None
+    all: float
+    all_interval: float
+    unseen_only: float
+    unseen_only_interval: float
+    seen_only: float | None
+    num_seen: int
+    num_unseen: int
+    num_train: int
+    num_test: int
+    seed: int
+    seconds: float
+    gflops: float
+    error: str = ""
+    version: int = VERSIONS["fewshot"]
+
+
+@dataclasses.dataclass(frozen=True)
 class UsageRow:
     """A row that records what one finished run of a stage took in the first process.
 
@@ -392,6 +438,7 @@ ROWS = {
     "usage": (UsageRow, ("stage", "run")),
     "selection": (SelectionRow, ("checkpoint", "target", "strategy", "rank")),
     "overlap": (OverlapRow, ("checkpoint", "target", "source_image", "test_image")),
+    "fewshot": (FewShotRow, ("checkpoint", "target", "method", "shots", "metric")),
 }
 
 Row = dict  # a row as read from a JSON line: column -> value

@@ -11,7 +11,7 @@ from jax_transfer import devices, fields
 from jax_transfer.analysis import SCORES
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Count, OneOf, StudyConfig, between, to_json
+from jax_transfer.fields import Count, Few, Listed, OneOf, StudyConfig, between, to_json
 from jax_transfer.logs import log
 from jax_transfer.ranking import page, result
 from jax_transfer.ranking.candidates import Replaced
@@ -38,6 +38,8 @@ class RankingFields:
     metric: Annotated[str, OneOf(METRICS, "metric")] | None = None
     # Number of the best checkpoints to fine-tune as well, on the training images of the target.
     finetune: Annotated[int, between(0, 1000)] = 0
+    # Numbers of training images of a class from which classifiers are made without training: (1, 5).
+    shots: Annotated[tuple[Few, ...], Listed(unique=True)] = ()
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
     batch_size: Count = 64
     # skip: damaged images are logged and skipped; error: stop at the first one.
@@ -97,7 +99,7 @@ def run(config: StudyConfig, workdir: pathlib.Path) -> None:
         write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1).encode())
         ranking = rank(
             checkpoints, config.target, config.model or None, config.scores, _replaced(config), config.seed,
-            config.batch_size, config.on_corrupt, workdir, config.metric or None, config.finetune,
+            config.batch_size, config.on_corrupt, workdir, config.metric or None, config.finetune, tuple(config.shots),
         )  # fmt: skip
         written = page.write_page(ranking, workdir / "report")
         rich.print(result.table(ranking))

@@ -72,12 +72,18 @@ def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
     tuned = (
         "Fine-tuned: the same metric of the whole model after training, on the test images. " if ranking.tuning else ""
     )
+    few = (
+        "N-shot: the same metric of the nearest class mean by cosine, of N training images of a class, on the test "
+        "images; mean over 100 draws of these images, with half of its 95 % interval. "
+        if ranking.best.few_shot
+        else ""
+    )
     metric = {"accuracy": "accuracy", "mean_class_accuracy": "mean of the classes' accuracies"}[ranking.metric]
     yield (
         f'<p class="quiet">Probe: {metric} of a softmax regression on the frozen features, with its 95 % interval. '
         "Each image is tested by a classifier trained on other images (five-fold cross-validation). Behind: percentage "
         "points below the best checkpoint, on the same images; ≈: the 95 % interval of this difference includes 0. "
-        f"{tuned}"
+        f"{tuned}{few}"
         f"{STAR}: ranked first by this score. Scores: higher is better; values are comparable only between "
         "checkpoints on one target.</p>"
     )

@@ -35,8 +35,10 @@ from jax_transfer.transfer.cross_validation import (
     paired_difference,
     share_with_interval,
 )
+from jax_transfer.transfer.fewshot import ClassSplit, FewShotProblem, draw_episodes, imprint, interval
 
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
+EPISODES = 100  # draws of the training images of `shots`
 KEPT_GIGABYTES = 2.0  # memory for checkpoints that are kept after the time estimate; the others are read again
 
 
@@ -52,6 +54,7 @@ def rank(
     workdir: str | pathlib.Path | None = None,
     metric: str | None = None,
     finetune: int = 0,
+    shots: Sequence[int] = (),
 ) -> Ranking:
     """Ranks checkpoints for a target by their frozen features, and fine-tunes the best ones if asked to.
 
@@ -82,6 +85,9 @@ def rank(
         is known.
       finetune: number of the best checkpoints to fine-tune on the training images of the target (`tuning.SETTINGS`);
         their accuracies on its test images are shown beside the probe's, and the order stays that of the probe.
+      shots: numbers of training images of a class, such as (1, 5), from which a classifier of nearest class means is
+        made without training (`transfer.fewshot`, "prototypes"); its accuracies on the test images, in the mean over
+        EPISODES draws, are shown beside the probe's.
 
     Returns:
       The ranking; `print` shows it as a table.
@@ -98,6 +104,7 @@ def rank(
     metric = metric or sources[0].metric
     choose(METRICS, metric, "metric (metric)")
     images = _Target(sources, metric, batch_size, workdir)
+    _check_shots(shots, images)
     if len(images.classes) < 2:
         raise InputError(f"{target} has a single class ({', '.join(images.classes)!r}): at least two are needed.")
     if images.num_images < FOLDS:
@@ -111,7 +118,9 @@ def rank(
     rows, correct = [], {}
     for number, (candidate, loader) in enumerate(loaders.items(), 1):
         checkpoint = already_read.pop(candidate, None)
-        row, correct[candidate.name] = _evaluate(candidate, checkpoint, loader, images, tuple(scores), seed)
+        row, correct[candidate.name] = _evaluate(
+            candidate, checkpoint, loader, images, tuple(scores), tuple(shots), seed
+        )
         rows.append(row)
         if not isinstance(checkpoint, str):  # else `_log_plan` has logged why it cannot be read
             _log_row(row, number, len(candidates))
@@ -208,9 +217,17 @@ class _Target:
         parts = [self.cache(checkpoint, source) for source in self.sources]
         return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
+    def few_shot(self, features: Features, shots: int, seed: int) -> tuple[float, float]:
+        """Returns the accuracy of prototypes of some training images on the test images, and half of its interval."""
+        train, test = np.split(np.asarray(features.features), [len(self.sources[0])])
+        y, y_test = (source.labels for source in self.sources)
+        split = ClassSplit(seen=np.array([], int), unseen=np.unique(self.labels))
+        problem = FewShotProblem(train, y, test, y_test, split, image_weights=image_weights(y_test, self.metric))
+        return interval(imprint(problem, draw_episodes(y, split.unseen, shots, EPISODES, seed)).all)
+
 
 def _evaluate(
-    candidate: Candidate, already_read: Checkpoint | str | None, loader, target: _Target, scores, seed
+    candidate: Candidate, already_read: Checkpoint | str | None, loader, target: _Target, scores, shots, seed
 ) -> tuple[Ranked, np.ndarray | None]:
     """Evaluates a checkpoint by its probe and scores.
 
@@ -245,12 +262,37 @@ def _evaluate(
         low,
         high,
         scores=dict(_scores(checkpoint, features, target.num_classes, scores, where)),
+        few_shot={n: target.few_shot(features, n, seed) for n in shots},
         seconds=time.perf_counter() - start,
         notes=checkpoint.notes,
         preprocessing_is_guess=checkpoint.preprocessing_is_guess,
         loader=loader,
     )
     return row, correct
+
+
+def _check_shots(shots: Sequence[int], target: _Target) -> None:
+    """Checks that every class has as many training images as `shots` asks for, and that there are test images.
+
+    Raises:
+      InputError: if not.
+    """
+    train, test = target.sources
+    for n in shots:
+        if type(n) is not int or n < 1:
+            raise InputError(f"shots = {tuple(shots)!r}: expected numbers of images, each 1 or more.")
+    if len(set(shots)) < len(shots):
+        raise InputError(f"shots = {tuple(shots)!r} lists a number twice: list it once.")
+    if shots and not len(test):
+        raise InputError(f"shots = {tuple(shots)!r}: {test.name} has no test images.")
+    count = np.bincount(train.labels, minlength=train.num_classes)
+    occurring = np.unique(target.labels)
+    smallest = occurring[np.argmin(count[occurring])]
+    if shots and count[smallest] < max(shots):
+        raise InputError(
+            f"shots = {tuple(shots)!r}: class {train.class_names[smallest]!r} of {train.name} has {count[smallest]} "
+            f"training images, fewer than {max(shots)}: use fewer shots, or more images."
+        )
 
 
 def _scores(checkpoint, features, num_classes, scores, where) -> Iterator[tuple[str, float]]:

@@ -40,6 +40,8 @@ class Ranked:
       behind: accuracy of the best checkpoint minus the accuracy of this one, on the same images.
       behind_low, behind_high: ends of the 95 % interval of this difference.
       scores: score -> value; NaN if the score does not apply.
+      few_shot: number of training images of a class -> accuracy of their class means on the test images, and half of
+        the width of its 95 % interval over the draws of these images.
       seconds: time of the evaluation.
       finetuned: accuracy on the test images after fine-tuning; NaN if it was not fine-tuned.
       finetune_error: why fine-tuning failed; "" if it did not.
@@ -61,6 +63,7 @@ class Ranked:
     behind_low: float = math.nan
     behind_high: float = math.nan
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    few_shot: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
     seconds: float = math.nan
     finetuned: float = math.nan
     finetune_error: str = ""
@@ -245,9 +248,20 @@ class Ranking:
         cells = {"rank": rank, **dataclasses.asdict(row)}
         preprocessing = cells.pop("preprocessing") or {}
         scores = cells.pop("scores") or dict.fromkeys(self.best.scores, math.nan)
+        del cells["few_shot"]
+        few_shot = {}
+        for n in self.best.few_shot:
+            few_shot[f"{n}_shot"], few_shot[f"{n}_shot_interval"] = row.few_shot.get(n, (math.nan, math.nan))
         error, notes = cells.pop("error"), " ".join(cells.pop("notes"))
         del cells["loader"]
-        return {**cells, "image_size": preprocessing.get("image_size", ""), **scores, "notes": notes, "error": error}
+        return {
+            **cells,
+            "image_size": preprocessing.get("image_size", ""),
+            **scores,
+            **few_shot,
+            "notes": notes,
+            "error": error,
+        }
 
     def __str__(self) -> str:
         console = Console(width=80)
@@ -420,6 +434,7 @@ def table_rows(ranking: Ranking) -> list[Row]:
             "95 %": f"{100 * row.low:.1f}..{100 * row.high:.1f}" if ok else EN_DASH,
             "Behind": _behind(ranking, row),
             **({"Fine-tuned %": percent(row.finetuned, unit="")} if ranking.tuning else {}),
+            **{f"{n}-shot %": _few_shot(row, n) for n in ranking.best.few_shot},
         }
         for score in ranking.scores:
             cells[tables.score_name(score)] = _format_score(row.scores[score], row is firsts[score]) if ok else EN_DASH
@@ -436,6 +451,13 @@ def _behind(ranking: Ranking, row: Ranked) -> str:
         return EN_DASH
     tied = any(row is other for other in ranking.tied)
     return f"{'≈ ' if tied else ''}{100 * row.behind:.1f}"
+
+
+def _few_shot(row: Ranked, shots: int) -> str:
+    if shots not in row.few_shot:
+        return EN_DASH
+    mean, half_width = row.few_shot[shots]
+    return f"{100 * mean:.1f} ±{100 * half_width:.1f}"
 
 
 def _format_score(value: float, first: bool) -> str:
@@ -488,11 +510,13 @@ def table(ranking: Ranking) -> Table:
     for row, cells in zip(ranking.rows, rows, strict=True):
         if not row.error:
             cells[_heading(ranking)] = f"{100 * row.accuracy:.1f} ±{50 * (row.high - row.low):.1f}"
+        cells |= {f"{n}-shot %": f"{100 * mean:.1f}" for n, (mean, _) in row.few_shot.items()}
     titles: list[str] = list(rows[0])
+    short = SHORT | {f"{n}-shot %": f"{n}-\nshot" for n in ranking.best.few_shot}
     for title in titles:
         is_name = title == "Checkpoint"
         built.add_column(
-            SHORT.get(title, title), justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold"
+            short.get(title, title), justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold"
         )
     for cells in rows:
         built.add_row(*(Text(printable(cell)) for cell in cells.values()))

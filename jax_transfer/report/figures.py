@@ -74,7 +74,7 @@ def style_of(method: str, others: Sequence[str]) -> tuple[str, str]:
     return METHOD_STYLES.get(method) or OTHER_STYLES[others.index(method) % len(OTHER_STYLES)]
 
 
-def _plot_points(axes: matplotlib.axes.Axes, points: Mapping[float, Point], style: tuple[str, str], label: str) -> None:
+def plot_points(axes: matplotlib.axes.Axes, points: Mapping[float, Point], style: tuple[str, str], label: str) -> None:
     """Draws a line through the means, a band from minimum to maximum over seeds, and a star at the best point."""
     color, marker = style
     epochs, means = list(points), [100 * p.mean for p in points.values()]
@@ -147,7 +147,7 @@ def transfer_curves(
     all_axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, panel in zip(all_axes, panels, strict=False):
         for method in panel:
-            _plot_points(axes, series[method], style_of(method, others), cut(tables.method_name(method), 14))
+            plot_points(axes, series[method], style_of(method, others), cut(tables.method_name(method), 14))
         percent_axis(axes, label)
         legend_above(axes)
     if accuracies:
@@ -198,7 +198,7 @@ def compared_trajectories(transfer_rows: Sequence[Row], target: str) -> Figure:
     for axes, label, lines in zip(all_axes, labels, series.values(), strict=True):
         for source, points in lines.items():
             style = PRETRAINING_STYLES[sources.index(source) % len(PRETRAINING_STYLES)]
-            _plot_points(axes, points, style, cut(source, 14))
+            plot_points(axes, points, style, cut(source, 14))
         percent_axis(axes, label)
         legend_above(axes)
     epoch_axis(all_axes[-1], [epoch for lines in series.values() for points in lines.values() for epoch in points])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from jax_transfer.records import METRICS, InputError
 from jax_transfer.report import (
+    fewshot,
     figures,
     figures_by_name,
     reuse_section,
@@ -29,7 +30,7 @@ from jax_transfer.results import Row, column_names, is_plain, read_rows
 LONG_TABLE = 15  # number of rows; longer tables are collapsed
 MANY_NAMES = 6  # number of given checkpoints in the head of the page
 MANY_FIGURES = 12  # number per section; with more, all groups but the first are collapsed
-OPTIONAL = ("selection", "overlap")  # result files that are listed as missing only if the study plans them
+OPTIONAL = ("selection", "overlap", "fewshot")  # result files that are listed as missing only if the study plans them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +173,15 @@ def _reuse(page: Page) -> Iterator[str]:
             yield from _drawn(part, page)
 
 
+def _fewshot(page: Page) -> Iterator[str]:
+    """Yields how well classifiers of a few images a class do, and which checkpoint to choose for them."""
+    for part in fewshot.section(page.results.get("fewshot", []), page.config.get("paper") or ()):
+        if isinstance(part, str):
+            yield part
+        else:
+            yield from _drawn(part, page)
+
+
 def _targets(page: Page) -> Iterator[str]:
     """Yields a table of the targets with their sizes, classes and metrics, and notes about the data."""
     rows = page.results.get("targets")
@@ -225,7 +235,8 @@ def _checkpoints(page: Page) -> Iterator[str]:
 
 def _paper(page: Page) -> Iterator[str]:
     """Yields a table of the paper's numbers beside those of our epochs."""
-    if paper := [entry for entry in page.config.get("paper") or () if entry.get("epoch") is not None]:
+    paper = [entry for entry in page.config.get("paper") or () if entry.get("epoch") is not None]
+    if paper := [entry for entry in paper if not fewshot.is_shown(entry["what"])]:
         yield tables.to_html(spectral.paper_rows(page.read, paper))
 
 
@@ -295,6 +306,7 @@ def _failures(page: Page) -> Iterator[str]:
         "transfer": "method",
         "scores": "score",
         "spectral": "component",
+        "fewshot": "method",
     }  # file -> column that names what was computed
     failed = [
         {"Checkpoint": row["checkpoint"], "Target": row["target"], "What": _what(row, column), "Why": row["error"]}
@@ -388,6 +400,7 @@ def _configuration(page: Page) -> Iterator[str]:
 SECTIONS: dict[str, Callable[[Page], Iterator[str]]] = {
     "Reusing pre-training data": _reuse,
     "Which checkpoint transfers best": _answer,
+    "New classes from a few images": _fewshot,
     "Targets": _targets,
     "Given checkpoints": _checkpoints,
     "Comparison with the paper": _paper,

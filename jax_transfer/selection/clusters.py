@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from jax_transfer import devices
 from jax_transfer.analysis.arguments import as_count, as_features, as_labels, as_number, as_seed, is_traced
 from jax_transfer.choose import choose
-from jax_transfer.numerics import positive
+from jax_transfer.numerics import positive, unit
 from jax_transfer.records import InputError
-from jax_transfer.selection.vectors import as_vectors, unit
+from jax_transfer.selection.vectors import as_vectors
 
 # Number of floats of a tile, [rows, k]; 2**23 are 4,194 rows of 2,000 scores.
 TILE = {"cpu": 2**23, "default": 2**26}

@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_transfer.analysis.arguments import as_count, as_features, as_number, is_traced
 from jax_transfer.choose import choose
-from jax_transfer.numerics import positive
+from jax_transfer.numerics import positive, unit
 from jax_transfer.records import InputError
-from jax_transfer.selection.vectors import as_vectors, unit
+from jax_transfer.selection.vectors import as_vectors
 
 # Metric -> usual scale of the cost, epsilon_c in the paper. Its scale for l2 is that of the authors' scripts.
 COST_SCALES = {"cosine": 0.01, "l2": 0.1}

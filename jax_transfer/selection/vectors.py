@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_transfer.analysis.arguments import as_features, is_traced
-from jax_transfer.numerics import positive
 from jax_transfer.records import InputError
 
 
@@ -49,14 +48,3 @@ def as_vectors(x, name: str, axes: str, metric: str, advice: str) -> Float[Array
 @jax.jit  # so that no copy of x is made
 def _largest(x: Float[Array, "n d"]) -> Float[Array, "n"]:
     return jnp.max(jnp.abs(x), axis=1)
-
-
-def unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Scales each row to the length 1; a row of zeros stays.
-
-    >>> import jax.numpy as jnp
-    >>> [[round(float(value), 2) for value in row] for row in unit(jnp.array([[3e30, 4e30], [0.0, 0.0]]))]
-    [[0.6, 0.8], [0.0, 0.0]]
-    """
-    x = x / positive(jnp.max(jnp.abs(x), axis=1, keepdims=True))  # the squares of large values would overflow
-    return x / positive(jnp.linalg.norm(x, axis=1, keepdims=True))

@@ -14,7 +14,7 @@ from jax_transfer.models import MODELS
 from jax_transfer.ranking.candidates import Candidate, load
 from jax_transfer.records import InputError
 from jax_transfer.results import Rows
-from jax_transfer.study import check_reuse, given, settings, zero_shot
+from jax_transfer.study import check_reuse, fewshot, given, settings, zero_shot
 from jax_transfer.study import config as study_config
 from jax_transfer.study.epochs import (
     MOST_CHECKPOINTS,
@@ -231,11 +231,15 @@ def check_data(work: Workspace) -> None:
     _check_given(work)
     if "pretrain" in config.stages:
         _check_pretraining_data(work)
-    elif {"features", "select", "probe", "finetune"} & set(config.stages):  # the other stages build on their results
+    elif {"features", "select", "probe", "finetune", "fewshot"} & set(
+        config.stages
+    ):  # the other stages build on their results
         for snapshot in work.snapshots:
             if isinstance(snapshot.origin, Saved):
                 work.trajectory_with(snapshot.origin)
     check_reuse.check_data(work)
+    if "fewshot" in config.stages:
+        fewshot.check(work)
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
         if "finetune" in config.stages:

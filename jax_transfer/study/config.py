@@ -32,21 +32,22 @@ from jax_transfer.selection.strategies import SelectionSettings
 from jax_transfer.study.settings import DataSettings, PretrainSettings, SelectSettings, SpectralSettings
 from jax_transfer.study.stages import STAGES
 from jax_transfer.training.objectives import OBJECTIVES
+from jax_transfer.transfer.fewshot import FewShotSettings
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings, Reuse
 from jax_transfer.transfer.probe import ProbeSettings
 
 # Fields that may change between two runs in the same working directory. A change adds or leaves out
 # work, but existing results stay valid. The same holds for the fields in CHANGEABLE_ANYWHERE, in any section:
 # `checkpoints`, `finetune.checkpoints` and its overrides, `remat`, which changes results only by rounding, and
-# `judged_images`, which changes no trained model.
+# `judged_images`, which changes no trained model, and the `methods` and `shots` that have rows of their own.
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "paper")
-CHANGEABLE_ANYWHERE = ("checkpoints", "remat", "judged_images")
+CHANGEABLE_ANYWHERE = ("checkpoints", "remat", "judged_images", "methods", "shots")
 
 # Fields, in any section, to which entries may be added, or from which they may be left out; the others must not change.
 GROWING = ("selections", "reuse", "labels")
 
 # Fields whose keys are targets.
-BY_TARGET = ("overrides", "metrics", "select.labels")
+BY_TARGET = ("overrides", "metrics", "select.labels", "fewshot.seen", "fewshot.unseen")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,9 @@ class TrajectorySettings:
     steps: str | None = None
 
 
-PAPER_RESULTS = ("source", "FE", "FT", "FE main", "FE residual", "FT main", "FT residual", "recall")
+SHOTS = (1, 2, 5, 10, 20)  # of which a paper reports accuracies
+FEW_SHOT = (*(f"{shots}-shot" for shots in SHOTS), "seen classes")
+PAPER_RESULTS = ("source", "FE", "FT", "FE main", "FE residual", "FT main", "FT residual", "recall", *FEW_SHOT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +111,7 @@ class PaperAccuracy:
     Attributes:
       target: name of the target; "" for an accuracy on the source.
       what: which accuracy it is: "source", "FE", "FT", "FE main", "FE residual", "FT main" or "FT residual"; or
-        "recall", the share of the related source classes that a selection holds.
+        "recall", the share of the related source classes that a selection holds, or one of FEW_SHOT.
       accuracy: in [0, 1].
       where: where the paper reports it, such as "Table 1".
       epoch: the epoch of the study whose accuracy is shown beside it; unset for an accuracy ("FT") of a given
@@ -136,7 +139,7 @@ class Study:
     # The stages to run, in the order of jax_transfer.study.stages.STAGES. "select" is only needed for
     # config.finetune.reuse.
     stages: Annotated[tuple[Annotated[str, OneOf(STAGES, "stage")], ...], Listed(True, True)] = tuple(
-        name for name in STAGES if name != "select"
+        name for name in STAGES if name not in ("select", "fewshot")
     )
     # Checkpoints to evaluate that exist already, as `jax_transfer.rank` takes them: files, epochs, trajectories,
     # folders, FILE=MODEL and random:MODEL. Each has its own model and preprocessing. In a study that
@@ -161,6 +164,7 @@ class Study:
     probe: ProbeSettings = ProbeSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     select: SelectSettings = SelectSettings()
+    fewshot: FewShotSettings = FewShotSettings()
     # Target -> fields of probe and finetune whose values differ for this target:
     # {"tfds:cifar10": {"probe": {"epochs": 150}}}.
     overrides: dict[str, dict] = dataclasses.field(default_factory=dict)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 
@@ -29,6 +29,8 @@ from jax_transfer.transfer.finetune import (
     grid,
     total_steps,
 )
+
+T = TypeVar("T")
 
 
 class Run(NamedTuple):
@@ -210,7 +212,7 @@ def tuned_checkpoint(
     """
     tuning = settings.finetune_settings(work.config, target)
     source, train = work.checkpoint(snapshot), work.source(target, "train")
-    made_from = (source.fingerprint, train.fingerprint, _tuning_key(tuning, changes), work.config.seed)
+    made_from = (source.fingerprint, train.fingerprint, tuning_key(tuning, changes), work.config.seed)
 
     def read_model() -> Model:
         if model is not None:
@@ -242,7 +244,7 @@ def chosen_rates(work: Workspace, snapshots: Sequence[Snapshot], target: str) ->
     return {snapshot: rates(chosen[snapshot.name]) for snapshot in snapshots}
 
 
-def _tuning_key(tuning: FinetuneSettings, changes: Mapping[str, float]) -> str:
+def tuning_key(tuning: FinetuneSettings, changes: Mapping[str, float]) -> str:
     """Returns a text that contains all settings that determine a fine-tuned model."""
     values = dataclasses.asdict(tuning)
     # The choice of checkpoints and the number of seeds change no fine-tuned model, and `remat` only by rounding.
@@ -348,14 +350,33 @@ def finetuned(
             epochs=epochs,
             eval_batch_size=work.config.data.eval_batch_size,
         )
-        # The same number of iterations in all processes, because each of them takes part in `gather`.
-        for _ in range(-(-len(runs) // num_processes) * max(1, len(epochs))):
-            if not alone:
-                preemption.stop_if_requested()
-            result = next(results, None)  # None if other processes have one more result
-            if on_tuned and result and result.model is not None:
-                on_tuned(share[result.index], result.model)
-            values = result and {**vars(result), "model": None}
-            for other, gathered in enumerate([values] if alone else devices.gather(values)):
-                if gathered:
-                    yield runs[other::num_processes][gathered["index"]], Finetuned(**gathered)
+        yield from gathered(runs, results, on_tuned, alone, max(1, len(epochs)))
+
+
+def gathered(
+    runs: Sequence[T],
+    results: Iterator[Finetuned],
+    on_tuned: Callable[[T, Model], None] | None,
+    alone: bool = False,
+    results_each: int = 1,
+) -> Iterator[tuple[T, Finetuned]]:
+    """Yields the results of all processes, each of which trains its share of some runs.
+
+    Args:
+      runs: what is trained, by all processes together; this one trains `runs[process_index::process_count]`.
+      results: the results of this process.
+      on_tuned, alone: see `finetuned`.
+      results_each: number of results of each run.
+    """
+    process, num_processes = (0, 1) if alone else (jax.process_index(), jax.process_count())
+    # The same number of iterations in all processes, because each of them takes part in `gather`.
+    for _ in range(-(-len(runs) // num_processes) * results_each):
+        if not alone:
+            preemption.stop_if_requested()
+        result = next(results, None)  # None if other processes have one more result
+        if on_tuned and result and result.model is not None:
+            on_tuned(runs[process::num_processes][result.index], result.model)
+        values = result and {**vars(result), "model": None}
+        for other, each in enumerate([values] if alone else devices.gather(values)):
+            if each:
+                yield runs[other::num_processes][each["index"]], Finetuned(**each)

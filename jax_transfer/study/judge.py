@@ -5,12 +5,9 @@ pre-training, which are the same in every epoch. The features are those of the b
 and not those behind a projector.
 """
 
-import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -18,11 +15,10 @@ from jaxtyping import Float, Int
 
 from jax_transfer import devices
 from jax_transfer.analysis import alignment, knn_accuracy, rankme, uniformity
-from jax_transfer.data import augment
-from jax_transfer.data.crops import crops_of
 from jax_transfer.data.mixing import MIXINGS
 from jax_transfer.data.source import subset
 from jax_transfer.data.subsets import capped
+from jax_transfer.features.views import make_embed
 from jax_transfer.logs import log
 from jax_transfer.results import PretrainRow
 from jax_transfer.study.epochs import Pretraining
@@ -69,39 +65,26 @@ def make_judge(
     n, config, preprocessing = num_images(work, pretraining), work.config, work.preprocessing
     if not n:
         return lambda model, stop: {}
-    net, batch_size = work.source_net(pretraining), config.data.eval_batch_size
     # An image that is mixed with another one is no view of it.
     augmentations = tuple(name for name in work.recipe(pretraining).section.augment if name not in MIXINGS)
-    names = ((), augmentations, augmentations)
     test = work.source(pretraining.source, "test")
     chosen = subset(test, capped(test.labels, n, config.seed))
-    # Feeds leave out an incomplete batch and shuffle, so the images are repeated until they fill it, and are numbered.
-    repeated = subset(chosen, np.resize(np.arange(n), -(-n // batch_size) * batch_size))
-    numbered = dataclasses.replace(repeated, extra={"number": np.arange(len(repeated), dtype=np.int32)})
-    feed = work.feed_of(numbered, preprocessing, crops_of(names), everywhere=True)
-    replicated, apply = devices.replicated(mesh), devices.on_mesh(net.apply, mesh)
-
-    @jax.jit
-    def see(held, item, step):
-        batch = devices.constrain(feed.fetch(held, jax.tree.map(lambda x: x[0], item)), mesh, "data")
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
-        views = augment.views(key, {"": batch}, {"": names}, preprocessing, {"": test.num_classes})[""]
-        return views.images, jax.lax.with_sharding_constraint(batch.extra["number"], replicated)
-
-    @functools.partial(jax.jit, out_shardings=replicated)
-    def embed(model, images):
-        return apply(model["params"], model["stats"], images).features.astype(jnp.float32)
+    embed = make_embed(
+        work.source_net(pretraining),
+        chosen,
+        ((), augmentations, augmentations),
+        lambda source, crops: work.feed_of(source, preprocessing, crops, everywhere=True),
+        preprocessing,
+        mesh,
+        config.seed,
+        config.data.eval_batch_size,
+    )
 
     def judge(model: dict, stop: Callable[[], bool]) -> Judged | None:
-        parts = []
-        steps = range(len(numbered) // batch_size)
-        for step, item in zip(steps, feed.items(steps, 1, config.seed, batch_size), strict=True):
-            views, numbers = see(feed.held, item, step)
-            parts.append(jax.device_get([numbers, *(embed(model, images) for images in views)]))
-            if stop():
-                return None
-        numbers, *features = (np.concatenate(part) for part in zip(*parts, strict=True))
-        plain, first, second = (x[np.argsort(numbers)][:n] for x in features)
+        embedded = embed(model, stop)
+        if embedded is None:
+            return None
+        plain, first, second = embedded
         return measure(plain, first, second, chosen.labels, chosen.num_classes)
 
     return judge

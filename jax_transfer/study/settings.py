@@ -27,6 +27,7 @@ from jax_transfer.records import InputError
 from jax_transfer.selection.strategies import SelectionSettings
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.optimizers import OptimizerSettings
+from jax_transfer.transfer.fewshot import FewShotSettings
 from jax_transfer.transfer.finetune import Augmentations, FinetuneSettings, grid
 from jax_transfer.transfer.probe import ProbeSettings
 
@@ -275,6 +276,16 @@ def finetune_settings(config: StudyConfig, target: str) -> FinetuneSettings:
         return tuning
     optimizer = dataclasses.replace(tuning.optimizer, **point)
     return dataclasses.replace(tuning, optimizer=optimizer, learning_rates=None, weight_decays=None)
+
+
+def fewshot_settings(config: StudyConfig) -> FewShotSettings:
+    """Returns the settings of few-shot classifiers.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> fewshot_settings(default_config()).shots
+    (1, 2, 5, 10, 20)
+    """
+    return fields.make(FewShotSettings, config.fewshot.to_dict(), "config.fewshot")
 
 
 def selections(config: StudyConfig) -> dict[str, SelectionSettings]:

@@ -99,15 +99,15 @@ class Workspace:
         return load_source(dataset, split, seed=self.config.seed, on_corrupt=self.config.data.on_corrupt)
 
     @kept(4)
-    def part(self, dataset: str, indices: bytes, renumber: bool) -> Source:
-        """Returns the training images at `indices`, the bytes of an int64 array [m], of a data set.
+    def part(self, dataset: str, indices: bytes, renumber: bool, split: str = "train") -> Source:
+        """Returns the images at `indices`, the bytes of an int64 array [m], of a split of a data set.
 
         Equal arguments give the same object, so that its feed is read once.
 
         Args:
           renumber: whether the classes that occur are numbered 0, 1, ..., instead of as in the data set.
         """
-        part = subset(self.source(dataset, "train"), np.frombuffer(indices, np.int64))
+        part = subset(self.source(dataset, split), np.frombuffer(indices, np.int64))
         return of_classes(part, np.unique(part.labels).tolist()) if renumber else part
 
     def metric(self, target: str) -> str:

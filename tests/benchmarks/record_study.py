@@ -12,7 +12,7 @@ import pathlib
 import shutil
 
 from jax_transfer import devices
-from jax_transfer.report import best, reuse, reuse_tables, tables
+from jax_transfer.report import best, fewshot, reuse, reuse_tables, tables
 from jax_transfer.report import spectral as report_spectral
 from jax_transfer.report.comparison import comparison_rows, comparisons
 from jax_transfer.results import read_rows
@@ -45,6 +45,19 @@ def _reuse(results: dict) -> str:
     return "\n".join(parts)
 
 
+def _few_shot(rows: list[dict]) -> str:
+    """Formats the few-shot classifiers of each target and method: what is chosen, and Table 4; "" without any."""
+    parts = []
+    for (target, method, metric), own in fewshot.groups(rows).items():
+        parts.append(
+            f"**{tables.short_target(target)}: {fewshot.METHODS[method]}.** {fewshot.conditions(own, metric)}\n"
+        )
+        if own[0]["seen_only"] is not None:
+            parts.append(markdown(fewshot.choice_rows(own)))
+        parts.append(markdown(fewshot.shots_table(own, fewshot.column_of(own))[0]))
+    return "\n".join(parts)
+
+
 def _stages(rows: list[dict]) -> list[dict]:
     """Formats the time and memory of each stage."""
     return [
@@ -63,11 +76,16 @@ def readme(config: dict, results: dict, command: str, device: str, note: str) ->
     images = sum(row["seconds"] for row in results.get("pretrain", []) if tables.is_number(row["seconds"]))
     finetuned = results.get("reuse") or [r for r in results.get("transfer", []) if r["method"] == "finetune"]
     tuned = sum(row["seconds"] for row in finetuned if not row["error"])
+    # All rows of a checkpoint repeat the time of its tuning.
+    imprinted = {(r["checkpoint"], r["target"], r["method"]): r["seconds"] for r in results.get("fewshot", [])}
+    tuned += sum(imprinted.values())
     stories = "\n".join(f"- **{name}.** {words}" for name, words in report_spectral.story(results))
+    plain = "transfer" in results and "reuse" not in results
     why, paper = report_spectral.table_1(results), config.get("paper") or []
     parts = {
         "Comparison with the paper": markdown(report_spectral.paper_rows(results, paper)) if paper else "",
-        "Which checkpoint transfers best": "" if "reuse" in results else _answer(results.get("transfer", [])),
+        "Which checkpoint transfers best": _answer(results["transfer"]) if plain else "",
+        "New classes from a few images": _few_shot(results.get("fewshot", [])),
         "Reusing source data": _reuse(results),
         "Why": f"{stories}\n\n{markdown(why)}" if why else "",
         "Time and memory": markdown(_stages(results.get("usage", []))),
@@ -81,7 +99,9 @@ def readme(config: dict, results: dict, command: str, device: str, note: str) ->
     figures = [
         f"\n![{name}](report/figures/{name})\n"
         for name in sorted(path.name for path in (pathlib.Path(config["workdir"]) / "report/figures").glob("*.svg"))
-        if name.startswith("reuse" if "reuse" in results else ("compared", "transfer_curves", "components", "tsne"))
+        if name.startswith(
+            "reuse" if "reuse" in results else ("compared", "transfer_curves", "components", "tsne", "fewshot")
+        )
     ]
     return head + body + ("\n## Figures\n" + "".join(figures) if figures else "")
 

@@ -222,7 +222,7 @@ def test_key_of_fine_tuned_features_is_that_of_earlier_versions():
         "augment": [], "batch_size": 32, "checkpoints": None, "epochs": 100, "num_seeds": None, "optimizer": optimizer,
         "steps": None,
     }  # fmt: skip
-    key = finetune_stage._tuning_key
+    key = finetune_stage.tuning_key
     assert key(tuning, {"learning_rate": 0.3}) == json.dumps(earlier, sort_keys=True)
     other_beta = {"optimizer": dataclasses.replace(tuning.optimizer, b2=0.98)}
     changes = ({}, {"head_std": 0.1}, {"microbatches": 2}, other_beta)

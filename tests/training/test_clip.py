@@ -14,11 +14,11 @@ import pytest
 
 from helpers.source_files import REPOSITORY
 from jax_transfer.models.net import Output
+from jax_transfer.numerics import unit
 from jax_transfer.records import InputError, Views
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.training.objectives.clip import MOST_SCALE, scale
 from jax_transfer.training.objectives.objective import Division
-from jax_transfer.training.objectives.parts import unit
 
 SIZE = {"vocabulary_size": 300, "context_length": 6, "embedding_dim": 5, "text_width": 8, "text_layers": 1}
 DIM = 7

@@ -12,8 +12,9 @@ from jax_transfer import devices
 from jax_transfer.fields import Count, Few, Positive, between
 from jax_transfer.models.net import Net, gaussian
 from jax_transfer.models.text import text_tower
+from jax_transfer.numerics import unit
 from jax_transfer.training.objectives.objective import Objective
-from jax_transfer.training.objectives.parts import check_compared, check_unmixed, similarities, unit
+from jax_transfer.training.objectives.parts import check_compared, check_unmixed, similarities
 
 MOST_SCALE = 100.0  # section 2.5: logits are scaled by at most 100
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jax_transfer.fields import Count, Positive, Probability, between
 from jax_transfer.models.net import Net, gaussian
+from jax_transfer.numerics import unit
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives.objective import Division, Objective, head_and_backbone
 from jax_transfer.training.objectives.parts import (
@@ -18,7 +19,6 @@ from jax_transfer.training.objectives.parts import (
     linear,
     moved_towards,
     new_linear,
-    unit,
 )
 
 

@@ -7,9 +7,10 @@ import optax
 from jax_transfer import devices
 from jax_transfer.fields import Count, Positive, Probability
 from jax_transfer.models.net import Net, gaussian, with_projection, without_projection
+from jax_transfer.numerics import unit
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives.objective import Division, Objective
-from jax_transfer.training.objectives.parts import check_compared, check_unmixed, moved_towards, similarities, unit
+from jax_transfer.training.objectives.parts import check_compared, check_unmixed, moved_towards, similarities
 
 
 def moco_v2(

@@ -46,17 +46,6 @@ def linear(head: dict[str, Array], features: Float[Array, "b d"]) -> Float[Array
     return features @ head["kernel"] + head["bias"]
 
 
-def unit(x: Float[Array, "*b e"]) -> Float[Array, "*b e"]:
-    """Divides vectors by their lengths, in float32; a vector of zeros stays one.
-
-    Example:
-      >>> [round(x, 2) for x in unit(jnp.array([3.0, 4.0])).tolist()]
-      [0.6, 0.8]
-    """
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
-
-
 def similarities(x: Float[Array, "a e"], y: Float[Array, "b e"]) -> Float[Array, "a b"]:
     """Computes the inner product of each vector of x with each of y, in float32 on every device.
 

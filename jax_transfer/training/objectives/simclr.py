@@ -6,8 +6,9 @@ from jaxtyping import Array, Float
 
 from jax_transfer.fields import Count, Positive
 from jax_transfer.models.net import Net, with_projection, without_projection
+from jax_transfer.numerics import unit
 from jax_transfer.training.objectives.objective import Objective
-from jax_transfer.training.objectives.parts import check_compared_views, check_unmixed, in_one_pass, similarities, unit
+from jax_transfer.training.objectives.parts import check_compared_views, check_unmixed, in_one_pass, similarities
 
 
 def nt_xent(x: Float[Array, "b p"], y: Float[Array, "b p"], temperature: float) -> Float[Array, "2 b"]:
