@@ -77,9 +77,10 @@ def read_word_vectors(path: pathlib.Path, words: Sequence[str], dim: int = 300) 
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{printable(path)} cannot be read ({reason}): expected a text file of GloVe.") from error
     if not vectors:
+        such = f", such as {printable(words[0])!r}" if words else ""
         raise InputError(
-            f"{printable(path)} has none of {len(words):,} words, such as {printable(words[0]) if words else 'none'!r}: "
-            "expected a text file of GloVe in the language and the case of the captions."
+            f"{printable(path)} has none of {len(words):,} words{such}: expected a text file of GloVe in the language "
+            "and the case of the captions."
         )
     found = np.array([word.encode() in vectors for word in words])
     zeros = np.zeros(dim, np.float32)
@@ -109,7 +110,7 @@ def _numbers(path, number: int, word: bytes, fields: Sequence[bytes]) -> Float[n
         reason = "a number is not finite"
     if vector is None or not np.isfinite(vector).all():
         raise InputError(
-            f"{printable(path)}, line {number:,} ({printable(word.decode(errors='replace'))}): {reason}; expected a word "
-            "and its numbers, so fetch the file again."
+            f"{printable(path)}, line {number:,} ({printable(word.decode(errors='replace'))}): {reason}; expected a "
+            "word and its numbers, so fetch the file again."
         )
     return vector

@@ -280,7 +280,8 @@ def _check(images, captions, owner, folds: int) -> None:
         )
     if folds < 1 or n % folds:
         raise InputError(
-            f"folds = {folds} does not divide {n:,} images: use a divisor, such as 5 for the 5,000 of COCO's 1K protocol."
+            f"folds = {folds} does not divide {n:,} images: use a divisor, such as 5 for the 5,000 images of COCO's 1K "
+            "protocol."
         )
 
 
