@@ -34,10 +34,11 @@ arXiv:1910.04867); how each was trained differs from objective to objective and 
 one recipe for all, that of `neucrab_group2.py` for 90 epochs (SGD with momentum 0.9, learning rate 0.1 with a cosine
 schedule, weight decay 1e-4, batches of 256 images, crops and flips), with colour jitter and grayscale where copies of
 an image are told apart; and the settings of fine-tuning and its sweep, which are those of `neucrab_group2.py`.
-BatchNorm normalises the global batch. Our results: not measured at this size.
+BatchNorm normalises the global batch. Our results: not measured at this size; what each objective teaches a small net
+is in docs/results/objectives.md.
 
 Variants: `full`; `reduced`, which pre-trains on 5,000 images of CIFAR-10 with each objective, and DINO, and judges
-every epoch; `reduced_mae`, its like for masked autoencoding, which needs a vision transformer;
+every epoch; `reduced_mae`, the same for masked autoencoding, which needs a vision transformer;
 `smoke`, on CIFAR-10 to MNIST, in two minutes on two CPU cores.
 """
 
@@ -116,7 +117,7 @@ def reduced():
     config.source.dataset = "tfds:cifar10?train=5000&test=2000"
     config.preprocessing.image_size = 32
     config.preprocessing.crop_fraction = 1.0
-    config.pretrain.epochs = 8
+    config.pretrain.epochs = 5
     config.pretrain.batch_size = 64
     config.pretrain.judged_images = 2000
     config.pretrain.optimizer = default_config().pretrain.optimizer
@@ -130,7 +131,7 @@ def reduced():
         *objectives("tfds:cifar10?train=5000"),
         {"objective": "dino", "augment": ("global_crop", "jitter_byol", "gray", "blur_always", "flip"), "dino": dino},
     )
-    config.trajectory.epochs = "0,8"
+    config.trajectory.epochs = "0,5"
     config.checkpoints = ()
     config.targets = ("tfds:cifar10?train=2000&test=2000", "tfds:mnist?per_class=20&test=2000")
     config.metrics = dict.fromkeys(config.targets, "accuracy")

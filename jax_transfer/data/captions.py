@@ -195,6 +195,8 @@ def _make_split(root: pathlib.Path, files, read: Callable, on_corrupt: str, key:
         found.missing += part.missing
         found.bare += part.bare
         found.empty += part.empty
+    if read is _read_table:
+        found.bare += _in_no_table(root, files, found)
     problems = {
         "captions without an image": found.missing,
         "images without a caption": list(map(str, found.bare)),
@@ -300,6 +302,15 @@ def _read_table(path: pathlib.Path, root: pathlib.Path) -> Found:
     except (csv.Error, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
     return found
+
+
+def _in_no_table(root: pathlib.Path, files: Sequence[pathlib.Path], found: Found) -> list[Image]:
+    """Returns images that no table of any split names, from the folders of those that `files` caption (`found`)."""
+    tables = [found, *(_read_table(path, root) for path in _layout(root)[0] if path not in files)]
+    named = {os.path.normpath(str(image)) for table in tables for image in (*table.captions, *table.empty)}
+    folders = sorted({image.parent for image in found.captions if isinstance(image, pathlib.Path)})
+    images = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() in EXTENSIONS]
+    return [path for path in images if os.path.normpath(path) not in named and not is_system(path.name)]
 
 
 def _column(path: pathlib.Path, rows: csv.DictReader, names: Iterable[str]) -> str:

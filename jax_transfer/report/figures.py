@@ -22,6 +22,7 @@ from jax_transfer.report.style import (
     METHOD_STYLES,
     ORANGE,
     OTHER_STYLES,
+    PRETRAINING_STYLES,
     STYLE,
     WIDTH,
     cut,
@@ -162,6 +163,50 @@ def transfer_curves(
     return figure
 
 
+@matplotlib.rc_context(STYLE)
+def compared_trajectories(transfer_rows: Sequence[Row], target: str) -> Figure:
+    """Draws the accuracy (%) against pre-training epoch with a line for each pre-training, and axes for each method.
+
+    Follows Figure 7 of "Towards Inadequately Pre-trained Models", which compares self-supervised with supervised
+    pre-training. A star marks the best epoch of each pre-training.
+
+    Args:
+      transfer_rows: rows of results/transfer.jsonl.
+      target: name of the target.
+
+    Raises:
+      InputError: if no row evaluates an epoch of a pre-training on the target.
+
+    >>> rows = [{"target": "a", "method": "probe", "checkpoint": f"{source}/{epoch}", "epoch": epoch, "accuracy": 0.8}
+    ...         for epoch in (0, 5) for source in ("supervised", "moco_v2")]
+    >>> [text.get_text() for text in compared_trajectories(rows, "a").axes[0].get_legend().get_texts()]
+    ['supervised, best 80.00\\xa0% at epoch 0', 'moco_v2, best 80.00\\xa0% at epoch 0']
+    """
+    series: dict[str, dict[str, dict[float, Point]]] = {}  # method -> pre-training -> points
+    for source, rows in trajectories(transfer_rows).items():
+        for method in best.methods_of(rows, target):
+            if points := best.accuracy_by("epoch", rows, target, method):
+                series.setdefault(method, {})[source] = points
+    if not series:
+        raise InputError(f"results/transfer.jsonl has no accuracy for target {target!r}; run stage probe or finetune.")
+    sources = list(dict.fromkeys(source for lines in series.values() for source in lines))
+    metric = best.metric_of(transfer_rows, target)
+    labels = [best.axis_label(metric, tables.method_name(method)) for method in series]
+    heights = [max(1.25, 0.075 * len(label)) + 0.14 * len(sources) for label in labels]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.6), layout="constrained")
+    all_axes = figure.subplots(len(series), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, label, lines in zip(all_axes, labels, series.values(), strict=True):
+        for source, points in lines.items():
+            style = PRETRAINING_STYLES[sources.index(source) % len(PRETRAINING_STYLES)]
+            _plot_points(axes, points, style, cut(source, 14))
+        percent_axis(axes, label)
+        legend_above(axes)
+    epoch_axis(all_axes[-1], [epoch for lines in series.values() for points in lines.values() for epoch in points])
+    figure.align_ylabels(all_axes)
+    figure.suptitle(cut(tables.short_target(target), 38))
+    return figure
+
+
 def from_source(source: str) -> str:
     """Returns the words that name the source in a title; "" if the study has only one source.
 
@@ -275,7 +320,8 @@ def _draw_pretraining(results: Results) -> Iterator[Drawing]:
         if any(_points(rows, source, column) for column in JUDGED):
             caption = (
                 f"The features of test images of {of}: leave-one-out accuracy of 20 nearest neighbours; effective rank "
-                "(RankMe); mean squared distance of two augmented views of an image (alignment: smaller is closer); "
+                "(RankMe); mean squared distance of two views of an image, with the augmentations of this "
+                "pre-training (alignment: smaller is closer); "
                 "and how evenly directions spread (uniformity: smaller is more even; near 0 all are the same)."
             )
             yield Drawing("", f"judged_epochs{end}", caption, judged_epochs(rows, source))
@@ -285,6 +331,13 @@ def _draw_transfer_curves(results: Results) -> Iterator[Drawing]:
     rows = results["transfer"]
     best_rows = best.best_checkpoints(rows)
     names = tables.target_names(row["target"] for row in best_rows)
+    for target, metric in dict.fromkeys((row["target"], row["metric"]) for row in best_rows):
+        if 1 < len({row["source"] for row in best_rows if row["target"] == target}) <= len(PRETRAINING_STYLES):
+            caption = (
+                f"{names[target]}: {METRICS[metric]} of each pre-training against its epoch. Stars and dotted lines "
+                "mark the best epoch. Bands span all seeds."
+            )
+            yield Drawing("", f"compared_trajectories-{names[target]}", caption, compared_trajectories(rows, target))
     for target, source, metric in dict.fromkeys((row["target"], row["source"], row["metric"]) for row in best_rows):
         name = names[target] + from_source(source)
         caption = (

@@ -23,6 +23,7 @@ BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
 VERMILION, PURPLE, GREY = "#D55E00", "#CC79A7", "#555555"
 METHOD_STYLES = {"probe": (BLUE, "o"), "probe_converged": (SKY, "s"), "finetune": (VERMILION, "D")}
 OTHER_STYLES = ((GREEN, "^"), (PURPLE, "v"), (ORANGE, "P"))
+PRETRAINING_STYLES = ((BLUE, "o"), (ORANGE, "D"), (GREEN, "^"), (PURPLE, "v"), (GREY, "P"))
 
 STYLE: dict[Any, Any] = {  # Any, since only some versions of matplotlib have a type for the keys
     "font.family": "sans-serif",

@@ -92,7 +92,8 @@ def check(config: StudyConfig) -> None:
             check_early_stops(config, target)
         _check_probes(config, target)
     settings.preprocessing(config)
-    if any(crops_of(_finetuning_views(config))):
+    views = [recipe.section.augment for recipe in settings.recipes(config).values()]
+    if any(crops_of([*views, *_finetuning_views(config)])):
         _check_interpolation(config)
     if pretrainings(config):
         _check_image_size(config)
@@ -355,7 +356,7 @@ def _check_pretraining_data(work: Workspace) -> None:
             if feed == LABELLED:
                 _check_labelled(work, dataset, pretraining.source, section)
         _check_division(work, pretraining)
-        # An objective may have views of its own beside `augment`.
+        # An objective may have views of its own beside `augment`, which `check` does not know.
         if any(any(crops_of(views)) for views in work.objective(pretraining).views.values()):
             _check_interpolation(work.config)
         steps = work.config.pretrain.steps or 0

@@ -193,8 +193,11 @@ class Workspace:
         return self._make_objective(pretraining, self.source_net(pretraining))
 
     def _make_objective(self, pretraining: Pretraining, net: Net) -> Objective:
-        section = self.recipe(pretraining).section
-        return OBJECTIVES[section.objective](net, tuple(section.augment), **settings.objective_settings(section))
+        where, section, *_ = self.recipe(pretraining)
+        try:
+            return OBJECTIVES[section.objective](net, tuple(section.augment), **settings.objective_settings(section))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
     def recipe(self, pretraining: Pretraining) -> Recipe:
         """Returns the objective and the settings of a pre-training."""

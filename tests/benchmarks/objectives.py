@@ -1,8 +1,9 @@
 """Writes how well the frozen features of each objective do beside random ones, from studies that judge every epoch.
 
-    python tests/benchmarks/objectives.py OUTPUT.md WORKDIR [WORKDIR ...]
+    python tests/benchmarks/objectives.py OUTPUT.md WORKDIR [WORKDIR ...] --command="..." [--command="..." ...] \\
+        [--note="..."]
 
-For each study: its command is in the head of its config; a table with the k-NN accuracy of every epoch, the effective
+For each study: the command that made it; a table with the k-NN accuracy of every epoch, the effective
 rank, alignment and uniformity of the last one; the accuracy of a probe on each target, at epoch 0 and at the last one,
 with half of the spread over the seeds; and whether the last one is ahead by more than that spread.
 """
@@ -18,6 +19,17 @@ from jax_transfer.report.tables import is_number, percent, target_names
 from jax_transfer.results import read_rows
 
 SHOWN = 12  # epochs in a table, at most
+HEAD = """# What frozen features learn from each objective
+
+Made by `tests/benchmarks/objectives.py` from the result rows of the studies below.
+
+- A probe is marked "(not ahead)" if its last epoch is not above the random initialisation by more than the larger
+  spread over the probe's seeds. That is no proof that nothing was learned: with few images the spread is large. A
+  converged probe (`probe_converged`) is the same for all seeds, so that its spread is 0.
+- Alignment is that of views with the augmentations of each pre-training: weaker ones make it smaller, so it compares
+  epochs of a pre-training, not pre-trainings.
+- Pre-training has one seed. Epochs are equal in images, not in work: two views, patches or copies take longer.
+"""
 
 
 def curves(rows: list[dict]) -> list[dict]:
@@ -79,14 +91,14 @@ def _number(value, form: str) -> str:
     return format(value, form) if is_number(value) else "-"
 
 
-def section(workdir: pathlib.Path) -> str:
+def section(workdir: pathlib.Path, command: str) -> str:
     """Writes the section of a study."""
     config = json.loads((workdir / "config.json").read_text())
     pretrain, transfer = (read_rows(workdir / f"results/{name}.jsonl") for name in ("pretrain", "transfer"))
     minutes = sum(row["seconds"] for row in pretrain if is_number(row["seconds"])) / 60
     return (
-        f"## {config['name']}\n\n{config['model']['name']} on `{config['source']['dataset']}` at "
-        f"{config['preprocessing']['image_size']} pixels, {config['pretrain']['epochs']} epochs; pre-training took "
+        f"## {config['name']}\n\n```bash\n{command}\n```\n\n{_net(config['model'])} on `{config['source']['dataset']}` "
+        f"at {config['preprocessing']['image_size']} pixels, {config['pretrain']['epochs']} epochs; pre-training took "
         f"{minutes:.0f} min.\n\nk-NN accuracy on held-out source images by epoch, in percent (epoch 0 is the random "
         f"initialisation), and the last epoch's representation:\n\n{markdown(curves(pretrain))}\nA linear probe on "
         "frozen features, at epoch 0 -> at the last epoch, mean ± half of the spread over seeds, in percent:\n\n"
@@ -94,12 +106,22 @@ def section(workdir: pathlib.Path) -> str:
     )
 
 
+def _net(model: dict) -> str:
+    """Names a net and its width."""
+    return model["name"] + (f" of width {model['width']:g}" if model.get("width") else "")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=pathlib.Path)
     parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
+    parser.add_argument("--command", action="append", required=True, help="the command of each study, in their order")
+    parser.add_argument("--note", default="", help="what to know when reading the tables")
     flags = parser.parse_args()
-    flags.output.write_text("\n".join(map(section, flags.workdirs)), encoding="utf-8")
+    sections = [section(*each) for each in zip(flags.workdirs, flags.command, strict=True)]
+    flags.output.write_text(
+        "\n".join([HEAD, *([f"{flags.note.strip()}\n"] if flags.note else []), *sections]), encoding="utf-8"
+    )
     print(flags.output)
 
 

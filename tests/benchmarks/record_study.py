@@ -81,7 +81,7 @@ def readme(config: dict, results: dict, command: str, device: str, note: str) ->
     figures = [
         f"\n![{name}](report/figures/{name})\n"
         for name in sorted(path.name for path in (pathlib.Path(config["workdir"]) / "report/figures").glob("*.svg"))
-        if name.startswith("reuse" if "reuse" in results else ("transfer_curves", "components", "tsne"))
+        if name.startswith("reuse" if "reuse" in results else ("compared", "transfer_curves", "components", "tsne"))
     ]
     return head + body + ("\n## Figures\n" + "".join(figures) if figures else "")
 

@@ -211,9 +211,19 @@ def break_bare(folder):
     path.write_text(json.dumps(content))
 
 
+def break_table(folder):
+    """Leaves two images out of the tables; those of the other split in the same folder have captions."""
+    make_table(folder)
+    rows = [(f"photos/{i:02d}.png", f"caption {i}") for i in range(8)]
+    (folder / "captions.csv").unlink()
+    write_table(folder / "train.csv", rows[:5], ("image", "caption"))
+    write_table(folder / "test.csv", rows[5:], ("image", "caption"))
+
+
 PROBLEMS = {
     "captions without an image": (break_missing, r"captions without an image: 2 \(such as photos/03\.png\)"),
     "an empty caption": (break_empty, r"empty captions: 2 \(such as 00000\.tar: 000000002\.png\)"),
+    "images in no table": (break_table, r"images without a caption: 2 \(such as photos/08\.png\)"),
     "an image without a caption": (break_bare, r"images without a caption: 1 \(such as train2017/02\.png\)"),
 }
 

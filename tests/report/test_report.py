@@ -280,6 +280,25 @@ def test_curves_draw_mean_and_seed_band():
     assert (star.get_xdata()[0], star.get_ydata()[0]) == pytest.approx((2, 90))
 
 
+def test_pretrainings_are_compared_on_common_axes_for_each_method(tmp_path):
+    def row(source, epoch, accuracy, method="probe"):
+        return {**transfer_row(epoch, accuracy), "checkpoint": f"{source}/{epoch}", "method": method}
+
+    rows = [row("supervised", 0, 0.2), row("supervised", 5, 0.9), row("supervised", 9, 0.8), row("moco_v2", 0, 0.2)]
+    rows += [row("moco_v2", 5, 0.5), row("moco_v2", 9, 0.7), row("moco_v2", 9, 0.95, "finetune")]
+    frozen, tuned = figures.compared_trajectories(rows, "a").axes
+    lines = [line for line in frozen.lines if len(line.get_xdata()) == 3]
+    assert [line.get_label().split(",")[0] for line in lines] == ["supervised", "moco_v2"]
+    np.testing.assert_allclose([line.get_ydata() for line in lines], [[20, 90, 80], [20, 50, 70]])
+    assert [text.get_text().split(",")[0] for text in tuned.get_legend().get_texts()] == ["moco_v2"]
+    assert frozen.get_ylabel() == "FE accuracy (%)" and tuned.get_ylabel() == "FT accuracy (%)"
+    with pytest.raises(InputError, match="no accuracy for target 'b'"):
+        figures.compared_trajectories(rows, "b")
+    page.write_report(write_workdir(tmp_path / "two", {"transfer": rows}))
+    page.write_report(write_workdir(tmp_path / "one", {"transfer": rows[:3]}))
+    assert [path.parts[-4] for path in tmp_path.rglob("compared_trajectories*")] == ["two"]
+
+
 @pytest.mark.parametrize(("num_checkpoints", "noted"), [(9, True), (10, False)])
 def test_figure_title_notes_too_few_checkpoints(num_checkpoints, noted):
     results = make_results(TARGETS[:1], EPOCHS[:num_checkpoints], seeds=(0,))

@@ -38,7 +38,7 @@ def clip():
 @pytest.fixture(scope="module")
 def params(clip):
     params, aux = clip.init(jax.random.key(0), None)
-    assert aux == {"stats": {}}
+    assert aux == {"stats": {}} and clip.extra == ("tokens",) and not clip.has_head
     return params
 
 

@@ -365,6 +365,7 @@ def configure(objective, changes):
         *((name, {"pretrain.microbatches": 2}, r"microbatches = 2: .*leave it at 1, and") for name in NAMES),
         ("moco_v2", {"pretrain.batch_size": 1, "model.batch_norm_group": None}, r"batch_size = 1: .* use 2 or more"),
         ("simclr", {"pretrain.batch_size": 1, "model.batch_norm_group": None}, r"batch_size = 1: .* use 2 or more"),
+        ("dino", {}, r"groups of 8 images \(batch_norm_group\), .* leave it unset, so that the whole batch"),
         ("simclr", {}, r"groups of 8 images \(batch_norm_group\), .* leave it unset, so that the whole batch"),
     ],
 )
@@ -379,7 +380,7 @@ def test_batches_are_checked(objective, changes, message, tmp_path):
     ("objective", "changes"),
     [
         ("moco_v2", {}),
-        ("dino", {}),
+        ("dino", {"model.batch_norm_group": None}),
         ("simclr", {"model.batch_norm_group": None}),
         (
             "moco_v2",
@@ -397,7 +398,10 @@ def test_valid_batches_are_accepted(objective, changes, tmp_path):
 
 
 def test_crops_that_an_objective_names_itself_are_checked(tmp_path):
-    config = configure("dino", {"preprocessing.interpolation": "nearest", "pretrain.augment": ("flip",)})
+    config = configure(
+        "dino",
+        {"model.batch_norm_group": None, "preprocessing.interpolation": "nearest", "pretrain.augment": ("flip",)},
+    )
     with pytest.raises(
         InputError, match=r"interpolation of random crops \(config\.preprocessing\.interpolation\): 'nea"
     ):

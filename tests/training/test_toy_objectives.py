@@ -87,7 +87,7 @@ TINY = {
 
 
 def configure(name, **changes):
-    """Returns the config of a tiny study with an objective of NAMES; one of TOYS must be registered in OBJECTIVES."""
+    """Returns the config of a tiny study with an objective; one of TOYS must be registered in OBJECTIVES."""
     config = get_config("quickstart", "smoke")
     config.pretrain.objective = name
     config.update_from_flattened_dict({**TINY, **{path.replace("__", "."): value for path, value in changes.items()}})
@@ -267,3 +267,20 @@ def test_killed_and_stopped_run_equals_uninterrupted_run(toy, how, tmp_path):
     assert "Traceback" not in log.read_text()
     assert results_without_times(tmp_path / "broken") == results_without_times(tmp_path / "whole")
     assert fingerprints(tmp_path / "broken") == fingerprints(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["moco_v2", "simclr"])
+def test_two_processes_train_as_one(name, tmp_path):
+    """The queue of keys and the negatives that the processes gather are those of one process."""
+    losses = {}
+    for how in ("one device", "two processes"):
+        workdir = tmp_path / how.replace(" ", "_")
+        process, log = start(name, workdir, *LAUNCHERS[how])
+        assert process.wait(300) == 0, log.read_text()[-3000:]
+        losses[how] = [row["train_loss"] for row in results_without_times(workdir)["pretrain.jsonl"][1:]]
+    assert len(losses["one device"]) == 6
+    # In 30 steps rounding grows to half a thousandth. With the negatives of its own process alone, the loss of SimCLR
+    # would be smaller by log 2.
+    np.testing.assert_allclose(losses["two processes"][0], losses["one device"][0], rtol=2e-5)
+    np.testing.assert_allclose(losses["two processes"], losses["one device"], rtol=2e-3)

@@ -73,7 +73,7 @@ def clip(
         width=text_width,
         layers=text_layers,
         heads=text_heads,
-        dtype=devices.compute_dtype().__name__,
+        dtype=jnp.dtype(devices.compute_dtype()).name,
     )
 
     def init(key, model=None):

@@ -11,7 +11,15 @@ from jax_transfer.fields import Count, Positive, Probability, between
 from jax_transfer.models.net import Net, gaussian
 from jax_transfer.records import InputError
 from jax_transfer.training.objectives.objective import Division, Objective, head_and_backbone
-from jax_transfer.training.objectives.parts import check_unmixed, in_one_pass, linear, moved_towards, new_linear, unit
+from jax_transfer.training.objectives.parts import (
+    check_ungrouped,
+    check_unmixed,
+    in_one_pass,
+    linear,
+    moved_towards,
+    new_linear,
+    unit,
+)
 
 
 def dino(
@@ -117,6 +125,7 @@ def dino(
                 f"microbatches = {division.microbatches}: the teacher and the centre of its outputs move once for a "
                 "whole batch; leave it at 1, and save memory with remat, a smaller batch_size or fewer local views."
             )
+        check_ungrouped(division)
 
     return Objective(
         init,

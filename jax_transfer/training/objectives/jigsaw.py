@@ -52,8 +52,8 @@ def jigsaw(
     Noroozi and Favaro (2016), as Kolesnikov et al. (2019, arXiv:1901.09005) implement it: the orders are
     `distant_permutations`, and each image is shown in several of them, which costs only passes through the head. See
     `patches.classify_tuples` for the net and the head. An epoch is nine times the work of a supervised one on images of
-    the size of a patch and, for a net with BatchNorm, a forward pass of the images. Against shortcuts by colour, the
-    papers also make two thirds of the images gray, which is a matter of `augment`.
+    the size of a patch. Against shortcuts by colour, the papers also make two thirds of the images gray, which is a
+    matter of `augment`.
 
     Args:
       net: a net; its classification head, if it has one, is not used.

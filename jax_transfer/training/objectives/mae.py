@@ -106,7 +106,7 @@ def mae(
         width=decoder_width,
         layers=decoder_layers,
         heads=decoder_heads,
-        dtype=devices.compute_dtype().__name__,
+        dtype=jnp.dtype(devices.compute_dtype()).name,
     )
 
     def init(key, model=None):

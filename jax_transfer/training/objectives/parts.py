@@ -138,6 +138,18 @@ def check_compared_views(division: Division) -> None:
       >>> check_compared_views(Division(batch_size=256, batch_norm_group=256))
     """
     check_compared(division)
+    check_ungrouped(division)
+
+
+def check_ungrouped(division: Division) -> None:
+    """Checks that BatchNorm normalises all views of a batch together (`Objective.check`).
+
+    Raises:
+      InputError: if it normalises groups that are smaller than the batch.
+
+    Example:
+      >>> check_ungrouped(Division(batch_size=256, batch_norm_group=256))
+    """
     if (division.batch_norm_group or division.batch_size) < division.batch_size:
         raise InputError(
             f"BatchNorm normalises groups of {division.batch_norm_group} images (batch_norm_group), whose statistics "

@@ -77,8 +77,9 @@ def classify_tuples(
 
     In Kolesnikov et al. the hidden layer also has BatchNorm and dropout, which are left out, and the representation
     that they evaluate is the mean over nine patches. Here the features are those of the whole image, as for every
-    checkpoint, and so are the averages of BatchNorm's statistics, which a forward pass of the whole images gives. Those
-    of patches, which are standardised, do not suit whole images.
+    checkpoint, although BatchNorm has averaged the statistics of patches. Statistics of whole images instead, at the
+    price of a forward pass, made a small net's k-NN accuracy higher (30.0 instead of 27.0 %, CIFAR-10) but a linear
+    probe's lower (31.9 instead of 32.6 %).
 
     Args:
       net: a net; its classification head, if it has one, is not used.
@@ -111,9 +112,7 @@ def classify_tuples(
         if patches.shape[1] < net.min_image_size:
             sides = (net.min_image_size, net.min_image_size)
             patches = jax.image.resize(patches, (len(patches), *sides, patches.shape[-1]), "bilinear")
-        output, _ = net.apply_train(params["net"], aux["stats"], patches, key_net)
-        # The stored net sees whole images, so BatchNorm's statistics for it are theirs.
-        _, stats = net.apply_train(jax.lax.stop_gradient(params["net"]), aux["stats"], images, key_net)
+        output, stats = net.apply_train(params["net"], aux["stats"], patches, key_net)
         embedded = linear(params["head"]["embedding"], output.features).reshape(-1, PATCHES, embedding)
         classes = jax.random.permutation(key_draw, choices)[:drawn]
         joined = embedded[:, jnp.asarray(tuples)[classes]].reshape(-1, shown * embedding)

@@ -19,13 +19,13 @@ def relative_patch(
     embedding: Count = 1000,
     hidden: Count = 4096,
 ) -> Objective:
-    """Makes the objective "mean cross-entropy of predicting on which of eight sides of the centre a patch lies".
+    """Makes the objective "mean cross-entropy of predicting in which of eight places around the centre a patch lies".
 
     Doersch et al. (2015), as Kolesnikov et al. (2019, arXiv:1901.09005) implement it: all eight patches around the
     centre of a 3 x 3 grid are compared with it, and an image of 255 pixels has cells of 85 and patches of 64. See
     `patches.classify_tuples` for the net and the head. An epoch is nine times the work of a supervised one on images of
-    the size of a patch and, for a net with BatchNorm, a forward pass of the images. Against shortcuts by colour, the
-    papers also make two thirds of the images gray, which is a matter of `augment`.
+    the size of a patch. Against shortcuts by colour, the papers also make two thirds of the images gray, which is a
+    matter of `augment`.
 
     Args:
       net: a net; its classification head, if it has one, is not used.
