@@ -29,7 +29,7 @@ from jax_transfer.results import Row, column_names, is_plain, read_rows
 LONG_TABLE = 15  # number of rows; longer tables are collapsed
 MANY_NAMES = 6  # number of given checkpoints in the head of the page
 MANY_FIGURES = 12  # number per section; with more, all groups but the first are collapsed
-OPTIONAL = ("selection", "overlap")  # result files that are listed as missing only if the study plans them
+OPTIONAL = ("selection", "overlap", "retrieval")  # result files that are listed as missing only if the study plans them
 
 
 @dataclasses.dataclass(frozen=True)

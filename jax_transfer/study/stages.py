@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jax_transfer.study import features, finetune, pretrain, probe, report, scores, select, spectral
+from jax_transfer.study import features, finetune, pretrain, probe, report, retrieval, scores, select, spectral
 from jax_transfer.study.workspace import Workspace
 
 
@@ -40,6 +40,7 @@ STAGES: dict[str, Stage] = {
     "select": Stage(select.run, ("selection", "overlap"), select.describe, select.gigaflops),
     "probe": Stage(probe.run, ("transfer",), probe.describe),
     "finetune": Stage(finetune.run, ("transfer",), finetune.describe, finetune.gigaflops),
+    "retrieval": Stage(retrieval.run, ("retrieval",), retrieval.describe, retrieval.gigaflops),
     "scores": Stage(scores.run, ("scores",), scores.describe, scores.gigaflops),
     "spectral": Stage(spectral.run, ("spectral", "spectrum", "similarity", "embedding"), spectral.describe),
     "report": Stage(
