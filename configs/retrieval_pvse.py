@@ -106,9 +106,9 @@ def smoke():
     config.metrics = {}
     config.retrieval.datasets = ("tfds:cifar10?train=640&test=256&captions=attributes",)
     config.retrieval.augment = ("flip",)
-    config.retrieval.folds = (1, 2)
-    config.retrieval.epochs = 4
-    config.retrieval.batch_size = 64
+    config.retrieval.folds = (1,)
+    config.retrieval.epochs = 8
+    config.retrieval.batch_size = 32
     config.retrieval.embedding_dim, config.retrieval.word_dim = 32, 16
     config.retrieval.patience = 1
     config.retrieval.optimizer.learning_rate = 2e-3
@@ -117,6 +117,4 @@ def smoke():
 
 
 def get_config(variant: str = "full"):
-    return choose(
-        {"full": full, "reduced": reduced, "smoke": smoke}, variant, "variant of configs/retrieval_pvse.py"
-    )()
+    return choose({"full": full, "reduced": reduced, "smoke": smoke}, variant, "variant of configs/retrieval_pvse.py")()
