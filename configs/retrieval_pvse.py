@@ -4,10 +4,11 @@
 
 Reproduces Tables 2 and 3 of "Towards Inadequately Pre-trained Models in Transfer Learning" (Deng et al., ICCV 2023):
 PVSE (Song and Soleymani, CVPR 2019) from the checkpoint of epoch 70 retrieves best (rsum 138.66; 132.67 from epoch 90
-and 114.98 from epoch 50, which is as printed: its recalls sum up to 115.72), and a quarter of the training images with
-the validation images (Table 3, where 28.82 should be 38.82) would choose the same epoch. Only the order of the epochs
-can be compared: the level of these numbers is far below that of PVSE's release (rsum over 330 on 5,000 test images, from
-a ResNet-152), and the paper says nothing of the settings. Our results: not measured at this size.
+and 114.98 from epoch 50), and a quarter of the training images with the validation images (Table 3) would choose the
+same epoch. These numbers are shown as printed: in Table 2 the rsum is the sum of the recalls for epoch 70 alone (115.72
+for epoch 50, 129.41 for epoch 90), and in Table 3 28.82 should be 38.82. Only the order of the epochs can be compared:
+their level is far below that of PVSE's release (rsum over 370 on 5,000 test images, from a ResNet-152), and the paper
+says nothing of the settings. Our results: not measured at this size.
 
 Pre-training is that of `resnet50_imagenet.py`: a working directory with a copy of its `checkpoints` needs no other. The
 settings of retrieval are those of the release's command for COCO, `RetrievalSettings` says where ours differ. An epoch
@@ -44,10 +45,7 @@ TABLE_3 = {
     80: ((11.60, 31.38, 43.98), (3.54, 12.06, 19.52), 121.87),
     90: ((10.64, 29.94, 42.32), (4.82, 16.36, 25.06), 129.13),
 }
-NOTES = {
-    ("Table 2", 50): "its recalls sum up to 115.72",
-    ("Table 3", 50): "28.82 seems a misprint of 38.82, with which the sum is that printed",
-}
+NOTES = {("Table 3", 50): "28.82 is a misprint of 38.82, with which the sum is the printed rsum"}
 PAPER = tuple(
     {
         "epoch": epoch, "fraction": fraction, "where": where, "i2t": i2t, "t2i": t2i, "rsum": rsum,
