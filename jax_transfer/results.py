@@ -346,7 +346,7 @@ class RetrievalRow:
         captions with their image (t2i), in [0, 1].
       rsum, chance_rsum: sum of the six recalls, in [0, 6], and that of random orders on average.
       best_epoch: the epoch of training whose weights are measured.
-      seconds, gflops: of the training and its validation, without this measurement; gflops of the training alone.
+      seconds, gflops: of the training, without this measurement. The seconds include compilation and the validation.
     """
 
     checkpoint: str

@@ -41,7 +41,7 @@ def attributes(image: UInt8[np.ndarray, "h w *c"]) -> dict[str, str]:
     """
     pixels = (image if image.ndim == 3 else image[..., None]).astype(np.float32) / 255
     pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    grey = pixels @ np.float32([0.299, 0.587, 0.114])
+    grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     (top, bottom), (left, right) = (_halves(size) for size in pixels.shape[:2])
     middle, whole = tuple(slice(size // 4, -(-3 * size // 4)) for size in pixels.shape[:2]), slice(None)
     parts = {
@@ -53,7 +53,7 @@ def attributes(image: UInt8[np.ndarray, "h w *c"]) -> dict[str, str]:
     return {
         "light": ("dark", "dim", "light", "bright")[int(np.searchsorted((0.3, 0.45, 0.6), grey.mean()))],
         "contrast": ("low", "medium", "strong")[int(np.searchsorted((0.15, 0.22), grey.std()))],
-        **{name: colour(*pixels[part].mean((0, 1)).tolist()) for name, part in parts.items()},
+        **{name: colour(*map(float, pixels[part].mean((0, 1)))) for name, part in parts.items()},
     }
 
 

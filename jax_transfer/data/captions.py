@@ -151,8 +151,11 @@ def load_captions(rest: str, split: str, on_corrupt: str) -> Source:
     )
 
 
-def _layout(root: pathlib.Path) -> tuple[list[pathlib.Path], Callable[[pathlib.Path, pathlib.Path], Found]]:
-    """Returns the files of captions below `root`, and the function that reads one of them, given `root` and itself."""
+def _layout(root: pathlib.Path) -> tuple[list[pathlib.Path], Callable[..., Found]]:
+    """Returns the files of captions below `root`, and the function that reads one of them, given itself and `root`.
+
+    `_read_karpathy` also takes the split.
+    """
     folders = [root, *(f for f in subfolders(root) if role(f.name)[0] or f.name == "annotations")]
     files = [path for folder in folders for path in sorted(folder.iterdir()) if not is_system(path.name)]
     tars, tables, objects = (
@@ -192,7 +195,7 @@ def _karpathy_splits(files: list[pathlib.Path]) -> dict[str, list[pathlib.Path]]
     """Returns split -> the files of Karpathy, each of which holds all splits."""
     if len(files) > 1:
         raise InputError(f"{files[0].parent}: {files[0].name} and {files[1].name}: expected one file of splits.")
-    splits = {KARPATHY.get(entry.get("split")) for entry in _karpathy_entries(files[0])}
+    splits = {KARPATHY.get(entry["split"]) for entry in _karpathy_entries(files[0])}
     return {split: files for split in (*SPLITS, VALIDATION) if split in splits}
 
 

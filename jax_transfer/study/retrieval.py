@@ -6,7 +6,6 @@ With several processes, all of them train each model together. The state of a tr
 
 import contextlib
 import dataclasses
-import functools
 import math
 import pathlib
 import shutil
@@ -23,59 +22,25 @@ from jax_transfer.checkpoints.trajectory import Trajectory, abstract
 from jax_transfer.choose import choose
 from jax_transfer.data.batches import Joined, joined, steps_per_epoch
 from jax_transfer.data.crops import FILTERS, crops_of
-from jax_transfer.data.source import NoValidation, Source, content_hash, subset
-from jax_transfer.data.subsets import fraction
+from jax_transfer.data.source import content_hash
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.data.vocabulary import check_has_captions, with_tokens
-from jax_transfer.data.word_vectors import WordVectors, read_word_vectors
-from jax_transfer.data.words import WordVocabulary, collect_words, read_words
 from jax_transfer.fields import StudyConfig
 from jax_transfer.logs import log
 from jax_transfer.models import Net
-from jax_transfer.models.net import map_dim
 from jax_transfer.preemption import Preempted
 from jax_transfer.records import InputError
 from jax_transfer.results import TEST, VALIDATION, RetrievalRow, Rows
-from jax_transfer.study import estimates, settings
+from jax_transfer.study import captioned, estimates, settings
 from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.loop import Epoch, train
 from jax_transfer.training.objectives.objective import Division
 from jax_transfer.training.plateau import halvings
 from jax_transfer.training.state import divide, join
-from jax_transfer.transfer.pvse import Pairs, Program, RetrievalSettings, flat_captions, rankings
-from jax_transfer.transfer.retrieval import Retrieval, shared_captions
+from jax_transfer.transfer.pvse import Pairs, Program, RetrievalSettings, rankings
+from jax_transfer.transfer.retrieval import Retrieval
 
-FOLDER, WORDS = "retrieval", "words.json"
 Kind = tuple[Net, Preprocessing]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Captions:
-    """The captions of a split: their words [m, l], the image of each [m], and how many another image has too."""
-
-    tokens: np.ndarray
-    owner: np.ndarray
-    num_duplicates: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Captioned:
-    """A data set with captions, ready for training.
-
-    Attributes:
-      words: the words of all training captions, whatever the share on which is trained.
-      word_vectors: those of the file in the config; None without one.
-      train: the training images, with "tokens" in `extra`.
-      held_out: VALIDATION and TEST -> the images to rank.
-      captions: the same -> their captions.
-    """
-
-    words: WordVocabulary
-    word_vectors: WordVectors | None
-    train: Source
-    held_out: dict[str, Source]
-    captions: dict[str, Captions]
 
 
 class Run(NamedTuple):
@@ -92,9 +57,9 @@ def run(work: Workspace) -> None:
     rows.forget_failures()
     devices.wait_for_all("retrieval: rows are read")
     for dataset in wanted.datasets:
-        data = captioned(work, dataset)
+        data = captioned.captioned(work, dataset)
         if devices.is_first_process():
-            data.words.save(_folder(work, dataset) / WORDS)
+            data.words.save(captioned.folder(work, dataset) / captioned.WORDS)
         for kind, snapshots in _kinds(work).items():
             program = _program(work, data, kind)
             for share in wanted.fractions:
@@ -119,69 +84,13 @@ def _is_done(work: Workspace, own: Run, rows: Rows) -> bool:
     return all((*common, split, count, work.config.seed) in rows for split in (VALIDATION, TEST) for count in folds)
 
 
-def _folder(work: Workspace, dataset: str) -> pathlib.Path:
-    return work.workdir / FOLDER / content_hash(dataset)[:12]
-
-
-def captioned(work: Workspace, dataset: str) -> Captioned:
-    """Returns a data set of `config.retrieval`, which is read once.
-
-    Raises:
-      InputError: if a split has no captions, or captions without a word of the vocabulary, or the file of word vectors
-        cannot be used.
-    """
-    cached = work.caches.setdefault("captioned", functools.cache(functools.partial(_captioned, work)))
-    return cached(dataset)
-
-
-def _captioned(work: Workspace, dataset: str) -> Captioned:
-    wanted, sources = settings.retrieval_settings(work.config), _splits(work, dataset)
-    for source in sources.values():
-        check_has_captions(source)
-    texts = {split: flat_captions(source.captions) for split, source in sources.items()}
-    path = _folder(work, dataset) / WORDS
-    words = read_words(path) if path.exists() else collect_words(texts["train"][0], wanted.min_count)
-    for split, (captions, _) in texts.items():
-        words.check_known(captions, f"{dataset}, {split}")
-    vectors = None
-    if wanted.word_vectors:
-        vectors = read_word_vectors(pathlib.Path(wanted.word_vectors), words.words, wanted.word_dim)
-        log.info("%s has vectors of %d of %d words.", wanted.word_vectors, vectors.num_found, len(words))
-    captions = {}
-    for split in (VALIDATION, TEST):
-        own, owner = texts[split]
-        captions[split] = Captions(words.encode(own, wanted.caption_length), owner, shared_captions(own, owner))
-        log.info(
-            "%s, %s: %d images, %d captions, of which %d are captions of another image too.",
-            *(dataset, split, len(sources[split]), len(own), captions[split].num_duplicates),
-        )
-    held_out = {split: sources[split] for split in captions}
-    return Captioned(words, vectors, with_tokens(sources["train"], words, wanted.caption_length), held_out, captions)
-
-
-def _splits(work: Workspace, dataset: str) -> dict[str, Source]:
-    """Returns the three splits; without a validation split, a fifth of the training images is held out for it."""
-    try:
-        parts = {"train": "train", VALIDATION: "validation"}
-        work.source(dataset, "validation")
-    except NoValidation:
-        parts = {"train": "fit", VALIDATION: "held_out"}
-        log.info("%s has no validation split: a fifth of its training images is held out for it.", dataset)
-    return {split: work.source(dataset, part) for split, part in {**parts, TEST: "test"}.items()}
-
-
 def _mesh(work: Workspace):
     return devices.make_global_mesh() if jax.process_count() > 1 else work.mesh
 
 
-def _program(work: Workspace, data: Captioned, kind: Kind) -> Program:
+def _program(work: Workspace, data: captioned.Captioned, kind: Kind) -> Program:
     wanted = settings.retrieval_settings(work.config)
     return Program(*kind, wanted, len(data.words), data.word_vectors, _mesh(work))
-
-
-def _share_of(work: Workspace, data: Captioned, share: float) -> Source:
-    """Returns a share of the training images; a smaller share is contained in a larger one."""
-    return subset(data.train, fraction(data.train.labels, share, work.config.seed))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,7 +98,7 @@ class _Share:
     """What the trainings on a share of the images have in common."""
 
     work: Workspace
-    data: Captioned
+    data: captioned.Captioned
     program: Program
     feed: Joined
     pairs: dict[str, Pairs]
@@ -211,9 +120,9 @@ class _Share:
         return False if embeddings is None else rankings(embeddings, pairs.owner, folds)
 
 
-def _run_share(work: Workspace, data: Captioned, program: Program, todo: list[Run], rows: Rows) -> None:
+def _run_share(work: Workspace, data: captioned.Captioned, program: Program, todo: list[Run], rows: Rows) -> None:
     wanted = program.settings
-    source, views = _share_of(work, data, todo[0].fraction), program.pvse.objective.views
+    source, views = captioned.share_of(work, data, todo[0].fraction), program.pvse.objective.views
     feed = work.feed_of(source, program.preprocessing, crops_of(views["train"]), everywhere=True)
     pairs = {
         split: Pairs(work.feed_of(held, program.preprocessing, everywhere=True), own.tokens, own.owner)
@@ -227,14 +136,19 @@ def _run_share(work: Workspace, data: Captioned, program: Program, todo: list[Ru
         trained = _train(share, own)
         for row in _rows(share, own, trained):
             rows.append(row)
-        devices.wait_for_all(f"retrieval from {own.snapshot.name} is recorded")
+        devices.wait_for_all(f"{_label(own)} is recorded")
         if devices.is_first_process():
             shutil.rmtree(_training_folder(work, own), ignore_errors=True)
 
 
+def _label(own: Run) -> str:
+    """Returns the name of a training for messages."""
+    return f"retrieval checkpoint {own.snapshot.name} on {own.dataset}, {100 * own.fraction:g} % of the images"
+
+
 def _training_folder(work: Workspace, own: Run) -> pathlib.Path:
     name = content_hash(own.snapshot.name, f"{own.fraction:g}", str(work.config.seed))[:12]
-    return _folder(work, own.dataset) / name
+    return captioned.folder(work, own.dataset) / name
 
 
 @dataclasses.dataclass
@@ -269,7 +183,7 @@ class _Trained(NamedTuple):
 def _train(share: _Share, own: Run) -> _Trained:
     """Trains to the end, from the checkpoint or from where an earlier run was stopped."""
     work, program = share.work, share.program
-    label = f"retrieval checkpoint {own.snapshot.name} on {own.dataset}, {own.fraction:g} of the images"
+    label = _label(own)
     with (
         contextlib.closing(Trajectory(_training_folder(work, own), most=1)) as trajectory,
         preemption.training(),
@@ -363,8 +277,7 @@ def _rows(share: _Share, own: Run, trained: _Trained) -> Iterator[RetrievalRow]:
     for split in (TEST,) if failed else (VALIDATION, TEST):
         found = {} if failed else share.measure(trained.best, trained.state, split, share.wanted.folds)
         for folds in share.wanted.folds:
-            result: Retrieval | None = found.get(folds) if found else None
-            num_captions = len(share.pairs[split].tokens)
+            columns: dict[str, Any] = _columns(found.get(folds) if found else None)
             row = RetrievalRow(
                 checkpoint=own.snapshot.name,
                 epoch=work.epoch(own.snapshot),
@@ -373,11 +286,11 @@ def _rows(share: _Share, own: Run, trained: _Trained) -> Iterator[RetrievalRow]:
                 split=split,
                 folds=folds,
                 seed=work.config.seed,
-                **_columns(result),
+                **columns,
                 best_epoch=trained.progress.best_epoch,
                 num_train=len(share.feed.feeds["train"].source),
                 num_images=len(share.data.held_out[split]) // folds,
-                num_captions=num_captions,
+                num_captions=len(share.pairs[split].tokens),
                 num_duplicates=share.data.captions[split].num_duplicates,
                 seconds=trained.progress.seconds,
                 gflops=steps * share.step_gflops,
@@ -385,12 +298,12 @@ def _rows(share: _Share, own: Run, trained: _Trained) -> Iterator[RetrievalRow]:
             )
             yield row
             if failed:
-                log.warning("retrieval from checkpoint %s on %s failed: %s.", row.checkpoint, row.target, row.error)
+                log.warning("%s failed: %s.", _label(own), row.error)
             else:
                 log.info(
-                    "retrieval checkpoint %s on %s, %g of the images, %s, %d x %d images: rsum %.2f (chance %.2f), "
-                    "recalls i2t %.2f %.2f %.2f, t2i %.2f %.2f %.2f, after epoch %d",
-                    *(row.checkpoint, row.target, row.fraction, split, folds, row.num_images),
+                    "%s, %s, %d x %d images: rsum %.2f (chance %.2f), recalls i2t %.2f %.2f %.2f, t2i %.2f %.2f %.2f, "
+                    "after epoch %d",
+                    *(_label(own), split, folds, row.num_images),
                     *(100 * row.rsum, 100 * row.chance_rsum),
                     *(100 * getattr(row, f"{way}_recall_at_{k}") for way in ("i2t", "t2i") for k in (1, 5, 10)),
                     row.best_epoch,
@@ -411,7 +324,7 @@ def _columns(result: Retrieval | None) -> dict[str, float]:
 def describe(work: Workspace) -> str:
     """Describes this stage for the plan."""
     wanted = settings.retrieval_settings(work.config)
-    shares = " and ".join(f"{share:g}" for share in wanted.fractions)
+    shares = " and ".join(f"{100 * share:g} %" for share in wanted.fractions)
     return f"{', '.join(wanted.datasets)}: {shares} of the training images, {estimates.checkpoints(work)}"
 
 
@@ -419,7 +332,7 @@ def gigaflops(work: Workspace) -> float:
     """Computes the work of all training, and of the forward passes of images that are ranked, in GFLOP."""
     wanted, total = settings.retrieval_settings(work.config), 0.0
     for dataset in wanted.datasets:
-        data = captioned(work, dataset)
+        data = captioned.captioned(work, dataset)
         validated, tested = (len(data.held_out[split]) for split in (VALIDATION, TEST))
         for kind, snapshots in _kinds(work).items():
             program = _program(work, data, kind)
@@ -427,7 +340,7 @@ def gigaflops(work: Workspace) -> float:
             step = program.step_gigaflops(sizes, {"train": data.train.num_classes})
             image = work.features_of.gigaflops_per_image(*kind)
             for share in wanted.fractions:
-                steps = wanted.epochs * (len(_share_of(work, data, share)) // wanted.batch_size)
+                steps = wanted.epochs * (len(captioned.share_of(work, data, share)) // wanted.batch_size)
                 ranked = (wanted.epochs + 1) * validated + tested
                 total += len(snapshots) * (steps * step + ranked * image)
     return total
@@ -459,7 +372,7 @@ def check_data(work: Workspace) -> None:
     """
     wanted = settings.retrieval_settings(work.config)
     for dataset in wanted.datasets:
-        data = captioned(work, dataset)
+        data = captioned.captioned(work, dataset)
         for split, source in data.held_out.items():
             for folds in wanted.folds:
                 if len(source) % folds:
@@ -469,25 +382,19 @@ def check_data(work: Workspace) -> None:
                     )
         for share in wanted.fractions:
             what = f"{share:g} of {dataset} (config.retrieval)"
-            steps_per_epoch(len(_share_of(work, data, share)), wanted.batch_size, what)
-    for (net, preprocessing), snapshots in _kinds(work).items():
-        map_dim(net)
+            steps_per_epoch(len(captioned.share_of(work, data, share)), wanted.batch_size, what)
+    for kind, snapshots in _kinds(work).items():
         if any(crops_of((wanted.augment,))):
             where = f"interpolation of random crops ({snapshots[0].name}; config.retrieval.augment)"
-            choose(FILTERS, preprocessing.interpolation, where)
+            choose(FILTERS, kind[1].interpolation, where)
         group = work.checkpoint(snapshots[0]).settings.get("batch_norm_group")
-        division = Division(wanted.batch_size, 1, group)
-        if wanted.tune_backbone and group and division.batch_size % group:
+        if wanted.tune_backbone and group and wanted.batch_size % group:
             raise InputError(
                 f"config.retrieval.batch_size = {wanted.batch_size} does not divide into the groups of batch_norm_group "
                 f"= {group} images that {snapshots[0].name} normalises together: use a multiple of {group}."
             )
         try:
-            _program_of(work, net, preprocessing).pvse.objective.check(division)
+            program = _program(work, captioned.captioned(work, wanted.datasets[0]), kind)
+            program.pvse.objective.check(Division(wanted.batch_size, 1, group))
         except InputError as error:
             raise InputError(f"config.retrieval: {error}") from error
-
-
-def _program_of(work: Workspace, net: Net, preprocessing: Preprocessing) -> Program:
-    data = captioned(work, settings.retrieval_settings(work.config).datasets[0])
-    return _program(work, data, (net, preprocessing))

@@ -2,21 +2,25 @@
 
 import contextlib
 import json
+import signal
+import subprocess
+import sys
+import time
 import types
 
 import numpy as np
 import pytest
 
 from helpers.images import write_images
-from helpers.source_files import get_config
-from helpers.studies import run_stages, tiny_config
+from helpers.source_files import REPOSITORY, get_config
+from helpers.studies import environment, results_without_times, run_stages, tiny_config
 from jax_transfer import preemption
 from jax_transfer.checkpoints.trajectory import Trajectory
 from jax_transfer.data.sources import load_source
 from jax_transfer.data.words import read_words
 from jax_transfer.records import InputError
 from jax_transfer.report import page
-from jax_transfer.study import checks
+from jax_transfer.study import captioned, checks
 from jax_transfer.study import retrieval as stage
 from jax_transfer.study.stages import written_by
 from jax_transfer.study.workspace import Workspace
@@ -332,17 +336,17 @@ def test_three_splits_of_a_folder_are_used_and_a_fifth_is_held_out_otherwise(tmp
     work = Workspace(config(retrieval__datasets=both), tmp_path)
     sizes = []
     for dataset in both:
-        data = stage.captioned(work, dataset)
+        data = captioned.captioned(work, dataset)
         sizes.append((len(data.train), *(len(source) for source in data.held_out.values())))
-        assert data is stage.captioned(work, dataset)
+        assert data is captioned.captioned(work, dataset)
     assert sizes == [(24, 8, 8), (100, 20, 40)]
     work.close()
 
 
 def test_a_smaller_share_is_contained_in_a_larger_one(tmp_path):
     work = Workspace(config(), tmp_path)
-    data = stage.captioned(work, DATASET)
-    quarter, half = (stage._share_of(work, data, share) for share in (0.25, 0.5))
+    data = captioned.captioned(work, DATASET)
+    quarter, half = (captioned.share_of(work, data, share) for share in (0.25, 0.5))
     pixels = [{image.tobytes() for image in source.read(range(len(source)))} for source in (quarter, half)]
     assert len(quarter) == 25 and pixels[0] < pixels[1] and quarter.extra["tokens"].shape[1] == 5
     work.close()
@@ -356,3 +360,49 @@ def test_the_config_holds_the_papers_tables_whose_best_epoch_is_70():
         assert [entry["epoch"] for entry in entries] == [50, 60, 70, 80, 90]
         assert max(entries, key=lambda entry: entry["rsum"])["epoch"] == 70
         assert {entry["fraction"] for entry in entries} == {{"Table 2": 1.0, "Table 3": 0.25}[where]}
+
+
+# --- several processes
+
+COMMAND = (
+    "--config=configs/retrieval_pvse.py:smoke",
+    "--config.source.dataset=embedded:digits?train=256&test=64",
+    "--config.preprocessing.image_size=8",
+    "--config.pretrain.epochs=1",
+    "--config.trajectory.epochs=1",
+    f"--config.retrieval.datasets=('{DATASET}',)",
+    "--config.retrieval.batch_size=16",
+    "--config.retrieval.fractions=(0.5, 1.0)",
+    "--config.data.eval_batch_size=16",
+)
+
+
+def start(workdir, log, *launcher):
+    command = [*(launcher or (sys.executable, "-m", "jax_transfer.main")), *COMMAND, f"--workdir={workdir}"]
+    output = log.open("a")
+    options = {"cwd": REPOSITORY, "env": environment(PYTHON=sys.executable), "stdout": output, "stderr": output}
+    return subprocess.Popen(command, **options)
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_stop_and_resume_together(tmp_path):
+    log, both = tmp_path / "log", ("bash", "launch/local_processes.sh", "2")
+    assert start(tmp_path / "one", log).wait(300) == 0, log.read_text()[-3000:]
+    log = tmp_path / "log_of_both"
+    process, deadline = start(tmp_path / "two", log, *both), time.monotonic() + 300
+    while "100 % of the images, epoch 2/8" not in log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == preemption.EXIT_CODE, log.read_text()[-3000:]
+    assert start(tmp_path / "two", log, *both).wait(300) == 0, log.read_text()[-3000:]
+    text = log.read_text()
+    assert "Resuming retrieval checkpoint 1" in text and "Traceback" not in text
+    one, two = (results_without_times(tmp_path / name)["retrieval.jsonl"] for name in ("one", "two"))
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two, strict=True):
+        same = ("checkpoint", "fraction", "split", "folds", "num_train", "num_images", "num_captions", "num_duplicates")
+        assert {name: a[name] for name in same} == {name: b[name] for name in same}
+        assert b["rsum"] == pytest.approx(a["rsum"], abs=0.15)  # rounding changes ranks and grows with training
+        assert b["gflops"] == pytest.approx(a["gflops"])
+    assert [path.name for path in (tmp_path / "two" / "retrieval").glob("*/*")] == ["words.json"]
