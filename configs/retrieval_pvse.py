@@ -105,7 +105,7 @@ def smoke():
     config.retrieval.datasets = ("tfds:cifar10?train=640&test=256&captions=attributes",)
     config.retrieval.augment = ("flip",)
     config.retrieval.folds = (1,)
-    config.retrieval.epochs = 8
+    config.retrieval.epochs = 5
     config.retrieval.batch_size = 32
     config.retrieval.embedding_dim, config.retrieval.word_dim = 32, 16
     config.retrieval.patience = 1

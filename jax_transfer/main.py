@@ -84,8 +84,8 @@ def _print_summary(results: pathlib.Path) -> None:
         names = target_names(list(reused.points))
         for target, text in reuse.sentences(reused).items():
             rich.print(Text(f"{reused.label}, {names[target]}: {text}"))
-    if retrieved := rows.get("retrieval", []):
-        rich.print(retrieval.summary_table(retrieved))
+    for table in retrieval.summary_tables(rows.get("retrieval", [])):
+        rich.print(table)
     if method := trust.ground_truth(ranking):
         rich.print(trust.trust_table(ranking, scored, method, grid.swept(transfer)))
 

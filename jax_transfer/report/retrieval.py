@@ -197,30 +197,31 @@ def paper_rows(rows: Iterable[Row], target: str, folds: int, paper: Sequence[Map
     ]
 
 
-def summary_table(rows: Sequence[Row]) -> Table:
-    """Builds a terminal table of the test results that fits into 80 columns.
+def summary_tables(rows: Sequence[Row]) -> list[Table]:
+    """Builds a terminal table of the test results for each data set that fits into 80 columns.
 
     >>> row = {"target": "tfds:coco_captions", "checkpoint": "70", "fraction": 1.0, "folds": 5, "split": "test"}
     >>> numbers = {"rsum": 1.3866, "chance_rsum": 0.02}
-    >>> table = summary_table([{**row, **numbers, **dict.fromkeys(RECALLS, 0.1)}])
-    >>> [list(column.cells)[0].plain for column in table.columns][:5]
-    ['coco_captions', '70', '100 %', '5', '10.0']
+    >>> (table,) = summary_tables([{**row, **numbers, **dict.fromkeys(RECALLS, 0.1)}])
+    >>> [list(column.cells)[0].plain for column in table.columns][:4]
+    ['70', '100 %', '5', '10.0']
     """
-    names = tables.target_names(row["target"] for row in rows)
-    table = Table(title="Image-text retrieval: recalls (%)", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("Captions of", "Checkpoint"):
-        table.add_column(column)
-    found = [f"{way}\nR@{k}" for way in WAYS for k in (1, 5, 10)]
-    for column in ("Images", "Folds", *found, "\nrsum", "\nChance"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        if row["split"] == "test":
-            recalls = [f"{100 * row[column]:.1f}" if is_number(row[column]) else EN_DASH for column in RECALLS]
-            sums = [percent(row[column], unit="") for column in ("rsum", "chance_rsum")]
-            images = f"{100 * row['fraction']:g} %"
-            cells = [names[row["target"]], row["checkpoint"], images, str(row["folds"]), *recalls, *sums]
-            table.add_row(*map(Text, cells))  # Text, because brackets in a name are not markup
-    return table
+    found = []
+    for target, name in tables.target_names(row["target"] for row in rows).items():
+        title = Text(f"Image-text retrieval on {name}, in %")  # Text, because brackets in a name are not markup
+        table = Table(title=title, box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("Checkpoint")
+        recalls = [f"{way}\nR@{k}" for way in WAYS for k in (1, 5, 10)]
+        for column in ("Images", "Folds", *recalls, "\nrsum", "\nChance"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in rows:
+            if (row["target"], row["split"]) == (target, "test"):
+                values = [f"{100 * row[column]:.1f}" if is_number(row[column]) else EN_DASH for column in RECALLS]
+                sums = [percent(row[column], unit="") for column in ("rsum", "chance_rsum")]
+                cells = [row["checkpoint"], f"{100 * row['fraction']:g} %", str(row["folds"]), *values, *sums]
+                table.add_row(*map(Text, cells))
+        found.append(table)
+    return found
 
 
 @matplotlib.rc_context(STYLE)
