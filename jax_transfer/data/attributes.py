@@ -22,7 +22,7 @@ TEMPLATES = (
     "a {light} photo of {a_name}, {upper_left} and {upper_right} above, {lower_left} and {lower_right} below.",
     "{a_name} in a {light} picture with {contrast} contrast, {middle} in the middle, {top} above and {bottom} below.",
     "{main} is the main colour of this {light} image of {a_name}, with {left} to the left and {right} to the right.",
-    "this {name} has {upper_left} in the upper left and {lower_right} in the lower right corner, and {contrast} contrast.",
+    "this {name} has {upper_left} in the upper left and {lower_right} in the lower right, and {contrast} contrast.",
     "a picture with {contrast} contrast that shows {a_name}, {bottom} below, {top} above and {middle} in between.",
 )
 CHUNK = 1000  # images that are read at a time
@@ -31,7 +31,7 @@ CHUNK = 1000  # images that are read at a time
 def attributes(image: UInt8[np.ndarray, "h w *c"]) -> dict[str, str]:
     """Describes the light, the contrast and the colours of an image and of its parts.
 
-    The light is the mean of the grey levels, the contrast their standard deviation, and a colour that of the mean pixel.
+    The light is the mean of the grey levels, the contrast their standard deviation, a colour that of the mean pixel.
 
     >>> image = np.zeros((4, 4, 3), np.uint8)
     >>> image[:2, :, 0] = 255

@@ -5,15 +5,15 @@
 - `*.tar`, with NAME.jpg (or another image) and NAME.txt; or NAME.json with a "caption" if there is no NAME.txt.
 - `*.csv` or `*.tsv`, with a header that names the columns of the image's path (image, filepath, file_name, ...) and of
   the caption (caption, text, title, ...). Several rows with the same image are several captions.
-- `dataset_*.json` as Karpathy's for COCO: {"images": [{"split", "filename", "sentences": [{"raw"}]}]}, with "filepath" for
-  the folder of an image. It says the splits itself: train and restval, val, and test.
+- `dataset_*.json` as Karpathy's for COCO: {"images": [{"split", "filename", "sentences": [{"raw"}]}]}, with "filepath"
+  for the folder of an image. It says the splits itself: train and restval, val, and test.
 - `*.json` as in COCO: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}. If the names of some
   contain "caption", as in `annotations/captions_train2017.json`, the others are not read.
 
 These files are in DIR, in DIR/annotations, or in folders of the splits, such as DIR/train and DIR/val. Their own name
 or that of their folder says which split they are; without such a name, a fifth of the images is used for testing, the
-same on every call. Without a test split, a validation split is used for testing. Images of a table or JSON are looked for
-in its folder, in DIR, and in the folders of DIR and DIR/images, but not in that of another split.
+same on every call. Without a test split, a validation split is used for testing. Images of a table or JSON are looked
+for in its folder, in DIR, and in the folders of DIR and DIR/images, but not in that of another split.
 
 There is one class, "image", since captions are not classes.
 """

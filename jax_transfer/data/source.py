@@ -18,7 +18,7 @@ WHOLE = "train+test"  # all images of both splits, which only `train_fraction` l
 
 
 class NoValidation(InputError):
-    """The error for a data set without a validation split of its own, from which a part of the training split serves."""
+    """The error for a data set without a validation split of its own; a part of the training split can serve as one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -75,8 +75,8 @@ class WordVocabulary:
         if unknown := [caption for caption in captions if self._tokens.keys().isdisjoint(words_of(caption))]:
             raise InputError(
                 f"{what}: {len(unknown):,} of {len(captions):,} captions have no word of the vocabulary of "
-                f"{len(self) - len(SPECIAL):,} words (such as {printable(unknown[0])[:80]!r}): correct or leave out these "
-                "captions, or use a smaller min_count."
+                f"{len(self) - len(SPECIAL):,} words (such as {printable(unknown[0])[:80]!r}): correct or leave out "
+                "these captions, or use a smaller min_count."
             )
 
     def save(self, path: pathlib.Path) -> None:
@@ -100,7 +100,8 @@ def collect_words(captions: Iterable[str], min_count: int = 1) -> WordVocabulary
     words = [word for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count >= min_count]
     if not words:
         raise InputError(
-            f"of {len(counts):,} words in the training captions, none occurs {min_count} times: use a smaller min_count."
+            f"of {len(counts):,} words in the training captions, none occurs {min_count} times: use a smaller "
+            "min_count."
         )
     return WordVocabulary((*SPECIAL, *words))
 

@@ -33,9 +33,9 @@ class Output(NamedTuple):
     Attributes:
       logits: float32, output of the classification head; [b, 0] for a net without a head.
       features: float32, input of the classification head.
-      maps: what a net looks at in each place of an image, in the dtype of its computation: the feature map before pooling,
-        whose mean over the places is the features; of a transformer the tokens of the patches after the last LayerNorm,
-        float32. None if the net does not return them.
+      maps: features of each place of an image: the map before pooling, in the dtype of the computation, whose mean over
+        the places is the features; of a transformer the tokens of the patches after the last LayerNorm, float32. None
+        if the net does not return them.
       projection: float32, output of a projection head for a contrastive loss, before the loss normalises it; None if
         the net has no such head. `with_projection` adds one, and `load_checkpoint(..., keep_projection=True)` reads one
         from a file.

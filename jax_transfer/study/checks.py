@@ -235,9 +235,8 @@ def check_data(work: Workspace) -> None:
     _check_given(work)
     if "pretrain" in config.stages:
         _check_pretraining_data(work)
-    elif {"features", "select", "probe", "finetune", "retrieval"} & set(
-        config.stages
-    ):  # the other stages build on their results
+    elif "retrieval" in config.stages or {"features", "select", "probe", "finetune"} & set(config.stages):
+        # The other stages build on their results.
         for snapshot in work.snapshots:
             if isinstance(snapshot.origin, Saved):
                 work.trajectory_with(snapshot.origin)

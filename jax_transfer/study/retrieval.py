@@ -377,8 +377,8 @@ def check_data(work: Workspace) -> None:
             for folds in wanted.folds:
                 if len(source) % folds:
                     raise InputError(
-                        f"config.retrieval.folds = {wanted.folds}: {folds} does not divide the {len(source):,} images of "
-                        f"{dataset}, {split}: use divisors, or other numbers of images with ?validation=N&test=N."
+                        f"config.retrieval.folds = {wanted.folds}: {folds} does not divide the {len(source):,} images "
+                        f"of {dataset}, {split}: use divisors, or other numbers of images with ?validation=N&test=N."
                     )
         for share in wanted.fractions:
             what = f"{share:g} of {dataset} (config.retrieval)"
@@ -390,8 +390,8 @@ def check_data(work: Workspace) -> None:
         group = work.checkpoint(snapshots[0]).settings.get("batch_norm_group")
         if wanted.tune_backbone and group and wanted.batch_size % group:
             raise InputError(
-                f"config.retrieval.batch_size = {wanted.batch_size} does not divide into the groups of batch_norm_group "
-                f"= {group} images that {snapshots[0].name} normalises together: use a multiple of {group}."
+                f"config.retrieval.batch_size = {wanted.batch_size} does not divide into the groups of "
+                f"batch_norm_group = {group} images that {snapshots[0].name} normalises together: use a multiple of {group}."
             )
         try:
             program = _program(work, captioned.captioned(work, wanted.datasets[0]), kind)

@@ -156,7 +156,7 @@ def test_it_is_not_run_again(study, monkeypatch):
     ],
 )
 def test_a_stopped_run_resumes_bit_for_bit(stop_at, tuned, study, tmp_path, monkeypatch):
-    """It is asked once before the training, after each of 3 steps of an epoch, and after 9 batches of its validation."""
+    """It is asked once before the training, after each of 3 steps of an epoch, and 9 batches of its validation."""
     workdir, rows, _ = study
     settings = {"stages": ("retrieval",), "retrieval__fractions": (0.5,), "retrieval__tune_backbone": tuned}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
