@@ -391,7 +391,8 @@ def check_data(work: Workspace) -> None:
         if wanted.tune_backbone and group and wanted.batch_size % group:
             raise InputError(
                 f"config.retrieval.batch_size = {wanted.batch_size} does not divide into the groups of "
-                f"batch_norm_group = {group} images that {snapshots[0].name} normalises together: use a multiple of {group}."
+                f"batch_norm_group = {group} images that {snapshots[0].name} normalises together: use a multiple of "
+                f"{group}."
             )
         try:
             program = _program(work, captioned.captioned(work, wanted.datasets[0]), kind)

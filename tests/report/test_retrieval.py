@@ -1,4 +1,4 @@
-"""The section on image-text retrieval: the choice by the smallest share, its cost, the tables and the paper's numbers."""
+"""The section on image-text retrieval: the choice by the smallest share, its cost, tables and the paper's numbers."""
 
 import dataclasses
 
