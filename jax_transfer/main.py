@@ -18,7 +18,7 @@ from jax_transfer import devices, fields, logs, preemption
 from jax_transfer.preemption import Preempted
 from jax_transfer.ranking import command
 from jax_transfer.records import InputError, printable
-from jax_transfer.report import best, comparison, grid, reuse, trust
+from jax_transfer.report import best, comparison, grid, retrieval, reuse, trust
 from jax_transfer.report.tables import target_names
 from jax_transfer.results import read_rows
 from jax_transfer.study import runner
@@ -73,7 +73,7 @@ def _main(argv) -> None:
 
 
 def _print_summary(results: pathlib.Path) -> None:
-    paths = (results / f"{name}.jsonl" for name in ("targets", "transfer", "ranking", "scores"))
+    paths = (results / f"{name}.jsonl" for name in ("targets", "transfer", "ranking", "scores", "retrieval"))
     rows = best.by_metric({path.stem: read_rows(path) for path in paths if path.exists()})
     transfer, ranking, scored = (rows.get(name, []) for name in ("transfer", "ranking", "scores"))
     if compared := comparison.comparisons(transfer):
@@ -84,6 +84,8 @@ def _print_summary(results: pathlib.Path) -> None:
         names = target_names(list(reused.points))
         for target, text in reuse.sentences(reused).items():
             rich.print(Text(f"{reused.label}, {names[target]}: {text}"))
+    for table in retrieval.summary_tables(rows.get("retrieval", [])):
+        rich.print(table)
     if method := trust.ground_truth(ranking):
         rich.print(trust.trust_table(ranking, scored, method, grid.swept(transfer)))
 

@@ -58,6 +58,7 @@ VERSIONS = {
     "selection": 1,
     "overlap": 1,
     "fewshot": 1,
+    "retrieval": 1,
 }
 
 
@@ -378,6 +379,51 @@ class FewShotRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class RetrievalRow:
+    """A row that records how well PVSE, trained from a checkpoint, finds captions for images and images for captions.
+
+    Attributes:
+      target: the data set with captions.
+      fraction: share of its training images on which PVSE was trained; `num_train` is their number.
+      split: the images that are ranked: VALIDATION, by which the best epoch of training was chosen, or TEST.
+      folds, num_images: number of folds into which the images are divided, and number of images in each.
+      num_captions, num_duplicates: captions of all folds, and how many of them another image has too.
+      i2t_recall_at_1, ...: share of the images with one of their captions among the most similar ones (i2t), and of the
+        captions with their image (t2i), in [0, 1].
+      rsum, chance_rsum: sum of the six recalls, in [0, 6], and that of random orders on average.
+      best_epoch: the epoch of training whose weights are measured.
+      seconds, gflops: of the training, without this measurement. The seconds include compilation and the validation.
+    """
+
+    checkpoint: str
+    epoch: float | None
+    target: str
+    fraction: float
+    split: str
+    folds: int
+    seed: int
+    i2t_recall_at_1: float
+    i2t_recall_at_5: float
+    i2t_recall_at_10: float
+    t2i_recall_at_1: float
+    t2i_recall_at_5: float
+    t2i_recall_at_10: float
+    rsum: float
+    chance_rsum: float
+    i2t_median_rank: float
+    t2i_median_rank: float
+    best_epoch: int | None
+    num_train: int
+    num_images: int
+    num_captions: int
+    num_duplicates: int
+    seconds: float
+    gflops: float
+    error: str = ""
+    version: int = VERSIONS["retrieval"]
+
+
+@dataclasses.dataclass(frozen=True)
 class UsageRow:
     """A row that records what one finished run of a stage took in the first process.
 
@@ -404,6 +450,7 @@ COLUMNS = {
     "recall_at_3": "recall@3",
     "rel_at_1": "rel@1",
     "rel_at_3": "rel@3",
+    **{f"{way}_recall_at_{k}": f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)},
     "class_": "class",
 }
 
@@ -437,6 +484,7 @@ ROWS = {
     "checkpoints": (CheckpointRow, ("checkpoint",)),
     "usage": (UsageRow, ("stage", "run")),
     "selection": (SelectionRow, ("checkpoint", "target", "strategy", "rank")),
+    "retrieval": (RetrievalRow, ("checkpoint", "target", "fraction", "split", "folds", "seed")),
     "overlap": (OverlapRow, ("checkpoint", "target", "source_image", "test_image")),
     "fewshot": (FewShotRow, ("checkpoint", "target", "method", "shots", "metric")),
 }

@@ -39,6 +39,7 @@ class Trajectory:
     Args:
       folder: the folder of the epochs; created if it does not exist.
       alone: whether this process reads without the others.
+      most: how many epochs are kept, the last ones; None for all.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -52,13 +53,13 @@ class Trajectory:
     [0] {'name': 'mine'} [1. 1.]
     """
 
-    def __init__(self, folder: pathlib.Path, alone: bool = False):
+    def __init__(self, folder: pathlib.Path, alone: bool = False, most: int | None = None):
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             create=False,  # Orbax cannot create it from a single process of several
             enable_async_checkpointing=True,
-            max_to_keep=None,
+            max_to_keep=most,
             multiprocessing_options=_one_process() if alone and jax.process_count() > 1 else _ALL_PROCESSES,
         )
         self._manager = _Manager(self.folder, item_names=_ITEMS, options=options)

@@ -5,13 +5,15 @@
 - `*.tar`, with NAME.jpg (or another image) and NAME.txt; or NAME.json with a "caption" if there is no NAME.txt.
 - `*.csv` or `*.tsv`, with a header that names the columns of the image's path (image, filepath, file_name, ...) and of
   the caption (caption, text, title, ...). Several rows with the same image are several captions.
+- `dataset_*.json` as Karpathy's for COCO: {"images": [{"split", "filename", "sentences": [{"raw"}]}]}, with "filepath"
+  for the folder of an image. It says the splits itself: train and restval, val, and test.
 - `*.json` as in COCO: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}. If the names of some
   contain "caption", as in `annotations/captions_train2017.json`, the others are not read.
 
 These files are in DIR, in DIR/annotations, or in folders of the splits, such as DIR/train and DIR/val. Their own name
 or that of their folder says which split they are; without such a name, a fifth of the images is used for testing, the
-same on every call. A test split is preferred to a validation split. Images of a table or JSON are looked for in its
-folder, in DIR, and in the folders of DIR and DIR/images, but not in that of another split.
+same on every call. Without a test split, a validation split is used for testing. Images of a table or JSON are looked
+for in its folder, in DIR, and in the folders of DIR and DIR/images, but not in that of another split.
 
 There is one class, "image", since captions are not classes.
 """
@@ -31,7 +33,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jax_transfer.data.layout import EXTENSIONS, is_system, role, subfolders
-from jax_transfer.data.source import SPLITS, WHOLE, Source, content_hash, shared
+from jax_transfer.data.source import SPLITS, VALIDATION, WHOLE, NoValidation, Source, content_hash, shared
 from jax_transfer.data.subsets import part_of_only_split
 from jax_transfer.data.transforms import DECODING_VERSION, decode_bytes, decode_file
 from jax_transfer.records import InputError, printable
@@ -43,8 +45,10 @@ IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "f
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "comment")
 
 LAYOUTS = (
-    "tar files of img2dataset, a CSV with the columns image and caption, or COCO's captions_*.json with its images"
+    "tar files of img2dataset, a CSV with the columns image and caption, Karpathy's dataset_*.json, or COCO's "
+    "captions_*.json with its images"
 )
+KARPATHY = {"train": "train", "restval": "train", "val": VALIDATION, "test": "test"}  # its name of a split -> ours
 LONGEST_FIELD = 2**24  # characters of a field of a table
 
 
@@ -116,10 +120,12 @@ def load_captions(rest: str, split: str, on_corrupt: str) -> Source:
         if not root.is_dir():
             raise InputError(f"captions:{root}: {'not a folder' if root.exists() else 'no such folder'}.")
         files, read = _layout(root)
-        by_split, notes = _by_split(root, files)
-        whole = set(by_split) != set(SPLITS)
+        by_split, notes = _by_split(root, files) if read is not _read_karpathy else (_karpathy_splits(files), [])
+        if split == VALIDATION and VALIDATION not in by_split:
+            raise NoValidation(f"captions:{rest} has no validation split beside its training and test split.")
+        whole = "test" not in by_split
         names = SPLITS if split == WHOLE or whole else (split,)
-        parts = [_split(root, tuple(by_split[name]), read, on_corrupt) for name in names if name in by_split]
+        parts = [_split(root, tuple(by_split[name]), name, read, on_corrupt) for name in names if name in by_split]
     except OSError as error:
         raise InputError(f"captions:{rest}: {error.filename or 'it'} cannot be read ({error.strerror}).") from error
     except RuntimeError as error:  # ~name without such a user
@@ -128,7 +134,7 @@ def load_captions(rest: str, split: str, on_corrupt: str) -> Source:
     captions = [of_image for part in parts for of_image in part.captions]
     notes += [note for part in parts for note in part.notes]
     chosen = np.arange(len(images))
-    if whole and split != WHOLE:
+    if whole and split in SPLITS:
         chosen = part_of_only_split(np.zeros(len(images), np.int32), split)
         notes.append("It has only one split: a fifth of the images is used for testing.")
     if not len(chosen):
@@ -145,16 +151,20 @@ def load_captions(rest: str, split: str, on_corrupt: str) -> Source:
     )
 
 
-def _layout(root: pathlib.Path) -> tuple[list[pathlib.Path], Callable[[pathlib.Path, pathlib.Path], Found]]:
-    """Returns the files of captions below `root`, and the function that reads one of them, given `root` and itself."""
+def _layout(root: pathlib.Path) -> tuple[list[pathlib.Path], Callable[..., Found]]:
+    """Returns the files of captions below `root`, and the function that reads one of them, given itself and `root`.
+
+    `_read_karpathy` also takes the split.
+    """
     folders = [root, *(f for f in subfolders(root) if role(f.name)[0] or f.name == "annotations")]
     files = [path for folder in folders for path in sorted(folder.iterdir()) if not is_system(path.name)]
     tars, tables, objects = (
         [path for path in files if path.suffix.lower() in suffixes and path.is_file()]
         for suffixes in ((".tar",), (".csv", ".tsv"), (".json",))
     )
+    karpathy = [path for path in objects if path.stem.lower().startswith("dataset")]
     objects = [path for path in objects if "caption" in path.stem.lower()] or objects
-    for found, read in ((tars, _read_tar), (tables, _read_table), (objects, _read_coco)):
+    for found, read in ((tars, _read_tar), (tables, _read_table), (karpathy, _read_karpathy), (objects, _read_coco)):
         if found:
             return found, read
     raise InputError(f"captions:{root}: {'no known layout' if files else 'an empty folder'}; expected {LAYOUTS}.")
@@ -169,6 +179,8 @@ def _by_split(root: pathlib.Path, files: Sequence[pathlib.Path]) -> tuple[dict[s
     if train is None:
         raise InputError(f"captions:{root}: {files[0].name} is no training split; rename it if it is, or add one.")
     splits = {"train": train, **({"test": test} if test else {})}
+    if roles.get("test") and roles.get("val"):
+        splits[VALIDATION] = roles["val"]
     unread = [path for path in files if not any(path in paths for paths in splits.values())]
     note = f"Not read, captions of another split: {len(unread)} files (such as {unread[0].name})." if unread else ""
     return splits, [note] if note else []
@@ -179,10 +191,20 @@ def _role(path: pathlib.Path, root: pathlib.Path) -> str | None:
     return role(path.stem)[0] or (role(path.parent.name)[0] if path.parent != root else None)
 
 
-def _split(root: pathlib.Path, files: tuple[pathlib.Path, ...], read: Callable, on_corrupt: str) -> Split:
+def _karpathy_splits(files: list[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
+    """Returns split -> the files of Karpathy, each of which holds all splits."""
+    if len(files) > 1:
+        raise InputError(f"{files[0].parent}: {files[0].name} and {files[1].name}: expected one file of splits.")
+    splits = {KARPATHY.get(entry["split"]) for entry in _karpathy_entries(files[0])}
+    return {split: files for split in (*SPLITS, VALIDATION) if split in splits}
+
+
+def _split(root: pathlib.Path, files: tuple[pathlib.Path, ...], name: str, read: Callable, on_corrupt: str) -> Split:
     """Reads the files of a split, once for both splits and all options of a data set."""
     stats = [f"{path} {(s := path.stat()).st_size} {s.st_mtime_ns}" for path in files]
     key = content_hash(str(root.absolute()), on_corrupt, *stats)
+    if read is _read_karpathy:
+        key, read = content_hash(key, name), functools.partial(_read_karpathy, split=name)
     return shared(key, functools.partial(_make_split, root, files, read, on_corrupt, key))
 
 
@@ -344,6 +366,37 @@ def _read_coco(path: pathlib.Path, root: pathlib.Path) -> Found:
     for number, caption in annotations:
         found.add(images.get(number), names.get(number, f"image_id {number}"), caption)
     found.bare += [image for number, image in images.items() if image and number not in captioned]
+    return found
+
+
+def _karpathy_entries(path: pathlib.Path) -> list[dict]:
+    """Reads the images of Karpathy's JSON."""
+    try:
+        entries = json.loads(path.read_bytes())["images"]
+        for entry in entries:
+            _ = entry["split"], entry["filename"], [sentence["raw"] for sentence in entry["sentences"]]
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f'{path} is not a JSON of Karpathy: expected {{"images": [{{"split", "filename", "sentences": '
+            '[{"raw"}]}]}; if it is COCO\'s, rename it to captions_train.json or captions_val.json.'
+        ) from error
+    return entries
+
+
+def _read_karpathy(path: pathlib.Path, root: pathlib.Path, split: str) -> Found:
+    """Reads a split of Karpathy's JSON; the file "filename" is in "filepath", if it has one."""
+    find, found = _finder(path, root), Found()
+    for entry in _karpathy_entries(path):
+        if KARPATHY.get(entry["split"]) != split:
+            continue
+        name = str(pathlib.PurePath(entry.get("filepath") or "", entry["filename"]))
+        image = find(name) or find(entry["filename"])
+        for sentence in entry["sentences"]:
+            found.add(image, name, str(sentence["raw"]))
+        if image and not entry["sentences"]:
+            found.bare.append(image)
     return found
 
 

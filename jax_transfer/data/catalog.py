@@ -81,6 +81,8 @@ CATALOG = {
     # The first of the ten splits with 50 + 50 images per class, 19,850 for training, as in Kornblith et al. The
     # accuracies of "pre-training data reuse" fit such a split, which the paper does not name.
     "sun397_part1": Entry("sun397/standard-part1-120k", 397),
+    # Captions, in Karpathy's split: 113,287 images for training and 5,000 each for validation ("val") and testing
+    "coco_captions": Entry("coco_captions", 1, train="train+restval"),
     # Further medical target
     "shenzhen_cxr": Entry(
         "shenzhen_cxr",

@@ -13,7 +13,12 @@ from jax_transfer.choose import choose
 from jax_transfer.records import InputError
 
 SPLITS = ("train", "test")
+VALIDATION = "validation"  # a third split, which only some data sets have, see `NoValidation`
 WHOLE = "train+test"  # all images of both splits, which only `train_fraction` loads, to split them anew
+
+
+class NoValidation(InputError):
+    """The error for a data set without a validation split of its own; a part of the training split can serve as one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,7 +27,7 @@ class Source:
 
     Attributes:
       name: name of the data set, as the user wrote it.
-      split: "train" or "test".
+      split: "train", "test" or "validation".
       class_names: names of the c classes.
       labels: int32 [n], indices into class_names.
       read: read(indices) returns decoded uint8 images, [h, w], [h, w, 1] or [h, w, 3] and of any size, in the order of

@@ -25,7 +25,17 @@ from sklearn.datasets import load_digits
 from jax_transfer.choose import choose
 from jax_transfer.data import examine, folders
 from jax_transfer.data.captions import load_captions
-from jax_transfer.data.source import SPLITS, WHOLE, Source, content_hash, from_arrays, read_arrays, shared
+from jax_transfer.data.source import (
+    SPLITS,
+    VALIDATION,
+    WHOLE,
+    NoValidation,
+    Source,
+    content_hash,
+    from_arrays,
+    read_arrays,
+    shared,
+)
 from jax_transfer.data.subsets import EXCLUSIVE, FIRST, OPTIONS, Option, part_of_only_split
 from jax_transfer.data.tfds_sets import load_tfds
 from jax_transfer.data.transforms import DECODING_VERSION, decode_file, resize_square
@@ -45,13 +55,14 @@ def load_source(name: str, split: str, seed: int = 0, on_corrupt: str = "error")
 
     Args:
       name: `kind:rest[?option=value&...]`, see above.
-      split: "train" or "test".
+      split: "train" or "test", or "validation".
       seed: seed of the random subsets that the options choose.
       on_corrupt: used for folders only. "error": reading a damaged image raises an InputError. "skip": every image is
         decoded now, and damaged images are left out, counted in a note and named in a warning.
 
     Raises:
       InputError: if the name, the split or an option is unknown, or the data is missing or malformed.
+      NoValidation: if there is no validation split.
 
     >>> source = load_source("embedded:digits?classes=3+5&per_class=10", "train")
     >>> len(source), source.class_names, source.read([0])[0].shape
@@ -60,14 +71,14 @@ def load_source(name: str, split: str, seed: int = 0, on_corrupt: str = "error")
     try:
         return _load_source(name, split, seed, on_corrupt)
     except InputError as error:
-        raise InputError(printable(error)) from error
+        raise type(error)(printable(error)) from error
 
 
 def _load_source(name: str, split: str, seed: int, on_corrupt: str) -> Source:
     if type(seed) is not int or seed < 0:
         raise InputError(f"seed = {seed!r}: expected a whole number of at least 0.")
-    if split not in SPLITS:
-        raise InputError(f"Unknown split of {name!r}: {split!r}. Valid: {', '.join(SPLITS)}.")
+    if split not in (*SPLITS, VALIDATION):
+        raise InputError(f"Unknown split of {name!r}: {split!r}. Valid: {', '.join((*SPLITS, VALIDATION))}.")
     if on_corrupt not in ON_CORRUPT:
         raise InputError(f"Unknown on_corrupt for {name!r}: {on_corrupt!r}. Valid: {', '.join(ON_CORRUPT)}.")
     address, options = _parse_name(name)
@@ -78,6 +89,8 @@ def _load_source(name: str, split: str, seed: int, on_corrupt: str) -> Source:
             "'folder:/my/images'."
         )
     load = choose(SOURCES, kind, f"kind of data set (in {name!r})")
+    if split == VALIDATION and (kind not in WITH_VALIDATION or any(option.whole for option, _ in options)):
+        raise NoValidation(f"{name!r} has no validation split: use a part of its training split.")
     loaded = WHOLE if any(option.whole for option, _ in options) else split
     source = dataclasses.replace(load(rest, loaded, on_corrupt), split=split)
     for option, value in options:
@@ -232,6 +245,7 @@ def _read_files(findings: examine.Findings, paths, indices):
 
 
 SOURCES = {"tfds": load_tfds, "folder": _load_folder, "embedded": _load_embedded, "captions": load_captions}
+WITH_VALIDATION = ("tfds", "captions")  # kinds of data sets that may have a validation split
 
 
 def materialize(

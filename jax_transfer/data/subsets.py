@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from jax_transfer.data.source import SPLITS, WHOLE, Source, of_classes, subset
-from jax_transfer.data.templates import CAPTIONS
+from jax_transfer.data.attributes import with_attributes
+from jax_transfer.data.source import SPLITS, VALIDATION, WHOLE, Source, of_classes, subset
+from jax_transfer.data.templates import with_names, with_templates
 from jax_transfer.records import InputError
 
 
@@ -310,15 +311,18 @@ def _captions(text: str) -> Callable[[Source, int], Source]:
     return CAPTIONS[text]
 
 
+ALL = (*SPLITS, VALIDATION)
+CAPTIONS = {"templates": with_templates, "names": with_names, "attributes": with_attributes}
 OPTIONS = {
     "train_fraction": Option(SPLITS, _part, "a number between 0 and 1", resplit, whole=True),
     "classes": Option(
-        SPLITS, _names, "names of classes joined by +", lambda source, names, seed: of_classes(source, names)
+        ALL, _names, "names of classes joined by +", lambda source, names, seed: of_classes(source, names)
     ),
     "per_class": Option(("train",), _count, "a whole number of images per class, 1 or more", _select_by(few_shot)),
     "train": Option(("train",), _count, "a whole number of training images, 1 or more", _select_by(capped)),
     "images": Option(("train",), _count, "a whole number of training images, 1 or more", _select_by(random_images)),
     "test": Option(("test",), _count, "a whole number of test images, 1 or more", _select_by(capped)),
+    "validation": Option((VALIDATION,), _count, "a whole number of validation images, 1 or more", _select_by(capped)),
     "fraction": Option(("train",), _share, "a number in (0, 1]", _select_by(fraction)),
     "imbalance": Option(("train",), _ratio, "a finite number of at least 1", _select_by(long_tail)),
     "exponential_imbalance": Option(
@@ -327,7 +331,7 @@ OPTIONS = {
         "a finite number of at least 1",
         _select_by(functools.partial(long_tail, shape=exponential)),
     ),
-    "captions": Option(SPLITS, _captions, " or ".join(CAPTIONS), lambda source, make, seed: make(source, seed)),
+    "captions": Option(ALL, _captions, " or ".join(CAPTIONS), lambda source, make, seed: make(source, seed)),
 }
 FIRST = ("train_fraction", "classes")  # applied first, in this order, since the others apply to what they leave
 EXCLUSIVE = ("imbalance", "exponential_imbalance")  # two shapes of the same long tail, of which a name has one

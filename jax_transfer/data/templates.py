@@ -144,6 +144,3 @@ def with_names(source: Source, seed: int) -> Source:
     """
     names = [(spoken(name),) for name in source.class_names]
     return dataclasses.replace(source, captions=tuple(names[label] for label in source.labels))
-
-
-CAPTIONS = {"templates": with_templates, "names": with_names}

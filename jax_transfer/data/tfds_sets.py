@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from jax_transfer import logs
 from jax_transfer.data import catalog, examine
 from jax_transfer.data.labels import cached_labels
-from jax_transfer.data.source import SPLITS, WHOLE, Source, content_hash, subset
+from jax_transfer.data.source import SPLITS, VALIDATION, WHOLE, NoValidation, Source, content_hash, subset
 from jax_transfer.data.subsets import part_of_only_split
 from jax_transfer.data.transforms import DECODING_VERSION, WEAK_PEAK
 from jax_transfer.records import InputError
@@ -77,6 +77,8 @@ def load_tfds(rest: str, split: str, on_corrupt: str) -> Source:
         )
     if not splits:
         raise absent
+    if split == VALIDATION and not _validation(entry, splits):
+        raise NoValidation(f"tfds:{rest} has no validation split beside its training and test split.")
     only = next(iter(splits)) if len(splits) == 1 else ""
     expression = only or _expression(entry, split, splits)
     if not all(part in splits for part in expression.split("+")):
@@ -119,7 +121,15 @@ def _expression(entry: catalog.Entry | None, split: str, available: Container[st
     """Returns the split expression for TFDS of "train", "test" or both (WHOLE), such as "train+validation"."""
     if split == WHOLE:
         return "+".join(_expression(entry, one, available) for one in SPLITS)
+    if split == VALIDATION:
+        return _validation(entry, available)
     return getattr(entry, split, None) or ("validation" if split == "test" and "test" not in available else split)
+
+
+def _validation(entry: catalog.Entry | None, available: Container[str]) -> str:
+    """Returns the split expression for TFDS of a validation split that no other split includes; "" if there is none."""
+    used = "+".join(_expression(entry, split, available) for split in SPLITS).split("+")
+    return next((name for name in (VALIDATION, "val") if name in available and name not in used), "")
 
 
 def _notes_on_sample(source: Source) -> list[str]:

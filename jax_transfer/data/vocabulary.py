@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 import tokenizers
@@ -106,7 +107,15 @@ def read_vocabulary(path: pathlib.Path) -> Vocabulary:
     return Vocabulary(tokenizer)
 
 
-def with_tokens(source: Source, vocabulary: Vocabulary, length: int) -> Source:
+class Encoding(Protocol):
+    """A vocabulary of tokens, such as `Vocabulary`, or of words."""
+
+    def encode(self, captions: Sequence[str], length: int) -> Int[np.ndarray, "n l"]:
+        """Encodes captions as int32 tokens, at most `length` each, with 0 for padding at the end."""
+        ...
+
+
+def with_tokens(source: Source, vocabulary: Encoding, length: int) -> Source:
     """Returns a source with the tokens of its captions in `extra`: "tokens", int32 [n, k, l].
 
     k is the largest number of captions of an image; images with fewer captions repeat them. l is the number of tokens

@@ -114,7 +114,7 @@ class InceptionV1(nnx.Module):
             x = block_output(getattr(self, name)(pools[name](x) if name in pools else x, train))
         features = global_mean(x)
         logits = self.fc(self.dropout(features, deterministic=not train, rngs=rngs))
-        return Output(logits=logits, features=features)
+        return Output(logits=logits, features=features, maps=x)
 
 
 class InceptionV2(nnx.Module):
@@ -170,7 +170,7 @@ class InceptionV2(nnx.Module):
                 branches = [three, double, nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pads)]
             x = block_output(jnp.concatenate(branches, axis=-1))
         features = global_mean(x)
-        return Output(logits=self.last_linear(features), features=features)
+        return Output(logits=self.last_linear(features), features=features, maps=x)
 
 
 def _inception(name, num_classes, dtype="float32", width=1.0, batch_norm_group=None) -> Net:

@@ -133,8 +133,9 @@ class InceptionResNetV2(nnx.Module):
         x = chain_blocks((self.mixed_5b, *self.repeat), block_output(x), train)
         x = chain_blocks((self.mixed_6a, *self.repeat_1), x, train)
         x = chain_blocks((self.mixed_7a, *self.repeat_2, self.block8), x, train)
-        features = global_mean(self.conv2d_7b(x, train))
-        return Output(logits=self.classif(features), features=features)
+        maps = self.conv2d_7b(x, train)
+        features = global_mean(maps)
+        return Output(logits=self.classif(features), features=features, maps=maps)
 
 
 def _inception_resnet_v2(num_classes, dtype="float32", width=1.0, batch_norm_group=None) -> Net:

@@ -175,7 +175,7 @@ class InceptionV3(nnx.Module):
         x = chain_blocks((self.Mixed_7a, self.Mixed_7b, self.Mixed_7c), x, train)
         features = global_mean(x)
         logits = self.fc(self.dropout(features, deterministic=not train, rngs=rngs))
-        return Output(logits=logits, features=features)
+        return Output(logits=logits, features=features, maps=x)
 
 
 def _inception_v3(num_classes, dtype="float32", width=1.0, batch_norm_group=None) -> Net:

@@ -96,7 +96,7 @@ class MobileNetV1(nnx.Module):
         for stage in self.blocks:
             x = chain_blocks(stage, x, train)
         features = global_mean(x)
-        return Output(logits=self.classifier(features), features=features)
+        return Output(logits=self.classifier(features), features=features, maps=x)
 
 
 def _conv_norm(features_in, features_out, size, stride, dtype, rngs, padding=None, groups=1) -> nnx.List:
@@ -153,10 +153,12 @@ class MobileNetV2(nnx.Module):
     def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
         stem, *blocks, last = self.features
         x = block_output(_relu6(stem, images.astype(self.dtype), train))
-        features = global_mean(_relu6(last, chain_blocks(blocks, x, train), train))
+        maps = _relu6(last, chain_blocks(blocks, x, train), train)
+        features = global_mean(maps)
         dropout: Any = self.classifier[0]
         head = self.classifier[1]
-        return Output(logits=head(dropout(features, deterministic=not train, rngs=rngs)), features=features)
+        logits = head(dropout(features, deterministic=not train, rngs=rngs))
+        return Output(logits=logits, features=features, maps=maps)
 
 
 def width_of(name: str, channels: Mapping[str, int]) -> float | None:

@@ -33,7 +33,9 @@ class Output(NamedTuple):
     Attributes:
       logits: float32, output of the classification head; [b, 0] for a net without a head.
       features: float32, input of the classification head.
-      maps: feature maps before pooling; None if the net does not return them.
+      maps: features of each place of an image: the map before pooling, in the dtype of the computation, whose mean over
+        the places is the features; of a transformer the tokens of the patches after the last LayerNorm, float32. None
+        if the net does not return them.
       projection: float32, output of a projection head for a contrastive loss, before the loss normalises it; None if
         the net has no such head. `with_projection` adds one, and `load_checkpoint(..., keep_projection=True)` reads one
         from a file.
@@ -41,7 +43,7 @@ class Output(NamedTuple):
 
     logits: Float[Array, "b s"]
     features: Float[Array, "b d"]
-    maps: Float[Array, "b h w c"] | None = None
+    maps: Float[Array, "b i j c"] | None = None
     projection: Float[Array, "b p"] | None = None
 
 
@@ -189,6 +191,23 @@ def make_net(
         classifier=classifier,
         **functions._asdict(),
     )
+
+
+def map_dim(net: Net) -> int:
+    """Returns the number of channels of `Output.maps`.
+
+    Raises:
+      InputError: if the net does not return maps.
+
+    >>> from jax_transfer.models.resnet import resnet10
+    >>> map_dim(resnet10(num_classes=0, width=8))
+    64
+    """
+    images = jax.ShapeDtypeStruct((1, net.min_image_size, net.min_image_size, 3), jnp.float32)
+    output = jax.eval_shape(net.apply, *jax.eval_shape(net.init, jax.random.key(0)), images)
+    if output.maps is None:
+        raise InputError(f"{net.name} does not return the maps before pooling (Output.maps): use another model.")
+    return output.maps.shape[-1]
 
 
 BLOCK = "block"  # see `block_output`

@@ -154,7 +154,7 @@ class ResNet(nnx.Module):
         for layer in (getattr(self, f"layer{i}") for i in (1, 2, 3, 4)):
             x = chain_blocks(layer, x, train)
         features = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
-        return Output(logits=self.fc(features), features=features)
+        return Output(logits=self.fc(features), features=features, maps=x)
 
 
 def _resnet(

@@ -119,7 +119,7 @@ class ResNetV2(nnx.Module):
         x = block_output(self.layout.apply_pool(x))
         x = nnx.relu(self.norm(chain(self.stages, x, train), train))
         features = global_mean(x)
-        return Output(logits=self.head.fc(features), features=features)
+        return Output(logits=self.head.fc(features), features=features, maps=x)
 
 
 def _resnet(

@@ -26,6 +26,7 @@ from jax_transfer.models.transformer import (
     LayerNorm,
     Mlp,
     Size,
+    as_grid,
     attend,
     blocks,
     check_arguments,
@@ -191,7 +192,8 @@ class T2TViT(nnx.Module):
         for block in self.blocks:
             x = block_output(block(x, train, rngs))
         features = self.norm(x[:, 0].astype(jnp.float32))
-        return Output(logits=self.head(features), features=features)
+        maps = as_grid(self.norm(x[:, 1:].astype(jnp.float32)))
+        return Output(logits=self.head(features), features=features, maps=maps)
 
 
 def _t2t_vit(

@@ -136,6 +136,12 @@ def join_class_token(tokens: Float[Array, "b n d"], cls_token, pos_embed) -> Flo
     return jnp.concatenate([cls.astype(tokens.dtype), (tokens + pos_embed[:, 1:]).astype(tokens.dtype)], axis=1)
 
 
+def as_grid(tokens: Float[Array, "b n d"]) -> Float[Array, "b i i d"]:
+    """Arranges the tokens of the patches of square images, which are numbered row by row, as a map."""
+    side = math.isqrt(tokens.shape[1])
+    return tokens.reshape(len(tokens), side, side, tokens.shape[-1])
+
+
 def check_images(images, image_size: int) -> None:
     """Checks that the images have the size of the position embedding.
 

@@ -21,6 +21,7 @@ from jax_transfer.models.spec import BICUBIC_248, HALF, IMAGENET, VIT, Spec
 from jax_transfer.models.transformer import (
     LayerNorm,
     Size,
+    as_grid,
     blocks,
     check_arguments,
     check_images,
@@ -87,7 +88,8 @@ class VisionTransformer(nnx.Module):
     def __call__(self, images: Float[Array, "b h w 3"], train: bool, rngs: nnx.Rngs | None = None) -> Output:
         x = self._blocks(self._embed(images), train, rngs)
         features = self.norm(x[:, 0].astype(jnp.float32))
-        return Output(logits=self.head(features), features=features)
+        maps = as_grid(self.norm(x[:, 1:].astype(jnp.float32)))
+        return Output(logits=self.head(features), features=features, maps=maps)
 
     def encode(
         self, images: Float[Array, "b h w 3"], kept: Int[Array, "b m"], train: bool, rngs: nnx.Rngs | None = None

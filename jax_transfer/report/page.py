@@ -12,6 +12,7 @@ from jax_transfer.report import (
     fewshot,
     figures,
     figures_by_name,
+    retrieval,
     reuse_section,
     score_figures,
     spectral,
@@ -30,7 +31,7 @@ from jax_transfer.results import Row, column_names, is_plain, read_rows
 LONG_TABLE = 15  # number of rows; longer tables are collapsed
 MANY_NAMES = 6  # number of given checkpoints in the head of the page
 MANY_FIGURES = 12  # number per section; with more, all groups but the first are collapsed
-OPTIONAL = ("selection", "overlap", "fewshot")  # result files that are listed as missing only if the study plans them
+OPTIONAL = ("selection", "overlap", "fewshot", "retrieval")  # listed as missing only if the study plans them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Page:
     @functools.cached_property
     def given(self) -> list[str]:
         """The names of the checkpoints that were given to the study: those in the results, or else as in the config."""
-        rows = [row for name in ("transfer", "scores", "spectral") for row in given(self.results.get(name, []))]
+        files = ("transfer", "fewshot", "retrieval", "scores", "spectral")
+        rows = [row for name in files for row in given(self.results.get(name, []))]
         return list(dict.fromkeys(row["checkpoint"] for row in rows)) or list(self.config.get("checkpoints") or ())
 
     @functools.cached_property
@@ -68,6 +70,11 @@ class Page:
         own = not all(map(is_given, self.results.get("transfer", [])))
         planned = "pretrain" in self.config.get("stages", ())
         return own or planned or not self.given or bool(self.results.get("pretrain"))
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether the study transfers to targets; a study of retrieval need not, and lacks no results of them."""
+        return bool(self.config.get("targets", True))
 
     def plans(self, name: str) -> bool:
         """Returns whether the study runs a stage that writes a result file; True if its stages are unknown."""
@@ -160,7 +167,7 @@ def _given(names: Sequence[str]) -> str:
 
 def _answer(page: Page) -> Iterator[str]:
     """Yields statements about which checkpoint is best: over all targets, per target, and as tables."""
-    missing = [] if page.results.get("transfer") else [page.not_run("transfer")]
+    missing = [] if page.results.get("transfer") or not page.has_targets else [page.not_run("transfer")]
     yield from list(answer(page.read.get("transfer", []))) or missing
 
 
@@ -176,6 +183,15 @@ def _reuse(page: Page) -> Iterator[str]:
 def _fewshot(page: Page) -> Iterator[str]:
     """Yields how well classifiers of a few images a class do, and which checkpoint to choose for them."""
     for part in fewshot.section(page.results.get("fewshot", []), page.config.get("paper") or ()):
+        if isinstance(part, str):
+            yield part
+        else:
+            yield from _drawn(part, page)
+
+
+def _retrieval(page: Page) -> Iterator[str]:
+    """Yields how well images and captions are found, and which checkpoint a part of the data would choose."""
+    for part in retrieval.section(page.results.get("retrieval", []), page.config):
         if isinstance(part, str):
             yield part
         else:
@@ -266,7 +282,7 @@ def _why(page: Page) -> Iterator[str]:
 def _trust(page: Page) -> Iterator[str]:
     """Yields, for each method, how well the scores rank the checkpoints."""
     ranking, scored = page.read.get("ranking", []), page.read.get("scores", [])
-    if not ranking:
+    if not ranking and page.has_targets:
         yield page.not_run("ranking" if scored else "scores")
     for method in sorted({row["method"] for row in ranking}):
         yield f"<h3>{escape(tables.method_name(method))}</h3>"
@@ -314,6 +330,11 @@ def _failures(page: Page) -> Iterator[str]:
         for row in page.results.get(name, [])
         if row.get("error") and is_result(row)
     ]
+    failed += [
+        {"Checkpoint": row["checkpoint"], "Target": row["target"], "What": "retrieval", "Why": row["error"]}
+        for row in page.results.get("retrieval", [])
+        if row.get("error")
+    ]
     if failed:
         yield "<p>These values are excluded from all rankings. The next run tries to compute them again.</p>"
         yield tables.to_html(failed)
@@ -343,7 +364,7 @@ def _figures(section: figures.Section, page: Page) -> Iterator[str]:
         return
     missing = [name for name in section.needs if not page.read.get(name)]
     if missing:
-        yield from map(page.not_run, missing)
+        yield from map(page.not_run, missing if page.has_targets or "pretrain" in missing else ())
         return
     yield from list(_drawn(section.draw(page.read), page)) or ["<p>The results contain no values to draw yet.</p>"]
 
@@ -375,7 +396,8 @@ def _tables(page: Page) -> Iterator[str]:
     )
     for name in dict.fromkeys((*page.written_by, *page.results)):
         rows = page.results.get(name)
-        unplanned = (name == "pretrain" and not page.has_trajectory) or (name in OPTIONAL and not page.plans(name))
+        is_optional = name in OPTIONAL or not page.has_targets
+        unplanned = (name == "pretrain" and not page.has_trajectory) or (is_optional and not page.plans(name))
         if not rows and unplanned:
             continue
         if not rows:
@@ -399,6 +421,7 @@ def _configuration(page: Page) -> Iterator[str]:
 # Sections in the order of the page: heading -> function that yields HTML. A section that yields nothing is left out.
 SECTIONS: dict[str, Callable[[Page], Iterator[str]]] = {
     "Reusing pre-training data": _reuse,
+    "Image-text retrieval": _retrieval,
     "Which checkpoint transfers best": _answer,
     "New classes from a few images": _fewshot,
     "Targets": _targets,

@@ -14,7 +14,7 @@ from jax_transfer.models import MODELS
 from jax_transfer.ranking.candidates import Candidate, load
 from jax_transfer.records import InputError
 from jax_transfer.results import Rows
-from jax_transfer.study import check_reuse, fewshot, given, settings, zero_shot
+from jax_transfer.study import check_reuse, fewshot, given, retrieval, settings, zero_shot
 from jax_transfer.study import config as study_config
 from jax_transfer.study.epochs import (
     MOST_CHECKPOINTS,
@@ -66,6 +66,10 @@ def check(config: StudyConfig) -> None:
     check_reuse.check(config)
     if "pretrain" in config.stages:
         _check_pretraining_batches(config)
+    if "retrieval" in config.stages:
+        retrieval.check(config)
+    if not config.targets and not {*config.stages} <= {"pretrain", "retrieval", "report"}:
+        raise InputError("config.targets is empty: give it at least one value, such as 'tfds:mnist'.")
     evaluated_numbers(config)
     last, unit = length(config)
     for target in config.targets:
@@ -231,15 +235,16 @@ def check_data(work: Workspace) -> None:
     _check_given(work)
     if "pretrain" in config.stages:
         _check_pretraining_data(work)
-    elif {"features", "select", "probe", "finetune", "fewshot"} & set(
-        config.stages
-    ):  # the other stages build on their results
+    elif {"features", "select", "probe", "finetune", "fewshot", "retrieval"} & set(config.stages):
+        # The other stages build on their results.
         for snapshot in work.snapshots:
             if isinstance(snapshot.origin, Saved):
                 work.trajectory_with(snapshot.origin)
     check_reuse.check_data(work)
     if "fewshot" in config.stages:
         fewshot.check(work)
+    if "retrieval" in config.stages:
+        retrieval.check_data(work)
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
         if "finetune" in config.stages:

@@ -35,13 +35,15 @@ from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.transfer.fewshot import FewShotSettings
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, FinetuneSettings, Reuse
 from jax_transfer.transfer.probe import ProbeSettings
+from jax_transfer.transfer.pvse import RetrievalSettings
 
 # Fields that may change between two runs in the same working directory. A change adds or leaves out
 # work, but existing results stay valid. The same holds for the fields in CHANGEABLE_ANYWHERE, in any section:
-# `checkpoints`, `finetune.checkpoints` and its overrides, `remat`, which changes results only by rounding, and
-# `judged_images`, which changes no trained model, and the `methods` and `shots` that have rows of their own.
-CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data", "paper")
-CHANGEABLE_ANYWHERE = ("checkpoints", "remat", "judged_images", "methods", "shots")
+# `checkpoints`, `finetune.checkpoints` and its overrides, `remat`, which changes results only by rounding,
+# `judged_images`, which changes no trained model, the `methods` and `shots` that have rows of their own, and the numbers
+# of a `paper`.
+CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data")
+CHANGEABLE_ANYWHERE = ("checkpoints", "remat", "judged_images", "methods", "shots", "paper")
 
 # Fields, in any section, to which entries may be added, or from which they may be left out; the others must not change.
 GROWING = ("selections", "reuse", "labels")
@@ -137,9 +139,9 @@ class Study:
     # Random seed for initialisation, data order, augmentation, subsets and splits.
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
     # The stages to run, in the order of jax_transfer.study.stages.STAGES. "select" is only needed for
-    # config.finetune.reuse.
+    # config.finetune.reuse, and "retrieval" for config.retrieval.datasets.
     stages: Annotated[tuple[Annotated[str, OneOf(STAGES, "stage")], ...], Listed(True, True)] = tuple(
-        name for name in STAGES if name not in ("select", "fewshot")
+        name for name in STAGES if name not in ("select", "fewshot", "retrieval")
     )
     # Checkpoints to evaluate that exist already, as `jax_transfer.rank` takes them: files, epochs, trajectories,
     # folders, FILE=MODEL and random:MODEL. Each has its own model and preprocessing. In a study that
@@ -154,8 +156,8 @@ class Study:
     # In the config, this section also has a subsection with the settings of each objective, see `schema`.
     pretrain: PretrainSettings = PretrainSettings()
     trajectory: TrajectorySettings = TrajectorySettings()
-    # The data sets to transfer to.
-    targets: Annotated[tuple[str, ...], Listed(True, True)] = ("tfds:mnist",)
+    # The data sets to transfer to. Only a study of retrieval needs none.
+    targets: Annotated[tuple[str, ...], Listed(unique=True)] = ("tfds:mnist",)
     # Target -> metric, a key of jax_transfer.records.METRICS: {"folder:/my/birds": "mean_class_accuracy"}. Any other
     # target has the metric that papers report for it (jax_transfer.data.catalog), or accuracy if there is none. The
     # metric decides which checkpoint is best and what tables and figures show, but changes no computed result. The
@@ -165,6 +167,7 @@ class Study:
     finetune: FinetuneSettings = FinetuneSettings()
     select: SelectSettings = SelectSettings()
     fewshot: FewShotSettings = FewShotSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
     # Target -> fields of probe and finetune whose values differ for this target:
     # {"tfds:cifar10": {"probe": {"epochs": 150}}}.
     overrides: dict[str, dict] = dataclasses.field(default_factory=dict)

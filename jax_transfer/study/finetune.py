@@ -257,7 +257,7 @@ def tuning_key(tuning: FinetuneSettings, changes: Mapping[str, float]) -> str:
         del values["microbatches"]
     if values["head_std"] == 0.01:
         del values["head_std"]
-    for name, usual in (("head_learning_rate_factor", 1), ("b1", 0.9), ("b2", 0.999)):
+    for name, usual in (("head_learning_rate_factor", 1), ("b1", 0.9), ("b2", 0.999), ("clip_norm", None)):
         if values["optimizer"][name] == usual:
             del values["optimizer"][name]
     return json.dumps(values, sort_keys=True)

@@ -30,6 +30,7 @@ from jax_transfer.training.optimizers import OptimizerSettings
 from jax_transfer.transfer.fewshot import FewShotSettings
 from jax_transfer.transfer.finetune import Augmentations, FinetuneSettings, grid
 from jax_transfer.transfer.probe import ProbeSettings
+from jax_transfer.transfer.pvse import RetrievalSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,6 +297,16 @@ def selections(config: StudyConfig) -> dict[str, SelectionSettings]:
     100
     """
     return fields.make(SelectSettings, config.select.to_dict(), "config.select").selections
+
+
+def retrieval_settings(config: StudyConfig) -> RetrievalSettings:
+    """Returns the settings of image-text retrieval.
+
+    >>> from jax_transfer.study.config import default_config
+    >>> retrieval_settings(default_config()).fractions
+    (0.25, 1.0)
+    """
+    return fields.make(RetrievalSettings, config.retrieval.to_dict(), "config.retrieval")
 
 
 class Recipe(NamedTuple):

@@ -4,7 +4,18 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jax_transfer.study import features, fewshot, finetune, pretrain, probe, report, scores, select, spectral
+from jax_transfer.study import (
+    features,
+    fewshot,
+    finetune,
+    pretrain,
+    probe,
+    report,
+    retrieval,
+    scores,
+    select,
+    spectral,
+)
 from jax_transfer.study.workspace import Workspace
 
 
@@ -41,6 +52,7 @@ STAGES: dict[str, Stage] = {
     "probe": Stage(probe.run, ("transfer",), probe.describe),
     "finetune": Stage(finetune.run, ("transfer",), finetune.describe, finetune.gigaflops),
     "fewshot": Stage(fewshot.run, ("fewshot",), fewshot.describe, fewshot.gigaflops),
+    "retrieval": Stage(retrieval.run, ("retrieval",), retrieval.describe, retrieval.gigaflops),
     "scores": Stage(scores.run, ("scores",), scores.describe, scores.gigaflops),
     "spectral": Stage(spectral.run, ("spectral", "spectrum", "similarity", "embedding"), spectral.describe),
     "report": Stage(

@@ -101,9 +101,27 @@ def adamw(
     return optax.adamw(schedule, settings.b1, settings.b2, weight_decay=weight_decay, mask=mask)
 
 
+def amsgrad(
+    settings: "OptimizerSettings", schedule: optax.Schedule, weight_decay: float, mask
+) -> optax.GradientTransformation:
+    """Makes Adam with AMSGrad, whose step is divided by the largest average of squares so far; see `sgd` for arguments.
+
+    Reddi et al., "On the Convergence of Adam and Beyond", ICLR 2018. Like optax, and unlike torch, it takes the largest
+    of the averages after their bias is corrected. The weight decay is added to the gradient, as in torch.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> optimizer = amsgrad(OptimizerSettings(), optax.constant_schedule(0.1), 0.0, None)
+      >>> updates, _ = optimizer.update(jnp.full((), 5.0), optimizer.init(jnp.zeros(())), jnp.zeros(()))
+      >>> round(float(updates), 2)
+      -0.1
+    """
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.amsgrad(schedule, settings.b1, settings.b2))
+
+
 EMBEDDINGS = ("cls_token", "pos_embed")  # parameters of a transformer that timm never decays
 
-OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw}
+OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw, "amsgrad": amsgrad}
 DECAY = Rule(lambda x: 0 <= x < 1, "lie in [0, 1)")
 
 
@@ -117,9 +135,11 @@ class OptimizerSettings:
     head_learning_rate_factor: NotNegative = 1.0
     momentum: Probability = 0.9
     nesterov: bool = False
-    # Adam and AdamW: decay rates of the averages of the gradient and of its square, the betas of torch.
+    # Adam, AdamW and AMSGrad: decay rates of the averages of the gradient and of its square, the betas of torch.
     b1: Annotated[float, DECAY] = 0.9
     b2: Annotated[float, DECAY] = 0.999
+    # Largest length of the gradient of all parameters together, to which a longer one is scaled; unset: any length.
+    clip_norm: Positive | None = None
     weight_decay: NotNegative = 0.0
     # Whether BatchNorm parameters, biases and embeddings are decayed too, as in torch; large-batch recipes exclude
     # them.
@@ -193,6 +213,8 @@ def make_optimizer(
     mask = None if settings.decay_norm_and_bias else _decayed
     decay = settings.weight_decay if weight_decay is None else weight_decay
     optimizer = make(settings, make_schedule(settings, steps, learning_rate), decay, mask)
+    if settings.clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(settings.clip_norm), optimizer)
     if groups is None or settings.head_learning_rate_factor == 1:
         return optimizer
     factors = {"backbone": 1.0, "head": settings.head_learning_rate_factor}

@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from helpers.images import encoded, write_images
-from jax_transfer.data.source import from_arrays
+from jax_transfer.data import catalog
+from jax_transfer.data.attributes import NOTE, with_attributes
+from jax_transfer.data.source import NoValidation, from_arrays
 from jax_transfer.data.sources import load_source
 from jax_transfer.data.templates import TEMPLATES, captions_of, with_templates
-from jax_transfer.data.tfds_sets import read_captions
+from jax_transfer.data.tfds_sets import _validation, read_captions
 from jax_transfer.records import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 6, 5, 3), dtype=np.uint8)
@@ -162,7 +164,7 @@ def test_class_names_are_spoken():
 
 
 def test_another_word_for_captions_is_refused():
-    with pytest.raises(InputError, match=r"captions must be templates or names, got 'all'"):
+    with pytest.raises(InputError, match=r"captions must be templates or names or attributes, got 'all'"):
         load_source("embedded:digits?captions=all", "train")
 
 
@@ -300,3 +302,78 @@ def test_a_single_image_leaves_none_for_testing(tmp_path):
     write_table(tmp_path / "a.csv", [("00.png", "one")])
     with pytest.raises(InputError, match="has no images to test on"):
         load_source(f"captions:{tmp_path}", "test")
+
+
+# --- three splits
+
+
+def make_karpathy(folder, split_of=("train", "restval", "val", "test", "test"), sentences=2):
+    write_images(folder / "images" / "val2014", len(split_of))
+    entries = [
+        {
+            "split": split,
+            "filepath": "val2014",
+            "filename": f"{i:02d}.png",
+            "sentences": [{"raw": f"image {i} sentence {j}"} for j in range(sentences)],
+        }
+        for i, split in enumerate(split_of)
+    ]
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": entries, "dataset": "coco"}))
+    return entries
+
+
+def test_karpathys_file_has_three_splits_and_restval_joins_train(tmp_path):
+    make_karpathy(tmp_path)
+    splits = {split: load_source(f"captions:{tmp_path}", split) for split in ("train", "validation", "test")}
+    assert {split: len(source) for split, source in splits.items()} == {"train": 2, "validation": 1, "test": 2}
+    assert splits["train"].captions[1] == ("image 1 sentence 0", "image 1 sentence 1")
+    assert splits["validation"].captions == (("image 2 sentence 0", "image 2 sentence 1"),)
+    expected = np.asarray(Image.open(tmp_path / "images/val2014/03.png"))
+    np.testing.assert_array_equal(splits["test"].read([0])[0], expected)
+    assert len({source.fingerprint for source in splits.values()}) == 3
+    capped = load_source(f"captions:{tmp_path}?validation=1&test=1", "test")
+    assert len(capped) == 1 and len(load_source(f"captions:{tmp_path}?test=1", "validation")) == 1
+
+
+def test_karpathys_missing_and_bare_images_are_named(tmp_path):
+    entries = make_karpathy(tmp_path)
+    entries[0]["filename"], entries[1]["sentences"] = "gone.png", []
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": entries}))
+    with pytest.raises(InputError, match=r"captions without an image: 2 \(such as val2014/gone\.png\)"):
+        load_source(f"captions:{tmp_path}", "train")
+    make_karpathy(tmp_path / "b", sentences=0)
+    with pytest.raises(InputError, match=r"images without a caption: 2 \(such as images/val2014/03\.png\)"):
+        load_source(f"captions:{tmp_path / 'b'}", "test")
+    (tmp_path / "dataset_coco.json").write_text('{"images": [{"id": 1}]}')
+    with pytest.raises(InputError, match=r"dataset_coco\.json is not a JSON of Karpathy"):
+        load_source(f"captions:{tmp_path}", "train")
+
+
+def test_a_folder_with_three_splits_has_a_validation_split_and_one_with_two_has_none(tmp_path):
+    make_coco(tmp_path / "three", ("train2017", "val2017", "test2017"))
+    validation, test = (load_source(f"captions:{tmp_path / 'three'}", split) for split in ("validation", "test"))
+    assert validation.captions[0][0] == "val2017 0 0" and test.captions[0][0] == "test2017 0 0"
+    assert validation.notes == test.notes == ()
+    make_coco(tmp_path / "two")
+    make_table(tmp_path / "one")
+    for name in ("two", "one"):
+        with pytest.raises(NoValidation, match="has no validation split beside its training and test split"):
+            load_source(f"captions:{tmp_path / name}", "validation")
+
+
+def test_a_validation_split_of_tfds_is_one_that_is_not_trained_or_tested_on():
+    of = catalog.CATALOG.get
+    assert _validation(of("coco_captions"), ("train", "restval", "val", "test")) == "val"
+    assert _validation(None, ("train", "validation", "test")) == "validation"
+    assert _validation(None, ("train", "validation")) == _validation(of("dtd"), ("train", "validation", "test")) == ""
+
+
+def test_captions_from_attributes_name_the_class_and_the_colours():
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    images[0, :4], images[0, 4:] = (200, 30, 30), (30, 30, 200)  # red above blue
+    images[1] = 250
+    source = from_arrays(images, [0, 1], class_names=["Owl", "tree_frog"])
+    first, second = with_attributes(source, seed=0).captions
+    assert first[0] == "a dark photo of an owl, red and red above, blue and blue below."
+    assert second[2].startswith("white is the main colour of this bright image of a tree frog,") and len(first) == 5
+    assert with_attributes(source, 0).notes == (NOTE,) and with_attributes(source, 0).fingerprint == source.fingerprint

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jax_transfer import trees
 from jax_transfer.models import MODELS, Output, gaussian, make_net, with_new_head, with_projection
-from jax_transfer.models.net import BLOCK
+from jax_transfer.models.net import BLOCK, map_dim
 from jax_transfer.models.resnet import he_normal_fan_out
 from jax_transfer.records import InputError
 
@@ -85,9 +85,46 @@ def test_shapes_and_dtypes(name):
     expected = Output(
         logits=jax.ShapeDtypeStruct((2, net.num_classes), jnp.float32),
         features=jax.ShapeDtypeStruct((2, net.feature_dim), jnp.float32),
+        maps=jax.ShapeDtypeStruct((2, *output.maps.shape[1:3], net.feature_dim), output.maps.dtype),
     )
     assert trees.difference(expected, output) == ""
+    assert output.maps.dtype in (jnp.float32, jnp.bfloat16) and map_dim(net) == net.feature_dim
     assert trees.difference(stats, new_stats) == ""
+
+
+# The smallest net of each family that pools by the mean of its map; some take long to compile.
+SLOW = ("resnet50_v2", "inception_v2", "inception_v3", "inception_resnet_v2")
+POOLED = (
+    "resnet10",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "inception_v1",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW),
+)
+TOKENS = {"vit_tiny_patch4_32": 4}  # a net with a class token -> size of its patches
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_the_mean_of_the_map_is_the_features(name):
+    net = small(name)
+    params, stats = net.init(KEY)
+    size = max(2 * net.min_image_size, 64 if "v1" in name else 0)
+    output = net.apply(params, stats, jax.random.normal(KEY, (2, size, size, 3)))
+    assert min(output.maps.shape[1:3]) > 1
+    np.testing.assert_allclose(output.maps.mean((1, 2)), output.features, rtol=1e-5, atol=1e-6)
+    assert np.ptp(output.maps, axis=(1, 2)).max() > 0
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_the_map_of_a_transformer_holds_its_patches_row_by_row(name):
+    """A change of one patch of the image changes its own token most."""
+    net, patch = small(name), TOKENS[name]
+    params, stats = net.init(KEY)
+    images = np.array(jax.random.normal(KEY, (1, net.min_image_size, net.min_image_size, 3)))
+    before = net.apply(params, stats, images).maps
+    images[:, patch : 2 * patch, 3 * patch : 4 * patch] += 3
+    change = np.abs(net.apply(params, stats, images).maps - before).sum(-1)[0]
+    assert np.unravel_index(change.argmax(), change.shape) == (1, 3)
 
 
 @pytest.mark.parametrize("name", MODELS)

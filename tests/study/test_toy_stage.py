@@ -76,8 +76,8 @@ def test_written_by_follows_the_order_of_stages():
     assert next(iter(stages)) == "pretrain" and stages.keys() == results.ROWS.keys() - {"usage"}  # a row for each stage
 
 
-def test_default_stages_are_all_stages_in_order_but_select_which_only_reuse_needs():
-    expected = tuple(name for name in STAGES if name != "select")
+def test_default_stages_are_all_stages_in_order_but_those_that_need_settings():
+    expected = tuple(name for name in STAGES if name not in ("select", "retrieval"))
     assert default_config().stages == Study().stages == expected
 
 
