@@ -21,8 +21,9 @@ Karpathy's file, --config.retrieval.datasets="('captions:data/coco',)". Both hav
 for validation and testing, ranked as a whole (5K) and in five folds (1K).
 
 Variants: `full`; `reduced`, a ResNet-18 on CIFAR-10 whose epochs are compared on 20,000 images of Tiny-ImageNet, with
-captions made from the names of their classes and attributes of their pixels (`jax_transfer.data.attributes`), for about
-an hour on one GPU; `smoke`, the same with a ResNet-10 on CIFAR-10 alone, for about a minute on two CPU cores.
+captions made from the names of their classes and attributes of their pixels (`jax_transfer.data.attributes`), which has
+not been run; `smoke`, the same with a ResNet-10 on CIFAR-10 alone, for 80 s of one CPU core, most of it compilation. At
+that size, recalls are near chance.
 """
 
 from jax_transfer.choose import choose
