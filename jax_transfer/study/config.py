@@ -40,8 +40,8 @@ from jax_transfer.transfer.pvse import RetrievalSettings
 # Fields that may change between two runs in the same working directory. A change adds or leaves out
 # work, but existing results stay valid. The same holds for the fields in CHANGEABLE_ANYWHERE, in any section:
 # `checkpoints`, `finetune.checkpoints` and its overrides, `remat`, which changes results only by rounding,
-# `judged_images`, which changes no trained model, the `methods` and `shots` that have rows of their own, and the numbers
-# of a `paper`.
+# `judged_images`, which changes no trained model, `methods` and `shots`, whose rows are their own, and the numbers of a
+# `paper`.
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data")
 CHANGEABLE_ANYWHERE = ("checkpoints", "remat", "judged_images", "methods", "shots", "paper")
 
