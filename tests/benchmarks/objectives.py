@@ -15,7 +15,7 @@ import pathlib
 from record_study import markdown
 
 from jax_transfer.report import best
-from jax_transfer.report.tables import is_number, percent, target_names
+from jax_transfer.report.tables import is_number, method_name, percent, target_names
 from jax_transfer.results import read_rows
 
 SHOWN = 12  # epochs in a table, at most
@@ -52,24 +52,31 @@ def curves(rows: list[dict]) -> list[dict]:
     return table
 
 
-def probes(rows: list[dict]) -> list[dict]:
-    """Returns the table of probes: a row for each pre-training, with the first and the last epoch on each target."""
+def probes(rows: list[dict], objective: str) -> list[dict]:
+    """Returns the table of probes: a row for each pre-training, with the first and the last epoch on each target.
+
+    Args:
+      rows: rows of results/transfer.jsonl.
+      objective: the name of a pre-training that is alone, and so has none of its own.
+    """
     frozen = [row for row in rows if row["method"].startswith("probe") and not row["error"]]
     names, table = target_names(dict.fromkeys(row["target"] for row in frozen)), {}
-    for (target, name), trained in _grouped(frozen).items():
+    several = len({row["method"] for row in frozen}) > 1
+    for (target, name, method), trained in _grouped(frozen).items():
+        label = (name or objective) + (f", {method_name(method)}" if several else "")
         first, last = ([row["accuracy"] for row in trained if row["epoch"] == epoch] for epoch in _ends(trained))
         spread = max(max(x) - min(x) for x in (first, last))
         gain = sum(last) / len(last) - sum(first) / len(first)
-        table.setdefault(name, {"Pre-training": name})[names[target]] = f"{_mean(first)} -> {_mean(last)}" + (
+        table.setdefault(label, {"Pre-training": label})[names[target]] = f"{_mean(first)} -> {_mean(last)}" + (
             "" if gain > spread else " (not ahead)"
         )
     return list(table.values())
 
 
-def _grouped(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    groups: dict[tuple[str, str], list[dict]] = {}
+def _grouped(rows: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
+    groups: dict[tuple[str, str, str], list[dict]] = {}
     for row in rows:
-        groups.setdefault((row["target"], row["checkpoint"].rpartition("/")[0]), []).append(row)
+        groups.setdefault((row["target"], row["checkpoint"].rpartition("/")[0], row["method"]), []).append(row)
     return groups
 
 
@@ -102,7 +109,7 @@ def section(workdir: pathlib.Path, command: str) -> str:
         f"{minutes:.0f} min.\n\nk-NN accuracy on held-out source images by epoch, in percent (epoch 0 is the random "
         f"initialisation), and the last epoch's representation:\n\n{markdown(curves(pretrain))}\nA linear probe on "
         "frozen features, at epoch 0 -> at the last epoch, mean ± half of the spread over seeds, in percent:\n\n"
-        f"{markdown(probes(transfer))}"
+        f"{markdown(probes(transfer, config['pretrain']['objective']))}"
     )
 
 
