@@ -50,9 +50,11 @@ NOTES = {("Table 3", 50): "28.82 is a misprint of 38.82, with which the sum is t
 PAPER = tuple(
     {
         "epoch": epoch, "fraction": fraction, "where": where, "i2t": i2t, "t2i": t2i, "rsum": rsum,
-        "note": NOTES.get((where, epoch), ""),
+        "split": split, "note": NOTES.get((where, epoch), ""),
     }
-    for where, fraction, table in (("Table 2", 1.0, TABLE_2), ("Table 3", 0.25, TABLE_3))
+    for where, fraction, split, table in (
+        ("Table 2", 1.0, "test", TABLE_2), ("Table 3", 0.25, "validation", TABLE_3)
+    )
     for epoch, (i2t, t2i, rsum) in table.items()
 )  # fmt: skip
 

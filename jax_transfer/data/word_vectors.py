@@ -91,8 +91,8 @@ def _wrong_count(path, number: int, count: int, dim: int) -> str:
     """Returns the message for a line with too few or too many numbers."""
     if number == 1:
         return (
-            f"{printable(path)} has vectors of {count:,} numbers: expected {dim:,}; use another file, or set the size "
-            "of the word vectors."
+            f"{printable(path)} has {count:,} numbers in its first line: expected a word and {dim:,} "
+            "(config.retrieval.word_dim); use a file of GloVe with vectors of this size, without a header line."
         )
     return (
         f"{printable(path)}, line {number:,}, has {count:,} numbers: expected a word and {dim:,}; the file may be "

@@ -100,8 +100,10 @@ def collect_words(captions: Iterable[str], min_count: int = 1) -> WordVocabulary
     words = [word for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count >= min_count]
     if not words:
         raise InputError(
-            f"of {len(counts):,} words in the training captions, none occurs {min_count} times: use a smaller "
-            "min_count."
+            "the training captions have no words: correct them."
+            if not counts
+            else f"of {len(counts):,} words in the training captions, none occurs {min_count} times: use a smaller "
+            "config.retrieval.min_count."
         )
     return WordVocabulary((*SPECIAL, *words))
 

@@ -247,6 +247,7 @@ def _evaluate(
         if problem := extract.problem(features, target.num_classes):
             raise InputError(f"{where}: {problem}.")
         correct = cross_validated(features.features, features.labels, target.num_classes, seed, target.metric)
+        few_shot = {n: target.few_shot(features, n, seed) for n in shots}
     except InputError as error:
         return Ranked(candidate.name, where, error=str(error)), None
     except jax.errors.JaxRuntimeError as error:  # for example, the model does not fit into the device's memory
@@ -262,7 +263,7 @@ def _evaluate(
         low,
         high,
         scores=dict(_scores(checkpoint, features, target.num_classes, scores, where)),
-        few_shot={n: target.few_shot(features, n, seed) for n in shots},
+        few_shot=few_shot,
         seconds=time.perf_counter() - start,
         notes=checkpoint.notes,
         preprocessing_is_guess=checkpoint.preprocessing_is_guess,
@@ -278,9 +279,10 @@ def _check_shots(shots: Sequence[int], target: _Target) -> None:
       InputError: if not.
     """
     train, test = target.sources
-    for n in shots:
-        if type(n) is not int or n < 1:
-            raise InputError(f"shots = {tuple(shots)!r}: expected numbers of images, each 1 or more.")
+    if not isinstance(shots, list | tuple) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shots):
+        raise InputError(f"shots = {shots!r}: expected a list of numbers of images, such as (1, 5).")
+    if any(n < 1 for n in shots):
+        raise InputError(f"shots = {tuple(shots)!r}: expected numbers of images, each 1 or more.")
     if len(set(shots)) < len(shots):
         raise InputError(f"shots = {tuple(shots)!r} lists a number twice: list it once.")
     if shots and not len(test):

@@ -29,6 +29,7 @@ EXPLAINED = {
     "images, those of an unseen class of N of them.",
     "prototypes": "Frozen features; the weights of every class are the mean direction of N of its training images.",
 }
+SEEN_ALONE = "Seen alone"
 SEEN, AMONG_ALL, AMONG_UNSEEN, ALL = "Seen classes", "unseen", "unseen_only", "all"
 
 
@@ -43,20 +44,27 @@ def section(rows: Sequence[Row], paper: Sequence[Row]) -> Iterator[str | list[Dr
     for (target, method, metric), own in groups(rows).items():
         yield f"<h3>{escape(names[target])}: {escape(METHODS.get(method, method))}</h3>"
         yield f'<p class="quiet">{escape(conditions(own, metric))} {escape(EXPLAINED.get(method, ""))}</p>'
-        has_seen = own[0]["seen_only"] is not None
+        has_seen = own[0]["num_seen"] > 0
         theirs = [entry for entry in paper if entry["target"] == target] if method == "imprinting" else []
         if chosen := choice_rows(own) if has_seen else []:
             yield "<p>Chosen by the accuracy on the seen classes, which needs no image of an unseen class:</p>"
             yield tables.to_html(chosen)
         if has_seen:
-            yield "<p>Accuracy on unseen classes, among all classes:</p>"
+            yield (
+                f"<p>Accuracy on unseen classes, among all classes. {SEEN_ALONE}: accuracy on the seen classes, among "
+                "these alone, before any other is imprinted.</p>"
+            )
         table, bold = shots_table(own, column_of(own))
         yield tables.to_html(table, bold=bold)
         if any(is_shown(entry["what"]) for entry in theirs):
             yield "<p>The paper's accuracies; it does not say among which classes:</p>"
             yield tables.to_html(paper_table(theirs))
         if has_seen:
-            for column, what in ((AMONG_UNSEEN, "on unseen classes, among these alone"), (ALL, "on all classes")):
+            for column, what in (
+                (AMONG_UNSEEN, "on unseen classes, among these alone"),
+                ("seen", "on seen classes, among all classes"),
+                (ALL, "on all classes"),
+            ):
                 table, bold = shots_table(own, column)
                 html = tables.to_html(table, bold=bold)
                 yield f"<details><summary>Accuracy {what}</summary>{html}</details>"
@@ -83,10 +91,10 @@ def groups(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
 def column_of(rows: Sequence[Row]) -> str:
     """Returns the column of the accuracy that the table of a method shows.
 
-    >>> column_of([{"seen_only": 0.5}]), column_of([{"seen_only": None}])
+    >>> column_of([{"num_seen": 5}]), column_of([{"num_seen": 0}])
     ('unseen', 'all')
     """
-    return AMONG_ALL if rows[0]["seen_only"] is not None else ALL
+    return AMONG_ALL if rows[0]["num_seen"] else ALL
 
 
 def _of(source: str) -> str:
@@ -119,9 +127,9 @@ def shots_table(rows: Sequence[Row], column: str) -> tuple[list[Row], set[tuple[
       column: the column of the accuracy.
 
     >>> rows = [{"checkpoint": "5", "epoch": 5, "shots": n, "unseen": 0.5 + n / 100, "unseen_interval": 0.01,
-    ...          "seen_only": 0.8} for n in (1, 2)]
+    ...          "seen_only": 0.8, "num_seen": 5} for n in (1, 2)]
     >>> shots_table(rows, "unseen")[0]
-    [{'Checkpoint': 'epoch 5', 'N = 1': '51.00 ± 1.00', 'N = 2': '52.00 ± 1.00', 'Seen classes': '80.00'}]
+    [{'Checkpoint': 'epoch 5', 'N = 1': '51.00 ± 1.00', 'N = 2': '52.00 ± 1.00', 'Seen alone': '80.00'}]
     """
     table: list[Row] = []
     shots = sorted({row["shots"] for row in rows})
@@ -133,10 +141,10 @@ def shots_table(rows: Sequence[Row], column: str) -> tuple[list[Row], set[tuple[
             row = by_shots.get(n)
             title = f"N = {n}"
             cells[title] = _with_interval(row, column) if row else EN_DASH
-            values.setdefault(title, []).append(row[column] if row else -1.0)
-        if own[0]["seen_only"] is not None:
-            cells[SEEN] = percent(own[0]["seen_only"], unit="")
-            values.setdefault(SEEN, []).append(own[0]["seen_only"])
+            values.setdefault(title, []).append(row[column] if row and is_number(row[column]) else -1.0)
+        if own[0]["num_seen"]:
+            cells[SEEN_ALONE] = percent(own[0]["seen_only"], unit="")
+            values.setdefault(SEEN_ALONE, []).append(own[0]["seen_only"] if is_number(own[0]["seen_only"]) else -1.0)
         table.append(cells)
     several = len(table) > 1
     bold = {
@@ -169,6 +177,7 @@ def choice_rows(rows: Sequence[Row]) -> list[Row]:
     table = []
     for shots in sorted({row["shots"] for row in rows}):
         own = [row for row in rows if row["shots"] == shots and is_number(row[AMONG_ALL])]
+        own = [row for row in own if is_number(row["seen_only"])]
         if len(own) < 2:
             continue
         chosen = max(own, key=lambda row: row["seen_only"])

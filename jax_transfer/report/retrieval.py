@@ -167,7 +167,7 @@ def _ranks(row: Row) -> str:
 
 
 def paper_rows(rows: Iterable[Row], target: str, folds: int, paper: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Formats the paper's recalls as printed, beside our rsum of the same epoch and share of the training images.
+    """Formats the paper's recalls as printed, beside our rsum of the same epoch, split and share of the training images.
 
     >>> entry = {"epoch": 50, "fraction": 1.0, "where": "Table 2", "i2t": (9.88, 28.28, 41.26),
     ...          "t2i": (3.84, 12.58, 19.88), "rsum": 114.98}
@@ -176,9 +176,9 @@ def paper_rows(rows: Iterable[Row], target: str, folds: int, paper: Sequence[Map
     ('9.88', '114.98', '115.72', '–')
     """
     ours = {
-        (row["epoch"], row["fraction"]): row["rsum"]
+        (row["epoch"], row["fraction"], row["split"]): row["rsum"]
         for row in rows
-        if (row["target"], row["folds"], row["split"]) == (target, folds, "test")
+        if (row["target"], row["folds"]) == (target, folds)
     }
     return [
         {
@@ -190,11 +190,17 @@ def paper_rows(rows: Iterable[Row], target: str, folds: int, paper: Sequence[Map
             },
             "rsum": f"{entry['rsum']:.2f}",
             "Sum of the recalls": f"{math.fsum([*entry['i2t'], *entry['t2i']]):.2f}",
-            "Our rsum": percent(ours.get((entry["epoch"], entry["fraction"])), unit=""),
+            "Our rsum": percent(ours.get((entry["epoch"], entry["fraction"], _split(entry))), unit=""),
+            "Ours, on": f"{_split(entry)} images",
             "Note": entry.get("note") or "",
         }
         for entry in paper
     ]
+
+
+def _split(entry: Mapping[str, Any]) -> str:
+    """Returns the split on which the paper measured an entry of `config.retrieval.paper`."""
+    return entry.get("split") or "test"
 
 
 def summary_tables(rows: Sequence[Row]) -> list[Table]:
@@ -284,7 +290,7 @@ def section(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[str | li
             Drawing("", f"rsum-{name}{source and '-'}{source}", _caption(name), rsum_curves(part, source))
             for part in [[row for row in own if row["folds"] == judged]]
             for source, of_source in trajectories(part).items()
-            if any(is_number(row["rsum"]) for row in of_source)
+            if any(row["split"] == "test" and is_number(row["rsum"]) for row in of_source)
         ]
         if paper := (config.get("retrieval") or {}).get("paper"):
             yield "<h3>The paper's recalls, as printed</h3>"

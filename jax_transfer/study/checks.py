@@ -157,7 +157,9 @@ def _recipe_batches(recipe: Recipe) -> Batches:
 def _finetuning_batches(config: StudyConfig) -> Batches:
     """Returns the batches of fine-tuning on each target, if a stage fine-tunes."""
     batches = {}
-    for target in config.targets if {"finetune", "scores", "spectral"} & set(config.stages) else ():
+    tunes = {"finetune", "scores", "spectral"} & set(config.stages)
+    imprints = "fewshot" in config.stages and fewshot.tunes(settings.fewshot_settings(config))
+    for target in config.targets if tunes or imprints else ():
         tuning = settings.finetune_settings(config, target)
         field = _field(config, target, "finetune", "batch_size")
         batches[field] = (tuning.batch_size, tuning.microbatches)

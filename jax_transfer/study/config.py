@@ -40,13 +40,23 @@ from jax_transfer.transfer.pvse import RetrievalSettings
 # Fields that may change between two runs in the same working directory. A change adds or leaves out
 # work, but existing results stay valid. The same holds for the fields in CHANGEABLE_ANYWHERE, in any section:
 # `checkpoints`, `finetune.checkpoints` and its overrides, `remat`, which changes results only by rounding,
-# `judged_images`, which changes no trained model, `methods` and `shots`, whose rows are their own, and the numbers of a
-# `paper`.
+# `judged_images`, which changes no trained model, the numbers of a `paper`, and lists each of whose entries has rows of
+# its own.
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data")
-CHANGEABLE_ANYWHERE = ("checkpoints", "remat", "judged_images", "methods", "shots", "paper")
+CHANGEABLE_ANYWHERE = (
+    "checkpoints",
+    "remat",
+    "judged_images",
+    "paper",
+    "methods",
+    "shots",
+    "datasets",
+    "fractions",
+    "folds",
+)
 
 # Fields, in any section, to which entries may be added, or from which they may be left out; the others must not change.
-GROWING = ("selections", "reuse", "labels")
+GROWING = ("selections", "reuse", "labels", "seen", "unseen")
 
 # Fields whose keys are targets.
 BY_TARGET = ("overrides", "metrics", "select.labels", "fewshot.seen", "fewshot.unseen")

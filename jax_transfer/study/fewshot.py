@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_transfer import devices
+from jax_transfer import devices, fields
 from jax_transfer.checkpoints import Checkpoint, with_classes
 from jax_transfer.checkpoints.checkpoint import Model
 from jax_transfer.choose import choose
@@ -38,6 +38,7 @@ from jax_transfer.transfer.fewshot import (
     PROTOCOLS,
     ClassSplit,
     FewShotProblem,
+    FewShotSettings,
     draw_episodes,
     imprint,
     interval,
@@ -75,6 +76,15 @@ def run(work: Workspace) -> None:
             _evaluate(work, snapshot, target, method, missing[snapshot], measured, rows)
 
 
+def tunes(few: FewShotSettings) -> bool:
+    """Returns whether a method tunes the checkpoints.
+
+    >>> tunes(FewShotSettings()), tunes(FewShotSettings(methods=("prototypes",)))
+    (True, False)
+    """
+    return any(PROTOCOLS[method].is_tuned for method in few.methods)
+
+
 def describe(work: Workspace) -> str:
     """Describes this stage for the plan."""
     few = settings.fewshot_settings(work.config)
@@ -83,16 +93,19 @@ def describe(work: Workspace) -> str:
 
 
 def gigaflops(work: Workspace) -> float:
-    """Computes the work of the tuning and of the forward passes after it, in GFLOP."""
+    """Computes the work of the tuning and of the forward passes, in GFLOP, beside those of the stage "features"."""
     few, total = settings.fewshot_settings(work.config), 0.0
-    if not any(PROTOCOLS[method].is_tuned for method in few.methods):
-        return 0.0
+    frozen = not all(PROTOCOLS[method].is_tuned for method in few.methods)
     for target in work.config.targets:
-        tuning, step = settings.finetune_settings(work.config, target), estimates.finetune_step_gigaflops(work, target)
-        seen = len(_rows_of(work.source(target, "train"), class_split(work, target).seen))
-        images = len(work.source(target, "train")) * max(1, few.augmented_copies) + len(work.source(target, "test"))
-        for snapshot in work.snapshots:
-            total += total_steps(tuning, seen, target) * step[snapshot] + images * work.gigaflops_per_image(snapshot)
+        train, test = (len(work.source(target, split)) for split in ("train", "test"))
+        images = frozen * few.augmented_copies * train
+        steps, step = 0, dict.fromkeys(work.snapshots, 0.0)
+        if tunes(few):
+            images += max(1, few.augmented_copies) * train + test
+            seen = len(_rows_of(work.source(target, "train"), class_split(work, target).seen))
+            steps = total_steps(settings.finetune_settings(work.config, target), seen, target)
+            step = estimates.finetune_step_gigaflops(work, target)
+        total += sum(steps * step[each] + images * work.gigaflops_per_image(each) for each in work.snapshots)
     return total
 
 
@@ -107,24 +120,29 @@ def check(work: Workspace) -> None:
         split = class_split(work, target)
         train, test = work.source(target, "train"), work.source(target, "test")
         count, most = np.bincount(train.labels, minlength=train.num_classes), max(few.shots)
-        imprinted = split.unseen if all(PROTOCOLS[m].has_seen for m in few.methods) else np.arange(train.num_classes)
+        used = np.concatenate([split.seen, split.unseen])
+        if not count[used].all():
+            empty = train.class_names[used[np.argmin(count[used])]]
+            raise InputError(
+                f"{target}: class {empty!r} has no training images: list the classes to use, without it, in "
+                "config.fewshot.seen and config.fewshot.unseen."
+            )
+        imprinted = split.unseen if all(PROTOCOLS[method].has_seen for method in few.methods) else used
         smallest = imprinted[np.argmin(count[imprinted])]
         if count[smallest] < most:
             raise InputError(
                 f"{target}: class {train.class_names[smallest]!r} has {count[smallest]} training images, fewer than "
                 f"the {most} shots of config.fewshot.shots: use fewer shots, or more images."
             )
-        for label in split.seen if any(PROTOCOLS[m].has_seen for m in few.methods) else ():
-            if not count[label]:
+        for kind, classes in (("seen", split.seen), ("unseen", split.unseen)):
+            if not len(_rows_of(test, classes)):
                 raise InputError(
-                    f"{target}: the seen class {train.class_names[label]!r} has no training images: leave it out of "
-                    "config.fewshot.seen."
+                    f"{target}: none of the {len(classes)} {kind} classes has a test image: choose others in "
+                    f"config.fewshot.{kind}."
                 )
-        if any(PROTOCOLS[m].is_tuned for m in few.methods):
+        if tunes(few):
             number, of = len(_rows_of(train, split.seen)), f"the seen classes of {target} (config.finetune)"
             steps_per_epoch(number, settings.finetune_settings(work.config, target).batch_size, of)
-        if not len(test):
-            raise InputError(f"{target} has no test images.")
 
 
 def class_split(work: Workspace, target: str) -> ClassSplit:
@@ -134,6 +152,13 @@ def class_split(work: Workspace, target: str) -> ClassSplit:
       InputError: if a name is no class of the target, or a class is seen and unseen.
     """
     few, names = settings.fewshot_settings(work.config), work.source(target, "train").class_names
+    for field, chosen in (("seen", few.seen), ("unseen", few.unseen)):
+        fields.check_unique(chosen.get(target, ()), f"config.fewshot.{field}[{target!r}]")
+    if both := [name for name in few.seen.get(target, ()) if name in few.unseen.get(target, ())]:
+        raise InputError(
+            f"config.fewshot: class {both[0]!r} of {target} is in seen and in unseen ({len(both)} in all): remove it "
+            "from one of them."
+        )
     numbers = {name: number for number, name in enumerate(names)}
 
     def listed(field: str, chosen: Mapping[str, tuple[str, ...]]) -> list[int] | None:
@@ -261,14 +286,22 @@ def _tuned_checkpoint(work: Workspace, snapshot: Snapshot, target: str, model: M
 def _keep(work: Workspace, target: str, snapshot: Snapshot, model: Model) -> None:
     """Writes the embeddings of a tuned checkpoint, and its weights of the seen classes."""
     tuned = _tuned_checkpoint(work, snapshot, target, devices.replicate(model, work.mesh))
+    # A run that was killed here may have left files of another tuning, which need not be equal bit for bit.
+    for path in _paths(work, tuned, target):
+        path.unlink(missing_ok=True)
     _embeddings(work, tuned, target)
     write_array(_weights_path(work, tuned, target), np.asarray(model["params"][HEAD]["kernel"]).T)
 
 
 def _are_kept(work: Workspace, snapshot: Snapshot, target: str) -> bool:
-    tuned = _tuned_checkpoint(work, snapshot, target)
-    paths = (_train_path(work, tuned, target), _weights_path(work, tuned, target))
-    return work.features_of.is_kept(tuned, work.source(target, "test")) and all(path.exists() for path in paths)
+    return all(path.exists() for path in _paths(work, _tuned_checkpoint(work, snapshot, target), target))
+
+
+def _paths(work: Workspace, tuned: Checkpoint, target: str) -> tuple[pathlib.Path, ...]:
+    """Returns the files that are kept of a tuned checkpoint."""
+    test = work.features_of.path(tuned, work.source(target, "test"))
+    assert test is not None  # a study keeps its features
+    return _train_path(work, tuned, target), test, _weights_path(work, tuned, target)
 
 
 def _weights_path(work: Workspace, tuned: Checkpoint, target: str) -> pathlib.Path:
@@ -332,8 +365,10 @@ def _evaluate(
     """
     few, protocol, metric = settings.fewshot_settings(work.config), PROTOCOLS[method], work.metric(target)
     train, test = work.source(target, "train"), work.source(target, "test")
-    split = class_split(work, target) if protocol.has_seen else split_classes(train.num_classes, seen=())
-    tested = _rows_of(test, np.concatenate([split.seen, split.unseen]))
+    split = class_split(work, target)
+    used = np.sort(np.concatenate([split.seen, split.unseen]))
+    split = split if protocol.has_seen else ClassSplit(seen=used[:0], unseen=used)
+    tested = _rows_of(test, used)
 
     def row(shots: int, **measured) -> FewShotRow:
         missing = math.nan if protocol.has_seen else None

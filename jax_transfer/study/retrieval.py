@@ -58,6 +58,9 @@ def run(work: Workspace) -> None:
     devices.wait_for_all("retrieval: rows are read")
     for dataset in wanted.datasets:
         data = captioned.captioned(work, dataset)
+        for snapshot in work.snapshots:  # a run that was killed after the last row of a training leaves its state
+            for share in wanted.fractions:
+                _delete_if_done(work, Run(snapshot, dataset, share), rows)
         if devices.is_first_process():
             data.words.save(captioned.folder(work, dataset) / captioned.WORDS)
         for kind, snapshots in _kinds(work).items():
@@ -137,8 +140,17 @@ def _run_share(work: Workspace, data: captioned.Captioned, program: Program, tod
         for row in _rows(share, own, trained):
             rows.append(row)
         devices.wait_for_all(f"{_label(own)} is recorded")
-        if devices.is_first_process():
-            shutil.rmtree(_training_folder(work, own), ignore_errors=True)
+        _delete_if_done(work, own, rows)
+
+
+def _delete_if_done(work: Workspace, own: Run, rows: Rows) -> None:
+    """Deletes the state of a training whose rows are written, or that failed."""
+    failed = any(
+        row.error and (row.checkpoint, row.target, row.fraction) == (own.snapshot.name, own.dataset, own.fraction)
+        for row in rows.rows
+    )
+    if devices.is_first_process() and (failed or _is_done(work, own, rows)):
+        shutil.rmtree(_training_folder(work, own), ignore_errors=True)
 
 
 def _label(own: Run) -> str:
@@ -276,6 +288,7 @@ def _rows(share: _Share, own: Run, trained: _Trained) -> Iterator[RetrievalRow]:
     steps = share.feed.steps_per_epoch * len(trained.progress.history)
     for split in (TEST,) if failed else (VALIDATION, TEST):
         found = {} if failed else share.measure(trained.best, trained.state, split, share.wanted.folds)
+        error = trained.error or ("" if found else f"the embeddings of {split} images are not finite")
         for folds in share.wanted.folds:
             columns: dict[str, Any] = _columns(found.get(folds) if found else None)
             row = RetrievalRow(
@@ -294,10 +307,10 @@ def _rows(share: _Share, own: Run, trained: _Trained) -> Iterator[RetrievalRow]:
                 num_duplicates=share.data.captions[split].num_duplicates,
                 seconds=trained.progress.seconds,
                 gflops=steps * share.step_gflops,
-                error=trained.error,
+                error=error,
             )
             yield row
-            if failed:
+            if error:
                 log.warning("%s failed: %s.", _label(own), row.error)
             else:
                 log.info(

@@ -21,7 +21,18 @@ from jax_transfer.data import augment
 from jax_transfer.data.batches import Feed, Joined
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.data.word_vectors import WordVectors
-from jax_transfer.fields import Count, Few, Listed, NotNegative, Positive, Probability, Rule, between, check_itself
+from jax_transfer.fields import (
+    Count,
+    Few,
+    Listed,
+    NotNegative,
+    OneOf,
+    Positive,
+    Probability,
+    Rule,
+    between,
+    check_itself,
+)
 from jax_transfer.models import Net
 from jax_transfer.models.net import without_head, without_projection
 from jax_transfer.records import InputError
@@ -45,6 +56,7 @@ class PaperRecalls:
       where: where the paper prints them, such as "Table 2".
       i2t, t2i: recalls at 1, 5 and 10 of captions for images, and of images for captions.
       rsum: the sum as printed, which need not be the sum of the recalls.
+      split: the images that are ranked, "test" or "validation".
       note: what to say about these numbers, such as a misprint.
     """
 
@@ -54,6 +66,7 @@ class PaperRecalls:
     i2t: tuple[float, ...]
     t2i: tuple[float, ...]
     rsum: float
+    split: Annotated[str, OneOf({"test": None, "validation": None}, "split")] = "test"
     note: str = ""
 
 

@@ -52,7 +52,7 @@ def _few_shot(rows: list[dict]) -> str:
         parts.append(
             f"**{tables.short_target(target)}: {fewshot.METHODS[method]}.** {fewshot.conditions(own, metric)}\n"
         )
-        if own[0]["seen_only"] is not None:
+        if own[0]["num_seen"]:
             parts.append(markdown(fewshot.choice_rows(own)))
         parts.append(markdown(fewshot.shots_table(own, fewshot.column_of(own))[0]))
     return "\n".join(parts)

@@ -92,6 +92,11 @@ def test_the_section_has_a_table_for_each_share_and_protocol_and_marks_the_best(
     )
 
 
+def test_a_run_that_was_killed_before_its_test_rows_has_a_page():
+    rows = [row for row in make_rows() if row["split"] == "validation"]
+    assert section(rows, {}) and all(part == [] for part in section(rows, {}) if not isinstance(part, str))
+
+
 def test_captions_that_are_made_are_said_to_be_so():
     rows = make_rows(target="tfds:cifar10?captions=attributes")
     html = "\n".join(part for part in section(rows, {}) if isinstance(part, str))
@@ -100,9 +105,11 @@ def test_captions_that_are_made_are_said_to_be_so():
 
 def test_the_papers_numbers_are_printed_beside_ours():
     entry = {"where": "Table 3", "i2t": (9.28, 26.64, 28.82), "t2i": (3.84, 12.44, 19.8), "rsum": 110.82}
-    paper = [{**entry, "epoch": 70, "fraction": 0.25, "note": "a misprint"}, {**entry, "epoch": 40, "fraction": 1.0}]
+    quarter = {**entry, "epoch": 70, "fraction": 0.25, "note": "a misprint"}
+    paper = [{**quarter, "split": "validation"}, {**entry, "epoch": 40, "fraction": 1.0}]
     first, second = paper_rows(make_rows(), TARGET, 1, paper)
-    assert (first["rsum"], first["Sum of the recalls"], first["Our rsum"]) == ("110.82", "100.82", "231.00")
+    assert (first["rsum"], first["Sum of the recalls"], first["Our rsum"]) == ("110.82", "100.82", "230.00")
+    assert paper_rows(make_rows(), TARGET, 1, [quarter])[0]["Our rsum"] == "231.00"  # of the test images
     assert (first["Note"], second["Our rsum"], second["Note"]) == ("a misprint", retrieval.EN_DASH, "")
     html = "\n".join(p for p in section(make_rows(), {"retrieval": {"paper": paper}}) if isinstance(p, str))
     assert "<h3>The paper's recalls, as printed</h3>" in html and "28.82" in html

@@ -12,6 +12,7 @@ from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.fewshot import draw_episodes
 
 TARGET = "embedded:digits?per_class=12&test=80"
+FEW, MISSING = "embedded:digits?per_class=12&test=8", ("2", "8")  # of these no image is among the eight test images
 CONFIG = {
     "stages": ("pretrain", "fewshot"),
     "model__width": 8.0,
@@ -104,6 +105,11 @@ def test_augmented_copies_are_views_of_the_images_in_their_order_and_kept(study,
     work = Workspace(config(fewshot__augmented_copies=2), study[0])
     checkpoint = work.checkpoint(work.snapshots[-1])
     x, _ = fewshot._embeddings(work, checkpoint, TARGET)
+    same = Workspace(config(fewshot__augmented_copies=2, finetune__augment=()), study[0])
+    copies, _ = fewshot._embeddings(same, checkpoint, TARGET)
+    expected = np.asarray(work.features_of(checkpoint, work.source(TARGET, "train")).features)
+    np.testing.assert_allclose(copies, np.repeat(expected[:, None], 2, axis=1), atol=1e-4)
+    same.close()
     monkeypatch.setattr(fewshot, "make_embed", None)
     again, _ = fewshot._embeddings(work, checkpoint, TARGET)
     plain = work.features_of(checkpoint, work.source(TARGET, "train")).features
@@ -128,7 +134,16 @@ def test_divergence_is_a_row_that_is_computed_again(tmp_path):
     [
         (
             {"fewshot__seen": {TARGET: ("0", "1")}, "fewshot__unseen": {TARGET: ("1", "2")}},
-            "share the class 1 .* remove it from one of them",
+            r"class '1' of .* is in seen and in unseen \(1 in all\): remove it from one of them",
+        ),
+        ({"fewshot__seen": {TARGET: ("0", "0")}}, r"config\.fewshot\.seen\[.*\] lists '0' twice"),
+        (
+            {"targets": (FEW,), "fewshot__seen": {}, "fewshot__unseen": {FEW: MISSING}, "fewshot__shots": (1,)},
+            r"none of the 2 unseen classes has a test image: choose others in config\.fewshot\.unseen",
+        ),
+        (
+            {"model__batch_norm_group": 32, "pretrain__batch_size": 32},
+            r"config\.finetune\.batch_size = 20 .*batch_norm_group",
         ),
         ({"fewshot__shots": (1, 13)}, r"class '0' has 12 training images, fewer than the 13 shots of config\.fewshot"),
         ({"fewshot__seen": {TARGET: ("zero",)}}, r"\(config\.fewshot\.seen.*'zero'\. Valid: 0, 1"),
