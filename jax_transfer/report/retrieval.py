@@ -167,7 +167,7 @@ def _ranks(row: Row) -> str:
 
 
 def paper_rows(rows: Iterable[Row], target: str, folds: int, paper: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Formats the paper's recalls as printed, beside our rsum of the same epoch, split and share of the training images.
+    """Formats the paper's recalls as printed, beside our rsum of the same epoch, split and share of the images.
 
     >>> entry = {"epoch": 50, "fraction": 1.0, "where": "Table 2", "i2t": (9.88, 28.28, 41.26),
     ...          "t2i": (3.84, 12.58, 19.88), "rsum": 114.98}

@@ -37,8 +37,11 @@ def test_other_ends_of_lines_and_bytes_of_other_words_are_read(write, ending):
 
 
 BAD = {
-    "fewer numbers": ("the 1 2\ncat 3 4\n", r"glove\.txt has 2 numbers in its first line: expected a word and 3 .*; use a file"),
-    "more numbers": ("the 1 2 3 4\ncat 3 4 5 6\n", r"glove\.txt has 4 numbers in its first line: expected a word and 3"),
+    "fewer numbers": ("the 1 2\ncat 3 4\n", r"has 2 numbers in its first line: expected a word and 3 .*; use a file"),
+    "more numbers": (
+        "the 1 2 3 4\ncat 3 4 5 6\n",
+        r"glove\.txt has 4 numbers in its first line: expected a word and 3",
+    ),
     "a header": ("2 3\nthe 1 2 3\ncat 3 4 5\n", "has 1 numbers in its first line: .* without a header line"),
     "a torn line": ("the 1 2 3\ncat 3 4", r"glove\.txt, line 2, has 2 numbers: expected a word and 3"),
     "an empty line": ("the 1 2 3\n\ncat 3 4 5", "line 2, has 0 numbers"),

@@ -141,10 +141,28 @@ def test_the_best_epoch_is_that_of_the_validation_images(study):
         assert row["rsum"] == pytest.approx(max(sums)) and row["best_epoch"] == 1 + int(np.argmax(sums))
 
 
-def test_it_is_not_run_again(study, monkeypatch):
+def test_it_is_not_run_again_and_what_a_killed_run_left_is_deleted(study, monkeypatch):
     workdir, rows, _ = study
+    work = Workspace(config(), workdir)
+    left = stage._training_folder(work, stage.Run(work.snapshots[0], DATASET, 1.0))
+    work.close()
+    (left / "6").mkdir(parents=True)
     monkeypatch.setattr(stage, "_train", None)
     assert run_stages(config(stages=("retrieval",)), workdir)["retrieval"] == rows
+    assert not left.exists() and left.parent.exists()
+
+
+def test_embeddings_of_test_images_that_are_not_finite_are_a_failure(study, tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").symlink_to(study[0] / "checkpoints")
+    rankings = stage.rankings
+    monkeypatch.setattr(
+        stage, "rankings", lambda x, owner, folds: None if len(x[0]) == 40 else rankings(x, owner, folds)
+    )
+    rows = run_stages(config(stages=("retrieval",), retrieval__fractions=(0.5,)), tmp_path)["retrieval"]
+    assert [row["error"] for row in rows if row["split"] == "validation"] == ["", ""]
+    assert [row["error"] for row in rows if row["split"] == "test"] == [
+        "the embeddings of test images are not finite"
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -274,7 +292,7 @@ PROBLEMS = {
     "a GloVe file of another dimension": (
         captioned_folder,
         {"retrieval__word_vectors": 4},
-        r"glove\.txt has vectors of 4 numbers: expected 8; use another file, or set the size",
+        r"glove\.txt has 4 numbers in its first line: expected a word and 8 \(config\.retrieval\.word_dim\)",
     ),
     "folds": (
         captioned_folder,
