@@ -34,6 +34,9 @@ from jax_transfer.training.objectives.objective import LABELLED, Division
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 from jax_transfer.transfer.probe import PROTOCOLS, grid_points, validation_rows
 
+# The stages that read checkpoints, and leave them as they are or tune them.
+FROZEN_STAGES, TUNING_STAGES = {"features", "select", "probe"}, {"finetune", "fewshot", "retrieval"}
+
 
 def check(config: StudyConfig) -> None:
     """Checks everything in a config that can be checked without the data.
@@ -237,8 +240,7 @@ def check_data(work: Workspace) -> None:
     _check_given(work)
     if "pretrain" in config.stages:
         _check_pretraining_data(work)
-    elif {"features", "select", "probe", "finetune", "fewshot", "retrieval"} & set(config.stages):
-        # The other stages build on their results.
+    elif (FROZEN_STAGES | TUNING_STAGES) & set(config.stages):  # the other stages build on their results
         for snapshot in work.snapshots:
             if isinstance(snapshot.origin, Saved):
                 work.trajectory_with(snapshot.origin)

@@ -137,6 +137,7 @@ def has_collapsed(row: PretrainRow) -> bool:
     Random weights do not count as a collapse.
 
     >>> row = PretrainRow(1, 0.5, 0.0, 0.0, 9.0, 1.0, "a", "1", "b", 5, effective_rank=1.2, uniformity=-0.5)
+    >>> import dataclasses
     >>> has_collapsed(row), has_collapsed(dataclasses.replace(row, epoch=0, step=0))
     (True, False)
     """

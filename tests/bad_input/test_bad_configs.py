@@ -389,7 +389,13 @@ def test_targets_with_dots_on_the_command_line():
 @pytest.mark.parametrize("field", BY_TARGET)
 def test_a_field_of_an_unknown_target_lists_the_targets(field):
     config = study()
-    value = {"overrides": {}, "metrics": "accuracy", "select.labels": ("jay",)}[field]
+    value = {
+        "overrides": {},
+        "metrics": "accuracy",
+        "select.labels": ("jay",),
+        "fewshot.seen": ("1",),
+        "fewshot.unseen": ("1",),
+    }[field]
     put(config, field.split("."), {"folder:/data/v1.3/x": value})
     with pytest.raises(
         InputError, match=rf"config\.{re.escape(field)}.*v1\.3/x.*Valid: embedded:digits\?train=200&test=64"

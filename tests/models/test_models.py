@@ -331,7 +331,8 @@ def test_a_net_without_classes_has_no_head(name):
         features=jax.ShapeDtypeStruct((2, net.feature_dim), jnp.float32),
     )
     stats = abstract_weights(net).get("stats", {})
-    assert trees.difference(expected, jax.eval_shape(net.apply, params, stats, images)) == ""
+    output = jax.eval_shape(net.apply, params, stats, images)._replace(maps=None)
+    assert trees.difference(expected, output) == ""
     assert trees.difference(whole, jax.eval_shape(lambda params: with_new_head(params, target, KEY), params)) == ""
     assert trees.difference(params, with_new_head(whole, net, KEY)) == ""
 

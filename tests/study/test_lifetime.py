@@ -17,7 +17,18 @@ from jax_transfer.training import optimizers, state
 
 CACHES = {"cache", "lru_cache", "cached_property"}
 # A Net holds functions and shapes, but no arrays.
-PLAIN_TYPES = {"str", "int", "float", "bool", "None", "pathlib.Path", "tuple[int, ...]", "tuple[int, int]", "Net"}
+PLAIN_TYPES = {
+    "str",
+    "int",
+    "int | None",
+    "float",
+    "bool",
+    "None",
+    "pathlib.Path",
+    "tuple[int, ...]",
+    "tuple[int, int]",
+    "Net",
+}
 
 
 def save_initialisation(work, epochs):

@@ -77,7 +77,7 @@ def test_written_by_follows_the_order_of_stages():
 
 
 def test_default_stages_are_all_stages_in_order_but_those_that_need_settings():
-    expected = tuple(name for name in STAGES if name not in ("select", "retrieval"))
+    expected = tuple(name for name in STAGES if name not in ("select", "fewshot", "retrieval"))
     assert default_config().stages == Study().stages == expected
 
 
