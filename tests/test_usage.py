@@ -88,6 +88,7 @@ main.run()
 """
 
 
+@pytest.mark.slow
 def test_study_that_does_not_fit_resumes_with_remat(tmp_path):
     stages = ("--config.stages=('pretrain',)", "--config.pretrain.epochs=1")
     done = run_command(tmp_path, *stages, code=("-c", OUT_OF_MEMORY))

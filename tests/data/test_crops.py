@@ -331,6 +331,7 @@ for gigabytes in (1.0, 0.0):
 """
 
 
+@pytest.mark.slow
 def test_windows_do_not_depend_on_devices_and_processes(tmp_path):
     running = []
     for name, count, processes in (("one", 1, 1), ("eight", 8, 1), ("two", 1, 2)):

@@ -386,6 +386,7 @@ def test_rows_drop_incomplete_lines_and_duplicate_keys(tmp_path):
 SMALL_RATE = "--config.pretrain.optimizer.learning_rate=0.002"
 
 
+@pytest.mark.slow  # tests/training/test_contrastive.py compares one and four devices
 def test_eight_devices_give_the_losses_of_one_device(tmp_path):
     one, eight = tmp_path / "one", tmp_path / "eight"
     done = run_command(one, SMALL_RATE, "--config.stages=('pretrain', 'features', 'probe', 'finetune')")
