@@ -1,11 +1,14 @@
 """The stage fewshot: rows against a plain computation from the kept embeddings, resuming, and bad input."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from helpers.studies import results_without_times, run_command, run_stages, tiny_config
+from helpers.source_files import REPOSITORY
+from helpers.studies import TINY, environment, results_without_times, run_stages, tiny_config
 from jax_transfer.records import InputError
 from jax_transfer.study import fewshot
 from jax_transfer.study.workspace import Workspace
@@ -170,12 +173,12 @@ def test_classes_by_name_are_divided(tmp_path):
 @pytest.mark.slow
 def test_two_processes_write_the_rows_of_one(study, tmp_path):
     workdir, _ = study
-    arguments = [f"--config.{name.replace('__', '.')}={value}" for name, value in CONFIG.items()]
-    launch = (
-        "import subprocess, sys; sys.exit(subprocess.call(['bash', 'launch/local_processes.sh', '2', *sys.argv[1:]]))"
+    fields = {**TINY, **{name.replace("__", "."): value for name, value in CONFIG.items()}}
+    command = ["bash", "launch/local_processes.sh", "2", "--config=configs/quickstart.py:smoke"]
+    command += [f"--workdir={tmp_path}", *(f"--config.{name}={value}" for name, value in fields.items())]
+    ended = subprocess.run(
+        command, cwd=REPOSITORY, env=environment(PYTHON=sys.executable), capture_output=True, text=True, timeout=600
     )
-    code = ("-c", launch)
-    ended = run_command(tmp_path, *arguments, code=code, timeout=600)
     assert ended.returncode == 0, ended.stderr[-2000:]
     own, whole = (results_without_times(folder)["fewshot.jsonl"] for folder in (tmp_path, workdir))
     one = {(r["checkpoint"], r["method"], r["shots"]): r for r in whole}
