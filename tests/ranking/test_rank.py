@@ -21,6 +21,8 @@ from sklearn.linear_model import LogisticRegression
 import jax_transfer as jt
 from jax_transfer.checkpoints import load_checkpoint, torch_weights
 from jax_transfer.checkpoints.trajectory import Trajectory
+from jax_transfer.data.augment import evaluation_view
+from jax_transfer.data.sources import load_source
 from jax_transfer.features import extract
 from jax_transfer.models import MODELS
 from jax_transfer.ranking import command
@@ -35,6 +37,7 @@ from jax_transfer.transfer.cross_validation import (
     paired_difference,
     share_with_interval,
 )
+from jax_transfer.transfer.fewshot import draw_episodes
 from jax_transfer.transfer.softmax_regression import ProbeSettings, converged
 
 TARGET = "embedded:digits?train=160&test=40"
@@ -491,3 +494,49 @@ def test_the_command_names_the_field(field, value, message, tmp_path):
     config[field] = value
     with pytest.raises(InputError, match=message):
         command.run(config, tmp_path)
+
+
+# --- classes from a few images
+
+
+def test_few_shot_accuracies_equal_a_plain_loop_and_are_shown(tmp_path):
+    path = write_checkpoint(tmp_path / "small.safetensors")
+    ranking = jt.rank([path], TARGET, scores=(), shots=(1, 3))
+    sources = [load_source(TARGET, split) for split in ("train", "test")]
+    checkpoint = load_checkpoint(path)
+    x, x_test = (
+        np.asarray(checkpoint.net.apply(checkpoint.params, checkpoint.stats, _normalised(source, checkpoint)).features)
+        for source in sources
+    )
+    x, x_test = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (x, x_test))
+    accuracies = []
+    for rows in draw_episodes(sources[0].labels, range(10), 3, ranking_module.EPISODES, seed=0):
+        weights = x[rows].mean(1)
+        weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+        accuracies.append(np.mean((x_test @ weights.T).argmax(1) == sources[1].labels))
+    mean, half_width = ranking.best.few_shot[3]
+    assert mean == pytest.approx(np.mean(accuracies), abs=2e-3) and 0 < half_width < 0.05
+    assert f"{100 * mean:.1f}" in str(ranking) and "3-shot %" in write_page(ranking, tmp_path).read_text()
+    ranking.to_csv(tmp_path / "ranking.csv")
+    (row,) = csv.DictReader((tmp_path / "ranking.csv").open())
+    assert float(row["3_shot"]) == mean and float(row["1_shot"]) == ranking.best.few_shot[1][0]
+
+
+def _normalised(source, checkpoint):
+    grey = np.asarray(source.read(np.arange(len(source))))
+    return evaluation_view(jnp.asarray(np.repeat(grey[..., None], 3, axis=-1)), checkpoint.preprocessing)
+
+
+@pytest.mark.parametrize(
+    ("shots", "message"),
+    [
+        (1, r"shots = 1: expected a list of numbers of images, such as \(1, 5\)"),
+        ((0,), r"shots = \(0,\): expected numbers of images, each 1 or more"),
+        ((2, 2), r"shots = \(2, 2\) lists a number twice"),
+        ((99,), r"shots = \(99,\): class '\d' of .* has \d+ training images, fewer than 99"),
+    ],
+)
+def test_bad_shots_are_refused_before_a_checkpoint_is_evaluated(shots, message, tmp_path):
+    with pytest.raises(InputError, match=message) as caught:
+        jt.rank([tmp_path / "missing.safetensors", "random:resnet10"], TARGET, shots=shots)
+    assert "\n" not in str(caught.value)
