@@ -96,7 +96,7 @@ def _wrong_count(path, number: int, count: int, dim: int) -> str:
         )
     return (
         f"{printable(path)}, line {number:,}, has {count:,} numbers: expected a word and {dim:,}; the file may be "
-        "incomplete, so fetch it again."
+        "incomplete, so download it again."
     )
 
 
@@ -111,6 +111,6 @@ def _numbers(path, number: int, word: bytes, fields: Sequence[bytes]) -> Float[n
     if vector is None or not np.isfinite(vector).all():
         raise InputError(
             f"{printable(path)}, line {number:,} ({printable(word.decode(errors='replace'))}): {reason}; expected a "
-            "word and its numbers, so fetch the file again."
+            "word and its numbers, so download the file again."
         )
     return vector

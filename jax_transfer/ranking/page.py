@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import matplotlib
 from matplotlib.figure import Figure
 
-from jax_transfer.ranking.result import STAR, Ranking, answer, named_classes, table_rows
+from jax_transfer.ranking.result import EPISODES, STAR, Ranking, answer, named_classes, table_rows
 from jax_transfer.report import tables
 from jax_transfer.report.markup import escape, inline_svg, to_page
 from jax_transfer.report.style import BLUE, GREY, STYLE, WIDTH, cut, to_svg
@@ -74,7 +74,7 @@ def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
     )
     few = (
         "N-shot: the same metric of the nearest class mean by cosine, of N training images of a class, on the test "
-        "images; mean over 100 draws of these images, with half of its 95 % interval. "
+        f"images; mean over {EPISODES} draws of these images, with half of its 95 % interval. "
         if ranking.best.few_shot
         else ""
     )

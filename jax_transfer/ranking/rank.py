@@ -24,7 +24,7 @@ from jax_transfer.features import extract
 from jax_transfer.features.cache import FeatureCache
 from jax_transfer.logs import duration, log
 from jax_transfer.ranking.candidates import Candidate, list_candidates, load
-from jax_transfer.ranking.result import Ranked, Ranking, named_classes
+from jax_transfer.ranking.result import EPISODES, Ranked, Ranking, named_classes
 from jax_transfer.ranking.tuning import finetune_best
 from jax_transfer.records import METRICS, Features, InputError
 from jax_transfer.transfer.cross_validation import (
@@ -38,7 +38,6 @@ from jax_transfer.transfer.cross_validation import (
 from jax_transfer.transfer.fewshot import ClassSplit, FewShotProblem, draw_episodes, imprint, interval
 
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
-EPISODES = 100  # draws of the training images of `shots`
 KEPT_GIGABYTES = 2.0  # memory for checkpoints that are kept after the time estimate; the others are read again
 
 

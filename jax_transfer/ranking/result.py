@@ -22,6 +22,7 @@ from jax_transfer.results import Row
 
 LOW_AGREEMENT = 0.3  # Kendall's tau if about two thirds of the pairs are in the same order
 NORMAL = statistics.NormalDist()
+EPISODES = 100  # draws of the training images for few-shot accuracies
 STAR = "\N{BLACK STAR}"
 
 

@@ -173,29 +173,17 @@ def _answer(page: Page) -> Iterator[str]:
 
 def _reuse(page: Page) -> Iterator[str]:
     """Yields whether fine-tuning gains by reusing source data, how, and what was selected from it."""
-    for part in reuse_section.section(page.read, page.config, page.results_folder):
-        if isinstance(part, str):
-            yield part
-        else:
-            yield from _drawn(part, page)
+    yield from _with_figures(reuse_section.section(page.read, page.config, page.results_folder), page)
 
 
 def _fewshot(page: Page) -> Iterator[str]:
     """Yields how well classifiers of a few images a class do, and which checkpoint to choose for them."""
-    for part in fewshot.section(page.results.get("fewshot", []), page.config.get("paper") or ()):
-        if isinstance(part, str):
-            yield part
-        else:
-            yield from _drawn(part, page)
+    yield from _with_figures(fewshot.section(page.results.get("fewshot", []), page.config.get("paper") or ()), page)
 
 
 def _retrieval(page: Page) -> Iterator[str]:
     """Yields how well images and captions are found, and which checkpoint a part of the data would choose."""
-    for part in retrieval.section(page.results.get("retrieval", []), page.config):
-        if isinstance(part, str):
-            yield part
-        else:
-            yield from _drawn(part, page)
+    yield from _with_figures(retrieval.section(page.results.get("retrieval", []), page.config), page)
 
 
 def _targets(page: Page) -> Iterator[str]:
@@ -367,6 +355,12 @@ def _figures(section: figures.Section, page: Page) -> Iterator[str]:
         yield from map(page.not_run, missing if page.has_targets or "pretrain" in missing else ())
         return
     yield from list(_drawn(section.draw(page.read), page)) or ["<p>The results contain no values to draw yet.</p>"]
+
+
+def _with_figures(parts: Iterable[str | Sequence[figures.Drawing]], page: Page) -> Iterator[str]:
+    """Yields the parts of a section in order: HTML as it is, and figures as `_drawn` yields them."""
+    for part in parts:
+        yield from [part] if isinstance(part, str) else _drawn(part, page)
 
 
 def _drawn(drawings: Iterable[figures.Drawing], page: Page) -> Iterator[str]:

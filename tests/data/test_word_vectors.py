@@ -45,7 +45,7 @@ BAD = {
     "a header": ("2 3\nthe 1 2 3\ncat 3 4 5\n", "has 1 numbers in its first line: .* without a header line"),
     "a torn line": ("the 1 2 3\ncat 3 4", r"glove\.txt, line 2, has 2 numbers: expected a word and 3"),
     "an empty line": ("the 1 2 3\n\ncat 3 4 5", "line 2, has 0 numbers"),
-    "no number": ("the 1 2 3\ncat 3 x 5\n", r"line 2 \(cat\): could not convert.*'x'.*fetch the file again"),
+    "no number": ("the 1 2 3\ncat 3 x 5\n", r"line 2 \(cat\): could not convert.*'x'.*download the file again"),
     "not finite": ("the 1 2 3\ncat 3 nan 5\n", r"line 2 \(cat\): a number is not finite"),
     "other words": ("the 1 2 3\ndog 3 4 5\n", "has none of 2 words, such as 'cat'"),
     "an empty file": ("", "has none of 2 words"),
