@@ -62,6 +62,24 @@ TABLE = (
     "nleep",
 )
 
+# Nets of 0.17 to 0.22 million parameters, and others of 0.02 to 1.4 million, for images of 32 pixels.
+EQUAL = (
+    {"name": "resnet10", "stem": "cifar", "width": 12},
+    {"name": "resnet18_v2", "stem": "cifar", "width": 8},
+    {"name": "mobilenet_v1", "width": 0.25},
+    {"name": "inception_v1", "width": 0.18},
+)
+UNEQUAL = (
+    {"name": "resnet10", "stem": "cifar", "width": 4},
+    {"name": "resnet10", "stem": "cifar", "width": 16},
+    {"name": "inception_v2", "width": 0.2},
+    {"name": "inception_v1", "width": 0.5},
+)
+CALTECH = "+".join(
+    "airplanes bonsai brain buddha butterfly car_side chandelier ewer faces grand_piano hawksbill helicopter kangaroo "
+    "ketch leopards menorah motorbikes starfish trilobite watch".split()
+)
+
 
 def full():
     config = default_config()
@@ -102,6 +120,38 @@ def full():
     return config
 
 
+def reduced():
+    """Compares eight narrow nets on three sources, halfway and at the end, for three targets on two CPU cores."""
+    config = full()
+    config.name = "NeuCRaB, reduced"
+    config.model.name, config.model.stem, config.model.width = EQUAL[0]["name"], EQUAL[0]["stem"], EQUAL[0]["width"]
+    config.model.others = (*EQUAL[1:], *UNEQUAL)
+    # The target on CIFAR-10 has the other four classes.
+    config.source.dataset = "tfds:cifar10?classes=bird+cat+deer+dog+frog+horse&train=5000&test=500"
+    config.source.others = ("tfds:tiny_imagenet?train=5000&test=500", "tfds:fashion_mnist?train=5000&test=500")
+    config.preprocessing.image_size = 32
+    config.preprocessing.crop_fraction = 1.0
+    config.pretrain.epochs = 6
+    config.pretrain.batch_size = 32
+    config.pretrain.augment = ("flip",)
+    config.pretrain.optimizer.name, config.pretrain.optimizer.learning_rate = "adam", 1e-3
+    config.pretrain.optimizer.weight_decay = 0.0
+    config.trajectory.epochs = "3,6"
+    config.targets = (
+        "tfds:mnist?per_class=40&test=800",
+        "tfds:cifar10?classes=airplane+automobile+ship+truck&per_class=100&test=800",
+        f"tfds:caltech101?classes={CALTECH}&per_class=20&test=800",
+    )
+    config.metrics = dict.fromkeys(config.targets, "accuracy")
+    config.finetune.steps = 64
+    config.finetune.batch_size = 32
+    config.finetune.augment = ()
+    config.finetune.num_seeds = 3
+    config.finetune.learning_rates, config.finetune.weight_decays = (0.01, 0.03, 0.1), (0.0,)
+    config.probe.methods = ("probe_converged",)
+    return config
+
+
 def smoke():
     config = tiny(full())
     config.model.others = ({"name": "resnet18_v2", "stem": "cifar", "width": 8},)
@@ -111,4 +161,4 @@ def smoke():
 
 
 def get_config(variant: str = "full"):
-    return choose({"full": full, "smoke": smoke}, variant, "variant of configs/neucrab_group3.py")()
+    return choose({"full": full, "reduced": reduced, "smoke": smoke}, variant, "variant of configs/neucrab_group3.py")()
