@@ -76,8 +76,28 @@ UNEQUAL = (
     {"name": "inception_v1", "width": 0.5},
 )
 CALTECH = "+".join(
-    "airplanes bonsai brain buddha butterfly car_side chandelier ewer faces grand_piano hawksbill helicopter kangaroo "
-    "ketch leopards menorah motorbikes starfish trilobite watch".split()
+    [
+        "airplanes",
+        "bonsai",
+        "brain",
+        "buddha",
+        "butterfly",
+        "car_side",
+        "chandelier",
+        "ewer",
+        "faces",
+        "grand_piano",
+        "hawksbill",
+        "helicopter",
+        "kangaroo",
+        "ketch",
+        "leopards",
+        "menorah",
+        "motorbikes",
+        "starfish",
+        "trilobite",
+        "watch",
+    ]
 )
 
 

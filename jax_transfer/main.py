@@ -73,7 +73,7 @@ def _main(argv) -> None:
 
 
 def _print_summary(results: pathlib.Path) -> None:
-    paths = (results / f"{name}.jsonl" for name in ("targets", "transfer", "ranking", "scores", "retrieval"))
+    paths = (results / f"{name}.jsonl" for name in ("targets", "transfer", "ranking", "trust", "scores", "retrieval"))
     rows = best.by_metric({path.stem: read_rows(path) for path in paths if path.exists()})
     transfer, ranking, scored = (rows.get(name, []) for name in ("transfer", "ranking", "scores"))
     if compared := comparison.comparisons(transfer):
@@ -87,7 +87,7 @@ def _print_summary(results: pathlib.Path) -> None:
     for table in retrieval.summary_tables(rows.get("retrieval", [])):
         rich.print(table)
     if method := trust.ground_truth(ranking):
-        rich.print(trust.trust_table(ranking, scored, method, grid.swept(transfer)))
+        rich.print(trust.trust_table(ranking, scored, method, grid.swept(transfer), rows.get("trust", [])))
 
 
 def run() -> None:

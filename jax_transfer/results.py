@@ -52,6 +52,10 @@ VERSIONS = {
     "similarity": 2,
     "embedding": 2,
     "ranking": 2,
+    "trust": 1,
+    "checklist": 1,
+    "points": 1,
+    "predictions": 1,
     "targets": 1,
     "checkpoints": 1,
     "usage": 1,
@@ -232,6 +236,104 @@ class RankingRow:
     num_scored: int | None = None
     metric: str = "accuracy"
     version: int = VERSIONS["ranking"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrustRow:
+    """A row that records how well a score ranks the checkpoints over all targets, compared with a naive list.
+
+    Attributes:
+      num_targets: the targets on which at least one score orders the checkpoints; all numbers are means over them.
+      baseline: the naive list to which the score is compared; "" without one.
+      difference, difference_low, difference_high: Kendall's tau of the score minus that of the baseline, and its 95 %
+        interval over checkpoints.
+      fidelity_pearson, ...: correlation between gaps in the score and gaps in accuracy, over all pairs of checkpoints.
+      top_fidelity_pearson, ...: the same over the pairs with one of the three most accurate checkpoints.
+      kendall_epochs, num_epochs: tau over the last epoch of each pre-training alone, and their number.
+      kendall_families, num_families: tau over the largest checkpoint of each family of architectures alone.
+    """
+
+    method: str
+    score: str
+    num_targets: int
+    num_checkpoints: int
+    kendall: float
+    weighted_kendall: float
+    baseline: str
+    difference: float
+    difference_low: float
+    difference_high: float
+    fidelity_pearson: float
+    fidelity_spearman: float
+    top_fidelity_pearson: float
+    top_fidelity_spearman: float
+    kendall_epochs: float
+    num_epochs: int
+    kendall_families: float
+    num_families: int
+    version: int = VERSIONS["trust"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckRow:
+    """A row that records one finding of the checklist of `trust.checklist`.
+
+    Attributes:
+      check: a key of `trust.checklist.CHECKS`.
+      subject: the target, score or checkpoint that the finding is about; "" for all.
+      value, low, high: the number that was found, and the ends of its range, if it has one.
+      passed: False if the finding weakens the comparison, True if not; null if it is only information.
+      finding: a sentence.
+    """
+
+    method: str
+    check: str
+    subject: str
+    value: float | None
+    low: float | None
+    high: float | None
+    passed: bool | None
+    finding: str
+    version: int = VERSIONS["checklist"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PointsRow:
+    """A row that records what a gap in a score has meant on the other targets, see `trust.points`.
+
+    Attributes:
+      gap: one standard deviation of the score over the checkpoints of this target.
+      points, spread: what such a gap has meant in accuracy on the other targets, in [-1, 1]: mean and deviation.
+      num_others: number of other targets.
+    """
+
+    method: str
+    target: str
+    score: str
+    gap: float
+    points: float
+    spread: float
+    num_others: int
+    version: int = VERSIONS["points"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictionRow:
+    """A row that records the accuracy that the scores together predict for a checkpoint, see `trust.points`.
+
+    Attributes:
+      predicted, low, high: the prediction without the target's own accuracies, but for their mean; its interval.
+      accuracy: what was measured.
+    """
+
+    method: str
+    target: str
+    checkpoint: str
+    predicted: float
+    low: float
+    high: float
+    accuracy: float
+    version: int = VERSIONS["predictions"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -483,6 +585,10 @@ ROWS = {
     "targets": (TargetRow, ("target",)),
     "checkpoints": (CheckpointRow, ("checkpoint",)),
     "usage": (UsageRow, ("stage", "run")),
+    "trust": (TrustRow, ("method", "score")),
+    "checklist": (CheckRow, ("method", "check", "subject")),
+    "points": (PointsRow, ("method", "target", "score")),
+    "predictions": (PredictionRow, ("method", "target", "checkpoint")),
     "selection": (SelectionRow, ("checkpoint", "target", "strategy", "rank")),
     "retrieval": (RetrievalRow, ("checkpoint", "target", "fraction", "split", "folds", "seed")),
     "overlap": (OverlapRow, ("checkpoint", "target", "source_image", "test_image")),

@@ -34,6 +34,7 @@ FOLDERS = (
     "analysis",
     "selection",
     "report",
+    "trust",
     "ranking",
     "study",
 )

@@ -201,9 +201,44 @@ def kendall_interval(
     scores, accuracies = paired(scores, accuracies)
     if not _correlation_is_defined(scores, accuracies):
         return math.nan, math.nan
+    taus = kendall_of_draws(scores, accuracies, draw_checkpoints(len(scores), int(resamples), int(seed)))
+    taus = taus[np.isfinite(taus)]
+    low, high = np.quantile(taus, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if low == high and len(scores) < MIN_CHECKPOINTS:
+        return math.nan, math.nan
+    return float(low), float(high)
+
+
+def draw_checkpoints(k: int, resamples: int = 2000, seed: int = 0) -> Float[np.ndarray, "b k"]:
+    """Draws k of k checkpoints with replacement, and returns how often each was drawn, for a bootstrap.
+
+    Example:
+      >>> draw_checkpoints(4, resamples=2).sum(axis=1).tolist()
+      [4.0, 4.0]
+    """
+    return np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), size=resamples).astype(float)
+
+
+def kendall_of_draws(
+    scores: Float[np.ndarray, "k"], accuracies: Float[np.ndarray, "k"], draws: Float[np.ndarray, "b k"]
+) -> Float[np.ndarray, "b"]:
+    """Computes Kendall's tau-b of each draw of checkpoints.
+
+    A checkpoint drawn twice is tied with itself; tau-b corrects for this as for any other tie.
+
+    Args:
+      scores, accuracies: finite values.
+      draws: how often each checkpoint was drawn.
+
+    Returns:
+      A tau for each draw; NaN if all checkpoints of the draw are tied.
+
+    Example:
+      >>> scores, accuracies = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.8, 0.7])
+      >>> kendall_of_draws(scores, accuracies, np.ones((1, 3))).round(2).tolist()
+      [0.33]
+    """
     order, truth = (np.sign(v[:, None] - v[None, :]) for v in (scores, accuracies))
-    k = len(scores)
-    draws = np.random.default_rng(int(seed)).multinomial(k, np.full(k, 1 / k), size=int(resamples)).astype(float)
 
     def sum_over_pairs(values: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "b"]:
         """Sums over the pairs in each draw, a quadratic form in how often each checkpoint was drawn."""
@@ -211,11 +246,43 @@ def kendall_interval(
 
     concordant = sum_over_pairs(order * truth)
     distinct = sum_over_pairs(np.abs(order)) * sum_over_pairs(np.abs(truth))
-    taus = concordant[distinct > 0] / np.sqrt(distinct[distinct > 0])
-    low, high = np.quantile(taus, [(1 - confidence) / 2, (1 + confidence) / 2])
-    if low == high and k < MIN_CHECKPOINTS:
+    return np.where(distinct > 0, concordant / np.sqrt(np.where(distinct > 0, distinct, 1)), np.nan)
+
+
+def fidelity(scores: ArrayLike, accuracies: ArrayLike, top: int | None = None) -> tuple[float, float]:
+    """Computes how well differences of scores tell differences of accuracies: correlations over pairs of checkpoints.
+
+        corr(|s_i - s_j|, |a_i - a_j|)   over the pairs i < j
+
+    "How NOT to benchmark your SITE metric" (arXiv 2510.06448): a score whose gaps say nothing about gaps in accuracy
+    cannot tell whether the better checkpoint is worth its cost.
+
+    Args:
+      scores, accuracies: [k], one entry per checkpoint.
+      top: if given, only the pairs with at least one of the `top` most accurate checkpoints count; among equally
+        accurate ones at the limit, all do.
+
+    Returns:
+      (Pearson's, Spearman's) correlation, each in [-1, 1]; NaN if it is undefined.
+
+    Raises:
+      InputError: if the first two arguments are not two lists of numbers of the same length, or top is out of range.
+
+    Example:
+      >>> [round(value, 2) for value in fidelity([1, 2, 4], [0.5, 0.6, 0.9])]
+      [0.98, 1.0]
+    """
+    scores, accuracies = paired(scores, accuracies)
+    if not _ranking_is_defined(scores, accuracies, 1 if top is None else top):
         return math.nan, math.nan
-    return float(low), float(high)
+    first, second = np.triu_indices(len(scores), 1)
+    if top is not None:
+        among = accuracies >= np.sort(accuracies)[-min(top, len(accuracies))]
+        counts = among[first] | among[second]
+        first, second = first[counts], second[counts]
+    gaps = [np.abs(values[first] - values[second]) for values in (scores, accuracies)]
+    ranks = [scipy.stats.rankdata(gap) for gap in gaps]
+    return pearson(*gaps), pearson(*ranks)
 
 
 def paired(scores: ArrayLike, accuracies: ArrayLike) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]]:
@@ -228,7 +295,7 @@ def paired(scores: ArrayLike, accuracies: ArrayLike) -> tuple[Float[np.ndarray, 
       >>> [array.tolist() for array in paired([1, None], [0.5, 0.7])]
       [[1.0, nan], [0.5, 0.7]]
     """
-    scores, accuracies = _numbers(scores, "scores"), _numbers(accuracies, "accuracies")
+    scores, accuracies = as_numbers(scores, "scores"), as_numbers(accuracies, "accuracies")
     if scores.ndim != 1 or scores.shape != accuracies.shape:
         raise InputError(
             f"scores {list(scores.shape)} and accuracies {list(accuracies.shape)} do not match: expected two lists of "
@@ -237,8 +304,16 @@ def paired(scores: ArrayLike, accuracies: ArrayLike) -> tuple[Float[np.ndarray, 
     return scores, accuracies
 
 
-def _numbers(values: ArrayLike, name: str) -> Float[np.ndarray, "..."]:
-    """Converts `values` to float64; None marks a missing value and becomes NaN."""
+def as_numbers(values: ArrayLike, name: str) -> Float[np.ndarray, "..."]:
+    """Converts `values` to float64; None marks a missing value and becomes NaN.
+
+    Raises:
+      InputError: if they are not real numbers.
+
+    Example:
+      >>> as_numbers([[1, None]], "accuracies").tolist()
+      [[1.0, nan]]
+    """
     try:
         array = np.asarray(values)
         if array.dtype.kind not in "USc":

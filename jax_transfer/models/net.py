@@ -210,6 +210,21 @@ def map_dim(net: Net) -> int:
     return output.maps.shape[-1]
 
 
+def num_parameters(net: Net) -> int:
+    """Counts the parameters of a net without its head and projection, which depend on the data that it was trained on.
+
+    >>> from jax_transfer.models.resnet import resnet10
+    >>> num_parameters(resnet10(num_classes=0, width=8)) == num_parameters(resnet10(num_classes=1000, width=8))
+    True
+    """
+    heads = tuple("/".join(("params", *names, "")) for names in (net.classifier, (PROJECTION,)))
+    return sum(
+        math.prod(shape)
+        for name, shape in net.shapes.items()
+        if name.startswith("params/") and not name.startswith(heads)
+    )
+
+
 BLOCK = "block"  # see `block_output`
 PROJECTION = "projection"  # name of the projection in `params`, see `with_projection`
 

@@ -18,6 +18,7 @@ from jax_transfer.report import (
     spectral,
     spectral_figures,
     tables,
+    trust_section,
     used,
 )
 from jax_transfer.report.answer import answer
@@ -25,7 +26,6 @@ from jax_transfer.report.best import by_metric, given, is_given
 from jax_transfer.report.grid import choice_note, grid_rows, grid_sentences, is_result, swept
 from jax_transfer.report.markup import escape, inline_svg, to_page
 from jax_transfer.report.style import to_svg
-from jax_transfer.report.trust import trust_note, trust_rows
 from jax_transfer.results import Row, column_names, is_plain, read_rows
 
 LONG_TABLE = 15  # number of rows; longer tables are collapsed
@@ -274,9 +274,7 @@ def _trust(page: Page) -> Iterator[str]:
         yield page.not_run("ranking" if scored else "scores")
     for method in sorted({row["method"] for row in ranking}):
         yield f"<h3>{escape(tables.method_name(method))}</h3>"
-        note = trust_note(ranking, scored, method, swept(page.read.get("transfer", [])))
-        yield f'<p class="quiet">{escape(note)}</p>'
-        yield tables.to_html(trust_rows(ranking, scored, method))
+        yield from trust_section.section(page.read, method, swept(page.read.get("transfer", [])))
 
 
 def _grid(page: Page) -> Iterator[str]:

@@ -172,7 +172,7 @@ def _correlations(ranking_rows: Sequence[Row], target: str, score: str, method: 
 
 def _draw_scores(results: Results) -> Iterator[Drawing]:
     rows, scores = results["transfer"], results["scores"]
-    pairs = dict.fromkeys((row["target"], row["score"]) for row in scores)
+    pairs = dict.fromkeys((row["target"], row["score"]) for row in scores if row["score"] not in tables.NAIVE_LISTS)
     names = tables.target_names(target for target, _ in pairs)
     for target, score in pairs:
         metric = METRICS[best.metric_of(rows, target)]

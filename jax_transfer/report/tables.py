@@ -51,6 +51,23 @@ SCORE_NAMES = {
     "mi_alpha_0.5": "MI (α = 0.5)",
     "mi_pca_alpha_0.01": "MI w/ PCA (α = 0.01)",
     "mi_pca_alpha_0.5": "MI w/ PCA (α = 0.5)",
+    "pooled": "All scores pooled",
+    "num_parameters": "Parameters",
+    "forward_gflops": "GFLOP of a forward pass",
+    "source_accuracy": "Source accuracy",
+    "last_epoch": "Epoch",
+    "static": "The given order",
+    "average_rank": "Rank on other targets",
+}
+
+# Lists that need no data of the target -> what they order by, and what to choose by them.
+NAIVE_LISTS = {
+    "num_parameters": ("number of parameters", "the largest checkpoint"),
+    "forward_gflops": ("work of a forward pass", "the most expensive checkpoint"),
+    "source_accuracy": ("accuracy on the source", "the most accurate checkpoint on its source"),
+    "last_epoch": ("epoch", "the last epoch"),
+    "static": ("given order", "the first in the given order"),
+    "average_rank": ("mean rank on the other targets", "the best on other targets"),
 }
 
 # Display form of the options in a target string: tfds:mnist?per_class=100 -> mnist (100 per class).

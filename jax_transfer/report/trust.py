@@ -30,12 +30,22 @@ METRICS = {
     "Regret": ("regret", (2, 1)),
 }
 INTERVAL = "95 % interval"
+AGAINST = "Against the list"
+AGAINST_INTERVAL = "Its 95 % interval"
+ELSEWHERE = (
+    "Independent studies found no score that is reliable everywhere (Agostinelli et al., ECCV 2022, arXiv 2204.01403; "
+    "arXiv 2510.06448): what holds here need not hold for other checkpoints or targets."
+)
 AS_IN_THE_PAPER = "GFLOPS as in the paper"
 SCORED = "Scored"
 
 
 def trust_rows(
-    ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str, terminal: bool = False
+    ranking_rows: Sequence[Row],
+    score_rows: Sequence[Row],
+    method: str,
+    judged: Sequence[Row] = (),
+    terminal: bool = False,
 ) -> list[Row]:
     """Formats how well each score predicts the accuracies of `method`: one dict per score, highest Kendall's tau first.
 
@@ -47,6 +57,7 @@ def trust_rows(
       ranking_rows: rows of results/ranking.jsonl.
       score_rows: rows of results/scores.jsonl.
       method: the method whose accuracies the scores predict, such as "finetune".
+      judged: rows of results/trust.jsonl, with the difference to a naive list.
       terminal: whether to use fewer decimals, as in the terminal table.
 
     Returns:
@@ -72,14 +83,83 @@ def trust_rows(
             cells[title] = tables.EN_DASH if value is None else f"{100 * value:.{decimals[terminal]}f}"
             if title == "Kendall":
                 low, high = mean["kendall_low"], mean["kendall_high"]
-                cells[INTERVAL] = (
-                    tables.EN_DASH if low is None or high is None else f"{round(100 * low)}..{round(100 * high)}"
-                )
+                cells[INTERVAL] = _interval(low, high)
+        cells |= _against(judged, method, score)
         own_scores = [row for row in score_rows if row["score"] == score]
         cells["GFLOPS"] = _format_gigaflops(_mean(row["gflops"] for row in own_scores), 2 - terminal)
         cells[AS_IN_THE_PAPER] = _format_gigaflops(_mean(map(paper_gigaflops, own_scores)), 2 - terminal)
         formatted.append((-2 if mean["kendall"] is None else mean["kendall"], cells))
     return [cells for _, cells in sorted(formatted, key=lambda pair: -pair[0])]
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    """Formats an interval of fractions in percent."""
+    return f"{round(100 * low)}..{round(100 * high)}" if is_number(low) and is_number(high) else tables.EN_DASH
+
+
+def _against(judged: Sequence[Row], method: str, score: str) -> Row:
+    """Returns the cells of the difference to the naive list, and its interval; no cells if there is no such list."""
+    row = next((row for row in judged if (row["method"], row["score"]) == (method, score)), None)
+    if not any(row["method"] == method and row["baseline"] for row in judged):
+        return {}
+    difference = row["difference"] if row else None
+    return {
+        AGAINST: f"{100 * difference:+.0f}" if is_number(difference) else tables.EN_DASH,
+        AGAINST_INTERVAL: _interval(row["difference_low"], row["difference_high"]) if row else tables.EN_DASH,
+    }
+
+
+def verdict(judged: Sequence[Row], method: str) -> list[str]:
+    """Says whether any score earned its cost: whether it orders the checkpoints better than a list that needs no data.
+
+    Args:
+      judged: rows of results/trust.jsonl.
+      method: the method whose accuracies the scores predict.
+
+    >>> rows = [{"method": "probe", "score": score, "baseline": "num_parameters", "difference": difference,
+    ...          "difference_low": low, "difference_high": high, "num_checkpoints": 12}
+    ...         for score, difference, low, high in (("logme", 0.1, -0.2, 0.4), ("num_parameters", None, None, None))]
+    >>> verdict(rows, "probe")[0]
+    'No score earned its cost: none of 1 orders the checkpoints better than the list by number of parameters ...'
+    """
+    own = [row for row in judged if row["method"] == method]
+    if not own:
+        return []
+    name = next((row["baseline"] for row in own if row["baseline"]), "")
+    if not name:
+        return [
+            "No list without data of the target (number of parameters, epoch) orders these checkpoints, so it cannot be"
+            " said whether a score earned its cost."
+        ]
+    order, choice = tables.NAIVE_LISTS[name]
+    compared = [row for row in own if row["score"] not in tables.NAIVE_LISTS and is_number(row["difference_low"])]
+    ahead = [tables.score_name(row["score"]) for row in compared if row["difference_low"] > 0]
+    behind = [tables.score_name(row["score"]) for row in compared if row["difference_high"] < 0]
+    if all(row["score"] in tables.NAIVE_LISTS for row in own):
+        return ["There is no score here, only lists that need no data of the target."]
+    if not compared:
+        return [
+            f"Whether a score earned its cost cannot be said: no difference to the list by {order} has an interval, for"
+            " want of values or of checkpoints."
+        ]
+    if ahead:
+        were = "it" if len(ahead) == 1 else "they"
+        first = (
+            f"{tables.listed(ahead)} earned {'its' if len(ahead) == 1 else 'their'} cost: {were} order"
+            f"{'s' if len(ahead) == 1 else ''} the checkpoints better than the list by {order} by more than chance."
+        )
+    else:
+        first = (
+            f"No score earned its cost: none of {len(compared)} orders the checkpoints better than the list by {order}"
+            f" by more than chance. Taking {choice} would have done as well."
+        )
+    luck = (
+        f" Of {len(compared)} scores, one in forty that is no better would still be ahead by chance."
+        if ahead and len(compared) > 1
+        else ""
+    )
+    worse = f"{tables.listed(behind)} {'does' if len(behind) == 1 else 'do'} worse than that list." if behind else ""
+    return list(filter(None, [first + luck, worse, ELSEWHERE]))
 
 
 def paper_gigaflops(row: Row) -> float:
@@ -119,13 +199,18 @@ def _format_gigaflops(gflops: float | None, decimals: int) -> str:
 
 
 def trust_note(
-    ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str, swept: Iterable[tuple[str, str]] = ()
+    ranking_rows: Sequence[Row],
+    score_rows: Sequence[Row],
+    method: str,
+    swept: Iterable[tuple[str, str]] = (),
+    judged: Sequence[Row] = (),
 ) -> str:
     """Describes the data behind `trust_rows`, and says if there are too few checkpoints.
 
     Args:
       ranking_rows, score_rows, method: see `trust_rows`.
       swept: the value of `grid.swept`, to say so if the accuracies are the best of a sweep on the test images.
+      judged: rows of results/trust.jsonl.
 
     >>> from jax_transfer.results import RankingRow, to_json_dict
     >>> row = RankingRow("tfds:mnist", "finetune", "logme", *[0.5] * 7, 4, 0.1, 0.8, regret=0.02)
@@ -144,8 +229,15 @@ def trust_note(
         ", in percent. 95 %: bootstrap interval of Kendall's tau over checkpoints. Regret: accuracy lost by trusting "
         "the score, in points."
     )
+    name = next((row["baseline"] for row in judged if row["method"] == method and row["baseline"]), "")
+    if name:
+        note += (
+            f" Against the list: Kendall's tau minus that of the list by {tables.NAIVE_LISTS[name][0]}, which needs no "
+            "data of the target; its interval is a paired bootstrap over checkpoints. Lists of this kind are in the "
+            f"table too; constant ones have {tables.EN_DASH}."
+        )
     note += "".join(f" {sentence}" for sentence in _describe_gaps(own, names))
-    forward = _mean([row["forward_gflops"] for row in score_rows])
+    forward = _mean([row.get("forward_gflops") for row in score_rows])
     if forward is not None:
         note += (
             " GFLOPS: work per checkpoint, where a multiply-add is two operations. It excludes the forward pass over "
@@ -219,7 +311,11 @@ def ground_truth(ranking_rows: Sequence[Row]) -> str | None:
 
 
 def trust_table(
-    ranking_rows: Sequence[Row], score_rows: Sequence[Row], method: str, swept: Iterable[tuple[str, str]] = ()
+    ranking_rows: Sequence[Row],
+    score_rows: Sequence[Row],
+    method: str,
+    swept: Iterable[tuple[str, str]] = (),
+    judged: Sequence[Row] = (),
 ) -> Table:
     """Builds a terminal table of `trust_rows` that fits into 80 columns. See `trust_note` for the arguments.
 
@@ -229,7 +325,7 @@ def trust_table(
     >>> rich.print(trust_table([to_json_dict(row)], [], "finetune"))
     How far each score can be trusted...
     """
-    note = trust_note(ranking_rows, score_rows, method, swept)
+    note = " ".join([trust_note(ranking_rows, score_rows, method, swept, judged), *verdict(judged, method)])
     table = Table(
         title="How far each score can be trusted",
         caption=note,
@@ -238,9 +334,9 @@ def trust_table(
         padding=0,
     )
     rows = []
-    for row in trust_rows(ranking_rows, score_rows, method, terminal=True):
+    for row in trust_rows(ranking_rows, score_rows, method, judged, terminal=True):
         gap = f"\n{row[SCORED]} scored" if SCORED in row else ""
-        cells = {k: v for k, v in row.items() if k not in ("weighted", SCORED)}
+        cells = {k: v for k, v in row.items() if k not in (SCORED, AGAINST_INTERVAL)}
         rows.append({**cells, "Score": cells["Score"] + gap})
     short = {"Recall@1": "Rec\n@1", "Rel@1": "Rel\n@1", "Recall@3": "Rec\n@3", "Rel@3": "Rel\n@3"}
     short |= {
@@ -250,7 +346,13 @@ def trust_table(
         "GFLOPS": "GF-\nLOPS",
         AS_IN_THE_PAPER: "as in\npaper",
         "Regret": "Re-\ngret",
+        AGAINST: "vs\nlist",
+        "weighted": "weigh-\nted",
     }
+    work = ("GFLOPS", AS_IN_THE_PAPER)
+    is_counted = any(row[title] != tables.EN_DASH for row in rows for title in work)
+    dropped = ("weighted",) if is_counted else work  # both do not fit
+    rows = [{title: cell for title, cell in row.items() if title not in dropped} for row in rows]
     titles: list[str] = list(rows[0]) if rows else []
     for title in titles:
         is_name = title == "Score"  # only names may wrap, because a truncated number would be wrong

@@ -33,6 +33,7 @@ from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.objectives.objective import LABELLED, Division
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
 from jax_transfer.transfer.probe import PROTOCOLS, grid_points, validation_rows
+from jax_transfer.trust.naive import static_values
 
 # The stages that read checkpoints, and leave them as they are or tune them.
 FROZEN_STAGES, TUNING_STAGES = {"features", "select", "probe"}, {"finetune", "fewshot", "retrieval"}
@@ -249,6 +250,7 @@ def check_data(work: Workspace) -> None:
         fewshot.check(work)
     if "retrieval" in config.stages:
         retrieval.check_data(work)
+    static_values(config.static, [snapshot.name for snapshot in work.snapshots])
     for target in config.targets:
         tuning = settings.finetune_settings(config, target)
         if "finetune" in config.stages:

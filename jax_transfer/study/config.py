@@ -42,7 +42,7 @@ from jax_transfer.transfer.pvse import RetrievalSettings
 # `checkpoints`, `finetune.checkpoints` and its overrides, `remat`, which changes results only by rounding,
 # `judged_images`, which changes no trained model, the numbers of a `paper`, and lists each of whose entries has rows of
 # its own.
-CHANGEABLE = ("stages", "targets", "metrics", "scores", "trajectory", "data")
+CHANGEABLE = ("stages", "targets", "metrics", "scores", "static", "trajectory", "data")
 CHANGEABLE_ANYWHERE = (
     "checkpoints",
     "remat",
@@ -186,6 +186,9 @@ class Study:
     scores: Annotated[
         tuple[Annotated[str, OneOf(ChainMap(SCORES, FINETUNE_SCORES), "score")], ...], Listed(unique=True)
     ] = ("logme", "leep", "nce")
+    # An order of the checkpoints, the best first, which the scores have to beat: names of checkpoints, or how they
+    # begin up to a "/" ("resnet50" stands for "resnet50/imagenet/90" too). The others share the last place.
+    static: Annotated[tuple[str, ...], Listed(unique=True)] = ()
     # Accuracies from the paper, which the report shows beside ours; see `PaperAccuracy`:
     # ({"target": "tfds:mnist", "what": "FE main", "accuracy": 0.9, "where": "Table 1", "epoch": 5}, ...).
     paper: tuple[PaperAccuracy, ...] = ()

@@ -3,32 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 from jax_transfer import devices
-from jax_transfer.analysis.agreement import (
-    kendall,
-    kendall_interval,
-    paired,
-    pearson,
-    recall_at_k,
-    regret,
-    relative_accuracy_at_k,
-    weighted_kendall,
-)
-from jax_transfer.choose import choose
 from jax_transfer.data.catalog import known_overlap
 from jax_transfer.logs import log
-from jax_transfer.records import METRICS
 from jax_transfer.report.best import accuracy_by, with_metrics
 from jax_transfer.report.page import write_report
-from jax_transfer.results import GRID, RankingRow, Rows, TargetRow, is_plain, to_json_dict
+from jax_transfer.results import GRID, Rows, ScoreRow, TargetRow, TransferRow, is_plain, to_json_dict
 from jax_transfer.study import settings
-from jax_transfer.study.epochs import finetuned_snapshots
+from jax_transfer.study.epochs import Saved, Snapshot, finetuned_snapshots
 from jax_transfer.study.workspace import Workspace
+from jax_transfer.trust.evidence import Evidence, family_of, make
+from jax_transfer.trust.judge import judge
 
 NUM_NAMES = 10  # the number of class names that a row holds
+JUDGED = ("ranking", "trust", "checklist", "points", "predictions")  # the result files of `judge`
 
 
 def run(work: Workspace, written_by: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -38,7 +26,8 @@ def run(work: Workspace, written_by: Mapping[str, Sequence[str]] | None = None) 
       written_by: result file -> the stages that write it, see `write_report`.
     """
     record_targets(work)
-    Rows(work.results, "ranking").replace(_ranking(work))
+    for name, rows in _judged(work).items():
+        Rows(work.results, name).replace(rows)
     if devices.is_first_process():
         log.info("Report: %s", write_report(work.workdir, written_by or {}))
 
@@ -48,33 +37,57 @@ def describe(work: Workspace) -> str:
     return "report/index.html"
 
 
-def _ranking(work: Workspace) -> list[RankingRow]:
-    """Computes a row for each target, method and score, over all checkpoints of the method, whether scored or not."""
+def _judged(work: Workspace) -> dict[str, list]:
+    """Judges the scores by the accuracies of each method: result file -> rows, over all methods."""
     transfer, scored = (Rows(work.results, name).rows for name in ("transfer", "scores"))
     transfer = [row for row in transfer if row.split not in GRID and is_plain(row)]
+    rows: dict[str, list] = {name: [] for name in JUDGED}
+    if not scored:
+        return rows
+    for method in dict.fromkeys(row.method for row in transfer):
+        for name, judged in judge(_evidence(work, method, transfer, scored)).items():
+            rows[name] += judged
+    return rows
+
+
+def _evidence(work: Workspace, method: str, transfer: Sequence[TransferRow], scored: Sequence[ScoreRow]) -> Evidence:
+    """Collects the accuracies of a method and all scores, over all checkpoints of the method, whether scored or not."""
     measured = with_metrics(map(to_json_dict, transfer), work.metrics)
-    ranking = []
+    accuracies, spreads, seeds = {}, {}, {}
     for target in work.config.targets:
-        values = {}  # score -> checkpoint -> value
-        for row in scored:
-            if row.target == target:
-                values.setdefault(row.score, {})[row.checkpoint] = row.value
-        if (
-            values
-        ):  # a score without any value, such as LEEP for models that have no classification head, also gets a row
-            values = {**{score: {} for score in work.config.scores}, **values}
-        for method in dict.fromkeys(row.method for row in transfer if row.target == target):
-            expected = (
-                finetuned_snapshots(work.config, work.snapshots, target) if method == "finetune" else work.snapshots
-            )
-            tried = [row.checkpoint for row in transfer if (row.target, row.method) == (target, method)]
-            names = list(dict.fromkeys([*(snapshot.name for snapshot in expected), *tried]))
-            points = accuracy_by("checkpoint", measured, target, method)
-            accuracies = [points[name].mean if name in points else math.nan for name in names]
-            for score, value in values.items():
-                scores = [value.get(name, math.nan) for name in names]
-                ranking.append(ranking_row(target, method, score, scores, accuracies, work.metric(target)))
-    return ranking
+        tried = [row.checkpoint for row in transfer if (row.target, row.method) == (target, method)]
+        if not tried or not any(row.target == target for row in scored):
+            continue
+        expected = finetuned_snapshots(work.config, work.snapshots, target) if method == "finetune" else work.snapshots
+        points = accuracy_by("checkpoint", measured, target, method)
+        for name in dict.fromkeys((*(snapshot.name for snapshot in expected), *tried)):
+            key, point = (target, name), points.get(name)
+            accuracies[key] = point.mean if point else math.nan
+            if point and point.num_seeds > 1:
+                spreads[key], seeds[key] = point.high - point.low, point.num_seeds
+    # A score without any value, such as LEEP for models that have no classification head, also gets a row.
+    scores = {score: {} for score in work.config.scores}
+    for row in scored:
+        scores.setdefault(row.score, {})[row.target, row.checkpoint] = row.value
+    return make(
+        method,
+        accuracies,
+        scores,
+        spreads=spreads,
+        num_seeds=seeds,
+        trajectories={s.name: s.origin.pretraining.name for s in work.snapshots if isinstance(s.origin, Saved)},
+        families={s.name: _family(work, s) for s in work.snapshots},
+        metrics=work.metrics,
+    )
+
+
+def _family(work: Workspace, snapshot: Snapshot) -> str:
+    """Returns the family of a checkpoint's architecture, with the images and the objective of its pre-training."""
+    if isinstance(snapshot.origin, Saved):
+        pretraining = snapshot.origin.pretraining
+        model = work.models[pretraining.model]["name"]
+        return f"{family_of(model)} {pretraining.source} {pretraining.objective}"
+    return family_of(snapshot.name)
 
 
 def record_targets(work: Workspace) -> None:
@@ -103,40 +116,3 @@ def _known_overlap(work: Workspace, target: str) -> list[str]:
     """Returns what is known of images that a target shares with the source images that the study reuses."""
     reuses = settings.finetune_settings(work.config, target).reuse or "select" in work.config.stages
     return list(filter(None, [known_overlap(work.reused, target)])) if reuses else []
-
-
-def ranking_row(
-    target: str, method: str, score: str, scores: ArrayLike, accuracies: ArrayLike, metric: str = "accuracy"
-) -> RankingRow:
-    """Computes a row of `results/ranking.jsonl`: how well `score` predicts the accuracies of `method` on `target`.
-
-    >>> row = ranking_row("tfds:mnist", "probe", "logme", scores=[0.1, 0.4, 0.3], accuracies=[0.7, 0.9, 0.8])
-    >>> row.kendall, row.recall_at_1, row.num_scored
-    (1.0, 1.0, 3)
-
-    Args:
-      scores, accuracies: [k], one for each checkpoint of the study; NaN (or None) if a checkpoint has none. If any is
-        missing, the correlations, Recall@k, Rel@k and regret, which need all checkpoints, are NaN.
-      metric: the metric of the accuracies, a key of `records.METRICS`.
-    """
-    choose(METRICS, metric, "metric")
-    scores, accuracies = paired(scores, accuracies)
-    low, high = kendall_interval(scores, accuracies)
-    return RankingRow(
-        target=target,
-        method=method,
-        score=score,
-        pearson=pearson(scores, accuracies),
-        kendall=kendall(scores, accuracies),
-        weighted_kendall=weighted_kendall(scores, accuracies),
-        recall_at_1=recall_at_k(scores, accuracies, 1),
-        recall_at_3=recall_at_k(scores, accuracies, 3),
-        rel_at_1=relative_accuracy_at_k(scores, accuracies, 1),
-        rel_at_3=relative_accuracy_at_k(scores, accuracies, 3),
-        num_checkpoints=len(scores),
-        kendall_low=low,
-        kendall_high=high,
-        regret=regret(scores, accuracies),
-        num_scored=int(np.sum(np.isfinite(scores) & np.isfinite(accuracies))),
-        metric=metric,
-    )

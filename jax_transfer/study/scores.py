@@ -16,12 +16,14 @@ from jax_transfer.study.epochs import Snapshot
 from jax_transfer.study.finetune import Run, divergence, finetuned
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, early_epochs
+from jax_transfer.trust.naive import naive_values, static_values
 
 
 def run(work: Workspace) -> None:
     """Computes transferability scores on the training images of each target. A failure gets a row with the reason."""
     rows = Rows(work.results, "scores")
     rows.forget_failures()
+    _append_naive(work, rows)
     for target in work.config.targets:
         for snapshot, name, measured in _missing_scores(work, target, rows):
             if measured.get("error"):
@@ -45,6 +47,25 @@ def gigaflops(work: Workspace) -> float:
         steps = early * len(work.source(target, "train")) // settings.finetune_settings(work.config, target).batch_size
         total += steps * sum(estimates.finetune_step_gigaflops(work, target).values())
     return total
+
+
+def _append_naive(work: Workspace, rows: Rows) -> None:
+    """Appends the rows of the naive lists, which cost nothing and need no data of a target, see `trust.evidence.NAIVE`.
+
+    A checkpoint for which such a value is not known has no row.
+    """
+    pretrained = {row.checkpoint: row.test_accuracy for row in Rows(work.results, "pretrain").rows}
+    places = static_values(work.config.static, [snapshot.name for snapshot in work.snapshots])
+    if any(row.score == "static" and row.value != places.get(row.checkpoint) for row in rows.rows):
+        rows.replace([row for row in rows.rows if row.score != "static"])  # the user gives another order now
+    for snapshot in work.snapshots:
+        checkpoint, epoch = work.checkpoint(snapshot), work.epoch(snapshot)
+        known = checkpoint.source_accuracy or pretrained.get(snapshot.name)
+        per_image = work.gigaflops_per_image(snapshot)
+        for name, value in naive_values(checkpoint.net, per_image, known, epoch, places.get(snapshot.name)).items():
+            for target in work.config.targets:
+                forward = [per_image * len(work.source(target, split)) for split in ("train", "test")]
+                rows.append(ScoreRow(snapshot.name, epoch, target, name, value, 0.0, 0.0, forward[0], "", forward[1]))
 
 
 def _missing_scores(work: Workspace, target: str, rows: Rows):

@@ -56,6 +56,6 @@ STAGES: dict[str, Stage] = {
     "scores": Stage(scores.run, ("scores",), scores.describe, scores.gigaflops),
     "spectral": Stage(spectral.run, ("spectral", "spectrum", "similarity", "embedding"), spectral.describe),
     "report": Stage(
-        lambda work: report.run(work, written_by()), ("ranking", "targets", "checkpoints"), report.describe
+        lambda work: report.run(work, written_by()), (*report.JUDGED, "targets", "checkpoints"), report.describe
     ),
 }

@@ -21,7 +21,7 @@ from jax_transfer.analysis import (
 )
 from jax_transfer.records import InputError
 from jax_transfer.results import RankingRow
-from jax_transfer.study.report import ranking_row
+from jax_transfer.trust.measure import ranking_row
 
 CORRELATIONS = {"pearson": pearson, "kendall": kendall, "weighted_kendall": weighted_kendall}
 METRICS = {

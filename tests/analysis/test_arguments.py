@@ -14,7 +14,7 @@ import pytest
 from jax_transfer import analysis
 from jax_transfer.analysis import score_all
 from jax_transfer.records import Features, InputError
-from jax_transfer.study.report import ranking_row
+from jax_transfer.trust.measure import ranking_row
 
 N, D, C = 40, 3, 3
 RNG = np.random.default_rng(0)

@@ -23,10 +23,10 @@ from jax_transfer.results import RankingRow, Rows, ScoreRow, TransferRow, read_r
 from jax_transfer.study import pretrain as pretrain_stage
 from jax_transfer.study import report as report_stage
 from jax_transfer.study import scores as score_stage
-from jax_transfer.study.report import ranking_row
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.training.objectives import OBJECTIVES
 from jax_transfer.transfer.finetune import FINETUNE_SCORES
+from jax_transfer.trust.measure import ranking_row
 
 OVER_ALL = [  # measures over all checkpoints
     *("pearson", "kendall", "weighted_kendall", "recall_at_1", "recall_at_3", "rel_at_1", "rel_at_3", "regret"),

@@ -1,0 +1,194 @@
+"""The numbers by which scores are judged: accuracies and scores of k checkpoints on t targets."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jax_transfer.analysis.concordance import average_ranks
+from jax_transfer.records import InputError
+
+# Lists that need no data of the target: what a score has to beat to earn its cost.
+NAIVE = ("num_parameters", "forward_gflops", "source_accuracy", "last_epoch", "static")
+AVERAGE_RANK = "average_rank"
+NCTI_PARTS = ("ncti_variability", "ncti_geometry", "ncti_nearest")
+# The lists to which every score is compared, fixed before looking at any result: the first that orders the checkpoints.
+BASELINES = ("num_parameters", "last_epoch")
+# E[highest - lowest] of n standard normal numbers, by which a spread over n seeds estimates a standard deviation.
+EXPECTED_RANGE = {2: 1.128, 3: 1.693, 4: 2.059, 5: 2.326, 6: 2.534, 7: 2.704, 8: 2.847, 9: 2.970, 10: 3.078}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Accuracies and scores of k checkpoints on t targets.
+
+    Attributes:
+      method: the method whose accuracies the scores should predict, such as "finetune".
+      targets, checkpoints: their names.
+      accuracies: in [0, 1]; NaN where it is missing.
+      spreads: highest minus lowest accuracy over seeds; NaN where unknown or with one seed.
+      num_seeds: number of seeds of each accuracy, at least 1.
+      scores: name -> its values, NaN where missing. Naive lists are among them.
+      expected: the checkpoints that belong to each target, with or without an accuracy.
+      trajectories: what pre-trained each checkpoint; those of equal names are epochs of one pre-training.
+      families: the family of each checkpoint's architecture, such as "resnet", with all else that it was trained by:
+        those of equal names are upgrades of each other.
+      metrics: the metric of each target.
+    """
+
+    method: str
+    targets: tuple[str, ...]
+    checkpoints: tuple[str, ...]
+    accuracies: Float[np.ndarray, "t k"]
+    spreads: Float[np.ndarray, "t k"]
+    num_seeds: Float[np.ndarray, "t k"]
+    scores: Mapping[str, Float[np.ndarray, "t k"]]
+    expected: Bool[np.ndarray, "t k"]
+    trajectories: tuple[str, ...]
+    families: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+    def of(self, target: int, score: str) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+        """Returns the values of a score and the accuracies of the checkpoints that belong to a target."""
+        own = self.expected[target]
+        return self.scores[score][target, own], self.accuracies[target, own]
+
+    def only(self, chosen: Bool[np.ndarray, "k"]) -> "Evidence":
+        """Returns the evidence of some of the checkpoints."""
+        tables = ("accuracies", "spreads", "num_seeds", "expected")
+        names = ("checkpoints", "trajectories", "families")
+        return dataclasses.replace(
+            self,
+            scores={name: values[:, chosen] for name, values in self.scores.items()},
+            **{name: getattr(self, name)[:, chosen] for name in tables},
+            **{name: tuple(np.array(getattr(self, name), object)[chosen]) for name in names},
+        )
+
+
+def make(
+    method: str,
+    accuracies: Mapping[tuple[str, str], float],
+    scores: Mapping[str, Mapping[tuple[str, str], float]],
+    *,
+    spreads: Mapping[tuple[str, str], float] | None = None,
+    num_seeds: Mapping[tuple[str, str], int] | None = None,
+    trajectories: Mapping[str, str] | None = None,
+    families: Mapping[str, str] | None = None,
+    metrics: Mapping[str, str] | None = None,
+) -> Evidence:
+    """Makes the evidence from values by (target, checkpoint), and adds the scores that need the whole list.
+
+    Args:
+      method: see `Evidence`.
+      accuracies: one for each checkpoint that belongs to a target; NaN if it is missing.
+      scores: score -> its values; missing ones may be left out.
+      spreads, num_seeds: those that are known.
+      trajectories, families, metrics: see `Evidence`; by default each checkpoint has a trajectory of its own, and the
+        family that `family_of` reads from its name.
+
+    >>> accuracies = {("mnist", "resnet18"): 0.9, ("mnist", "resnet50"): 0.95}
+    >>> evidence = make("finetune", accuracies, {"logme": {("mnist", "resnet18"): 1.0}})
+    >>> evidence.scores["logme"].tolist(), evidence.families
+    ([[1.0, nan]], ('resnet', 'resnet'))
+    """
+    targets, checkpoints = (tuple(dict.fromkeys(key[i] for key in accuracies)) for i in (0, 1))
+
+    def table(values: Mapping[tuple[str, str], float], missing: float = math.nan) -> Float[np.ndarray, "t k"]:
+        return np.array([[values.get((t, c), missing) for c in checkpoints] for t in targets], float)
+
+    return with_list_scores(
+        Evidence(
+            method,
+            targets,
+            checkpoints,
+            table(accuracies),
+            table(spreads or {}),
+            table(num_seeds or {}, 1),
+            {name: table(values) for name, values in scores.items()},
+            np.array([[(t, c) in accuracies for c in checkpoints] for t in targets]),
+            tuple((trajectories or {}).get(c, c) for c in checkpoints),
+            tuple((families or {}).get(c) or family_of(c) for c in checkpoints),
+            tuple((metrics or {}).get(t, "accuracy") for t in targets),
+        )
+    )
+
+
+def with_list_scores(evidence: Evidence) -> Evidence:
+    """Adds the scores that depend on all checkpoints or targets: `average_rank`, and `ncti` from its three parts."""
+    scores = dict(evidence.scores)
+    if len(evidence.targets) > 1 and evidence.expected.all():
+        scores[AVERAGE_RANK] = average_ranks(evidence.accuracies)
+    return dataclasses.replace(evidence, scores=scores)
+
+
+def family_of(name: str) -> str:
+    """Returns the family of an architecture: its name up to the first number, in lower case.
+
+    >>> family_of("resnet50"), family_of("mobilenet_v1_0.25"), family_of("DenseNet-121"), family_of("50")
+    ('resnet', 'mobilenet', 'densenet', '50')
+    """
+    found = re.match(r"[a-z]+(?:[ _-]?[a-z]{2,})*", name.lower())
+    return found[0] if found else name
+
+
+def baseline(evidence: Evidence) -> str | None:
+    """Returns the list to which the scores are compared: the first of BASELINES that orders the checkpoints, or None.
+
+    >>> accuracies = {("mnist", "1"): 0.9, ("mnist", "2"): 0.95}
+    >>> epochs = {("mnist", "1"): 1, ("mnist", "2"): 2}
+    >>> baseline(make("probe", accuracies, {"num_parameters": dict.fromkeys(epochs, 9), "last_epoch": epochs}))
+    'last_epoch'
+    """
+    for name in BASELINES:
+        values = evidence.scores.get(name)
+        if values is None or not np.isfinite(values[evidence.expected]).all():
+            continue
+        if any(np.ptp(row[own]) > 0 for row, own in zip(values, evidence.expected, strict=True)):
+            return name
+    return None
+
+
+def noise(evidence: Evidence, target: int) -> float:
+    """Estimates the standard deviation of an accuracy on a target: that of a mean over seeds, from their spread.
+
+    The spread of n seeds is on average EXPECTED_RANGE[n] standard deviations of one seed. Checkpoints are pooled, since
+    two or three seeds of one say little. NaN if no checkpoint has several seeds.
+
+    >>> key = ("mnist", "a")
+    >>> round(noise(make("finetune", {key: 0.9}, {}, spreads={key: 0.01}, num_seeds={key: 3}), 0), 4)
+    0.0034
+    """
+    own = evidence.expected[target]
+    spreads, seeds = evidence.spreads[target, own], evidence.num_seeds[target, own]
+    several = np.isfinite(spreads) & (seeds > 1)
+    if not several.any():
+        return math.nan
+    counts = np.minimum(seeds[several], max(EXPECTED_RANGE)).astype(int)
+    one_seed = float(np.mean(spreads[several] / np.array([EXPECTED_RANGE[n] for n in counts])))
+    return one_seed / math.sqrt(float(np.mean(seeds[several])))
+
+
+def last_of_each(evidence: Evidence, groups: Sequence[str], order: str) -> Bool[np.ndarray, "k"]:
+    """Chooses the checkpoint of each group with the highest value of a naive list; the last one without such a list.
+
+    >>> accuracies = {("mnist", f"run/{epoch}"): 0.9 for epoch in (1, 2)}
+    >>> evidence = make("probe", accuracies, {"last_epoch": {("mnist", "run/1"): 1, ("mnist", "run/2"): 2}})
+    >>> last_of_each(evidence, ("run", "run"), "last_epoch").tolist()
+    [False, True]
+    """
+    if len(groups) != len(evidence.checkpoints):
+        raise InputError(f"{len(groups)} groups for {len(evidence.checkpoints)} checkpoints: expected one for each.")
+    values = evidence.scores.get(order)
+    values = (
+        np.full(len(groups), math.nan)
+        if values is None
+        else np.nanmax(np.where(np.isfinite(values), values, -np.inf), axis=0)
+    )
+    best: dict[str, int] = {}
+    for i, group in enumerate(groups):
+        if group not in best or not values[i] < values[best[group]]:
+            best[group] = i
+    return np.isin(np.arange(len(groups)), list(best.values()))
