@@ -36,6 +36,7 @@ from jax_transfer.transfer.cross_validation import (
     share_with_interval,
 )
 from jax_transfer.transfer.fewshot import ClassSplit, FewShotProblem, draw_episodes, imprint, interval
+from jax_transfer.trust.naive import naive_values
 
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
 KEPT_GIGABYTES = 2.0  # memory for checkpoints that are kept after the time estimate; the others are read again
@@ -247,6 +248,7 @@ def _evaluate(
             raise InputError(f"{where}: {problem}.")
         correct = cross_validated(features.features, features.labels, target.num_classes, seed, target.metric)
         few_shot = {n: target.few_shot(features, n, seed) for n in shots}
+        image_gigaflops = target.cache.gigaflops_per_image(checkpoint.net, checkpoint.preprocessing)
     except InputError as error:
         return Ranked(candidate.name, where, error=str(error)), None
     except jax.errors.JaxRuntimeError as error:  # for example, the model does not fit into the device's memory
@@ -262,6 +264,7 @@ def _evaluate(
         low,
         high,
         scores=dict(_scores(checkpoint, features, target.num_classes, scores, where)),
+        naive=naive_values(checkpoint.net, image_gigaflops, checkpoint.source_accuracy, _epoch(candidate)),
         few_shot=few_shot,
         seconds=time.perf_counter() - start,
         notes=checkpoint.notes,
@@ -269,6 +272,12 @@ def _evaluate(
         loader=loader,
     )
     return row, correct
+
+
+def _epoch(candidate: Candidate) -> float | None:
+    """Returns the epoch of a checkpoint in a trajectory, by the name of its folder; None for any other checkpoint."""
+    path = candidate.path
+    return float(path.name) if path and path.is_dir() and path.name.isdecimal() else None
 
 
 def _check_shots(shots: Sequence[int], target: _Target) -> None:
