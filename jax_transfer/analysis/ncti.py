@@ -196,9 +196,7 @@ def _geometry(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> F
 
 
 @jax.custom_batching.sequential_vmap  # so that each class runs with one block size
-def _sum_of_nuclear_norms(
-    p: Float[Array, "n c"], y: Int[Array, "n"], classes: Int[Array, "c"]
-) -> Float[Array, ""]:
+def _sum_of_nuclear_norms(p: Float[Array, "n c"], y: Int[Array, "n"], classes: Int[Array, "c"]) -> Float[Array, ""]:
     def nuclear_norm(rows: Float[Array, "m c"], count: Int[Array, ""]) -> Float[Array, ""]:
         return jnp.sum(_right_singular(rows)[0])
 
@@ -224,13 +222,13 @@ class _Whitened(NamedTuple):
 
 def _whitened(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> _Whitened:
     z, variances = _principal_components(x)
-    (n, m), one_hot = z.shape, jax.nn.one_hot(y, num_classes, dtype=x.dtype)
+    one_hot = jax.nn.one_hot(y, num_classes, dtype=x.dtype)
     counts = jnp.sum(one_hot, axis=0)
     means = one_hot.T @ z / positive(counts)[:, None]
     s, directions = _right_singular(z - means[y])
     # If nothing but rounding errors varies within the classes, they are taken to vary by as much in all directions.
     rounding = ROUNDING * jnp.finfo(x.dtype).eps * jnp.linalg.norm(z)
-    s = jnp.where(s[0] > rounding, s, rounding) / n**0.5
+    s = jnp.where(s[0] > rounding, s, rounding) / len(z) ** 0.5
     shrinkage = jnp.exp(-jnp.sum(variances[:NUM_VARIANCES]))
     shrinkage = jnp.where(shrinkage > LEAST_SHRINKAGE, shrinkage, 0)
     variance = (1 - shrinkage) * s**2 + shrinkage * jnp.mean(s**2)

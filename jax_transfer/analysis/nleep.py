@@ -86,11 +86,11 @@ def nleep(
       0.0
     """
     x, y, seed, largest, static = _arguments(x, y, num_classes, energy, components_per_class, seed, max_dimension)
-    num_classes, _, components_per_class = static
     if not is_traced(y):
         _check(x, y, components_per_class)
     if is_traced(x, y, seed):
-        return scored(lambda x, y: _nleep_of_any_width(x, y, seed, largest, static), x, y, num_classes)
+        score = functools.partial(_nleep_of_any_width, seed=seed, largest=largest, energy=energy, static=static)
+        return scored(score, x, y, num_classes)
     x, y, reduced = _prepare(x, y, energy, largest)
     return _nleep_of_width(x, y, seed, reduced, _width(reduced, largest), static)
 
@@ -132,8 +132,7 @@ def _arguments(x, y, num_classes, energy, components_per_class, seed, max_dimens
     if max_dimension is not None:
         max_dimension = as_count(max_dimension, "max_dimension", least=1)
     _check_energy(energy)
-    static = (num_classes, energy, components_per_class)
-    return x, y, as_seed(seed), min(*x.shape, max_dimension or x.shape[1]), static
+    return x, y, as_seed(seed), min(*x.shape, max_dimension or x.shape[1]), (num_classes, components_per_class)
 
 
 def _width(reduced: Pca, largest: int) -> int:
@@ -151,7 +150,12 @@ def _check(x: Float[Array, "n d"], y: Int[Array, "n"], components_per_class: int
 
 
 def _nleep_of_any_width(
-    x: Float[Array, "n d"], y: Int[Array, "n"], seed: Int[Array, ""], largest: int, static: tuple[int, float, int]
+    x: Float[Array, "n d"],
+    y: Int[Array, "n"],
+    seed: Int[Array, ""],
+    largest: int,
+    energy: float,
+    static: tuple[int, int],
 ) -> Float[Array, ""]:
     """Computes the score of traced arguments: compiles one branch per width, and the data determine which one runs."""
     widths = (*(2**i for i in range(3, 30) if 2**i < largest), largest)
@@ -159,7 +163,7 @@ def _nleep_of_any_width(
     # Sequential, so that only one branch runs per checkpoint and each checkpoint stops when it has converged.
     @jax.custom_batching.sequential_vmap
     def score(x: Float[Array, "n d"], y: Int[Array, "n"], seed: Int[Array, ""]) -> Float[Array, ""]:
-        x, y, reduced = _prepare(x, y, static[1], largest)
+        x, y, reduced = _prepare(x, y, energy, largest)
         branches = [functools.partial(_nleep_of_width, width=width, static=static) for width in widths]
         return jax.lax.switch(jnp.sum(reduced.dimension > jnp.array(widths)), branches, x, y, seed, reduced)
 
@@ -187,10 +191,13 @@ def _nleep_of_width(
     seed: Int[Array, ""],
     reduced: Pca,
     width: int,
-    static: tuple[int, float, int],
+    static: tuple[int, int],
 ) -> Float[Array, ""]:
-    """Computes the score from the first `width` directions; static: num_classes, energy, components_per_class."""
-    num_classes, _, components_per_class = static
+    """Computes the score from the first `width` directions; static: num_classes, components_per_class.
+
+    Energies with the same width share a compiled program.
+    """
+    num_classes, components_per_class = static
     with jax.default_matmul_precision("float32"):
         scores = (x - reduced.mean) @ reduced.directions[:, :width]
     scores = jnp.where(jnp.arange(width) < reduced.dimension, scores, 0)

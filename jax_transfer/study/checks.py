@@ -308,9 +308,7 @@ def _check_given(work: Workspace) -> None:
                 "epochs anyway: leave it out, or use another --workdir."
             )
     checkpoints = {s.origin: work.checkpoint(s) for s in work.snapshots if isinstance(s.origin, Candidate)}
-    need_head = [
-        name for name in config.scores if name not in FINETUNE_SCORES and score_named(name).needs == "logits"
-    ]
+    need_head = [name for name in config.scores if name not in FINETUNE_SCORES and score_named(name).needs == "logits"]
     headless = [checkpoint.name for checkpoint in checkpoints.values() if not checkpoint.has_head]
     if need_head and headless and "scores" in config.stages:
         need = f"{' and '.join(need_head)} need{'s' if len(need_head) == 1 else ''} a classification head"

@@ -196,7 +196,11 @@ class Study:
     # Keys of jax_transfer.analysis.SCORES, with or without options ("nleep?energy=0.5"), and of
     # jax_transfer.transfer.finetune.FINETUNE_SCORES. finetune_5 follows the schedule of config.finetune but stops after
     # 5 epochs, so the schedule must have at least 5 epochs.
-    scores: Annotated[tuple[Annotated[str, Parsed(_check_score, "score")], ...], Listed(unique=True)] = ("logme", "leep", "nce")
+    scores: Annotated[tuple[Annotated[str, Parsed(_check_score, "score")], ...], Listed(unique=True)] = (
+        "logme",
+        "leep",
+        "nce",
+    )
     # Accuracies from the paper, which the report shows beside ours; see `PaperAccuracy`:
     # ({"target": "tfds:mnist", "what": "FE main", "accuracy": 0.9, "where": "Table 1", "epoch": 5}, ...).
     paper: tuple[PaperAccuracy, ...] = ()
