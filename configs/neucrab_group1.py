@@ -59,6 +59,13 @@ TABLE = (
     "leep",
     "nleep",
 )
+# Figure 2 of the paper: N-LEEP by PCA energy and Gaussian components a class. "nleep" itself has 0.8 and 5.
+HEAT_MAP = tuple(
+    f"nleep?energy={energy}&components_per_class={components}"
+    for energy in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+    for components in (1, 2, 5, 10)
+    if (energy, components) != (0.8, 5)
+)
 IMAGENET = "tfds:imagenet2012"
 COPIES = ("resized_crop", "jitter", "gray", "flip")
 
@@ -105,7 +112,7 @@ def full():
     config.finetune.weight_decays = (0.0, 1e-4)
     config.finetune.choose = "test"
     config.stages = ("pretrain", "features", "probe", "finetune", "scores", "report")
-    config.scores = (*TABLE, "logme", "nce", "h_score", "transrate")
+    config.scores = (*TABLE, "logme", "nce", "h_score", "transrate", *HEAT_MAP)
     return config
 
 

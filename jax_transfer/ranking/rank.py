@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_transfer import devices, logs, trees
-from jax_transfer.analysis import SCORES, score_all, why_undefined
+from jax_transfer.analysis import score_all, score_named, why_undefined
 from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.choose import choose
 from jax_transfer.data.batches import Feed, make_feed
@@ -74,7 +74,7 @@ def rank(
         model of a file. A single name or path counts as a list of one.
       target: a data set, such as "folder:/my/images" or "tfds:caltech101?train=2000"; see `data.sources`.
       model: a key of MODELS, for files that do not contain the name of their model.
-      scores: keys of SCORES.
+      scores: keys of `jax_transfer.analysis.SCORES`, with or without options ("knn?k=5").
       preprocessing: fields of `Preprocessing` that replace those of the checkpoints.
       seed: seed of the folds, the scores, the subsets of the target and random initialisations.
       batch_size: number of images in a forward pass.
@@ -96,7 +96,7 @@ def rank(
       InputError: if the target or an argument is not valid, a checkpoint is given twice, or no checkpoint can be used.
     """
     for score in scores:
-        choose(SCORES, score, "score (scores)")
+        score_named(score, "score (scores)")
     if type(finetune) is not int or finetune < 0:
         raise InputError(f"finetune = {finetune!r}: expected the number of checkpoints to fine-tune, 0 or more.")
     candidates = list_candidates(checkpoints, model)
@@ -309,7 +309,7 @@ def _scores(checkpoint, features, num_classes, scores, where) -> Iterator[tuple[
     """Yields (score, value); NaN if the score does not apply to the checkpoint or is undefined."""
     stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], features)
     for score in scores:
-        applies = checkpoint.has_head or SCORES[score].needs != "logits"
+        applies = checkpoint.has_head or score_named(score).needs != "logits"
         value = float(score_all(score, stacked, num_classes)[0]) if applies else math.nan
         if applies and not math.isfinite(value):
             log.warning("%s of %s: %s.", score, where, why_undefined(score, features, num_classes))
