@@ -69,6 +69,7 @@ def smoke():
     config.trajectory.epochs = "1,2"
     config.checkpoints = ("random:resnet10?stem=cifar&width=8",)
     config.checkpoint_preprocessing.image_size = 32
+    config.finetune.learning_rates, config.finetune.weight_decays = (0.01, 0.1), (0.0,)
     config.scores = ("linear_1", "leep", "nleep", "logme")
     return config
 
