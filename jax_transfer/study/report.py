@@ -20,12 +20,13 @@ from jax_transfer.analysis.agreement import (
 from jax_transfer.choose import choose
 from jax_transfer.data.catalog import known_overlap
 from jax_transfer.logs import log
+from jax_transfer.ranking.candidates import Candidate
 from jax_transfer.records import METRICS
 from jax_transfer.report.best import accuracy_by, with_metrics
 from jax_transfer.report.page import write_report
 from jax_transfer.results import GRID, RankingRow, Rows, TargetRow, is_plain, to_json_dict
 from jax_transfer.study import settings
-from jax_transfer.study.epochs import finetuned_snapshots
+from jax_transfer.study.epochs import Snapshot, finetuned_snapshots
 from jax_transfer.study.workspace import Workspace
 
 NUM_NAMES = 10  # the number of class names that a row holds
@@ -49,7 +50,10 @@ def describe(work: Workspace) -> str:
 
 
 def _ranking(work: Workspace) -> list[RankingRow]:
-    """Computes a row for each target, method and score, over all checkpoints of the method, whether scored or not."""
+    """Computes a row for each target, method and score, over all checkpoints of the method, whether scored or not.
+
+    Random initialisations are left out, see `trained`.
+    """
     transfer, scored = (Rows(work.results, name).rows for name in ("transfer", "scores"))
     transfer = [row for row in transfer if row.split not in GRID and is_plain(row)]
     measured = with_metrics(map(to_json_dict, transfer), work.metrics)
@@ -68,13 +72,28 @@ def _ranking(work: Workspace) -> list[RankingRow]:
                 finetuned_snapshots(work.config, work.snapshots, target) if method == "finetune" else work.snapshots
             )
             tried = [row.checkpoint for row in transfer if (row.target, row.method) == (target, method)]
-            names = list(dict.fromkeys([*(snapshot.name for snapshot in expected), *tried]))
+            names = trained(list(dict.fromkeys([*(snapshot.name for snapshot in expected), *tried])), work.snapshots)
             points = accuracy_by("checkpoint", measured, target, method)
             accuracies = [points[name].mean if name in points else math.nan for name in names]
             for score, value in values.items():
                 scores = [value.get(name, math.nan) for name in names]
                 ranking.append(ranking_row(target, method, score, scores, accuracies, work.metric(target)))
     return ranking
+
+
+def trained(names: Sequence[str], snapshots: Sequence[Snapshot]) -> Sequence[str]:
+    """Leaves out the names of random initialisations, which show what training from scratch gives.
+
+    To rank them would be easy, and no score that needs a classification head could be compared. If fewer than two other
+    checkpoints remain, all names are kept.
+
+    >>> snapshots = [Snapshot(Candidate("random resnet18", None, "resnet18"), "random resnet18")]
+    >>> trained(["1", "2", "random resnet18"], snapshots), trained(["1", "random resnet18"], snapshots)
+    (['1', '2'], ['1', 'random resnet18'])
+    """
+    random = {s.name for s in snapshots if isinstance(s.origin, Candidate) and s.origin.path is None}
+    rest = [name for name in names if name not in random]
+    return rest if len(rest) > 1 else names
 
 
 def record_targets(work: Workspace) -> None:
