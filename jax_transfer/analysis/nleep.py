@@ -54,7 +54,10 @@ def nleep(
 ) -> Float[Array, ""]:
     """Computes N-LEEP: the mean log-likelihood of the labels given the posteriors of a Gaussian mixture, in nats.
 
-    Li et al., "Ranking Neural Checkpoints", CVPR 2021, section 3; see `leep` for the formula. Higher is better.
+    Li et al., "Ranking Neural Checkpoints", CVPR 2021, section 3.5; see `leep` for the formula. Higher is better.
+
+    PCA, the mixture, the counts (equation 5) and the mean (equation 4) all use the same samples: a study gives the
+    training images of the target, and `rank` all its images. In the paper, the mean is over the test images.
 
     The number of principal components depends on the data, but array shapes must not. The principal components are
     therefore padded to a multiple of 8, which does not change the score. Under jit and vmap, one branch is compiled for

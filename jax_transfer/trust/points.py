@@ -127,8 +127,8 @@ def _known(evidence: Evidence) -> list[int]:
 def _usable(evidence: Evidence) -> list[str]:
     """Returns the scores that have a value for every checkpoint on every known target.
 
-    Naive lists are left out, and what would count a score twice: its variants and parts. So is the effective rank, which
-    says nothing across methods of pre-training.
+    Naive lists are left out, and what would count a score twice: its variants and parts. So is the effective rank,
+    which says nothing across methods of pre-training.
     """
     known = _known(evidence)
     return [
