@@ -4,7 +4,6 @@
 
 import dataclasses
 import functools
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -145,7 +144,7 @@ class PaperAccuracy:
 def _check_score(name: str, description: str) -> None:
     """Checks a name in `config.scores`: a score, with or without options, or the name of early-stopped fine-tuning."""
     base, options, _ = name.partition("?")
-    choose(ChainMap(SCORES, FINETUNE_SCORES), base, description)
+    choose({**SCORES, **FINETUNE_SCORES}, base, description)
     if base in SCORES:
         score_named(name, description)
     elif options:
