@@ -28,10 +28,17 @@ as two operations, and only what runs here: for early-stopped fine-tuning the tr
 four fifths of the training images; for the other scores the work on the features. It excludes forward passes over the
 images on which a score is tested. The column "as in the paper" follows the rule of groups I and II.
 
-The paper names families instead of models. We use Inception v1 to v3 (jax_transfer has no fourth one), Inception-ResNet
-v2, MobileNet v1 with four widths and v2 with two, ResNet-50 and ResNet-101, all at 224 pixels. As in group II, linear
-classifiers and early-stopped fine-tuning are tested on a fifth of the training images. For checkpoints that exist
-already, use configs/study_checkpoints.py.
+The paper names families instead of models. We use Inception v1 to v4, Inception-ResNet v2, MobileNet v1 with four
+widths and v2 with two, ResNet-50 and ResNet-101, all at 224 pixels. As in group II, linear classifiers and
+early-stopped fine-tuning are tested on a fifth of the training images. For checkpoints that exist already, use
+configs/study_checkpoints.py.
+
+In equation 4 of the paper, LEEP and N-LEEP average over the test images, with counts (equation 5) over the training
+images. Ours use the training images for both, so that no score has seen the images on which accuracy is measured.
+
+From scratch: a ResNet-50 with random weights (`random:resnet50`) goes through the same fine-tuning. Its accuracies
+stand beside those of the checkpoints, as in Figure 1 of the paper, but it is not ranked: the tables rank checkpoints,
+and LEEP needs a classification head.
 
 Ours, because the paper does not give them: pre-training for 90 epochs with SGD (momentum 0.9, cosine learning rate
 from 0.1, weight decay 4e-5, batches of 256 images, crops and flips); fine-tuning with SGD (momentum 0.9, cosine
@@ -110,6 +117,7 @@ def full():
         {"name": "inception_v1"},
         {"name": "inception_v2"},
         {"name": "inception_v3"},
+        {"name": "inception_v4"},
         {"name": "inception_resnet_v2"},
         {"name": "mobilenet_v1", "width": 0.25},
         {"name": "mobilenet_v1", "width": 0.5},
@@ -126,6 +134,7 @@ def full():
     config.pretrain.augment = ("resized_crop", "flip")
     config.pretrain.optimizer.weight_decay = 4e-5
     config.trajectory.epochs = "90"
+    config.checkpoints = ("random:resnet50",)
     config.targets = ("tfds:caltech101", "tfds:flowers102", "tfds:sun397", "tfds:patch_camelyon")
     config.metrics = dict.fromkeys(config.targets, "accuracy")  # as in the paper, on every target
     config.finetune.steps = 9000
@@ -157,6 +166,7 @@ def reduced():
     config.pretrain.optimizer.name, config.pretrain.optimizer.learning_rate = "adam", 1e-3
     config.pretrain.optimizer.weight_decay = 0.0
     config.trajectory.epochs = "3,6"
+    config.checkpoints = ()
     config.targets = (
         "tfds:mnist?per_class=40&test=800",
         "tfds:cifar10?classes=airplane+automobile+ship+truck&per_class=100&test=800",
@@ -176,6 +186,8 @@ def smoke():
     config = tiny(full())
     config.model.others = ({"name": "resnet18_v2", "stem": "cifar", "width": 8},)
     config.trajectory.epochs = "2"
+    config.checkpoints = ("random:resnet10?stem=cifar&width=8",)
+    config.checkpoint_preprocessing.image_size = 32
     config.scores = ("finetune_1", "mi_pca_alpha_0.01", "leep", "nleep", "logme")
     return config
 

@@ -1,8 +1,8 @@
 """Fields of a config, declared where they are read: in a settings dataclass or as keyword arguments of a function.
 
 The annotation of a field describes its valid values. It contains a type: `int | None` may be unset, and a tuple
-holds any number of values. `Annotated` adds conditions: Rule for numbers, OneOf for names, UpTo for numbers limited by
-another field, and Listed for tuples. The same declaration serves to build a section of a config with its defaults
+holds any number of values. `Annotated` adds conditions: Rule for numbers, OneOf for names, Parsed for names with
+options, UpTo for numbers limited by another field, and Listed for tuples. The same declaration serves to build a section of a config with its defaults
 (`section`), to check a config (`check`), and to check settings that are constructed directly (`check_itself`).
 """
 
@@ -38,6 +38,13 @@ class OneOf:
     """Condition on a string: it is a key of `options`. Messages describe the string with the words in `label`."""
 
     options: Mapping[str, Any]
+    label: str
+
+
+class Parsed(NamedTuple):
+    """Condition on a string: parse(string, description) raises no InputError. The words in `label` describe it."""
+
+    parse: Callable[[str, str], Any]
     label: str
 
 
@@ -331,6 +338,8 @@ def _check_type(value, kind: type, where: str) -> None:
 def _check_rule(value, rule, where: str, field: str) -> None:
     if isinstance(rule, OneOf):
         choose(rule.options, value, f"{rule.label} ({field})")
+    elif isinstance(rule, Parsed):
+        rule.parse(value, f"{rule.label} ({field})")
     elif isinstance(rule, Rule) and not rule.fits(value):
         raise InputError(f"{where} = {_short_repr(value)}: must {rule.words}.")
 

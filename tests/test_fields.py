@@ -47,6 +47,24 @@ def test_settings_validate_their_fields(make, message):
 
 
 @pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ("nleep?energy=0.5&components_per_class=2", None),
+        ("finetune_5", None),
+        ("logmee", r"^Unknown score \(config\.scores\): 'logmee'.*'logme'.* Valid: .*finetune_1.*transrate"),
+        ("logmee?k=1", r"^Unknown score \(config\.scores\): 'logmee'.*'logme'"),
+        ("finetune_5?k=1", r"^'finetune_5\?k=1': this score has no options: write 'finetune_5'\.$"),
+        ("nleep?energy=2", r"^'nleep\?energy=2': energy is 2"),
+        ("nleep?k=1", "Unknown option .* Valid: components_per_class, energy"),
+    ],
+)
+def test_a_score_may_have_options(score, message):
+    scores = config.schema()["scores"]
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        fields.check({"scores": ("leep", score)}, {"scores": scores}, "config")
+
+
+@pytest.mark.parametrize(
     ("rates", "message"),
     [
         ((0.1, 0.3), None),

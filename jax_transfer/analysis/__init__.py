@@ -2,7 +2,7 @@
 
 Every score has the signature SCORES[name](features: records.Features, num_classes: int, held_out=None) -> scalar;
 higher is better. Under `jax.jit` num_classes is static; under `jax.vmap` the fields of Features are stacked over
-checkpoints. Some scores train a classifier; `held_out` holds the indices [m] of the samples on which that classifier is
+checkpoints. A name may have options, which are arguments of the score's function: `score_named("knn?k=5")`. Some scores train a classifier; `held_out` holds the indices [m] of the samples on which that classifier is
 tested, the same for all checkpoints. The other scores ignore `held_out`.
 """
 
@@ -33,7 +33,9 @@ from jax_transfer.analysis.leep import leep, nce
 from jax_transfer.analysis.linear import linear_accuracy
 from jax_transfer.analysis.logme import logme
 from jax_transfer.analysis.mutual_information import mutual_information
+from jax_transfer.analysis.ncti import ncti, ncti_geometry, ncti_nearest, ncti_variability
 from jax_transfer.analysis.nleep import Pca, nleep, nleep_gigaflops, pca
+from jax_transfer.analysis.options import split_options, with_options
 from jax_transfer.analysis.representation import alignment, knn_accuracy, rankme, uniformity
 from jax_transfer.analysis.spectral import (
     Similarities,
@@ -64,7 +66,7 @@ class Score:
       vmapped: whether one compiled program scores all checkpoints. If not, the shapes depend on the values and the
         checkpoints are scored one by one.
       gigaflops: gigaflops(x, y, num_classes) -> floating point operations / 1e9, for functions that `flops.gigaflops`
-        cannot count.
+        cannot count. It takes the same further arguments as the function.
 
     Example:
       >>> import jax.numpy as jnp
@@ -114,6 +116,18 @@ def _nce(logits: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int) -> F
     return jnp.where(jnp.isfinite(jnp.max(logits)), value, jnp.nan)
 
 
+def _effective_rank(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> Float[Array, ""]:
+    """Computes RankMe, which needs no labels (Garrido et al., ICML 2023, see `rankme`).
+
+    It compares epochs of a pre-training within one pre-training method only, so trajectories, as in the paper: between
+    methods, architectures and widths a higher rank says little. Labels change nothing, so it cannot tell targets apart
+    whose images are the same.
+    """
+    x = as_features(x)
+    as_labels(y, as_count(num_classes), len(x))
+    return rankme(x)
+
+
 SCORES: dict[str, Score] = {
     "logme": Score(logme),
     "leep": Score(_leep, needs="logits"),
@@ -129,16 +143,53 @@ SCORES: dict[str, Score] = {
     "mi_alpha_0.5": Score(functools.partial(mutual_information, alpha=0.5, energy=None)),
     "mi_pca_alpha_0.01": Score(functools.partial(mutual_information, alpha=0.01, energy=0.8)),
     "mi_pca_alpha_0.5": Score(functools.partial(mutual_information, alpha=0.5, energy=0.8)),
+    "knn": Score(knn_accuracy),
+    "effective_rank": Score(_effective_rank),
+    # Parts of NCTI, which `ncti` combines over a list of checkpoints.
+    "ncti_variability": Score(ncti_variability),
+    "ncti_geometry": Score(ncti_geometry),
+    "ncti_nearest": Score(ncti_nearest),
 }
+
+
+def score_named(name: str, description: str = "score (name)") -> Score:
+    """Returns the score of a name, with the options in the name: "nleep?energy=0.5&components_per_class=2".
+
+    An option is an argument of the score's function that has a default, and its value is a number.
+
+    Args:
+      name: a key of SCORES, with or without options.
+      description: what is looked up and where the name comes from, for the error message.
+
+    Raises:
+      InputError: if the name is not in SCORES, the score has no such option, or its function does not take the value.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [0.1, 3.0], [1.0, 0.1]])
+      >>> features = Features(features=x, logits=jnp.zeros((5, 0)), labels=jnp.array([0, 0, 1, 1, 1]))
+      >>> round(float(score_named("knn?k=1")(features, num_classes=2)), 2)
+      0.6
+    """
+    score = choose(SCORES, name.partition("?")[0] if isinstance(name, str) else name, description)
+    return score if name in SCORES else _with_options(score, name)
+
+
+@functools.cache  # the options are checked once
+def _with_options(score: Score, name: str) -> Score:
+    _, options = split_options(name)
+    function = with_options(score.function, options, name)
+    gigaflops = score.gigaflops and functools.partial(score.gigaflops, **options)
+    return dataclasses.replace(score, function=function, gigaflops=gigaflops)
 
 
 def score_all(
     name: str, features: Features, num_classes: int, held_out: Int[Array | np.ndarray, "m"] | None = None
 ) -> np.ndarray:
-    """Computes SCORES[name] for k checkpoints at once.
+    """Computes a score for k checkpoints at once.
 
     Args:
-      name: a key of SCORES.
+      name: a key of SCORES, with or without options; see `score_named`.
       features: stacked fields: features [k, n, d], logits [k, n, s] and labels [k, n]. s = 0 for nets without a head.
       num_classes: C, the number of target classes.
       held_out: indices of the samples on which a score that trains a classifier is tested; None: the score chooses
@@ -149,7 +200,7 @@ def score_all(
       Values [k]; NaN where the score is undefined (`why_undefined` gives the reason).
 
     Raises:
-      InputError: if the name is not in SCORES, or an argument has the wrong type, shape or range.
+      InputError: if the name or an option is unknown, or an argument has the wrong type, shape or range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -159,9 +210,9 @@ def score_all(
       >>> [round(float(value), 2) for value in values]
       [0.95, 0.05]
     """
-    choose(SCORES, name, "score (name)")
+    score = score_named(name)
     features, num_classes, held_out = _checked(features, num_classes, held_out)
-    if SCORES[name].vmapped:
+    if score.vmapped:
         try:
             return np.asarray(_compiled(name, num_classes)(features, held_out))
         except InputError:  # every checkpoint has too few samples; `why_undefined` returns the message
@@ -169,7 +220,7 @@ def score_all(
     values = []
     for i in range(len(features.labels)):
         try:
-            values.append(float(SCORES[name](jax.tree.map(lambda x, i=i: x[i], features), num_classes, held_out)))
+            values.append(float(score(jax.tree.map(lambda x, i=i: x[i], features), num_classes, held_out)))
         except InputError:  # the other checkpoints may still have values
             values.append(float("nan"))
     return np.array(values)
@@ -198,9 +249,8 @@ def _as_logits(logits, axes: str):
     return as_features(logits, "logits", axes)
 
 
-def _checked_one(name, features, num_classes, held_out):
+def _checked_one(features, num_classes, held_out):
     """Validates the arguments of `score_gigaflops` for one checkpoint."""
-    choose(SCORES, name, "score (name)")
     num_classes = as_count(num_classes)
     x, logits = as_features(features.features, "features", "n d"), _as_logits(features.logits, "n s")
     if len(logits) != len(x):
@@ -213,7 +263,7 @@ def _checked_one(name, features, num_classes, held_out):
 @functools.cache
 def _compiled(name: str, num_classes: int):
     def score(features, held_out):
-        return SCORES[name](features, num_classes, held_out)
+        return score_named(name)(features, num_classes, held_out)
 
     return jax.jit(jax.vmap(score, (0, None)))
 
@@ -221,16 +271,16 @@ def _compiled(name: str, num_classes: int):
 def score_gigaflops(
     name: str, features: Features, num_classes: int, held_out: Int[Array | np.ndarray, "m"] | None = None
 ) -> float:
-    """Counts the floating point operations / 1e9 of SCORES[name] for one checkpoint, excluding the forward pass.
+    """Counts the floating point operations / 1e9 of a score for one checkpoint, excluding the forward pass.
 
     Args:
-      name: a key of SCORES.
+      name: a key of SCORES, with or without options; see `score_named`.
       features: features [n, d], logits [n, s] and labels [n] of the checkpoint.
       num_classes: C, the number of target classes.
       held_out: as in `score_all`.
 
     Raises:
-      InputError: if the name is not in SCORES, or an argument has the wrong type, shape or range.
+      InputError: if the name or an option is unknown, or an argument has the wrong type, shape or range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -238,8 +288,8 @@ def score_gigaflops(
       >>> score_gigaflops("leep", features, num_classes=2) > 0
       True
     """
-    features, num_classes, held_out = _checked_one(name, features, num_classes, held_out)
-    score = SCORES[name]
+    score = score_named(name)
+    features, num_classes, held_out = _checked_one(features, num_classes, held_out)
     if score.gigaflops is not None:
         return score.gigaflops(score.x(features), features.labels, num_classes)
     return flops.gigaflops(lambda features: score(features, num_classes, held_out), features)
@@ -248,16 +298,16 @@ def score_gigaflops(
 def why_undefined(
     name: str, features: Features, num_classes: int, held_out: Int[Array | np.ndarray, "m"] | None = None
 ) -> str:
-    """Returns the reason why SCORES[name] has no finite value for one checkpoint.
+    """Returns the reason why a score has no finite value for one checkpoint.
 
     Args:
-      name: a key of SCORES.
+      name: a key of SCORES, with or without options; see `score_named`.
       features: features [n, d], logits [n, s] and labels [n] of the checkpoint.
       num_classes: C, the number of target classes.
       held_out: as in `score_all`.
 
     Raises:
-      InputError: if the name is not in SCORES.
+      InputError: if the name or an option is unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -265,9 +315,9 @@ def why_undefined(
       >>> why_undefined("h_score", features, num_classes=2)
       'the score is not a finite number for these features'
     """
-    choose(SCORES, name, "score (name)")
+    score = score_named(name)
     try:
-        SCORES[name](features, num_classes, held_out)
+        score(features, num_classes, held_out)
     except InputError as error:
         return str(error)
     return "the score is not a finite number for these features"
@@ -294,6 +344,10 @@ __all__ = [
     "main_rank",
     "mutual_information",
     "nce",
+    "ncti",
+    "ncti_geometry",
+    "ncti_nearest",
+    "ncti_variability",
     "nleep",
     "pca",
     "pearson",
@@ -303,10 +357,12 @@ __all__ = [
     "relative_accuracy_at_k",
     "score_all",
     "score_gigaflops",
+    "score_named",
     "similarities",
     "singular_values",
     "spectral_components",
     "spectral_decay",
+    "split_options",
     "stratified_fifth",
     "transrate",
     "tsne",

@@ -331,8 +331,14 @@ def fidelity(scores: ArrayLike, accuracies: ArrayLike, top: int | None = None) -
     return pearson(*gaps), pearson(*ranks)
 
 
-def paired(scores: ArrayLike, accuracies: ArrayLike) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]]:
+def paired(
+    scores: ArrayLike, accuracies: ArrayLike, names: tuple[str, str] = ("scores", "accuracies")
+) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]]:
     """Converts both lists to float64 arrays and checks that they match; None becomes NaN.
+
+    Args:
+      scores, accuracies: [k], one entry per checkpoint.
+      names: their names in messages.
 
     Raises:
       InputError: if the arguments are not two lists of numbers of the same length.
@@ -341,11 +347,11 @@ def paired(scores: ArrayLike, accuracies: ArrayLike) -> tuple[Float[np.ndarray, 
       >>> [array.tolist() for array in paired([1, None], [0.5, 0.7])]
       [[1.0, nan], [0.5, 0.7]]
     """
-    scores, accuracies = as_numbers(scores, "scores"), as_numbers(accuracies, "accuracies")
+    scores, accuracies = as_numbers(scores, names[0]), as_numbers(accuracies, names[1])
     if scores.ndim != 1 or scores.shape != accuracies.shape:
         raise InputError(
-            f"scores {list(scores.shape)} and accuracies {list(accuracies.shape)} do not match: expected two lists of "
-            "the same length, one entry per checkpoint. Pass only checkpoints that have both."
+            f"{names[0]} {list(scores.shape)} and {names[1]} {list(accuracies.shape)} do not match: expected two lists "
+            "of the same length, one entry per checkpoint. Pass only checkpoints that have both."
         )
     return scores, accuracies
 

@@ -30,8 +30,12 @@ def leep(source_probs: Float[Array, "n s"], y: Int[Array, "n"], num_classes: int
 
         mean_i log sum_z P(y_i | z) p_iz,   P(c | z) = sum_{i: y_i = c} p_iz / sum_i p_iz
 
-    Nguyen et al., "LEEP: A New Measure to Evaluate Transferability of Learned Representations", ICML 2020; equations 4
-    and 5 of "Ranking Neural Checkpoints". Higher is better.
+    Nguyen et al., "LEEP: A New Measure to Evaluate Transferability of Learned Representations", ICML 2020. Higher is
+    better.
+
+    Mean and counts are over the same samples, as in that paper: a study gives the training images of the target, and
+    `rank` all its images. In "Ranking Neural Checkpoints", the mean (equation 4) is over the test images, with the
+    counts (equation 5) of the training images.
 
     Args:
       source_probs: p, the probabilities (not logits) of the source classes; each row sums to 1.

@@ -54,7 +54,10 @@ def nleep(
 ) -> Float[Array, ""]:
     """Computes N-LEEP: the mean log-likelihood of the labels given the posteriors of a Gaussian mixture, in nats.
 
-    Li et al., "Ranking Neural Checkpoints", CVPR 2021, section 3; see `leep` for the formula. Higher is better.
+    Li et al., "Ranking Neural Checkpoints", CVPR 2021, section 3.5; see `leep` for the formula. Higher is better.
+
+    PCA, the mixture, the counts (equation 5) and the mean (equation 4) all use the same samples: a study gives the
+    training images of the target, and `rank` all its images. In the paper, the mean is over the test images.
 
     The number of principal components depends on the data, but array shapes must not. The principal components are
     therefore padded to a multiple of 8, which does not change the score. Under jit and vmap, one branch is compiled for
@@ -85,25 +88,26 @@ def nleep(
       >>> round(float(nleep(x, jnp.array([0, 0, 0, 1, 1, 1]), num_classes=2, components_per_class=1)), 2)
       0.0
     """
-    num_classes, x = as_count(num_classes), as_features(x)
-    y = as_labels(y, num_classes, len(x))
-    components_per_class = as_count(components_per_class, "components_per_class", least=1)
-    if max_dimension is not None:
-        max_dimension = as_count(max_dimension, "max_dimension", least=1)
-    _check_energy(energy)
-    seed = as_seed(seed)
-    static = (num_classes, energy, components_per_class)
-    largest = min(*x.shape, max_dimension or x.shape[1])
+    x, y, seed, largest, static = _arguments(x, y, num_classes, energy, components_per_class, seed, max_dimension)
     if not is_traced(y):
         _check(x, y, components_per_class)
     if is_traced(x, y, seed):
-        return scored(lambda x, y: _nleep_of_any_width(x, y, seed, largest, static), x, y, num_classes)
+        score = functools.partial(_nleep_of_any_width, seed=seed, largest=largest, energy=energy, static=static)
+        return scored(score, x, y, num_classes)
     x, y, reduced = _prepare(x, y, energy, largest)
     return _nleep_of_width(x, y, seed, reduced, _width(reduced, largest), static)
 
 
-def nleep_gigaflops(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -> float:
-    """Counts the floating point operations / 1e9 of `nleep(x, y, num_classes)`, including its iterations.
+def nleep_gigaflops(
+    x: Float[Array, "n d"],
+    y: Int[Array, "n"],
+    num_classes: int,
+    energy: float = 0.8,
+    components_per_class: int = 5,
+    seed: int = 0,
+    max_dimension: int | None = None,
+) -> float:
+    """Counts the floating point operations / 1e9 of `nleep` with these arguments, including its iterations.
 
     Raises:
       InputError: if an argument has the wrong type, shape or range.
@@ -113,15 +117,25 @@ def nleep_gigaflops(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int
       >>> nleep_gigaflops(jnp.eye(10), jnp.arange(10) % 2, num_classes=2) > 0
       True
     """
-    num_classes, x = as_count(num_classes), as_features(x)
-    y = as_labels(y, num_classes, len(x))
+    x, y, seed, largest, static = _arguments(x, y, num_classes, energy, components_per_class, seed, max_dimension)
 
     def at_its_width(x, y):
-        prepared_x, prepared_y, reduced = _prepare(x, y, 0.8, min(x.shape))
-        return _nleep_of_width(prepared_x, prepared_y, jnp.asarray(0), reduced, width, (num_classes, 0.8, 5))
+        prepared_x, prepared_y, reduced = _prepare(x, y, energy, largest)
+        return _nleep_of_width(prepared_x, prepared_y, seed, reduced, width, static)
 
-    width = _width(_prepare(x, y, 0.8, min(x.shape))[2], min(x.shape))
+    width = _width(_prepare(x, y, energy, largest)[2], largest)
     return flops.gigaflops(at_its_width, x, y)
+
+
+def _arguments(x, y, num_classes, energy, components_per_class, seed, max_dimension):
+    """Returns (x, y, seed, the largest width, the static arguments of `_nleep_of_width`), after checking them."""
+    num_classes, x = as_count(num_classes), as_features(x)
+    y = as_labels(y, num_classes, len(x))
+    components_per_class = as_count(components_per_class, "components_per_class", least=1)
+    if max_dimension is not None:
+        max_dimension = as_count(max_dimension, "max_dimension", least=1)
+    _check_energy(energy)
+    return x, y, as_seed(seed), min(*x.shape, max_dimension or x.shape[1]), (num_classes, components_per_class)
 
 
 def _width(reduced: Pca, largest: int) -> int:
@@ -139,7 +153,12 @@ def _check(x: Float[Array, "n d"], y: Int[Array, "n"], components_per_class: int
 
 
 def _nleep_of_any_width(
-    x: Float[Array, "n d"], y: Int[Array, "n"], seed: Int[Array, ""], largest: int, static: tuple[int, float, int]
+    x: Float[Array, "n d"],
+    y: Int[Array, "n"],
+    seed: Int[Array, ""],
+    largest: int,
+    energy: float,
+    static: tuple[int, int],
 ) -> Float[Array, ""]:
     """Computes the score of traced arguments: compiles one branch per width, and the data determine which one runs."""
     widths = (*(2**i for i in range(3, 30) if 2**i < largest), largest)
@@ -147,7 +166,7 @@ def _nleep_of_any_width(
     # Sequential, so that only one branch runs per checkpoint and each checkpoint stops when it has converged.
     @jax.custom_batching.sequential_vmap
     def score(x: Float[Array, "n d"], y: Int[Array, "n"], seed: Int[Array, ""]) -> Float[Array, ""]:
-        x, y, reduced = _prepare(x, y, static[1], largest)
+        x, y, reduced = _prepare(x, y, energy, largest)
         branches = [functools.partial(_nleep_of_width, width=width, static=static) for width in widths]
         return jax.lax.switch(jnp.sum(reduced.dimension > jnp.array(widths)), branches, x, y, seed, reduced)
 
@@ -175,10 +194,13 @@ def _nleep_of_width(
     seed: Int[Array, ""],
     reduced: Pca,
     width: int,
-    static: tuple[int, float, int],
+    static: tuple[int, int],
 ) -> Float[Array, ""]:
-    """Computes the score from the first `width` directions; static: num_classes, energy, components_per_class."""
-    num_classes, _, components_per_class = static
+    """Computes the score from the first `width` directions; static: num_classes, components_per_class.
+
+    Energies with the same width share a compiled program.
+    """
+    num_classes, components_per_class = static
     with jax.default_matmul_precision("float32"):
         scores = (x - reduced.mean) @ reduced.directions[:, :width]
     scores = jnp.where(jnp.arange(width) < reduced.dimension, scores, 0)

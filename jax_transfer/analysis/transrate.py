@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_transfer.analysis.arguments import as_count, as_features, as_labels, as_number, scored
+from jax_transfer.analysis.classwise import by_class
 from jax_transfer.analysis.hscore import varying
 from jax_transfer.numerics import positive
-
-SMALLEST_BLOCK = 32
 
 
 def transrate(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int, eps: float = 1e-4) -> Float[Array, ""]:
@@ -82,22 +81,5 @@ def _difference(
         log_ratio = 2 * (jnp.log(s) + jnp.log(scale)) - jnp.log(jnp.fmax(count, 1) * eps)
         return jnp.sum(jnp.logaddexp(0, log_ratio)) / 2  # log(1 + s^2 / (n eps)) without overflow
 
-    # After sorting by class, the rows of a class form a block. It is read with the smallest static size that fits it.
-    z, y = z[jnp.argsort(y)], jnp.sort(y)
-    starts, ends = jnp.searchsorted(y, classes, side="left"), jnp.searchsorted(y, classes, side="right")
-    sizes = [SMALLEST_BLOCK]
-    while sizes[-1] < n:
-        sizes.append(min(2 * sizes[-1], n))
-
-    def rate_of_block(size: int, start: Int[Array, ""], count: Int[Array, ""]) -> Float[Array, ""]:
-        rows = jnp.arange(size)
-        block = z.at[start + rows].get(mode="fill", fill_value=0)
-        return rate(jnp.where(rows[:, None] < count, block, 0), count)
-
-    def rate_of_class(bounds: tuple[Int[Array, ""], Int[Array, ""]]) -> Float[Array, ""]:
-        start, count = bounds[0], bounds[1] - bounds[0]
-        smallest = jnp.searchsorted(jnp.array(sizes), count)
-        return jax.lax.switch(smallest, [functools.partial(rate_of_block, size) for size in sizes], start, count)
-
-    rates = jax.lax.map(rate_of_class, (starts, ends))
-    return rate(z, n) - jnp.sum((ends - starts) * rates) / n
+    rates, counts = by_class(rate, z, y, classes)
+    return rate(z, n) - jnp.sum(counts * rates) / n

@@ -14,11 +14,11 @@ def export(checkpoint: Checkpoint, path: str | pathlib.Path, notes: Sequence[str
     """Writes a checkpoint as a .safetensors file with timm's names and shapes; `load_checkpoint` reads it back.
 
     The names are those of timm's resnet18 .. resnet152 (also for resnet10), resnetv2_18 .. resnetv2_152,
-    mobilenetv1_100, mobilenetv2_100, inception_v3, inception_resnet_v2, vit_* and deit_*. Other models have the names
-    that their releases use: torchvision's googlenet for inception_v1, pretrainedmodels' bninception for inception_v2
-    (whose first convolution takes the channels in the order blue, green, red), and the T2T-ViT repository for
-    t2t_vit_14 and t2t_vit_t_14. An untrained head is left out. A projection is
-    written as projection.0, projection.2, ..., which `load_checkpoint(..., keep_projection=True)` reads.
+    mobilenetv1_100, mobilenetv2_100, inception_v3, inception_v4, inception_resnet_v2, vit_* and deit_*. Other models
+    have the names that their releases use: torchvision's googlenet for inception_v1, pretrainedmodels' bninception for
+    inception_v2 (whose first convolution takes the channels in the order blue, green, red), and the T2T-ViT repository
+    for t2t_vit_14 and t2t_vit_t_14. An untrained head is left out. A projection is written as projection.0,
+    projection.2, ..., which `load_checkpoint(..., keep_projection=True)` reads.
 
     The metadata hold the model, the preprocessing, the source accuracy and the notes as JSON under "jax_transfer".
 

@@ -1,8 +1,8 @@
 """Maps names and shapes of released checkpoints to ours, and back.
 
 Our names are those of torchvision's ResNets, MobileNet v2, GoogLeNet and Inception v3, of timm's ResNets v2, MobileNet
-v1, Inception-ResNet v2, ViT and DeiT, of pretrainedmodels' bninception, and of the T2T-ViT release. The names of
-torchvision's ViT and of timm's MobileNet v2 are mapped to these. Two more differences are handled:
+v1, Inception v4, Inception-ResNet v2, ViT and DeiT, of pretrainedmodels' bninception, and of the T2T-ViT release. The
+names of torchvision's ViT and of timm's MobileNet v2 are mapped to these. Two more differences are handled:
 
 - timm's ResNets v2 have a 1x1 convolution [s, d, 1, 1] as their head, where we have a matrix.
 - bninception comes from Caffe: its first convolution takes the channels in the order blue, green, red, so they are

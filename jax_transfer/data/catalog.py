@@ -48,6 +48,8 @@ CATALOG = {
     "imagenet2012": Entry("imagenet2012", 1000, test="validation"),
     "places365": Entry("places365_small", 365, test="validation"),
     "inaturalist2017": Entry("i_naturalist2017", 5089, test="validation"),
+    # 437,513 images for training and 24,426 for validation; those of the split "test" have no labels.
+    "inaturalist2018": Entry("i_naturalist2018", 8142, test="validation"),
     # Targets of "inadequately pre-trained"; CIFAR-10 and CIFAR-100 above complete its nine targets
     "food101": Entry("food101", 101, test="validation"),
     "aircraft": Entry(

@@ -1,6 +1,16 @@
 """The models by name."""
 
-from jax_transfer.models import inception, inception_resnet_v2, inception_v3, mobilenet, resnet, resnet_v2, t2t_vit, vit
+from jax_transfer.models import (
+    inception,
+    inception_resnet_v2,
+    inception_v3,
+    inception_v4,
+    mobilenet,
+    resnet,
+    resnet_v2,
+    t2t_vit,
+    vit,
+)
 from jax_transfer.models.spec import Spec
 
 # Name of a model -> the Spec that makes it: `MODELS["resnet18"](num_classes=10, width=8) -> Net`, see `Spec` and `Net`.
@@ -21,6 +31,7 @@ MODELS: dict[str, Spec] = {
     "inception_v1": inception.inception_v1,
     "inception_v2": inception.inception_v2,
     "inception_v3": inception_v3.inception_v3,
+    "inception_v4": inception_v4.inception_v4,
     "inception_resnet_v2": inception_resnet_v2.inception_resnet_v2,
     "vit_tiny_patch4_32": vit.vit_tiny_patch4_32,
     "vit_tiny_patch8_64": vit.vit_tiny_patch8_64,

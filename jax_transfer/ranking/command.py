@@ -8,10 +8,10 @@ from typing import Annotated
 import rich
 
 from jax_transfer import devices, fields
-from jax_transfer.analysis import SCORES
+from jax_transfer.analysis import score_named
 from jax_transfer.data.sources import ON_CORRUPT
 from jax_transfer.data.transforms import Preprocessing
-from jax_transfer.fields import Count, Few, Listed, OneOf, StudyConfig, between, to_json
+from jax_transfer.fields import Count, Few, Listed, OneOf, Parsed, StudyConfig, between, to_json
 from jax_transfer.logs import log
 from jax_transfer.ranking import page, result
 from jax_transfer.ranking.candidates import Replaced
@@ -30,8 +30,8 @@ class RankingFields:
     target: str = ""
     # A key of jax_transfer.models.MODELS, for files that do not name their model.
     model: str | None = None
-    # Keys of jax_transfer.analysis.SCORES.
-    scores: tuple[Annotated[str, OneOf(SCORES, "score")], ...] = DEFAULT_SCORES
+    # Keys of jax_transfer.analysis.SCORES, with or without options ("knn?k=5").
+    scores: tuple[Annotated[str, Parsed(score_named, "score")], ...] = DEFAULT_SCORES
     preprocessing: Replaced = Replaced()  # noqa: RUF009  frozen
     # "accuracy" or "mean_class_accuracy". Unset: the metric usually reported for the target, or accuracy if none is
     # known.

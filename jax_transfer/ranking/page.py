@@ -89,7 +89,7 @@ def _body(ranking: Ranking, title: str, svg: str) -> Iterator[str]:
     )
     caption = "Probe accuracy and its 95 % interval. Blue: the best checkpoint and those not significantly worse."
     yield f"<figure>{inline_svg(svg, 'a-', caption)}<figcaption>{escape(caption)}</figcaption></figure>"
-    if ranking.scores:
+    if ranking.scores or ranking.naive_lists:
         yield from _trust(ranking)
     failed = [{"Checkpoint": row.checkpoint, "Why": row.error} for row in ranking.rows if row.error]
     if failed:
@@ -131,11 +131,13 @@ def _trust(ranking: Ranking) -> Iterator[str]:
                 else EN_DASH,
                 "Scored": f"{ranking.num_scored(score)} of {len(ranking.evaluated)}",
             }
-            for score in ranking.scores
+            for score in [*ranking.scores, *ranking.naive_lists]
         ]
     )
     yield (
         '<p class="quiet">The probe accuracy is measured; the scores only predict it. If they agree, the order does '
         "not depend on the criterion. LEEP and NCE need a checkpoint with a classifier for its source classes. A score "
-        "that any checkpoint lacks cannot rank them.</p>"
+        "that any checkpoint lacks cannot rank them. The last rows, if they name parameters, work, accuracy on the "
+        "source or epochs, are lists that need no images of the target: a score is worth what it adds to "
+        "them.</p>"
     )

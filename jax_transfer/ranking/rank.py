@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_transfer import devices, logs, trees
-from jax_transfer.analysis import SCORES, score_all, why_undefined
+from jax_transfer.analysis import score_all, score_named, why_undefined
 from jax_transfer.checkpoints import Checkpoint
 from jax_transfer.choose import choose
 from jax_transfer.data.batches import Feed, make_feed
@@ -36,6 +36,7 @@ from jax_transfer.transfer.cross_validation import (
     share_with_interval,
 )
 from jax_transfer.transfer.fewshot import ClassSplit, FewShotProblem, draw_episodes, imprint, interval
+from jax_transfer.trust.naive import naive_values
 
 DEFAULT_SCORES = ("logme", "nleep", "h_score_shrunk", "transrate", "leep", "nce")
 KEPT_GIGABYTES = 2.0  # memory for checkpoints that are kept after the time estimate; the others are read again
@@ -73,7 +74,7 @@ def rank(
         model of a file. A single name or path counts as a list of one.
       target: a data set, such as "folder:/my/images" or "tfds:caltech101?train=2000"; see `data.sources`.
       model: a key of MODELS, for files that do not contain the name of their model.
-      scores: keys of SCORES.
+      scores: keys of `jax_transfer.analysis.SCORES`, with or without options ("knn?k=5").
       preprocessing: fields of `Preprocessing` that replace those of the checkpoints.
       seed: seed of the folds, the scores, the subsets of the target and random initialisations.
       batch_size: number of images in a forward pass.
@@ -95,7 +96,7 @@ def rank(
       InputError: if the target or an argument is not valid, a checkpoint is given twice, or no checkpoint can be used.
     """
     for score in scores:
-        choose(SCORES, score, "score (scores)")
+        score_named(score, "score (scores)")
     if type(finetune) is not int or finetune < 0:
         raise InputError(f"finetune = {finetune!r}: expected the number of checkpoints to fine-tune, 0 or more.")
     candidates = list_candidates(checkpoints, model)
@@ -247,6 +248,7 @@ def _evaluate(
             raise InputError(f"{where}: {problem}.")
         correct = cross_validated(features.features, features.labels, target.num_classes, seed, target.metric)
         few_shot = {n: target.few_shot(features, n, seed) for n in shots}
+        image_gigaflops = target.cache.gigaflops_per_image(checkpoint.net, checkpoint.preprocessing)
     except InputError as error:
         return Ranked(candidate.name, where, error=str(error)), None
     except jax.errors.JaxRuntimeError as error:  # for example, the model does not fit into the device's memory
@@ -262,6 +264,7 @@ def _evaluate(
         low,
         high,
         scores=dict(_scores(checkpoint, features, target.num_classes, scores, where)),
+        naive=naive_values(checkpoint.net, image_gigaflops, checkpoint.source_accuracy, _epoch(candidate)),
         few_shot=few_shot,
         seconds=time.perf_counter() - start,
         notes=checkpoint.notes,
@@ -269,6 +272,12 @@ def _evaluate(
         loader=loader,
     )
     return row, correct
+
+
+def _epoch(candidate: Candidate) -> float | None:
+    """Returns the epoch of a checkpoint in a trajectory, by the name of its folder; None for any other checkpoint."""
+    path = candidate.path
+    return float(path.name) if path and path.is_dir() and path.name.isdecimal() else None
 
 
 def _check_shots(shots: Sequence[int], target: _Target) -> None:
@@ -300,7 +309,7 @@ def _scores(checkpoint, features, num_classes, scores, where) -> Iterator[tuple[
     """Yields (score, value); NaN if the score does not apply to the checkpoint or is undefined."""
     stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], features)
     for score in scores:
-        applies = checkpoint.has_head or SCORES[score].needs != "logits"
+        applies = checkpoint.has_head or score_named(score).needs != "logits"
         value = float(score_all(score, stacked, num_classes)[0]) if applies else math.nan
         if applies and not math.isfinite(value):
             log.warning("%s of %s: %s.", score, where, why_undefined(score, features, num_classes))

@@ -19,6 +19,7 @@ from jax_transfer.records import InputError, printable
 from jax_transfer.report import tables
 from jax_transfer.report.tables import EN_DASH, percent
 from jax_transfer.results import Row
+from jax_transfer.trust.evidence import NAIVE
 
 LOW_AGREEMENT = 0.3  # Kendall's tau if about two thirds of the pairs are in the same order
 NORMAL = statistics.NormalDist()
@@ -41,6 +42,7 @@ class Ranked:
       behind: accuracy of the best checkpoint minus the accuracy of this one, on the same images.
       behind_low, behind_high: ends of the 95 % interval of this difference.
       scores: score -> value; NaN if the score does not apply.
+      naive: list that needs no images of the target (`trust.evidence.NAIVE`) -> value; unknown ones are missing.
       few_shot: number of training images of a class -> accuracy of their class means on the test images, and half of
         the width of its 95 % interval over the draws of these images.
       seconds: time of the evaluation.
@@ -64,6 +66,7 @@ class Ranked:
     behind_low: float = math.nan
     behind_high: float = math.nan
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    naive: dict[str, float] = dataclasses.field(default_factory=dict)
     few_shot: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
     seconds: float = math.nan
     finetuned: float = math.nan
@@ -191,25 +194,47 @@ class Ranking:
         """
         return [name for name in self.scores if self.num_scored(name) == len(self.evaluated)]
 
+    @property
+    def naive_lists(self) -> list[str]:
+        """Lists that need no images of the target and do not rank all checkpoints alike.
+
+        >>> rows = [Ranked(name, name, naive={"num_parameters": size, "last_epoch": 5.0}) for name, size in
+        ...         (("a", 1e6), ("b", 2e6))]
+        >>> Ranking("a", 9, 2, 0.5, rows).naive_lists
+        ['num_parameters']
+        """
+        return [name for name in NAIVE if len({row.naive.get(name) for row in self.evaluated} - {None}) > 1]
+
+    def value(self, row: Ranked, criterion: str) -> float:
+        """Returns the value of a checkpoint by a score or a naive list; NaN if it has none.
+
+        >>> row = Ranked("a", "a", scores={"logme": 1.0}, naive={"num_parameters": 2e6})
+        >>> [Ranking("a", 9, 2, 0.5, [row]).value(row, name) for name in ("logme", "num_parameters", "last_epoch")]
+        [1.0, 2000000.0, nan]
+        """
+        return {**row.naive, **row.scores}.get(criterion, math.nan)
+
     def num_scored(self, score: str) -> int:
-        """Returns the number of checkpoints that have this score.
+        """Returns the number of checkpoints that have this score, or a value in this naive list.
 
         >>> Ranking("a", 9, 2, 0.5, [Ranked("b", "b", scores={"logme": 1.0})]).num_scored("logme")
         1
         """
-        return sum(math.isfinite(row.scores[score]) for row in self.evaluated)
+        return sum(math.isfinite(self.value(row, score)) for row in self.evaluated)
 
     def first_by(self, score: str) -> Ranked | None:
-        """Returns the checkpoint with the highest score, or None if the score is missing for a checkpoint.
+        """Returns the checkpoint with the highest score, the best by the probe of several; None if a score is missing.
 
         >>> rows = [Ranked("b", "b", scores={"logme": 1.0}), Ranked("a", "a", scores={"logme": 2.0})]
         >>> Ranking("a", 9, 2, 0.5, rows).first_by("logme").checkpoint
         'a'
         """
-        return max(self.evaluated, key=lambda row: row.scores[score]) if score in self.complete_scores else None
+        if self.num_scored(score) < len(self.evaluated):
+            return None
+        return max(self.evaluated, key=lambda row: self.value(row, score))
 
     def agreement(self, score: str) -> float:
-        """Computes Kendall's tau between a score and the probe accuracy over all checkpoints.
+        """Computes Kendall's tau between a score, or a naive list, and the probe accuracy over all checkpoints.
 
         Returns NaN for fewer than three checkpoints, or if the score is missing for a checkpoint.
 
@@ -217,7 +242,7 @@ class Ranking:
         >>> Ranking("a", 9, 2, 0.5, rows).agreement("logme")
         1.0
         """
-        return _tau([row.scores[score] for row in self.evaluated], [row.accuracy for row in self.evaluated])
+        return _tau([self.value(row, score) for row in self.evaluated], [row.accuracy for row in self.evaluated])
 
     @property
     def mean_agreement(self) -> float:
@@ -249,6 +274,10 @@ class Ranking:
         cells = {"rank": rank, **dataclasses.asdict(row)}
         preprocessing = cells.pop("preprocessing") or {}
         scores = cells.pop("scores") or dict.fromkeys(self.best.scores, math.nan)
+        # The number of parameters has a column of its own, in which the head counts.
+        del cells["naive"]
+        names = {name: f"{name}_without_head" if name in cells else name for name in self.naive_lists}
+        naive = {column: row.naive.get(name, math.nan) for name, column in names.items()}
         del cells["few_shot"]
         few_shot = {}
         for n in self.best.few_shot:
@@ -259,6 +288,7 @@ class Ranking:
             **cells,
             "image_size": preprocessing.get("image_size", ""),
             **scores,
+            **naive,
             **few_shot,
             "notes": notes,
             "error": error,
@@ -336,6 +366,7 @@ def answer(ranking: Ranking) -> list[str]:
             )
         else:
             sentences.append(f"The criteria agree with a mean Kendall's tau of {tau}.")
+    sentences += _naive(ranking)
     if 2 < len(ranking.evaluated) < MIN_CHECKPOINTS:
         sentences.append(
             f"Kendall's tau over {len(ranking.evaluated)} checkpoints means little: at least {MIN_CHECKPOINTS} are "
@@ -385,6 +416,24 @@ def _first_by_each_score(ranking: Ranking) -> str:
         count = len(ranking.evaluated)
         text += f" {_join(partial)} {is_missing} for some of the {count} checkpoints, so {it} cannot rank them."
     return text
+
+
+def _naive(ranking: Ranking) -> list[str]:
+    """Says what the first complete list that needs no images of the target would have chosen."""
+    for name in ranking.naive_lists:
+        first = ranking.first_by(name)
+        if first is None:
+            continue
+        value = ranking.value(first, name)
+        equal = [row.checkpoint for row in ranking.evaluated if ranking.value(row, name) == value]
+        tau = ranking.agreement(name)
+        with_tau = f" (Kendall's tau with the probe {tau:.2f})" if math.isfinite(tau) else ""
+        return [
+            f"The list by {tables.NAIVE_LISTS[name][0]}, which needs no images of the target, "
+            f"{'ranks' if len(equal) == 1 else 'ties'} {_join(equal[:3])}{' and others' if len(equal) > 3 else ''} "
+            f"first{with_tau}."
+        ]
+    return []
 
 
 def _ranks(scores: list[str]) -> str:

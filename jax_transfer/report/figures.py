@@ -57,12 +57,14 @@ class Section:
       needs: the result files that it needs.
       draw: draws its figures.
       for_trajectories, for_given: whether it shows epochs of the study's own pre-training, and given checkpoints.
+      optional: whether the section is left out if there is nothing to draw.
     """
 
     needs: tuple[str, ...]
     draw: Callable[[Results], Iterator[Drawing]]
     for_trajectories: bool = True
     for_given: bool = True
+    optional: bool = False
 
 
 def style_of(method: str, others: Sequence[str]) -> tuple[str, str]:

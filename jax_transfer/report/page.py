@@ -349,10 +349,13 @@ def _figures(section: figures.Section, page: Page) -> Iterator[str]:
     if not ((section.for_trajectories and page.has_trajectory) or (section.for_given and page.given)):
         return
     missing = [name for name in section.needs if not page.read.get(name)]
+    if missing and section.optional:
+        return
     if missing:
         yield from map(page.not_run, missing if page.has_targets or "pretrain" in missing else ())
         return
-    yield from list(_drawn(section.draw(page.read), page)) or ["<p>The results contain no values to draw yet.</p>"]
+    drawn = list(_drawn(section.draw(page.read), page))
+    yield from drawn if drawn or section.optional else ["<p>The results contain no values to draw yet.</p>"]
 
 
 def _with_figures(parts: Iterable[str | Sequence[figures.Drawing]], page: Page) -> Iterator[str]:

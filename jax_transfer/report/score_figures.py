@@ -18,6 +18,7 @@ from jax_transfer.report import best, tables
 from jax_transfer.report.best import Point, is_given, label_of, source_of
 from jax_transfer.report.figures import Drawing, Results, Section
 from jax_transfer.report.grid import swept, swept_note
+from jax_transfer.report.nleep_figure import draw_heat_maps
 from jax_transfer.report.style import GREY, STYLE, VERMILION, WIDTH, cut, is_geometric, place_labels, shorten_all
 from jax_transfer.report.tables import epoch_name, is_number
 from jax_transfer.results import Row
@@ -171,8 +172,10 @@ def _correlations(ranking_rows: Sequence[Row], target: str, score: str, method: 
 
 
 def _draw_scores(results: Results) -> Iterator[Drawing]:
-    rows, scores = results["transfer"], results["scores"]
-    pairs = dict.fromkeys((row["target"], row["score"]) for row in scores if row["score"] not in tables.NAIVE_LISTS)
+    rows = results["transfer"]
+    # Variants of a score have a figure together; lists that need no data of a target are in the table.
+    scores = [row for row in results["scores"] if "?" not in row["score"] and row["score"] not in tables.NAIVE_LISTS]
+    pairs = dict.fromkeys((row["target"], row["score"]) for row in scores)
     names = tables.target_names(target for target, _ in pairs)
     for target, score in pairs:
         metric = METRICS[best.metric_of(rows, target)]
@@ -185,4 +188,7 @@ def _draw_scores(results: Results) -> Iterator[Drawing]:
             yield Drawing(names[target], f"score-{names[target]}-{score}-{method}", caption, figure)
 
 
-FIGURES = {"Scores against accuracy": Section(("scores", "transfer"), _draw_scores)}
+FIGURES = {
+    "Scores against accuracy": Section(("scores", "transfer"), _draw_scores),
+    "Settings of N-LEEP": Section(("ranking",), draw_heat_maps, optional=True),
+}

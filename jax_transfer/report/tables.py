@@ -51,6 +51,12 @@ SCORE_NAMES = {
     "mi_alpha_0.5": "MI (α = 0.5)",
     "mi_pca_alpha_0.01": "MI w/ PCA (α = 0.01)",
     "mi_pca_alpha_0.5": "MI w/ PCA (α = 0.5)",
+    "knn": "k-NN",
+    "effective_rank": "Effective rank",
+    "ncti_variability": "NCTI: variability",
+    "ncti_geometry": "NCTI: geometry",
+    "ncti_nearest": "NCTI: nearest centre",
+    "ncti": "NCTI",
     "pooled": "All scores pooled",
     "num_parameters": "Parameters",
     "forward_gflops": "GFLOP of a forward pass",
@@ -69,6 +75,9 @@ NAIVE_LISTS = {
     "static": ("given order", "the first in the given order"),
     "average_rank": ("mean rank on the other targets", "the best on other targets"),
 }
+
+# Option of a score -> its name after the name of the score; others keep their own names.
+SCORE_OPTIONS = {"components_per_class": "components", "learning_rate": "rate"}
 
 # Display form of the options in a target string: tfds:mnist?per_class=100 -> mnist (100 per class).
 TARGET_OPTIONS = {
@@ -219,12 +228,18 @@ def class_list(names: Sequence[str], num_classes: int, most: int = 5) -> str:
 
 
 def score_name(score: str) -> str:
-    """Returns the usual name of a score; an unknown score keeps its own name.
+    """Returns the usual name of a score, with its options; an unknown score keeps its own name.
 
     >>> score_name("nleep"), score_name("mine")
     ('N-LEEP', 'mine')
+    >>> score_name("nleep?energy=0.5&components_per_class=2")
+    'N-LEEP, energy 0.5, components 2'
     """
-    return SCORE_NAMES.get(score, showable(score))
+    name, options = split_target(score)
+    if name not in SCORE_NAMES:
+        return showable(score)
+    words = [f"{SCORE_OPTIONS.get(key, key.replace('_', ' '))} {value}" for key, value in options.items()]
+    return showable(", ".join([SCORE_NAMES[name], *words]))
 
 
 def percent(accuracy, unit: str = "\N{NO-BREAK SPACE}%") -> str:

@@ -90,8 +90,8 @@ def _apart(rows: Sequence[Row]) -> Iterator[str]:
         f"{tables.to_html(cells)}"
         '<p class="quiet">Kendall\'s tau in percent, over all checkpoints, over the last epoch of each pre-training,'
         " and over the largest checkpoint of each family of architectures with the same pre-training. Gaps: the"
-        " correlation in percent between the differences of two checkpoints in the score and in accuracy, over all pairs,"
-        " and over the pairs with one of the three most accurate checkpoints.</p></details>"
+        " correlation in percent between the differences of two checkpoints in the score and in accuracy, over all"
+        " pairs, and over the pairs with one of the three most accurate checkpoints.</p></details>"
     )
 
 

@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Mapping
 
 from jax_transfer import devices, fields
-from jax_transfer.analysis import SCORES
+from jax_transfer.analysis import score_named
 from jax_transfer.choose import choose
 from jax_transfer.data.batches import steps_per_epoch
 from jax_transfer.data.crops import FILTERS, crops_of
@@ -310,7 +310,7 @@ def _check_given(work: Workspace) -> None:
                 "epochs anyway: leave it out, or use another --workdir."
             )
     checkpoints = {s.origin: work.checkpoint(s) for s in work.snapshots if isinstance(s.origin, Candidate)}
-    need_head = [name for name in config.scores if name in SCORES and SCORES[name].needs == "logits"]
+    need_head = [name for name in config.scores if name not in FINETUNE_SCORES and score_named(name).needs == "logits"]
     headless = [checkpoint.name for checkpoint in checkpoints.values() if not checkpoint.has_head]
     if need_head and headless and "scores" in config.stages:
         need = f"{' and '.join(need_head)} need{'s' if len(need_head) == 1 else ''} a classification head"

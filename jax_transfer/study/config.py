@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from jax_transfer import fields
-from jax_transfer.analysis import SCORES
+from jax_transfer.analysis import SCORES, score_named
+from jax_transfer.choose import choose
 from jax_transfer.data.transforms import Preprocessing
 from jax_transfer.fields import (
     Count,
     Listed,
     NotNegative,
     OneOf,
+    Parsed,
     Probability,
     Rule,
     Schema,
@@ -25,7 +27,7 @@ from jax_transfer.fields import (
 )
 from jax_transfer.logs import log
 from jax_transfer.ranking.candidates import Replaced
-from jax_transfer.records import METRICS
+from jax_transfer.records import METRICS, InputError
 from jax_transfer.report.tables import OBJECTIVE_NAMES
 from jax_transfer.results import PLAIN
 from jax_transfer.selection.strategies import SelectionSettings
@@ -140,6 +142,16 @@ class PaperAccuracy:
     selection: str = ""
 
 
+def _check_score(name: str, description: str) -> None:
+    """Checks a name in `config.scores`: a score, with or without options, or the name of early-stopped fine-tuning."""
+    base, options, _ = name.partition("?")
+    choose(ChainMap(SCORES, FINETUNE_SCORES), base, description)
+    if base in SCORES:
+        score_named(name, description)
+    elif options:
+        raise InputError(f"{name!r}: this score has no options: write {base!r}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """The fields of a config. The defaults pre-train a ResNet-18 on CIFAR-10 and transfer it to MNIST."""
@@ -181,11 +193,14 @@ class Study:
     # Target -> fields of probe and finetune whose values differ for this target:
     # {"tfds:cifar10": {"probe": {"epochs": 150}}}.
     overrides: dict[str, dict] = dataclasses.field(default_factory=dict)
-    # Keys of jax_transfer.analysis.SCORES and jax_transfer.transfer.finetune.FINETUNE_SCORES. finetune_5 follows the
-    # schedule of config.finetune but stops after 5 epochs, so the schedule must have at least 5 epochs.
-    scores: Annotated[
-        tuple[Annotated[str, OneOf(ChainMap(SCORES, FINETUNE_SCORES), "score")], ...], Listed(unique=True)
-    ] = ("logme", "leep", "nce")
+    # Keys of jax_transfer.analysis.SCORES, with or without options ("nleep?energy=0.5"), and of
+    # jax_transfer.transfer.finetune.FINETUNE_SCORES. finetune_5 follows the schedule of config.finetune but stops after
+    # 5 epochs, so the schedule must have at least 5 epochs.
+    scores: Annotated[tuple[Annotated[str, Parsed(_check_score, "score")], ...], Listed(unique=True)] = (
+        "logme",
+        "leep",
+        "nce",
+    )
     # An order of the checkpoints, the best first, which the scores have to beat: names of checkpoints, or how they
     # begin up to a "/" ("resnet50" stands for "resnet50/imagenet/90" too). The others share the last place.
     static: Annotated[tuple[str, ...], Listed(unique=True)] = ()

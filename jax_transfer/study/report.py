@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from jax_transfer import devices
 from jax_transfer.data.catalog import known_overlap
 from jax_transfer.logs import log
+from jax_transfer.ranking.candidates import Candidate
 from jax_transfer.report.best import accuracy_by, with_metrics
 from jax_transfer.report.page import write_report
 from jax_transfer.results import GRID, Rows, ScoreRow, TargetRow, TransferRow, is_plain, to_json_dict
@@ -51,7 +52,10 @@ def _judged(work: Workspace) -> dict[str, list]:
 
 
 def _evidence(work: Workspace, method: str, transfer: Sequence[TransferRow], scored: Sequence[ScoreRow]) -> Evidence:
-    """Collects the accuracies of a method and all scores, over all checkpoints of the method, whether scored or not."""
+    """Collects the accuracies of a method and all scores, over all checkpoints of the method, whether scored or not.
+
+    Random initialisations are left out, see `trained`.
+    """
     measured = with_metrics(map(to_json_dict, transfer), work.metrics)
     accuracies, spreads, seeds = {}, {}, {}
     for target in work.config.targets:
@@ -60,7 +64,8 @@ def _evidence(work: Workspace, method: str, transfer: Sequence[TransferRow], sco
             continue
         expected = finetuned_snapshots(work.config, work.snapshots, target) if method == "finetune" else work.snapshots
         points = accuracy_by("checkpoint", measured, target, method)
-        for name in dict.fromkeys((*(snapshot.name for snapshot in expected), *tried)):
+        names = list(dict.fromkeys((*(snapshot.name for snapshot in expected), *tried)))
+        for name in trained(names, work.snapshots):
             key, point = (target, name), points.get(name)
             accuracies[key] = point.mean if point else math.nan
             if point and point.num_seeds > 1:
@@ -88,6 +93,21 @@ def _family(work: Workspace, snapshot: Snapshot) -> str:
         model = work.models[pretraining.model]["name"]
         return f"{family_of(model)} {pretraining.source} {pretraining.objective}"
     return family_of(snapshot.name)
+
+
+def trained(names: Sequence[str], snapshots: Sequence[Snapshot]) -> Sequence[str]:
+    """Leaves out the names of random initialisations, which show what training from scratch gives.
+
+    To rank them would be easy, and no score that needs a classification head could be compared. If fewer than two other
+    checkpoints remain, all names are kept.
+
+    >>> snapshots = [Snapshot(Candidate("random resnet18", None, "resnet18"), "random resnet18")]
+    >>> trained(["1", "2", "random resnet18"], snapshots), trained(["1", "random resnet18"], snapshots)
+    (['1', '2'], ['1', 'random resnet18'])
+    """
+    random = {s.name for s in snapshots if isinstance(s.origin, Candidate) and s.origin.path is None}
+    rest = [name for name in names if name not in random]
+    return rest if len(rest) > 1 else names
 
 
 def record_targets(work: Workspace) -> None:

@@ -6,7 +6,7 @@ import time
 
 import jax
 
-from jax_transfer.analysis import SCORES, score_all, score_gigaflops, why_undefined
+from jax_transfer.analysis import score_all, score_gigaflops, score_named, why_undefined
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features.extract import stack
 from jax_transfer.logs import log
@@ -70,7 +70,9 @@ def _append_naive(work: Workspace, rows: Rows) -> None:
 
 def _missing_scores(work: Workspace, target: str, rows: Rows):
     """Yields (snapshot, score, {value, seconds, gflops, error}) for each missing row; early stopping comes last."""
-    need_head = [name for name, score in SCORES.items() if score.needs == "logits"]
+    need_head = {
+        name for name in work.config.scores if name not in FINETUNE_SCORES and score_named(name).needs == "logits"
+    }
     missing = {
         name: [
             snapshot

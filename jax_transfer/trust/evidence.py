@@ -9,6 +9,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Bool, Float
 
+from jax_transfer.analysis import ncti
 from jax_transfer.analysis.concordance import average_ranks
 from jax_transfer.records import InputError
 
@@ -118,6 +119,11 @@ def make(
 def with_list_scores(evidence: Evidence) -> Evidence:
     """Adds the scores that depend on all checkpoints or targets: `average_rank`, and `ncti` from its three parts."""
     scores = dict(evidence.scores)
+    if all(name in scores for name in NCTI_PARTS):
+        parts = [scores[name] for name in NCTI_PARTS]
+        scores["ncti"] = np.full(evidence.accuracies.shape, math.nan)
+        for target, own in enumerate(evidence.expected):
+            scores["ncti"][target, own] = ncti(*(part[target, own] for part in parts))
     if len(evidence.targets) > 1 and evidence.expected.all():
         scores[AVERAGE_RANK] = average_ranks(evidence.accuracies)
     return dataclasses.replace(evidence, scores=scores)

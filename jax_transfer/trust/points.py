@@ -16,7 +16,7 @@ import scipy.stats
 from jaxtyping import Float
 
 from jax_transfer.results import PointsRow, PredictionRow
-from jax_transfer.trust.evidence import AVERAGE_RANK, NAIVE, Evidence
+from jax_transfer.trust.evidence import AVERAGE_RANK, NAIVE, NCTI_PARTS, Evidence
 
 MIN_TARGETS = 3  # one is left out, and two are the least that shows how far targets differ
 CONFIDENCE = 0.95
@@ -125,12 +125,17 @@ def _known(evidence: Evidence) -> list[int]:
 
 
 def _usable(evidence: Evidence) -> list[str]:
-    """Returns the scores, without naive lists, that have a value for every checkpoint on every known target."""
+    """Returns the scores that have a value for every checkpoint on every known target.
+
+    Naive lists are left out, and what would count a score twice: its variants and parts. So is the effective rank,
+    which says nothing across methods of pre-training.
+    """
     known = _known(evidence)
     return [
         score
         for score in evidence.scores
-        if score not in (*NAIVE, AVERAGE_RANK, POOLED)
+        if score not in (*NAIVE, AVERAGE_RANK, POOLED, *NCTI_PARTS, "effective_rank")
+        and "?" not in score
         and all(
             np.isfinite(values).all() and np.ptp(values) > 0 for values in (evidence.of(t, score)[0] for t in known)
         )

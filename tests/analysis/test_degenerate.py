@@ -75,7 +75,13 @@ def values(name, shape, x):
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [(name, shape) for name in TESTED for shape in SHAPES if (name, shape) != ("mi_alpha_0.5", "n < d")],
+    [
+        (name, shape)
+        for name in TESTED
+        for shape in SHAPES
+        if (name, shape) != ("mi_alpha_0.5", "n < d")
+        and name != "ncti_variability"  # a part, best for equal posteriors
+    ],
 )
 def test_uninformative_features_never_score_above_informative_ones(name, shape):
     kinds, scales = degenerate(shape), SCALES

@@ -120,6 +120,7 @@ TAGS = {
     "resnet34.ra4_e3600_r224_in1k": (224, 248, "bicubic", 0.5),
     "inception_v3.tf_in1k": (299, 341, "bicubic", 0.5),
     "inception_v3.gluon_in1k": (299, 341, "bicubic", 0.485),
+    "inception_v4.tf_in1k": (299, 341, "bicubic", 0.5),
     "mobilenetv1_125.ra4_e3600_r224_in1k": (224, 248, "bicubic", 0.5),
     "mobilenetv2_050.lamb_in1k": (224, 256, "bicubic", 0.485),
     "vit_small_patch16_224.dino": (224, 248, "bicubic", 0.485),

@@ -37,6 +37,8 @@ from jax_transfer.models import MODELS
         ("googlenet-1378be20.pth", "inception_v1"),
         ("bn_inception-52deb4733.pth", "inception_v2"),
         ("inception_v3_google-0cc3c7bd.pth", "inception_v3"),
+        ("inceptionv4-8e4777a0.pth", "inception_v4"),
+        ("inceptionv4-58153ba9.pth", "inception_v4"),
         ("moco_v2_800ep_pretrain.pth.tar", "resnet50"),
         ("81.5_T2T_ViT_14.pth.tar", "t2t_vit_14"),
         ("81.7_T2T_ViTt_14.pth.tar", "t2t_vit_t_14"),
@@ -65,6 +67,7 @@ def test_preprocessing_equals_that_of_the_release():
         "inception_v1": (224, 256, "bilinear", 0.5),
         "inception_v2": (224, 256, "bilinear", 128 / 255),
         "inception_v3": (299, 342, "bilinear", 0.5),
+        "inception_v4": (299, 341, "bicubic", 0.5),
         "inception_resnet_v2": (299, 333, "bicubic", 0.5),
         "vit_base_patch16_224": (224, 248, "bicubic", 0.5),
         "deit_base_patch16_224": (224, 248, "bicubic", 0.485),
@@ -77,6 +80,8 @@ def test_preprocessing_equals_that_of_the_release():
         assert (found.std == half) == (found.mean == half)
     assert released("resnet50-11ad3fa6.pth")[1].host_size == 232
     assert released("resnet50-0676ba61.pth")[1].host_size == 256
+    assert released("inceptionv4-58153ba9.pth")[1].interpolation == "bilinear"  # of pretrainedmodels
+    assert released("inceptionv4-8e4777a0.pth")[1].interpolation == "bicubic"  # of timm
     swag, large = released("vit_b_16_swag-9ac1b537.pth")[1], released("vit_base_patch16_384.pth")[1]
     assert (swag.host_size, swag.mean[0], large.host_size, large.mean[0]) == (384, 0.485, 384, 0.5)
     assert released("vit_b_16-c867db91.pth")[1] == Preprocessing(224, 224 / 256)  # torchvision's, not timm's

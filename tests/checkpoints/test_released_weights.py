@@ -110,6 +110,10 @@ CASES = (
         lambda: conv.randomised(inception.Inception3(5, 0.1)), {"width": 0.1}, with_auxiliary_heads,
     ),
     Case(
+        "inception_v4", "inceptionv4-8e4777a0.safetensors", 75,
+        lambda: conv.randomised(inception.InceptionV4(5, 0.1)), {"width": 0.1},
+    ),
+    Case(
         "vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors", 32,
         lambda: vit.random(vit.VisionTransformer(*TINY)),
     ),

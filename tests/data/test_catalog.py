@@ -1,8 +1,11 @@
 """The catalog: images that data sets are known to share, and the targets of the paper on reusing pre-training data."""
 
 import pytest
+import tensorflow_datasets as tfds
 
 from jax_transfer.data.catalog import CATALOG, KNOWN_OVERLAPS, find, known_overlap
+from jax_transfer.data.tfds_sets import load_tfds
+from jax_transfer.records import InputError
 
 REUSE = ("stanford_dogs", "stanford_cars", "cub200", "pets", "sun397", "aircraft", "dtd", "caltech101")
 
@@ -16,6 +19,16 @@ def test_the_targets_of_the_paper_are_in_the_catalog():
 @pytest.mark.parametrize("name", ("sun397/standard-part1-120k", "sun397/standard-part1-120k:4.0.0", "sun397_part1"))
 def test_a_configuration_of_its_own_is_found_before_the_builder(name):
     assert find(name) == CATALOG["sun397_part1"] != find("sun397/tfds") == find("sun397") == CATALOG["sun397"]
+
+
+@pytest.mark.parametrize("name", ("inaturalist2017", "inaturalist2018"))
+def test_sets_for_pre_training_have_the_classes_of_their_builders(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    entry = CATALOG[name]
+    assert tfds.builder_cls(entry.tfds)(data_dir=tmp_path).info.features["label"].num_classes == entry.num_classes
+    assert (entry.train, entry.test) == ("train", "validation")  # their test images have no labels
+    with pytest.raises(InputError, match=f"is not on disk .* python -m jax_transfer.data.prepare {name}"):
+        load_tfds(name, "train", "raise")
 
 
 @pytest.mark.parametrize("pair", KNOWN_OVERLAPS)

@@ -312,3 +312,81 @@ class InceptionResnetV2(nn.Module):
         x = self.conv2d_7b(self.block8(self.repeat_2(self.mixed_7a(x))))
         features = x.mean((2, 3))
         return self.classif(features), features
+
+
+class InceptionV4C(nn.Module):
+    """timm's InceptionC: two of its branches end in a 1x3 (a) and a 3x1 (b) kernel in parallel."""
+
+    def __init__(self, n, c):
+        super().__init__()
+        wide, high = {"size": (1, 3), "padding": (0, 1)}, {"size": (3, 1), "padding": (1, 0)}
+        self.branch0 = BasicConv2d(n, c(256), 1)
+        self.branch1_0 = BasicConv2d(n, c(384), 1)
+        self.branch1_1a, self.branch1_1b = (BasicConv2d(c(384), c(256), **kernel) for kernel in (wide, high))
+        self.branch2_0 = BasicConv2d(n, c(384), 1)
+        self.branch2_1 = BasicConv2d(c(384), c(448), **high)
+        self.branch2_2 = BasicConv2d(c(448), c(512), **wide)
+        self.branch2_3a, self.branch2_3b = (BasicConv2d(c(512), c(256), **kernel) for kernel in (wide, high))
+        self.branch3 = nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), BasicConv2d(n, c(256), 1))
+
+    def forward(self, x):
+        y, z = self.branch1_0(x), self.branch2_2(self.branch2_1(self.branch2_0(x)))
+        ends = self.branch1_1a(y), self.branch1_1b(y), self.branch2_3a(z), self.branch2_3b(z)
+        return torch.cat([self.branch0(x), *ends, self.branch3(x)], 1)
+
+
+class InceptionV4(nn.Module):
+    def __init__(self, num_classes, width, repeats=(4, 7, 3)):
+        super().__init__()
+        c = functools.partial(scaled, width=width)
+
+        def path(n, *units):
+            """Units (channels, kernel[, "same" or a stride]) in sequence; without the third, there is no padding."""
+            layers = []
+            for channels, size, *more in units:
+                padding = half(size) if more == ["same"] else 0
+                layers.append(BasicConv2d(n, c(channels), size, 1 if more in ([], ["same"]) else more[0], padding))
+                n = c(channels)
+            return layers
+
+        def average(n, channels):
+            return [nn.AvgPool2d(3, 1, 1, count_include_pad=False), *path(n, (channels, 1))]
+
+        pool = functools.partial(nn.MaxPool2d, 3, 2)
+        n = c(64) + c(96)
+        layers = [
+            *path(3, (32, 3, 2), (32, 3), (64, 3, "same")),
+            Branches(maxpool=pool(), conv=path(c(64), (96, 3, 2))[0]),
+            Branches(
+                branch0=path(n, (64, 1), (96, 3)),
+                branch1=path(n, (64, 1), (64, W, "same"), (64, H, "same"), (96, 3)),
+            ),
+            Branches(conv=path(2 * c(96), (192, 3, 2))[0], maxpool=pool()),
+        ]
+        n = 2 * c(96) + c(192)
+        for _ in range(repeats[0]):
+            two, three = path(n, (64, 1), (96, 3, "same")), path(n, (64, 1), (96, 3, "same"), (96, 3, "same"))
+            one = path(n, (96, 1))[0]
+            layers.append(Branches(branch0=one, branch1=two, branch2=three, branch3=average(n, 96)))
+            n = 4 * c(96)
+        two = path(n, (192, 1), (224, 3, "same"), (256, 3, 2))
+        layers.append(Branches(branch0=path(n, (384, 3, 2))[0], branch1=two, branch2=pool()))
+        n += c(384) + c(256)
+        for _ in range(repeats[1]):
+            two = path(n, (192, 1), (224, W, "same"), (256, H, "same"))
+            three = path(n, (192, 1), (192, H, "same"), (224, W, "same"), (224, H, "same"), (256, W, "same"))
+            one = path(n, (384, 1))[0]
+            layers.append(Branches(branch0=one, branch1=two, branch2=three, branch3=average(n, 128)))
+            n = c(384) + 2 * c(256) + c(128)
+        two = path(n, (256, 1), (256, W, "same"), (320, H, "same"), (320, 3, 2))
+        layers.append(Branches(branch0=path(n, (192, 1), (192, 3, 2)), branch1=two, branch2=pool()))
+        n += c(192) + c(320)
+        for _ in range(repeats[2]):
+            layers.append(InceptionV4C(n, c))
+            n = 6 * c(256)
+        self.features = nn.Sequential(*layers)
+        self.last_linear = nn.Linear(n, num_classes)
+
+    def forward(self, x):
+        features = self.features(x).mean((2, 3))
+        return self.last_linear(features), features

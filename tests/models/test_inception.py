@@ -17,22 +17,26 @@ from jax_transfer.models import MODELS
 from jax_transfer.models.inception import inception_v1, inception_v2
 from jax_transfer.models.inception_resnet_v2 import inception_resnet_v2
 from jax_transfer.models.inception_v3 import inception_v3
+from jax_transfer.models.inception_v4 import inception_v4
 from jax_transfer.models.layers import AvgPool, MaxPool
 from jax_transfer.records import InputError
 
 NAMES = {spec: name for name, spec in MODELS.items()}
-# With 1,000 classes and without auxiliary heads: torchvision's googlenet and inception_v3, timm's inception_resnet_v2.
+# With 1,000 classes and without auxiliary heads: torchvision's googlenet and inception_v3, timm's inception_v4 and
+# inception_resnet_v2.
 # BN-Inception's 11.3 million are counted in the twin.
 PUBLISHED = {
     inception_v1: 6_624_904,
     inception_v2: 11_295_240,
     inception_v3: 23_834_568,
+    inception_v4: 42_679_816,
     inception_resnet_v2: 55_843_464,
 }
 TWINS = {
     inception_v1: ("GoogLeNet", 52),  # the edge truncates the last window of three of its four pools
     inception_v2: ("BNInception", 64),
     inception_v3: ("Inception3", 75),
+    inception_v4: ("InceptionV4", 107),  # 2x2 pixels in the last stage
     inception_resnet_v2: ("InceptionResnetV2", 75),
 }
 by_model = functools.partial(pytest.mark.parametrize, "make", ids=NAMES.get)

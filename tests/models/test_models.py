@@ -93,7 +93,7 @@ def test_shapes_and_dtypes(name):
 
 
 # The smallest net of each family that pools by the mean of its map; some take long to compile.
-SLOW = ("resnet50_v2", "inception_v2", "inception_v3", "inception_resnet_v2")
+SLOW = ("resnet50_v2", "inception_v2", "inception_v3", "inception_v4", "inception_resnet_v2")
 POOLED = (
     "resnet10",
     "mobilenet_v1",

@@ -155,7 +155,8 @@ def test_trust_note_names_the_metric():
 PAPERS = {  # config -> its variants
     "cifar10_to_mnist": ("full", "reduced", "smoke"),
     **dict.fromkeys(
-        ("resnet50_imagenet", "t2t_vit_14_imagenet", "neucrab_group2", "neucrab_group3"), ("full", "smoke")
+        ("resnet50_imagenet", "t2t_vit_14_imagenet", "neucrab_group2", "neucrab_group3", "neucrab_resnet101"),
+        ("full", "smoke"),
     ),
 }
 

@@ -318,7 +318,7 @@ def test_ranking_counts_given_checkpoints_but_no_grid_points(tmp_path):
         grid = TransferRow(name, epoch, target, "finetune", 0, 0.1, 0.9, 0.9, 9, 9, 1.0, 1.0, split="validation")
         rows.append(grid)
         scores.append(ScoreRow(name, epoch, target, "logme", float(i), 1.0, 1.0, 1.0))
-    ranking = [row for row in report_stage._ranking(work) if row.score == "logme"]
+    ranking = [row for row in report_stage._judged(work)["ranking"] if row.score == "logme"]
     assert [(row.method, row.num_checkpoints, row.num_scored, round(row.kendall, 6)) for row in ranking] == [
         ("probe", 3, 3, 1.0)
     ]

@@ -133,7 +133,7 @@ def test_scores_are_ranked_by_plain_accuracies(tmp_path):
         for name in ("transfer", "scores"):
             lines = "".join(json.dumps(row) + "\n" for row in results[name])
             (tmp_path / f"{name}.jsonl").write_text(lines)
-        return report_stage._ranking(work)
+        return report_stage._judged(work)["ranking"]
 
     results = reports.make_results(seeds=(0,))
     plain, reused = (ranking(found) for found in (results, with_reuse(results)))

@@ -9,6 +9,7 @@ from helpers.source_files import config_file, get_config
 from jax_transfer.checkpoints import load_checkpoint
 from jax_transfer.data import catalog
 from jax_transfer.study import checks, settings
+from jax_transfer.study.epochs import evaluated_snapshots
 
 SHENZHEN = "folder:data/shenzhen_cxr?train_fraction=0.3"
 
@@ -109,3 +110,49 @@ def test_smoke_of_moco_reads_a_file_in_the_layout_of_moco():
     assert any("module.encoder_q" in note for note in checkpoint.notes)
     before = pathlib.Path(path).read_bytes()
     assert config_file("uot_moco").moco_file() == pathlib.Path(path) and before == pathlib.Path(path).read_bytes()
+
+
+# --- NeuCRaB
+
+TRAINING_IMAGES = {"imagenet2012": 1_281_167, "inaturalist2018": 437_513, "places365": 1_803_460}
+FAMILIES = {"inception_v": 4, "inception_resnet": 1, "mobilenet": 6, "resnet": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("neucrab_group1", 14), ("neucrab_group2", 12), ("neucrab_group3", 13), ("neucrab_resnet101", 12)]
+)
+def test_groups_have_as_many_checkpoints_as_the_paper_says_and_one_from_scratch(name, own):
+    """The two BigGANs of group I are given by the user."""
+    config = get_config(name, "full")
+    checks.check(config)
+    *trained, scratch = evaluated_snapshots(config)
+    assert len(trained) == own and scratch.name == f"random {config.model.name}"
+    assert config.finetune.choose == "test" and not config.finetune.checkpoints
+
+
+def test_group_3_has_thirteen_architectures():
+    names = [model["name"] for model in settings.models(get_config("neucrab_group3", "full")).values()]
+    found = {family: sum(name.startswith(family) for name in names) for family in FAMILIES}
+    assert found == FAMILIES and len(names) == sum(FAMILIES.values()) == 13
+
+
+@pytest.mark.parametrize("name", ["neucrab_group2", "neucrab_resnet101"])
+def test_all_sources_train_for_300k_steps_with_a_checkpoint_after_each_decay(name):
+    config = get_config(name, "full")
+    assert [s.origin.number for s in evaluated_snapshots(config)[:-1]] == 3 * [90_000, 180_000, 270_000, 300_000]
+    assert settings.sources(config) == [f"tfds:{source}" for source in TRAINING_IMAGES]
+    assert schedule(config.pretrain.optimizer) == ("step", (0.3, 0.6, 0.9), 0.1)
+
+
+def test_epochs_in_the_head_of_group_2_are_those_of_its_steps():
+    config, head = get_config("neucrab_group2", "full"), " ".join(config_file("neucrab_group2").__doc__.split())
+    epochs = [round(config.pretrain.steps * config.pretrain.batch_size / n) for n in TRAINING_IMAGES.values()]
+    assert "{} epochs of ImageNet, {} of iNaturalist and {} of Places-365".format(*epochs) in head
+    assert f"{catalog.CATALOG['inaturalist2018'].num_classes:,} species, 437,513 images" in head
+
+
+def test_the_resnet101_group_is_group_2_with_a_deeper_net():
+    two, deeper = (get_config(name, "full").to_dict() for name in ("neucrab_group2", "neucrab_resnet101"))
+    differing = {field for field in two if two[field] != deeper[field]}
+    assert differing == {"name", "model", "checkpoints"}
+    assert deeper["model"] == {**two["model"], "name": "resnet101"}

@@ -125,6 +125,19 @@ def test_missing_values_are_reported_and_not_ranked(tmp_path, case):
     assert cells.get(SCORED) == (f"{counts[1]} of 12" if min(counts) < 12 else None)
 
 
+def test_a_random_initialisation_is_shown_and_not_ranked(tmp_path):
+    """It has the second best accuracy, so that each score would rank worse with it."""
+    work = workspace(tmp_path, checkpoints=("random:resnet10?width=8",))
+    assert [s.name for s in work.snapshots][-1] == "random resnet10?width=8"
+    scores = {"logme": [*SCORE, -1.0], "leep": [*SCORE, None]}
+    write_rows(work, TARGET, scores, {"finetune": [*SCORE, 0.9]})
+    report_stage.run(work)
+    for row in read(work, "ranking"):
+        assert (row["num_checkpoints"], row["num_scored"], row["recall@1"]) == (12, 12, 1.0)
+        assert row["kendall"] == pytest.approx(1.0)
+    assert "random resnet10" in (tmp_path / "report/index.html").read_text(encoding="utf-8")
+
+
 def test_epochs_excluded_by_the_config_are_not_missing(tmp_path):
     """config.finetune.checkpoints leaves epochs out on purpose."""
     work = workspace(tmp_path, finetune__checkpoints="0,5,11")

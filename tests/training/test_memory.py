@@ -85,6 +85,7 @@ SLOW = (
     "inception_v1",
     "inception_v2",
     "inception_v3",
+    "inception_v4",
 )
 SLOW += ("inception_resnet_v2", "t2t_vit_14", "t2t_vit_t_14")
 
