@@ -224,3 +224,13 @@ def last_of_each(evidence: Evidence, groups: Sequence[str], order: str) -> Bool[
         if group not in best or not values[i] < values[best[group]]:
             best[group] = i
     return np.isin(np.arange(len(groups)), list(best.values()))
+
+
+def last_epochs(evidence: Evidence) -> Evidence:
+    """Returns the evidence of the last epoch of each pre-training alone.
+
+    >>> accuracies = {("mnist", f"run/{epoch}"): 0.9 for epoch in (1, 2)}
+    >>> last_epochs(make("probe", accuracies, {})).checkpoints
+    ('run/2',)
+    """
+    return evidence.only(last_of_each(evidence, evidence.trajectories, "last_epoch"))
