@@ -51,7 +51,9 @@ def _headroom(evidence: Evidence) -> Iterator[Finding]:
     full = [target for target in least if least[target] > CEILING]
     names = target_names(evidence.targets)
     for target in full:
-        finding = f"{names[target]}: all accuracies exceed 99 %, so there is no headroom in which checkpoints could differ."
+        finding = (
+            f"{names[target]}: all accuracies exceed 99 %, so there is no headroom in which checkpoints could differ."
+        )
         yield target, least[target], None, None, False, finding
     if least and not full:
         yield "", max(least.values()), None, None, True, "On every target, at least one accuracy is 99 % or less."
@@ -117,8 +119,8 @@ def _nested(evidence: Evidence) -> Iterator[Finding]:
             shown = ", ".join([*first[:NAMED], *(["..."] if len(first) > NAMED else [])])
             rest = f", and those of {counted(len(nested) - 1, 'other group')}" if len(nested) > 1 else ""
             finding = (
-                f"{counted(number, 'checkpoint')} are nested: {shown} ({kind}){rest}. That the {guess} one wins is easy "
-                f"to guess, so Kendall's tau is also shown without the others."
+                f"{counted(number, 'checkpoint')} are nested: {shown} ({kind}){rest}. That the {guess} one wins is "
+                "easy to guess, so Kendall's tau is also shown without the others."
             )
             yield kind, float(number), None, None, False, finding
 
@@ -149,8 +151,8 @@ def _fixed_list(evidence: Evidence) -> Iterator[Finding]:
             min(taus.values()),
             max(taus.values()),
             mean < FIXED,
-            f"A fixed list, by mean rank on the other targets, has a weighted tau of {mean:.2f} on the target left out, "
-            f"averaged over targets (lowest: {taus[worst]:.2f} on {names[worst]}).",
+            f"A fixed list, by mean rank on the other targets, has a weighted tau of {mean:.2f} on the target left "
+            f"out, averaged over targets (lowest: {taus[worst]:.2f} on {names[worst]}).",
         )
 
 
@@ -171,8 +173,8 @@ def _single_checkpoints(evidence: Evidence) -> Iterator[Finding]:
         i = int(np.argmax(np.abs(values - whole)))
         low, high = float(values.min()), float(values.max())
         finding = (
-            f"{score_name(score)}: the weighted tau is {whole:.2f}, and between {low:.2f} and {high:.2f} without any one "
-            f"checkpoint. It changes most without {evidence.checkpoints[i]} ({values[i]:.2f})."
+            f"{score_name(score)}: the weighted tau is {whole:.2f}, and between {low:.2f} and {high:.2f} without any "
+            f"one checkpoint. It changes most without {evidence.checkpoints[i]} ({values[i]:.2f})."
         )
         yield score, whole, low, high, bool(abs(values[i] - whole) < SENSITIVE), finding
 

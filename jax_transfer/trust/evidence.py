@@ -186,7 +186,9 @@ def noise(evidence: Evidence, target: int) -> float:
     several = np.isfinite(spreads) & (seeds > 1)
     if not several.any():
         return math.nan
-    one_seed = float(np.mean([spread / expected_range(n) for spread, n in zip(spreads[several], seeds[several], strict=True)]))
+    one_seed = float(
+        np.mean([spread / expected_range(n) for spread, n in zip(spreads[several], seeds[several], strict=True)])
+    )
     return one_seed / math.sqrt(float(np.mean(seeds[several])))
 
 
