@@ -38,7 +38,7 @@ FOLDERS = (
     "ranking",
     "study",
 )
-ORDER = (*FOUNDATION, *FOLDERS, "main", "__main__")
+ORDER = (*FOUNDATION, *FOLDERS, "main", "command", "__main__")
 
 
 def _part(path):

@@ -56,7 +56,7 @@ def average_ranks(accuracies: Float[ArrayLike, "t k"]) -> Float[np.ndarray, "t k
       accuracies: one row per target; NaN where a checkpoint was not evaluated.
 
     Returns:
-      One row per target; higher is better. NaN for a checkpoint without an accuracy on another target, and with one
+      One row per target; higher is better. NaN for a checkpoint that lacks an accuracy on any target, and with one
       target.
 
     Example:
@@ -67,7 +67,7 @@ def average_ranks(accuracies: Float[ArrayLike, "t k"]) -> Float[np.ndarray, "t k
     ranks = scipy.stats.rankdata(-accuracies, axis=1, nan_policy="omit")
     if len(accuracies) < 2:
         return np.full(accuracies.shape, math.nan)
-    return -(ranks.sum(0) - ranks) / (len(accuracies) - 1) + 0.0 * ranks.sum(0)
+    return -(ranks.sum(0) - ranks) / (len(accuracies) - 1)
 
 
 def attainable_kendall(accuracies: ArrayLike, noise: float, resamples: int = 1000, seed: int = 0) -> float:
@@ -100,5 +100,6 @@ def attainable_kendall(accuracies: ArrayLike, noise: float, resamples: int = 100
     measured = truth + noise * np.random.default_rng(seed).standard_normal((resamples, len(truth)))
     first, second = np.triu_indices(len(truth), 1)
     order = np.sign(truth[first] - truth[second])
-    agree = (np.sign(measured[:, first] - measured[:, second]) * order).sum(1)
-    return float(np.mean(agree / math.sqrt(np.sum(order != 0) * len(order))))
+    found = np.sign(measured[:, first] - measured[:, second])
+    distinct = np.sum(order != 0) * np.sum(found != 0, axis=1)  # without noise, equal accuracies stay equal
+    return float(np.mean((found * order).sum(1) / np.sqrt(distinct)))

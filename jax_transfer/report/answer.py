@@ -1,6 +1,6 @@
 """Answers in words and tables which checkpoint is best: the first section of the page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from jax_transfer.records import METRICS
 from jax_transfer.report import tables
@@ -14,11 +14,15 @@ from jax_transfer.results import Row
 LONG_TABLE = 60  # number of rows; a longer comparison is collapsed
 
 
-def answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
+def answer(transfer_rows: Sequence[Row], stages: Collection[str] = ()) -> Iterator[str]:
     """Yields the section as HTML: over all targets, per target, and as tables; nothing without an accuracy.
 
     Epochs of the study's own pre-training are compared with its last epoch, and given checkpoints with each other and
     with the best and the last epoch.
+
+    Args:
+      transfer_rows: rows of results/transfer.jsonl.
+      stages: stages that write them; the section says which of "probe" and "finetune" has not run.
 
     >>> row = {"target": "tfds:mnist", "method": "probe", "epoch": None}
     >>> rows = [{**row, "checkpoint": "a", "accuracy": 0.8}, {**row, "checkpoint": "run/b", "accuracy": 0.9}]
@@ -33,7 +37,7 @@ def answer(transfer_rows: Sequence[Row]) -> Iterator[str]:
             yield f'<p class="answer">{escape(statement)}</p>'
     evaluated = {row["method"] for row in best} | {comparison.method for comparison in compared}
     for stage, methods in (("probe", {"probe", "probe_converged"}), ("finetune", {"finetune"})):
-        if not methods & evaluated:
+        if stage in stages and not methods & evaluated:
             yield f"<p>The stage <code>{stage}</code> has not run.</p>"
     yield "<ul>"
     targets = [*(row["target"] for row in best), *(comparison.target for comparison in compared)]

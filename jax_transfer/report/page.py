@@ -168,7 +168,8 @@ def _given(names: Sequence[str]) -> str:
 def _answer(page: Page) -> Iterator[str]:
     """Yields statements about which checkpoint is best: over all targets, per target, and as tables."""
     missing = [] if page.results.get("transfer") or not page.has_targets else [page.not_run("transfer")]
-    yield from list(answer(page.read.get("transfer", []))) or missing
+    stages = page.written_by.get("transfer", ())  # none if no study made the page
+    yield from list(answer(page.read.get("transfer", []), stages)) or missing
 
 
 def _reuse(page: Page) -> Iterator[str]:
@@ -274,7 +275,9 @@ def _trust(page: Page) -> Iterator[str]:
         yield page.not_run("ranking" if scored else "scores")
     for method in sorted({row["method"] for row in ranking}):
         yield f"<h3>{escape(tables.method_name(method))}</h3>"
-        yield from trust_section.section(page.read, method, swept(page.read.get("transfer", [])))
+        yield from trust_section.section(
+            page.read, method, swept(page.read.get("transfer", [])), page.config.get("notes") or ()
+        )
 
 
 def _grid(page: Page) -> Iterator[str]:

@@ -120,7 +120,7 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
     ...          "difference_low": low, "difference_high": high, "num_checkpoints": 12}
     ...         for score, difference, low, high in (("logme", 0.1, -0.2, 0.4), ("num_parameters", None, None, None))]
     >>> verdict(rows, "probe")[0]
-    'No score earned its cost: none of 1 orders the checkpoints better than the list by number of parameters ...'
+    'No score earned its cost: the one score does not order the checkpoints better than the list by number of ...'
     """
     own = [row for row in judged if row["method"] == method]
     if not own:
@@ -128,37 +128,45 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
     name = next((row["baseline"] for row in own if row["baseline"]), "")
     if not name:
         return [
-            "No list without data of the target (number of parameters, epoch) orders these checkpoints, so it cannot be"
-            " said whether a score earned its cost."
+            "Whether a score earned its cost cannot be said: there is no list to compare with, because neither the"
+            " number of parameters nor the epoch is known for all checkpoints and tells them apart."
         ]
     order, choice = tables.NAIVE_LISTS[name]
-    compared = [row for row in own if row["score"] not in tables.NAIVE_LISTS and is_number(row["difference_low"])]
-    ahead = [tables.score_name(row["score"]) for row in compared if row["difference_low"] > 0]
-    behind = [tables.score_name(row["score"]) for row in compared if row["difference_high"] < 0]
-    if all(row["score"] in tables.NAIVE_LISTS for row in own):
-        return ["There is no score here, only lists that need no data of the target."]
+    scores = [row for row in own if row["score"] not in tables.NAIVE_LISTS]
+    # A score that orders the checkpoints just as the list does has no interval, but is compared.
+    compared = [row for row in scores if is_number(row["difference_low"]) or row["difference"] == 0]
+    ahead = [tables.score_name(row["score"]) for row in compared if (row["difference_low"] or 0) > 0]
+    behind = [tables.score_name(row["score"]) for row in compared if (row["difference_high"] or 0) < 0]
+    if not scores:
+        return ["There are no scores here, only lists that need no data of the target."]
     if not compared:
         return [
-            f"Whether a score earned its cost cannot be said: no difference to the list by {order} has an interval, for"
-            " want of values or of checkpoints."
+            "Whether a score earned its cost cannot be said: for want of values or of checkpoints, no difference to"
+            f" the list by {order} has an interval."
         ]
     if ahead:
-        were = "it" if len(ahead) == 1 else "they"
+        its, order_s = ("its cost: it", "orders") if len(ahead) == 1 else ("their cost: they", "order")
         first = (
-            f"{tables.listed(ahead)} earned {'its' if len(ahead) == 1 else 'their'} cost: {were} order"
-            f"{'s' if len(ahead) == 1 else ''} the checkpoints better than the list by {order} by more than chance."
+            f"{tables.listed(ahead)} earned {its} {order_s} the checkpoints better than the list by {order}, by more"
+            " than chance explains."
         )
     else:
+        none = "the one score does not order" if len(compared) == 1 else f"none of {len(compared)} scores orders"
         first = (
-            f"No score earned its cost: none of {len(compared)} orders the checkpoints better than the list by {order}"
-            f" by more than chance. Taking {choice} would have done as well."
+            f"No score earned its cost: {none} the checkpoints better than the list by {order}, by more than chance"
+            f" explains. Taking {choice} may well have done as well."
         )
     luck = (
-        f" Of {len(compared)} scores, one in forty that is no better would still be ahead by chance."
+        f" Of {len(compared)} scores that are no better than the list, one in forty would still seem so by chance."
         if ahead and len(compared) > 1
         else ""
     )
-    worse = f"{tables.listed(behind)} {'does' if len(behind) == 1 else 'do'} worse than that list." if behind else ""
+    worse = (
+        f"{tables.listed(behind)} {'does' if len(behind) == 1 else 'do'} worse than that list, by more than chance"
+        " explains."
+        if behind
+        else ""
+    )
     return list(filter(None, [first + luck, worse, ELSEWHERE]))
 
 
@@ -233,8 +241,8 @@ def trust_note(
     if name:
         note += (
             f" Against the list: Kendall's tau minus that of the list by {tables.NAIVE_LISTS[name][0]}, which needs no "
-            "data of the target; its interval is a paired bootstrap over checkpoints. Lists of this kind are in the "
-            f"table too; constant ones have {tables.EN_DASH}."
+            "data of the target; its interval is a paired bootstrap over checkpoints, with the targets as they are. "
+            f"The table holds such lists too; a list in which all checkpoints are equal has {tables.EN_DASH}."
         )
     note += "".join(f" {sentence}" for sentence in _describe_gaps(own, names))
     forward = _mean([row.get("forward_gflops") for row in score_rows])
@@ -328,7 +336,7 @@ def trust_table(
     note = " ".join([trust_note(ranking_rows, score_rows, method, swept, judged), *verdict(judged, method)])
     table = Table(
         title="How far each score can be trusted",
-        caption=note,
+        caption=Text(note),
         box=rich.box.SIMPLE_HEAD,
         pad_edge=False,
         padding=0,
@@ -356,7 +364,9 @@ def trust_table(
     titles: list[str] = list(rows[0]) if rows else []
     for title in titles:
         is_name = title == "Score"  # only names may wrap, because a truncated number would be wrong
-        table.add_column(short.get(title, title), justify="left" if is_name else "right", no_wrap=not is_name)
+        table.add_column(
+            short.get(title, title), justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold"
+        )
     for row in rows:
         table.add_row(*map(Text, row.values()))
     return table

@@ -8,17 +8,23 @@ from jax_transfer.report.tables import EN_DASH, is_number
 from jax_transfer.report.trust import trust_note, trust_rows, verdict
 from jax_transfer.results import Row
 
-VERDICTS = {True: "fine", False: "weakens it", None: "for information"}
+VERDICTS = {True: "Fine", False: "Weakens it", None: "Cannot be told"}
 PREDICTED = 60  # as many predictions are shown; the others are in the table of all results
 
 
-def section(read: Mapping[str, Sequence[Row]], method: str, swept: Iterable[tuple[str, str]] = ()) -> Iterator[str]:
+def section(
+    read: Mapping[str, Sequence[Row]],
+    method: str,
+    swept: Iterable[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
+) -> Iterator[str]:
     """Yields the parts of the section for the accuracies of one method, as HTML.
 
     Args:
       read: result file -> rows; uses ranking, scores, trust, checklist, points and predictions.
       method: the method whose accuracies the scores should predict.
       swept: the value of `grid.swept`.
+      notes: sentences on what makes the numbers weaker than they could be.
 
     >>> from jax_transfer.results import RankingRow, to_json_dict
     >>> row = RankingRow("tfds:mnist", "finetune", "logme", *[0.5] * 7, 4, 0.1, 0.8, regret=0.02)
@@ -27,10 +33,12 @@ def section(read: Mapping[str, Sequence[Row]], method: str, swept: Iterable[tupl
     True
     """
     ranking, scored, judged = (read.get(name, []) for name in ("ranking", "scores", "trust"))
-    yield f'<p class="quiet">{escape(trust_note(ranking, scored, method, swept, judged))}</p>'
-    yield tables.to_html(trust_rows(ranking, scored, method, judged))
     for sentence in verdict(judged, method):
         yield f"<p>{escape(sentence)}</p>"
+    if notes:
+        yield f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>"
+    yield f'<p class="quiet">{escape(trust_note(ranking, scored, method, swept, judged))}</p>'
+    yield tables.to_html(trust_rows(ranking, scored, method, judged))
     own = {name: [row for row in read.get(name, []) if row["method"] == method] for name in read if name in OWN}
     yield from _checklist(own.get("checklist", []))
     yield from _apart(own.get("trust", []))
@@ -46,12 +54,12 @@ def _checklist(rows: Sequence[Row]) -> Iterator[str]:
         return
     first = sorted(rows, key=lambda row: (row["passed"] is not False, row["passed"] is None))
     cells = [
-        {"Check": row["check"].capitalize(), "Finding": row["finding"], "For this comparison": VERDICTS[row["passed"]]}
+        {"Check": row["check"].capitalize(), "Finding": row["finding"], "This comparison": VERDICTS[row["passed"]]}
         for row in first
     ]
     weak = sum(row["passed"] is False for row in rows)
     verb = "weakens" if weak == 1 else "weaken"
-    summary = f"Checklist: {weak} of {tables.counted(len(rows), 'finding')} {verb} this comparison"
+    summary = f"Checklist: {weak or 'none'} of {tables.counted(len(rows), 'finding')} {verb} this comparison"
     yield f"<details{' open' if weak else ''}><summary>{escape(summary)}</summary>{tables.to_html(cells)}</details>"
 
 
@@ -59,25 +67,26 @@ def _apart(rows: Sequence[Row]) -> Iterator[str]:
     """Yields the taus without nested checkpoints, and how well gaps in a score tell gaps in accuracy."""
     if not rows:
         return
-    first = rows[0]
-    counts = {"epochs": first["num_epochs"], "families": first["num_families"]}
+    number, epochs, families = (rows[0][name] for name in ("num_checkpoints", "num_epochs", "num_families"))
     titles = {
-        "kendall": f"All {first['num_checkpoints']}",
-        **(
-            {"kendall_epochs": f"Last epochs ({counts['epochs']})"}
-            if counts["epochs"] < first["num_checkpoints"]
-            else {}
-        ),
-        **(
-            {"kendall_families": f"One of a family ({counts['families']})"}
-            if counts["families"] < first["num_checkpoints"]
-            else {}
-        ),
+        "kendall": f"All {number}",
+        **({"kendall_epochs": f"Last epochs ({epochs})"} if epochs < number else {}),
+        **({"kendall_families": f"One of each family ({families})"} if families < epochs else {}),
         "fidelity_pearson": "Gaps, Pearson",
         "fidelity_spearman": "Gaps, Spearman",
         "top_fidelity_pearson": "Top gaps, Pearson",
         "top_fidelity_spearman": "Top gaps, Spearman",
     }
+    over = [
+        "over all checkpoints",
+        *(["over the last epoch of each pre-training"] if "kendall_epochs" in titles else []),
+        *(
+            ["over the largest of these of each family of architectures with the same pre-training"]
+            if "kendall_families" in titles
+            else []
+        ),
+    ]
+    apart = ["Kendall's tau without nested checkpoints"] if len(over) > 1 else []
     cells = [
         {
             "Score": tables.score_name(row["score"]),
@@ -86,12 +95,11 @@ def _apart(rows: Sequence[Row]) -> Iterator[str]:
         for row in sorted(rows, key=lambda row: -row["kendall"] if is_number(row["kendall"]) else 2)
     ]
     yield (
-        "<details><summary>Without nested checkpoints, and by gaps</summary>"
+        f"<details><summary>{', and '.join((*apart, 'whether gaps in a score tell gaps in accuracy'))}</summary>"
         f"{tables.to_html(cells)}"
-        '<p class="quiet">Kendall\'s tau in percent, over all checkpoints, over the last epoch of each pre-training,'
-        " and over the largest checkpoint of each family of architectures with the same pre-training. Gaps: the"
-        " correlation in percent between the differences of two checkpoints in the score and in accuracy, over all"
-        " pairs, and over the pairs with one of the three most accurate checkpoints.</p></details>"
+        f'<p class="quiet">Kendall\'s tau in percent {", ".join(over)}. Gaps: the correlation in percent between the'
+        " distance of two checkpoints in the score and their distance in accuracy, over all pairs, and (top gaps) over"
+        " the pairs with at least one of the three most accurate checkpoints.</p></details>"
     )
 
 
@@ -100,22 +108,24 @@ def _points(rows: Sequence[Row], predictions: Sequence[Row], is_judged: bool) ->
     if not rows:
         if is_judged:
             yield (
-                '<p class="quiet">What a gap in a score means in accuracy is learned from other targets; it takes at'
-                " least three targets on which every checkpoint has an accuracy, and a score with a value for each.</p>"
+                '<p class="quiet">What a gap in a score means in points of accuracy is learned from other targets. That'
+                " takes at least three targets on which every checkpoint has an accuracy, and a score with a value for"
+                " each of them.</p>"
             )
         return
     names = tables.target_names(row["target"] for row in rows)
     sentences = [
-        f"{names[row['target']]}: a {tables.score_name(row['score'])} gap of {row['gap']:.3g} has meant"
-        f" {100 * row['points']:.1f} points, plus or minus {100 * row['spread']:.1f}"
+        f"{names[row['target']]}: a gap of {row['gap']:.3g} in {tables.score_name(row['score'])} has meant"
+        f" {100 * row['points']:.1f} points of accuracy, plus or minus {100 * row['spread']:.1f}."
         for row in rows
     ]
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     yield (
         "<details><summary>What a gap in a score has meant in points of accuracy</summary>"
         f"<ul>{items}</ul>"
-        f'<p class="quiet">A gap of one standard deviation over the checkpoints of the target. Learned from the'
-        f" {rows[0]['num_others']} other targets: the mean and the standard deviation of their lines.</p></details>"
+        '<p class="quiet">Each gap is one standard deviation of the score over the checkpoints of the target. Its'
+        f" meaning is learned from the {rows[0]['num_others']} other targets: the mean of the slopes of their lines,"
+        " plus or minus the standard deviation.</p></details>"
     )
     inside = [row for row in predictions if is_number(row["accuracy"]) and row["low"] <= row["accuracy"] <= row["high"]]
     cells = [
@@ -128,11 +138,11 @@ def _points(rows: Sequence[Row], predictions: Sequence[Row], is_judged: bool) ->
         }
         for row in predictions[:PREDICTED]
     ]
-    more = f" The first {PREDICTED} of {len(predictions)}." if len(predictions) > PREDICTED else ""
+    more = f"The first {PREDICTED} of {len(predictions)}. " if len(predictions) > PREDICTED else ""
     yield (
         "<details><summary>Accuracies that all scores together predict</summary>"
         f"{tables.to_html(cells)}"
-        f'<p class="quiet">The mean of the lines of all scores, from the other targets; only the mean accuracy of the'
-        f" checkpoints is taken from the target itself. {len(inside)} of {len(predictions)} measured accuracies lie in"
-        f" their interval.{more}</p></details>"
+        f'<p class="quiet">{more}The mean of the lines of all scores, learned from the other targets; only the mean'
+        f" accuracy of the checkpoints is taken from the target itself. {len(inside)} of {len(predictions)} measured"
+        " accuracies lie in their intervals.</p></details>"
     )

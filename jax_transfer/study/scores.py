@@ -58,6 +58,7 @@ def _append_naive(work: Workspace, rows: Rows) -> None:
     places = static_values(work.config.static, [snapshot.name for snapshot in work.snapshots])
     if any(row.score == "static" and row.value != places.get(row.checkpoint) for row in rows.rows):
         rows.replace([row for row in rows.rows if row.score != "static"])  # the user gives another order now
+    new = []
     for snapshot in work.snapshots:
         checkpoint, epoch = work.checkpoint(snapshot), work.epoch(snapshot)
         known = checkpoint.source_accuracy or pretrained.get(snapshot.name)
@@ -65,7 +66,9 @@ def _append_naive(work: Workspace, rows: Rows) -> None:
         for name, value in naive_values(checkpoint.net, per_image, known, epoch, places.get(snapshot.name)).items():
             for target in work.config.targets:
                 forward = [per_image * len(work.source(target, split)) for split in ("train", "test")]
-                rows.append(ScoreRow(snapshot.name, epoch, target, name, value, 0.0, 0.0, forward[0], "", forward[1]))
+                new.append(ScoreRow(snapshot.name, epoch, target, name, value, 0.0, 0.0, forward[0], "", forward[1]))
+    if new := [row for row in new if rows.key(row) not in rows]:
+        rows.replace([*rows.rows, *new])  # in one go, since each append waits for the disk
 
 
 def _missing_scores(work: Workspace, target: str, rows: Rows):

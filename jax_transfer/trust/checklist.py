@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jax_transfer.analysis.agreement import weighted_kendall
+from jax_transfer.analysis.agreement import weighted_kendall, weighted_kendall_without_each
 from jax_transfer.analysis.concordance import attainable_kendall, kendall_w
-from jax_transfer.report.tables import counted, score_name, target_names
+from jax_transfer.report.tables import counted, listed, score_name, target_names
 from jax_transfer.results import CheckRow
-from jax_transfer.trust.evidence import AVERAGE_RANK, Evidence, noise
+from jax_transfer.trust.evidence import AVERAGE_RANK, Evidence, last_epochs, noise
 
 CEILING = 0.99  # accuracies above it leave no room in which checkpoints could differ
-WIDE = 2.0  # largest / smallest size from which on a list by size may decide the ranking
-ALIKE = 0.7  # Kendall's W from which on one fixed list serves all targets
-FIXED = 0.5  # weighted tau from which on a fixed list leaves little to gain
-SPANNED = 5.0  # range of accuracies, in spreads over seeds, from which on the order is more than noise
-SENSITIVE = 0.2  # change of the weighted tau by one checkpoint from which on it decides the result
+WIDE = 2.0  # largest / smallest size above which a list by size may decide the ranking
+ALIKE = 0.7  # Kendall's W from which one fixed list serves all targets
+FIXED = 0.5  # weighted tau from which a fixed list leaves little to gain
+SPANNED = 5.0  # range of accuracies, in spreads over seeds, from which the order is more than noise
+FEWEST = 4  # checkpoints of which one can be left out
+SENSITIVE = 0.2  # change of the weighted tau from which a single checkpoint decides the result
 NAMED = 4  # as many names are listed
 
 # The fields of a CheckRow from `subject` on.
@@ -35,7 +36,7 @@ def check_rows(evidence: Evidence) -> list[CheckRow]:
     >>> for row in check_rows(make("finetune", accuracies, {})):
     ...     if row.passed is False:
     ...         print(row.finding)
-    mnist: all checkpoints exceed 99 %, so there is no headroom in which they could differ.
+    mnist: all accuracies exceed 99 %, so there is no headroom in which checkpoints could differ.
     2 checkpoints are nested: resnet18, resnet50 (upgrades of one family). ...
     """
     return [CheckRow(evidence.method, name, *finding) for name, check in CHECKS.items() for finding in check(evidence)]
@@ -43,42 +44,49 @@ def check_rows(evidence: Evidence) -> list[CheckRow]:
 
 def _headroom(evidence: Evidence) -> Iterator[Finding]:
     """Finds the targets on which all checkpoints are nearly perfect."""
-    for t, (target, name) in enumerate(target_names(evidence.targets).items()):
-        least = _least(evidence.accuracies[t])
-        if least is not None and least > CEILING:
-            finding = f"{name}: all checkpoints exceed 99 %, so there is no headroom in which they could differ."
-            yield target, least, None, None, False, finding
-
-
-def _least(values: np.ndarray) -> float | None:
-    values = values[np.isfinite(values)]
-    return float(values.min()) if len(values) else None
+    least = {}
+    for target, own in zip(evidence.targets, evidence.accuracies, strict=True):
+        if np.isfinite(own).any():
+            least[target] = float(own[np.isfinite(own)].min())
+    full = [target for target in least if least[target] > CEILING]
+    names = target_names(evidence.targets)
+    for target in full:
+        finding = (
+            f"{names[target]}: all accuracies exceed 99 %, so there is no headroom in which checkpoints could differ."
+        )
+        yield target, least[target], None, None, False, finding
+    if least and not full:
+        yield "", max(least.values()), None, None, True, "On every target, at least one accuracy is 99 % or less."
 
 
 def _range_over_noise(evidence: Evidence) -> Iterator[Finding]:
     """Compares the range of accuracies with the spread over seeds, and says which tau this noise allows at most."""
+    unknown = []
     for t, (target, name) in enumerate(target_names(evidence.targets).items()):
         own = evidence.accuracies[t][evidence.expected[t]]
         spreads = evidence.spreads[t][np.isfinite(evidence.spreads[t]) & (evidence.num_seeds[t] > 1)]
         if not np.isfinite(own).all() or len(own) < 2:
             continue
         if not len(spreads):
-            yield target, None, None, None, None, f"{name}: one seed, so the noise of the accuracies is unknown."
+            unknown.append(name)
             continue
         span, spread = float(np.ptp(own)), float(np.mean(spreads))
         most = attainable_kendall(own, noise(evidence, t))
-        times = f"{span / spread:.1f} times" if spread > 0 else "far more than"
-        most_words = f"; the noise of the seeds allows a tau of {most:.2f} at most" if math.isfinite(most) else ""
+        times = f", {span / spread:.1f} times" if spread > 0 else "; there is none in"
+        allowed = f" With this noise, no score can expect a tau above {most:.2f}." if math.isfinite(most) else ""
         finding = (
-            f"{name}: accuracies span {100 * span:.1f} points, {times} the mean spread over seeds "
-            f"({100 * spread:.2f}){most_words}."
+            f"{name}: accuracies span {100 * span:.1f} points{times} the mean spread over seeds "
+            f"({100 * spread:.2f} points).{allowed}"
         )
-        yield target, most, None, None, span >= SPANNED * spread, finding
+        yield target, most, None, None, 0 < span >= SPANNED * spread, finding
+    if unknown:
+        names = listed(unknown) if len(unknown) <= NAMED else f"{len(unknown)} targets"
+        yield "", None, None, None, None, f"The noise of the accuracies on {names} is unknown, for want of seeds."
 
 
 def _sizes(evidence: Evidence) -> Iterator[Finding]:
     """Compares the largest checkpoint with the smallest one, by parameters and by work."""
-    for score, what in (("num_parameters", "parameters"), ("forward_gflops", "work of a forward pass")):
+    for score, what in (("num_parameters", "number of parameters"), ("forward_gflops", "work of a forward pass")):
         values = evidence.scores.get(score)
         if values is None or not np.isfinite(values[evidence.expected]).all():
             continue
@@ -87,36 +95,34 @@ def _sizes(evidence: Evidence) -> Iterator[Finding]:
             continue
         ratio = high / low
         why = (
-            "a list by size may decide the ranking: compare the scores among checkpoints of equal size too"
+            "size alone may decide the ranking, so compare the scores among checkpoints of equal size too"
             if ratio > WIDE
             else "the checkpoints are of nearly equal size"
         )
-        yield score, ratio, low, high, ratio <= WIDE, f"The {what} differ by a factor of {ratio:.3g}; {why}."
+        finding = f"The largest {what} is {ratio:.3g} times the smallest: {why}."
+        yield score, ratio, low, high, ratio <= WIDE, finding
 
 
 def _nested(evidence: Evidence) -> Iterator[Finding]:
     """Names the checkpoints that are epochs of one pre-training, or upgrades within a family of architectures."""
-    for kind, groups, apart in (
-        ("epochs of one pre-training", evidence.trajectories, "the last of each alone"),
-        ("upgrades of one family", evidence.families, "the largest of each alone"),
+    last = last_epochs(evidence)  # epochs of one architecture are no upgrades of each other
+    for kind, checkpoints, groups, guess in (
+        ("epochs of one pre-training", evidence.checkpoints, evidence.trajectories, "later"),
+        ("upgrades of one family", last.checkpoints, last.families, "larger"),
     ):
         names: dict[str, list[str]] = {}
-        for checkpoint, group in zip(evidence.checkpoints, groups, strict=True):
+        for checkpoint, group in zip(checkpoints, groups, strict=True):
             names.setdefault(group, []).append(checkpoint)
         nested = [own for own in names.values() if len(own) > 1]
         if nested:
             number, first = sum(map(len, nested)), nested[0]
-            listed = ", ".join([*first[:NAMED], *(["..."] if len(first) > NAMED else [])])
-            rest = f", and {counted(len(nested) - 1, 'other group')}" if len(nested) > 1 else ""
-            yield (
-                kind,
-                float(number),
-                None,
-                None,
-                False,
-                f"{counted(number, 'checkpoint')} are nested: {listed} ({kind}){rest}. That the later or larger one "
-                f"wins is easy to guess, so taus are also shown for {apart}.",
+            shown = ", ".join([*first[:NAMED], *(["..."] if len(first) > NAMED else [])])
+            rest = f", and those of {counted(len(nested) - 1, 'other group')}" if len(nested) > 1 else ""
+            finding = (
+                f"{counted(number, 'checkpoint')} are nested: {shown} ({kind}){rest}. That the {guess} one wins is "
+                "easy to guess, so Kendall's tau is also shown without the others."
             )
+            yield kind, float(number), None, None, False, finding
 
 
 def _targets_agree(evidence: Evidence) -> Iterator[Finding]:
@@ -126,8 +132,8 @@ def _targets_agree(evidence: Evidence) -> Iterator[Finding]:
         return
     w = kendall_w(evidence.accuracies) if evidence.expected.all() else math.nan
     if math.isfinite(w):
-        so = "one fixed list would serve all of them" if w >= ALIKE else "no single list serves all of them"
-        yield "", w, None, None, w < ALIKE, f"The targets agree on the order with Kendall's W = {w:.2f}: {so}."
+        so = "so alike that one fixed list would serve all of them" if w >= ALIKE else "so no single list serves all"
+        yield "", w, None, None, w < ALIKE, f"The targets order the checkpoints with Kendall's W = {w:.2f}: {so}."
 
 
 def _fixed_list(evidence: Evidence) -> Iterator[Finding]:
@@ -145,34 +151,32 @@ def _fixed_list(evidence: Evidence) -> Iterator[Finding]:
             min(taus.values()),
             max(taus.values()),
             mean < FIXED,
-            f"The fixed list by mean rank on the other targets has a weighted tau of {mean:.2f} on the target left out "
-            f"({taus[worst]:.2f} on {names[worst]}, its worst).",
+            f"A fixed list, by mean rank on the other targets, has a weighted tau of {mean:.2f} on the target left "
+            f"out, averaged over targets (lowest: {taus[worst]:.2f} on {names[worst]}).",
         )
 
 
 def _single_checkpoints(evidence: Evidence) -> Iterator[Finding]:
     """Finds how far the weighted tau of each score, a mean over targets, depends on a single checkpoint."""
-    k = len(evidence.checkpoints)
-    if k < 4:
+    if len(evidence.checkpoints) < FEWEST:
         return
-    without = [evidence.only(np.arange(k) != i) for i in range(k)]
-    for score in evidence.scores:
-        whole = _mean_weighted(evidence, score)
-        values = [_mean_weighted(rest, score) for rest in without]
-        if not math.isfinite(whole) or not all(map(math.isfinite, values)):
+    targets = range(len(evidence.targets))
+    taus = {score: np.array([weighted_kendall(*evidence.of(t, score)) for t in targets]) for score in evidence.scores}
+    used = [t for t in targets if any(math.isfinite(own[t]) for own in taus.values())]
+    for score, own in taus.items():
+        without = np.repeat(own[:, None], len(evidence.checkpoints), axis=1)
+        for t in used:
+            without[t, evidence.expected[t]] = weighted_kendall_without_each(*evidence.of(t, score))
+        if not used or not np.isfinite(without[used]).all():
             continue
-        i = int(np.argmax(np.abs(np.array(values) - whole)))
+        whole, values = float(own[used].mean()), without[used].mean(0)
+        i = int(np.argmax(np.abs(values - whole)))
+        low, high = float(values.min()), float(values.max())
         finding = (
-            f"{score_name(score)}: weighted tau {whole:.2f}; {min(values):.2f} to {max(values):.2f} without one "
-            f"checkpoint, farthest away without {evidence.checkpoints[i]} ({values[i]:.2f})."
+            f"{score_name(score)}: the weighted tau is {whole:.2f}, and between {low:.2f} and {high:.2f} without any "
+            f"one checkpoint. It changes most without {evidence.checkpoints[i]} ({values[i]:.2f})."
         )
-        yield score, whole, min(values), max(values), abs(values[i] - whole) < SENSITIVE, finding
-
-
-def _mean_weighted(evidence: Evidence, score: str) -> float:
-    taus = [weighted_kendall(*evidence.of(t, score)) for t in range(len(evidence.targets))]
-    taus = [tau for tau in taus if math.isfinite(tau)]
-    return float(np.mean(taus)) if taus else math.nan
+        yield score, whole, low, high, bool(abs(values[i] - whole) < SENSITIVE), finding
 
 
 CHECKS: dict[str, Callable[[Evidence], Iterator[Finding]]] = {

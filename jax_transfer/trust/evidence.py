@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.special
 from jaxtyping import Bool, Float
 
 from jax_transfer.analysis import ncti
@@ -18,8 +19,6 @@ AVERAGE_RANK = "average_rank"
 NCTI_PARTS = ("ncti_variability", "ncti_geometry", "ncti_nearest")
 # The lists to which every score is compared, fixed before looking at any result: the first that orders the checkpoints.
 BASELINES = ("num_parameters", "last_epoch")
-# E[highest - lowest] of n standard normal numbers, by which a spread over n seeds estimates a standard deviation.
-EXPECTED_RANGE = {2: 1.128, 3: 1.693, 4: 2.059, 5: 2.326, 6: 2.534, 7: 2.704, 8: 2.847, 9: 2.970, 10: 3.078}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +86,8 @@ def make(
       accuracies: one for each checkpoint that belongs to a target; NaN if it is missing.
       scores: score -> its values; missing ones may be left out.
       spreads, num_seeds: those that are known.
-      trajectories, families, metrics: see `Evidence`; by default each checkpoint has a trajectory of its own, and the
-        family that `family_of` reads from its name.
+      trajectories, families, metrics: see `Evidence`; by default, `trajectory_of` and `family_of` read the first two
+        from the name of a checkpoint, and the metric is the accuracy.
 
     >>> accuracies = {("mnist", "resnet18"): 0.9, ("mnist", "resnet50"): 0.95}
     >>> evidence = make("finetune", accuracies, {"logme": {("mnist", "resnet18"): 1.0}})
@@ -110,7 +109,7 @@ def make(
             table(num_seeds or {}, 1),
             {name: table(values) for name, values in scores.items()},
             np.array([[(t, c) in accuracies for c in checkpoints] for t in targets]),
-            tuple((trajectories or {}).get(c, c) for c in checkpoints),
+            tuple((trajectories or {}).get(c) or trajectory_of(c) for c in checkpoints),
             tuple((families or {}).get(c) or family_of(c) for c in checkpoints),
             tuple((metrics or {}).get(t, "accuracy") for t in targets),
         )
@@ -133,11 +132,26 @@ def with_list_scores(evidence: Evidence) -> Evidence:
 def family_of(name: str) -> str:
     """Returns the family of an architecture: its name up to the first number, in lower case.
 
+    In the name of a checkpoint of a study, "resnet50/cifar10/90", the images of the pre-training belong to the family,
+    and the epoch does not.
+
     >>> family_of("resnet50"), family_of("mobilenet_v1_0.25"), family_of("DenseNet-121"), family_of("50")
     ('resnet', 'mobilenet', 'densenet', '50')
+    >>> family_of("resnet50/cifar10/90"), family_of("resnet18/cifar100/90")
+    ('resnet/cifar10', 'resnet/cifar100')
     """
-    found = re.match(r"[a-z]+(?:[ _-]?[a-z]{2,})*", name.lower())
-    return found[0] if found else name
+    model, slash, rest = trajectory_of(name).partition("/")
+    found = re.match(r"[a-z]+(?:[ _-]?[a-z]{2,})*", model.lower())
+    return f"{found[0] if found else model}{slash}{rest}"
+
+
+def trajectory_of(name: str) -> str:
+    """Returns what pre-trained a checkpoint that is named as in a study: its name without a last "/" and epoch.
+
+    >>> trajectory_of("resnet50/cifar10/90"), trajectory_of("digits/0.5"), trajectory_of("90"), trajectory_of("b/vit")
+    ('resnet50/cifar10', 'digits', '90', 'b/vit')
+    """
+    return re.sub(r"(?<=.)/[0-9]+(\.[0-9]+)?$", "", name)
 
 
 def baseline(evidence: Evidence) -> str | None:
@@ -160,8 +174,8 @@ def baseline(evidence: Evidence) -> str | None:
 def noise(evidence: Evidence, target: int) -> float:
     """Estimates the standard deviation of an accuracy on a target: that of a mean over seeds, from their spread.
 
-    The spread of n seeds is on average EXPECTED_RANGE[n] standard deviations of one seed. Checkpoints are pooled, since
-    two or three seeds of one say little. NaN if no checkpoint has several seeds.
+    The spread of n seeds is on average `expected_range(n)` standard deviations of one seed. Checkpoints are pooled,
+    since two or three seeds of one say little. NaN if no checkpoint has several seeds.
 
     >>> key = ("mnist", "a")
     >>> round(noise(make("finetune", {key: 0.9}, {}, spreads={key: 0.01}, num_seeds={key: 3}), 0), 4)
@@ -172,9 +186,23 @@ def noise(evidence: Evidence, target: int) -> float:
     several = np.isfinite(spreads) & (seeds > 1)
     if not several.any():
         return math.nan
-    counts = np.minimum(seeds[several], max(EXPECTED_RANGE)).astype(int)
-    one_seed = float(np.mean(spreads[several] / np.array([EXPECTED_RANGE[n] for n in counts])))
+    one_seed = float(
+        np.mean([spread / expected_range(n) for spread, n in zip(spreads[several], seeds[several], strict=True)])
+    )
     return one_seed / math.sqrt(float(np.mean(seeds[several])))
+
+
+def expected_range(n: float) -> float:
+    """Computes the expected difference of the highest and the lowest of n standard normal numbers.
+
+        E = integral of 1 - F(x)^n - (1 - F(x))^n,   F: the normal distribution function (Tippett, 1925)
+
+    >>> round(expected_range(2), 3), round(expected_range(3), 3), round(expected_range(10), 3)
+    (1.128, 1.693, 3.078)
+    """
+    x = np.linspace(-9, 9, 1801)
+    below = scipy.special.ndtr(x)
+    return float(np.trapezoid(1 - below**n - (1 - below) ** n, x))
 
 
 def last_of_each(evidence: Evidence, groups: Sequence[str], order: str) -> Bool[np.ndarray, "k"]:
@@ -198,3 +226,13 @@ def last_of_each(evidence: Evidence, groups: Sequence[str], order: str) -> Bool[
         if group not in best or not values[i] < values[best[group]]:
             best[group] = i
     return np.isin(np.arange(len(groups)), list(best.values()))
+
+
+def last_epochs(evidence: Evidence) -> Evidence:
+    """Returns the evidence of the last epoch of each pre-training alone.
+
+    >>> accuracies = {("mnist", f"run/{epoch}"): 0.9 for epoch in (1, 2)}
+    >>> last_epochs(make("probe", accuracies, {})).checkpoints
+    ('run/2',)
+    """
+    return evidence.only(last_of_each(evidence, evidence.trajectories, "last_epoch"))

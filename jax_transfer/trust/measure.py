@@ -24,7 +24,7 @@ from jax_transfer.analysis.agreement import (
 from jax_transfer.choose import choose
 from jax_transfer.records import METRICS
 from jax_transfer.results import RankingRow, TrustRow
-from jax_transfer.trust.evidence import Evidence, baseline, last_of_each
+from jax_transfer.trust.evidence import Evidence, baseline, last_epochs, last_of_each
 
 TOP = 3  # the most accurate checkpoints, of which a pair must hold one to count in the fidelity among the best
 MIN_APART = 3  # fewer checkpoints have no tau that says anything
@@ -103,10 +103,8 @@ def trust_rows(evidence: Evidence) -> list[TrustRow]:
     used = [t for t in range(len(evidence.targets)) if any(math.isfinite(values[t]) for values in taus.values())]
     draws = draw_checkpoints(len(evidence.checkpoints))
     drawn = functools.cache(functools.partial(_mean_taus_of_draws, evidence, used=tuple(used), draws=draws))
-    subsets = {
-        "epochs": evidence.only(last_of_each(evidence, evidence.trajectories, "last_epoch")),
-        "families": evidence.only(last_of_each(evidence, evidence.families, "num_parameters")),
-    }
+    last = last_epochs(evidence)
+    subsets = {"epochs": last, "families": last.only(last_of_each(last, last.families, "num_parameters"))}
     rows = []
     for score in evidence.scores:
         own = _mean(taus[score], used)

@@ -9,7 +9,7 @@ is the mean over the other targets; a prediction is the mean of the lines of all
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
 import scipy.stats
@@ -50,12 +50,11 @@ def points_rows(evidence: Evidence) -> list[PointsRow]:
     """
     if why_not(evidence):
         return []
-    known = _known(evidence)
+    slopes = _slopes(evidence)
     rows = []
-    for score in _usable(evidence):
-        slopes = {t: _slope(evidence, score, t) for t in known}
-        for t in known:
-            others = [slopes[other] for other in known if other != t]
+    for score, own in slopes.items():
+        for t in own:
+            others = [own[other] for other in own if other != t]
             gap = float(np.std(evidence.of(t, score)[0]))
             spread = float(np.std(others, ddof=1))
             rows.append(
@@ -69,7 +68,9 @@ def prediction_rows(evidence: Evidence) -> list[PredictionRow]:
 
     Only the mean accuracy of the checkpoints is taken from the target itself. The half width of the 95 % interval is a
     quantile of Student's t times the standard deviation of the errors with which the other targets are predicted in the
-    same way, each without itself and without this target.
+    same way, each without itself and without this target. In simulations, 89 to 100 % of accuracies lie in it: the
+    fewer with few targets whose lines differ much, the more with few targets whose lines are alike. Predictions and
+    intervals are cut off at 0 and 1.
 
     >>> from jax_transfer.trust.evidence import make
     >>> accuracies = {(t, c): a for t in "xyz" for c, a in (("a", 0.7), ("b", 0.8), ("c", 0.9))}
@@ -79,7 +80,7 @@ def prediction_rows(evidence: Evidence) -> list[PredictionRow]:
     """
     if why_not(evidence):
         return []
-    known, scores = _known(evidence), _usable(evidence)
+    known, slopes = _known(evidence), _slopes(evidence)
     rows = []
     for t in known:
         others = [other for other in known if other != t]
@@ -87,19 +88,17 @@ def prediction_rows(evidence: Evidence) -> list[PredictionRow]:
         for other in others:
             fitted = [third for third in others if third != other]
             accuracies = evidence.accuracies[other, evidence.expected[other]]
-            errors.append(accuracies - accuracies.mean() - _predicted(evidence, scores, other, fitted))
+            errors.append(accuracies - accuracies.mean() - _predicted(evidence, slopes, other, fitted))
         squares = np.concatenate(errors) ** 2
         # Errors on one target belong together: the number of targets, not of errors, says how well they are known.
         half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(others)) * math.sqrt(squares.mean()))
         accuracies = evidence.accuracies[t, evidence.expected[t]]
-        centre = accuracies.mean() + _predicted(evidence, scores, t, others)
+        centre = accuracies.mean() + _predicted(evidence, slopes, t, others)
         names = [name for name, own in zip(evidence.checkpoints, evidence.expected[t], strict=True) if own]
         for name, value, accuracy in zip(names, centre, accuracies, strict=True):
-            low, high = max(value - half, 0.0), min(value + half, 1.0)
+            predicted, low, high = np.clip((value, value - half, value + half), 0, 1).tolist()
             rows.append(
-                PredictionRow(
-                    evidence.method, evidence.targets[t], name, float(value), float(low), float(high), float(accuracy)
-                )
+                PredictionRow(evidence.method, evidence.targets[t], name, predicted, low, high, float(accuracy))
             )
     return rows
 
@@ -108,10 +107,10 @@ def pooled(evidence: Evidence) -> Float[np.ndarray, "t k"] | None:
     """Returns the mean of the lines of all scores, a score of its own; None if there are too few targets."""
     if why_not(evidence):
         return None
-    known = _known(evidence)
+    known, slopes = _known(evidence), _slopes(evidence)
     values = np.full(evidence.accuracies.shape, math.nan)
     for t in known:
-        values[t, evidence.expected[t]] = _predicted(evidence, _usable(evidence), t, [o for o in known if o != t])
+        values[t, evidence.expected[t]] = _predicted(evidence, slopes, t, [o for o in known if o != t])
     return values
 
 
@@ -147,17 +146,23 @@ def _standardised(evidence: Evidence, score: str, target: int) -> Float[np.ndarr
     return (values - values.mean()) / values.std()
 
 
+Slopes = dict[str, dict[int, float]]  # score -> target -> b
+
+
+def _slopes(evidence: Evidence) -> Slopes:
+    """Fits the line of each usable score on each known target."""
+    known = _known(evidence)
+    return {score: {t: _slope(evidence, score, t) for t in known} for score in _usable(evidence)}
+
+
 def _slope(evidence: Evidence, score: str, target: int) -> float:
     accuracies = evidence.of(target, score)[1]
     return float(np.mean(_standardised(evidence, score, target) * (accuracies - accuracies.mean())))
 
 
-def _predicted(
-    evidence: Evidence, scores: Sequence[str], target: int, fitted: Collection[int]
-) -> Float[np.ndarray, "m"]:
+def _predicted(evidence: Evidence, slopes: Slopes, target: int, fitted: Collection[int]) -> Float[np.ndarray, "m"]:
     """Predicts the accuracies on a target relative to their mean, by the lines of the targets in `fitted`."""
     lines = [
-        np.mean([_slope(evidence, score, t) for t in fitted]) * _standardised(evidence, score, target)
-        for score in scores
+        np.mean([own[t] for t in fitted]) * _standardised(evidence, score, target) for score, own in slopes.items()
     ]
     return np.mean(lines, axis=0)
