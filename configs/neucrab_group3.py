@@ -69,6 +69,13 @@ TABLE = (
     "nleep",
 )
 
+# Figure 2 of the paper: N-LEEP by PCA energy and Gaussian components a class. "nleep" itself has 0.8 and 5.
+HEAT_MAP = tuple(
+    f"nleep?energy={energy}&components_per_class={components}"
+    for energy in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+    for components in (1, 2, 5, 10)
+    if (energy, components) != (0.8, 5)
+)
 # Nets of 0.17 to 0.22 million parameters, and others of 0.02 to 1.4 million, for images of 32 pixels.
 EQUAL = (
     {"name": "resnet10", "stem": "cifar", "width": 12},
@@ -179,6 +186,8 @@ def reduced():
     config.finetune.num_seeds = 3
     config.finetune.learning_rates, config.finetune.weight_decays = (0.01, 0.03, 0.1), (0.0,)
     config.probe.methods = ("probe_converged",)
+    ncti = ("ncti_variability", "ncti_geometry", "ncti_nearest")
+    config.scores = (*config.scores, "h_score_shrunk", "knn", "effective_rank", *ncti, *HEAT_MAP)
     return config
 
 
