@@ -303,7 +303,7 @@ def _check_value(value, annotation, where: str, field: str, default) -> None:
         if not isinstance(value, Mapping | ConfigDict):
             raise InputError(f"{where} = {_short_repr(value)}: must be a dictionary from names to values.")
         for key, element in dict(value).items():
-            _check_type(key, str, f"a name in {where}")
+            _check_value(key, arguments[0], *[f"a name in {where}"] * 2, inspect.Parameter.empty)
             _check_value(element, arguments[1], f"{where}[{key!r}]", f"{where}[{key!r}]", inspect.Parameter.empty)
     elif dataclasses.is_dataclass(origin):
         _check_type(value, dict, where)

@@ -12,6 +12,7 @@ from jax_transfer.report import (
     fewshot,
     figures,
     figures_by_name,
+    paper_tables,
     retrieval,
     reuse_section,
     score_figures,
@@ -239,10 +240,11 @@ def _checkpoints(page: Page) -> Iterator[str]:
 
 
 def _paper(page: Page) -> Iterator[str]:
-    """Yields a table of the paper's numbers beside those of our epochs."""
+    """Yields the paper's numbers beside those of our epochs, and its tables of scores beside ours."""
     paper = [entry for entry in page.config.get("paper") or () if entry.get("epoch") is not None]
     if paper := [entry for entry in paper if not fewshot.is_shown(entry["what"])]:
         yield tables.to_html(spectral.paper_rows(page.read, paper))
+    yield from paper_tables.section(page.config.get("paper_tables") or (), page.read)
 
 
 def _why(page: Page) -> Iterator[str]:

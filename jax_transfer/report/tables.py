@@ -324,7 +324,7 @@ def to_html(rows: Sequence[Row], columns: Sequence[str] | None = None, bold: Col
     """
     columns = column_names("", rows) if columns is None else columns
     cells = [[format_value(row.get(column)) for column in columns] for row in rows]
-    numeric = [all(line[i] == EN_DASH or line[i][:1] in "+-0123456789" for line in cells) for i in range(len(columns))]
+    numeric = [all(line[i][:1] in f"+-{EN_DASH}0123456789" for line in cells) for i in range(len(columns))]
     css = [' class="n"' if right else "" for right in numeric]
     head = "".join(f"<th{c}>{html.escape(showable(name))}</th>" for c, name in zip(css, columns, strict=True))
 
