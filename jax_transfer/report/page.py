@@ -357,7 +357,8 @@ def _figures(section: figures.Section, page: Page) -> Iterator[str]:
     if missing and section.optional:
         return
     if missing:
-        yield from map(page.not_run, missing if page.has_targets or "pretrain" in missing else ())
+        is_expected = page.written_by and (page.has_targets or "pretrain" in missing)
+        yield from map(page.not_run, missing if is_expected else ())
         return
     drawn = list(_drawn(section.draw(page.read), page))
     yield from drawn if drawn or section.optional else ["<p>The results contain no values to draw yet.</p>"]

@@ -38,6 +38,7 @@ ELSEWHERE = (
 )
 AS_IN_THE_PAPER = "GFLOPS as in the paper"
 SCORED = "Scored"
+FROM_OTHER_TARGETS = ("average_rank", "pooled")
 
 
 def trust_rows(
@@ -80,7 +81,7 @@ def trust_rows(
         }
         for title, (column, decimals) in METRICS.items():
             value = mean[column]
-            cells[title] = tables.EN_DASH if value is None else f"{100 * value:.{decimals[terminal]}f}"
+            cells[title] = tables.EN_DASH if value is None else f"{100 * value:z.{decimals[terminal]}f}"
             if title == "Kendall":
                 low, high = mean["kendall_low"], mean["kendall_high"]
                 cells[INTERVAL] = _interval(low, high)
@@ -104,7 +105,7 @@ def _against(judged: Sequence[Row], method: str, score: str) -> Row:
         return {}
     difference = row["difference"] if row else None
     return {
-        AGAINST: f"{100 * difference:+.0f}" if is_number(difference) else tables.EN_DASH,
+        AGAINST: f"{100 * difference:+z.0f}" if is_number(difference) else tables.EN_DASH,
         AGAINST_INTERVAL: _interval(row["difference_low"], row["difference_high"]) if row else tables.EN_DASH,
     }
 
@@ -125,24 +126,26 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
     own = [row for row in judged if row["method"] == method]
     if not own:
         return []
+    scores = [row for row in own if row["score"] not in tables.NAIVE_LISTS]
+    if not scores:
+        return ["There are no scores here, only lists that need no data of the target."]
     name = next((row["baseline"] for row in own if row["baseline"]), "")
     if not name:
         return [
             "Whether a score earned its cost cannot be said: there is no list to compare with, because neither the"
-            " number of parameters nor the epoch is known for all checkpoints and tells them apart."
+            " number of parameters nor the epoch is known for all checkpoints and tells them apart.",
+            ELSEWHERE,
         ]
     order, choice = tables.NAIVE_LISTS[name]
-    scores = [row for row in own if row["score"] not in tables.NAIVE_LISTS]
     # A score that orders the checkpoints just as the list does has no interval, but is compared.
     compared = [row for row in scores if is_number(row["difference_low"]) or row["difference"] == 0]
     ahead = [tables.score_name(row["score"]) for row in compared if (row["difference_low"] or 0) > 0]
     behind = [tables.score_name(row["score"]) for row in compared if (row["difference_high"] or 0) < 0]
-    if not scores:
-        return ["There are no scores here, only lists that need no data of the target."]
     if not compared:
         return [
             "Whether a score earned its cost cannot be said: for want of values or of checkpoints, no difference to"
-            f" the list by {order} has an interval."
+            f" the list by {order} has an interval.",
+            ELSEWHERE,
         ]
     if ahead:
         its, order_s = ("its cost: it", "orders") if len(ahead) == 1 else ("their cost: they", "order")
@@ -157,7 +160,7 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
             f" explains. Taking {choice} may well have done as well."
         )
     luck = (
-        f" Of {len(compared)} scores that are no better than the list, one in forty would still seem so by chance."
+        f" Each of the {len(compared)} scores compared has a chance of one in forty of seeming better when it is not."
         if ahead and len(compared) > 1
         else ""
     )
@@ -244,6 +247,10 @@ def trust_note(
             "data of the target; its interval is a paired bootstrap over checkpoints, with the targets as they are. "
             f"The table holds such lists too; a list in which all checkpoints are equal has {tables.EN_DASH}."
         )
+    elsewhere = [tables.SCORE_NAMES[s] for s in FROM_OTHER_TARGETS if any(row["score"] == s for row in own)]
+    if elsewhere:
+        verb = "uses" if len(elsewhere) == 1 else "use"
+        note += f" {tables.listed(elsewhere)} {verb} the accuracies on the other targets."
     note += "".join(f" {sentence}" for sentence in _describe_gaps(own, names))
     forward = _mean([row.get("forward_gflops") for row in score_rows])
     if forward is not None:

@@ -9,6 +9,7 @@ from jax_transfer.report.trust import trust_note, trust_rows, verdict
 from jax_transfer.results import Row
 
 VERDICTS = {True: "Fine", False: "Weakens it", None: "Cannot be told"}
+MIN_APART = 3  # fewer checkpoints have no tau that says anything
 PREDICTED = 60  # as many predictions are shown; the others are in the table of all results
 
 
@@ -70,8 +71,8 @@ def _apart(rows: Sequence[Row]) -> Iterator[str]:
     number, epochs, families = (rows[0][name] for name in ("num_checkpoints", "num_epochs", "num_families"))
     titles = {
         "kendall": f"All {number}",
-        **({"kendall_epochs": f"Last epochs ({epochs})"} if epochs < number else {}),
-        **({"kendall_families": f"One of each family ({families})"} if families < epochs else {}),
+        **({"kendall_epochs": f"Last epochs ({epochs})"} if MIN_APART <= epochs < number else {}),
+        **({"kendall_families": f"One of each family ({families})"} if MIN_APART <= families < epochs else {}),
         "fidelity_pearson": "Gaps, Pearson",
         "fidelity_spearman": "Gaps, Spearman",
         "top_fidelity_pearson": "Top gaps, Pearson",
@@ -90,14 +91,14 @@ def _apart(rows: Sequence[Row]) -> Iterator[str]:
     cells = [
         {
             "Score": tables.score_name(row["score"]),
-            **{title: f"{100 * row[name]:.0f}" if is_number(row[name]) else EN_DASH for name, title in titles.items()},
+            **{title: f"{100 * row[name]:z.0f}" if is_number(row[name]) else EN_DASH for name, title in titles.items()},
         }
         for row in sorted(rows, key=lambda row: -row["kendall"] if is_number(row["kendall"]) else 2)
     ]
     yield (
         f"<details><summary>{', and '.join((*apart, 'whether gaps in a score tell gaps in accuracy'))}</summary>"
         f"{tables.to_html(cells)}"
-        f'<p class="quiet">Kendall\'s tau in percent {", ".join(over)}. Gaps: the correlation in percent between the'
+        f'<p class="quiet">Kendall\'s tau in percent {tables.listed(over)}. Gaps: the correlation in percent between the'
         " distance of two checkpoints in the score and their distance in accuracy, over all pairs, and (top gaps) over"
         " the pairs with at least one of the three most accurate checkpoints.</p></details>"
     )
@@ -116,7 +117,7 @@ def _points(rows: Sequence[Row], predictions: Sequence[Row], is_judged: bool) ->
     names = tables.target_names(row["target"] for row in rows)
     sentences = [
         f"{names[row['target']]}: a gap of {row['gap']:.3g} in {tables.score_name(row['score'])} has meant"
-        f" {100 * row['points']:.1f} points of accuracy, plus or minus {100 * row['spread']:.1f}."
+        f" {100 * row['points']:z.1f} points of accuracy, plus or minus {100 * row['spread']:.1f}."
         for row in rows
     ]
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)

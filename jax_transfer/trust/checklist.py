@@ -12,6 +12,7 @@ import numpy as np
 from jax_transfer.analysis.agreement import weighted_kendall, weighted_kendall_without_each
 from jax_transfer.analysis.concordance import attainable_kendall, kendall_w
 from jax_transfer.report.tables import counted, listed, score_name, target_names
+from jax_transfer.report.trust_section import MIN_APART
 from jax_transfer.results import CheckRow
 from jax_transfer.trust.evidence import AVERAGE_RANK, Evidence, last_epochs, noise
 
@@ -22,6 +23,7 @@ FIXED = 0.5  # weighted tau from which a fixed list leaves little to gain
 SPANNED = 5.0  # range of accuracies, in spreads over seeds, from which the order is more than noise
 FEWEST = 4  # checkpoints of which one can be left out
 SENSITIVE = 0.2  # change of the weighted tau from which a single checkpoint decides the result
+ROUNDING = 0.005  # changes below it are not visible
 NAMED = 4  # as many names are listed
 
 # The fields of a CheckRow from `subject` on.
@@ -73,7 +75,7 @@ def _range_over_noise(evidence: Evidence) -> Iterator[Finding]:
         span, spread = float(np.ptp(own)), float(np.mean(spreads))
         most = attainable_kendall(own, noise(evidence, t))
         times = f", {span / spread:.1f} times" if spread > 0 else "; there is none in"
-        allowed = f" With this noise, no score can expect a tau above {most:.2f}." if math.isfinite(most) else ""
+        allowed = f" With this noise, no score can expect a tau above {most:z.2f}." if math.isfinite(most) else ""
         finding = (
             f"{name}: accuracies span {100 * span:.1f} points{times} the mean spread over seeds "
             f"({100 * spread:.2f} points).{allowed}"
@@ -118,9 +120,10 @@ def _nested(evidence: Evidence) -> Iterator[Finding]:
             number, first = sum(map(len, nested)), nested[0]
             shown = ", ".join([*first[:NAMED], *(["..."] if len(first) > NAMED else [])])
             rest = f", and those of {counted(len(nested) - 1, 'other group')}" if len(nested) > 1 else ""
+            also = " Kendall's tau is also shown without the others." if len(names) >= MIN_APART else ""
             finding = (
                 f"{counted(number, 'checkpoint')} are nested: {shown} ({kind}){rest}. That the {guess} one wins is "
-                "easy to guess, so Kendall's tau is also shown without the others."
+                f"easy to guess.{also}"
             )
             yield kind, float(number), None, None, False, finding
 
@@ -133,7 +136,7 @@ def _targets_agree(evidence: Evidence) -> Iterator[Finding]:
     w = kendall_w(evidence.accuracies) if evidence.expected.all() else math.nan
     if math.isfinite(w):
         so = "so alike that one fixed list would serve all of them" if w >= ALIKE else "so no single list serves all"
-        yield "", w, None, None, w < ALIKE, f"The targets order the checkpoints with Kendall's W = {w:.2f}: {so}."
+        yield "", w, None, None, w < ALIKE, f"The targets order the checkpoints with Kendall's W = {w:z.2f}: {so}."
 
 
 def _fixed_list(evidence: Evidence) -> Iterator[Finding]:
@@ -151,8 +154,8 @@ def _fixed_list(evidence: Evidence) -> Iterator[Finding]:
             min(taus.values()),
             max(taus.values()),
             mean < FIXED,
-            f"A fixed list, by mean rank on the other targets, has a weighted tau of {mean:.2f} on the target left "
-            f"out, averaged over targets (lowest: {taus[worst]:.2f} on {names[worst]}).",
+            f"A fixed list, by mean rank on the other targets, has a weighted tau of {mean:z.2f} on the target left "
+            f"out, averaged over targets (lowest: {taus[worst]:z.2f} on {names[worst]}).",
         )
 
 
@@ -172,10 +175,13 @@ def _single_checkpoints(evidence: Evidence) -> Iterator[Finding]:
         whole, values = float(own[used].mean()), without[used].mean(0)
         i = int(np.argmax(np.abs(values - whole)))
         low, high = float(values.min()), float(values.max())
-        finding = (
-            f"{score_name(score)}: the weighted tau is {whole:.2f}, and between {low:.2f} and {high:.2f} without any "
-            f"one checkpoint. It changes most without {evidence.checkpoints[i]} ({values[i]:.2f})."
+        without_one = (
+            f"and between {low:z.2f} and {high:z.2f} without any one checkpoint. It changes most without "
+            f"{evidence.checkpoints[i]} ({values[i]:z.2f})."
+            if abs(values[i] - whole) >= ROUNDING
+            else "whichever checkpoint is left out."
         )
+        finding = f"{score_name(score)}: the weighted tau is {whole:z.2f}, {without_one}"
         yield score, whole, low, high, bool(abs(values[i] - whole) < SENSITIVE), finding
 
 

@@ -23,11 +23,11 @@ from jax_transfer.analysis.agreement import (
 )
 from jax_transfer.choose import choose
 from jax_transfer.records import METRICS
+from jax_transfer.report.trust_section import MIN_APART
 from jax_transfer.results import RankingRow, TrustRow
 from jax_transfer.trust.evidence import Evidence, baseline, last_epochs, last_of_each
 
 TOP = 3  # the most accurate checkpoints, of which a pair must hold one to count in the fidelity among the best
-MIN_APART = 3  # fewer checkpoints have no tau that says anything
 INTERVAL = (0.025, 0.975)
 
 
