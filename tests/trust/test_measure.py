@@ -168,7 +168,7 @@ def test_an_accuracy_that_failed_leaves_its_checkpoint_without_an_average_rank(n
 
 
 def trajectories():
-    """Returns the evidence of three epochs each of three models, two of one family; sizes tell the later from no other."""
+    """Returns the evidence of three epochs, not in order, of each of three models, two of which are of one family."""
     names = [f"{model}/cifar10/{epoch}" for model in ("resnet18", "resnet50", "vit") for epoch in (10, 1, 5)]
     rng = np.random.default_rng(0)
     accuracies = rng.uniform(0.5, 0.9, (2, 9))
