@@ -8,12 +8,13 @@ from jax_transfer.data.catalog import known_overlap
 from jax_transfer.logs import log
 from jax_transfer.ranking.candidates import Candidate
 from jax_transfer.report.best import accuracy_by, with_metrics
+from jax_transfer.report.kinds import family_of
 from jax_transfer.report.page import write_report
 from jax_transfer.results import GRID, Rows, ScoreRow, TargetRow, TransferRow, is_plain, to_json_dict
 from jax_transfer.study import settings
 from jax_transfer.study.epochs import Saved, Snapshot, finetuned_snapshots
 from jax_transfer.study.workspace import Workspace
-from jax_transfer.trust.evidence import Evidence, family_of, make
+from jax_transfer.trust.evidence import Evidence, make
 from jax_transfer.trust.judge import judge
 
 NUM_NAMES = 10  # the number of class names that a row holds

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Bool, Float
 from jax_transfer.analysis import ncti
 from jax_transfer.analysis.concordance import average_ranks
 from jax_transfer.records import InputError
+from jax_transfer.report.kinds import family_of
 
 # Lists that need no data of the target: what a score has to beat to earn its cost.
 NAIVE = ("num_parameters", "forward_gflops", "source_accuracy", "last_epoch", "static")
@@ -128,16 +128,6 @@ def with_list_scores(evidence: Evidence) -> Evidence:
     if len(evidence.targets) > 1 and evidence.expected.all():
         scores[AVERAGE_RANK] = average_ranks(evidence.accuracies)
     return dataclasses.replace(evidence, scores=scores)
-
-
-def family_of(name: str) -> str:
-    """Returns the family of an architecture: its name up to the first number, in lower case.
-
-    >>> family_of("resnet50"), family_of("mobilenet_v1_0.25"), family_of("DenseNet-121"), family_of("50")
-    ('resnet', 'mobilenet', 'densenet', '50')
-    """
-    found = re.match(r"[a-z]+(?:[ _-]?[a-z]{2,})*", name.lower())
-    return found[0] if found else name
 
 
 def baseline(evidence: Evidence) -> str | None:
