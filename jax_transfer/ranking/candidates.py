@@ -20,7 +20,6 @@ from jax_transfer.records import InputError
 # FILE=MODEL, FILE=MODEL?setting=value
 FILE_AND_MODEL = re.compile(r"(?P<path>.+?)=(?P<model>\w+(\?[\w.=&]*)?)")
 RANDOM = "random:"  # random:resnet18 is an untrained ResNet-18, a baseline for the checkpoints
-RANDOM_NAME = "random "  # what its display name begins with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +46,6 @@ class Candidate:
     name: str
     path: pathlib.Path | None
     model: str | None
-
-
-def is_random(path: str) -> bool:
-    """Returns whether the path in a row of results/checkpoints.jsonl is the name of a random initialisation.
-
-    >>> is_random("random resnet18"), is_random("runs/random.pth")
-    (True, False)
-    """
-    return path.startswith(RANDOM_NAME)
 
 
 def list_candidates(given: str | os.PathLike | Sequence[str | os.PathLike], model: str | None) -> list[Candidate]:
@@ -89,9 +79,7 @@ def list_candidates(given: str | os.PathLike | Sequence[str | os.PathLike], mode
         raise InputError(f"checkpoints lists {duplicates[0]} twice; remove one of them.")
     paths = [path.absolute() for path, _ in expanded if path]
     common = pathlib.Path(os.path.commonpath([path.parent for path in paths])) if paths else pathlib.Path()
-    long_names = [
-        str(path.absolute().relative_to(common)) if path else f"{RANDOM_NAME}{name}" for path, name in expanded
-    ]
+    long_names = [str(path.absolute().relative_to(common)) if path else f"random {name}" for path, name in expanded]
     short_names = [
         _short_name(path.absolute(), name) if path else name
         for (path, _), name in zip(expanded, long_names, strict=True)

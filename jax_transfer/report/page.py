@@ -12,6 +12,7 @@ from jax_transfer.report import (
     fewshot,
     figures,
     figures_by_name,
+    kind_figure,
     paper_tables,
     retrieval,
     reuse_section,
@@ -434,7 +435,7 @@ SECTIONS: dict[str, Callable[[Page], Iterator[str]]] = {
     "What failed": _failures,
     **{
         title: functools.partial(_figures, section)
-        for group in (figures_by_name, figures, score_figures, spectral_figures)
+        for group in (figures_by_name, kind_figure, figures, score_figures, spectral_figures)
         for title, section in group.FIGURES.items()
     },
     "Time and memory": _used,

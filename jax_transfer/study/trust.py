@@ -4,10 +4,10 @@ import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from jax_transfer.ranking.candidates import is_random
 from jax_transfer.report.best import accuracy_by, with_metrics
+from jax_transfer.report.kinds import family_of, is_random
 from jax_transfer.results import GRID, Rows, ScoreRow, TransferRow, is_plain, to_json_dict
-from jax_transfer.trust.evidence import Evidence, family_of, make
+from jax_transfer.trust.evidence import Evidence, make
 from jax_transfer.trust.judge import judge
 
 FILES = ("ranking", "trust", "checklist", "points", "predictions")  # the result files of `judge`
