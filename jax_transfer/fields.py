@@ -3,8 +3,8 @@
 The annotation of a field describes its valid values. It contains a type: `int | None` may be unset, and a tuple
 holds any number of values. `Annotated` adds conditions: Rule for numbers, OneOf for names, Parsed for names with
 options, UpTo for numbers limited by another field, and Listed for tuples. The same declaration serves to build a
-section of a config with its defaults (`section`), to check a config (`check`), and to check settings that are constructed
-directly (`check_itself`).
+section of a config with its defaults (`section`), to check a config (`check`), and to check settings that are
+constructed directly (`check_itself`).
 """
 
 import dataclasses

@@ -180,8 +180,8 @@ def _notes(evidence: Evidence, accuracies: dict, scores: dict[str, dict]) -> Ite
         own = evidence.expected[t]
         if absent := [c for c, has in zip(evidence.checkpoints, own, strict=True) if not has]:
             yield (
-                f"{target} lacks {_some(absent)}: it is judged by its other checkpoints, and there is no list by rank on "
-                "other targets."
+                f"{target} lacks {_some(absent)}: it is judged by its other checkpoints, and there is no list by rank "
+                "on other targets."
             )
         if not np.ptp(evidence.accuracies[t, own]):
             yield f"All accuracies on {target} are equal, so no score can be judged on it."
