@@ -2,8 +2,9 @@
 
 The annotation of a field describes its valid values. It contains a type: `int | None` may be unset, and a tuple
 holds any number of values. `Annotated` adds conditions: Rule for numbers, OneOf for names, Parsed for names with
-options, UpTo for numbers limited by another field, and Listed for tuples. The same declaration serves to build a section of a config with its defaults
-(`section`), to check a config (`check`), and to check settings that are constructed directly (`check_itself`).
+options, UpTo for numbers limited by another field, and Listed for tuples. The same declaration serves to build a
+section of a config with its defaults (`section`), to check a config (`check`), and to check settings that are
+constructed directly (`check_itself`).
 """
 
 import dataclasses
@@ -302,7 +303,8 @@ def _check_value(value, annotation, where: str, field: str, default) -> None:
         if not isinstance(value, Mapping | ConfigDict):
             raise InputError(f"{where} = {_short_repr(value)}: must be a dictionary from names to values.")
         for key, element in dict(value).items():
-            _check_type(key, str, f"a name in {where}")
+            name = f"a name in {where}"
+            _check_value(key, arguments[0], name, name, inspect.Parameter.empty)
             _check_value(element, arguments[1], f"{where}[{key!r}]", f"{where}[{key!r}]", inspect.Parameter.empty)
     elif dataclasses.is_dataclass(origin):
         _check_type(value, dict, where)

@@ -21,7 +21,7 @@ from jax_transfer.records import InputError, printable
 from jax_transfer.report import best, comparison, grid, retrieval, reuse, trust
 from jax_transfer.report.tables import target_names
 from jax_transfer.results import read_rows
-from jax_transfer.study import runner
+from jax_transfer.study import runner, unite
 from jax_transfer.study.config import BY_TARGET, default_config, follow_targets
 
 FLAGS = flags.FLAGS
@@ -60,6 +60,9 @@ def _main(argv) -> None:
     preemption.listen()
     logs.speak_for_all(devices.is_first_process())
     config, workdir = FLAGS.config, pathlib.Path(FLAGS.workdir)
+    if "unite" in config:
+        _print_summary(unite.run(config, workdir))
+        return
     if "stages" not in config:
         if devices.is_first_process():
             command.run(config, workdir)
@@ -122,7 +125,11 @@ def run() -> None:
 
 
 def _parse_flags(argv):
-    known = {**command.default_config().to_dict(), **default_config().to_dict()}
+    known = {
+        name: field
+        for default in (command.default_config(), unite.default_config(), default_config())
+        for name, field in default.to_dict().items()
+    }
     for argument in argv[1:]:
         name, _, value = argument.lstrip("-").partition("=")
         if name == "config" and value and not pathlib.Path(value.split(":")[0]).is_file():

@@ -2,8 +2,9 @@
 
 Every score has the signature SCORES[name](features: records.Features, num_classes: int, held_out=None) -> scalar;
 higher is better. Under `jax.jit` num_classes is static; under `jax.vmap` the fields of Features are stacked over
-checkpoints. A name may have options, which are arguments of the score's function: `score_named("knn?k=5")`. Some scores train a classifier; `held_out` holds the indices [m] of the samples on which that classifier is
-tested, the same for all checkpoints. The other scores ignore `held_out`.
+checkpoints. Some scores train a classifier; `held_out` holds the indices [m] of the samples on which that classifier is
+tested, the same for all checkpoints. The other scores ignore `held_out`. A name may have options, which are arguments
+of the score's function: `score_named("knn?k=5")`.
 """
 
 import dataclasses

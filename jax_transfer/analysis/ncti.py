@@ -95,10 +95,9 @@ def ncti_geometry(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) 
 
     Example:
       >>> import jax.numpy as jnp
-      >>> x = jnp.array([[1.0], [0.9], [0.1], [-0.1]])
-      >>> informative, shuffled = ncti_geometry(x, jnp.array([0, 0, 1, 1]), 2), ncti_geometry(x, jnp.array([0, 1, 0, 1]), 2)
-      >>> round(float(informative), 2), round(float(shuffled), 2)
-      (2.13, 2.02)
+      >>> x, y, shuffled = jnp.array([[1.0], [0.9], [0.1], [-0.1]]), jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 0, 1])
+      >>> round(float(ncti_geometry(x, y, 2)), 2), round(float(ncti_geometry(x, shuffled, 2)), 2)
+      (12.18, 2.02)
     """
     return _scored(_geometry, x, y, num_classes)
 
@@ -122,10 +121,9 @@ def ncti_nearest(x: Float[Array, "n d"], y: Int[Array, "n"], num_classes: int) -
 
     Example:
       >>> import jax.numpy as jnp
-      >>> x = jnp.array([[1.0], [0.9], [0.1], [-0.1]])
-      >>> informative, shuffled = ncti_nearest(x, jnp.array([0, 0, 1, 1]), 2), ncti_nearest(x, jnp.array([0, 1, 0, 1]), 2)
-      >>> round(float(informative), 2), round(float(shuffled), 2)
-      (0.62, 0.51)
+      >>> x, y, shuffled = jnp.array([[1.0], [0.9], [0.1], [-0.1]]), jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 0, 1])
+      >>> round(float(ncti_nearest(x, y, 2)), 2), round(float(ncti_nearest(x, shuffled, 2)), 2)
+      (1.0, 0.51)
     """
     return _scored(_nearest, x, y, num_classes)
 

@@ -117,11 +117,11 @@ def nleep_gigaflops(
       >>> nleep_gigaflops(jnp.eye(10), jnp.arange(10) % 2, num_classes=2) > 0
       True
     """
-    x, y, seed, largest, static = _arguments(x, y, num_classes, energy, components_per_class, seed, max_dimension)
+    x, y, start, largest, static = _arguments(x, y, num_classes, energy, components_per_class, seed, max_dimension)
 
     def at_its_width(x, y):
         prepared_x, prepared_y, reduced = _prepare(x, y, energy, largest)
-        return _nleep_of_width(prepared_x, prepared_y, seed, reduced, width, static)
+        return _nleep_of_width(prepared_x, prepared_y, start, reduced, width, static)
 
     width = _width(_prepare(x, y, energy, largest)[2], largest)
     return flops.gigaflops(at_its_width, x, y)

@@ -80,8 +80,8 @@ def nleep_heat_map(ranking_rows: Sequence[Row], method: str) -> Figure:
     known = [tau for tau in taus.values() if tau is not None]
     if len(known) < 2:
         raise InputError(
-            f"results/ranking.jsonl has {counted(len(known), 'setting')} of N-LEEP with a value for {method!r}: expected "
-            "at least two, such as 'nleep' and 'nleep?energy=0.5' in config.scores."
+            f"results/ranking.jsonl has {counted(len(known), 'setting')} of N-LEEP with a value for {method!r}: "
+            "expected at least two, such as 'nleep' and 'nleep?energy=0.5' in config.scores."
         )
     energies, components = (sorted({settings[i] for settings in taus}) for i in (0, 1))
     cells = [[taus.get((energy, number)) for number in components] for energy in energies]

@@ -12,6 +12,8 @@ from jax_transfer.report import (
     fewshot,
     figures,
     figures_by_name,
+    kind_figure,
+    paper_tables,
     retrieval,
     reuse_section,
     score_figures,
@@ -239,10 +241,11 @@ def _checkpoints(page: Page) -> Iterator[str]:
 
 
 def _paper(page: Page) -> Iterator[str]:
-    """Yields a table of the paper's numbers beside those of our epochs."""
+    """Yields the paper's numbers beside those of our epochs, and its tables of scores beside ours."""
     paper = [entry for entry in page.config.get("paper") or () if entry.get("epoch") is not None]
     if paper := [entry for entry in paper if not fewshot.is_shown(entry["what"])]:
         yield tables.to_html(spectral.paper_rows(page.read, paper))
+    yield from paper_tables.section(page.config.get("paper_tables") or (), page.read)
 
 
 def _why(page: Page) -> Iterator[str]:
@@ -432,7 +435,7 @@ SECTIONS: dict[str, Callable[[Page], Iterator[str]]] = {
     "What failed": _failures,
     **{
         title: functools.partial(_figures, section)
-        for group in (figures_by_name, figures, score_figures, spectral_figures)
+        for group in (figures_by_name, kind_figure, figures, score_figures, spectral_figures)
         for title, section in group.FIGURES.items()
     },
     "Time and memory": _used,

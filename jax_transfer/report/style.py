@@ -20,7 +20,7 @@ LONG_NAME = 22  # columns of text; longer names of checkpoints are cut in figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart. The markers also differ, for printing in grey.
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
-VERMILION, PURPLE, GREY = "#D55E00", "#CC79A7", "#555555"
+VERMILION, PURPLE, YELLOW, GREY = "#D55E00", "#CC79A7", "#F0E442", "#555555"
 METHOD_STYLES = {"probe": (BLUE, "o"), "probe_converged": (SKY, "s"), "finetune": (VERMILION, "D")}
 OTHER_STYLES = ((GREEN, "^"), (PURPLE, "v"), (ORANGE, "P"))
 PRETRAINING_STYLES = ((BLUE, "o"), (ORANGE, "D"), (GREEN, "^"), (PURPLE, "v"), (GREY, "P"))
@@ -101,7 +101,7 @@ def shorten_all(names: Iterable[str], width: int = LONG_NAME) -> dict[str, str]:
         by_text.setdefault(text, []).append(name)
     alike = [group for group in by_text.values() if len(group) > 1]
     for groups in (alike, [list(itertools.chain(*alike))]) if alike else ():
-        for cut_common in (_cut_common_ends, _cut_common_words):
+        for cut_common in (cut_common_ends, _cut_common_words):
             changed = {n: shorten(text, width) for g in groups for n, text in zip(g, cut_common(g), strict=True)}
             if len(set((texts | changed).values())) == len(texts):
                 return texts | changed
@@ -111,8 +111,12 @@ def shorten_all(names: Iterable[str], width: int = LONG_NAME) -> dict[str, str]:
     return {name: shorten(name, width - len(mark)) + mark for name, mark in marks.items()}
 
 
-def _cut_common_ends(names: Sequence[str]) -> list[str]:
-    """Replaces the words at the start and at the end that all names share; at least one word of each name stays."""
+def cut_common_ends(names: Sequence[str]) -> list[str]:
+    """Replaces the words at the start and at the end that all names share; at least one word of each name stays.
+
+    >>> cut_common_ends(["neucrab_group1/vae", "neucrab_group2/cifar10"])
+    ['…group1/vae', '…group2/cifar10']
+    """
     words = [_words(name) for name in names]
     shortest = min(map(len, words))
     start = min(_num_common(words), shortest - 1)

@@ -79,6 +79,7 @@ NAIVE_LISTS = {
 # Option of a score -> its name after the name of the score; others keep their own names.
 SCORE_OPTIONS = {"components_per_class": "components", "learning_rate": "rate"}
 
+MANY_CLASSES = 4  # from which on the classes in a target string are counted, not named
 # Display form of the options in a target string: tfds:mnist?per_class=100 -> mnist (100 per class).
 TARGET_OPTIONS = {
     "per_class": "{} per class",
@@ -112,13 +113,16 @@ def short_target(target: str) -> str:
 
     >>> short_target("tfds:mnist?per_class=100")
     'mnist (100 per class)'
-    >>> short_target("folder:/my/birds")
-    'birds'
+    >>> short_target("folder:/my/birds"), short_target("tfds:cifar10?classes=cat+deer+dog+frog+horse")
+    ('birds', 'cifar10 (5 classes)')
     """
     name, options = split_target(showable(target))
     source, colon, rest = name.partition(":")
     name = (rest.rstrip("/").rpartition("/")[2] or rest) if colon and source in ("tfds", "folder", "embedded") else name
-    words = [TARGET_OPTIONS.get(key, key + " {}").replace("{}", value) for key, value in options.items()]
+    if options.get("classes", "").count("+") >= MANY_CLASSES:
+        options["classes"] = str(options["classes"].count("+") + 1)
+    shown = TARGET_OPTIONS | ({"classes": "{} classes"} if options.get("classes", "").isdecimal() else {})
+    words = [shown.get(key, key + " {}").replace("{}", value) for key, value in options.items()]
     return f"{name} ({', '.join(words)})" if words else name
 
 
@@ -320,7 +324,7 @@ def to_html(rows: Sequence[Row], columns: Sequence[str] | None = None, bold: Col
     """
     columns = column_names("", rows) if columns is None else columns
     cells = [[format_value(row.get(column)) for column in columns] for row in rows]
-    numeric = [all(line[i] == EN_DASH or line[i][:1] in "+-0123456789" for line in cells) for i in range(len(columns))]
+    numeric = [all(line[i][:1] in f"+-{EN_DASH}0123456789" for line in cells) for i in range(len(columns))]
     css = [' class="n"' if right else "" for right in numeric]
     head = "".join(f"<th{c}>{html.escape(showable(name))}</th>" for c, name in zip(css, columns, strict=True))
 

@@ -71,6 +71,8 @@ def trust_rows(
     ('LogME', '50.00', '2.00')
     """
     own = [row for row in ranking_rows if row["method"] == method]
+    if shown := {row["score"] for row in judged if row["method"] == method}:  # not each setting of a heat map
+        own = [row for row in own if row["score"] in shown]
     counts, formatted = _count_scored(own), []
     has_gaps = any(num_scored < num_checkpoints for num_scored, num_checkpoints in counts.values())
     for score, (num_scored, num_checkpoints) in counts.items():

@@ -98,9 +98,9 @@ def _apart(rows: Sequence[Row]) -> Iterator[str]:
     yield (
         f"<details><summary>{', and '.join((*apart, 'whether gaps in a score tell gaps in accuracy'))}</summary>"
         f"{tables.to_html(cells)}"
-        f'<p class="quiet">Kendall\'s tau in percent {tables.listed(over)}. Gaps: the correlation in percent between the'
-        " distance of two checkpoints in the score and their distance in accuracy, over all pairs, and (top gaps) over"
-        " the pairs with at least one of the three most accurate checkpoints.</p></details>"
+        f'<p class="quiet">Kendall\'s tau in percent {tables.listed(over)}. Gaps: the correlation in percent between'
+        " the distance of two checkpoints in the score and their distance in accuracy, over all pairs, and (top gaps)"
+        " over the pairs with at least one of the three most accurate checkpoints.</p></details>"
     )
 
 

@@ -56,6 +56,7 @@ def check(config: StudyConfig) -> None:
     schema = study_config.schema()
     fields.check(config.to_dict(), schema, "config")
     _check_by_target(config, schema)
+    _check_paper_tables(config)
     for index, model in enumerate(config.model.others):
         other_model = fields.schema(study_config.OtherModel)
         fields.check(dict(model), other_model, f"config.model.others[{index}]", partial=True)
@@ -438,6 +439,17 @@ def _field(config: StudyConfig, target: str, section: str, field: str) -> str:
     """Returns the full name of the field of a section or of its overrides that sets a value for a target."""
     overridden = field in config.overrides.to_dict().get(target, {}).get(section, {})
     return f"config.overrides[{target!r}].{section}.{field}" if overridden else f"config.{section}.{field}"
+
+
+def _check_paper_tables(config: StudyConfig) -> None:
+    """Checks that the scores in a table of a paper have a number in each column."""
+    for index, table in enumerate(config.paper_tables):
+        for score, numbers in table["scores"].items():
+            if len(numbers) != len(table["columns"]):
+                raise InputError(
+                    f"config.paper_tables[{index}].scores[{score!r}] has {len(numbers)} numbers for the "
+                    f"{len(table['columns'])} columns {', '.join(table['columns'])}: give one for each, or None."
+                )
 
 
 def _check_by_target(config: StudyConfig, schema: fields.Schema) -> None:

@@ -4,7 +4,6 @@
 
 import dataclasses
 import functools
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -28,7 +27,8 @@ from jax_transfer.fields import (
 from jax_transfer.logs import log
 from jax_transfer.ranking.candidates import Replaced
 from jax_transfer.records import METRICS, InputError
-from jax_transfer.report.tables import OBJECTIVE_NAMES
+from jax_transfer.report.paper_tables import COLUMNS
+from jax_transfer.report.tables import METHODS, OBJECTIVE_NAMES
 from jax_transfer.results import PLAIN
 from jax_transfer.selection.strategies import SelectionSettings
 from jax_transfer.study.settings import DataSettings, PretrainSettings, SelectSettings, SpectralSettings
@@ -42,7 +42,7 @@ from jax_transfer.transfer.pvse import RetrievalSettings
 # Fields that may change between two runs in the same working directory. A change adds or leaves out
 # work, but existing results stay valid. The same holds for the fields in CHANGEABLE_ANYWHERE, in any section:
 # `checkpoints`, `finetune.checkpoints` and its overrides, `remat`, which changes results only by rounding,
-# `judged_images`, which changes no trained model, the numbers of a `paper`, and lists each of whose entries has rows of
+# `judged_images`, which changes no trained model, the numbers of a paper, and lists each of whose entries has rows of
 # its own.
 CHANGEABLE = ("stages", "targets", "metrics", "scores", "static", "trajectory", "data")
 CHANGEABLE_ANYWHERE = (
@@ -50,6 +50,7 @@ CHANGEABLE_ANYWHERE = (
     "remat",
     "judged_images",
     "paper",
+    "paper_tables",
     "methods",
     "shots",
     "datasets",
@@ -145,11 +146,32 @@ class PaperAccuracy:
 def _check_score(name: str, description: str) -> None:
     """Checks a name in `config.scores`: a score, with or without options, or the name of early-stopped fine-tuning."""
     base, options, _ = name.partition("?")
-    choose(ChainMap(SCORES, FINETUNE_SCORES), base, description)
+    choose({**SCORES, **FINETUNE_SCORES}, base, description)
     if base in SCORES:
         score_named(name, description)
     elif options:
         raise InputError(f"{name!r}: this score has no options: write {base!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperTable:
+    """A table of a paper that says how well scores rank checkpoints.
+
+    Attributes:
+      where: where the paper has it, such as "Table 1".
+      method: the method whose accuracies the scores predict.
+      targets: the targets over which the numbers are means.
+      num_checkpoints: number of checkpoints that are ranked.
+      columns: keys of `report.paper_tables.COLUMNS`.
+      scores: score -> its number in each column as printed, in percent but for GFLOPS; None for a dash.
+    """
+
+    where: str
+    method: Annotated[str, OneOf(METHODS, "method")]
+    targets: Annotated[tuple[str, ...], Listed(True, True)]
+    num_checkpoints: Count
+    columns: Annotated[tuple[Annotated[str, OneOf(COLUMNS, "column")], ...], Listed(True, True)]
+    scores: dict[Annotated[str, Parsed(_check_score, "score")], tuple[float | None, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +229,8 @@ class Study:
     # Accuracies from the paper, which the report shows beside ours; see `PaperAccuracy`:
     # ({"target": "tfds:mnist", "what": "FE main", "accuracy": 0.9, "where": "Table 1", "epoch": 5}, ...).
     paper: tuple[PaperAccuracy, ...] = ()
+    # Tables from the paper on how well scores rank checkpoints, which the report shows beside ours; see `PaperTable`.
+    paper_tables: tuple[PaperTable, ...] = ()
     spectral: SpectralSettings = SpectralSettings()
     data: DataSettings = DataSettings()
 

@@ -27,7 +27,7 @@ def tiny(config: StudyConfig) -> StudyConfig:
     config.targets = ("tfds:mnist?per_class=20&test=256",)
     config.metrics = dict.fromkeys(config.targets, "accuracy")
     config.overrides = {}
-    config.paper = ()
+    config.paper = config.paper_tables = ()
     config.probe.steps, config.probe.epochs = None, 10
     config.finetune.steps = 12
     config.finetune.batch_size = 32

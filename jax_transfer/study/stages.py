@@ -15,6 +15,7 @@ from jax_transfer.study import (
     scores,
     select,
     spectral,
+    trust,
 )
 from jax_transfer.study.workspace import Workspace
 
@@ -56,6 +57,6 @@ STAGES: dict[str, Stage] = {
     "scores": Stage(scores.run, ("scores",), scores.describe, scores.gigaflops),
     "spectral": Stage(spectral.run, ("spectral", "spectrum", "similarity", "embedding"), spectral.describe),
     "report": Stage(
-        lambda work: report.run(work, written_by()), (*report.JUDGED, "targets", "checkpoints"), report.describe
+        lambda work: report.run(work, written_by()), (*trust.FILES, "targets", "checkpoints"), report.describe
     ),
 }

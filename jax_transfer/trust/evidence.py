@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import Bool, Float
 from jax_transfer.analysis import ncti
 from jax_transfer.analysis.concordance import average_ranks
 from jax_transfer.records import InputError
+from jax_transfer.report.kinds import family_of
 
 # Lists that need no data of the target: what a score has to beat to earn its cost.
 NAIVE = ("num_parameters", "forward_gflops", "source_accuracy", "last_epoch", "static")
@@ -86,8 +86,8 @@ def make(
       accuracies: one for each checkpoint that belongs to a target; NaN if it is missing.
       scores: score -> its values; missing ones may be left out.
       spreads, num_seeds: those that are known.
-      trajectories, families, metrics: see `Evidence`; by default, `trajectory_of` and `family_of` read the first two
-        from the name of a checkpoint, and the metric is the accuracy.
+      trajectories, families, metrics: see `Evidence`; by default, `trajectory_of` and `family_by_name` read the first
+        two from the name of a checkpoint, and the metric is the accuracy.
 
     >>> accuracies = {("mnist", "resnet18"): 0.9, ("mnist", "resnet50"): 0.95}
     >>> evidence = make("finetune", accuracies, {"logme": {("mnist", "resnet18"): 1.0}})
@@ -110,7 +110,7 @@ def make(
             {name: table(values) for name, values in scores.items()},
             np.array([[(t, c) in accuracies for c in checkpoints] for t in targets]),
             tuple((trajectories or {}).get(c) or trajectory_of(c) for c in checkpoints),
-            tuple((families or {}).get(c) or family_of(c) for c in checkpoints),
+            tuple((families or {}).get(c) or family_by_name(c) for c in checkpoints),
             tuple((metrics or {}).get(t, "accuracy") for t in targets),
         )
     )
@@ -129,20 +129,17 @@ def with_list_scores(evidence: Evidence) -> Evidence:
     return dataclasses.replace(evidence, scores=scores)
 
 
-def family_of(name: str) -> str:
-    """Returns the family of an architecture: its name up to the first number, in lower case.
+def family_by_name(name: str) -> str:
+    """Returns the family of a checkpoint's architecture by its name.
 
     In the name of a checkpoint of a study, "resnet50/cifar10/90", the images of the pre-training belong to the family,
     and the epoch does not.
 
-    >>> family_of("resnet50"), family_of("mobilenet_v1_0.25"), family_of("DenseNet-121"), family_of("50")
-    ('resnet', 'mobilenet', 'densenet', '50')
-    >>> family_of("resnet50/cifar10/90"), family_of("resnet18/cifar100/90")
-    ('resnet/cifar10', 'resnet/cifar100')
+    >>> family_by_name("resnet50"), family_by_name("resnet50/cifar10/90"), family_by_name("resnet18/cifar100/90")
+    ('resnet', 'resnet/cifar10', 'resnet/cifar100')
     """
     model, slash, rest = trajectory_of(name).partition("/")
-    found = re.match(r"[a-z]+(?:[ _-]?[a-z]{2,})*", model.lower())
-    return f"{found[0] if found else model}{slash}{rest}"
+    return f"{family_of(model)}{slash}{rest}"
 
 
 def trajectory_of(name: str) -> str:

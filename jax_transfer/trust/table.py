@@ -35,7 +35,7 @@ def read_table(path: pathlib.Path, method: str = "finetune") -> tuple[Evidence, 
 
     Columns: target, checkpoint and accuracy, in [0, 1]; optionally spread (highest minus lowest accuracy over seeds),
     seeds (their number, 3 by default), trajectory (what pre-trained the checkpoint, for epochs of one pre-training) and
-    family (of its architecture); by default, `evidence.trajectory_of` and `family_of` read the last two from the name
+    family (of its architecture); by default, `evidence.trajectory_of` and `family_by_name` read them from the name
     of the checkpoint. Every other column is a score, higher is better, or one of the lists in `evidence.NAIVE`; a score
     may have empty cells. Characters in names that cannot be printed are escaped.
 
@@ -180,8 +180,8 @@ def _notes(evidence: Evidence, accuracies: dict, scores: dict[str, dict]) -> Ite
         own = evidence.expected[t]
         if absent := [c for c, has in zip(evidence.checkpoints, own, strict=True) if not has]:
             yield (
-                f"{target} lacks {_some(absent)}: it is judged by its other checkpoints, and there is no list by rank on "
-                "other targets."
+                f"{target} lacks {_some(absent)}: it is judged by its other checkpoints, and there is no list by rank "
+                "on other targets."
             )
         if not np.ptp(evidence.accuracies[t, own]):
             yield f"All accuracies on {target} are equal, so no score can be judged on it."

@@ -114,7 +114,7 @@ def test_bound_stays_below_its_documented_limits(alpha):
             assert max(value, best) <= np.log(8 / alpha) + (alpha < 1) + 1e-5
 
 
-@pytest.mark.parametrize("alpha", (0.01, 0.5))
+@pytest.mark.parametrize("alpha", (0.01, pytest.param(0.5, marks=pytest.mark.slow)))
 def test_estimate_is_close_to_and_below_the_information(alpha):
     for means, information in ((CLOSE, information_of_two(2.0)), (FIVE, FIVE_INFORMATION)):
         values = [score(*gaussians(1500, means, seed), 5, seed, alpha=alpha) for seed in range(4)]

@@ -77,7 +77,7 @@ def test_too_few_samples_for_the_options_are_explained():
 
 INVALID = {
     "nlep?energy=0.5": r"^Unknown score \(name\): 'nlep'\. Did you mean 'nleep'\? Valid: .*transrate",
-    "nleep?energie=0.5": r"^Unknown option \(in 'nleep\?energie=0\.5'\): .* Valid: components_per_class, energy, max_dim",
+    "nleep?energie=0.5": r"^Unknown option \(in 'nleep\?energie=0\.5'\): .* Valid: components_per_class, energy",
     "nleep?num_classes=3": "Unknown option .*Valid: components_per_class, energy, max_dimension, seed",
     "linear_1?held_out=3": r"Unknown option .*Valid: batch_size, l2, learning_rate, seed\.$",
     "linear_1?epochs=3": "Unknown option .*'epochs'",  # the name says 1

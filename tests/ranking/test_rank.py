@@ -540,3 +540,23 @@ def test_bad_shots_are_refused_before_a_checkpoint_is_evaluated(shots, message, 
     with pytest.raises(InputError, match=message) as caught:
         jt.rank([tmp_path / "missing.safetensors", "random:resnet10"], TARGET, shots=shots)
     assert "\n" not in str(caught.value)
+
+
+def test_lists_that_need_no_images_stand_beside_the_scores(tmp_path):
+    """The larger net has more parameters and work; both are counted without heads, and equal lists are left out."""
+    paths = [write_checkpoint(tmp_path / f"w{width}.safetensors", width=width) for width in (4, 8)]
+    ranking = jt.rank(paths, TARGET, scores=("logme",))
+    by_name = {row.checkpoint: row for row in ranking.rows}
+    assert ranking.naive_lists == ["num_parameters", "forward_gflops"]
+    for name in ranking.naive_lists:
+        assert by_name["w4"].naive[name] < by_name["w8"].naive[name]
+        assert ranking.first_by(name).checkpoint == "w8"
+    net = by_name["w8"].load().net
+    head = net.feature_dim * net.num_classes + net.num_classes
+    assert by_name["w8"].naive["num_parameters"] == by_name["w8"].num_parameters - head
+    assert "The list by number of parameters, which needs no images of the target, ranks w8 first." in answer(ranking)
+    text = write_page(ranking, tmp_path / "page").read_text(encoding="utf-8")
+    assert "Parameters" in text and "GFLOP of a forward pass" in text and "Source accuracy" not in text
+    with open(tmp_path / "page" / "ranking.csv", newline="") as file:
+        (first, _) = csv.DictReader(file)
+    assert float(first["num_parameters_without_head"]) < float(first["num_parameters"])

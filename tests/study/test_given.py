@@ -49,6 +49,7 @@ def given_config(given, *names, **changes):
 FILES = "resnet10.safetensors", "resnet18_v2.safetensors"
 
 
+@pytest.mark.slow
 def test_files_of_different_architectures_and_sizes_share_a_study(given, tmp_path):
     config = given_config(given, *FILES, "own", scores=("logme", "leep", "nce"), stages=ALL_STAGES)
     config.spectral.embedded_images = 20

@@ -11,7 +11,7 @@ from jax_transfer.records import InputError
 from jax_transfer.trust.evidence import (
     baseline,
     expected_range,
-    family_of,
+    family_by_name,
     last_epochs,
     last_of_each,
     make,
@@ -185,8 +185,8 @@ def test_names_of_a_study_tell_trajectories_and_families():
     found, *_ = trajectories()
     assert list(dict.fromkeys(found.trajectories)) == ["resnet18/cifar10", "resnet50/cifar10", "vit/cifar10"]
     assert list(dict.fromkeys(found.families)) == ["resnet/cifar10", "vit/cifar10"]
-    assert family_of("resnet50/cifar10/90") != family_of("resnet50/cifar100/90")
-    assert trajectory_of("/5") == "/5" and trajectory_of("a/5x") == "a/5x" and family_of("") == ""
+    assert family_by_name("resnet50/cifar10/90") != family_by_name("resnet50/cifar100/90")
+    assert trajectory_of("/5") == "/5" and trajectory_of("a/5x") == "a/5x" and family_by_name("") == ""
 
 
 def test_taus_apart_are_those_of_the_last_epochs():

@@ -153,7 +153,10 @@ REFUSED = {
     "half a seed": ([{**line, "seeds": "2.5"} for line in table()], "seeds is 2.5: expected a whole number from 1 to"),
     "seeds in words": ([{**line, "seeds": "three"} for line in table()], "seeds is three: expected a whole number"),
     "a list by target": (changed(num_parameters="99"), "num_parameters of a is"),
-    "two families": ([{**line, "family": line["target"]} for line in table()], "family of a is flowers, but pets in"),
+    "two families": (
+        [{**line, "family": line["target"]} for line in table()],
+        "family of a is flowers, but pets in line",
+    ),
     "a single checkpoint": ([line for line in table() if line["checkpoint"] == "a"], "pets has a single checkpoint"),
     "a computed column": ([{**line, "average_rank": "1"} for line in table()], "average_rank is computed from"),
     "a pooled column": ([{**line, "pooled": "1"} for line in table()], "pooled is computed from the others"),
