@@ -20,7 +20,7 @@ def judge(evidence: Evidence) -> dict[str, list]:
     >>> {file: len(rows) for file, rows in judge(make("probe", accuracies, {"logme": accuracies})).items()}
     {'ranking': 1, 'trust': 1, 'checklist': 3, 'points': 0, 'predictions': 0}
     """
-    pooled = points.pooled(evidence)
+    pooled = points.pooled(without_grids(evidence))
     whole = evidence
     if pooled is not None:
         whole = dataclasses.replace(evidence, scores={**evidence.scores, points.POOLED: pooled})
