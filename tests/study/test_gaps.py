@@ -150,6 +150,19 @@ def test_epochs_excluded_by_the_config_are_not_missing(tmp_path):
     assert counts == {"finetune": (3, 3), "probe": (12, 12)}
 
 
+@pytest.mark.parametrize(("sizes", "expected"), [((9.0, 9.0), "last_epoch"), ((9.0, 20.0), "num_parameters")])
+def test_scores_are_compared_with_size_if_it_differs_and_else_with_the_epoch(tmp_path, sizes, expected):
+    """As in studies of one model, or of two."""
+    work = workspace(tmp_path)
+    lists = {"num_parameters": np.repeat(sizes, 6).tolist(), "last_epoch": list(map(float, range(12)))}
+    write_rows(work, TARGET, {"logme": list(SCORE), **lists}, {"finetune": list(SCORE[::-1])})
+    report_stage.run(work)
+    rows = {row["score"]: row for row in read(work, "trust")}
+    assert {row["baseline"] for row in rows.values()} == {expected}
+    assert rows["logme"]["difference"] == pytest.approx(-1 - rows[expected]["kendall"])
+    assert rows["logme"]["num_checkpoints"] == 12 and len(read(work, "checklist")) > 3
+
+
 # --- means over targets
 
 
@@ -195,7 +208,7 @@ def test_terminal_table_truncates_no_number(incomplete, gflops):
     console.print(trust_table(rows, scored, "finetune"))
     printed = console.export_text()
     assert "\N{HORIZONTAL ELLIPSIS}" not in printed and max(map(len, printed.splitlines())) <= 80
-    for cell in (cell for row in trust_rows(rows, scored, "finetune", True) for cell in row.values()):
+    for cell in (cell for row in trust_rows(rows, scored, "finetune", terminal=True) for cell in row.values()):
         assert all(word in printed for word in cell.split())
 
 
@@ -238,11 +251,12 @@ def test_head_scores_need_a_head_over_classes(tmp_path, monkeypatch, has_head):
     write_rows(work, TARGET, {}, {"probe": [0.5, 0.6]})
     score_stage.run(work)
     report_stage.run(work)
-    found = read(work, "scores")
+    found = [row for row in read(work, "scores") if row["score"] in scores]
     counts = {name: sum(row["score"] == name for row in found) for name in scores}
     assert counts == {"logme": 2, "leep": 2 * has_head, "nce": 2 * has_head}  # the untrained epoch 0 counts
     assert not any(row["error"] for row in found)
-    scored = {row["score"]: (row["num_scored"], row["num_checkpoints"]) for row in read(work, "ranking")}
+    ranked = [row for row in read(work, "ranking") if row["score"] in scores]
+    scored = {row["score"]: (row["num_scored"], row["num_checkpoints"]) for row in ranked}
     assert scored == {"logme": (2, 2), "leep": (2 * has_head, 2), "nce": (2 * has_head, 2)}
     text = Elements((tmp_path / "report/index.html").read_text(encoding="utf-8")).text
     assert ("LEEP 0 of 2 scored" in text) != has_head and "What failed" not in text

@@ -3,17 +3,23 @@
 import itertools
 import math
 import re
+import shutil
 import types
 
+import jax
 import numpy as np
 import pytest
 
+from helpers.reports import Elements
 from helpers.studies import TARGET, one_epoch_config, run_stages
-from jax_transfer import devices
+from jax_transfer import devices, trees
 from jax_transfer.analysis import SCORES, score_all, why_undefined
 from jax_transfer.data.subsets import stratified_split
 from jax_transfer.features import cache, extract
+from jax_transfer.models import MODELS
 from jax_transfer.records import Features, InputError
+from jax_transfer.report import trust
+from jax_transfer.report.tables import EN_DASH
 from jax_transfer.results import Rows
 from jax_transfer.study import checks, settings
 from jax_transfer.study import finetune as finetune_stage
@@ -21,6 +27,8 @@ from jax_transfer.study import scores as score_stage
 from jax_transfer.study.finetune import Run
 from jax_transfer.study.workspace import Workspace
 from jax_transfer.transfer.finetune import FINETUNE_SCORES, Finetuned
+from jax_transfer.trust.evidence import NAIVE
+from jax_transfer.trust.naive import naive_values, static_values
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,8 @@ def test_checkpoints_of_several_sources_are_ranked_together(two_sources):
     assert (workdir / "checkpoints/1").is_dir() and (workdir / "others/mnist_5k/checkpoints/1").is_dir()
     page = (workdir / "report/index.html").read_text()
     assert "from mnist_5k" in page and "4 checkpoints are too few" in page
-    assert all(row["forward_gflops"] > 0 and row["gflops"] > 0 and not row["error"] for row in results["scores"])
+    assert all(row["forward_gflops"] > 0 and not row["error"] for row in results["scores"])
+    assert all((row["gflops"] > 0) == (row["score"] in config.scores) for row in results["scores"])
 
 
 @pytest.mark.slow  # .ci/run ranks those of twelve models
@@ -58,6 +67,7 @@ def test_checkpoints_of_several_models_are_ranked_together(tmp_path):
     for score in config.scores:
         assert {row["checkpoint"] for row in results["scores"] if row["score"] == score} == names
     assert len(results["similarity"]) == 2 * len(names) ** 2  # before fine-tuning and after it
+    assert {row["baseline"] for row in results["trust"]} == {"num_parameters"}
     assert {row["num_checkpoints"] for row in results["ranking"]} == {4}
     rows = [row for file in ("scores", "transfer", "spectral") for row in results[file]]
     assert not any(row["error"] for row in rows)
@@ -66,6 +76,82 @@ def test_checkpoints_of_several_models_are_ranked_together(tmp_path):
     assert work["resnet10_cifar_8/0"] > 2 * work["resnet10_cifar_4/0"]
     dims = {np.load(path)["features"].shape[1] for path in (tmp_path / "features").iterdir()}
     assert dims == {32, 64}
+
+
+def values_of(results, score):
+    return {row["checkpoint"]: row["value"] for row in results["scores"] if row["score"] == score}
+
+
+def test_naive_lists_stand_beside_the_scores(two_sources):
+    *_, results = two_sources
+    names = ("digits/0", "digits/1", "mnist_5k/0", "mnist_5k/1")
+    for equal in ("num_parameters", "forward_gflops"):
+        assert values_of(results, equal).keys() == set(names) and len(set(values_of(results, equal).values())) == 1
+    assert values_of(results, "last_epoch") == dict(zip(names, (0, 1, 0, 1), strict=True))
+    pretrained = {row["checkpoint"]: row["test_accuracy"] for row in results["pretrain"]}
+    assert values_of(results, "source_accuracy") == pretrained and values_of(results, "static") == {}
+    naive = [row for row in results["scores"] if row["score"] in NAIVE]
+    assert all(row["gflops"] == 0 and row["seconds"] == 0 and row["forward_gflops"] > 0 for row in naive)
+
+
+def test_scores_of_one_architecture_are_compared_with_the_last_epoch(two_sources):
+    config, workdir, results = two_sources
+    methods = {row["method"] for row in results["transfer"]}
+    judged = {(row["method"], row["score"]): row for row in results["trust"]}
+    for method in methods:
+        assert {row["baseline"] for row in results["trust"] if row["method"] == method} == {"last_epoch"}
+        for score in config.scores:
+            row = judged[method, score]
+            assert row["difference"] == pytest.approx(row["kendall"] - judged[method, "last_epoch"]["kendall"])
+        assert judged[method, "num_parameters"]["kendall"] is None  # constant
+        cells = {r["Score"]: r for r in trust.trust_rows(results["ranking"], [], method, results["trust"])}
+        assert {cells["Parameters"][title] for title in ("Kendall", trust.AGAINST)} == {EN_DASH}
+        assert (judged[method, "logme"]["num_epochs"], judged[method, "logme"]["num_families"]) == (2, 2)
+    nested = [row["finding"] for row in results["checklist"] if row["check"] == "nested"]
+    assert len(nested) == len(methods) and all("(epochs of one pre-training)" in finding for finding in nested)
+    assert (results["points"], results["predictions"]) == ([], [])  # of one target
+    page = Elements((workdir / "report/index.html").read_text(encoding="utf-8")).text
+    assert "Checklist: " in page and "list by epoch" in page and "One target" in page
+    assert "No score earned its cost" in page or "cannot be said" in page or "earned its cost" in page
+
+
+def test_an_order_of_the_user_is_a_list(two_sources, tmp_path):
+    config, workdir, _ = two_sources
+    config = config.copy_and_resolve_references()
+    config.stages, config.scores = ("scores", "report"), ("logme",)
+    for name in ("checkpoints", "others", "features", "results"):
+        target = tmp_path / name
+        shutil.copytree(workdir / name, target) if name == "results" else target.symlink_to(workdir / name)
+    config.static = ("mnist_5k/1", "digits")
+    first = run_stages(config, tmp_path)
+    order = {"mnist_5k/1": 0, "digits/0": -1, "digits/1": -1, "mnist_5k/0": -2}
+    assert values_of(first, "static") == order
+    assert any(row["score"] == "static" and row["kendall"] is not None for row in first["trust"])
+    config.static = ("digits/0",)
+    again = run_stages(config, tmp_path)
+    assert values_of(again, "static") == {**dict.fromkeys(order, -1), "digits/0": 0}
+    rest = [[row for row in rows["scores"] if row["score"] != "static"] for rows in (first, again)]
+    assert rest[0] == rest[1]  # nothing else is computed again
+    config.static = ()
+    assert values_of(run_stages(config, tmp_path), "static") == {}
+    config.static = ("digits/0", "mnist_5k/3")
+    with pytest.raises(InputError, match=r"mnist_5k/3.*config\.static") as raised:
+        checks.check_data(Workspace(config, tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_nets_are_counted_without_their_heads():
+    nets = [MODELS["resnet10"](num_classes=c, width=8, stem="cifar") for c in (0, 10, 1000)]
+    lists = []
+    for net in nets:
+        values = naive_values(net, 0.004 + 2 * net.feature_dim * net.num_classes / 1e9)
+        lists.append(values)
+        params = jax.eval_shape(net.init, jax.random.key(0))[0]
+        own = sum(leaf.size for name, leaf in trees.flatten(params).items() if not name.startswith("fc/"))
+        assert values["num_parameters"] == own
+    assert lists[0] == lists[1] == lists[2] and lists[0]["forward_gflops"] == 0.004
+    with pytest.raises(InputError, match=r"config\.static"):
+        static_values(("resnet",), ("resnet10/5", "resnet18/5"))  # no part between slashes
 
 
 def test_scores_do_not_depend_on_other_checkpoints(two_sources, tmp_path):
@@ -90,8 +176,9 @@ def test_scores_do_not_depend_on_the_memory_budget(two_sources, tmp_path, caplog
         (tmp_path / "w" / name).symlink_to(workdir / name)
     again = run_stages(config, tmp_path / "w")
     before = {(r["checkpoint"], r["score"]): r["value"] for r in results["scores"]}
-    assert len(again["scores"]) == 8
-    for row in again["scores"]:
+    again = [row for row in again["scores"] if row["score"] in config.scores]
+    assert len(again) == 8
+    for row in again:
         np.testing.assert_allclose(row["value"], before[row["checkpoint"], row["score"]], rtol=1e-5)
 
 
@@ -111,6 +198,7 @@ def test_broken_features_fail_one_checkpoint_and_are_retried(tmp_path):
     results = run_stages(config, tmp_path)
     columns = {"transfer": "accuracy", "scores": "value", "spectral": "accuracy"}
     for rows, column in ((results[name], column) for name, column in columns.items()):
+        rows = [row for row in rows if row.get("score") not in NAIVE]
         failed = [row for row in rows if row["checkpoint"] == broken.name]
         assert failed and all(row[column] is None and "hold 2 values that are NaN" in row["error"] for row in failed)
         others = [row for row in rows if row["checkpoint"] != broken.name]
@@ -134,7 +222,8 @@ def test_diverged_finetuning_does_not_affect_other_stages(tmp_path):
     config = one_epoch_config(stages=("pretrain", "probe", "finetune", "scores", "spectral"), scores=("finetune_1",))
     config.finetune.optimizer.learning_rate = 1e30
     results = run_stages(config, tmp_path)
-    tuned = [row for row in results["transfer"] if row["method"] == "finetune"] + results["scores"]
+    tuned = [row for row in results["transfer"] if row["method"] == "finetune"]
+    tuned += [row for row in results["scores"] if row["score"] not in NAIVE]
     assert len(tuned) == 4 and all("not finite at step" in row["error"] for row in tuned)
     assert all(row["accuracy"] > 0 for row in results["transfer"] if row["method"] == "probe")
     assert {row["stage"] for row in results["spectral"]} == {"pretrained"}
@@ -165,7 +254,7 @@ def test_one_finetuning_gives_all_missing_early_stops(existing, tmp_path, monkey
     for epoch, score in existing:
         rows.append(score_stage.ScoreRow(str(epoch), epoch, TARGET, score, 0.9, 1.0, 1.0, 1.0))
     score_stage.run(work)
-    found = {(row.epoch, row.score): row for row in Rows(work.results, "scores").rows}
+    found = {(row.epoch, row.score): row for row in Rows(work.results, "scores").rows if row.score not in NAIVE}
     assert found.keys() == set(itertools.product((0, 1), FINETUNE_SCORES))
     for (epoch, score), row in found.items():
         failed = (epoch, score) == (1, "finetune_5") and (epoch, score) not in existing
