@@ -91,7 +91,9 @@ def _groups(results: pathlib.Path) -> tuple[dict[str, str], dict[str, str], set[
     trajectories = {row.checkpoint: f"{row.model} {row.source} {row.objective}" for row in pretrained}
     families = {row.checkpoint: f"{family_of(row.model)} {row.source} {row.objective}" for row in pretrained}
     families |= {row.checkpoint: family_of(row.model) for row in given}
-    return trajectories, families, {row.checkpoint for row in given if is_random(row.path)}
+    described = {row.checkpoint: row.path for row in given}
+    names = {row.checkpoint for row in Rows(results, "transfer").rows if row.epoch is None} | described.keys()
+    return trajectories, families, {name for name in names if is_random(described.get(name, name))}
 
 
 def trained(names: Sequence[str], random: set[str]) -> Sequence[str]:
