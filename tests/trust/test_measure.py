@@ -83,7 +83,7 @@ def test_interval_of_a_difference_covers_the_difference_of_the_population():
     """Scores and lists with the correlations 0.8 and 0.3 to accuracy have taus of 2 / pi asin(correlation)."""
     rng, inside, above = np.random.default_rng(2), 0, 0
     truth = 2 / math.pi * (math.asin(0.8) - math.asin(0.3))
-    repeats = 100
+    repeats = 80
     for _ in range(repeats):
         quality = rng.normal(size=K)
         accuracies = quality[None] + 0 * rng.normal(size=(3, K))
