@@ -37,7 +37,7 @@ def table(columns=("logme", "num_parameters"), targets=TARGETS, names=tuple("abc
     sizes = dict(zip(names, rng.permutation(len(names)) + 1, strict=True))
     for target in targets:
         for i, name in enumerate(names):
-            accuracy = 0.5 + 0.05 * i + 0.03 * rng.normal()
+            accuracy = 0.5 + 0.25 * i / max(len(names) - 1, 5) + 0.03 * rng.normal()
             line = {"target": target, "checkpoint": name, "accuracy": f"{accuracy:.4f}"}
             for column in columns:
                 value = sizes[name] if column == "num_parameters" else accuracy + 0.05 * rng.normal()
@@ -310,7 +310,7 @@ def test_a_page_says_all_that_the_command_found(tmp_path, monkeypatch, capsys):
     assert len(notes) == 1 and shown.index(notes[0]) < shown.index("Measured against the FT accuracy of 6 checkpoints")
     for words in (
         "Scores in my table.csv",
-        "earned its cost",
+        "earned their cost",
         "Independent studies found no score that is reliable everywhere",
         "what a gap in a score has meant",
         "a gap of",
@@ -321,7 +321,7 @@ def test_a_page_says_all_that_the_command_found(tmp_path, monkeypatch, capsys):
     ):
         assert words.lower() in shown.lower()
     flat = " ".join(printed.split())
-    assert notes[0] in flat and "earned its cost" in flat and "my table_trust/report/index.html" in flat
+    assert notes[0] in flat and "earned their cost" in flat and "my table_trust/report/index.html" in flat
     before = rows_of(out)
     command.main(["my table.csv"])  # again, in the same folder
     assert rows_of(out) == before
