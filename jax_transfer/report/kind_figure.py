@@ -149,7 +149,8 @@ def _names(rows: Sequence[Row], checkpoints: Sequence[str]) -> list[str]:
         )
     if any(cut(name, NAME_WIDTH) != name for name in names):
         names = cut_common_ends(names)
-    return list(map(shorten_all(names, NAME_WIDTH).get, names))
+    short = shorten_all(names, NAME_WIDTH)
+    return [short[name] for name in names]
 
 
 def _draw(results: Results) -> Iterator[Drawing]:

@@ -67,7 +67,7 @@ def origins(results: Mapping[str, Sequence[Row]]) -> dict[str, Origin]:
 def _origin(row: Row, pretrained: Row | None, described: Row | None) -> Origin:
     if pretrained:
         objective, source = pretrained["objective"], pretrained["source"].partition("?")[0]
-        return Origin(KINDS.get(objective, objective), short_target(source), family_of(pretrained["model"]))
+        return Origin(KINDS.get(objective) or str(objective), short_target(source), family_of(pretrained["model"]))
     if row["epoch"] is not None:
         return Origin(UNKNOWN, "", family_of(row["checkpoint"]))
     kind = FROM_SCRATCH if is_random(described["path"] if described else row["checkpoint"]) else GIVEN

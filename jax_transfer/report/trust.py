@@ -70,9 +70,7 @@ def trust_rows(
     >>> cells["Score"], cells["Kendall"], cells["Regret"]
     ('LogME', '50.00', '2.00')
     """
-    own = [row for row in ranking_rows if row["method"] == method]
-    if shown := {row["score"] for row in judged if row["method"] == method}:  # not each setting of a heat map
-        own = [row for row in own if row["score"] in shown]
+    own = _shown(ranking_rows, judged, method)
     counts, formatted = _count_scored(own), []
     has_gaps = any(num_scored < num_checkpoints for num_scored, num_checkpoints in counts.values())
     for score, (num_scored, num_checkpoints) in counts.items():
@@ -93,6 +91,13 @@ def trust_rows(
         cells[AS_IN_THE_PAPER] = _format_gigaflops(_mean(map(paper_gigaflops, own_scores)), 2 - terminal)
         formatted.append((-2 if mean["kendall"] is None else mean["kendall"], cells))
     return [cells for _, cells in sorted(formatted, key=lambda pair: -pair[0])]
+
+
+def _shown(ranking_rows: Sequence[Row], judged: Sequence[Row], method: str) -> list[Row]:
+    """Returns the ranking rows of a method, without the settings of a heat map, which have no row in `judged`."""
+    own = [row for row in ranking_rows if row["method"] == method]
+    known = {row["score"] for row in judged if row["method"] == method}
+    return [row for row in own if row["score"] in known] if known else own
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -230,7 +235,7 @@ def trust_note(
     >>> print(trust_note([to_json_dict(row)], [], "finetune"))
     Measured against the FT accuracy of 4 checkpoints, averaged over 1 target, in percent. ...
     """
-    own = [row for row in ranking_rows if row["method"] == method]
+    own = _shown(ranking_rows, judged, method)
     names = tables.target_names(row["target"] for row in own)
     metrics = {row["target"]: row.get("metric", DEFAULT) for row in own}
     counts = sorted({row["num_checkpoints"] for row in own})
