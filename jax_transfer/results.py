@@ -250,7 +250,7 @@ class TrustRow:
       fidelity_pearson, ...: correlation between gaps in the score and gaps in accuracy, over all pairs of checkpoints.
       top_fidelity_pearson, ...: the same over the pairs with one of the three most accurate checkpoints.
       kendall_epochs, num_epochs: tau over the last epoch of each pre-training alone, and their number.
-      kendall_families, num_families: the same, over the largest of these of each family of architectures.
+      kendall_families, num_families: the same, over the largest of them in each family of architectures.
     """
 
     method: str

@@ -82,7 +82,7 @@ def _apart(rows: Sequence[Row]) -> Iterator[str]:
         "over all checkpoints",
         *(["over the last epoch of each pre-training"] if "kendall_epochs" in titles else []),
         *(
-            ["over the largest of these of each family of architectures with the same pre-training"]
+            ["over the largest of them in each family of architectures with the same pre-training"]
             if "kendall_families" in titles
             else []
         ),

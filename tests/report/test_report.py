@@ -233,7 +233,8 @@ def test_page_of_an_empty_working_directory_names_every_stage(tmp_path):
 
 def test_page_reports_missing_fine_tuning(tmp_path):
     rows = [transfer_row(1, 0.9), transfer_row(2, 0.8)]
-    text = Elements(page.write_report(write_workdir(tmp_path, {"transfer": rows})).read_text(encoding="utf-8")).text
+    written = page.write_report(write_workdir(tmp_path, {"transfer": rows}), written_by())
+    text = Elements(written.read_text(encoding="utf-8")).text
     assert "stage finetune has not run" in text and "stage probe has not run" not in text
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jax_transfer.analysis.agreement import kendall
+from jax_transfer.analysis.agreement import draw_checkpoints, kendall, kendall_of_draws
 from jax_transfer.records import InputError
 from jax_transfer.trust.evidence import (
     baseline,
@@ -83,7 +83,7 @@ def test_interval_of_a_difference_covers_the_difference_of_the_population():
     """Scores and lists with the correlations 0.8 and 0.3 to accuracy have taus of 2 / pi asin(correlation)."""
     rng, inside, above = np.random.default_rng(2), 0, 0
     truth = 2 / math.pi * (math.asin(0.8) - math.asin(0.3))
-    repeats = 100
+    repeats = 80
     for _ in range(repeats):
         quality = rng.normal(size=K)
         accuracies = quality[None] + 0 * rng.normal(size=(3, K))
@@ -152,6 +152,12 @@ def test_targets_may_have_different_checkpoints(numbers):
         kendall(score[2], accuracies[2]),
     ]
     assert row.kendall == pytest.approx(np.mean(parts)) and math.isfinite(row.difference_low)
+    draws, differences = draw_checkpoints(K), 0  # each draw holds the same checkpoints on all targets
+    for i, own in enumerate((slice(0, K), slice(4, K), slice(0, K))):
+        taus = [kendall_of_draws(s[own], accuracies[i, own], draws[:, own]) for s in (score[i], sizes)]
+        differences = differences + (taus[0] - taus[1]) / 3
+    expected = np.quantile(differences[np.isfinite(differences)], (0.025, 0.975))
+    assert (row.difference_low, row.difference_high) == pytest.approx(expected)
     counts = {row.target: row.num_checkpoints for row in ranking_rows(found) if row.score == "logme"}
     assert counts == {"a": K, "b": K - 4, "c": K}
 
