@@ -61,6 +61,7 @@ CASES = {
     "shrunk by a half": case(scale=0.1),
     "shrunk almost completely": case(scale=0.001),
     "more features than components": case(d=100),
+    "more components than variances, shrunk": case(d=60, scale=0.1),
     "more classes than features": case(d=10, num_classes=20),
     "offset by 100": (case()[0] + 100, case()[1]),
     "empty class": (case()[0], np.where(case()[1] == 2, 3, case()[1])),
@@ -94,8 +95,8 @@ def test_rounding_errors_are_no_features():
     x, y = case()
     constant = 100 + 1e-5 * np.random.default_rng(1).normal(size=(len(y), 30))
     np.testing.assert_allclose(ours(np.concatenate([x, constant], 1), y), ours(x, y), rtol=1e-3)
-    rank6 = x[:, :6] @ np.random.default_rng(2).normal(size=(6, 24))
-    np.testing.assert_allclose(ours(rank6, y), numpy_ncti(x[:, :6], y), rtol=0.01)
+    rank6 = x[:, :6] @ np.random.default_rng(2).normal(size=(6, 24))  # with float32 rounding, of rank 24
+    np.testing.assert_allclose(ours(rank6 + 1000, y), numpy_ncti(rank6[:, :6], y), rtol=1e-3)
 
 
 def test_collapsed_features_are_the_best():
@@ -104,6 +105,11 @@ def test_collapsed_features_are_the_best():
     variability, geometry, nearest = ours(means[y], y)
     assert nearest == pytest.approx(1) and geometry > ours(x, y)[1]
     assert variability == pytest.approx(-np.log(sum(np.sqrt(np.bincount(y)))), rel=1e-5)
+
+
+def test_classes_in_which_nothing_varies_are_told_apart():
+    _, geometry, nearest = ours([[1.0], [1.0], [0.0], [0.0]], np.array([0, 0, 1, 1]), 2)
+    assert nearest == 1 and geometry > 1000
 
 
 def test_constant_features_have_the_posteriors_of_chance():
