@@ -1,6 +1,7 @@
 """Draws the accuracies of many checkpoints by kind, as in Figures 1 to 3 of "Ranking Neural Checkpoints"."""
 
 import itertools
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -95,7 +96,8 @@ def accuracies_by_kind(results: Results, targets: Sequence[str], method: str) ->
         raise InputError(
             f"results/transfer.jsonl has no {method!r} accuracy for target {without[0]!r}; run stage {method}."
         )
-    group_of = kinds.groups(kinds.origins(_drawn(results, method)))
+    known = kinds.origins(_drawn(results, method))
+    group_of = kinds.groups(known)
     labels = sorted(dict.fromkeys(group_of.values()), key=lambda label: label == kinds.FROM_SCRATCH)
     colour_of = colours(labels)
     names = sorted(group_of, key=lambda name: labels.index(group_of[name]))
@@ -106,9 +108,9 @@ def accuracies_by_kind(results: Results, targets: Sequence[str], method: str) ->
     all_axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
     for axes, (target, found) in zip(all_axes, points.items(), strict=False):
         _panel(axes, offsets(found), names, [colour_of[group_of[name]] for name in names])
-        axes.set_title(cut(tables.short_target(target), 24), fontsize=8)
+        axes.set_title(cut(tables.short_target(target), 18), fontsize=7.5)
     for axes in all_axes[::columns]:
-        axes.set_yticks(range(len(names)), _names(rows, names), fontsize=6)
+        axes.set_yticks(range(len(names)), _names(rows, names, known, group_of), fontsize=6)
     for axes in all_axes[len(targets) :]:
         axes.set_visible(False)
     figure.supxlabel(f"{cut(tables.method_name(method), 14)} accuracy minus its mean (points)", fontsize=8)
@@ -137,20 +139,39 @@ def _drawn(results: Results, method: str) -> dict[str, Sequence[Row]]:
     return {**results, "transfer": rows}
 
 
-def _names(rows: Sequence[Row], checkpoints: Sequence[str]) -> list[str]:
-    """Returns the display names of checkpoints: without the epoch or step if it is the only one of its pre-training."""
+def _names(
+    rows: Sequence[Row], checkpoints: Sequence[str], known: Mapping[str, kinds.Origin], group_of: Mapping[str, str]
+) -> list[str]:
+    """Returns the display names of checkpoints: without the epoch or step if it is the only one of its pre-training.
+
+    If some names are too long, all lose what they share and the pre-training data that their colour shows. Names are
+    then distinct within a group.
+    """
     row_of = {row["checkpoint"]: row for row in rows}
     sources = {name: source_of(row_of[name]) for name in checkpoints if not is_given(row_of[name])}
-    names = []
+    names = {}
     for name in checkpoints:
         alone = list(sources.values()).count(sources.get(name, "")) == 1
-        names.append(
-            label_of(row_of[name]) if not sources.get(name) else tables.showable(sources[name] if alone else name)
-        )
-    if any(cut(name, NAME_WIDTH) != name for name in names):
-        names = cut_common_ends(names)
-    short = shorten_all(names, NAME_WIDTH)
-    return [short[name] for name in names]
+        own = sources[name] if alone and name in sources else name
+        names[name] = tables.showable(own) if sources.get(name) else label_of(row_of[name])
+    if all(cut(name, NAME_WIDTH) == name for name in names.values()):
+        return list(names.values())
+    for name, origin in known.items():
+        if origin.source and group_of[name].endswith(f"on {origin.source}"):
+            names[name] = _without_part(names[name], origin.source)
+    names = dict(zip(names, cut_common_ends(list(names.values())), strict=True))
+    short = {g: shorten_all((names[n] for n in names if group_of[n] == g), NAME_WIDTH) for g in group_of.values()}
+    return [short[group_of[name]][names[name]] for name in checkpoints]
+
+
+def _without_part(name: str, source: str) -> str:
+    """Leaves out the part of a checkpoint's name that names its pre-training data, unless nothing else remains.
+
+    >>> _without_part("resnet18/cifar10/90", "cifar10"), _without_part("cifar10", "cifar10")
+    ('resnet18/90', 'cifar10')
+    """
+    part = re.sub(r"\W+", "_", source).strip("_")
+    return "/".join(own for own in name.split("/") if own != part) or name
 
 
 def _draw(results: Results) -> Iterator[Drawing]:

@@ -118,18 +118,20 @@ def _places(dots: Sequence[_Dot]) -> tuple[list[float], list[float]]:
 
 
 def _scatter_by_epoch(axes: matplotlib.axes.Axes, dots: Sequence[_Dot]) -> PathCollection:
-    """Draws the study's own checkpoints, coloured by epoch, with one marker for each pre-training."""
+    """Draws the study's own checkpoints, coloured by epoch, with a marker for each pre-training if they are few."""
     epochs = [dot.epoch for dot in dots if dot.epoch is not None]
     first, last = min(epochs), max(max(epochs), min(epochs) + 1)
     is_log = is_geometric(epochs)
     norm = SymLogNorm(linthresh=1, linscale=0.4, vmin=first, vmax=last) if is_log else Normalize(first, last)
     colors = matplotlib.colormaps["viridis"].resampled(24)
     look = {"norm": norm, "cmap": colors, "s": 18, "edgecolors": "black", "linewidths": 0.4}
-    markers = dict(zip(dict.fromkeys(dot.source for dot in dots), SOURCE_MARKERS * len(dots), strict=False))
+    sources = list(dict.fromkeys(dot.source for dot in dots))
+    few = len(sources) <= len(SOURCE_MARKERS)  # a longer legend would leave no room for the dots
+    markers = dict(zip(sources, SOURCE_MARKERS if few else SOURCE_MARKERS[:1] * len(sources), strict=False))
     for source, marker in markers.items():
         own = [dot for dot in dots if dot.source == source]
         drawn = axes.scatter(*_places(own), c=[dot.epoch or 0 for dot in own], marker=marker, **look)
-    if len(markers) > 1:
+    if len(markers) > 1 and few:
         labels = shorten_all(markers, NAME_WIDTH)
         handles = [
             Line2D([], [], marker=m, label=labels[source], color=GREY, linestyle="none")

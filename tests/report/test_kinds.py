@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
 from helpers.reports import TARGETS, make_both_results, make_given_results, make_results, write_workdir
@@ -9,6 +10,7 @@ from jax_transfer.records import InputError
 from jax_transfer.report import kinds, page
 from jax_transfer.report.kind_figure import COLOURS, MOST, accuracies_by_kind, colours
 from jax_transfer.report.kinds import FROM_SCRATCH, GIVEN, KINDS, Origin, groups, origins
+from jax_transfer.report.score_figures import score_against_accuracy
 from jax_transfer.training.objectives import OBJECTIVES
 
 HEADING = "Transfer by kind of checkpoint"
@@ -131,18 +133,30 @@ def test_a_checkpoint_without_an_accuracy_on_a_target_has_no_bar_there():
         accuracies_by_kind(results, ["c"], "finetune")
 
 
-def test_names_are_those_of_pre_trainings_and_stay_distinct_when_they_are_long():
+def names_of(runs):
+    axes = accuracies_by_kind(study(runs, np.linspace(0, 1, len(runs))), ["a"], "finetune").axes[0]
+    return [text.get_text() for text in axes.get_yticklabels()]
+
+
+def test_long_names_lose_what_they_share_and_what_their_colour_shows():
     runs = {
-        f"neucrab_group{g}/imagenet2012/{n}": ("supervised", "tfds:cifar10", "vit") for g in (1, 2) for n in (9, 18)
+        f"neucrab_group{group}/{source}/{step}": ("supervised", f"tfds:{source}?train=9", "vit")
+        for source in ("imagenet2012", "inaturalist2018")
+        for group in (1, 2)
+        for step in (90_000, 300_000)
     }
-    runs |= {
-        f"neucrab_group{g}/inaturalist2018/{n}": ("vae", "tfds:b", "vit") for g in (1, 2) for n in (90_000, 180_000)
-    }
-    runs |= {"neucrab_group1/alone/7": ("vae", "tfds:b", "vit")}
-    axes = accuracies_by_kind(study(runs, np.linspace(0, 1, 9)), ["a"], "finetune").axes[0]
-    names = [text.get_text() for text in axes.get_yticklabels()]
-    assert len(set(names)) == 9 and names[-1] == "…group1/alone" and names[0] == "…group1/imagenet2012/9"
-    assert all(len(name) <= 28 for name in names)
+    expected = [f"…group{group}/{step}" for group in (1, 2) for step in (90_000, 300_000)]
+    assert names_of(runs) == expected * 2  # once in each colour
+    others = {"neucrab_group1/imagenet2012/vae/7": ("vae", "tfds:imagenet2012", "vit"), "neucrab_group3/net": None}
+    assert names_of({**runs, **others}) == [*expected * 2, "…group1/imagenet2012/vae", "…group3/net"]
+
+
+def test_short_names_stay_and_names_of_a_group_are_distinct():
+    runs = {f"{source}/{step}": ("supervised", f"tfds:{source}", "vit") for source in "ab" for step in (9, 18)}
+    assert names_of(runs) == ["a/9", "a/18", "b/9", "b/18"]
+    long = {f"{'very_long_' * 5}{i}{'_name' * 5}/9": ("vae", "tfds:b", "vit") for i in range(3)}
+    names = names_of({**runs, **long})
+    assert len(set(names)) == 7 and all(len(name) <= 28 for name in names)
 
 
 @pytest.mark.parametrize(
@@ -176,3 +190,14 @@ def test_many_targets_are_divided_over_figures(tmp_path):
     page.write_report(write_workdir(tmp_path, {"transfer": results["transfer"]}))
     assert len(list((tmp_path / "report/figures").glob("kinds*.svg"))) == 2
     assert HEADING in (tmp_path / "report/index.html").read_text()
+
+
+@pytest.mark.parametrize("number", [3, 12])
+def test_scores_of_many_pre_trainings_have_no_legend_that_would_cover_the_dots(number):
+    runs = {f"run_{i}/9": ("vae", "tfds:b", "vit") for i in range(number)}
+    rows = study(runs, np.linspace(0, 1, number))["transfer"]
+    scores = [{**row, "score": "logme", "value": row["accuracy"]} for row in rows]
+    axes = score_against_accuracy(scores, rows, "a", "logme", "finetune").axes[0]
+    dots = [collection for collection in axes.collections if isinstance(collection, PathCollection)]
+    assert sum(len(collection.get_offsets()) for collection in dots) == number
+    assert (axes.get_legend() is not None) == (number == 3)

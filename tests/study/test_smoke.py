@@ -11,7 +11,7 @@ from jax_transfer.study.epochs import pretrainings
 from jax_transfer.study.smoke import tiny
 
 STUDIES = sorted(
-    path.stem for path in (REPOSITORY / "configs").glob("*.py") if "jax_transfer.study" in path.read_text()
+    path.stem for path in (REPOSITORY / "configs").glob("*.py") if "jax_transfer.study.config" in path.read_text()
 )
 
 

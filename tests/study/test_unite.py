@@ -1,9 +1,13 @@
 """Several studies as one list: what is united is named, judged anew over all checkpoints, and nothing is guessed."""
 
+import json
 import logging
+import pathlib
 
 import pytest
 
+from helpers.source_files import get_config
+from jax_transfer import fields
 from jax_transfer.records import InputError
 from jax_transfer.results import CheckpointRow, PretrainRow, Rows, ScoreRow, TargetRow, TransferRow, read_rows
 from jax_transfer.study import unite
@@ -101,3 +105,73 @@ def test_what_cannot_be_united_is_refused_in_one_line(tmp_path):
         with pytest.raises(InputError, match=message) as caught:
             union(tmp_path, *folders)
         assert "\n" not in str(caught.value)
+
+
+def drop(results, file, checkpoint, **columns):
+    """Removes the rows of a checkpoint from a result file."""
+    rows = Rows(results, file)
+    gone = {"checkpoint": checkpoint, **columns}
+    rows.replace([row for row in rows.rows if any(getattr(row, name) != value for name, value in gone.items())])
+
+
+def test_an_unfinished_study_has_missing_values_and_is_named(tmp_path, caplog):
+    first, second = write_study(tmp_path / "one", {1: 0.5, 2: 0.7}), write_study(tmp_path / "two", {1: 0.6, 5: 0.8})
+    drop(second / "results", "transfer", "5")
+    with caplog.at_level(logging.WARNING):
+        results = union(tmp_path, first, second)
+    (ranking,) = read_rows(results / "ranking.jsonl")
+    assert (ranking["num_checkpoints"], ranking["num_scored"], ranking["kendall"]) == (4, 3, None)
+    words = "two: 1 of 2 checkpoints without FT accuracy on pets, so no score is judged by it there."
+    assert words in caplog.text
+    assert words in (tmp_path / "union" / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_study_without_a_method_is_not_ranked_by_it_and_is_named(tmp_path, caplog):
+    first, second = write_study(tmp_path / "one", {1: 0.5, 2: 0.7}), write_study(tmp_path / "two", {1: 0.6, 5: 0.8})
+    for epoch in (1, 2):
+        row = TransferRow(str(epoch), epoch, PETS, "probe", 0, 0.1, epoch / 10, 0.5, 10, 10, 1.0, 1.0)
+        Rows(first / "results", "transfer").append(row)
+    with caplog.at_level(logging.WARNING):
+        results = union(tmp_path, first, second)
+    counts = {row["method"]: row["num_checkpoints"] for row in read_rows(results / "ranking.jsonl")}
+    assert counts == {"finetune": 4, "probe": 2}
+    assert "two has no FE accuracies: its checkpoints are not ranked by them." in caplog.text
+
+
+def test_united_studies_are_only_read(tmp_path):
+    """One may be running: a line that it is writing is not its last."""
+    first, second = write_study(tmp_path / "one", {1: 0.5, 2: 0.7}), write_study(tmp_path / "two", {1: 0.6})
+    with open(second / "results" / "transfer.jsonl", "a") as file:
+        file.write('{"checkpoint": "5", "ep')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    results = union(tmp_path, first, second)
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(read_rows(results / "transfer.jsonl")) == 3
+
+
+def test_no_study_is_overwritten(tmp_path):
+    first, second = write_study(tmp_path / "one", {1: 0.5, 2: 0.7}), write_study(tmp_path / "two", {1: 0.6})
+    config = unite.default_config()
+    config.unite = (str(first),)
+    with pytest.raises(InputError, match=r"two holds the results of a study, which would be lost"):
+        unite.run(config, second)
+    (second / "config.json").write_text(json.dumps({"name": "a study"}))
+    with pytest.raises(InputError, match=r"two holds the results of a study, which would be lost"):
+        unite.run(config, second)
+    with pytest.raises(InputError, match=r"one is also in config\.unite"):
+        unite.run(config, first)
+
+
+def test_page_speaks_of_no_stages(tmp_path):
+    union(tmp_path, write_study(tmp_path / "one", {1: 0.5, 2: 0.7}), write_study(tmp_path / "two", {1: 0.6}))
+    page = (tmp_path / "union" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "has not run" not in page and "No results in" not in page and "Transfer by kind of checkpoint" in page
+
+
+def test_smoke_variant_unites_a_recorded_study():
+    """`.ci/run` runs it."""
+    for variant in ("full", "smoke"):
+        config = get_config("neucrab_union", variant)
+        fields.check(config.to_dict(), fields.schema(unite.UnionFields()), "config")
+    targets, others = unite._shared_targets(unite._named([pathlib.Path(path) for path in config.unite]))
+    assert len(targets) > 1 and not others
