@@ -144,8 +144,8 @@ def _names(
 ) -> list[str]:
     """Returns the display names of checkpoints: without the epoch or step if it is the only one of its pre-training.
 
-    If some names are too long, all lose what they share and the pre-training data that their colour shows. Names are
-    then distinct within a group.
+    Names that are too long lose the pre-training data that their colour shows, and what they share. Names are then
+    distinct within a group.
     """
     row_of = {row["checkpoint"]: row for row in rows}
     sources = {name: source_of(row_of[name]) for name in checkpoints if not is_given(row_of[name])}
@@ -154,12 +154,13 @@ def _names(
         alone = list(sources.values()).count(sources.get(name, "")) == 1
         own = sources[name] if alone and name in sources else name
         names[name] = tables.showable(own) if sources.get(name) else label_of(row_of[name])
-    if all(cut(name, NAME_WIDTH) == name for name in names.values()):
-        return list(names.values())
-    for name, origin in known.items():
-        if origin.source and group_of[name].endswith(f"on {origin.source}"):
-            names[name] = _without_part(names[name], origin.source)
-    names = dict(zip(names, cut_common_ends(list(names.values())), strict=True))
+    long = {name: shown for name, shown in names.items() if cut(shown, NAME_WIDTH) != shown}
+    for name in long:
+        if (source := known[name].source) and group_of[name].endswith(f"on {source}"):
+            long[name] = _without_part(long[name], source)
+    if len(long) > 1:
+        long = dict(zip(long, cut_common_ends(list(long.values())), strict=True))
+    names |= long
     short = {g: shorten_all((names[n] for n in names if group_of[n] == g), NAME_WIDTH) for g in group_of.values()}
     return [short[group_of[name]][names[name]] for name in checkpoints]
 

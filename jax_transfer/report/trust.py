@@ -124,8 +124,8 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
       judged: rows of results/trust.jsonl.
       method: the method whose accuracies the scores predict.
 
-    >>> rows = [{"method": "probe", "score": score, "baseline": "num_parameters", "difference": difference,
-    ...          "difference_low": low, "difference_high": high, "num_checkpoints": 12}
+    >>> rows = [{"method": "probe", "score": score, "baseline": "num_parameters", "kendall": 0.5,
+    ...          "difference": difference, "difference_low": low, "difference_high": high}
     ...         for score, difference, low, high in (("logme", 0.1, -0.2, 0.4), ("num_parameters", None, None, None))]
     >>> verdict(rows, "probe")[0]
     'No score earned its cost: the one score does not order the checkpoints better than the list by number of ...'
@@ -140,7 +140,8 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
     if not name:
         return [
             "Whether a score earned its cost cannot be said: there is no list to compare with, because neither the"
-            " number of parameters nor the epoch is known for all checkpoints and tells them apart.",
+            " number of parameters nor the epoch nor any other such list is known for all checkpoints and tells them"
+            " apart.",
             ELSEWHERE,
         ]
     order, choice = tables.NAIVE_LISTS[name]
@@ -177,7 +178,25 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
         if behind
         else ""
     )
-    return list(filter(None, [first + luck, worse, ELSEWHERE]))
+    return list(filter(None, [first + luck, _better_list(own, scores, name), worse, ELSEWHERE]))
+
+
+def _better_list(own: Sequence[Row], scores: Sequence[Row], baseline: str) -> str:
+    """Says which other list without any accuracies does at least as well as every score; "" if none does."""
+    needs_none = [row for row in own if row["score"] in tables.NAIVE_LISTS and row["score"] not in FROM_OTHER_TARGETS]
+    lists = [row for row in needs_none if row["score"] != baseline and is_number(row["kendall"])]
+    ordered = [row for row in scores if is_number(row["kendall"])]
+    if not lists or not ordered:
+        return ""
+    best_list, best_score = (max(rows, key=lambda row: row["kendall"]) for rows in (lists, ordered))
+    if best_list["kendall"] < best_score["kendall"]:
+        return ""
+    order = tables.NAIVE_LISTS[best_list["score"]][0]
+    return (
+        f"But no score orders them better than the list by {order}, which needs no data of the target either: its tau is"
+        f" {100 * best_list['kendall']:z.0f}, that of the best score, {tables.score_name(best_score['score'])},"
+        f" {100 * best_score['kendall']:z.0f}. That list was not fixed beforehand, so its place may be luck."
+    )
 
 
 def paper_gigaflops(row: Row) -> float:

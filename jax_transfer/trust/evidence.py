@@ -19,7 +19,8 @@ NAIVE = ("num_parameters", "forward_gflops", "source_accuracy", "last_epoch", "s
 AVERAGE_RANK = "average_rank"
 NCTI_PARTS = ("ncti_variability", "ncti_geometry", "ncti_nearest")
 # The lists to which every score is compared, fixed before looking at any result: the first that orders the checkpoints.
-BASELINES = ("num_parameters", "last_epoch")
+# A study knows the first two of each checkpoint; somebody's table may have only one of the others.
+BASELINES = ("num_parameters", "last_epoch", "forward_gflops", "source_accuracy", "static")
 
 
 @dataclasses.dataclass(frozen=True)

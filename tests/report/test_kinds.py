@@ -148,7 +148,7 @@ def test_long_names_lose_what_they_share_and_what_their_colour_shows():
     expected = [f"…group{group}/{step}" for group in (1, 2) for step in (90_000, 300_000)]
     assert names_of(runs) == expected * 2  # once in each colour
     others = {"neucrab_group1/imagenet2012/vae/7": ("vae", "tfds:imagenet2012", "vit"), "neucrab_group3/net": None}
-    assert names_of({**runs, **others}) == [*expected * 2, "…group1/imagenet2012/vae", "…group3/net"]
+    assert names_of({**runs, **others}) == [*expected * 2, "…group1/imagenet2012/vae", "neucrab_group3/net"]
 
 
 def test_short_names_stay_and_names_of_a_group_are_distinct():

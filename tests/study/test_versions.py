@@ -29,6 +29,7 @@ def make_row(file, number, **changes):
         "list[str]": ["a"],
         "dict": {"image_size": number},
         "bool": True,
+        "bool | None": True,
         "int | None": number,
         "float | None": 0.5,
         "str | None": str(number),

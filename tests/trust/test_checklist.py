@@ -137,8 +137,8 @@ def test_every_finding_is_one_sentence_or_more_without_gaps():
 
 def judged(score, difference, low, high, baseline="num_parameters"):
     return {
-        "method": "finetune", "score": score, "baseline": baseline, "difference": difference, "difference_low": low,
-        "difference_high": high, "num_checkpoints": 12,
+        "method": "finetune", "score": score, "baseline": baseline, "kendall": (difference or 0) + 0.2,
+        "difference": difference, "difference_low": low, "difference_high": high,
     }  # fmt: skip
 
 
@@ -164,6 +164,15 @@ VERDICTS = {
     "behind": ([LIST, BEHIND], ["No score earned its cost", "LEEP does worse than that list"]),
     "no values": ([LIST, NONE], ["cannot be said: for want of values"]),
     "no list": ([judged("logme", None, None, None, "")], ["cannot be said: there is no list to compare with"]),
+    "another list ahead": (
+        [LIST, AHEAD, judged("forward_gflops", 0.35, 0.1, 0.5), judged("average_rank", 0.9, 0.8, 1)],
+        [
+            "LogME earned its cost",
+            "no score orders them better than the list by work of a forward pass, which needs no"
+            " data of the target either: its tau is 55, that of the best score, LogME, 50.",
+        ],
+    ),
+    "other lists behind": ([LIST, AHEAD, judged("last_epoch", 0.2, 0.1, 0.3)], ["LogME earned its cost"]),
     "no scores": ([LIST, judged("average_rank", 0.3, 0.1, 0.5)], ["There are no scores here"]),
 }
 
@@ -174,6 +183,7 @@ def test_verdict_says_whether_a_score_earned_its_cost(case):
     sentences = verdict(rows, "finetune")
     assert all(part in " ".join(sentences) for part in expected)
     assert (ELSEWHERE in sentences) == (case != "no scores")
+    assert ("That list was not fixed beforehand" in " ".join(sentences)) == (case == "another list ahead")
     assert verdict(rows, "probe") == []
 
 

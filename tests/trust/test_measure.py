@@ -229,7 +229,9 @@ def test_baseline_is_the_first_list_that_orders_all_checkpoints():
     assert baseline(evidence(accuracies, num_parameters=order, last_epoch=order)) == "num_parameters"
     assert baseline(evidence(accuracies, num_parameters=same, last_epoch=order)) == "last_epoch"
     assert baseline(evidence(accuracies, num_parameters=[1, 2, math.nan], last_epoch=order)) == "last_epoch"
-    assert baseline(evidence(accuracies, num_parameters=same, source_accuracy=order)) is None
+    assert baseline(evidence(accuracies, num_parameters=same, source_accuracy=order)) == "source_accuracy"
+    assert baseline(evidence(accuracies, num_parameters=same, static=order)) == "static"
+    assert baseline(evidence(accuracies, num_parameters=same, logme=order)) is None
 
 
 # --- noise
