@@ -173,12 +173,13 @@ def score_named(name: str, description: str = "score (name)") -> Score:
       0.6
     """
     score = choose(SCORES, name.partition("?")[0] if isinstance(name, str) else name, description)
-    return score if name in SCORES else _with_options(score, name)
+    return score if name in SCORES else _with_options(name)
 
 
 @functools.cache  # the options are checked once
-def _with_options(score: Score, name: str) -> Score:
-    _, options = split_options(name)
+def _with_options(name: str) -> Score:
+    base, options = split_options(name)
+    score = SCORES[base]
     function = with_options(score.function, options, name)
     gigaflops = score.gigaflops and functools.partial(score.gigaflops, **options)
     return dataclasses.replace(score, function=function, gigaflops=gigaflops)

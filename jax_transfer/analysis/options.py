@@ -70,7 +70,6 @@ def with_options(function: Callable, options: Mapping[str, int | float], name: s
     return functools.partial(function, **options)
 
 
-@functools.lru_cache(typed=True)  # many names share an option; 1 and 1.0 differ
 def _check(function: Callable, key: str, value: int | float) -> None:
     """Traces the function, which checks its arguments, without computing anything."""
     x, y = jax.ShapeDtypeStruct((16, 2), jnp.float32), jax.ShapeDtypeStruct((16,), jnp.int32)

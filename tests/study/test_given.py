@@ -23,6 +23,7 @@ from jax_transfer.study.epochs import evaluated_snapshots
 from jax_transfer.study.workspace import Workspace
 
 CIFAR = {"width": 8, "stem": "cifar"}
+OF_TRAINING = ("source_accuracy", "last_epoch")  # the naive lists that only a study's own pre-training knows
 ALL_STAGES = ("features", "probe", "finetune", "scores", "spectral", "report")
 
 
@@ -80,7 +81,9 @@ def test_given_epoch_has_the_numbers_of_the_study_that_made_it(given, tmp_path):
     given_one = given_config(given, "own/checkpoints/1", "own/checkpoints/2", stages=stages)
     tables = run_stages(own, tmp_path / "own"), run_stages(given_one, tmp_path / "given")
     for file, columns in (("transfer", ("accuracy", "mean_class_accuracy", "gflops")), ("scores", ("value", "gflops"))):
-        trained, read = ([[row[c] for c in columns] for row in table[file]] for table in tables)
+        trained, read = (
+            [[row[c] for c in columns] for row in table[file] if row.get("score") not in OF_TRAINING] for table in tables
+        )
         assert trained == read and len(read) >= 2
 
 

@@ -19,6 +19,7 @@ from jax_transfer.study import checks, settings
 from jax_transfer.study import pretrain as pretrain_stage
 from jax_transfer.study.runner import open_workdir
 from jax_transfer.study.workspace import Workspace
+from jax_transfer.trust.evidence import NAIVE
 
 # Runs the study in a process that kills itself at a given point, as `kill -9` would.
 KILLED = """
@@ -92,7 +93,7 @@ def test_study_writes_all_documented_results(clean):
         (epoch, method) for epoch in (0, 1, 2) for method in ("probe", "finetune")
     }
     assert all(0 <= row["accuracy"] <= 1 and row["num_test"] == 64 for row in results["transfer.jsonl"])
-    assert {row["score"] for row in results["scores.jsonl"]} == {"logme", "leep", "nce"}
+    assert {row["score"] for row in results["scores.jsonl"]} == {"logme", "leep", "nce", *NAIVE} - {"static"}
     assert {row["method"] for row in results["ranking.jsonl"]} == {"probe", "finetune"}
     assert {"recall@1", "rel@3", "weighted_kendall"} <= set(results["ranking.jsonl"][0])
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 8
