@@ -6,6 +6,7 @@ EM or L-BFGS. Here the traced program runs with an additional counter, so that e
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,10 +43,24 @@ def gigaflops(function, *args) -> float:
     >>> round(gigaflops(lambda x: jax.lax.fori_loop(0, 5, lambda i, y: y @ x, x), x), 3)
     0.01
     """
-    closed, _ = jax.make_jaxpr(function, return_shape=True)(*args)
-    flat = jax.tree.leaves(args)
-    count = jax.jit(lambda *flat: _run(closed.jaxpr, closed.consts, flat)[1])(*flat)
-    return float(count) / 1e9
+    return counter(function)(*args)
+
+
+def counter(function) -> Callable[..., float]:
+    """Returns a function of the same arguments that counts like `gigaflops`, compiled once for arguments of one shape.
+
+    >>> import jax.numpy as jnp
+    >>> count = counter(lambda x: x @ x)
+    >>> round(count(jnp.eye(100)), 3), round(count(jnp.eye(200)), 3)
+    (0.002, 0.016)
+    """
+
+    @jax.jit
+    def count(*args):
+        closed = jax.make_jaxpr(function)(*args)
+        return _run(closed.jaxpr, closed.consts, jax.tree.leaves(args))[1]
+
+    return lambda *args: float(count(*args)) / 1e9
 
 
 def _run(jaxpr, consts, args):

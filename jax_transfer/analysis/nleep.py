@@ -6,6 +6,8 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +97,7 @@ def nleep(
         score = functools.partial(_nleep_of_any_width, seed=seed, largest=largest, energy=energy, static=static)
         return scored(score, x, y, num_classes)
     x, y, reduced = _prepare(x, y, energy, largest)
-    return _nleep_of_width(x, y, seed, reduced, _width(reduced, largest), static)
+    return _nleep_of_components(_components(x, reduced, _width(reduced, largest)), y, seed, reduced.dimension, static)
 
 
 def nleep_gigaflops(
@@ -118,13 +120,19 @@ def nleep_gigaflops(
       True
     """
     x, y, start, largest, static = _arguments(x, y, num_classes, energy, components_per_class, seed, max_dimension)
+    prepare = functools.partial(_prepare, energy=energy, max_dimension=largest)
+    prepared_x, prepared_y, reduced = prepare(x, y)
+    components = _components(prepared_x, reduced, _width(reduced, largest))
+    projection = 2 * math.prod(x.shape) * components.shape[1] / 1e9
+    return (
+        flops.gigaflops(prepare, x, y) + projection + _counter(static)(components, prepared_y, start, reduced.dimension)
+    )
 
-    def at_its_width(x, y):
-        prepared_x, prepared_y, reduced = _prepare(x, y, energy, largest)
-        return _nleep_of_width(prepared_x, prepared_y, start, reduced, width, static)
 
-    width = _width(_prepare(x, y, energy, largest)[2], largest)
-    return flops.gigaflops(at_its_width, x, y)
+@functools.cache
+def _counter(static: tuple[int, int]) -> Callable[..., float]:
+    """Returns a counter of the work after the reduction, which is compiled once for all features of one width."""
+    return flops.counter(functools.partial(_nleep_of_components, static=static))
 
 
 def _arguments(x, y, num_classes, energy, components_per_class, seed, max_dimension):
@@ -163,11 +171,14 @@ def _nleep_of_any_width(
     """Computes the score of traced arguments: compiles one branch per width, and the data determine which one runs."""
     widths = (*(2**i for i in range(3, 30) if 2**i < largest), largest)
 
+    def of_width(width, x, y, seed, reduced):
+        return _nleep_of_components(_components(x, reduced, width), y, seed, reduced.dimension, static)
+
     # Sequential, so that only one branch runs per checkpoint and each checkpoint stops when it has converged.
     @jax.custom_batching.sequential_vmap
     def score(x: Float[Array, "n d"], y: Int[Array, "n"], seed: Int[Array, ""]) -> Float[Array, ""]:
         x, y, reduced = _prepare(x, y, energy, largest)
-        branches = [functools.partial(_nleep_of_width, width=width, static=static) for width in widths]
+        branches = [functools.partial(of_width, width) for width in widths]
         return jax.lax.switch(jnp.sum(reduced.dimension > jnp.array(widths)), branches, x, y, seed, reduced)
 
     return score(x, y, seed)
@@ -187,28 +198,32 @@ def _prepare(
     return x, y, Pca(reduced.mean * unit, reduced.directions, reduced.variances, dimension)
 
 
-@functools.partial(jax.jit, static_argnames=("width", "static"))
-def _nleep_of_width(
-    x: Float[Array, "n d"],
+@functools.partial(jax.jit, static_argnames="width")
+def _components(x: Float[Array, "n d"], reduced: Pca, width: int) -> Float[Array, "n p"]:
+    """Reduces samples to their first `width` principal components; those that are not kept are 0."""
+    with jax.default_matmul_precision("float32"):
+        components = (x - reduced.mean) @ reduced.directions[:, :width]
+    return jnp.where(jnp.arange(width) < reduced.dimension, components, 0)
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def _nleep_of_components(
+    x: Float[Array, "n p"],
     y: Int[Array, "n"],
     seed: Int[Array, ""],
-    reduced: Pca,
-    width: int,
+    dimension: Int[Array, ""],
     static: tuple[int, int],
 ) -> Float[Array, ""]:
-    """Computes the score from the first `width` directions; static: num_classes, components_per_class.
+    """Computes the score from principal components, of which `dimension` are kept; static: classes, components a class.
 
-    Energies with the same width share a compiled program.
+    Features and energies with the same width share a compiled program.
     """
     num_classes, components_per_class = static
-    with jax.default_matmul_precision("float32"):
-        scores = (x - reduced.mean) @ reduced.directions[:, :width]
-    scores = jnp.where(jnp.arange(width) < reduced.dimension, scores, 0)
     occurring = jnp.sum(jnp.zeros(num_classes, bool).at[y].set(True))
     active = components_per_class * occurring
     k = components_per_class * num_classes
-    mixture = fit_mixture(scores, k, jax.random.key(seed), dimension=reduced.dimension, active=active)
-    value = leep_of_valid(responsibilities(scores, mixture), y, num_classes)
+    mixture = fit_mixture(x, k, jax.random.key(seed), dimension=dimension, active=active)
+    value = leep_of_valid(responsibilities(x, mixture), y, num_classes)
     return jnp.where(jnp.isfinite(mixture.log_likelihood) & (active <= len(y)), value, jnp.nan)
 
 
