@@ -82,7 +82,8 @@ def test_given_epoch_has_the_numbers_of_the_study_that_made_it(given, tmp_path):
     tables = run_stages(own, tmp_path / "own"), run_stages(given_one, tmp_path / "given")
     for file, columns in (("transfer", ("accuracy", "mean_class_accuracy", "gflops")), ("scores", ("value", "gflops"))):
         trained, read = (
-            [[row[c] for c in columns] for row in table[file] if row.get("score") not in OF_TRAINING] for table in tables
+            [[row[c] for c in columns] for row in table[file] if row.get("score") not in OF_TRAINING]
+            for table in tables
         )
         assert trained == read and len(read) >= 2
 
