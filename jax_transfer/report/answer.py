@@ -95,9 +95,11 @@ def _sentences(target: str, best: Sequence[Row], compared: Sequence[Comparison])
     for method in sorted({*methods, *by_name}, key=lambda m: ([*METHODS, m].index(m), m)):
         if method in by_name:
             yield comparison_sentence(by_name[method])
-        for row in best:
-            if (row["target"], row["method"]) == (target, method):
-                yield epoch_sentence(row, among_given=method in by_name)
+        own = [row for row in best if (row["target"], row["method"]) == (target, method)]
+        if len(own) > FEW:
+            yield pretrainings_sentence(own, among_given=method in by_name)
+        else:
+            yield from (epoch_sentence(row, among_given=method in by_name) for row in own)
 
 
 def _in_words(method: str) -> str:
@@ -163,6 +165,30 @@ def epoch_sentence(row: Row, among_given: bool = False) -> str:
     return f"{text}." + (f" Some seeds are missing at {epochs} {incomplete}." if incomplete else "")
 
 
+def pretrainings_sentence(rows: Sequence[Row], among_given: bool = False) -> str:
+    """Describes the best epoch among many pre-trainings for one method on one target; the table has each of them.
+
+    Args:
+      rows: rows of `best.best_checkpoints`, one for each pre-training.
+      among_given: see `epoch_sentence`.
+
+    >>> rows = [{"target": "a", "method": "probe", "checkpoint": f"{run}/{epoch}", "epoch": epoch, "accuracy": accuracy}
+    ...         for run in ("simclr", "vae") for epoch, accuracy in ((1, 0.8), (5, 0.9))]
+    >>> pretrainings_sentence(best_checkpoints(rows)).replace(chr(160), " ")
+    'as a frozen feature extractor (FE), simclr epoch 5 is the best of 2 pre-trainings with 90.00 % accuracy; ...'
+    """
+    first = max(rows, key=lambda row: row["best_accuracy"])
+    opening = "of the study's own checkpoints" if among_given else _in_words(first["method"])
+    accuracy = _accuracy(first["best_accuracy"], first["metric"], first["swept"])
+    name = f"{tables.showable(first['source'])} epoch {epoch_name(first['best_epoch'])}"
+    text = f"{opening}, {name} is the best of {counted(len(rows), 'pre-training')} with {accuracy}"
+    if any(row["num_checkpoints"] > 1 for row in rows):
+        earlier = sum(row["gain"] > 0 for row in rows)
+        text += f"; an earlier checkpoint beats the last one in {earlier or 'none'} of them"
+    incomplete = sum(bool(row["incomplete_epochs"]) for row in rows)
+    return f"{text}." + (f" Some seeds are missing in {counted(incomplete, 'pre-training')}." if incomplete else "")
+
+
 def comparison_sentence(comparison: Comparison) -> str:
     """Describes which checkpoint is best for one method on one target, and how far the others are behind.
 
@@ -205,6 +231,8 @@ def overall_by_name(compared: Sequence[Comparison]) -> str:
 def overall(best: Sequence[Row], among_given: bool = False) -> str:
     """Says in one sentence on how many targets an earlier epoch beats the last one, for FE and for FT.
 
+    With several pre-trainings, each of them on each target is a case.
+
     Args:
       best: rows of `best.best_checkpoints`.
       among_given: whether the study also compares given checkpoints.
@@ -222,14 +250,15 @@ def overall(best: Sequence[Row], among_given: bool = False) -> str:
         rows = [row for row in best if row["method"] == method and row["num_checkpoints"] > 1]
         gains = [row["gain"] for row in rows if row["gain"] > 0]
         unclear = [row for row in rows if 0 < row["gain"] <= (row["seed_spread"] or 0)]
-        targets = counted(len(rows), "target")
-        doubt = f"; the spread over seeds is as large on {len(unclear)}" if unclear else ""
+        several = len({row["target"] for row in rows}) < len(rows)  # pre-trainings on a target
+        targets = counted(len(rows), "case" if several else "target")
+        doubt = f"; the spread over seeds is as large {'in' if several else 'on'} {len(unclear)}" if unclear else ""
         if gains:
             gain = f"by {'up to ' if len(gains) > 1 else ''}{in_points(max(gains))}{doubt}"
-            count = f"on {len(gains)} of {targets} ({gain})"
+            count = f"{'in' if several else 'on'} {len(gains)} of {targets} ({gain})"
             clauses.append(f"{METHODS[method][1]}, an earlier checkpoint beats the last one {count}")
         elif rows:
-            count = "on the only target" if len(rows) == 1 else f"on any of {targets}"
+            count = f"{'in' if several else 'on'} any of {targets}" if len(rows) > 1 else "on the only target"
             clauses.append(f"{METHODS[method][1]}, no earlier checkpoint beats the last one {count}")
     text = "; ".join(clauses)
     text = f"in the study's own pre-training: {text}" if text and among_given else text

@@ -21,9 +21,11 @@ from jax_transfer.report.grid import swept, swept_note
 from jax_transfer.report.nleep_figure import draw_heat_maps
 from jax_transfer.report.style import GREY, STYLE, VERMILION, WIDTH, cut, is_geometric, place_labels, shorten_all
 from jax_transfer.report.tables import epoch_name, is_number
+from jax_transfer.report.trust import ground_truth
 from jax_transfer.results import Row
 
 SOURCE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MANY_SCORES = 8  # with more, only the method by which scores are judged is drawn
 NAME_WIDTH = 14  # columns of text for the name of a given checkpoint or a source
 
 
@@ -178,10 +180,14 @@ def _draw_scores(results: Results) -> Iterator[Drawing]:
     # Variants of a score have a figure together; lists that need no data of a target are in the table.
     scores = [row for row in results["scores"] if "?" not in row["score"] and row["score"] not in tables.NAIVE_LISTS]
     pairs = dict.fromkeys((row["target"], row["score"]) for row in scores)
+    judged = ground_truth(rows)
+    is_long = len({score for _, score in pairs}) > MANY_SCORES
     names = tables.target_names(target for target, _ in pairs)
     for target, score in pairs:
         metric = METRICS[best.metric_of(rows, target)]
         for method in best.methods_of(rows, target):
+            if is_long and method != judged:
+                continue
             if not _dots(scores, rows, target, score, method):
                 continue  # so far no checkpoint has both a score and an accuracy
             figure = score_against_accuracy(scores, rows, target, score, method, results.get("ranking", []))
