@@ -250,7 +250,9 @@ class TrustRow:
       fidelity_pearson, ...: correlation between gaps in the score and gaps in accuracy, over all pairs of checkpoints.
       top_fidelity_pearson, ...: the same over the pairs with one of the three most accurate checkpoints.
       kendall_epochs, num_epochs: tau over the last epoch of each pre-training alone, and their number.
-      kendall_families, num_families: the same, over the largest of them in each family of architectures.
+      kendall_earlier, num_earlier: the same, over the other epochs.
+      kendall_families, num_families: the same, over the largest of the last ones in each family of architectures.
+      kendall_sizes, num_sizes: the same, over the most checkpoints of nearly equal size.
     """
 
     method: str
@@ -269,8 +271,12 @@ class TrustRow:
     top_fidelity_spearman: float
     kendall_epochs: float
     num_epochs: int
+    kendall_earlier: float
+    num_earlier: int
     kendall_families: float
     num_families: int
+    kendall_sizes: float
+    num_sizes: int
     version: int = VERSIONS["trust"]
 
 

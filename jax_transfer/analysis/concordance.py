@@ -50,7 +50,7 @@ def kendall_w(accuracies: Float[ArrayLike, "t k"]) -> float:
 def average_ranks(accuracies: Float[ArrayLike, "t k"]) -> Float[np.ndarray, "t k"]:
     """Ranks the checkpoints for each target by the others: minus the mean rank (1 is best) on all other targets.
 
-    It is the best fixed list that needs no data of the target, but accuracies on other targets.
+    It is a fixed list that needs no data of the target, but accuracies on other targets.
 
     Args:
       accuracies: one row per target; NaN where a checkpoint was not evaluated.

@@ -136,7 +136,7 @@ def _counter(static: tuple[int, int]) -> Callable[..., float]:
 
 
 def _arguments(x, y, num_classes, energy, components_per_class, seed, max_dimension):
-    """Returns (x, y, seed, the largest width, the static arguments of `_nleep_of_width`), after checking them."""
+    """Returns (x, y, seed, the largest width, the static arguments of `_nleep_of_components`), after checking them."""
     num_classes, x = as_count(num_classes), as_features(x)
     y = as_labels(y, num_classes, len(x))
     components_per_class = as_count(components_per_class, "components_per_class", least=1)

@@ -125,7 +125,7 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
       method: the method whose accuracies the scores predict.
 
     >>> rows = [{"method": "probe", "score": score, "baseline": "num_parameters", "kendall": 0.5,
-    ...          "difference": difference, "difference_low": low, "difference_high": high}
+    ...          "difference": difference, "difference_low": low, "difference_high": high, "num_checkpoints": 12}
     ...         for score, difference, low, high in (("logme", 0.1, -0.2, 0.4), ("num_parameters", None, None, None))]
     >>> verdict(rows, "probe")[0]
     'No score earned its cost: the one score does not order the checkpoints better than the list by number of ...'
@@ -133,7 +133,7 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
     own = [row for row in judged if row["method"] == method]
     if not own:
         return []
-    scores = [row for row in own if row["score"] not in tables.NAIVE_LISTS]
+    scores = [row for row in own if is_judged(row["score"], [other["score"] for other in own])]
     if not scores:
         return ["There are no scores here, only lists that need no data of the target."]
     name = next((row["baseline"] for row in own if row["baseline"]), "")
@@ -144,6 +144,12 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
             " apart.",
             ELSEWHERE,
         ]
+    if own[0]["num_checkpoints"] < MIN_CHECKPOINTS:
+        few = counted(own[0]["num_checkpoints"], "checkpoint")
+        return [
+            f"Whether a score earned its cost cannot be said from {few}: at least {MIN_CHECKPOINTS} are needed.",
+            ELSEWHERE,
+        ]
     order, choice = tables.NAIVE_LISTS[name]
     # A score that orders the checkpoints just as the list does has no interval, but is compared.
     compared = [row for row in scores if is_number(row["difference_low"]) or row["difference"] == 0]
@@ -151,8 +157,8 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
     behind = [tables.score_name(row["score"]) for row in compared if (row["difference_high"] or 0) < 0]
     if not compared:
         return [
-            "Whether a score earned its cost cannot be said: for want of values or of checkpoints, no difference to"
-            f" the list by {order} has an interval.",
+            "Whether a score earned its cost cannot be said: no score has a value for every checkpoint, on accuracies"
+            f" that differ, to compare with the list by {order}.",
             ELSEWHERE,
         ]
     if ahead:
@@ -165,7 +171,7 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
         none = "the one score does not order" if len(compared) == 1 else f"none of {len(compared)} scores orders"
         first = (
             f"No score earned its cost: {none} the checkpoints better than the list by {order}, by more than chance"
-            f" explains. Taking {choice} may well have done as well."
+            f" explains. Taking {choice} may have done just as well."
         )
     luck = (
         f" Each of the {len(compared)} scores compared has a chance of one in forty of seeming better when it is not."
@@ -173,15 +179,28 @@ def verdict(judged: Sequence[Row], method: str) -> list[str]:
         else ""
     )
     worse = (
-        f"{tables.listed(behind)} {'does' if len(behind) == 1 else 'do'} worse than that list, by more than chance"
-        " explains."
+        f"{tables.listed(behind)} {'does' if len(behind) == 1 else 'do'} worse than the list by {order}, by more than"
+        " chance explains."
         if behind
         else ""
     )
-    return list(filter(None, [first + luck, _better_list(own, scores, name), worse, ELSEWHERE]))
+    return list(filter(None, [first + luck, _better_list(own, scores, name, bool(ahead)), worse, ELSEWHERE]))
 
 
-def _better_list(own: Sequence[Row], scores: Sequence[Row], baseline: str) -> str:
+def is_judged(score: str, others: Sequence[str]) -> bool:
+    """Returns whether the verdict is about a score: not about a list, nor what is made for something else.
+
+    Pooled scores use accuracies on other targets, an effective rank is meant for the epochs of one pre-training, and
+    the parts of NCTI are judged as a whole.
+
+    >>> [name for name in ("logme", "pooled", "ncti_geometry", "ncti") if is_judged(name, ("logme", "ncti"))]
+    ['logme', 'ncti']
+    """
+    is_part = score.startswith("ncti_") and "ncti" in others
+    return not (is_part or score in tables.NAIVE_LISTS or score in FROM_OTHER_TARGETS or score == "effective_rank")
+
+
+def _better_list(own: Sequence[Row], scores: Sequence[Row], baseline: str, ahead: bool) -> str:
     """Says which other list without any accuracies does at least as well as every score; "" if none does."""
     needs_none = [row for row in own if row["score"] in tables.NAIVE_LISTS and row["score"] not in FROM_OTHER_TARGETS]
     lists = [row for row in needs_none if row["score"] != baseline and is_number(row["kendall"])]
@@ -192,8 +211,10 @@ def _better_list(own: Sequence[Row], scores: Sequence[Row], baseline: str) -> st
     if best_list["kendall"] < best_score["kendall"]:
         return ""
     order = tables.NAIVE_LISTS[best_list["score"]][0]
+    no_score = "But no score" if ahead else "Nor does a score"
+    verb = "orders" if ahead else "order"
     return (
-        f"But no score orders them better than the list by {order}, which needs no data of the target either: its tau is"
+        f"{no_score} {verb} them better than the list by {order}, which needs no data of the target either: its tau is"
         f" {100 * best_list['kendall']:z.0f}, that of the best score, {tables.score_name(best_score['score'])},"
         f" {100 * best_score['kendall']:z.0f}. That list was not fixed beforehand, so its place may be luck."
     )
@@ -229,6 +250,8 @@ def _format_gigaflops(gflops: float | None, decimals: int) -> str:
     """Formats gigaflops in scientific notation, such as 6.51e5, or plainly if the number is short."""
     if gflops is None:
         return tables.EN_DASH
+    if not gflops:
+        return "0"
     if 0.01 <= gflops < 100:
         return f"{gflops:.{decimals + 1}g}"
     mantissa, exponent = f"{gflops:.{decimals}e}".split("e")
@@ -272,6 +295,11 @@ def trust_note(
             f" Against the list: Kendall's tau minus that of the list by {tables.NAIVE_LISTS[name][0]}, which needs no "
             "data of the target; its interval is a paired bootstrap over checkpoints, with the targets as they are. "
             f"The table holds such lists too; a list in which all checkpoints are equal has {tables.EN_DASH}."
+        )
+    if any(row["score"] == "effective_rank" for row in own):
+        note += (
+            f" {tables.SCORE_NAMES['effective_rank']} is meant to compare epochs of one pre-training, not"
+            " architectures or methods."
         )
     elsewhere = [tables.SCORE_NAMES[s] for s in FROM_OTHER_TARGETS if any(row["score"] == s for row in own)]
     if elsewhere:

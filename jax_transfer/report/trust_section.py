@@ -8,8 +8,9 @@ from jax_transfer.report.tables import EN_DASH, is_number
 from jax_transfer.report.trust import trust_note, trust_rows, verdict
 from jax_transfer.results import Row
 
-VERDICTS = {True: "Fine", False: "Weakens it", None: "Cannot be told"}
+VERDICTS = {True: "Fine", False: "Weakens it", None: "Unknown"}
 MIN_APART = 3  # fewer checkpoints have no tau that says anything
+FAMILIES = "the largest of the last epochs in each family of architectures with the same pre-training"
 PREDICTED = 60  # as many predictions are shown; the others are in the table of all results
 
 
@@ -43,7 +44,7 @@ def section(
     own = {name: [row for row in read.get(name, []) if row["method"] == method] for name in read if name in OWN}
     yield from _checklist(own.get("checklist", []))
     yield from _apart(own.get("trust", []))
-    yield from _points(own.get("points", []), own.get("predictions", []), bool(judged))
+    yield from _points(own.get("points", []), own.get("predictions", []))
 
 
 OWN = ("trust", "checklist", "points", "predictions")  # the files whose rows belong to a method
@@ -68,26 +69,32 @@ def _apart(rows: Sequence[Row]) -> Iterator[str]:
     """Yields the taus without nested checkpoints, and how well gaps in a score tell gaps in accuracy."""
     if not rows:
         return
-    number, epochs, families = (rows[0][name] for name in ("num_checkpoints", "num_epochs", "num_families"))
+    number, epochs = rows[0]["num_checkpoints"], rows[0]["num_epochs"]
+    apart = {
+        name: (heading, words)
+        for name, most, heading, words in (
+            ("epochs", number, "Last epochs", "the last epoch of each pre-training"),
+            ("earlier", number, "Earlier epochs", "its other epochs"),
+            ("families", epochs, "One of each family", FAMILIES),
+            (
+                "sizes",
+                number,
+                "Equal size",
+                "the most checkpoints whose numbers of parameters are within a factor of 1.5",
+            ),
+        )
+        if MIN_APART <= rows[0][f"num_{name}"] < most
+    }
     titles = {
         "kendall": f"All {number}",
-        **({"kendall_epochs": f"Last epochs ({epochs})"} if MIN_APART <= epochs < number else {}),
-        **({"kendall_families": f"One of each family ({families})"} if MIN_APART <= families < epochs else {}),
+        **{f"kendall_{name}": f"{heading} ({rows[0][f'num_{name}']})" for name, (heading, _) in apart.items()},
         "fidelity_pearson": "Gaps, Pearson",
         "fidelity_spearman": "Gaps, Spearman",
         "top_fidelity_pearson": "Top gaps, Pearson",
         "top_fidelity_spearman": "Top gaps, Spearman",
     }
-    over = [
-        "over all checkpoints",
-        *(["over the last epoch of each pre-training"] if "kendall_epochs" in titles else []),
-        *(
-            ["over the largest of them in each family of architectures with the same pre-training"]
-            if "kendall_families" in titles
-            else []
-        ),
-    ]
-    apart = ["Kendall's tau without nested checkpoints"] if len(over) > 1 else []
+    over = ["over all checkpoints", *(f"over {words}" for _, words in apart.values())]
+    summary = "Kendall's tau over parts of the checkpoints, and whether gaps" if apart else "Whether gaps"
     cells = [
         {
             "Score": tables.score_name(row["score"]),
@@ -96,7 +103,7 @@ def _apart(rows: Sequence[Row]) -> Iterator[str]:
         for row in sorted(rows, key=lambda row: -row["kendall"] if is_number(row["kendall"]) else 2)
     ]
     yield (
-        f"<details><summary>{', and '.join((*apart, 'whether gaps in a score tell gaps in accuracy'))}</summary>"
+        f"<details><summary>{summary} in a score tell gaps in accuracy</summary>"
         f"{tables.to_html(cells)}"
         f'<p class="quiet">Kendall\'s tau in percent {tables.listed(over)}. Gaps: the correlation in percent between'
         " the distance of two checkpoints in the score and their distance in accuracy, over all pairs, and (top gaps)"
@@ -104,15 +111,9 @@ def _apart(rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
-def _points(rows: Sequence[Row], predictions: Sequence[Row], is_judged: bool) -> Iterator[str]:
+def _points(rows: Sequence[Row], predictions: Sequence[Row]) -> Iterator[str]:
     """Yields what a gap in each score has meant in accuracy, and the accuracies that all scores together predict."""
-    if not rows:
-        if is_judged:
-            yield (
-                '<p class="quiet">What a gap in a score means in points of accuracy is learned from other targets. That'
-                " takes at least three targets on which every checkpoint has an accuracy, and a score with a value for"
-                " each of them.</p>"
-            )
+    if not rows:  # the checklist says why
         return
     names = tables.target_names(row["target"] for row in rows)
     sentences = [

@@ -90,7 +90,6 @@ def _groups(results: pathlib.Path) -> tuple[dict[str, str], dict[str, str], set[
     pretrained, given = (Rows(results, name).rows for name in ("pretrain", "checkpoints"))
     trajectories = {row.checkpoint: f"{row.model} {row.source} {row.objective}" for row in pretrained}
     families = {row.checkpoint: f"{family_of(row.model)} {row.source} {row.objective}" for row in pretrained}
-    families |= {row.checkpoint: family_of(row.model) for row in given}
     described = {row.checkpoint: row.path for row in given}
     names = {row.checkpoint for row in Rows(results, "transfer").rows if row.epoch is None} | described.keys()
     return trajectories, families, {name for name in names if is_random(described.get(name, name))}

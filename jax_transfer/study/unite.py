@@ -73,7 +73,8 @@ def run(config: StudyConfig, workdir: pathlib.Path) -> pathlib.Path:
         raise InputError(f"config.unite: none of {listed([str(path) for path in folders.values()])} has results yet.")
     targets, left = _shared_targets(present)
     if left:
-        notes.append(f"{listed(left)} left out: not every study has evaluated it.")
+        is_, it = ("is", "it") if len(left) == 1 else ("are", "them")
+        notes.append(f"{listed(left)} {is_} left out: not every study has evaluated {it}.")
     lock = lock_workdir(workdir)
     try:
         results, shared = workdir / "results", [row.target for row in targets]

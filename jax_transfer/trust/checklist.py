@@ -14,11 +14,12 @@ from jax_transfer.analysis.concordance import attainable_kendall, kendall_w
 from jax_transfer.report.tables import counted, listed, score_name, target_names
 from jax_transfer.report.trust_section import MIN_APART
 from jax_transfer.results import CheckRow
-from jax_transfer.trust.evidence import AVERAGE_RANK, Evidence, last_epochs, noise
+from jax_transfer.trust.evidence import AVERAGE_RANK, SIZE, Evidence, last_epochs, noise, of_similar_size
+from jax_transfer.trust.points import why_not
 
 CEILING = 0.99  # accuracies above it leave no room in which checkpoints could differ
 WIDE = 2.0  # largest / smallest size above which a list by size may decide the ranking
-ALIKE = 0.7  # Kendall's W from which one fixed list serves all targets
+ALIKE = 0.7  # mean Spearman's rho between two targets from which a fixed list may serve all of them
 FIXED = 0.5  # weighted tau from which a fixed list leaves little to gain
 SPANNED = 5.0  # range of accuracies, in spreads over seeds, from which the order is more than noise
 FEWEST = 4  # checkpoints of which one can be left out
@@ -39,7 +40,7 @@ def check_rows(evidence: Evidence) -> list[CheckRow]:
     ...     if row.passed is False:
     ...         print(row.finding)
     mnist: all accuracies exceed 99 %, so there is no headroom in which checkpoints could differ.
-    2 checkpoints are nested: resnet18, resnet50 (upgrades of one family). ...
+    2 checkpoints are nested: resnet18, resnet50 (by their names, upgrades of one family). ...
     """
     return [CheckRow(evidence.method, name, *finding) for name, check in CHECKS.items() for finding in check(evidence)]
 
@@ -73,6 +74,7 @@ def _range_over_noise(evidence: Evidence) -> Iterator[Finding]:
             unknown.append(name)
             continue
         span, spread = float(np.ptp(own)), float(np.mean(spreads))
+        is_wide = span > 0 and span >= SPANNED * spread
         most = attainable_kendall(own, noise(evidence, t))
         times = f", {span / spread:.1f} times" if spread > 0 else "; there is none in"
         allowed = f" With this noise, no score can expect a tau above {most:z.2f}." if math.isfinite(most) else ""
@@ -80,28 +82,32 @@ def _range_over_noise(evidence: Evidence) -> Iterator[Finding]:
             f"{name}: accuracies span {100 * span:.1f} points{times} the mean spread over seeds "
             f"({100 * spread:.2f} points).{allowed}"
         )
-        yield target, most, None, None, 0 < span >= SPANNED * spread, finding
+        yield target, most, None, None, is_wide, finding
     if unknown:
         names = listed(unknown) if len(unknown) <= NAMED else f"{len(unknown)} targets"
-        yield "", None, None, None, None, f"The noise of the accuracies on {names} is unknown, for want of seeds."
+        yield "", None, None, None, None, f"The noise of the accuracies on {names} is unknown: there is one seed."
 
 
 def _sizes(evidence: Evidence) -> Iterator[Finding]:
     """Compares the largest checkpoint with the smallest one, by parameters and by work."""
     for score, what in (("num_parameters", "number of parameters"), ("forward_gflops", "work of a forward pass")):
         values = evidence.scores.get(score)
-        if values is None or not np.isfinite(values[evidence.expected]).all():
+        if values is None:
+            continue
+        if not np.isfinite(values[evidence.expected]).all():
+            yield score, None, None, None, None, f"The {what} is not known for all checkpoints."
             continue
         low, high = float(values[evidence.expected].min()), float(values[evidence.expected].max())
         if low <= 0:
             continue
         ratio = high / low
-        why = (
-            "size alone may decide the ranking, so compare the scores among checkpoints of equal size too"
+        finding = (
+            f"The largest {what} is {ratio:.3g} times the smallest: size alone may decide the ranking."
             if ratio > WIDE
-            else "the checkpoints are of nearly equal size"
+            else f"The {what} is nearly equal: the largest is {ratio:.2f} times the smallest."
         )
-        finding = f"The largest {what} is {ratio:.3g} times the smallest: {why}."
+        if ratio > WIDE and score == SIZE and len(of_similar_size(evidence).checkpoints) >= MIN_APART:
+            finding += " Kendall's tau is also shown over checkpoints of nearly equal size."
         yield score, ratio, low, high, ratio <= WIDE, finding
 
 
@@ -112,6 +118,7 @@ def _nested(evidence: Evidence) -> Iterator[Finding]:
         ("epochs of one pre-training", evidence.checkpoints, evidence.trajectories, "later"),
         ("upgrades of one family", last.checkpoints, last.families, "larger"),
     ):
+        known = "" if guess == "later" or SIZE in evidence.scores else "by their names, "
         names: dict[str, list[str]] = {}
         for checkpoint, group in zip(checkpoints, groups, strict=True):
             names.setdefault(group, []).append(checkpoint)
@@ -122,26 +129,45 @@ def _nested(evidence: Evidence) -> Iterator[Finding]:
             rest = f", and those of {counted(len(nested) - 1, 'other group')}" if len(nested) > 1 else ""
             also = " Kendall's tau is also shown without the others." if len(names) >= MIN_APART else ""
             finding = (
-                f"{counted(number, 'checkpoint')} are nested: {shown} ({kind}){rest}. That the {guess} one wins is "
-                f"easy to guess.{also}"
+                f"{counted(number, 'checkpoint')} are nested: {shown} ({known}{kind}){rest}. That the {guess} one wins "
+                f"is easy to guess.{also}"
             )
             yield kind, float(number), None, None, False, finding
 
 
 def _targets_agree(evidence: Evidence) -> Iterator[Finding]:
-    """Measures how far the targets order the checkpoints alike, and how good the best fixed list is."""
-    if len(evidence.targets) < 2:
-        yield "", None, None, None, None, "One target: whether a fixed list would do as well cannot be told."
+    """Measures how far the targets order the checkpoints alike, by those that all targets have.
+
+    W depends on the number of targets t; the mean of Spearman's rho over pairs, (t W - 1) / (t - 1), does not.
+    """
+    t = len(evidence.targets)
+    if t < 2:
+        yield "", None, None, None, None, "With one target, it is unknown whether a fixed list would do as well."
         return
-    w = kendall_w(evidence.accuracies) if evidence.expected.all() else math.nan
-    if math.isfinite(w):
-        so = "so alike that one fixed list would serve all of them" if w >= ALIKE else "so no single list serves all"
-        yield "", w, None, None, w < ALIKE, f"The targets order the checkpoints with Kendall's W = {w:z.2f}: {so}."
+    shared = evidence.expected.all(0) & np.isfinite(evidence.accuracies).all(0)
+    w = kendall_w(evidence.accuracies[:, shared])
+    if not math.isfinite(w):
+        yield (
+            "",
+            None,
+            None,
+            None,
+            None,
+            "The targets cannot be compared: too few checkpoints have an accuracy on each.",
+        )
+        return
+    rho = (t * w - 1) / (t - 1)
+    which = "the checkpoints" if shared.all() else f"the {shared.sum()} checkpoints that all of them have"
+    finding = f"The targets order {which} with Kendall's W = {w:z.2f}, a mean Spearman's rho of {rho:z.2f}"
+    so = ": so alike that a fixed list may serve all of them." if rho >= ALIKE else "."
+    yield "", w, None, None, rho < ALIKE, finding + so
 
 
 def _fixed_list(evidence: Evidence) -> Iterator[Finding]:
     """Measures, for each target, the list by the mean rank on all other targets."""
     if AVERAGE_RANK not in evidence.scores:
+        if len(evidence.targets) > 1:
+            yield "", None, None, None, None, "There is no list by mean rank: some targets lack some checkpoints."
         return
     names = target_names(evidence.targets)
     taus = {t: weighted_kendall(*evidence.of(i, AVERAGE_RANK)) for i, t in enumerate(evidence.targets)}
@@ -162,6 +188,7 @@ def _fixed_list(evidence: Evidence) -> Iterator[Finding]:
 def _single_checkpoints(evidence: Evidence) -> Iterator[Finding]:
     """Finds how far the weighted tau of each score, a mean over targets, depends on a single checkpoint."""
     if len(evidence.checkpoints) < FEWEST:
+        yield "", None, None, None, None, f"Fewer than {FEWEST} checkpoints: leaving one out would say nothing."
         return
     targets = range(len(evidence.targets))
     taus = {score: np.array([weighted_kendall(*evidence.of(t, score)) for t in targets]) for score in evidence.scores}
@@ -185,6 +212,12 @@ def _single_checkpoints(evidence: Evidence) -> Iterator[Finding]:
         yield score, whole, low, high, bool(abs(values[i] - whole) < SENSITIVE), finding
 
 
+def _gaps(evidence: Evidence) -> Iterator[Finding]:
+    """Says why no gap in a score can be translated into accuracy, if none can."""
+    if reason := why_not(evidence):
+        yield "", None, None, None, None, f"{reason[0].upper()}{reason[1:]}."
+
+
 CHECKS: dict[str, Callable[[Evidence], Iterator[Finding]]] = {
     "headroom": _headroom,
     "noise": _range_over_noise,
@@ -193,4 +226,5 @@ CHECKS: dict[str, Callable[[Evidence], Iterator[Finding]]] = {
     "agreement of targets": _targets_agree,
     "fixed list": _fixed_list,
     "single checkpoints": _single_checkpoints,
+    "gaps in points": _gaps,
 }

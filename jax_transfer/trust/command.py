@@ -20,15 +20,16 @@ from jax_transfer.trust.judge import judge
 from jax_transfer.trust.table import read_table
 
 USER_ERROR = 2
-PROGRAM = "jax_transfer.trust"
+PROGRAM = "jax-transfer trust"
 CONFIG = "config.json"  # also tells this command's folder from that of a study
-DESCRIPTION = """Says how far transferability scores can be trusted, and whether they earn their cost, from a CSV file
-with a line for each target and checkpoint: target, checkpoint, accuracy in [0, 1], optionally spread (highest minus
-lowest accuracy over seeds), seeds (their number), trajectory (the pre-training of which the checkpoint is an epoch),
-family (of its architecture), and a column for each score; higher is better. The columns num_parameters, forward_gflops,
-source_accuracy, last_epoch and static are lists that need no data of the target, which a score has to beat. No model
+DESCRIPTION = """Says how far transferability scores can be trusted, and whether they earn their cost, from a CSV
+file with a line for each target and checkpoint: target, checkpoint, accuracy in [0, 1], optionally
+spread (highest minus lowest accuracy over seeds), seeds (their number, 3 by default), trajectory
+(the pre-training of which the checkpoint is an epoch), family (of its architecture), and a column
+for each score; higher is better. The columns num_parameters, forward_gflops, source_accuracy,
+last_epoch and static are lists that need no data of the target, which a score has to beat. No model
 and no images are needed."""
-EXAMPLE = "example: python -m jax_transfer.trust accuracies.csv --out=trust"
+EXAMPLE = "example: jax-transfer trust accuracies.csv --out=trust"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,15 +12,16 @@ from jaxtyping import Bool, Float
 from jax_transfer.analysis import ncti
 from jax_transfer.analysis.concordance import average_ranks
 from jax_transfer.records import InputError
-from jax_transfer.report.kinds import family_of
 
 # Lists that need no data of the target: what a score has to beat to earn its cost.
 NAIVE = ("num_parameters", "forward_gflops", "source_accuracy", "last_epoch", "static")
+SIZE = "num_parameters"
+SIMILAR = 1.5  # the largest of several numbers of parameters divided by the smallest, if they are nearly equal
 AVERAGE_RANK = "average_rank"
 NCTI_PARTS = ("ncti_variability", "ncti_geometry", "ncti_nearest")
 # The lists to which every score is compared, fixed before looking at any result: the first that orders the checkpoints.
 # A study knows the first two of each checkpoint; somebody's table may have only one of the others.
-BASELINES = ("num_parameters", "last_epoch", "forward_gflops", "source_accuracy", "static")
+BASELINES = (SIZE, "last_epoch", "forward_gflops", "source_accuracy", "static")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +95,15 @@ def make(
     >>> accuracies = {("mnist", "resnet18"): 0.9, ("mnist", "resnet50"): 0.95}
     >>> evidence = make("finetune", accuracies, {"logme": {("mnist", "resnet18"): 1.0}})
     >>> evidence.scores["logme"].tolist(), evidence.families
-    ([[1.0, nan]], ('resnet', 'resnet'))
+    ([[1.0, nan]], ('resnet#', 'resnet#'))
     """
     targets, checkpoints = (tuple(dict.fromkeys(key[i] for key in accuracies)) for i in (0, 1))
 
     def table(values: Mapping[tuple[str, str], float], missing: float = math.nan) -> Float[np.ndarray, "t k"]:
         return np.array([[values.get((t, c), missing) for c in checkpoints] for t in targets], float)
 
+    trained_as = tuple((trajectories or {}).get(c) or trajectory_of(c) for c in checkpoints)
+    values = {name: table(own) for name, own in scores.items()}
     return with_list_scores(
         Evidence(
             method,
@@ -109,10 +112,17 @@ def make(
             table(accuracies),
             table(spreads or {}),
             table(num_seeds or {}, 1),
-            {name: table(values) for name, values in scores.items()},
+            values,
             np.array([[(t, c) in accuracies for c in checkpoints] for t in targets]),
-            tuple((trajectories or {}).get(c) or trajectory_of(c) for c in checkpoints),
-            tuple((families or {}).get(c) or family_by_name(c) for c in checkpoints),
+            trained_as,
+            _told_apart_by_size(
+                [
+                    (families or {}).get(c) or family_by_name(own)
+                    for c, own in zip(checkpoints, trained_as, strict=True)
+                ],
+                trained_as,
+                values.get(SIZE),
+            ),
             tuple((metrics or {}).get(t, "accuracy") for t in targets),
         )
     )
@@ -132,16 +142,35 @@ def with_list_scores(evidence: Evidence) -> Evidence:
 
 
 def family_by_name(name: str) -> str:
-    """Returns the family of a checkpoint's architecture by its name.
+    """Returns the family of an architecture by the name of a pre-training: that of its model with "#" for its numbers.
 
-    In the name of a checkpoint of a study, "resnet50/cifar10/90", the images of the pre-training belong to the family,
-    and the epoch does not.
+    What follows the first "/", such as the images of the pre-training, belongs to the family.
 
-    >>> family_by_name("resnet50"), family_by_name("resnet50/cifar10/90"), family_by_name("resnet18/cifar100/90")
-    ('resnet', 'resnet/cifar10', 'resnet/cifar100')
+    >>> family_by_name("resnet50"), family_by_name("resnet50/cifar10"), family_by_name("resnet18_moco")
+    ('resnet#', 'resnet#/cifar10', 'resnet#_moco')
     """
-    model, slash, rest = trajectory_of(name).partition("/")
-    return f"{family_of(model)}{slash}{rest}"
+    model, slash, rest = name.partition("/")
+    return f"{re.sub(r'[0-9]+([._][0-9]+)*', '#', model)}{slash}{rest}"
+
+
+def _told_apart_by_size(
+    families: Sequence[str], trajectories: Sequence[str], sizes: Float[np.ndarray, "t k"] | None
+) -> tuple[str, ...]:
+    """Divides families whose members are not all of different sizes, since none of these is an upgrade of another."""
+    if sizes is None:
+        return tuple(families)
+    size_of = {
+        trajectory: float(size)
+        for trajectory, size in zip(
+            trajectories, np.max(np.where(np.isfinite(sizes), sizes, -np.inf), axis=0), strict=True
+        )
+    }
+    members = {name: {t for f, t in zip(families, trajectories, strict=True) if f == name} for name in families}
+    are_upgrades = {name: len({size_of[t] for t in own}) == len(own) for name, own in members.items()}
+    return tuple(
+        family if are_upgrades[family] else f"{family} {trajectory}"
+        for family, trajectory in zip(families, trajectories, strict=True)
+    )
 
 
 def trajectory_of(name: str) -> str:
@@ -235,3 +264,20 @@ def last_epochs(evidence: Evidence) -> Evidence:
     ('run/2',)
     """
     return evidence.only(last_of_each(evidence, evidence.trajectories, "last_epoch"))
+
+
+def of_similar_size(evidence: Evidence) -> Evidence:
+    """Returns the evidence of the most checkpoints whose numbers of parameters differ by at most the factor SIMILAR.
+
+    It has none if a number is unknown.
+
+    >>> sizes = {("mnist", name): size for name, size in (("a", 1e6), ("b", 1.2e6), ("c", 9e6))}
+    >>> of_similar_size(make("probe", sizes, {"num_parameters": sizes})).checkpoints
+    ('a', 'b')
+    """
+    values = evidence.scores.get(SIZE)
+    if values is None or not np.isfinite(values[evidence.expected]).all():
+        return evidence.only(np.zeros(len(evidence.checkpoints), bool))
+    sizes = np.max(np.where(evidence.expected, values, -np.inf), axis=0)
+    windows = [(sizes >= least) & (sizes <= SIMILAR * least) for least in sizes]
+    return evidence.only(max(windows, key=np.sum))

@@ -18,7 +18,7 @@ def judge(evidence: Evidence) -> dict[str, list]:
     >>> from jax_transfer.trust.evidence import make
     >>> accuracies = {("mnist", "a"): 0.7, ("mnist", "b"): 0.9, ("mnist", "c"): 0.8}
     >>> {file: len(rows) for file, rows in judge(make("probe", accuracies, {"logme": accuracies})).items()}
-    {'ranking': 1, 'trust': 1, 'checklist': 3, 'points': 0, 'predictions': 0}
+    {'ranking': 1, 'trust': 1, 'checklist': 5, 'points': 0, 'predictions': 0}
     """
     pooled = points.pooled(without_grids(evidence))
     whole = evidence

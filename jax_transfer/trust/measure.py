@@ -25,7 +25,7 @@ from jax_transfer.choose import choose
 from jax_transfer.records import METRICS
 from jax_transfer.report.trust_section import MIN_APART
 from jax_transfer.results import RankingRow, TrustRow
-from jax_transfer.trust.evidence import Evidence, baseline, last_epochs, last_of_each
+from jax_transfer.trust.evidence import SIZE, Evidence, baseline, last_epochs, last_of_each, of_similar_size
 
 TOP = 3  # the most accurate checkpoints, of which a pair must hold one to count in the fidelity among the best
 INTERVAL = (0.025, 0.975)
@@ -104,7 +104,12 @@ def trust_rows(evidence: Evidence) -> list[TrustRow]:
     draws = draw_checkpoints(len(evidence.checkpoints))
     drawn = functools.cache(functools.partial(_mean_taus_of_draws, evidence, used=tuple(used), draws=draws))
     last = last_epochs(evidence)
-    subsets = {"epochs": last, "families": last.only(last_of_each(last, last.families, "num_parameters"))}
+    subsets = {
+        "epochs": last,
+        "earlier": evidence.only(np.array([name not in last.checkpoints for name in evidence.checkpoints], bool)),
+        "families": last.only(last_of_each(last, last.families, SIZE)),
+        "sizes": of_similar_size(evidence),
+    }
     rows = []
     for score in evidence.scores:
         own = _mean(taus[score], used)

@@ -36,7 +36,11 @@ def why_not(evidence: Evidence) -> str:
             f"what a gap in a score means is learned from other targets: at least {MIN_TARGETS} targets with all "
             f"accuracies are needed, and there {'is' if known == 1 else 'are'} {known}"
         )
-    return "" if _usable(evidence) else "no score has a value for every checkpoint on every target"
+    return (
+        ""
+        if _usable(evidence)
+        else "what a gap in a score means is unknown: no score has a value for every checkpoint on every target"
+    )
 
 
 def points_rows(evidence: Evidence) -> list[PointsRow]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jax_transfer.records import InputError, printable
 from jax_transfer.report.tables import listed
-from jax_transfer.trust.evidence import AVERAGE_RANK, NAIVE, Evidence, make
+from jax_transfer.trust.evidence import AVERAGE_RANK, NAIVE, Evidence, make, trajectory_of
 from jax_transfer.trust.points import POOLED
 
 REQUIRED = ("target", "checkpoint", "accuracy")
@@ -19,6 +19,7 @@ COMPUTED = (AVERAGE_RANK, POOLED)  # from the other columns
 OF_A_CHECKPOINT = ("trajectory", "family", *NAIVE)  # these do not depend on the target
 USUAL_SEEDS = 3  # of an accuracy whose spread is given without their number
 MOST_SEEDS = 1000
+LARGEST = 1e100  # the square of a larger number, as in a standard deviation, overflows
 NAMED = 3  # as many lines or names are listed
 MANY = 12  # the same for the columns of a file
 
@@ -34,10 +35,10 @@ def read_table(path: pathlib.Path, method: str = "finetune") -> tuple[Evidence, 
     """Reads a CSV file with a line for each target and checkpoint.
 
     Columns: target, checkpoint and accuracy, in [0, 1]; optionally spread (highest minus lowest accuracy over seeds),
-    seeds (their number, 3 by default), trajectory (what pre-trained the checkpoint, for epochs of one pre-training) and
-    family (of its architecture); by default, `evidence.trajectory_of` and `family_by_name` read them from the name
-    of the checkpoint. Every other column is a score, higher is better, or one of the lists in `evidence.NAIVE`; a score
-    may have empty cells. Characters in names that cannot be printed are escaped.
+    seeds (their number, 3 by default), trajectory (what pre-trained the checkpoint, for epochs of one pre-training; by
+    default, names that end in "/" and their `last_epoch` are read so) and family (of its architecture; by default
+    `evidence.family_by_name`). Every other column is a score, higher is better, or one of the lists in
+    `evidence.NAIVE`; a score may have empty cells. Characters in names that cannot be printed are escaped.
 
     Args:
       path: the file, in UTF-8, with commas.
@@ -76,6 +77,10 @@ def read_table(path: pathlib.Path, method: str = "finetune") -> tuple[Evidence, 
         for name, values in scores.items():
             if line.cells[name]:
                 values[key] = _number(where, line, name)
+    for target, checkpoint in accuracies:
+        epoch = scores.get("last_epoch", {}).get((target, checkpoint))
+        is_epoch = epoch is not None and checkpoint.endswith(f"/{epoch:g}")  # "ViT-B/32" is none
+        trajectories.setdefault(checkpoint, trajectory_of(checkpoint) if is_epoch else checkpoint)
     evidence = make(
         method,
         accuracies,
@@ -108,8 +113,9 @@ def _read(path: pathlib.Path) -> list[Line]:
     columns = numbered[0][1]
     if missing := [name for name in REQUIRED if name not in columns]:
         raise InputError(
-            f"{where}: there is no column {listed(missing)}; {listed(REQUIRED)} are needed, separated by commas. The "
-            f"columns are {_some([name[:40] for name in columns], MANY)}."
+            f"{where}: the column{'s' * (len(missing) > 1)} {listed(missing)} {'are' if len(missing) > 1 else 'is'} "
+            f"missing; {listed(REQUIRED)} are needed, in lower case and separated by commas. The columns are "
+            f"{_some([name[:40] for name in columns], MANY)}."
         )
     if "" in columns:
         raise InputError(f"{where}: column {columns.index('') + 1} has no name: name or remove it.")
@@ -143,20 +149,28 @@ def _check(lines: list[Line], where: str) -> None:
         for name in OF_A_CHECKPOINT:
             if cells.get(name):
                 value, first = known.setdefault((checkpoint, name), (cells[name], number))
-                if value != cells[name]:
+                if _value(value) != _value(cells[name]):
                     raise InputError(
                         f"{where}, line {number}: {name} of {checkpoint} is {cells[name]}, but {value} in line "
                         f"{first}: it cannot depend on the target, so correct one."
                     )
 
 
+def _value(text: str) -> float | str:
+    """Returns the number that a cell holds, so that 1e6 and 1000000 are the same, or its text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _number(
-    where: str, line: Line, column: str, lowest: float = -math.inf, highest: float = math.inf, whole: bool = False
+    where: str, line: Line, column: str, lowest: float = -LARGEST, highest: float = LARGEST, whole: bool = False
 ) -> float:
     """Returns the number in a cell."""
     text, cell = line.cells[column], f"{where}, line {line.number}: {column}"
     kind = "a whole number" if whole else "a number"
-    among = f"{kind} from {lowest:g} to {highest:g}" if math.isfinite(highest) else "a finite number"
+    among = f"{kind} from {lowest:g} to {highest:g}" if highest < LARGEST else "a number below 1e100"
     try:
         value = float(text)
     except ValueError:
@@ -164,8 +178,8 @@ def _number(
     if not math.isfinite(value) or not lowest <= value <= highest or (whole and value != int(value)):
         is_score = column not in (*REQUIRED, *OPTIONAL)
         hint = " Divide percentages by 100." if highest == 1 and 1 < value <= 100 else ""
-        hint = " Leave it empty if it is missing; a column that is no score must go." if is_score else hint
-        raise InputError(f"{cell} is {text[:40]}: expected {among}.{hint}")
+        hint = " Leave it empty if it is missing, and remove columns that are not scores." if is_score else hint
+        raise InputError(f"{cell} is {text[:40]!r}: expected {among}.{hint}")
     return value
 
 

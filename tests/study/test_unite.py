@@ -79,7 +79,7 @@ def test_only_targets_that_all_studies_share_are_ranked(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         results = union(tmp_path, first, second)
     assert {row["target"] for row in read_rows(results / "transfer.jsonl")} == {PETS}
-    assert f"{BIRDS} left out: not every study has evaluated it." in caplog.text
+    assert f"{BIRDS} is left out: not every study has evaluated it." in caplog.text
 
 
 def test_an_untrained_net_is_shown_but_not_ranked(tmp_path):

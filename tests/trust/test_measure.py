@@ -190,8 +190,8 @@ def trajectories():
 def test_names_of_a_study_tell_trajectories_and_families():
     found, *_ = trajectories()
     assert list(dict.fromkeys(found.trajectories)) == ["resnet18/cifar10", "resnet50/cifar10", "vit/cifar10"]
-    assert list(dict.fromkeys(found.families)) == ["resnet/cifar10", "vit/cifar10"]
-    assert family_by_name("resnet50/cifar10/90") != family_by_name("resnet50/cifar100/90")
+    assert list(dict.fromkeys(found.families)) == ["resnet#/cifar10", "vit/cifar10"]
+    assert family_by_name("resnet50/cifar10") != family_by_name("resnet50/cifar100")
     assert trajectory_of("/5") == "/5" and trajectory_of("a/5x") == "a/5x" and family_by_name("") == ""
 
 
@@ -254,3 +254,21 @@ def test_noise_is_that_of_a_mean_over_seeds():
             np.mean(np.ptp(rng.normal(size=(40000, seeds)), axis=1)), rel=0.02
         )
     assert math.isnan(noise(evidence([[0.5, 0.6]]), 0))
+
+
+def test_taus_of_earlier_epochs_and_of_equal_sizes_are_those_of_these_checkpoints_alone():
+    rng = np.random.default_rng(5)
+    names = [f"net{i}/c/{epoch}" for i in range(4) for epoch in (3, 6)]
+    sizes = np.repeat((1e6, 1.2e6, 1.5e6, 9e6), 2)
+    accuracies, score = rng.uniform(size=(2, 8)), rng.normal(size=(2, 8))
+
+    def keyed(table):
+        return {(t, n): v for t, own in zip("xy", np.broadcast_to(table, (2, 8)), strict=True)
+                for n, v in zip(names, own, strict=True)}  # fmt: skip
+
+    scores = {"logme": keyed(score), "num_parameters": keyed(sizes), "last_epoch": keyed(np.tile((3, 6), 4))}
+    row = by_score(trust_rows(make("finetune", keyed(accuracies), scores)))["logme"]
+    for name, chosen in {"earlier": slice(0, 8, 2), "sizes": slice(0, 6)}.items():
+        expected = np.mean([kendall(s[chosen], a[chosen]) for s, a in zip(score, accuracies, strict=True)])
+        assert getattr(row, f"kendall_{name}") == pytest.approx(expected)
+    assert (row.num_earlier, row.num_sizes, row.num_families) == (4, 6, 1)
