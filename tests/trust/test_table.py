@@ -151,8 +151,8 @@ REFUSED = {
     "percentages": (changed(accuracy="84.06"), "accuracy is '84.06': expected a number from 0 to 1. Divide"),
     "negative": (changed(accuracy="-0.1"), "accuracy is '-0.1': expected a number from 0 to 1."),
     "a duplicate": ([*table(), table()[3]], "line 20: d on pets is in line 5 already"),
-    "a spread in points": ([{**line, "spread": "1.5"} for line in table()], "spread is '1.5': expected a number from 0"),
-    "half a seed": ([{**line, "seeds": "2.5"} for line in table()], "seeds is '2.5': expected a whole number from 1 to"),
+    "a spread in points": ([{**line, "spread": "1.5"} for line in table()], "spread is '1.5': expected a number"),
+    "half a seed": ([{**line, "seeds": "2.5"} for line in table()], "seeds is '2.5': expected a whole number"),
     "seeds in words": ([{**line, "seeds": "three"} for line in table()], "seeds is 'three': expected a whole number"),
     "a list by target": (changed(num_parameters="99"), "num_parameters of a is"),
     "two families": (
