@@ -144,8 +144,8 @@ def _names(
 ) -> list[str]:
     """Returns the display names of checkpoints: without the epoch or step if it is the only one of its pre-training.
 
-    Names that are too long lose the pre-training data that their colour shows, and what they share. Names are then
-    distinct within a group.
+    If some are too long, names lose the pre-training data that their colour shows, and the long ones what they share.
+    Names are then distinct within a group.
     """
     row_of = {row["checkpoint"]: row for row in rows}
     sources = {name: source_of(row_of[name]) for name in checkpoints if not is_given(row_of[name])}
@@ -155,9 +155,10 @@ def _names(
         own = sources[name] if alone and name in sources else name
         names[name] = tables.showable(own) if sources.get(name) else label_of(row_of[name])
     long = {name: shown for name, shown in names.items() if cut(shown, NAME_WIDTH) != shown}
-    for name in long:
+    for name in names if long else ():
         if (source := known[name].source) and group_of[name].endswith(f"on {source}"):
-            long[name] = _without_part(long[name], source)
+            names[name] = _without_part(names[name], source)
+    long = {name: names[name] for name in long}
     if len(long) > 1:
         long = dict(zip(long, cut_common_ends(list(long.values())), strict=True))
     names |= long
@@ -166,13 +167,14 @@ def _names(
 
 
 def _without_part(name: str, source: str) -> str:
-    """Leaves out the part of a checkpoint's name that names its pre-training data, unless nothing else remains.
+    """Leaves out the part of a checkpoint's name that names its pre-training data, if two parts remain.
 
-    >>> _without_part("resnet18/cifar10/90", "cifar10"), _without_part("cifar10", "cifar10")
-    ('resnet18/90', 'cifar10')
+    >>> _without_part("resnet18/cifar10/90", "cifar10"), _without_part("cifar10/90", "cifar10")
+    ('resnet18/90', 'cifar10/90')
     """
     part = re.sub(r"\W+", "_", source).strip("_")
-    return "/".join(own for own in name.split("/") if own != part) or name
+    rest = [own for own in name.split("/") if own != part]
+    return "/".join(rest) if len(rest) > 1 else name
 
 
 def _draw(results: Results) -> Iterator[Drawing]:
