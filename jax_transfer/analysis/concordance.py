@@ -14,7 +14,7 @@ from jax_transfer.analysis.agreement import as_numbers
 from jax_transfer.records import InputError
 
 
-def kendall_w(accuracies: Float[ArrayLike, "t k"]) -> float:
+def kendall_w(accuracies: ArrayLike) -> float:
     """Computes Kendall's coefficient of concordance W: how far t targets order k checkpoints alike, in [0, 1].
 
         W = 12 S / (t^2 (k^3 - k) - t sum_j T_j),   S: sum of squared deviations of the k sums of ranks,
@@ -47,7 +47,7 @@ def kendall_w(accuracies: Float[ArrayLike, "t k"]) -> float:
     return float(12 * np.sum((ranks.sum(0) - t * (k + 1) / 2) ** 2) / most) if most > 0 else math.nan
 
 
-def average_ranks(accuracies: Float[ArrayLike, "t k"]) -> Float[np.ndarray, "t k"]:
+def average_ranks(accuracies: ArrayLike) -> Float[np.ndarray, "t k"]:
     """Ranks the checkpoints for each target by the others: minus the mean rank (1 is best) on all other targets.
 
     It is a fixed list that needs no data of the target, but accuracies on other targets.
