@@ -111,7 +111,7 @@ def test_scores_of_one_architecture_are_compared_with_the_last_epoch(two_sources
     assert len(nested) == len(methods) and all("(epochs of one pre-training)" in finding for finding in nested)
     assert (results["points"], results["predictions"]) == ([], [])  # of one target
     page = Elements((workdir / "report/index.html").read_text(encoding="utf-8")).text
-    assert "Checklist: " in page and "list by epoch" in page and "One target" in page
+    assert "Checklist: " in page and "list by epoch" in page and "With one target" in page
     assert "No score earned its cost" in page or "cannot be said" in page or "earned its cost" in page
 
 
