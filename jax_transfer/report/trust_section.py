@@ -10,6 +10,7 @@ from jax_transfer.results import Row
 
 VERDICTS = {True: "Fine", False: "Weakens it", None: "Unknown"}
 MIN_APART = 3  # fewer checkpoints have no tau that says anything
+SIMILAR = 1.5  # the largest of several numbers of parameters divided by the smallest, if they are nearly equal
 FAMILIES = "the largest of the last epochs in each family of architectures with the same pre-training"
 PREDICTED = 60  # as many predictions are shown; the others are in the table of all results
 
@@ -80,7 +81,7 @@ def _apart(rows: Sequence[Row]) -> Iterator[str]:
                 "sizes",
                 number,
                 "Equal size",
-                "the most checkpoints whose numbers of parameters are within a factor of 1.5",
+                f"the most checkpoints whose numbers of parameters are within a factor of {SIMILAR}",
             ),
         )
         if MIN_APART <= rows[0][f"num_{name}"] < most

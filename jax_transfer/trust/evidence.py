@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float
 from jax_transfer.analysis import ncti
 from jax_transfer.analysis.concordance import average_ranks
 from jax_transfer.records import InputError
+from jax_transfer.report.trust_section import SIMILAR
 
 # Lists that need no data of the target: what a score has to beat to earn its cost.
 NAIVE = ("num_parameters", "forward_gflops", "source_accuracy", "last_epoch", "static")
 SIZE = "num_parameters"
-SIMILAR = 1.5  # the largest of several numbers of parameters divided by the smallest, if they are nearly equal
 AVERAGE_RANK = "average_rank"
 NCTI_PARTS = ("ncti_variability", "ncti_geometry", "ncti_nearest")
 # The lists to which every score is compared, fixed before looking at any result: the first that orders the checkpoints.

@@ -19,7 +19,7 @@ COMPUTED = (AVERAGE_RANK, POOLED)  # from the other columns
 OF_A_CHECKPOINT = ("trajectory", "family", *NAIVE)  # these do not depend on the target
 USUAL_SEEDS = 3  # of an accuracy whose spread is given without their number
 MOST_SEEDS = 1000
-LARGEST = 1e100  # the square of a larger number, as in a standard deviation, overflows
+LARGEST = 1e100  # the squares of much larger numbers, as in a standard deviation, would overflow
 NAMED = 3  # as many lines or names are listed
 MANY = 12  # the same for the columns of a file
 
@@ -149,7 +149,7 @@ def _check(lines: list[Line], where: str) -> None:
         for name in OF_A_CHECKPOINT:
             if cells.get(name):
                 value, first = known.setdefault((checkpoint, name), (cells[name], number))
-                if _value(value) != _value(cells[name]):
+                if value != cells[name] and not (name in NAIVE and _value(value) == _value(cells[name])):
                     raise InputError(
                         f"{where}, line {number}: {name} of {checkpoint} is {cells[name]}, but {value} in line "
                         f"{first}: it cannot depend on the target, so correct one."

@@ -124,6 +124,14 @@ def test_optional_columns_reach_the_evidence(tmp_path):
     assert any("in the checklist alone" in note for note in notes)
 
 
+def test_equal_numbers_may_be_written_in_two_ways(tmp_path):
+    lines = table()
+    for i, line in enumerate(lines):
+        line["num_parameters"] = ("1000000", "1e6", "1000000.0")[i // (len(lines) // 3)]
+    evidence, _ = read_table(written(tmp_path / "t.csv", lines))
+    assert set(evidence.scores["num_parameters"].ravel()) == {1e6}
+
+
 # --- what is refused
 
 
