@@ -312,8 +312,8 @@ def _finder(path: pathlib.Path, root: pathlib.Path) -> Callable[[str], pathlib.P
 
 def _read_table(path: pathlib.Path, root: pathlib.Path) -> Found:
     """Reads a CSV or TSV; several rows with the same image are several captions."""
-    csv.field_size_limit(LONGEST_FIELD)
     find, found = functools.cache(_finder(path, root)), Found()
+    shorter = csv.field_size_limit(LONGEST_FIELD)  # a setting of the process: other readers keep theirs
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
@@ -323,6 +323,8 @@ def _read_table(path: pathlib.Path, root: pathlib.Path) -> Found:
                 found.add(find(name) if name else None, name or f"line {rows.line_num}", row[caption] or "")
     except (csv.Error, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
+    finally:
+        csv.field_size_limit(shorter)
     return found
 
 

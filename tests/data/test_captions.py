@@ -91,6 +91,15 @@ def test_rows_with_the_same_image_are_its_captions(header, name, tmp_path):
     assert any("a fifth of the images" in note for note in train.notes)
 
 
+def test_long_captions_are_read_and_the_limit_of_other_csv_readers_is_kept(tmp_path):
+    write_images(tmp_path / "photos", 5)
+    before, long = csv.field_size_limit(), "x " * 100_000
+    assert len(long) > before
+    write_table(tmp_path / "a.csv", [(f"photos/{i:02d}.png", long) for i in range(5)])
+    assert load_source(f"captions:{tmp_path}", "train").captions[0] == (long.strip(),)
+    assert csv.field_size_limit() == before
+
+
 def test_coco_has_five_captions_of_each_image_and_its_own_splits(tmp_path):
     make_coco(tmp_path)
     train, test = (load_source(f"captions:{tmp_path}", split) for split in ("train", "test"))
